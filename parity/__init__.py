@@ -1,0 +1,1 @@
+"""Compares the twins and names what differs."""

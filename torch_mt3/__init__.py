@@ -1,0 +1,1 @@
+"""MT3 in PyTorch."""

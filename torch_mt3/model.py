@@ -1,0 +1,252 @@
+"""MT3's network in PyTorch, from leaf to root: jax_mt3/model.py is its twin, line for line where the frameworks allow.
+
+Source: mt3/network.py and mt3/layers.py.
+Differs from T5: fixed sinusoids added to the inputs instead of relative biases; frames are projected, not looked up.
+Differs from other ports: no 1/sqrt(head_dim) (it is in the query's initialiser), the tanh approximation of GELU,
+RMSNorm with statistics in float32 or wider, a separate logits_dense, frames past the end of the audio not masked.
+
+Axis letters: b batch, l position, q query position, k key position, h head, d width of a head.
+The arithmetic runs in the dtype of the parameters and inputs: float64, float32 or bfloat16.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from einops import einsum, rearrange
+from torch import nn
+from torch.nn import functional as F
+
+from mt3_common.config import NetworkConfig
+
+
+@functools.lru_cache(maxsize=8)
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """The fixed position table: (length, width) float32, sines in the first half of a row, cosines in the second.
+
+    Source: mt3/layers.py, sinusoidal.
+    Differs from "Attention is all you need" and from other ports of MT3: the exponent's step is divided by
+    width / 2 - 1, not width / 2, and sines and cosines are not interleaved.
+    """
+    frequencies = np.exp(-np.log(10000.0) / (width // 2 - 1) * np.arange(width // 2))
+    angles = np.arange(length)[:, np.newaxis] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def dense(in_dim: int, out_dim: int, scale: float = 1.0) -> nn.Linear:
+    """A matrix product without bias, weight (out_dim, in_dim); initial variance scale^2 / in_dim."""
+    linear = nn.Linear(in_dim, out_dim, bias=False)
+    # 0.8796: standard deviation of a standard normal cut at two deviations
+    deviation = scale * in_dim**-0.5 / 0.87962566103423978
+    nn.init.trunc_normal_(linear.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+    return linear
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-6) * scale over the last axis; no mean is taken off and nothing is added."""
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        self.scale = nn.Parameter(torch.ones(self.config.emb_dim))
+
+    def forward(self, x):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = wide * torch.rsqrt((wide * wide).mean(dim=-1, keepdim=True) + 1e-6)
+        return normed.to(x.dtype) * self.scale
+
+
+class Dropout(nn.Module):
+    """x with elements dropped at random and the rest scaled up, while training; x otherwise.
+
+    The elements along shared_axis are dropped together (MT3 shares them along the length).
+    """
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, x, train, shared_axis=-2):
+        rate = self.config.dropout_rate
+        if not train or rate == 0.0:
+            return x
+        shape = list(x.shape)
+        if shared_axis is not None:
+            shape[shared_axis] = 1
+        keep = torch.rand(shape, device=x.device) < 1.0 - rate
+        return torch.where(keep, x / (1.0 - rate), 0.0)
+
+
+class Positions(nn.Module):
+    """The sinusoids of x's positions: (b, l, emb_dim) -> (1, l, emb_dim) float32. Has no parameters."""
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, x):
+        return torch.from_numpy(sinusoids(x.shape[1], self.config.emb_dim)).to(x.device)[np.newaxis]
+
+
+class Attention(nn.Module):
+    """Multi-head attention without scaling: (b, q, emb_dim) and (b, k, emb_dim) -> (b, q, emb_dim).
+
+    mask: (b or 1, 1, q, k) bool, true where a key may be seen, or None. The mask adds -1e10, as in MT3.
+    """
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        joined_dim = self.config.num_heads * self.config.head_dim
+        self.query = dense(self.config.emb_dim, joined_dim, scale=self.config.head_dim**-0.5)
+        self.key = dense(self.config.emb_dim, joined_dim)
+        self.value = dense(self.config.emb_dim, joined_dim)
+        self.out = dense(joined_dim, self.config.emb_dim)
+        self.dropout = Dropout(self.config)
+
+    def forward(self, inputs_q, inputs_kv, mask, train=False):
+        query = rearrange(self.query(inputs_q), "b q (h d) -> b q h d", h=self.config.num_heads)
+        key = rearrange(self.key(inputs_kv), "b k (h d) -> b k h d", h=self.config.num_heads)
+        value = rearrange(self.value(inputs_kv), "b k (h d) -> b k h d", h=self.config.num_heads)
+        logits = einsum(query, key, "b q h d, b k h d -> b h q k")
+        if mask is not None:
+            logits = logits + torch.where(mask, 0.0, -1e10).to(logits.dtype)
+        weights = self.dropout(F.softmax(logits, dim=-1), train)
+        context = einsum(weights, value, "b h q k, b k h d -> b q h d")
+        return self.out(rearrange(context, "b q h d -> b q (h d)"))
+
+
+class MLP(nn.Module):
+    """(gelu(x @ wi_0) * (x @ wi_1)) @ wo, with the tanh approximation of GELU."""
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        self.wi_0 = dense(self.config.emb_dim, self.config.mlp_dim)
+        self.wi_1 = dense(self.config.emb_dim, self.config.mlp_dim)
+        self.dropout = Dropout(self.config)
+        self.wo = dense(self.config.mlp_dim, self.config.emb_dim)
+
+    def forward(self, x, train=False):
+        x = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x)
+        return self.wo(self.dropout(x, train))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and MLP, each behind a norm and added to its input: (b, l, emb_dim) -> (b, l, emb_dim)."""
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        self.pre_attention_layer_norm = RMSNorm(self.config)
+        self.attention = Attention(self.config)
+        self.attention_dropout = Dropout(self.config)
+        self.pre_mlp_layer_norm = RMSNorm(self.config)
+        self.mlp = MLP(self.config)
+        self.mlp_dropout = Dropout(self.config)
+
+    def forward(self, x, train=False):
+        y = self.pre_attention_layer_norm(x)
+        x = x + self.attention_dropout(self.attention(y, y, None, train), train)
+        y = self.pre_mlp_layer_norm(x)
+        return x + self.mlp_dropout(self.mlp(y, train), train)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, attention to the encoder's output, and MLP: (b, l, emb_dim) -> (b, l, emb_dim)."""
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        self.pre_self_attention_layer_norm = RMSNorm(self.config)
+        self.self_attention = Attention(self.config)
+        self.self_attention_dropout = Dropout(self.config)
+        self.pre_cross_attention_layer_norm = RMSNorm(self.config)
+        self.encoder_decoder_attention = Attention(self.config)
+        self.cross_attention_dropout = Dropout(self.config)
+        self.pre_mlp_layer_norm = RMSNorm(self.config)
+        self.mlp = MLP(self.config)
+        self.mlp_dropout = Dropout(self.config)
+
+    def forward(self, x, encoded, self_mask, cross_mask, train=False):
+        y = self.pre_self_attention_layer_norm(x)
+        x = x + self.self_attention_dropout(self.self_attention(y, y, self_mask, train), train)
+        y = self.pre_cross_attention_layer_norm(x)
+        y = self.encoder_decoder_attention(y, encoded, cross_mask, train)
+        x = x + self.cross_attention_dropout(y, train)
+        y = self.pre_mlp_layer_norm(x)
+        return x + self.mlp_dropout(self.mlp(y, train), train)
+
+
+class Encoder(nn.Module):
+    """Frames (b, l, input_depth) -> (b, l, emb_dim). Every frame is seen, also zeros past the end of the audio."""
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        self.continuous_inputs_projection = dense(self.config.input_depth, self.config.emb_dim)
+        self.positions = Positions(self.config)
+        self.input_dropout = Dropout(self.config)
+        self.layers = nn.ModuleList(EncoderLayer(self.config) for _ in range(self.config.num_encoder_layers))
+        self.encoder_norm = RMSNorm(self.config)
+        self.output_dropout = Dropout(self.config)
+
+    def forward(self, frames, train=False):
+        x = self.continuous_inputs_projection(frames)
+        x = (x + self.positions(x)).to(x.dtype)
+        x = self.input_dropout(x, train)
+        for layer in self.layers:
+            x = layer(x, train)
+        return self.output_dropout(self.encoder_norm(x), train, shared_axis=None)
+
+
+class Decoder(nn.Module):
+    """Logits of the next token: encoded (b, k, emb_dim), tokens (b, l) -> (b, l, vocab_size), float32 or wider.
+
+    decoder_input_tokens are the targets shifted right by one, with 0 in front; positions whose target is 0 are masked.
+    """
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedder = nn.Embedding(self.config.vocab_size, self.config.emb_dim)
+        self.positions = Positions(self.config)
+        self.input_dropout = Dropout(self.config)
+        self.layers = nn.ModuleList(DecoderLayer(self.config) for _ in range(self.config.num_decoder_layers))
+        self.decoder_norm = RMSNorm(self.config)
+        self.output_dropout = Dropout(self.config)
+        self.logits_dense = dense(self.config.emb_dim, self.config.vocab_size)
+
+    def forward(self, encoded, decoder_input_tokens, decoder_target_tokens, train=False):
+        x = self.token_embedder(decoder_input_tokens)
+        x = (x + self.positions(x)).to(x.dtype)
+        x = self.input_dropout(x, train)
+        real = decoder_target_tokens > 0
+        causal = torch.tril(torch.ones((x.shape[1], x.shape[1]), dtype=torch.bool, device=x.device))
+        self_mask = causal & rearrange(real, "b q -> b 1 q 1") & rearrange(real, "b k -> b 1 1 k")
+        cross_mask = rearrange(real, "b q -> b 1 q 1")
+        for layer in self.layers:
+            x = layer(x, encoded, self_mask, cross_mask, train)
+        x = self.output_dropout(self.decoder_norm(x), train)
+        return self.logits_dense(x.to(torch.promote_types(x.dtype, torch.float32)))
+
+
+class Transformer(nn.Module):
+    """MT3: frames (b, f, input_depth) and tokens (b, l) -> logits of the next token (b, l, vocab_size)."""
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def encode(self, frames, train=False):
+        """The encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
+        return self.encoder(frames, train)
+
+    def decode(self, encoded, decoder_input_tokens, decoder_target_tokens, train=False):
+        """Logits from the encoder's output: (b, f, emb_dim) and tokens (b, l) -> (b, l, vocab_size)."""
+        return self.decoder(encoded, decoder_input_tokens, decoder_target_tokens, train)
+
+    def forward(self, frames, decoder_input_tokens, decoder_target_tokens, train=False):
+        return self.decode(self.encode(frames, train), decoder_input_tokens, decoder_target_tokens, train)
