@@ -23,6 +23,8 @@ class NetworkConfig:
         dropout_rate: used in training only.
         logits_via_embedding: MT3 has False (a separate logits_dense); nothing else is built.
         input_depth: mel bins of one input frame.
+        position_table: 'mt3' for MT3's sinusoids; 'port' for those of the known PyTorch ports, whose exponent is
+            divided by emb_dim / 2 instead of emb_dim / 2 - 1. Only weights trained on the other table need it.
 
     Raises:
         ValueError: a size is not a positive integer, or the network is not one that MT3 describes.
@@ -41,6 +43,7 @@ class NetworkConfig:
     dropout_rate: float = 0.1
     logits_via_embedding: bool = False
     input_depth: int = 512
+    position_table: str = "mt3"
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -54,8 +57,10 @@ class NetworkConfig:
             raise ValueError("logits_via_embedding must be false: MT3 has a separate logits_dense")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(f"dropout_rate must be in [0, 1), not {self.dropout_rate!r}")
-        if self.emb_dim % 2:
-            raise ValueError(f"emb_dim must be even (sinusoids come in pairs), not {self.emb_dim}")
+        if self.emb_dim % 2 or self.emb_dim < 4:
+            raise ValueError(f"emb_dim must be even and at least 4 (sinusoids come in pairs), not {self.emb_dim}")
+        if self.position_table not in ("mt3", "port"):
+            raise ValueError(f"position_table must be 'mt3' or 'port', not {self.position_table!r}")
 
 
 @dataclasses.dataclass(frozen=True)

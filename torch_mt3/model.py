@@ -21,14 +21,15 @@ from mt3_common.config import NetworkConfig
 
 
 @functools.lru_cache(maxsize=8)
-def sinusoids(length: int, width: int) -> np.ndarray:
+def sinusoids(length: int, width: int, table: str = "mt3") -> np.ndarray:
     """The fixed position table: (length, width) float32, sines in the first half of a row, cosines in the second.
 
     Source: mt3/layers.py, sinusoidal.
     Differs from "Attention is all you need" and from other ports of MT3: the exponent's step is divided by
-    width / 2 - 1, not width / 2, and sines and cosines are not interleaved.
+    width / 2 - 1, not width / 2 (table "port" has that), and sines and cosines are not interleaved.
     """
-    frequencies = np.exp(-np.log(10000.0) / (width // 2 - 1) * np.arange(width // 2))
+    divisor = {"mt3": width // 2 - 1, "port": width // 2}[table]
+    frequencies = np.exp(-np.log(10000.0) / divisor * np.arange(width // 2))
     angles = np.arange(length)[:, np.newaxis] * frequencies
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
@@ -85,7 +86,8 @@ class Positions(nn.Module):
         self.config = config
 
     def forward(self, x):
-        return torch.from_numpy(sinusoids(x.shape[1], self.config.emb_dim)).to(x.device)[np.newaxis]
+        table = sinusoids(x.shape[1], self.config.emb_dim, self.config.position_table)
+        return torch.from_numpy(table).to(x.device)[np.newaxis]
 
 
 class Attention(nn.Module):
