@@ -1,10 +1,12 @@
 """Importing a package loads no framework that is not its own, and nothing that belongs to an optional extra."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pretty_midi
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -66,3 +68,40 @@ def test_the_package_itself_loads_no_framework(package):
     loaded = set(result.stdout.split())
     assert package in loaded
     assert not loaded & (JAX | TORCH | OPTIONAL)
+
+
+@pytest.fixture(scope="module")
+def script():
+    """tests/isolation.py, what `make isolation` runs."""
+    spec = importlib.util.spec_from_file_location("isolation", ROOT / "tests" / "isolation.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_notices_the_other_framework(script, tmp_path):
+    for modules in script.FOREIGN.values():
+        with pytest.raises(RuntimeError, match=f"finds {', '.join(modules)}, which should not be there"):
+            script.require_absent(sys.executable, modules, tmp_path)
+    script.require_absent(sys.executable, ("a_module_that_nobody_has",), tmp_path)
+
+
+def test_the_script_notices_a_command_that_fails(script, tmp_path):
+    with pytest.raises(RuntimeError, match="exit status 3"):
+        script.run(sys.executable, "-c", "raise SystemExit(3)", folder=tmp_path)
+
+
+def test_the_script_notices_other_notes_and_no_notes(script, tmp_path):
+    files = []
+    for name, pitches in (("first", [60, 64]), ("same", [60, 64]), ("other", [60, 65]), ("none", [])):
+        midi = pretty_midi.PrettyMIDI()
+        midi.instruments.append(pretty_midi.Instrument(program=0))
+        midi.instruments[0].notes = [pretty_midi.Note(velocity=100, pitch=p, start=0.5, end=1.0) for p in pitches]
+        files.append(tmp_path / f"{name}.mid")
+        midi.write(str(files[-1]))
+    first, same, other, none = files
+    script.require_same(first, same)
+    with pytest.raises(RuntimeError, match=r"first.mid and other.mid differ"):
+        script.require_same(first, other)
+    with pytest.raises(RuntimeError, match=r"none.mid holds no notes"):
+        script.require_same(none, none)

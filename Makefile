@@ -1,0 +1,82 @@
+# Every target sets .venv up by itself when it is not, or when pyproject.toml or requirements.lock changed.
+
+# the first of these that is 3.11 or newer makes .venv
+PYTHON ?= python3.11 python3 python3.12 python3.13
+# the checkpoint and the recording that the twins are compared on; empty: the bundled ones
+CKPT ?=
+AUDIO ?=
+DEVICE ?=
+# one file of the twins for make diff; empty: all
+FILE ?=
+# more arguments, for pytest or for parity
+ARGS ?=
+
+# not for changing: a failed set-up empties this folder
+override VENV := .venv
+override BIN := $(VENV)/bin
+override READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test check lint contract format parity diff isolation lock clean
+
+help: ## this list
+	@echo 'MT3 in Flax and in PyTorch. Two commands to begin with: make parity, make test'
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with everything in it (the other targets do it too)
+
+# The mark goes away before anything changes and comes back last: whatever interrupts, the next make starts afresh.
+$(READY): pyproject.toml requirements.lock
+	@found=; if [ -e $@ ]; then rm $@; else \
+	  for python in $(PYTHON); do \
+	    if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	    then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo 'No Python 3.11 or newer with its venv module found. Install one (on Debian: apt-get install' \
+	      'python3 python3-venv) or name it: make setup PYTHON=/path/to/python3' >&2; exit 1; \
+	  fi; \
+	  echo "Setting up $(VENV) with $$found: once, some minutes."; \
+	  $$found -m venv --clear $(VENV); \
+	fi
+	@$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+test: $(READY) ## run the tests: all, or ARGS='tests/test_twins.py -k planted'
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint contract test ## format, lint, import contract, tests: before every commit
+
+lint: $(READY) ## format and lint, changing nothing
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m ruff check .
+
+contract: $(READY) ## who may import whom
+	@$(BIN)/lint-imports --no-cache
+
+format: $(READY) ## format the code and mend what the linter can
+	@$(BIN)/python -m ruff check --fix --exit-zero --quiet .
+	@$(BIN)/python -m ruff format .
+	@$(BIN)/python -m ruff check .
+
+parity: $(READY) ## run both twins and compare: CKPT=path AUDIO=file DEVICE=cpu
+	@$(BIN)/python -m parity $(CKPT) $(if $(AUDIO),--audio $(AUDIO)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+diff: ## the twins side by side, lines that differ marked: FILE=model.py
+	@for file in $(or $(FILE),$(notdir $(wildcard jax_mt3/*.py))); do \
+	  echo; echo "== jax_mt3/$$file | torch_mt3/$$file"; \
+	  diff --side-by-side --expand-tabs --width=240 jax_mt3/$$file torch_mt3/$$file; [ $$? -le 1 ] || exit 1; \
+	done
+
+isolation: $(READY) ## install each twin alone in a fresh environment and transcribe with it
+	@$(BIN)/python tests/isolation.py
+
+lock: $(READY) ## write requirements.lock from what .venv holds
+	@echo "# Exact versions of everything that .[dev] installs, as constraints for pip; written by 'make lock'." > $(VENV)/lock
+	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >> $(VENV)/lock
+	@mv $(VENV)/lock requirements.lock
+
+clean: ## take away .venv and caches
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -r {} +
