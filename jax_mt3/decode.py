@@ -1,0 +1,498 @@
+"""Tokens from frames: cached decoding and search in JAX; torch_mt3/decode.py is its twin.
+
+The network is model.py's, arranged for one token at a time: packed projections, keys and values kept. parity holds it
+to model.py. A cache goes in and a cache comes out; the one that went in is used up.
+
+The self-attention cache is a ring: every row writes to the same slot, and a row sees the slots of its own last tokens.
+Attention does not depend on the order of keys, so rows of any age share a batch.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import einsum, rearrange
+
+from jax_mt3.model import Encoder, sinusoids
+from mt3_common import batching
+from mt3_common.batching import SearchSettings
+from mt3_common.config import Config, NetworkConfig
+from mt3_common.vocabulary import EOS_ID
+
+# slots that the ring starts with; it doubles when a row outgrows it, and every length is compiled once
+FIRST_LENGTH = 128
+# steps between two looks at which rows have ended
+STEPS_AT_ONCE = 8
+# T5X's stand-in for minus infinity
+NEG_INF = -1e7
+# numbers of rows that are compiled for, and of segments that are encoded together
+ROW_COUNTS = (1, 4, 16, 64)
+ENCODED_TOGETHER = 4
+
+jax.tree_util.register_static(NetworkConfig)
+
+
+class LayerWeights(NamedTuple):
+    """One decoder layer; matrices are (in, out), those that share an input are packed."""
+
+    self_norm: jax.Array
+    self_qkv: jax.Array
+    self_out: jax.Array
+    cross_norm: jax.Array
+    cross_query: jax.Array
+    cross_kv: jax.Array
+    cross_out: jax.Array
+    mlp_norm: jax.Array
+    mlp_wi: jax.Array
+    mlp_wo: jax.Array
+
+
+class Weights(NamedTuple):
+    """The network arranged for decoding."""
+
+    config: NetworkConfig
+    encoder: dict[str, Any]
+    embedding: jax.Array
+    positions: jax.Array
+    layers: tuple[LayerWeights, ...]
+    norm: jax.Array
+    logits: jax.Array
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far and of the frames.
+
+    Attributes:
+        self_keys, self_values: per layer (b, n, h, length, d): b rows, n hypotheses of a row, length slots of the ring.
+        cross_keys, cross_values: per layer (b, h, frames, d).
+        slot: the slot that the next token is written to.
+        age: (b,) int, tokens that a row has had, the start token included; a row sees its last `age` slots.
+    """
+
+    self_keys: tuple[jax.Array, ...]
+    self_values: tuple[jax.Array, ...]
+    cross_keys: tuple[jax.Array, ...]
+    cross_values: tuple[jax.Array, ...]
+    slot: jax.Array
+    age: jax.Array
+
+
+class Hypotheses(NamedTuple):
+    """Where the search of every row stands; scores are log probabilities, after T5X's names.
+
+    Attributes:
+        tokens: (b, n, max_steps) int32, ids so far, without the start token; the best is the last of n.
+        scores: (b, n) float32.
+        finished_tokens: (b, n, max_steps) int32, hypotheses that ended ('t5x' only).
+        finished_scores: (b, n) float32, divided by the length penalty.
+        finished: (b, n) bool, which of those exist.
+        uniforms: (b, max_steps) float32, what 'sample' draws.
+        done: (b,) bool.
+    """
+
+    tokens: jax.Array
+    scores: jax.Array
+    finished_tokens: jax.Array
+    finished_scores: jax.Array
+    finished: jax.Array
+    uniforms: jax.Array
+    done: jax.Array
+
+
+def pack(params: dict[str, Any], config: NetworkConfig) -> Weights:
+    """The parameters arranged for decoding, on their device and in their dtype."""
+    decoder = params["decoder"]
+
+    def packed(block, *names):
+        return jnp.concatenate([block[name]["kernel"] for name in names], axis=1)
+
+    layers = tuple(
+        LayerWeights(
+            self_norm=layer["pre_self_attention_layer_norm"]["scale"],
+            self_qkv=packed(layer["self_attention"], "query", "key", "value"),
+            self_out=layer["self_attention"]["out"]["kernel"],
+            cross_norm=layer["pre_cross_attention_layer_norm"]["scale"],
+            cross_query=layer["encoder_decoder_attention"]["query"]["kernel"],
+            cross_kv=packed(layer["encoder_decoder_attention"], "key", "value"),
+            cross_out=layer["encoder_decoder_attention"]["out"]["kernel"],
+            mlp_norm=layer["pre_mlp_layer_norm"]["scale"],
+            mlp_wi=packed(layer["mlp"], "wi_0", "wi_1"),
+            mlp_wo=layer["mlp"]["wo"]["kernel"],
+        )
+        for layer in (decoder[f"layers_{i}"] for i in range(config.num_decoder_layers))
+    )
+    return Weights(
+        config=config,
+        encoder=params["encoder"],
+        embedding=decoder["token_embedder"]["embedding"],
+        positions=jnp.asarray(sinusoids(2048, config.emb_dim, config.position_table)),
+        layers=layers,
+        norm=decoder["decoder_norm"]["scale"],
+        logits=decoder["logits_dense"]["kernel"],
+    )
+
+
+def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: int = 1, length: int = 1024) -> Cache:
+    """A cache of rows that have had no token and seen no frames; `length` tokens fit before it must grow."""
+    config = weights.config
+    dtype = weights.embedding.dtype
+    self_shape = (num_rows, num_decodes, config.num_heads, length, config.head_dim)
+    cross_shape = (num_rows, config.num_heads, num_frames, config.head_dim)
+    return Cache(
+        self_keys=tuple(jnp.zeros(self_shape, dtype) for _ in weights.layers),
+        self_values=tuple(jnp.zeros(self_shape, dtype) for _ in weights.layers),
+        cross_keys=tuple(jnp.zeros(cross_shape, dtype) for _ in weights.layers),
+        cross_values=tuple(jnp.zeros(cross_shape, dtype) for _ in weights.layers),
+        slot=jnp.zeros((), jnp.int32),
+        age=jnp.zeros(num_rows, jnp.int32),
+    )
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def insert(weights: Weights, cache: Cache, rows: jax.Array, frames: jax.Array) -> Cache:
+    """The cache with segments begun in the given rows: their frames (r, f, input_depth) encoded, their age 0.
+
+    Rows past the last are dropped.
+    """
+    encoder = Encoder(weights.config)
+    encoded = encoder.apply({"params": weights.encoder}, frames.astype(weights.embedding.dtype))
+    cross_keys, cross_values = [], []
+    for layer, keys, values in zip(weights.layers, cache.cross_keys, cache.cross_values, strict=True):
+        packed = rearrange(encoded @ layer.cross_kv, "b f (two h d) -> two b h f d", two=2, d=weights.config.head_dim)
+        cross_keys.append(keys.at[rows].set(packed[0], mode="drop"))
+        cross_values.append(values.at[rows].set(packed[1], mode="drop"))
+    return cache._replace(
+        cross_keys=tuple(cross_keys), cross_values=tuple(cross_values), age=cache.age.at[rows].set(0, mode="drop")
+    )
+
+
+def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache]:
+    """Logits after one more token of every hypothesis.
+
+    Args:
+        tokens: (b, n) ids; 0 begins a segment.
+
+    Returns:
+        ((b, n, vocab_size) float32 or wider, the cache with the token in it).
+    """
+    config = weights.config
+    length = cache.self_keys[0].shape[3]
+    heads = {"h": config.num_heads, "d": config.head_dim}
+    slots = jnp.arange(length)
+    seen = rearrange((cache.slot - slots) % length <= cache.age[:, None], "b l -> b 1 1 l")
+    x = weights.embedding[tokens]
+    x = (x + weights.positions[cache.age][:, None]).astype(x.dtype)
+    all_keys, all_values = [], []
+    for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
+        y = _rms_norm(x, layer.self_norm)
+        query, key, value = rearrange(y @ layer.self_qkv, "b n (three h d) -> three b n h d", three=3, **heads)
+        self_keys = jax.lax.dynamic_update_slice(self_keys, key[:, :, :, None], (0, 0, 0, cache.slot, 0))
+        self_values = jax.lax.dynamic_update_slice(self_values, value[:, :, :, None], (0, 0, 0, cache.slot, 0))
+        all_keys.append(self_keys)
+        all_values.append(self_values)
+        logits = einsum(query, self_keys, "b n h d, b n h l d -> b n h l")
+        probabilities = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1)
+        y = einsum(probabilities, self_values, "b n h l, b n h l d -> b n h d")
+        x = x + rearrange(y, "b n h d -> b n (h d)") @ layer.self_out
+        y = _rms_norm(x, layer.cross_norm) @ layer.cross_query
+        logits = einsum(rearrange(y, "b n (h d) -> b h n d", **heads), cross_keys, "b h n d, b h f d -> b h n f")
+        y = einsum(jax.nn.softmax(logits, axis=-1), cross_values, "b h n f, b h f d -> b h n d")
+        x = x + rearrange(y, "b h n d -> b n (h d)") @ layer.cross_out
+        gate, linear = jnp.split(_rms_norm(x, layer.mlp_norm) @ layer.mlp_wi, 2, axis=-1)
+        x = x + (jax.nn.gelu(gate, approximate=True) * linear) @ layer.mlp_wo
+    x = _rms_norm(x, weights.norm)
+    logits = x.astype(jnp.promote_types(x.dtype, jnp.float32)) @ weights.logits
+    return logits, cache._replace(
+        self_keys=tuple(all_keys),
+        self_values=tuple(all_values),
+        slot=(cache.slot + 1) % length,
+        age=cache.age + 1,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def grow(cache: Cache, length: int) -> Cache:
+    """The cache with a ring of `length` slots, oldest slot first, so that older rows fit."""
+    old = cache.self_keys[0].shape[3]
+
+    def unrolled(ring):
+        return jnp.pad(jnp.roll(ring, -cache.slot, axis=3), [(0, 0)] * 3 + [(0, length - old), (0, 0)])
+
+    return cache._replace(
+        self_keys=tuple(unrolled(keys) for keys in cache.self_keys),
+        self_values=tuple(unrolled(values) for values in cache.self_values),
+        slot=jnp.full_like(cache.slot, old),
+    )
+
+
+def empty_hypotheses(settings: SearchSettings, num_rows: int) -> Hypotheses:
+    """Hypotheses of rows that have not begun: done, and without tokens."""
+    shape = (num_rows, settings.num_decodes)
+    return Hypotheses(
+        tokens=jnp.zeros((*shape, settings.max_steps), jnp.int32),
+        scores=jnp.zeros(shape, jnp.float32),
+        finished_tokens=jnp.zeros((*shape, settings.max_steps), jnp.int32),
+        finished_scores=jnp.full(shape, NEG_INF, jnp.float32),
+        finished=jnp.zeros(shape, bool),
+        uniforms=jnp.zeros((num_rows, settings.max_steps), jnp.float32),
+        done=jnp.ones(num_rows, bool),
+    )
+
+
+@functools.partial(jax.jit, donate_argnames="hypotheses")
+def begin(hypotheses: Hypotheses, rows: jax.Array, uniforms: jax.Array) -> Hypotheses:
+    """The hypotheses with the given rows begun anew: only the first of n is alive, as in T5X. Rows past the last are
+    dropped."""
+    return Hypotheses(
+        tokens=hypotheses.tokens.at[rows].set(0, mode="drop"),
+        scores=hypotheses.scores.at[rows].set(NEG_INF, mode="drop").at[rows, 0].set(0.0, mode="drop"),
+        finished_tokens=hypotheses.finished_tokens.at[rows].set(0, mode="drop"),
+        finished_scores=hypotheses.finished_scores.at[rows].set(NEG_INF, mode="drop"),
+        finished=hypotheses.finished.at[rows].set(False, mode="drop"),
+        uniforms=hypotheses.uniforms.at[rows].set(uniforms, mode="drop"),
+        done=hypotheses.done.at[rows].set(False, mode="drop"),
+    )
+
+
+def choose(settings: SearchSettings, hypotheses: Hypotheses, age: jax.Array, logits: jax.Array):
+    """The hypotheses after one more token, and which old hypothesis each new one continues.
+
+    Args:
+        age: (b,) tokens that were chosen before, that is the place of the new one.
+        logits: (b, n, vocab_size).
+
+    Returns:
+        (hypotheses, (b, n) int parents).
+
+    Source: T5X/decoding.py, beam_search, for 't5x'.
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    if settings.search == "t5x":
+        return _choose_t5x(settings, hypotheses, age, log_probs)
+    if settings.search == "sample":
+        drawn = jnp.take_along_axis(hypotheses.uniforms, age.clip(max=settings.max_steps - 1)[:, None], axis=1)
+        token = _sample(settings, logits[:, 0].astype(jnp.float32), drawn)
+    else:
+        token = log_probs[:, 0].argmax(axis=-1, keepdims=True)
+    live = ~hypotheses.done
+    gain = jnp.take_along_axis(log_probs[:, 0], token, axis=1)
+    place = age.clip(max=settings.max_steps - 1)
+    rows = jnp.arange(len(age))
+    written = jnp.where(live, token[:, 0], hypotheses.tokens[rows, 0, place])
+    ended = (token[:, 0] == EOS_ID) | (age + 1 >= settings.max_steps)
+    chosen = hypotheses._replace(
+        tokens=hypotheses.tokens.at[rows, 0, place].set(written),
+        scores=jnp.where(live[:, None], hypotheses.scores + gain, hypotheses.scores),
+        done=hypotheses.done | ended,
+    )
+    return chosen, jnp.zeros_like(token)
+
+
+def _choose_t5x(settings, hypotheses, age, log_probs):
+    num_rows, num_decodes, vocab_size = log_probs.shape
+    totals = (log_probs + hypotheses.scores[:, :, None]).reshape(num_rows, -1)
+    top_scores, top = jax.lax.top_k(totals, 2 * num_decodes)
+    parents, tokens = top // vocab_size, top % vocab_size
+    rows = jnp.arange(num_rows)[:, None]
+    sequences = hypotheses.tokens[rows, parents]
+    place = age.clip(max=settings.max_steps - 1)
+    sequences = sequences.at[rows[:, 0], :, place].set(tokens)
+    ends = tokens == EOS_ID
+
+    # the best that have not ended go on; T5X keeps the best last
+    live_scores, live = jax.lax.top_k(top_scores + ends * NEG_INF, num_decodes)
+    live_scores, live = jnp.flip(live_scores, 1), jnp.flip(live, 1)
+
+    # those that have ended compete with those that ended before
+    penalised = top_scores / _penalty(settings, age + 1)[:, None] + ~ends * NEG_INF
+    all_scores = jnp.concatenate([hypotheses.finished_scores, penalised], axis=1)
+    all_tokens = jnp.concatenate([hypotheses.finished_tokens, sequences], axis=1)
+    finished_scores, finished = jax.lax.top_k(all_scores, num_decodes)
+    finished_scores, finished = jnp.flip(finished_scores, 1), jnp.flip(finished, 1)
+    finished_flags = jnp.take_along_axis(jnp.concatenate([hypotheses.finished, ends], axis=1), finished, axis=1)
+
+    # the longest length has the weakest penalty: no live hypothesis can end better than this
+    bound = live_scores[:, -1] / _penalty(settings, jnp.float32(settings.max_steps))
+    worst = jnp.where(finished_flags.any(1), finished_scores.min(1), NEG_INF)
+    ended = (worst > bound) | (age + 1 >= settings.max_steps)
+
+    def kept(new, old):
+        return jnp.where(hypotheses.done.reshape(-1, *[1] * (new.ndim - 1)), old, new)
+
+    chosen = Hypotheses(
+        tokens=kept(sequences[rows, live], hypotheses.tokens),
+        scores=kept(live_scores, hypotheses.scores),
+        finished_tokens=kept(all_tokens[rows, finished], hypotheses.finished_tokens),
+        finished_scores=kept(finished_scores, hypotheses.finished_scores),
+        finished=kept(finished_flags, hypotheses.finished),
+        uniforms=hypotheses.uniforms,
+        done=hypotheses.done | ended,
+    )
+    return chosen, jnp.take_along_axis(parents, live, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def best(settings: SearchSettings, hypotheses: Hypotheses) -> tuple[jax.Array, jax.Array]:
+    """(tokens (b, n, max_steps), scores (b, n)) of rows that are done, the best last.
+
+    For 't5x' the finished ones, or the live ones of a row where none finished, as in T5X.
+    """
+    if settings.search != "t5x":
+        return hypotheses.tokens, hypotheses.scores
+    any_finished = hypotheses.finished.any(1)[:, None]
+    tokens = jnp.where(any_finished[:, :, None], hypotheses.finished_tokens, hypotheses.tokens)
+    return tokens, jnp.where(any_finished, hypotheses.finished_scores, hypotheses.scores)
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "steps"), donate_argnames=("cache", "hypotheses"))
+def advance(
+    weights: Weights, settings: SearchSettings, cache: Cache, hypotheses: Hypotheses, steps: int
+) -> tuple[Cache, Hypotheses]:
+    """Up to `steps` more tokens of every row that is not done; stops early when all are."""
+
+    def unfinished(state):
+        count, _, hypotheses = state
+        return (count < steps) & ~hypotheses.done.all()
+
+    def one_step(state):
+        count, cache, hypotheses = state
+        last = jnp.take_along_axis(
+            hypotheses.tokens, (cache.age - 1).clip(0, settings.max_steps - 1)[:, None, None], axis=2
+        )[:, :, 0]
+        tokens = jnp.where(cache.age[:, None] > 0, last, 0)
+        age = cache.age
+        logits, cache = step(weights, cache, tokens)
+        hypotheses, parents = choose(settings, hypotheses, age, logits)
+        if settings.num_decodes > 1:
+            cache = _follow(cache, parents)
+        return count + 1, cache, hypotheses
+
+    return jax.lax.while_loop(unfinished, one_step, (0, cache, hypotheses))[1:]
+
+
+class Batch:
+    """Rows that decode side by side: a batching.RunningBatch.
+
+    Source: none in MT3, whose batches of 8 run until their longest row has ended.
+    """
+
+    def __init__(self, weights: Weights, settings: SearchSettings, num_rows: int, num_frames: int):
+        self.num_rows = _row_count(num_rows)
+        self.weights = weights
+        self.settings = settings
+        length = min(FIRST_LENGTH, settings.max_steps)
+        self.cache = empty_cache(weights, self.num_rows, num_frames, settings.num_decodes, length)
+        self.hypotheses = empty_hypotheses(settings, self.num_rows)
+
+    def insert(self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray]) -> None:
+        """Starts the segments (input_frames, input_depth) in the given rows."""
+        for begins in range(0, len(rows), ENCODED_TOGETHER):
+            some = slice(begins, begins + ENCODED_TOGETHER)
+            missing = ENCODED_TOGETHER - len(rows[some])
+            index = np.array(rows[some] + [self.num_rows] * missing)
+            frames = np.stack(segments[some] + [np.zeros_like(segments[0])] * missing)
+            self.cache = insert(self.weights, self.cache, index, frames)
+            drawn = np.stack(uniforms[some] + [np.zeros_like(uniforms[0])] * missing)
+            self.hypotheses = begin(self.hypotheses, index, drawn)
+
+    def advance(self) -> np.ndarray:
+        """Runs some steps; returns (num_rows,) bool, true for rows that have ended."""
+        length = self.cache.self_keys[0].shape[3]
+        oldest = int(jnp.where(self.hypotheses.done, 0, self.cache.age).max())
+        if oldest + STEPS_AT_ONCE > length:
+            self.cache = grow(self.cache, 2 * length)
+        self.cache, self.hypotheses = advance(self.weights, self.settings, self.cache, self.hypotheses, STEPS_AT_ONCE)
+        return np.asarray(self.hypotheses.done)
+
+    def take(self, rows: list[int]) -> list[np.ndarray]:
+        """The token ids (max_steps,) int32 of ended rows, zeros behind their end."""
+        return list(np.asarray(best(self.settings, self.hypotheses)[0])[rows, -1])
+
+    def shrink(self, rows: list[int]) -> None:
+        """Keeps the given rows only, in this order, where that saves a compiled size."""
+        num_rows = _row_count(len(rows))
+        index = np.array(rows + [rows[-1]] * (num_rows - len(rows)))
+        self.num_rows = num_rows
+        self.cache = Cache(
+            *(tuple(array[index] for array in arrays) for arrays in self.cache[:4]),
+            slot=self.cache.slot,
+            age=self.cache.age[index],
+        )
+        hypotheses = Hypotheses(*(array[index] for array in self.hypotheses))
+        self.hypotheses = hypotheses._replace(done=hypotheses.done | (np.arange(num_rows) >= len(rows)))
+
+
+def generate(
+    params: dict[str, Any],
+    config: Config,
+    segments: Iterable[np.ndarray],
+    search: str = "greedy",
+    num_decodes: int = 1,
+    alpha: float = 0.6,
+    batch_size: int = 64,
+    max_steps: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> Iterator[np.ndarray]:
+    """Token ids of each segment, in order.
+
+    Args:
+        params: on their device, in their dtype (checkpoint.cast).
+        segments: (input_frames, input_depth) float32 each; taken as rows become free.
+        batch_size: rows at most.
+        max_steps: tokens at most, EOS included; config.max_target_length if None.
+        search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
+
+    Yields:
+        (n,) int32 ids up to and including EOS, or max_steps of them.
+    """
+    settings = SearchSettings(
+        search, num_decodes, alpha, max_steps or config.max_target_length, temperature, top_k, top_p, seed
+    )
+    weights = pack(params, config.network)
+
+    def make_batch(num_rows: int) -> Batch:
+        return Batch(weights, settings, num_rows, config.input_frames)
+
+    return batching.run(make_batch, segments, settings, batch_size)
+
+
+def _row_count(rows):
+    return next((count for count in ROW_COUNTS if count >= rows), rows)
+
+
+def _rms_norm(x, scale):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * jax.lax.rsqrt((wide * wide).mean(axis=-1, keepdims=True) + 1e-6)).astype(x.dtype) * scale
+
+
+def _penalty(settings, length):
+    return ((5.0 + length) / 6.0) ** settings.alpha
+
+
+def _sample(settings, logits, drawn):
+    # likeliest first; the draw falls into one of the kept probabilities laid end to end
+    probabilities = jax.nn.softmax(logits / settings.temperature, axis=-1)
+    order = jnp.argsort(probabilities, axis=-1, descending=True, stable=True)
+    probabilities = jnp.take_along_axis(probabilities, order, axis=-1)
+    before = probabilities.cumsum(-1) - probabilities
+    kept = before < settings.top_p
+    if settings.top_k:
+        kept = kept & (jnp.arange(kept.shape[-1]) < settings.top_k)
+    ends = (probabilities * kept).cumsum(-1)
+    rank = (ends <= drawn * ends[:, -1:]).sum(-1, keepdims=True)
+    rank = jnp.minimum(rank, kept.sum(-1, keepdims=True) - 1)
+    return jnp.take_along_axis(order, rank, axis=1)
+
+
+def _follow(cache, parents):
+    rows = jnp.arange(len(parents))[:, None]
+    return cache._replace(
+        self_keys=tuple(keys[rows, parents] for keys in cache.self_keys),
+        self_values=tuple(values[rows, parents] for values in cache.self_values),
+    )

@@ -1,0 +1,139 @@
+"""The order in which segments share a running batch: a row that ends makes room for the next segment.
+
+Framework-free: the twins' decode.py bring the batch, this module fills and empties it.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from mt3_common.vocabulary import EOS_ID
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """How tokens are chosen.
+
+    Attributes:
+        search: 'greedy'; 't5x' for T5X's beam search, which with one beam is not greedy (an EOS ranked second may end
+            the segment) and is what the published MT3 uses; or 'sample'.
+        num_decodes: beams of 't5x'.
+        alpha: 't5x' divides a hypothesis' log probability by ((5 + length) / 6) ** alpha.
+        max_steps: tokens at most, EOS included.
+        temperature: 'sample' divides the logits by it.
+        top_k: 'sample' keeps that many of the likeliest tokens; 0 keeps all.
+        top_p: 'sample' keeps the likeliest tokens until their probabilities reach it; 1.0 keeps all.
+        seed: 'sample' draws from it; a segment's draws depend on the seed and its index alone, and both twins draw the
+            same numbers.
+
+    Raises:
+        ValueError: a setting is out of range, or two of them contradict each other.
+
+    Source: T5X/decoding.py, beam_search; T5X/models.py, DecoderParams.
+    """
+
+    search: str = "greedy"
+    num_decodes: int = 1
+    alpha: float = 0.6
+    max_steps: int = 1024
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.search not in ("greedy", "t5x", "sample"):
+            raise ValueError(f"search must be 'greedy', 't5x' or 'sample', not {self.search!r}")
+        if self.num_decodes < 1:
+            raise ValueError(f"num_decodes (beams) must be at least 1, not {self.num_decodes}")
+        if self.num_decodes > 1 and self.search != "t5x":
+            raise ValueError(f"{self.num_decodes} beams need search 't5x'; {self.search!r} follows one")
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, not {self.max_steps}")
+        if not self.temperature > 0.0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}; search 'greedy' is its limit")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all) or more, not {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+
+    def uniforms(self, index: int) -> np.ndarray:
+        """The numbers that 'sample' draws for segment index: (max_steps,) float32 in [0, 1); zeros otherwise."""
+        if self.search != "sample":
+            return np.zeros(self.max_steps, np.float32)
+        bits = np.random.Philox(key=np.array([self.seed, index], np.uint64))
+        return np.random.Generator(bits).random(self.max_steps, dtype=np.float32)
+
+
+class RunningBatch(Protocol):
+    """What a framework brings: rows that decode side by side."""
+
+    num_rows: int
+
+    def insert(self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray]) -> None:
+        """Starts the segments (input_frames, mel bins) in the given rows."""
+
+    def advance(self) -> np.ndarray:
+        """Runs some steps; returns (num_rows,) bool, true for rows that have ended (or never began)."""
+
+    def take(self, rows: list[int]) -> list[np.ndarray]:
+        """The token ids of ended rows, best hypothesis, each as long as the search left it."""
+
+    def shrink(self, rows: list[int]) -> None:
+        """Keeps the given rows only, in this order; num_rows may stay larger than their number."""
+
+
+def until_eos(ids: np.ndarray) -> np.ndarray:
+    """ids (n,) up to and including the first EOS, all of them where there is none."""
+    ends = np.flatnonzero(ids == EOS_ID)
+    return ids[: ends[0] + 1] if len(ends) else ids
+
+
+def run(make_batch, segments: Iterable[np.ndarray], settings: SearchSettings, batch_size: int) -> Iterator[np.ndarray]:
+    """Token ids of each segment, in the segments' order, whatever order they end in.
+
+    Segments are taken from the iterable only when a row is free, and an ended segment waits only for those before it;
+    so memory does not grow with the recording. The result does not depend on how fast segments arrive.
+
+    Args:
+        make_batch: called with a number of rows, returns a RunningBatch.
+        segments: (input_frames, mel bins) float32 each.
+        batch_size: rows at most.
+
+    Yields:
+        (n,) int32 ids up to and including EOS, or max_steps of them.
+    """
+    waiting = enumerate(segments)
+    arrivals = list(itertools.islice(waiting, batch_size))
+    if not arrivals:
+        return
+    batch = make_batch(len(arrivals))
+    exhausted = len(arrivals) < batch_size
+    in_row: dict[int, int] = {}
+    ended: dict[int, np.ndarray] = {}
+    next_out = 0
+    while arrivals or in_row:
+        if arrivals:
+            free = [row for row in range(batch.num_rows) if row not in in_row][: len(arrivals)]
+            batch.insert(free, [frames for _, frames in arrivals], [settings.uniforms(i) for i, _ in arrivals])
+            in_row.update(zip(free, (index for index, _ in arrivals), strict=True))
+        done = batch.advance()
+        rows = [row for row in in_row if done[row]]
+        for row, ids in zip(rows, batch.take(rows) if rows else [], strict=True):
+            ended[in_row.pop(row)] = until_eos(ids)
+        while next_out in ended:
+            yield ended.pop(next_out)
+            next_out += 1
+        arrivals = []
+        num_free = batch_size - len(in_row)
+        # encoding a few segments together costs less than one by one
+        if not exhausted and num_free >= max(1, batch_size // 16):
+            arrivals = list(itertools.islice(waiting, num_free))
+            exhausted = len(arrivals) < num_free
+        if exhausted and not arrivals and 0 < len(in_row) <= batch.num_rows // 2:
+            live = sorted(in_row)
+            batch.shrink(live)
+            in_row = {new: in_row[old] for new, old in enumerate(live)}

@@ -1,0 +1,465 @@
+"""Tokens from frames: cached decoding and search in PyTorch; jax_mt3/decode.py is its twin.
+
+The network is model.py's, arranged for one token at a time: packed projections, keys and values kept. parity holds it
+to model.py. A cache goes in and a cache comes out; the one that went in is used up.
+
+The self-attention cache is a ring: every row writes to the same slot, and a row sees the slots of its own last tokens.
+Attention does not depend on the order of keys, so rows of any age share a batch.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch.nn import functional as F
+
+from mt3_common import batching
+from mt3_common.batching import SearchSettings
+from mt3_common.config import Config, NetworkConfig
+from mt3_common.vocabulary import EOS_ID
+from torch_mt3.model import Encoder, Transformer, sinusoids
+
+# slots that the ring starts with; it doubles when a row outgrows it
+FIRST_LENGTH = 64
+# steps between two looks at which rows have ended
+STEPS_AT_ONCE = 8
+# T5X's stand-in for minus infinity
+NEG_INF = -1e7
+
+
+class LayerWeights(NamedTuple):
+    """One decoder layer; matrices are (out, in), those that share an input are packed."""
+
+    self_norm: torch.Tensor
+    self_qkv: torch.Tensor
+    self_out: torch.Tensor
+    cross_norm: torch.Tensor
+    cross_query: torch.Tensor
+    cross_kv: torch.Tensor
+    cross_out: torch.Tensor
+    mlp_norm: torch.Tensor
+    mlp_wi: torch.Tensor
+    mlp_wo: torch.Tensor
+
+
+class Weights(NamedTuple):
+    """The network arranged for decoding."""
+
+    config: NetworkConfig
+    encoder: Encoder
+    embedding: torch.Tensor
+    positions: torch.Tensor
+    layers: tuple[LayerWeights, ...]
+    norm: torch.Tensor
+    logits: torch.Tensor
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far and of the frames.
+
+    Attributes:
+        self_keys, self_values: per layer (b, n, h, length, d): b rows, n hypotheses of a row, length slots of the ring.
+        cross_keys, cross_values: per layer (b, h, frames, d).
+        slot: the slot that the next token is written to.
+        age: (b,) int, tokens that a row has had, the start token included; a row sees its last `age` slots.
+    """
+
+    self_keys: tuple[torch.Tensor, ...]
+    self_values: tuple[torch.Tensor, ...]
+    cross_keys: tuple[torch.Tensor, ...]
+    cross_values: tuple[torch.Tensor, ...]
+    slot: int
+    age: torch.Tensor
+
+
+class Hypotheses(NamedTuple):
+    """Where the search of every row stands; scores are log probabilities, after T5X's names.
+
+    Attributes:
+        tokens: (b, n, max_steps) int64, ids so far, without the start token; the best is the last of n.
+        scores: (b, n) float32.
+        finished_tokens: (b, n, max_steps) int64, hypotheses that ended ('t5x' only).
+        finished_scores: (b, n) float32, divided by the length penalty.
+        finished: (b, n) bool, which of those exist.
+        uniforms: (b, max_steps) float32, what 'sample' draws.
+        done: (b,) bool.
+    """
+
+    tokens: torch.Tensor
+    scores: torch.Tensor
+    finished_tokens: torch.Tensor
+    finished_scores: torch.Tensor
+    finished: torch.Tensor
+    uniforms: torch.Tensor
+    done: torch.Tensor
+
+
+@torch.inference_mode()
+def pack(model: Transformer) -> Weights:
+    """The model's weights arranged for decoding, on its device and in its dtype."""
+    decoder = model.decoder
+    layers = tuple(
+        LayerWeights(
+            self_norm=layer.pre_self_attention_layer_norm.scale,
+            self_qkv=torch.cat([getattr(layer.self_attention, name).weight for name in ("query", "key", "value")]),
+            self_out=layer.self_attention.out.weight,
+            cross_norm=layer.pre_cross_attention_layer_norm.scale,
+            cross_query=layer.encoder_decoder_attention.query.weight,
+            cross_kv=torch.cat([getattr(layer.encoder_decoder_attention, name).weight for name in ("key", "value")]),
+            cross_out=layer.encoder_decoder_attention.out.weight,
+            mlp_norm=layer.pre_mlp_layer_norm.scale,
+            mlp_wi=torch.cat([layer.mlp.wi_0.weight, layer.mlp.wi_1.weight]),
+            mlp_wo=layer.mlp.wo.weight,
+        )
+        for layer in decoder.layers
+    )
+    return Weights(
+        config=model.config,
+        encoder=model.encoder,
+        embedding=decoder.token_embedder.weight,
+        positions=torch.from_numpy(sinusoids(2048, model.config.emb_dim, model.config.position_table)).to(
+            decoder.token_embedder.weight.device
+        ),
+        layers=layers,
+        norm=decoder.decoder_norm.scale,
+        logits=decoder.logits_dense.weight,
+    )
+
+
+def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: int = 1, length: int = 1024) -> Cache:
+    """A cache of rows that have had no token and seen no frames; `length` tokens fit before it must grow."""
+    config = weights.config
+    like = {"dtype": weights.embedding.dtype, "device": weights.embedding.device}
+    self_shape = (num_rows, num_decodes, config.num_heads, length, config.head_dim)
+    cross_shape = (num_rows, config.num_heads, num_frames, config.head_dim)
+    return Cache(
+        self_keys=tuple(torch.zeros(self_shape, **like) for _ in weights.layers),
+        self_values=tuple(torch.zeros(self_shape, **like) for _ in weights.layers),
+        cross_keys=tuple(torch.zeros(cross_shape, **like) for _ in weights.layers),
+        cross_values=tuple(torch.zeros(cross_shape, **like) for _ in weights.layers),
+        slot=0,
+        age=torch.zeros(num_rows, dtype=torch.int64, device=weights.embedding.device),
+    )
+
+
+@torch.inference_mode()
+def insert(weights: Weights, cache: Cache, rows: list[int], frames: torch.Tensor) -> Cache:
+    """The cache with segments begun in the given rows: their frames (r, f, input_depth) encoded, their age 0."""
+    encoded = weights.encoder(frames.to(weights.embedding.dtype))
+    index = torch.tensor(rows, device=encoded.device)
+    for layer, keys, values in zip(weights.layers, cache.cross_keys, cache.cross_values, strict=True):
+        packed = rearrange(
+            F.linear(encoded, layer.cross_kv), "b f (two h d) -> two b h f d", two=2, d=weights.config.head_dim
+        )
+        keys[index], values[index] = packed[0], packed[1]
+    cache.age[index] = 0
+    return cache
+
+
+@torch.inference_mode()
+def step(weights: Weights, cache: Cache, tokens: torch.Tensor) -> tuple[torch.Tensor, Cache]:
+    """Logits after one more token of every hypothesis.
+
+    Args:
+        tokens: (b, n) ids; 0 begins a segment.
+
+    Returns:
+        ((b, n, vocab_size) float32 or wider, the cache with the token in it).
+    """
+    config = weights.config
+    num_rows, num_decodes = tokens.shape
+    length = cache.self_keys[0].shape[3]
+    heads = {"h": config.num_heads, "d": config.head_dim}
+    slots = torch.arange(length, device=tokens.device)
+    seen = rearrange((cache.slot - slots) % length <= cache.age[:, None], "b l -> b 1 1 1 l")
+    seen = seen.expand(-1, num_decodes, 1, 1, -1).flatten(0, 1)
+    x = F.embedding(tokens, weights.embedding)
+    x = (x + weights.positions[cache.age][:, None]).to(x.dtype)
+    for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
+        y = _rms_norm(x, layer.self_norm)
+        query, key, value = rearrange(F.linear(y, layer.self_qkv), "b n (three h d) -> three b n h d", three=3, **heads)
+        self_keys[:, :, :, cache.slot], self_values[:, :, :, cache.slot] = key, value
+        y = F.scaled_dot_product_attention(
+            rearrange(query, "b n h d -> (b n) h 1 d"),
+            self_keys.flatten(0, 1),
+            self_values.flatten(0, 1),
+            attn_mask=seen,
+            scale=1.0,
+        )
+        x = x + F.linear(rearrange(y, "(b n) h 1 d -> b n (h d)", b=num_rows), layer.self_out)
+        y = F.linear(_rms_norm(x, layer.cross_norm), layer.cross_query)
+        y = F.scaled_dot_product_attention(
+            rearrange(y, "b n (h d) -> b h n d", **heads), cross_keys, cross_values, scale=1.0
+        )
+        x = x + F.linear(rearrange(y, "b h n d -> b n (h d)"), layer.cross_out)
+        gate, linear = F.linear(_rms_norm(x, layer.mlp_norm), layer.mlp_wi).chunk(2, dim=-1)
+        x = x + F.linear(F.gelu(gate, approximate="tanh") * linear, layer.mlp_wo)
+    x = _rms_norm(x, weights.norm)
+    logits = F.linear(x.to(torch.promote_types(x.dtype, torch.float32)), weights.logits)
+    return logits, cache._replace(slot=(cache.slot + 1) % length, age=cache.age + 1)
+
+
+def grow(cache: Cache, length: int) -> Cache:
+    """The cache with a ring of `length` slots, oldest slot first, so that older rows fit."""
+    old = cache.self_keys[0].shape[3]
+
+    def unrolled(ring):
+        wide = ring.new_zeros((*ring.shape[:3], length, ring.shape[4]))
+        wide[:, :, :, :old] = ring.roll(-cache.slot, dims=3)
+        return wide
+
+    return cache._replace(
+        self_keys=tuple(unrolled(keys) for keys in cache.self_keys),
+        self_values=tuple(unrolled(values) for values in cache.self_values),
+        slot=old,
+    )
+
+
+def empty_hypotheses(settings: SearchSettings, num_rows: int, device: torch.device) -> Hypotheses:
+    """Hypotheses of rows that have not begun: done, and without tokens."""
+    shape = (num_rows, settings.num_decodes)
+    return Hypotheses(
+        tokens=torch.zeros((*shape, settings.max_steps), dtype=torch.int64, device=device),
+        scores=torch.zeros(shape, device=device),
+        finished_tokens=torch.zeros((*shape, settings.max_steps), dtype=torch.int64, device=device),
+        finished_scores=torch.full(shape, NEG_INF, device=device),
+        finished=torch.zeros(shape, dtype=torch.bool, device=device),
+        uniforms=torch.zeros((num_rows, settings.max_steps), device=device),
+        done=torch.ones(num_rows, dtype=torch.bool, device=device),
+    )
+
+
+def begin(hypotheses: Hypotheses, rows: list[int], uniforms: torch.Tensor) -> Hypotheses:
+    """The hypotheses with the given rows begun anew: only the first of n is alive, as in T5X."""
+    index = torch.tensor(rows, device=hypotheses.done.device)
+    hypotheses.tokens[index] = 0
+    hypotheses.scores[index] = NEG_INF
+    hypotheses.scores[index, 0] = 0.0
+    hypotheses.finished_tokens[index] = 0
+    hypotheses.finished_scores[index] = NEG_INF
+    hypotheses.finished[index] = False
+    hypotheses.uniforms[index] = uniforms
+    hypotheses.done[index] = False
+    return hypotheses
+
+
+def choose(settings: SearchSettings, hypotheses: Hypotheses, age: torch.Tensor, logits: torch.Tensor):
+    """The hypotheses after one more token, and which old hypothesis each new one continues.
+
+    Args:
+        age: (b,) tokens that were chosen before, that is the place of the new one.
+        logits: (b, n, vocab_size).
+
+    Returns:
+        (hypotheses, (b, n) int64 parents).
+
+    Source: T5X/decoding.py, beam_search, for 't5x'.
+    """
+    log_probs = F.log_softmax(logits.float(), dim=-1)
+    if settings.search == "t5x":
+        return _choose_t5x(settings, hypotheses, age, log_probs)
+    if settings.search == "sample":
+        drawn = hypotheses.uniforms.gather(1, age.clamp(max=settings.max_steps - 1)[:, None])
+        token = _sample(settings, logits[:, 0].float(), drawn)
+    else:
+        token = log_probs[:, 0].argmax(dim=-1, keepdim=True)
+    live = ~hypotheses.done
+    gain = log_probs[:, 0].gather(1, token)
+    place = age.clamp(max=settings.max_steps - 1)
+    rows = torch.arange(len(age), device=age.device)
+    hypotheses.tokens[rows, 0, place] = torch.where(live, token[:, 0], hypotheses.tokens[rows, 0, place])
+    ended = (token[:, 0] == EOS_ID) | (age + 1 >= settings.max_steps)
+    chosen = hypotheses._replace(
+        scores=torch.where(live[:, None], hypotheses.scores + gain, hypotheses.scores), done=hypotheses.done | ended
+    )
+    return chosen, torch.zeros_like(token)
+
+
+def _choose_t5x(settings, hypotheses, age, log_probs):
+    num_rows, num_decodes, vocab_size = log_probs.shape
+    totals = (log_probs + hypotheses.scores[:, :, None]).flatten(1)
+    top_scores, top = totals.topk(2 * num_decodes, dim=1)
+    parents, tokens = top // vocab_size, top % vocab_size
+    rows = torch.arange(num_rows, device=age.device)[:, None]
+    sequences = hypotheses.tokens[rows, parents]
+    place = age.clamp(max=settings.max_steps - 1)
+    sequences[rows[:, 0], :, place] = tokens
+    ends = tokens == EOS_ID
+
+    # the best that have not ended go on; T5X keeps the best last
+    live_scores, live = (top_scores + ends * NEG_INF).topk(num_decodes, dim=1)
+    live_scores, live = live_scores.flip(1), live.flip(1)
+
+    # those that have ended compete with those that ended before
+    penalised = top_scores / _penalty(settings, age + 1)[:, None] + ~ends * NEG_INF
+    all_scores = torch.cat([hypotheses.finished_scores, penalised], dim=1)
+    all_tokens = torch.cat([hypotheses.finished_tokens, sequences], dim=1)
+    finished_scores, finished = all_scores.topk(num_decodes, dim=1)
+    finished_scores, finished = finished_scores.flip(1), finished.flip(1)
+    finished_flags = torch.cat([hypotheses.finished, ends], dim=1).gather(1, finished)
+
+    # the longest length has the weakest penalty: no live hypothesis can end better than this
+    bound = live_scores[:, -1] / _penalty(settings, torch.tensor(float(settings.max_steps)))
+    worst = torch.where(finished_flags.any(1), finished_scores.amin(1), NEG_INF)
+    ended = (worst > bound) | (age + 1 >= settings.max_steps)
+
+    def kept(new, old):
+        return torch.where(hypotheses.done.reshape(-1, *[1] * (new.dim() - 1)), old, new)
+
+    chosen = Hypotheses(
+        tokens=kept(sequences[rows, live], hypotheses.tokens),
+        scores=kept(live_scores, hypotheses.scores),
+        finished_tokens=kept(all_tokens[rows, finished], hypotheses.finished_tokens),
+        finished_scores=kept(finished_scores, hypotheses.finished_scores),
+        finished=kept(finished_flags, hypotheses.finished),
+        uniforms=hypotheses.uniforms,
+        done=hypotheses.done | ended,
+    )
+    return chosen, parents.gather(1, live)
+
+
+def best(settings: SearchSettings, hypotheses: Hypotheses) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tokens (b, n, max_steps), scores (b, n)) of rows that are done, the best last.
+
+    For 't5x' the finished ones, or the live ones of a row where none finished, as in T5X.
+    """
+    if settings.search != "t5x":
+        return hypotheses.tokens, hypotheses.scores
+    any_finished = hypotheses.finished.any(1)[:, None]
+    tokens = torch.where(any_finished[:, :, None], hypotheses.finished_tokens, hypotheses.tokens)
+    return tokens, torch.where(any_finished, hypotheses.finished_scores, hypotheses.scores)
+
+
+@torch.inference_mode()
+def advance(
+    weights: Weights, settings: SearchSettings, cache: Cache, hypotheses: Hypotheses, steps: int
+) -> tuple[Cache, Hypotheses]:
+    """Up to `steps` more tokens of every row that is not done; stops early when all are."""
+    for _ in range(steps):
+        if hypotheses.done.all():
+            break
+        last = hypotheses.tokens.gather(
+            2, (cache.age - 1).clamp(0, settings.max_steps - 1)[:, None, None].expand(-1, settings.num_decodes, 1)
+        )[:, :, 0]
+        tokens = torch.where(cache.age[:, None] > 0, last, 0)
+        age = cache.age
+        logits, cache = step(weights, cache, tokens)
+        hypotheses, parents = choose(settings, hypotheses, age, logits)
+        if settings.num_decodes > 1:
+            cache = _follow(cache, parents)
+    return cache, hypotheses
+
+
+class Batch:
+    """Rows that decode side by side: a batching.RunningBatch.
+
+    Source: none in MT3, whose batches of 8 run until their longest row has ended.
+    """
+
+    def __init__(self, weights: Weights, settings: SearchSettings, num_rows: int, num_frames: int):
+        self.num_rows = num_rows
+        self.weights = weights
+        self.settings = settings
+        length = min(FIRST_LENGTH, settings.max_steps)
+        self.cache = empty_cache(weights, num_rows, num_frames, settings.num_decodes, length)
+        self.hypotheses = empty_hypotheses(settings, num_rows, weights.embedding.device)
+
+    @torch.inference_mode()
+    def insert(self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray]) -> None:
+        """Starts the segments (input_frames, input_depth) in the given rows."""
+        device = self.weights.embedding.device
+        frames = torch.from_numpy(np.stack(segments)).to(device)
+        self.cache = insert(self.weights, self.cache, rows, frames)
+        self.hypotheses = begin(self.hypotheses, rows, torch.from_numpy(np.stack(uniforms)).to(device))
+
+    def advance(self) -> np.ndarray:
+        """Runs some steps; returns (num_rows,) bool, true for rows that have ended."""
+        length = self.cache.self_keys[0].shape[3]
+        oldest = int(torch.where(self.hypotheses.done, 0, self.cache.age).max())
+        if oldest + STEPS_AT_ONCE > length:
+            self.cache = grow(self.cache, 2 * length)
+        self.cache, self.hypotheses = advance(self.weights, self.settings, self.cache, self.hypotheses, STEPS_AT_ONCE)
+        return self.hypotheses.done.cpu().numpy()
+
+    def take(self, rows: list[int]) -> list[np.ndarray]:
+        """The token ids (max_steps,) int32 of ended rows, zeros behind their end."""
+        tokens = best(self.settings, self.hypotheses)[0][rows, -1]
+        return list(tokens.cpu().numpy().astype(np.int32))
+
+    def shrink(self, rows: list[int]) -> None:
+        """Keeps the given rows only, in this order."""
+        self.num_rows = len(rows)
+        self.cache = Cache(
+            *(tuple(array[rows] for array in arrays) for arrays in self.cache[:4]),
+            slot=self.cache.slot,
+            age=self.cache.age[rows],
+        )
+        self.hypotheses = Hypotheses(*(array[rows] for array in self.hypotheses))
+
+
+def generate(
+    model: Transformer,
+    config: Config,
+    segments: Iterable[np.ndarray],
+    search: str = "greedy",
+    num_decodes: int = 1,
+    alpha: float = 0.6,
+    batch_size: int = 64,
+    max_steps: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> Iterator[np.ndarray]:
+    """Token ids of each segment, in order.
+
+    Args:
+        model: on its device, in its dtype (checkpoint.cast).
+        segments: (input_frames, input_depth) float32 each; taken as rows become free.
+        batch_size: rows at most.
+        max_steps: tokens at most, EOS included; config.max_target_length if None.
+        search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
+
+    Yields:
+        (n,) int32 ids up to and including EOS, or max_steps of them.
+    """
+    settings = SearchSettings(
+        search, num_decodes, alpha, max_steps or config.max_target_length, temperature, top_k, top_p, seed
+    )
+    weights = pack(model)
+
+    def make_batch(num_rows: int) -> Batch:
+        return Batch(weights, settings, num_rows, config.input_frames)
+
+    return batching.run(make_batch, segments, settings, batch_size)
+
+
+def _rms_norm(x, scale):
+    return F.rms_norm(x, scale.shape, scale, eps=1e-6)
+
+
+def _penalty(settings, length):
+    return ((5.0 + length) / 6.0) ** settings.alpha
+
+
+def _sample(settings, logits, drawn):
+    # likeliest first; the draw falls into one of the kept probabilities laid end to end
+    probabilities, order = F.softmax(logits / settings.temperature, dim=-1).sort(dim=-1, descending=True, stable=True)
+    before = probabilities.cumsum(-1) - probabilities
+    kept = before < settings.top_p
+    if settings.top_k:
+        kept[:, settings.top_k :] = False
+    ends = (probabilities * kept).cumsum(-1)
+    rank = (ends <= drawn * ends[:, -1:]).sum(-1, keepdim=True)
+    rank = rank.minimum(kept.sum(-1, keepdim=True) - 1)
+    return order.gather(1, rank)
+
+
+def _follow(cache, parents):
+    rows = torch.arange(len(parents), device=parents.device)[:, None]
+    return cache._replace(
+        self_keys=tuple(keys[rows, parents] for keys in cache.self_keys),
+        self_values=tuple(values[rows, parents] for values in cache.self_values),
+    )
