@@ -74,7 +74,7 @@ isolation: $(READY) ## install each twin alone in a fresh environment and transc
 
 lock: $(READY) ## write requirements.lock from what .venv holds
 	@echo "# Exact versions of everything that .[dev] installs, as constraints for pip; written by 'make lock'." > $(VENV)/lock
-	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >> $(VENV)/lock
+	@$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//' >> $(VENV)/lock
 	@mv $(VENV)/lock requirements.lock
 
 clean: ## take away .venv and caches
