@@ -60,11 +60,19 @@ def require_same(first: Path, second: Path) -> None:
 def build_wheel(folder: Path) -> Path:
     """The project's wheel, built from a copy so that nothing is left in the working tree."""
     source = folder / "source"
-    shutil.copytree(
-        ROOT,
-        source,
-        ignore=shutil.ignore_patterns(".*", "tests", "build", "docs", "benchmarks", "*.egg-info", "__pycache__"),
+    left_out = (
+        ".git",
+        ".venv",
+        ".*_cache",
+        "__pycache__",
+        "*.egg-info",
+        "build",
+        "tests",
+        "docs",
+        "benchmarks",
+        "audio",
     )
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*left_out))
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, source, folder=folder)
     return next(folder.glob("*.whl"))
 
