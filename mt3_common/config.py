@@ -256,7 +256,7 @@ class Setting(NamedTuple):
     origin: str
 
     def __str__(self) -> str:
-        return f"{self.name} {self.value!r} ({self.origin})"
+        return f"{self.name} {self.value!r}"
 
 
 class Resolved(NamedTuple):
@@ -461,13 +461,14 @@ def resolve(
     stated.update(overriding)
     fitting = [name for name in PRESETS if _misfit(name, sizes) == []]
     wrong = [
-        f"{setting} is not {name if setting.name != name else ''} {sizes[name]}".replace("  ", " ")
+        (setting.origin, f"{setting} is not {'' if setting.name == name else name + ' '}{sizes[name]}")
         for name, setting in stated.items()
         if name in sizes and setting.value != sizes[name]
     ]
     heads, wrong_heads = _heads(sizes["attention_dim"], stated, preset, fitting)
-    if wrong or wrong_heads:
-        raise ConfigError(f"settings contradict the arrays: {'; '.join(wrong + wrong_heads)}")
+    if wrong := wrong + wrong_heads:
+        origins = " and ".join(dict.fromkeys(origin for origin, _ in wrong))
+        raise ConfigError(f"{origins}: settings contradict the arrays: {'; '.join(text for _, text in wrong)}")
     if not heads:
         raise ConfigError(_unknown_heads(sizes, preset))
 
@@ -478,7 +479,9 @@ def resolve(
     for name, default in _preset_settings(sizes["vocab_size"], preset, bins).items():
         found.setdefault(name, default)
         if preset and found[name].value != default.value and name in stated and name not in overriding:
-            raise ConfigError(f"{found[name]} contradicts the preset {preset}, which has {default.value!r}")
+            raise ConfigError(
+                f"{found[name].origin}: {found[name]} contradicts the preset {preset}, which has {default.value!r}"
+            )
     meaning = ("num_velocity_bins", "use_ties", "use_programs", "input_frames")
     if missing := [name for name in meaning if name not in found]:
         sizes_of = ", ".join(f"{name}'s {PRESETS[name].network.vocab_size}" for name in PRESETS)
@@ -506,9 +509,10 @@ def _check_vocabulary(vocab_size: int, stated: Mapping[str, Setting]) -> None:
         values = {field: setting.value for field, setting in settings.items()}
         needed = dataclasses.replace(chosen.vocabulary, **values).num_embeddings
         if chosen.network.vocab_size == vocab_size != needed:
+            origins = " and ".join(dict.fromkeys(setting.origin for setting in settings.values()))
             raise ConfigError(
-                f"settings contradict the arrays: with {', '.join(map(str, settings.values()))} vocab_size is {needed}, "
-                f"but the arrays have {vocab_size}, that of {name} with num_velocity_bins "
+                f"{origins}: settings contradict the arrays: with {', '.join(map(str, settings.values()))} vocab_size is "
+                f"{needed}, but the arrays have {vocab_size}, that of {name} with num_velocity_bins "
                 f"{chosen.vocabulary.num_velocity_bins}"
             )
 
@@ -518,7 +522,9 @@ def _merge(files: Sequence[Mapping[str, Setting]]) -> dict[str, Setting]:
     for settings in files:
         for name, setting in settings.items():
             if name in stated and stated[name].value != setting.value:
-                raise ConfigError(f"two files disagree: {stated[name]}, {setting}")
+                raise ConfigError(
+                    f"two files disagree: {stated[name]} in {stated[name].origin}, {setting} in {setting.origin}"
+                )
             stated[name] = setting
     return stated
 
@@ -532,26 +538,27 @@ def _misfit(preset: str, sizes: Mapping[str, int]) -> list[str]:
 
 def _heads(
     width: int, stated: Mapping[str, Setting], preset: str | None, fitting: Sequence[str]
-) -> tuple[dict[str, Setting], list[str]]:
-    """num_heads and head_dim (empty where unknown), and what is wrong about the stated ones."""
+) -> tuple[dict[str, Setting], list[tuple[str, str]]]:
+    """num_heads and head_dim (empty where unknown), and what is wrong about the stated ones: (origin, text)."""
     given = {name: stated[name] for name in ("num_heads", "head_dim") if name in stated}
     usual = next((PRESETS[name].network for name in ([preset] if preset in fitting else fitting)), None)
     hint = f", {usual.num_heads} x {usual.head_dim} in {' and '.join(fitting)}" if usual else ""
     if len(given) == 2:
         heads, head = given["num_heads"], given["head_dim"]
         if heads.value * head.value != width:
-            return {}, [f"{heads} x {head} is not {width}, the width of the attention{hint}"]
+            return {}, [(heads.origin, f"{heads} x {head} is not {width}, the width of the attention{hint}")]
         return given, []
     if given:
         ((name, setting),) = given.items()
         other = "head_dim" if name == "num_heads" else "num_heads"
         if width % setting.value:
-            return {}, [f"{setting} does not divide {width}, the width of the attention{hint}"]
+            return {}, [(setting.origin, f"{setting} does not divide {width}, the width of the attention{hint}")]
         if usual and setting.value != getattr(usual, name):
-            return {}, [
+            text = (
                 f"{setting} is not {getattr(usual, name)}, as in {' and '.join(fitting)}, whose sizes the arrays have "
                 f"(if it is meant, pass {other} {width // setting.value} with it)"
-            ]
+            )
+            return {}, [(setting.origin, text)]
         return {name: setting, other: Setting(width // setting.value, other, f"the arrays and {name}")}, []
     if usual:
         origin = f"the preset {preset if preset in fitting else fitting[0]}"
