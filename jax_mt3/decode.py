@@ -189,17 +189,17 @@ def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, 
     for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
         y = _rms_norm(x, layer.self_norm)
         query, key, value = rearrange(y @ layer.self_qkv, "b n (three h d) -> three b n h d", three=3, **heads)
-        self_keys = jax.lax.dynamic_update_slice(self_keys, key[:, :, :, None], (0, 0, 0, cache.slot, 0))
-        self_values = jax.lax.dynamic_update_slice(self_values, value[:, :, :, None], (0, 0, 0, cache.slot, 0))
+        self_keys = jax.lax.dynamic_update_slice_in_dim(self_keys, key[:, :, :, None], cache.slot, axis=3)
+        self_values = jax.lax.dynamic_update_slice_in_dim(self_values, value[:, :, :, None], cache.slot, axis=3)
         all_keys.append(self_keys)
         all_values.append(self_values)
         logits = einsum(query, self_keys, "b n h d, b n h l d -> b n h l")
         probabilities = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1)
-        y = einsum(probabilities, self_values, "b n h l, b n h l d -> b n h d")
+        y = (probabilities[..., None] * self_values).sum(axis=3)
         x = x + rearrange(y, "b n h d -> b n (h d)") @ layer.self_out
         y = _rms_norm(x, layer.cross_norm) @ layer.cross_query
         logits = einsum(rearrange(y, "b n (h d) -> b h n d", **heads), cross_keys, "b h n d, b h f d -> b h n f")
-        y = einsum(jax.nn.softmax(logits, axis=-1), cross_values, "b h n f, b h f d -> b h n d")
+        y = (jax.nn.softmax(logits, axis=-1)[..., None] * cross_values[:, :, None]).sum(axis=3)
         x = x + rearrange(y, "b h n d -> b n (h d)") @ layer.cross_out
         gate, linear = jnp.split(_rms_norm(x, layer.mlp_norm) @ layer.mlp_wi, 2, axis=-1)
         x = x + (jax.nn.gelu(gate, approximate=True) * linear) @ layer.mlp_wo
