@@ -511,8 +511,8 @@ def _check_vocabulary(vocab_size: int, stated: Mapping[str, Setting]) -> None:
         if chosen.network.vocab_size == vocab_size != needed:
             origins = " and ".join(dict.fromkeys(setting.origin for setting in settings.values()))
             raise ConfigError(
-                f"{origins}: settings contradict the arrays: with {', '.join(map(str, settings.values()))} vocab_size is "
-                f"{needed}, but the arrays have {vocab_size}, that of {name} with num_velocity_bins "
+                f"{origins}: settings contradict the arrays: with {', '.join(map(str, settings.values()))} vocab_size "
+                f"is {needed}, but the arrays have {vocab_size}, that of {name} with num_velocity_bins "
                 f"{chosen.vocabulary.num_velocity_bins}"
             )
 
