@@ -1,5 +1,8 @@
 """Notes as files: MIDI, JSON and note_seq.NoteSequence.
 
+Every file written here is sealed: it holds "mt3-twins" and a digest of itself, by which written_here tells it from
+files of others, and from files of ours that somebody has changed.
+
 MIDI has 15 channels beside the drums', programs are 128. Up to 15 programs have a channel each, from the beginning of
 the file. Beyond that a program that begins to play takes the channel that has been silent longest, and a program
 change comes just before the note; only where more than 15 programs sound at one moment does the rest go to tracks for
@@ -7,10 +10,12 @@ a second port (meta event 0x21), which players without ports play on the same ch
 track, so a reader that looks at tracks, as pretty_midi does, and a player that looks at channels hear the same.
 """
 
+import hashlib
 import io
 import itertools
 import json
 import os
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -37,6 +42,10 @@ SUSTAIN_DOWN = 64
 
 JSON_FORMAT = "mt3-twins notes"
 JSON_VERSION = 1
+
+# The seal: a name, and half of the SHA-256 of the file as it is with zeros in the place of these 32 digits.
+SEAL = re.compile(rb"mt3-twins ([0-9a-f]{32})")
+UNSEALED = "mt3-twins " + 32 * "0"
 
 
 class NoteFileError(ValueError):
@@ -80,7 +89,7 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike) -> None:
         RESOLUTIONS[-1],
     )
     spans = _spans(notes, QUARTERS_PER_SECOND * resolution)
-    tracks: dict[tuple[int, bool, int], list[tuple[int, int, mido.Message]]] = defaultdict(list)
+    tracks: dict[tuple[int, bool, int], list[tuple[int, mido.Message]]] = defaultdict(list)
     placed = list(zip(_places(spans), spans))
     # In the order in which a player that merges the tracks comes to them, which decides what a channel plays.
     placed.sort(key=lambda item: (item[1].on, item[0].port, item[1].note.is_drum, item[1].note.program))
@@ -91,24 +100,25 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike) -> None:
         channel = place.channel
         if on_channel.get(channel) != note.program or at_place.get(place) != note.program:
             change = mido.Message("program_change", channel=channel, program=note.program)
-            track.append((on if channel in on_channel else 0, 1, change))
+            track.append((on if channel in on_channel else 0, change))
             on_channel[channel] = at_place[place] = note.program
         begin = mido.Message("note_on", channel=channel, note=note.pitch, velocity=note.velocity)
         finish = mido.Message("note_on", channel=channel, note=note.pitch, velocity=0)
-        # On one tick: ends, then program changes, then beginnings.
-        track.append((on, 2, begin))
-        track.append((off, 0, finish))
+        track.append((on, begin))
+        track.append((off, finish))
 
     midi = mido.MidiFile(type=1, ticks_per_beat=resolution)
     tempo = mido.MetaMessage("set_tempo", tempo=1_000_000 // QUARTERS_PER_SECOND)
-    midi.tracks.append(mido.MidiTrack([tempo, mido.MetaMessage("time_signature", numerator=4, denominator=4)]))
+    signature = mido.MetaMessage("time_signature", numerator=4, denominator=4)
+    midi.tracks.append(mido.MidiTrack([tempo, signature, mido.MetaMessage("text", text=UNSEALED)]))
     for (port, is_drum, program), events in sorted(tracks.items()):
         name = "Drums" if is_drum else pretty_midi.program_to_instrument_name(program)
         track = mido.MidiTrack([mido.MetaMessage("track_name", name=name)])
         if port:
             track.append(mido.MetaMessage("midi_port", port=port))
         now = 0
-        for tick, _, message in sorted(events, key=lambda event: (event[0], event[1], event[2].bytes())):
+        # A stable sort: of one tick, ends stand first, having been listed with earlier beginnings.
+        for tick, message in sorted(events, key=lambda event: event[0]):
             message.time = tick - now
             now = tick
             track.append(message)
@@ -140,7 +150,6 @@ def _places(spans: Sequence[_Span]) -> list[_Place]:
     """A place for each span (by beginning): no two programs at one place while either sounds."""
     places = []
     place_of: dict[int, _Place] = {}
-    program_at: dict[_Place, int] = {}
     silent_from: dict[_Place, int] = {}
     for on, off, note in spans:
         if note.is_drum:
@@ -151,13 +160,9 @@ def _places(spans: Sequence[_Span]) -> list[_Place]:
         if place is None or (place.port and silent_from[place] < on):
             found = _free_place(on, silent_from)
             if place is None or found.port < place.port:
-                if place is not None:
-                    del program_at[place]
-                if found in program_at:
-                    del place_of[program_at[found]]
                 place = found
+                place_of = {program: taken for program, taken in place_of.items() if taken != place}
                 place_of[note.program] = place
-                program_at[place] = note.program
         silent_from[place] = max(silent_from.get(place, -1), off)
         places.append(place)
     return places
@@ -173,7 +178,18 @@ def _free_place(on: int, silent_from: dict[_Place, int]) -> _Place:
 
 
 def read_midi(path: str | os.PathLike, sustain: bool = False) -> list[Note]:
-    """The notes of a MIDI file, by onset, then drums last, program, pitch.
+    """The notes of a MIDI file, by onset, then drums last, program, pitch: read_midi_stems in one list.
+
+    Arguments and errors are those of read_midi_stems.
+    """
+    return sorted(
+        itertools.chain.from_iterable(read_midi_stems(path, sustain)),
+        key=lambda note: (note.onset, note.is_drum, note.program, note.pitch, note.offset, note.velocity),
+    )
+
+
+def read_midi_stems(path: str | os.PathLike, sustain: bool = False) -> list[list[Note]]:
+    """The notes of each instrument of a MIDI file: one list for each program on each track and channel.
 
     Tempo changes count on whichever track they are. Notes that are never ended are left out.
 
@@ -224,10 +240,7 @@ def read_midi(path: str | os.PathLike, sustain: bool = False) -> list[Note]:
             for instrument in instruments
         ]
         notes = _sustained(notes, pedals)
-    return sorted(
-        itertools.chain.from_iterable(notes),
-        key=lambda note: (note.onset, note.is_drum, note.program, note.pitch, note.offset, note.velocity),
-    )
+    return notes
 
 
 def _gather_tempos(midi: mido.MidiFile) -> None:
@@ -271,7 +284,7 @@ def _sustained_instrument(notes: list[Note], pedal: list[tuple[float, bool]], la
     # At one time: pedal down, pedal up, beginnings, ends.
     events = [(time, 0 if down else 1, -1) for time, down in pedal]
     events += [(note.onset, 2, number) for number, note in enumerate(notes) if not note.is_drum]
-    events += [(note.offset, 3, number) for number, note in enumerate(notes) if not note.is_drum]
+    events += [(note.offset, 3, number) for number, note in enumerate(notes)]
     offsets = [note.offset for note in notes]
     down = False
     held: list[int] = []
@@ -334,11 +347,15 @@ def to_note_sequence(notes: Sequence[Note]) -> Any:
 def write_note_sequence(notes: Sequence[Note], path: str | os.PathLike) -> None:
     """Writes to_note_sequence(notes) as a serialised protocol buffer; the file appears whole or not at all.
 
+    Its id is the seal.
+
     Raises:
         ValueError: as to_note_sequence.
         NoteFileError: the file cannot be written.
     """
-    _write_whole(path, to_note_sequence(notes).SerializeToString(deterministic=True))
+    sequence = to_note_sequence(notes)
+    sequence.id = UNSEALED
+    _write_whole(path, sequence.SerializeToString(deterministic=True))
 
 
 def write_json(notes: Sequence[Note], path: str | os.PathLike, metadata: dict[str, Any] | None = None) -> None:
@@ -371,7 +388,8 @@ def write_json(notes: Sequence[Note], path: str | os.PathLike, metadata: dict[st
         )
         for note in notes
     )
-    text = f'{{"format": "{JSON_FORMAT}", "version": {JSON_VERSION},\n"metadata": {about},\n"notes": [\n{lines}\n]}}\n'
+    head = f'"format": "{JSON_FORMAT}", "version": {JSON_VERSION}, "seal": "{UNSEALED}"'
+    text = f'{{{head},\n"metadata": {about},\n"notes": [\n{lines}\n]}}\n'
     _write_whole(path, text.encode())
 
 
@@ -418,8 +436,24 @@ def _json_note(item: dict[str, Any]) -> Note:
     return Note(float(item["onset"]), float(item["offset"]), *(item[field] for field in Note._fields[2:]))
 
 
+def written_here(path: str | os.PathLike) -> bool:
+    """Whether the file was written by this module and nobody has changed it since."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError:
+        return False
+    found = SEAL.search(content)
+    return bool(found) and content == _sealed(content[: found.start(1)] + 32 * b"0" + content[found.end(1) :])
+
+
+def _sealed(content: bytes) -> bytes:
+    """The content with its digest in the place of the zeros of UNSEALED."""
+    digest = hashlib.sha256(content).hexdigest()[:32]
+    return content.replace(UNSEALED.encode(), f"mt3-twins {digest}".encode(), 1)
+
+
 def _write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Writes beside the path and renames, so that the path never holds a part.
+    """Seals the content, writes it beside the path and renames, so that the path never holds a part.
 
     Raises:
         NoteFileError: the file cannot be written.
@@ -428,7 +462,7 @@ def _write_whole(path: str | os.PathLike, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            beside.write_bytes(content)
+            beside.write_bytes(_sealed(content))
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)

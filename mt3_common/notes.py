@@ -167,10 +167,10 @@ class NoteEncoder:
                 self._say(token, tokens, said)
         for position in range(begin, end):
             shift = int(self._steps[position]) - first_step
+            if shift > shifted:
+                tokens += self._shift_tokens(shift)
+                shifted = shift
             for token in self._tokens[position]:
-                if shift > shifted and not self._is_said(token, said):
-                    tokens += self._shift_tokens(shift)
-                    shifted = shift
                 self._say(token, tokens, said)
         ids = self.vocabulary.encode(tokens)
         return np.append(ids, np.int32(EOS_ID)) if append_eos else ids
@@ -209,14 +209,11 @@ class NoteEncoder:
             tokens.append(index("pitch", pitch))
         return [*tokens, index("tie", 0)]
 
-    def _is_said(self, token: int, said: dict[str, int]) -> bool:
-        return said.get(self.vocabulary.events[token].kind) == token
-
     def _say(self, token: int, tokens: list[int], said: dict[str, int]) -> None:
         """Appends the token, unless it is the program or velocity that holds already."""
-        if self._is_said(token, said):
-            return
         kind = self.vocabulary.events[token].kind
+        if said.get(kind) == token:
+            return
         if kind in ("velocity", "program"):
             said[kind] = token
         tokens.append(token)

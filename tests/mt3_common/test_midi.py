@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -23,6 +24,7 @@ from mt3_common.midi import (
     write_json,
     write_midi,
     write_note_sequence,
+    written_here,
 )
 from mt3_common.notes import Note
 
@@ -60,6 +62,11 @@ def played(path, ports=True):
         if message.type == "program_change":
             programs[channel] = message.program
         elif message.velocity:
+            if ports and message.channel != 9:
+                # A key is struck while it is up (or twice at once), and a channel has one program at a time.
+                assert all(begin == tick for begin, _, _ in sounding[channel, message.note])
+                others = [note for (place, _), notes in sounding.items() if place == channel for note in notes]
+                assert {program for _, _, program in others} <= {programs[channel]}
             sounding[channel, message.note].append((tick, message.velocity, programs[channel]))
         else:
             begin, velocity, program = sounding[channel, message.note].pop(0)
@@ -127,15 +134,57 @@ class TestMidi:
         assert in_ms(played(tmp_path / "song.mid")) == in_ms(notes)
         assert in_ms(read_midi(tmp_path / "song.mid")) == in_ms(notes)
 
+    def test_a_channel_that_was_taken_is_not_used_until_it_is_free(self, tmp_path):
+        notes = [Note(i, i + 0.5, 60, 80, i) for i in range(15)]
+        # Program 20 takes channel 1 from program 0, which comes back under it, with a short note in a long one.
+        notes += [Note(20, 30, 60, 80, 20), Note(21, 22, 64, 80, 20), Note(23, 24, 60, 80, 0), Note(25, 26, 62, 80, 0)]
+        write_midi(notes, tmp_path / "song.mid")
+        assert ports_of(tmp_path / "song.mid") == set()
+        assert in_ms(played(tmp_path / "song.mid")) == in_ms(notes)
+        assert in_ms(read_midi(tmp_path / "song.mid")) == in_ms(notes)
+
+    def test_a_long_note_keeps_its_channel_after_a_short_one_in_it(self, tmp_path):
+        notes = [Note(0, 10, 60, 80, i) for i in range(15)] + [Note(1, 2, 64, 80, 0), Note(5, 6, 60, 80, 50)]
+        write_midi(notes, tmp_path / "song.mid")
+        assert in_ms(played(tmp_path / "song.mid")) == in_ms(notes)
+
+    def test_a_program_stays_on_its_channel_on_another_port(self, tmp_path):
+        notes = [Note(0, 10, 60, 80, i) for i in range(15)] + [Note(i, i + 0.5, 60, 80, 50) for i in range(1, 9)]
+        write_midi(notes, tmp_path / "song.mid")
+        assert Counter(m.type for m in mido.MidiFile(tmp_path / "song.mid").tracks[-1])["program_change"] == 1
+
+    def test_the_channel_that_was_silent_longest_is_taken(self, tmp_path):
+        notes = [Note(i, i + 0.5, 60, 80, i) for i in range(15)] + [Note(20, 20.5, 60, 80, 0), Note(30, 31, 60, 80, 20)]
+        write_midi(notes, tmp_path / "song.mid")
+        assert {m.channel for m in mido.MidiFile(tmp_path / "song.mid").tracks[-1] if m.type == "note_on"} == {1}
+
     def test_more_than_15_programs_at_once_use_more_ports_and_come_back(self, tmp_path):
         notes = [Note(0, 1, 60, 80, i) for i in range(40)] + [Note(2 + i, 3 + i, 60, 80, i) for i in range(40)]
         write_midi(notes, tmp_path / "song.mid")
         assert ports_of(tmp_path / "song.mid") == {1, 2}
         assert in_ms(played(tmp_path / "song.mid")) == in_ms(notes)
         assert in_ms(read_midi(tmp_path / "song.mid")) == in_ms(notes)
-        # A player without ports has the right program for each beginning too.
-        begins = [(round(note.onset), note.program) for note in played(tmp_path / "song.mid", ports=False)]
-        assert sorted(begins) == sorted((note.onset, note.program) for note in notes)
+        for track in mido.MidiFile(tmp_path / "song.mid").tracks:
+            if any(message.type == "midi_port" for message in track):
+                assert sum(message.time for message in track) == 1000
+
+    @pytest.mark.parametrize(
+        "later",
+        [
+            # Back on port 0, on the channel number that it had on port 1.
+            [Note(5, 6, 70, 80, 3)],
+            # Both at once, then the one on port 0 alone: on a player without ports they take the channel in turns.
+            [Note(2, 2.5, 64, 80, 3), Note(2, 2.5, 65, 80, 10), Note(3, 3.5, 66, 80, 10)],
+        ],
+        ids=["back", "in turns"],
+    )
+    def test_a_player_without_ports_has_the_program_for_each_beginning(self, tmp_path, later):
+        notes = [Note(0, 4 + i / 100, 60, 80, 10 + i) for i in range(15)] + [Note(1, 3, 62, 80, 3), *later]
+        write_midi(notes, tmp_path / "song.mid")
+        assert ports_of(tmp_path / "song.mid") == {1}
+        assert in_ms(played(tmp_path / "song.mid")) == in_ms(notes)
+        begins = [(round(note.onset), note.pitch, note.program) for note in played(tmp_path / "song.mid", ports=False)]
+        assert sorted(begins) == sorted((note.onset, note.pitch, note.program) for note in notes)
 
     def test_a_channel_is_not_taken_over_on_the_tick_on_which_it_falls_silent(self, tmp_path):
         notes = [Note(0, 1, 60, 80, 50 + i) for i in range(15)] + [Note(1, 2, 60, 80, 3)]
@@ -188,7 +237,7 @@ class TestMidi:
         assert (tmp_path / "a.mid").read_bytes() == (tmp_path / "b.mid").read_bytes()
 
     def test_a_key_is_released_before_it_is_struck_again_and_no_note_is_lost(self, tmp_path):
-        notes = [Note(0, 2, 60, 80), Note(1, 3, 60, 81), Note(5, 6, 60, 82), Note(5, 7, 60, 83), Note(9, 9, 60, 84)]
+        notes = [Note(0, 2, 60, 80), Note(1, 3, 60, 81), Note(5, 7, 60, 82), Note(5, 6, 60, 83), Note(9, 9, 60, 84)]
         write_midi(notes, tmp_path / "song.mid")
         spans = [(n.onset, round(n.offset, 6), n.velocity) for n in read_midi(tmp_path / "song.mid")]
         assert spans == [(0, 1, 80), (1, 3, 81), (5, 7, 82), (5, 7, 83), (9, 9.001, 84)]
@@ -340,7 +389,10 @@ class TestNoteSequence:
         notes = golden_notes()[1]
         write_note_sequence(notes, tmp_path / "song.noteseq")
         sequence = to_note_sequence(notes)
-        assert type(sequence).FromString((tmp_path / "song.noteseq").read_bytes()) == sequence
+        written = type(sequence).FromString((tmp_path / "song.noteseq").read_bytes())
+        assert written.id.startswith("mt3-twins ")
+        written.ClearField("id")
+        assert written == sequence
         assert to_note_sequence([]).total_time == 0
 
     def test_is_imported_when_asked_only(self):
@@ -448,6 +500,23 @@ class TestWholeFiles:
         assert path.read_bytes() == first
         assert first != b"old"
         assert [p.name for p in tmp_path.iterdir()] == ["song"]
+
+    def test_a_seal_tells_our_files_from_changed_ones(self, tmp_path, write):
+        path = tmp_path / "song"
+        assert not written_here(path)
+        write(golden_notes()[0], path)
+        assert written_here(path)
+        content = path.read_bytes()
+        assert content.count(b"mt3-twins " + 32 * b"0") == 0
+        for position in (0, len(content) // 2, len(content) - 1):
+            changed = bytearray(content)
+            changed[position] ^= 1
+            path.write_bytes(changed)
+            assert not written_here(path)
+        path.write_bytes(content + b"\n")
+        assert not written_here(path)
+        path.write_bytes(re.sub(rb"mt3-twins [0-9a-f]{32}", b"mt3-twins " + 32 * b"0", content))
+        assert not written_here(path)
 
     def test_a_folder_that_is_not_there_is_named(self, tmp_path, write):
         with pytest.raises(NoteFileError, match=r"nowhere.song cannot be written: No such file"):
