@@ -195,11 +195,11 @@ def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, 
         all_values.append(self_values)
         logits = einsum(query, self_keys, "b n h d, b n h l d -> b n h l")
         probabilities = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1)
-        y = (probabilities[..., None] * self_values).sum(axis=3)
+        y = einsum(probabilities, self_values, "b n h l, b n h l d -> b n h d")
         x = x + rearrange(y, "b n h d -> b n (h d)") @ layer.self_out
         y = _rms_norm(x, layer.cross_norm) @ layer.cross_query
         logits = einsum(rearrange(y, "b n (h d) -> b h n d", **heads), cross_keys, "b h n d, b h f d -> b h n f")
-        y = (jax.nn.softmax(logits, axis=-1)[..., None] * cross_values[:, :, None]).sum(axis=3)
+        y = einsum(jax.nn.softmax(logits, axis=-1), cross_values, "b h n f, b h f d -> b h n d")
         x = x + rearrange(y, "b h n d -> b n (h d)") @ layer.cross_out
         gate, linear = jnp.split(_rms_norm(x, layer.mlp_norm) @ layer.mlp_wi, 2, axis=-1)
         x = x + (jax.nn.gelu(gate, approximate=True) * linear) @ layer.mlp_wo

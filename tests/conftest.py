@@ -1,0 +1,39 @@
+"""The golden network and what the published code computed with it; see tests/golden/README.md."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mt3_common import checkpoint
+from mt3_common.config import NetworkConfig
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_config() -> NetworkConfig:
+    """Sizes of the golden network: 2 + 3 layers, emb 48, 3 heads x 16, mlp 40."""
+    sizes = json.loads((GOLDEN / "model" / "config.json").read_text())
+    return NetworkConfig(**{name: value for name, value in sizes.items() if name in NetworkConfig.__dataclass_fields__})
+
+
+@pytest.fixture(scope="session")
+def golden_arrays() -> dict[str, np.ndarray]:
+    """Its weights, under MT3's names."""
+    return checkpoint.read(GOLDEN / "model" / "checkpoints" / "t5x_zarr").arrays
+
+
+@pytest.fixture(scope="session")
+def activations() -> dict[str, np.ndarray]:
+    """Inputs, every module's output under Flax's names, and logits, as mt3.network computes them."""
+    with np.load(GOLDEN / "model" / "activations.npz") as archive:
+        return dict(archive)
+
+
+@pytest.fixture(scope="session")
+def decoded() -> dict[str, np.ndarray]:
+    """Tokens and scores of T5X's search at several gains on the EOS column of logits_dense."""
+    with np.load(GOLDEN / "model" / "decode.npz") as archive:
+        return dict(archive)

@@ -1,0 +1,197 @@
+"""Cached decoding: token for token what T5X decodes, the same in both twins, and the same as the full forward pass."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from jax_mt3 import checkpoint as jax_checkpoint
+from jax_mt3 import decode as jax_decode
+from jax_mt3 import model as jax_model
+from mt3_common import batching
+from mt3_common.batching import SearchSettings
+from mt3_common.config import Config
+from torch_mt3 import checkpoint as torch_checkpoint
+from torch_mt3 import decode as torch_decode
+from torch_mt3 import model as torch_model
+
+
+def with_eos_gain(arrays, gain):
+    """The weights with the EOS column of logits_dense scaled, as the golden cases have it."""
+    kernel = arrays["decoder/logits_dense/kernel"].copy()
+    kernel[:, 1] *= np.float32(gain)
+    return {**arrays, "decoder/logits_dense/kernel": kernel}
+
+
+def jax_model_of(config, arrays):
+    return jax_checkpoint.to_params(arrays)
+
+
+def torch_model_of(config, arrays):
+    model = torch_model.Transformer(config)
+    model.load_state_dict(torch_checkpoint.to_state_dict(arrays))
+    return model
+
+
+TWINS = {
+    "jax": (jax_decode, jax_model_of, lambda config, arrays: jax_decode.pack(jax_model_of(config, arrays), config)),
+    "torch": (torch_decode, torch_model_of, lambda config, arrays: torch_decode.pack(torch_model_of(config, arrays))),
+}
+
+
+@pytest.mark.parametrize("gain", ["1.0", "2.0", "3.0", "4.0"])
+@pytest.mark.parametrize("case", ["greedy", "beam1", "beam4"])
+@pytest.mark.parametrize("twin", TWINS)
+def test_tokens_and_scores_are_t5xs(twin, case, gain, golden_config, golden_arrays, decoded):
+    decode, _, pack = TWINS[twin]
+    num_decodes = 4 if case == "beam4" else 1
+    settings = SearchSettings("greedy" if case == "greedy" else "t5x", num_decodes, max_steps=64)
+    weights = pack(golden_config, with_eos_gain(golden_arrays, float(gain)))
+    batch = decode.Batch(weights, settings, 6, 256)
+    batch.insert(list(range(6)), list(decoded["in/frames"]), [settings.uniforms(i) for i in range(6)])
+    while not batch.advance()[:6].all():
+        pass
+    tokens, scores = (np.asarray(array)[:6] for array in decode.best(settings, batch.hypotheses))
+    golden = decoded[f"eos_gain{gain}/{case}/tokens"].reshape(6, num_decodes, 64)
+    for ours, theirs in zip(tokens.reshape(-1, 64), golden.reshape(-1, 64)):
+        np.testing.assert_array_equal(batching.until_eos(ours), batching.until_eos(theirs))
+    if case != "greedy":
+        np.testing.assert_allclose(scores, decoded[f"eos_gain{gain}/{case}/scores"], rtol=0, atol=1e-4)
+
+
+def test_the_golden_cases_tell_the_searches_apart(decoded):
+    """Otherwise greedy in place of T5X's search would pass."""
+    greedy, t5x = decoded["eos_gain2.0/greedy/tokens"], decoded["eos_gain2.0/beam1/tokens"][:, 0]
+    assert any(not np.array_equal(batching.until_eos(a), batching.until_eos(b)) for a, b in zip(greedy, t5x))
+
+
+def noisy_segments(decoded, count):
+    rng = np.random.default_rng(0)
+    frames = decoded["in/frames"]
+    return [frames[i % 6] + 0.3 * rng.normal(size=(256, 512)).astype(np.float32) for i in range(count)]
+
+
+SEARCHES = {
+    "greedy": {"search": "greedy"},
+    "t5x": {"search": "t5x"},
+    "beams": {"search": "t5x", "num_decodes": 3},
+    "sample": {"search": "sample", "seed": 3},
+    "top_k": {"search": "sample", "seed": 3, "top_k": 5, "temperature": 1.5},
+    "top_p": {"search": "sample", "top_p": 0.5},
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_generate_is_the_same_in_both_twins_and_at_any_batch_size(search, golden_config, golden_arrays, decoded):
+    arrays = with_eos_gain(golden_arrays, 3.0)
+    config = dataclasses.replace(Config(), network=golden_config, max_target_length=90)
+    segments = noisy_segments(decoded, 11)
+    results = [
+        list(decode.generate(build(golden_config, arrays), config, iter(segments), batch_size=rows, **SEARCHES[search]))
+        for decode, build, rows in (
+            (jax_decode, jax_model_of, 4),
+            (torch_decode, torch_model_of, 4),
+            (torch_decode, torch_model_of, 1),
+            (torch_decode, torch_model_of, 64),
+        )
+    ]
+    for other in results[1:]:
+        assert len(other) == 11
+        for ours, theirs in zip(results[0], other):
+            np.testing.assert_array_equal(ours, theirs)
+    assert results[0][0].dtype == np.int32
+    assert len({len(ids) for ids in results[0]}) > 1 or search == "beams"
+
+
+def test_sampling_depends_on_the_seed_and_narrows_to_greedy(golden_config, golden_arrays, decoded):
+    model = torch_model_of(golden_config, with_eos_gain(golden_arrays, 3.0))
+    config = dataclasses.replace(Config(), network=golden_config, max_target_length=60)
+
+    def tokens(**settings):
+        return [tuple(ids) for ids in torch_decode.generate(model, config, noisy_segments(decoded, 6), **settings)]
+
+    assert tokens(search="sample", seed=1) == tokens(search="sample", seed=1)
+    assert tokens(search="sample", seed=1) != tokens(search="sample", seed=2)
+    assert tokens(search="sample", top_k=1) == tokens(search="greedy")
+    assert tokens(search="sample", temperature=1e-4) == tokens(search="greedy")
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_the_ring_grows_and_rows_without_eos_reach_the_last_step(twin, golden_config, golden_arrays, decoded):
+    decode, build, _ = TWINS[twin]
+    kernel = golden_arrays["decoder/logits_dense/kernel"].copy()
+    kernel[:, 1] = 0.0
+    model = build(golden_config, {**golden_arrays, "decoder/logits_dense/kernel": kernel})
+    config = dataclasses.replace(Config(), network=golden_config, max_target_length=300)
+    ids = list(decode.generate(model, config, list(decoded["in/frames"][:3]), batch_size=2))
+    assert [len(row) for row in ids] == [300, 300, 300]
+
+
+def test_one_cached_step_equals_the_full_forward_pass_at_every_position(golden_config, golden_arrays, decoded):
+    """float64, positions 0..1023, in both twins; the ring is forced to grow on the way."""
+    length = 1024
+    rng = np.random.default_rng(5)
+    frames = decoded["in/frames"][:2].astype(np.float64)
+    tokens = rng.integers(1, 1536, (2, length))
+    inputs = np.concatenate([np.zeros((2, 1), int), tokens[:, :-1]], axis=1)
+
+    model = torch_model_of(golden_config, golden_arrays).double()
+    with torch.no_grad():
+        full = model(*map(torch.from_numpy, (frames, inputs, tokens))).numpy()
+    weights = torch_decode.pack(model)
+    cache = torch_decode.empty_cache(weights, 2, 256, length=512)
+    cache = torch_decode.insert(weights, cache, [0, 1], torch.from_numpy(frames))
+    stepped = np.empty_like(full)
+    for position in range(length):
+        if position == 512:
+            cache = torch_decode.grow(cache, length)
+        logits, cache = torch_decode.step(weights, cache, torch.from_numpy(inputs[:, position : position + 1]))
+        stepped[:, position] = logits[:, 0].numpy()
+    assert np.abs(stepped - full).max() / np.abs(full).max() < 1e-12
+
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda array: array.astype("float64"), jax_model_of(golden_config, golden_arrays))
+        full_jax = np.asarray(
+            jax.jit(jax_model.Transformer(golden_config).apply)({"params": params}, frames, inputs, tokens)
+        )
+        weights = jax_decode.pack(params, golden_config)
+        step = jax.jit(jax_decode.step, donate_argnums=1)
+        cache = jax_decode.empty_cache(weights, 2, 256, length=512)
+        cache = jax_decode.insert(weights, cache, np.arange(2), frames)
+        for position in range(length):
+            if position == 512:
+                cache = jax_decode.grow(cache, length)
+            logits, cache = step(weights, cache, inputs[:, position : position + 1])
+            stepped[:, position] = np.asarray(logits)[:, 0]
+    assert np.abs(stepped - full_jax).max() / np.abs(full_jax).max() < 1e-12
+
+
+def test_a_wrong_position_would_be_seen(golden_config, golden_arrays, decoded):
+    model = torch_model_of(golden_config, golden_arrays)
+    weights = torch_decode.pack(model)
+    logits = []
+    for age in (0, 1):
+        cache = torch_decode.empty_cache(weights, 1, 256, length=8)
+        cache = torch_decode.insert(weights, cache, [0], torch.from_numpy(decoded["in/frames"][:1]))
+        cache.age[:] = age
+        logits.append(torch_decode.step(weights, cache, torch.zeros((1, 1), dtype=torch.int64))[0])
+    assert (logits[0] - logits[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"search": "beam"}, "greedy"),
+        ({"num_decodes": 4}, "t5x"),
+        ({"search": "t5x", "num_decodes": 0}, "at least 1"),
+        ({"search": "sample", "temperature": 0.0}, "above 0"),
+        ({"search": "sample", "top_p": 0.0}, "top_p"),
+        ({"search": "sample", "top_k": -1}, "top_k"),
+        ({"max_steps": 0}, "max_steps"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        SearchSettings(**settings)
