@@ -1,0 +1,55 @@
+"""`python -m parity`: compares the twins, names what differs, and exits with the verdict.
+
+A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`, imported when it is asked for.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from parity.compare import BAD_INPUT
+
+# subcommand -> (module, what it does)
+COMMANDS = {
+    "check": ("parity.check", "run both twins on a checkpoint and compare everything (the default)"),
+    "record": ("parity.record", "run one side and write its trace"),
+    "compare": ("parity.compare", "compare two traces; needs neither framework"),
+}
+
+EXIT = "exit status: 0 same, 1 different, 2 refused (not comparable), 3 bad input"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; the exit status is the verdict."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in ("-h", "--help"):
+        print("usage: python -m parity [COMMAND] …\n\ncommands:")
+        for name, (_, description) in COMMANDS.items():
+            print(f"  {name:10} {description}")
+        print(f"\n`python -m parity COMMAND --help` says more; without COMMAND it is check.\n{EXIT}")
+        return 0
+    name = argv.pop(0) if argv and argv[0] in COMMANDS else "check"
+    module, description = COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"python -m parity {name}", description=description, epilog=EXIT)
+    try:
+        command = importlib.import_module(module)
+        command.add_arguments(parser)
+        try:
+            return command.run(parser.parse_args(argv))
+        except SystemExit as stopped:
+            # argparse ends with 2 on a wrong argument, which here means refused
+            return BAD_INPUT if stopped.code else 0
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("PARITY_DEBUG"):
+            raise
+        print(f"parity: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("parity: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""The whole comparison in one process: `python -m parity CKPT`."""
+
+import argparse
+import shlex
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from parity import decoding, inputs, record, report
+from parity.compare import Report, Row, compare, compare_weights
+from parity.trace import Trace, fingerprint
+
+# above this many parameters the decode path is followed in float64 for fewer positions (see DECODE_POSITIONS)
+LARGE = 10_000_000
+# positions of the decode path in float64 for a large network: enough for the cache to grow and its ring to come round
+DECODE_POSITIONS = 192
+
+
+def check(
+    reference: Any,
+    candidate: Any,
+    audio: str | None = None,
+    num_segments: int = 4,
+    source: dict[str, np.ndarray] | None = None,
+) -> tuple[Report, tuple[Trace, Trace]]:
+    """The report on two Sides that hold the same checkpoint, and their traces.
+
+    Args:
+        reference, candidate: Sides of parity/jax_side.py and parity/torch_side.py, in any pairing.
+        audio: the recording; the bundled one if None.
+        num_segments: segments whose tokens and notes are compared.
+        source: the checkpoint's own arrays, which both sides must hold bit for bit.
+    """
+    config = reference.config
+    path = inputs.find_audio(audio)
+    frames, start_times = inputs.read_segments(path, config, num_segments)
+    given = inputs.with_tokens(frames[-2:], config, min(256, config.max_target_length))
+    ours = record.record(reference, given)
+    theirs = record.record(candidate, given, reference=ours)
+    found = compare(ours, theirs)
+    if source is not None:
+        names = {"reference": ours, "candidate": theirs}
+        for side, each in names.items():
+            for row in compare_weights(fingerprint(source), each.weights):
+                row.name = f"{row.name} ({side} against the checkpoint)"
+                found.rows.append(row)
+    if not found.refusals:
+        found.rows += decoding_rows(reference, candidate, frames, start_times)
+    found.facts["recording"] = f"{path}: {len(frames)} segments of {frames.shape[1]} frames for tokens and notes"
+    tokens = given["decoder_input_tokens"]
+    found.facts["taps"] = (
+        f"{given['frames'].shape[0]} segments, {tokens.shape[1]} positions, "
+        f"{len(np.unique(tokens))} different ids, {int((given['decoder_target_tokens'] == 0).sum())} masked positions"
+    )
+    return found, (ours, theirs)
+
+
+def decoding_rows(reference: Any, candidate: Any, frames: np.ndarray, start_times: list[float]) -> list[Row]:
+    """Rows of the decode path, tokens and notes."""
+    config = reference.config
+    length = config.max_target_length
+    small = sum(array.size for array in reference.arrays().values()) < LARGE
+    given = inputs.with_tokens(frames[:1], config, length, seed=1)
+    given["decoder_target_tokens"] = np.ones_like(given["decoder_target_tokens"])
+    lengths = {"float64": length if small else min(length, DECODE_POSITIONS), "float32": length}
+    rows = decoding.compare_decode_path(reference, candidate, given, lengths)
+    ids = tuple(side.generate(list(frames)) for side in (reference, candidate))
+    tokens = decoding.compare_tokens(reference, candidate, frames, ids)
+    return rows + tokens + decoding.compare_notes(config, start_times, ids, tokens)
+
+
+def devices(text: str) -> tuple[str, str]:
+    """(reference's, candidate's) from 'cpu', or 'gpu,cpu' where they differ.
+
+    Raises:
+        ValueError: not one or two of cpu, gpu, tpu.
+    """
+    names = text.split(",")
+    if len(names) > 2 or any(name not in ("cpu", "gpu", "tpu") for name in names):
+        raise ValueError(f"--device {text}: one of cpu, gpu, tpu for both sides, or two of them as in gpu,cpu")
+    return names[0], names[-1]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m parity CKPT`."""
+    parser.add_argument("checkpoint", nargs="?", help="T5X or Orbax directory, or .safetensors (default: the bundled)")
+    parser.add_argument("--audio", metavar="FILE", help="recording to run on (default: the bundled one)")
+    parser.add_argument("--segments", type=int, default=4, help="segments of it for tokens and notes (default: 4)")
+    parser.add_argument("--device", default="cpu", help="cpu, gpu or tpu; two with a comma where the sides differ")
+    parser.add_argument("--sides", default="jax,torch", help="reference and candidate (default: jax,torch)")
+    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
+    report.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Loads both sides, compares them, reports."""
+    from mt3_common import checkpoint
+    from mt3_common.transcribe import find_checkpoint
+
+    began = time.monotonic()
+    if args.segments < 1:
+        raise ValueError(f"--segments {args.segments}: at least 1 is needed")
+    names = args.sides.split(",")
+    if len(names) != 2:
+        raise ValueError(f"--sides {args.sides}: two names with a comma, such as jax,torch")
+    path = find_checkpoint(args.checkpoint).path
+    sides = [
+        record.load_side(name, path, device=device, preset=args.model)
+        for name, device in zip(names, devices(args.device), strict=True)
+    ]
+    found, _ = check(*sides, args.audio, args.segments, source=checkpoint.read(path).arrays)
+    found.facts["checkpoint"] = path
+    found.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
+    found.facts["seconds"] = round(time.monotonic() - began, 1)
+    return report.finish(found, args)

@@ -1,0 +1,494 @@
+"""Two traces to a verdict: are they comparable, where do they first differ, and is it rounding?
+
+Needs neither framework. Nothing is cut, transposed or skipped to fit, and NaN never passes.
+
+Budgets are measured, not guessed. Written for one tap, with r the reference, c the candidate, 64 and 32 the precision:
+    noise = r32 - r64                      what float32 costs the reference itself on this tap, with these inputs
+    limit = FACTOR * noise + FLOOR * eps   for c32 - r64; in float64 the same times eps64 / eps32, for c64 - r64
+once for the root mean square and once for the largest element, the worse ratio counts. Free-running errors are judged
+so and, against the module's exact output on the same inputs, local errors too: the first tap whose *local* error is
+over its limit is where the twins part; later excesses are inherited.
+"""
+
+import argparse
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from parity.trace import Pass, Trace, digest, load, same_bits
+
+SAME, DIFFERENT, REFUSED, BAD_INPUT = 0, 1, 2, 3
+VERDICTS = ("same", "different", "refused", "bad input")
+
+EPSILON = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-9}
+# how far apart two right implementations may round: measured by tests/parity/test_budget.py over many clean pairs
+FACTOR = {"rms": 4.0, "max": 8.0}
+FLOOR = {"rms": 4.0, "max": 16.0}
+# a limit above this share of the tap's largest value is no limit: something is wrong with the reference itself
+CAP = {"float64": 1e-9, "float32": 1e-2, "bfloat16": 0.5}
+
+
+@dataclasses.dataclass
+class Measure:
+    """How far one array is from another, and how far it may be.
+
+    Attributes:
+        max_abs: largest absolute difference.
+        rms: root mean square of the difference.
+        size: root mean square of the reference.
+        largest: largest absolute value of the reference.
+        max_rel: largest difference relative to its own element.
+        needed: the smallest t at which |a - b| <= t + t * |b| holds everywhere (numpy.allclose, atol = rtol = t).
+        ratio: error in multiples of the budget; 1 is the limit; None where nothing was judged.
+        values: how many numbers were compared.
+    """
+
+    max_abs: float
+    rms: float
+    size: float
+    largest: float
+    max_rel: float
+    needed: float
+    values: int
+    ratio: float | None = None
+
+    @property
+    def relative(self) -> float:
+        """Largest difference as a share of the reference's largest value."""
+        return self.max_abs / self.largest if self.largest else (0.0 if self.max_abs == 0.0 else float("inf"))
+
+
+@dataclasses.dataclass
+class Row:
+    """One thing that was compared.
+
+    Attributes:
+        section: 'comparability', 'weights', 'taps', 'logits', 'tokens', 'notes', 'decode path', 'gradients', …
+        name: the array's or tap's name.
+        verdict: 'same', 'different', 'refused' or 'skipped'; a skipped row makes the whole run fail.
+        precision: of the pass, where there is one.
+        free: the free-running error.
+        local: the error of the module alone, fed the reference's inputs.
+        amplification: relative error going out over relative error coming in, free-running.
+        note: one sentence for people.
+    """
+
+    section: str
+    name: str
+    verdict: str
+    precision: str = ""
+    free: Measure | None = None
+    local: Measure | None = None
+    amplification: float | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass
+class Report:
+    """Everything that a run found out; the verdict follows from the rows.
+
+    Attributes:
+        rows: in the order in which they were compared; taps in execution order.
+        refusals: reasons why no verdict is given.
+        sides: environment and pass modes of both sides.
+        facts: other things worth knowing (inputs, coverage, replay command, seconds).
+    """
+
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    refusals: list[str] = dataclasses.field(default_factory=list)
+    sides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0 same, 1 different, 2 refused; nothing compared is refused, a skipped row is different."""
+        if self.refusals or not any(row.verdict in ("same", "different") for row in self.rows):
+            return REFUSED
+        return SAME if all(row.verdict == "same" for row in self.rows) else DIFFERENT
+
+    @property
+    def verdict(self) -> str:
+        """'same', 'different' or 'refused'."""
+        return VERDICTS[self.exit_code]
+
+    @property
+    def first_difference(self) -> Row | None:
+        """Where the sides part: wrong weights, else the first local excess (float64 first), else the first bad row."""
+        bad = [row for row in self.rows if row.verdict != "same"]
+        for row in bad:
+            if row.section == "weights":
+                return row
+        for precision in sorted({row.precision for row in bad}, key=lambda p: -EPSILON_ORDER.get(p, 0)):
+            for row in bad:
+                if row.section == "taps" and row.precision == precision and _over(row.local):
+                    return row
+        return bad[0] if bad else None
+
+    def coverage(self) -> dict[str, str]:
+        """Per section: '118 of 118 compared, 0 skipped'."""
+        found = {}
+        for section in dict.fromkeys(row.section for row in self.rows):
+            rows = [row for row in self.rows if row.section == section]
+            skipped = sum(row.verdict == "skipped" for row in rows)
+            found[section] = f"{len(rows) - skipped} of {len(rows)} compared, {skipped} skipped"
+        return found
+
+
+EPSILON_ORDER = {"float64": 3, "float32": 2, "bfloat16": 1}
+
+
+def _over(measure: Measure | None) -> bool:
+    return measure is not None and measure.ratio is not None and not measure.ratio <= 1.0
+
+
+def measure(reference: np.ndarray, candidate: np.ndarray) -> Measure:
+    """The differences of two arrays of one shape, computed in float64.
+
+    Raises:
+        ValueError: the shapes differ; nothing is broadcast.
+    """
+    if reference.shape != candidate.shape:
+        raise ValueError(f"shapes differ: {reference.shape} and {candidate.shape}")
+    a, b = reference.astype(np.float64), candidate.astype(np.float64)
+    if a.size == 0:
+        return Measure(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return Measure(*[float("nan")] * 6, a.size)
+    difference = np.abs(b - a)
+    absolute = np.abs(a)
+    size, largest = _rms(a), float(absolute.max())
+    max_abs = float(difference.max())
+    if max_abs == 0.0:
+        return Measure(0.0, 0.0, size, largest, 0.0, 0.0, a.size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        max_rel = float(np.nanmax(difference / absolute))
+    needed = float((difference / (1.0 + absolute)).max())
+    return Measure(max_abs, _rms(difference), size, largest, max_rel, needed, a.size)
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
+
+
+def judge(truth: np.ndarray, candidate: np.ndarray, noise: np.ndarray, precision: str) -> Measure:
+    """Measures candidate against truth and sets the ratio to its budget.
+
+    Args:
+        truth: the reference's float64 values.
+        candidate: the values to judge.
+        noise: what rounding cost the reference, elementwise, already scaled to `precision`.
+        precision: whose epsilon the floor is made of.
+    """
+    found = measure(truth, candidate)
+    if found.values == 0:
+        found.ratio = 0.0
+        return found
+    if not np.isfinite(found.max_abs) or not np.isfinite(noise).all():
+        found.ratio = float("inf")
+        return found
+    epsilon = EPSILON[precision]
+    cap = CAP[precision] * found.largest
+    limits = {
+        "rms": FACTOR["rms"] * _rms(noise) + FLOOR["rms"] * epsilon * found.size,
+        "max": FACTOR["max"] * float(np.abs(noise).max()) + FLOOR["max"] * epsilon * found.largest,
+    }
+    errors = {"rms": found.rms, "max": found.max_abs}
+    found.ratio = max(_ratio(errors[kind], min(limits[kind], cap)) for kind in limits)
+    return found
+
+
+def _ratio(error: float, limit: float) -> float:
+    if error == 0.0:
+        return 0.0
+    return error / limit if limit > 0.0 else float("inf")
+
+
+def real_rows(tap: str, array: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
+    """The values of a tap at positions that are not masked.
+
+    A masked query sees every key through the same -1e10, which float32 and float64 round to different things, so
+    those rows say nothing. Only taps of the decoder that have the decoder's positions on an axis are concerned.
+
+    Args:
+        tap: its name.
+        array: (b, l, …), or (b, h, l, k) for attention weights.
+        targets: (b, l), 0 where masked; None if nothing is.
+    """
+    if targets is None or not tap.startswith("decoder") or tap.endswith("positions"):
+        return array
+    if "encoder_decoder_attention/" in tap and tap.endswith(("/key", "/value")):
+        return array
+    real = targets > 0
+    if array.ndim == 4 and array.shape[0] == real.shape[0] and array.shape[2] == real.shape[1]:
+        return np.moveaxis(array, 2, 1)[real]
+    if array.shape[:2] == real.shape:
+        return array[real]
+    return array
+
+
+def comparability(reference: Trace, candidate: Trace) -> tuple[list[Row], list[str]]:
+    """Rows for what both sides were given and how they computed, and the reasons to refuse a verdict, if any."""
+    rows, reasons = [], []
+
+    def check(name: str, fine: bool, note: str, reason: str) -> None:
+        rows.append(Row("comparability", name, "same" if fine else "refused", note=note if fine else reason))
+        if not fine:
+            reasons.append(reason)
+
+    for name in sorted(reference.inputs.keys() | candidate.inputs.keys()):
+        a, b = reference.inputs.get(name), candidate.inputs.get(name)
+        if a is None or b is None:
+            check(f"input {name}", False, "", f"only one side was given the input {name}")
+        else:
+            same = same_bits(a, b)
+            reason = f"the sides were given different {name}: {_describe(a)} and {_describe(b)}"
+            check(f"input {name}", same, f"same bytes, {_describe(a)}", reason)
+    config = _differing(reference.config, candidate.config)
+    check("config", not config, "equal", f"the configs differ: {'; '.join(config)}")
+    a, b = list(reference.passes), list(candidate.passes)
+    check("passes", a == b, ", ".join(a), f"different precisions were recorded: {', '.join(a)} and {', '.join(b)}")
+    check(
+        "float64 pass",
+        "float64" in a,
+        "budgets come from it",
+        "no float64 pass was recorded, so there is nothing to derive budgets from; record with float64",
+    )
+    if "float64" in a and a == ["float64"]:
+        check("float32 pass", False, "", "only float64 was recorded: budgets need a float32 or bfloat16 pass beside it")
+    for precision in [p for p in a if p in b]:
+        one, other = reference.passes[precision], candidate.passes[precision]
+        for side, run in ((reference, one), (candidate, other)):
+            label = f"{side.framework} {precision}"
+            check(
+                f"{label}: capture",
+                run.capture_is_neutral,
+                "logits bitwise the same with and without",
+                f"{label}: observing changed the logits",
+            )
+            wrong = wrong_mode(run)
+            check(f"{label}: precision", not wrong, _mode(run), f"{label}: {'; '.join(wrong)}")
+        others = (one.mode.get("other dtypes"), other.mode.get("other dtypes"))
+        check(
+            f"{precision}: dtypes",
+            others[0] == others[1],
+            f"{len(one.outputs)} taps in {precision}, except {_listing(others[0])}",
+            f"{precision}: the sides computed in different dtypes: "
+            f"{_listing(others[0] or {})} against {_listing(others[1] or {})}",
+        )
+        masks = (_masks(one), _masks(other))
+        check(
+            f"{precision}: masks",
+            masks[0] == masks[1],
+            f"{len(masks[0])} masks, same bytes" if masks[0] else "no masks",
+            f"{precision}: the masks differ, first at {_first_difference(*masks)}",
+        )
+    return rows, reasons
+
+
+def wrong_mode(run: Pass) -> list[str]:
+    """What a pass's precision switches, as read back, forbid; empty if it computed in the precision it claims."""
+    mode, wrong = run.mode, []
+    if mode.get("frames", run.precision) != run.precision:
+        wrong.append(f"the frames were {mode['frames']}")
+    if "jax_enable_x64" in mode and mode["jax_enable_x64"] != (run.precision == "float64"):
+        wrong.append(f"jax_enable_x64 was {mode['jax_enable_x64']}")
+    if mode.get("jax_default_matmul_precision", "highest") not in ("highest", "float32"):
+        wrong.append(f"jax_default_matmul_precision was {mode['jax_default_matmul_precision']}")
+    if mode.get("float32_matmul_precision", "highest") != "highest":
+        wrong.append(f"torch's float32 matmul precision was {mode['float32_matmul_precision']}")
+    if mode.get("allow_tf32"):
+        wrong.append("TF32 was allowed")
+    if mode.get("autocast"):
+        wrong.append("autocast was on")
+    if mode.get("deterministic") is False:
+        wrong.append("torch was not deterministic")
+    strangers = [
+        f"{name} in {dtype}"
+        for name, dtype in mode.get("other dtypes", {}).items()
+        if not (name.endswith("positions") and dtype == "float32")
+        and not (run.precision == "bfloat16" and dtype == "float32")
+    ]
+    if strangers:
+        wrong.append(f"not everything was {run.precision}: {', '.join(strangers[:3])} ({len(strangers)} in all)")
+    return wrong
+
+
+def _mode(run: Pass) -> str:
+    return ", ".join(f"{key} {value}" for key, value in run.mode.items() if key != "other dtypes")
+
+
+def _listing(named: dict[str, str]) -> str:
+    return ", ".join(f"{name} {dtype}" for name, dtype in list(named.items())[:4]) or "nothing"
+
+
+def _masks(run: Pass) -> dict[str, str]:
+    return {
+        tap: digest(value)
+        for tap, call in run.calls.items()
+        for value in call.args
+        if isinstance(value, np.ndarray) and value.dtype == bool
+    }
+
+
+def _first_difference(a: dict[str, Any], b: dict[str, Any]) -> str:
+    return next((key for key in [*a, *b] if a.get(key) != b.get(key)), "nowhere")
+
+
+def _describe(array: np.ndarray) -> str:
+    return f"{array.dtype} {array.shape} {digest(array)[:12]}"
+
+
+def _differing(a: Any, b: Any, path: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = []
+        for key in [*a, *(key for key in b if key not in a)]:
+            found += _differing(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+        return found
+    a, b = (list(x) if isinstance(x, tuple) else x for x in (a, b))
+    return [] if a == b else [f"{path} is {a!r} and {b!r}"]
+
+
+def compare_weights(reference: dict[str, list], candidate: dict[str, list]) -> list[Row]:
+    """A row per array name of either side: bit for bit after each side's declared transform, or different."""
+    rows = []
+    for name in [*reference, *(name for name in candidate if name not in reference)]:
+        a, b = reference.get(name), candidate.get(name)
+        if a is None or b is None:
+            note = f"only the {'candidate' if a is None else 'reference'} has it"
+        elif a[:2] != b[:2]:
+            note = f"{a[0]} {tuple(a[1])} against {b[0]} {tuple(b[1])}"
+        else:
+            note = "" if a[2] == b[2] else "other values"
+        rows.append(Row("weights", name, "different" if note else "same", note=note))
+    return rows
+
+
+def compare_taps(reference: Trace, candidate: Trace, precision: str) -> list[Row]:
+    """A row per tap of either side in execution order: free-running and local error in multiples of their budgets."""
+    truth, run, other = reference.passes["float64"], reference.passes[precision], candidate.passes[precision]
+    low_name = next(name for name in reference.passes if name != "float64") if precision == "float64" else precision
+    low = reference.passes[low_name]
+    scale = EPSILON[precision] / EPSILON[low_name]
+    targets = reference.inputs.get("decoder_target_tokens")
+    rows = []
+    for tap in [*run.outputs, *(tap for tap in other.outputs if tap not in run.outputs)]:
+        if tap not in run.outputs or tap not in other.outputs:
+            missing = reference.framework if tap not in run.outputs else candidate.framework
+            rows.append(Row("taps", tap, "different", precision, note=f"{missing} has no such tap"))
+            continue
+        a, b = run.outputs[tap], other.outputs[tap]
+        if a.shape != b.shape:
+            rows.append(Row("taps", tap, "different", precision, note=f"shape {a.shape} against {b.shape}"))
+            continue
+        absent = [
+            name
+            for name, found in (("local", other.local), ("exact", low.exact), ("float64", truth.outputs))
+            if tap not in found
+        ]
+        if absent:
+            rows.append(Row("taps", tap, "skipped", precision, note=f"no {' and no '.join(absent)} output recorded"))
+            continue
+
+        def real(array: np.ndarray, tap: str = tap) -> np.ndarray:
+            return real_rows(tap, array, targets)
+
+        if other.local[tap].shape != a.shape:
+            note = f"fed the reference's inputs, it has shape {other.local[tap].shape}"
+            rows.append(Row("taps", tap, "different", precision, note=note))
+            continue
+        exact64 = real(truth.outputs[tap]).astype(np.float64)
+        noise = (real(low.outputs[tap]) - exact64) * scale
+        free = judge(exact64, real(b), noise, precision)
+        exact_local = real(low.exact[tap]).astype(np.float64)
+        local_noise = (real(low.outputs[tap]) - exact_local) * scale
+        local_truth = exact64 if precision == "float64" else exact_local
+        local = judge(local_truth, real(other.local[tap]), local_noise, precision)
+        row = Row("taps", tap, "different" if _over(free) or _over(local) else "same", precision, free, local)
+        row.amplification = amplification(tap, run, other, targets)
+        if not np.isfinite(free.max_abs) or not np.isfinite(local.max_abs):
+            row.note = "not finite"
+        elif _over(local):
+            row.note = "local: differs on the reference's own inputs"
+        elif _over(free):
+            row.note = "inherited: right on the reference's inputs"
+        rows.append(row)
+    return rows
+
+
+def amplification(tap: str, run: Pass, other: Pass, targets: np.ndarray | None) -> float | None:
+    """Relative error of a tap over the largest relative error among its inputs, free-running; None if none came in."""
+    if tap not in run.calls or tap not in other.calls:
+        return None
+
+    def error(a: np.ndarray, b: np.ndarray) -> float:
+        found = measure(real_rows(tap, a, targets), real_rows(tap, b, targets))
+        return found.rms / found.size if found.size else 0.0
+
+    pairs = [
+        (a, b)
+        for a, b in zip(run.calls[tap].args, other.calls[tap].args)
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype.kind == "f" and a.shape == b.shape
+    ]
+    coming = max((error(a, b) for a, b in pairs), default=0.0)
+    going = error(run.outputs[tap], other.outputs[tap])
+    return going / coming if coming > 0.0 and np.isfinite(going) else None
+
+
+def compare_logits(reference: Trace, candidate: Trace, precision: str) -> list[Row]:
+    """One row: the logits in one precision, with the share of positions whose best token is another one."""
+    run, other = reference.passes[precision], candidate.passes[precision]
+    if run.logits.shape != other.logits.shape:
+        note = f"shape {run.logits.shape} against {other.logits.shape}"
+        return [Row("logits", "logits", "different", precision, note=note)]
+    low_name = next(name for name in reference.passes if name != "float64") if precision == "float64" else precision
+    targets = reference.inputs.get("decoder_target_tokens")
+    truth = reference.passes["float64"].logits
+    real = np.ones(truth.shape[:-1], bool) if targets is None else targets > 0
+    noise = (reference.passes[low_name].logits - truth)[real] * (EPSILON[precision] / EPSILON[low_name])
+    free = judge(truth[real], other.logits[real], noise, precision)
+    moved = int((run.logits[real].argmax(-1) != other.logits[real].argmax(-1)).sum())
+    note = f"best token differs at {moved} of {int(real.sum())} positions"
+    return [Row("logits", "logits", "different" if _over(free) else "same", precision, free, note=note)]
+
+
+def compare(reference: Trace, candidate: Trace) -> Report:
+    """The report on two traces: comparability first, then weights, taps and logits in every precision."""
+    report = Report(sides={"reference": _side(reference), "candidate": _side(candidate)})
+    rows, reasons = comparability(reference, candidate)
+    report.rows += rows
+    report.refusals += reasons
+    if not reference.weights or not candidate.weights:
+        report.refusals.append("no weights were recorded")
+    report.rows += compare_weights(reference.weights, candidate.weights)
+    if report.refusals:
+        return report
+    for precision in sorted(reference.passes, key=lambda p: -EPSILON_ORDER[p]):
+        report.rows += compare_taps(reference, candidate, precision)
+        report.rows += compare_logits(reference, candidate, precision)
+    return report
+
+
+def _side(trace: Trace) -> dict[str, Any]:
+    return {
+        "framework": trace.framework,
+        "environment": trace.environment,
+        "created": trace.created,
+        "modes": {precision: run.mode for precision, run in trace.passes.items()},
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `parity compare`."""
+    from parity import report
+
+    parser.add_argument("reference", help="trace made by `parity record CKPT --framework jax -o A`")
+    parser.add_argument("candidate", help="trace made by `parity record CKPT --framework torch --on A -o B`")
+    report.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compares two trace files; neither framework is imported."""
+    from parity import report
+
+    return report.finish(compare(load(args.reference), load(args.candidate)), args)

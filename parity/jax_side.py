@@ -1,0 +1,278 @@
+"""The Flax twin under observation: parity/torch_side.py offers the same for PyTorch."""
+
+import contextlib
+import os
+import re
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from jax_mt3 import checkpoint, decode
+from jax_mt3.model import Transformer
+from mt3_common.config import Config
+from parity import trace
+from parity.trace import WARM_UP, unrolled
+
+
+def find_device(name: str) -> jax.Device:
+    """The first device of a kind: 'cpu', 'gpu' or 'tpu'.
+
+    Raises:
+        ValueError: there is none here.
+    """
+    try:
+        return jax.devices(name)[0]
+    except RuntimeError:
+        found = ", ".join(sorted({device.platform for device in jax.devices()}))
+        raise ValueError(f"device {name}: JAX finds none here (it finds {found})") from None
+
+
+@contextlib.contextmanager
+def exact_mode(precision: str, device: jax.Device):
+    """JAX set so that it computes in `precision` and nothing less; x64 is on only for float64."""
+    with (
+        jax.enable_x64(precision == "float64"),
+        jax.default_matmul_precision("highest"),
+        jax.default_device(device),
+    ):
+        yield
+
+
+def read_mode() -> dict[str, Any]:
+    """JAX's precision switches as they are now."""
+    return {
+        "jax_enable_x64": bool(jax.config.jax_enable_x64),
+        "jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
+    }
+
+
+class Side:
+    """The Flax twin: loads, runs with and without observation, runs single modules.
+
+    Attributes:
+        params: nested dict under MT3's names, in the checkpoint's dtypes.
+        config: the checkpoint's config.
+        device: where it runs.
+    """
+
+    framework = "jax"
+
+    def __init__(self, params: dict[str, Any], config: Config, device: str = "cpu"):
+        self.params = params
+        self.config = config
+        self.device = find_device(device)
+        self.model = Transformer(config.network)
+        self.compiled = jax.jit(self.model.apply)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str = "cpu", **options: Any) -> "Side":
+        """The twin with a checkpoint's weights, read by the twin's own loader; options go to it."""
+        found = find_device(device)
+        with jax.default_device(found):
+            params, config = checkpoint.load(path, **options)
+        return cls(params, config, device)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The weights taken back out of the framework, under MT3's names."""
+        return checkpoint.to_arrays(self.params)
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and machine."""
+        return {
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "flax": flax.__version__,
+            "device": f"{self.device.platform} ({self.device.device_kind})",
+            **trace.machine(),
+        }
+
+    def cast(self, precision: str) -> dict[str, Any]:
+        """The parameters for computing in a precision, on the device; call it in exact_mode."""
+        return checkpoint.cast(jax.device_put(self.params, self.device), precision)
+
+    def run(
+        self,
+        inputs: dict[str, np.ndarray],
+        precision: str,
+        feed: trace.Pass | None = None,
+        exact: bool = False,
+    ) -> trace.Pass:
+        """Runs the network once in a precision and writes down every module's output and input.
+
+        Args:
+            inputs: frames (b, f, input_depth), decoder_input_tokens and decoder_target_tokens (b, l).
+            precision: 'float64', 'float32' or 'bfloat16'.
+            feed: another side's pass in this precision; every module also runs on its inputs.
+            exact: every module also runs in float64 on this pass's own inputs.
+
+        Returns:
+            The pass.
+        """
+        with exact_mode(precision, self.device):
+            params = self.cast(precision)
+            frames, *tokens = self._given(inputs, precision)
+            logits, outputs, calls = self._watched(params, frames, *tokens)
+            plain = self.model.apply({"params": params}, frames, *tokens)
+            weights = {"/".join((*path[:-1], "weights")): a for path, a in traverse_util.flatten_dict(params).items()}
+            mode = read_mode() | {
+                "frames": frames.dtype.name,
+                "other dtypes": {
+                    name: array.dtype.name for name, array in (weights | outputs).items() if array.dtype != precision
+                },
+            }
+            keep = _Keeper()
+            found = trace.Pass(
+                precision=precision,
+                mode=mode,
+                outputs={tap: keep(output) for tap, output in outputs.items()},
+                logits=keep(logits),
+                capture_is_neutral=trace.same_bits(np.asarray(logits), np.asarray(plain)),
+                calls={tap: keep.call(call) for tap, call in calls.items()},
+            )
+            del outputs, calls, logits, plain
+            if feed is not None:
+                found.local = self.run_modules(feed.calls, precision, params)
+        if exact:
+            with exact_mode("float64", self.device):
+                found.exact = self.run_modules(found.calls, "float64", self.cast("float64"))
+        return found
+
+    def _given(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
+        frames = jnp.asarray(inputs["frames"]).astype(precision)
+        return frames, jnp.asarray(inputs["decoder_input_tokens"]), jnp.asarray(inputs["decoder_target_tokens"])
+
+    def _watched(
+        self, params: dict[str, Any], *inputs: jax.Array, pattern: str = ""
+    ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, trace.Call]]:
+        outputs: dict[str, jax.Array] = {}
+        calls: dict[str, trace.Call] = {}
+
+        def watch(call, args, kwargs, context):
+            output = call(*args, **kwargs)
+            tap = "/".join(context.module.path)
+            if context.method_name == "__call__" and tap and re.search(pattern, tap):
+                outputs[tap] = output
+                calls[tap] = trace.Call(args, kwargs)
+            return output
+
+        with nn.intercept_methods(watch):
+            logits = self.model.apply({"params": params}, *inputs)
+        return logits, outputs, calls
+
+    def observe(
+        self, inputs: dict[str, np.ndarray], precision: str, pattern: str
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits (b, l, vocab_size), and the outputs of the taps whose names the pattern is found in."""
+        with exact_mode(precision, self.device):
+            watched = jax.jit(lambda params, *inputs: self._watched(params, *inputs, pattern=pattern)[:2])
+            logits, outputs = watched(self.cast(precision), *self._given(inputs, precision))
+            keep = _Keeper()
+            return keep(logits), {tap: keep(output) for tap, output in outputs.items()}
+
+    def logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
+        """Logits (b, l, vocab_size) of the compiled network, unobserved."""
+        with exact_mode(precision, self.device):
+            logits = self.compiled({"params": self.cast(precision)}, *self._given(inputs, precision))
+            return _Keeper()(logits)
+
+    def cached(
+        self, frames: np.ndarray, tokens: np.ndarray, precision: str
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits of decode.py, one token at a time through its cache, and what the cache holds in the end.
+
+        The ring begins as decode.py begins it, has had WARM_UP tokens of an earlier segment, grows once to the length
+        that is needed and comes round.
+
+        Args:
+            frames: (b, f, input_depth).
+            tokens: (b, l) decoder inputs, the start token first.
+
+        Returns:
+            (logits (b, l, vocab_size), tap -> keys or values (b, l or f, heads * head_dim)).
+        """
+        with exact_mode(precision, self.device):
+            count, length = tokens.shape
+            weights = decode.pack(self.cast(precision), self.config.network)
+            first = min(decode.FIRST_LENGTH, length)
+            cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
+            rows, frames = jnp.arange(count), jnp.asarray(frames).astype(precision)
+            step = jax.jit(decode.step, donate_argnums=1)
+            cache = decode.insert(weights, cache, rows, frames)
+            for place in range(WARM_UP):
+                _, cache = step(weights, cache, jnp.asarray(tokens[:, [place % length]]))
+            cache = decode.insert(weights, cache, rows, frames)
+            keep, logits = _Keeper(), []
+            for place in range(length):
+                if place == first:
+                    cache = decode.grow(cache, length)
+                found, cache = step(weights, cache, jnp.asarray(tokens[:, [place]]))
+                logits.append(np.asarray(found[:, 0]))
+            return np.stack(logits, axis=1), unrolled(
+                *([keep(array) for array in arrays] for arrays in cache[:4]), slot=int(cache.slot), length=length
+            )
+
+    def generate(self, segments: list[np.ndarray], max_steps: int | None = None) -> list[np.ndarray]:
+        """Greedy token ids of segments (input_frames, input_depth), in float32 as `infer` computes them."""
+        with exact_mode("float32", self.device):
+            return list(decode.generate(self.cast("float32"), self.config, segments, max_steps=max_steps))
+
+    def run_modules(
+        self, calls: dict[str, trace.Call], precision: str, params: dict[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """Every module's output on the given inputs, one module at a time; call it in exact_mode(precision)."""
+        keep = _Keeper()
+        bare = self.model.bind({"params": params})
+        given: dict[tuple[int, str], jax.Array] = {}
+
+        def give(value: Any, dtype: str) -> Any:
+            if not isinstance(value, np.ndarray):
+                return value
+            if (id(value), dtype) not in given:
+                array = jnp.asarray(value)
+                floating = np.issubdtype(value.dtype, np.floating)
+                given[id(value), dtype] = array.astype(dtype) if floating else array
+            return given[id(value), dtype]
+
+        outputs = {}
+        for tap, call in calls.items():
+            module, subtree = bare, params
+            for part in tap.split("/"):
+                module = _child(module, part)
+                subtree = subtree.get(part, {})
+            dtype = trace.input_dtype(tap, precision)
+            args = tuple(give(value, dtype) for value in call.args)
+            kwargs = {key: give(value, dtype) for key, value in call.kwargs.items()}
+            outputs[tap] = keep(module.clone(parent=None, name=None).apply({"params": subtree}, *args, **kwargs))
+        return outputs
+
+
+def _child(module: nn.Module, name: str) -> nn.Module:
+    if hasattr(module, name):
+        return getattr(module, name)
+    stem, _, index = name.rpartition("_")
+    return getattr(module, stem)[int(index)]
+
+
+class _Keeper:
+    """Framework arrays to NumPy, the same array once; bfloat16 as float32, which holds it exactly."""
+
+    def __init__(self):
+        self.kept: dict[int, tuple[jax.Array, np.ndarray]] = {}
+
+    def __call__(self, array: jax.Array) -> np.ndarray:
+        if id(array) not in self.kept:
+            wide = array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array
+            self.kept[id(array)] = (array, np.asarray(wide))
+        return self.kept[id(array)][1]
+
+    def call(self, call: trace.Call) -> trace.Call:
+        def keep(value: Any) -> Any:
+            return self(value) if isinstance(value, jax.Array) else value
+
+        return trace.Call(tuple(keep(v) for v in call.args), {k: keep(v) for k, v in call.kwargs.items()})

@@ -1,0 +1,87 @@
+"""One side to a trace, in its own process or machine if need be: `parity record`."""
+
+import argparse
+import dataclasses
+import importlib
+from typing import Any
+
+import numpy as np
+
+from parity import trace
+
+FRAMEWORKS = ("jax", "torch")
+PRECISIONS = ("float64", "float32", "bfloat16")
+
+
+def load_side(framework: str, path: str, device: str = "cpu", **options: Any) -> Any:
+    """The Side of a framework with a checkpoint's weights; imports that framework only.
+
+    Raises:
+        ValueError: the framework is unknown or not installed, the device is not there, or the checkpoint is bad.
+    """
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"framework {framework!r}: know {' and '.join(FRAMEWORKS)}")
+    try:
+        module = importlib.import_module(f"parity.{framework}_side")
+    except ImportError as error:
+        raise ValueError(
+            f'{framework} is not installed here ({error}); pip install "mt3-twins[{framework}]", '
+            "or record this side elsewhere with python -m parity record"
+        ) from error
+    return module.Side.load(path, device=device, **options)
+
+
+def record(
+    side: Any,
+    inputs: dict[str, np.ndarray],
+    precisions: tuple[str, ...] = ("float64", "float32"),
+    reference: trace.Trace | None = None,
+) -> trace.Trace:
+    """All passes of a side: as the reference, or as the candidate for a reference's trace."""
+    passes = {
+        precision: side.run(
+            inputs,
+            precision,
+            feed=None if reference is None else reference.passes.get(precision),
+            exact=reference is None and precision != "float64",
+        )
+        for precision in precisions
+    }
+    return trace.Trace(
+        framework=side.framework,
+        environment=side.environment(),
+        config=dataclasses.asdict(side.config),
+        weights=trace.fingerprint(side.arrays()),
+        inputs=dict(inputs),
+        passes=passes,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `parity record`."""
+    parser.add_argument("checkpoint", help="T5X or Orbax directory, or .safetensors")
+    parser.add_argument("-o", "--output", required=True, help="trace file to write (.safetensors)")
+    parser.add_argument("--framework", choices=FRAMEWORKS, required=True)
+    parser.add_argument("--on", metavar="TRACE", help="the reference's trace: take its inputs, and feed every module")
+    parser.add_argument("--audio", help="audio file whose first segments are the frames")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
+    parser.add_argument("--precisions", default="float64,float32", help="passes to record (default: float64,float32)")
+    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Records one side."""
+    from parity import inputs
+
+    precisions = tuple(args.precisions.split(","))
+    unknown = [name for name in precisions if name not in PRECISIONS]
+    if unknown:
+        raise ValueError(f"precision {unknown[0]!r}: know {', '.join(PRECISIONS)}")
+    reference = trace.load(args.on) if args.on else None
+    side = load_side(args.framework, args.checkpoint, device=args.device, preset=args.model)
+    given = reference.inputs if reference else inputs.choose(side.config, args.audio)
+    found = record(side, given, precisions, reference)
+    trace.save(args.output, found)
+    taps = sum(len(each.outputs) for each in found.passes.values())
+    print(f"{args.output}: {taps} taps in {', '.join(precisions)} by {side.framework} on {args.device}")
+    return 0

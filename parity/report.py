@@ -1,0 +1,204 @@
+"""A report for people and for machines: terminal, JSON, HTML, JUnit XML, Markdown."""
+
+import argparse
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from parity.compare import Measure, Report, Row
+
+SCHEMA = "mt3-parity-report"
+SCHEMA_VERSION = 1
+STYLES = {"same": "green", "different": "bold red", "refused": "bold yellow", "skipped": "bold yellow"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the report goes beside the terminal."""
+    parser.add_argument("--all", action="store_true", help="every tap in the table, not one line per layer")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--html", metavar="FILE", help="write it as one self-contained page")
+    parser.add_argument("--junit", metavar="FILE", help="write it as JUnit XML, a test per row")
+    parser.add_argument("--markdown", metavar="FILE", help="append it as Markdown (for a GitHub step summary)")
+
+
+def finish(report: Report, args: argparse.Namespace) -> int:
+    """Prints the report, writes the files asked for, and returns the exit status."""
+    show(report, everything=args.all)
+    if args.json:
+        write(args.json, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
+    return report.exit_code
+
+
+def write(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file beside its name and renames it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def show(report: Report, everything: bool = False, console: Console | None = None) -> None:
+    """Prints the verdict, where the sides part, and the table."""
+    # wide enough for the table where the output is no terminal
+    console = console or Console(width=None if os.isatty(1) else 150, highlight=False)
+    console.print(Text(headline(report), style=STYLES[report.verdict]))
+    for reason in report.refusals:
+        console.print(Text(f"  refused: {reason}", style=STYLES["refused"]))
+    first = report.first_difference
+    if first is not None and not report.refusals:
+        console.print(f"first difference: [bold]{first.name}[/bold] {first.precision} {describe(first)}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("compared", overflow="fold")
+    for title in ("same", *COLUMNS, "verdict"):
+        table.add_column(title, justify="left" if title == "verdict" else "right", min_width=7)
+    for label, rows in grouped(report, everything):
+        verdict = worst_verdict(rows)
+        table.add_row(label, *cells(rows), Text(verdict, style=STYLES[verdict]))
+    console.print(table)
+    console.print(
+        "x: error in multiples of its measured budget, 1 is the limit; local: module fed the reference's inputs"
+    )
+    for row in _worth_reading(report):
+        console.print(f"  {row.section}: {row.name} {row.precision}: {row.note or describe(row)}", markup=False)
+    for key, value in report.facts.items():
+        console.print(f"{key}: {value}", markup=False, style="dim")
+
+
+def headline(report: Report) -> str:
+    """The verdict in one line."""
+    counts = ", ".join(f"{section} {text}" for section, text in report.coverage().items() if section != "comparability")
+    return f"{report.verdict.upper()}  {counts}"
+
+
+def describe(row: Row) -> str:
+    """A row's figures in words."""
+    parts = []
+    if row.local is not None and row.local.ratio is not None:
+        parts.append(f"local error {number(row.local.ratio)} times its budget")
+    if row.free is not None and row.free.ratio is not None:
+        parts.append(f"free-running {number(row.free.ratio)} times")
+    if row.note:
+        parts.append(row.note)
+    return "; ".join(parts)
+
+
+def grouped(report: Report, everything: bool = False) -> list[tuple[str, list[Row]]]:
+    """The table's lines: (label, rows of every precision); taps one line per layer unless everything is wanted."""
+    groups: dict[str, list[Row]] = {}
+    for row in report.rows:
+        if row.section == "comparability":
+            label = "same inputs, masks, config, precision"
+        elif row.section == "weights":
+            label = "weights, bit for bit"
+        elif row.section == "taps":
+            label = row.name if everything else "/".join(row.name.split("/")[:2])
+        else:
+            name = row.name if everything else row.name.split(" decoder/")[0]
+            label = row.section if name == row.section else f"{row.section}: {name}"
+        groups.setdefault(label, []).append(row)
+    return list(groups.items())
+
+
+# column -> (precisions, which error, figure); the last three are of the lowest precision that was compared
+COLUMNS = {
+    "float64 x": ("float64", "free", "ratio"),
+    "float32 x": ("float32", "free", "ratio"),
+    "local x": ("float32", "local", "ratio"),
+    "max abs": ("float32", "free", "max_abs"),
+    "max rel": ("float32", "free", "max_rel"),
+    "tol needed": ("float32", "free", "needed"),
+}
+
+
+def cells(rows: list[Row]) -> list[str]:
+    """The figures of one line of the table: how many are the same, then the worst of each column."""
+    found = [f"{sum(row.verdict == 'same' for row in rows)}/{len(rows)}"]
+    lower = next((row.precision for row in rows if row.precision not in ("", "float64")), "float64")
+    for precision, kind, figure in COLUMNS.values():
+        wanted = "float64" if precision == "float64" else lower
+        measures = [getattr(row, kind) for row in rows if row.precision == wanted]
+        if precision == "float64" and kind == "free":
+            measures += [row.local for row in rows if row.precision == wanted]
+        found.append(number(_worst([each for each in measures if each is not None], figure)))
+    return found
+
+
+def worst_verdict(rows: list[Row]) -> str:
+    """'refused', 'different', 'skipped' or 'same', the first of these that a row has."""
+    found = {row.verdict for row in rows}
+    return next(name for name in ("refused", "different", "skipped", "same") if name in found or name == "same")
+
+
+def _worst(measures: list[Measure], name: str) -> float | None:
+    values = [getattr(each, name) for each in measures if getattr(each, name) is not None]
+    if any(math.isnan(value) for value in values):
+        return math.nan
+    return max(values, default=None)
+
+
+def number(value: float | None) -> str:
+    """A figure for people: '0.31', '2.4e-07', '' for None."""
+    if value is None:
+        return ""
+    if value == 0:
+        return "0"
+    return f"{value:.2f}" if 0.01 <= abs(value) < 1000 else f"{value:.1e}"
+
+
+def _worth_reading(report: Report) -> list[Row]:
+    talking = [row for row in report.rows if row.section in ("tokens", "notes") and row.note]
+    silent = ("tokens", "notes", "comparability")
+    bad = [row for row in report.rows if row.verdict != "same" and row.section not in silent]
+    return bad[:10] + talking
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as JSON: see docs/parity-report.md for the schema. Figures that are not finite become strings."""
+    first = report.first_difference
+    return {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "verdict": report.verdict,
+        "exit_code": report.exit_code,
+        "refusals": report.refusals,
+        "first_difference": None if first is None or report.refusals else _row(first),
+        "coverage": report.coverage(),
+        "sides": report.sides,
+        "facts": dict(report.facts),
+        "rows": [_row(row) for row in report.rows],
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "section": row.section,
+        "name": row.name,
+        "precision": row.precision,
+        "verdict": row.verdict,
+        "free": _measure(row.free),
+        "local": _measure(row.local),
+        "amplification": _finite(row.amplification),
+        "note": row.note,
+    }
+
+
+def _measure(measure: Measure | None) -> dict[str, Any] | None:
+    if measure is None:
+        return None
+    names = ("ratio", "max_abs", "relative", "max_rel", "needed", "rms", "largest", "values")
+    return {name: _finite(getattr(measure, name)) for name in names}
+
+
+def _finite(value: float | None) -> float | str | None:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

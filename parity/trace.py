@@ -1,0 +1,270 @@
+"""Traces: what one side computed, module by module, in arrays and a file that need neither framework.
+
+Words: a *tap* is a module's output under its name ('encoder/layers_0/attention/query'); a *pass* is one run in one
+precision; *local* outputs are those of a module that was fed the other side's inputs; *exact* outputs are those of the
+same module in float64 on the pass's own inputs.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+FORMAT = "mt3-parity-trace"
+VERSION = 1
+# tokens that a cache has had before the ones that are compared, so that its ring comes round
+WARM_UP = 37
+
+
+class TraceError(ValueError):
+    """A trace that cannot be read, or that says nothing."""
+
+
+@dataclasses.dataclass
+class Call:
+    """What a module was called with: arrays, or constants that JSON can hold."""
+
+    args: tuple
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Pass:
+    """One run of the network in one precision.
+
+    Attributes:
+        precision: dtype of parameters and arithmetic: 'float64', 'float32' or 'bfloat16'.
+        mode: the framework's precision switches as read back while it ran, and every dtype that was seen.
+        outputs: tap -> output, in execution order; bfloat16 is kept as float32.
+        logits: (b, l, vocab_size).
+        capture_is_neutral: the logits without capturing were bitwise these.
+        calls: tap -> the inputs of its module. Empty where nobody will need them.
+        local: tap -> the module's output on the reference's inputs, where they were given.
+        exact: tap -> the module's float64 output on `calls`, on the side that is the reference.
+    """
+
+    precision: str
+    mode: dict[str, Any]
+    outputs: dict[str, np.ndarray]
+    logits: np.ndarray
+    capture_is_neutral: bool
+    calls: dict[str, Call] = dataclasses.field(default_factory=dict)
+    local: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    exact: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Trace:
+    """All passes of one side, with what is needed to know whether another trace may be compared with it.
+
+    Attributes:
+        framework: 'jax', 'torch', or another maker's name.
+        environment: versions, device and machine.
+        config: the config as a dict.
+        weights: array name -> [dtype, shape, sha256], taken back from the framework's own parameters.
+        inputs: name -> array, as the framework was given them.
+        passes: precision -> Pass.
+        created: UTC time, ISO 8601.
+    """
+
+    framework: str
+    environment: dict[str, Any]
+    config: dict[str, Any]
+    weights: dict[str, list]
+    inputs: dict[str, np.ndarray]
+    passes: dict[str, Pass]
+    created: str = ""
+
+    def __post_init__(self):
+        if not self.created:
+            self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def machine() -> dict[str, Any]:
+    """What every trace says of the machine it was made on."""
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+    }
+
+
+def digest(array: np.ndarray) -> str:
+    """sha256 of an array's dtype, shape and bytes (C order), in hexadecimal."""
+    array = np.asarray(array)
+    found = hashlib.sha256(f"{array.dtype.name} {array.shape} ".encode())
+    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether dtype, shape and every bit are equal (so NaN equals itself, and 0.0 does not equal -0.0)."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def input_dtype(tap: str, precision: str) -> str:
+    """The dtype of a module's floating inputs in a pass: logits_dense gets at least float32, as in MT3."""
+    return "float32" if precision == "bfloat16" and tap.endswith("logits_dense") else precision
+
+
+def unrolled(
+    self_keys: list[np.ndarray],
+    self_values: list[np.ndarray],
+    cross_keys: list[np.ndarray],
+    cross_values: list[np.ndarray],
+    slot: int,
+    length: int,
+) -> dict[str, np.ndarray]:
+    """What a decoding cache holds, under the names and in the shapes of the taps that it should equal.
+
+    Args:
+        self_keys, self_values: per layer (b, 1, h, ring, d), `slot` being the slot after the last token's.
+        cross_keys, cross_values: per layer (b, h, frames, d).
+        length: tokens to take, in order.
+
+    Returns:
+        tap -> (b, length or frames, h * d).
+    """
+
+    def joined(array: np.ndarray) -> np.ndarray:
+        array = np.swapaxes(array, 1, 2)
+        return array.reshape(*array.shape[:2], -1)
+
+    slots = (slot - length + np.arange(length)) % self_keys[0].shape[3]
+    found = {}
+    for layer, arrays in enumerate(zip(self_keys, self_values, cross_keys, cross_values, strict=True)):
+        for name, array in zip(("self_attention/key", "self_attention/value"), arrays[:2], strict=True):
+            found[f"decoder/layers_{layer}/{name}"] = joined(array[:, 0][:, :, slots])
+        for name, array in zip(
+            ("encoder_decoder_attention/key", "encoder_decoder_attention/value"), arrays[2:], strict=True
+        ):
+            found[f"decoder/layers_{layer}/{name}"] = joined(array)
+    return found
+
+
+def fingerprint(arrays: dict[str, np.ndarray]) -> dict[str, list]:
+    """Array name -> [dtype, shape, sha256]."""
+    return {name: [array.dtype.name, list(array.shape), digest(array)] for name, array in sorted(arrays.items())}
+
+
+def save(path: str | os.PathLike, trace: Trace) -> None:
+    """Writes a trace to one .safetensors file, every distinct array once, under its sha256."""
+    arrays: dict[str, np.ndarray] = {}
+    known: dict[int, str] = {}
+
+    def put(array: np.ndarray) -> str:
+        if id(array) not in known:
+            known[id(array)] = digest(array)
+            arrays[known[id(array)]] = np.ascontiguousarray(array)
+        return known[id(array)]
+
+    def put_value(value: Any) -> dict[str, Any]:
+        return {"array": put(value)} if isinstance(value, np.ndarray) else {"value": value}
+
+    passes = {}
+    for precision, run in trace.passes.items():
+        passes[precision] = {
+            "precision": run.precision,
+            "mode": run.mode,
+            "capture_is_neutral": run.capture_is_neutral,
+            "logits": put(run.logits),
+            "outputs": [[tap, put(array)] for tap, array in run.outputs.items()],
+            "local": [[tap, put(array)] for tap, array in run.local.items()],
+            "exact": [[tap, put(array)] for tap, array in run.exact.items()],
+            "calls": [
+                [tap, [put_value(v) for v in call.args], {k: put_value(v) for k, v in call.kwargs.items()}]
+                for tap, call in run.calls.items()
+            ],
+        }
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "framework": trace.framework,
+        "environment": trace.environment,
+        "config": trace.config,
+        "weights": trace.weights,
+        "inputs": {name: put(array) for name, array in trace.inputs.items()},
+        "passes": passes,
+        "created": trace.created,
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        safetensors.numpy.save_file(arrays, beside, metadata={"header": json.dumps(header)})
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike) -> Trace:
+    """The trace in a file, every array checked against its sha256.
+
+    Raises:
+        TraceError: missing, not a trace, of another version, damaged, or without passes or taps.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TraceError(f"{path}: no such trace file")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            header = json.loads((file.metadata() or {}).get("header", "null"))
+            if not isinstance(header, dict) or header.get("format") != FORMAT:
+                raise TraceError(f"{path}: not a trace; make one with python -m parity record")
+            if header.get("version") != VERSION:
+                raise TraceError(
+                    f"{path}: a trace of version {header.get('version')}, this program reads version {VERSION}; "
+                    "record it again"
+                )
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise TraceError(f"{path}: not a readable trace file ({error})") from error
+    damaged = [name for name, array in arrays.items() if digest(array) != name]
+    if damaged:
+        raise TraceError(f"{path}: {len(damaged)} of {len(arrays)} arrays are damaged; record it again")
+    try:
+        trace = _assemble(header, arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TraceError(f"{path}: incomplete trace ({error!r}); record it again") from error
+    if not trace.passes or not all(run.outputs for run in trace.passes.values()):
+        raise TraceError(f"{path}: an empty trace: no taps were recorded")
+    return trace
+
+
+def _assemble(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
+    def value(spec: dict[str, Any]) -> Any:
+        return arrays[spec["array"]] if "array" in spec else spec["value"]
+
+    passes = {}
+    for precision, run in header["passes"].items():
+        passes[precision] = Pass(
+            precision=run["precision"],
+            mode=run["mode"],
+            outputs={tap: arrays[key] for tap, key in run["outputs"]},
+            logits=arrays[run["logits"]],
+            capture_is_neutral=run["capture_is_neutral"],
+            calls={
+                tap: Call(tuple(value(v) for v in args), {k: value(v) for k, v in kwargs.items()})
+                for tap, args, kwargs in run["calls"]
+            },
+            local={tap: arrays[key] for tap, key in run["local"]},
+            exact={tap: arrays[key] for tap, key in run["exact"]},
+        )
+    return Trace(
+        framework=header["framework"],
+        environment=header["environment"],
+        config=header["config"],
+        weights=header["weights"],
+        inputs={name: arrays[key] for name, key in header["inputs"].items()},
+        passes=passes,
+        created=header["created"],
+    )
