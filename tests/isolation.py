@@ -20,8 +20,8 @@ FOREIGN = {"jax": ("torch",), "torch": ("jax", "jaxlib", "flax", "optax", "orbax
 FIND = "import importlib.util, sys; print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name)))"
 
 
-def run(*command: str | Path, folder: Path) -> str:
-    """Standard output of a command, run in a folder.
+def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess:
+    """What a command printed, run in a folder.
 
     Raises:
         RuntimeError: it failed; with all it printed.
@@ -30,7 +30,7 @@ def run(*command: str | Path, folder: Path) -> str:
     if result.returncode != 0:
         shown = " ".join(map(str, command))
         raise RuntimeError(f"{shown}\nexit status {result.returncode}\n{result.stdout}{result.stderr}")
-    return result.stdout
+    return result
 
 
 def require_absent(python: Path, modules: tuple[str, ...], folder: Path) -> None:
@@ -39,7 +39,7 @@ def require_absent(python: Path, modules: tuple[str, ...], folder: Path) -> None
     Raises:
         RuntimeError: it finds one; names it.
     """
-    found = run(python, "-c", FIND, *modules, folder=folder).split()
+    found = run(python, "-c", FIND, *modules, folder=folder).stdout.split()
     if found:
         raise RuntimeError(f"{python} finds {', '.join(found)}, which should not be there")
 
@@ -83,15 +83,17 @@ def transcribe_alone(framework: str, wheel: Path, audio: Path, checkpoint: Path,
     Raises:
         RuntimeError: the installation or the transcription failed, or the other framework is there.
     """
-    python = folder / framework / "bin" / "python"
-    run(sys.executable, "-m", "venv", folder / framework, folder=folder)
+    # a folder called torch would pass for the module where Python looks into the current folder
+    environment = folder / f"{framework}-alone"
+    python = environment / "bin" / "python"
+    run(sys.executable, "-m", "venv", environment, folder=folder)
     constraints = ROOT / "requirements.lock"
     run(python, "-m", "pip", "install", "--quiet", "-c", constraints, f"{wheel}[{framework}]", folder=folder)
     run(python, "-m", "pip", "check", folder=folder)
     require_absent(python, FOREIGN[framework], folder)
     output = folder / f"{framework}.mid"
     command = [python, "-m", f"{framework}_mt3.infer", audio, "-o", output, "--checkpoint", checkpoint]
-    print(f"{framework} alone: {run(*command, folder=folder).strip()}", flush=True)
+    print(f"{framework} alone: {run(*command, folder=folder).stdout.strip()}", flush=True)
     return output
 
 

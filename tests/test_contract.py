@@ -1,8 +1,12 @@
-"""The import contract of pyproject.toml holds, and breaks when a package imports what it must not."""
+"""Who imports what: the contracts of pyproject.toml hold, and what is imported is declared there."""
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -55,3 +59,40 @@ def test_planted_import_breaks_the_contract(copied_packages, package, planted, b
     result = lint_imports(copied_packages)
     assert result.returncode == 1, result.stdout + result.stderr
     assert broken in result.stdout
+
+
+# package -> extras that are installed where it is used
+EXTRAS = {"mt3_common": (), "jax_mt3": ("jax",), "torch_mt3": ("torch",), "parity": ("jax", "torch", "parity")}
+
+
+def declared(extras: tuple[str, ...]) -> set[str]:
+    """Distributions that pyproject.toml asks for with these extras, in lower case with hyphens."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    return {re.match(r"[\w-]+", name)[0].lower().replace("_", "-") for names in lists for name in names}
+
+
+def undeclared(folder: Path, extras: tuple[str, ...]) -> set[str]:
+    """'file: module' for what the files of a folder import as they load and no declared distribution brings."""
+    distributions = metadata.packages_distributions()
+    found = set()
+    for file in sorted(folder.glob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for module in {name.split(".")[0] for name in names} - sys.stdlib_module_names - set(PACKAGES):
+                brought_by = {name.lower().replace("_", "-") for name in distributions.get(module, ())}
+                if not brought_by & declared(extras):
+                    found.add(f"{file.name}: {module}")
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_a_package_imports_is_declared(package):
+    assert undeclared(ROOT / package, EXTRAS[package]) == set()
+
+
+def test_an_undeclared_import_is_seen(tmp_path):
+    (tmp_path / "planted.py").write_text("import hypothesis.strategies\nfrom torch import nn\nimport numpy, sys\n")
+    assert undeclared(tmp_path, ()) == {"planted.py: hypothesis", "planted.py: torch"}
+    assert undeclared(tmp_path, ("torch",)) == {"planted.py: hypothesis"}
