@@ -1,0 +1,57 @@
+"""Puts a checkpoint among the bundled ones, without its optimizer, and enters it into manifest.json.
+
+The checkpoint that comes with the project was made so:
+
+    python checkpoints/bundle.py golden tests/golden/model/checkpoints/t5x_zarr --default \\
+        --source 'random weights (seed 7) of a small MT3, written by T5X' --licence CC0-1.0 \\
+        --notice 'the bundled test checkpoint has random weights: its notes mean nothing; --checkpoint takes others'
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+from mt3_common import checkpoint
+
+FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    """Writes FOLDER/NAME and manifest.json."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("name", help="what --checkpoint will call it")
+    parser.add_argument("checkpoint", help="the checkpoint to take it from")
+    parser.add_argument("--source", required=True, help="where the weights come from")
+    parser.add_argument("--licence", required=True, help="under which they may be used")
+    parser.add_argument("--notice", default="", help="what is said whenever it is used")
+    parser.add_argument("--default", action="store_true", help="take this one where none is named")
+    options = parser.parse_args()
+
+    found = checkpoint.read(options.checkpoint)
+    config = checkpoint.network_config(found.arrays, options.checkpoint)
+    folder = FOLDER / options.name
+    checkpoint.write_t5x(folder, found.arrays, found.step, config=config, overwrite=True)
+
+    manifest_file = FOLDER / "manifest.json"
+    manifest = json.loads(manifest_file.read_text()) if manifest_file.exists() else {"default": "", "checkpoints": {}}
+    manifest["checkpoints"][options.name] = {
+        "source": options.source,
+        "licence": options.licence,
+        "made": f"checkpoints/bundle.py from {options.checkpoint}",
+        "notice": options.notice,
+        "sha256": {
+            file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        },
+    }
+    if options.default:
+        manifest["default"] = options.name
+    manifest_file.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

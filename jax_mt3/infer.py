@@ -1,0 +1,102 @@
+"""Recordings to notes with the Flax network: python -m jax_mt3.infer song.wav, or from Python:
+
+from jax_mt3 import infer
+transcription = infer.load().transcribe("song.wav")
+transcription.write("song.mid")
+"""
+
+import functools
+import os
+import sys
+
+from mt3_common import cli
+from mt3_common.transcribe import Transcriber, find_checkpoint
+
+
+def load(
+    checkpoint: str | os.PathLike | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    search: str = "greedy",
+    beams: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+    positions: str | None = None,
+) -> Transcriber:
+    """A Transcriber: the network of a checkpoint, on its device, with a way to search.
+
+    Sets JAX's matmul precision to the highest for the whole process, and enables 64 bits if dtype needs them.
+
+    Args:
+        checkpoint: path, gs:// address or the name of a bundled checkpoint; None for the default one.
+        model: 'mt3' or 'ismir2021', where the checkpoint has no config of its own.
+        device: 'cpu', 'gpu', 'gpu:1', 'tpu'; None for the first that JAX finds.
+        dtype: 'float32', 'bfloat16' or 'float64'.
+        search: 'greedy', 't5x' (T5X's beam search, as MT3 was published) or 'sample'.
+        beams: beams of 't5x'.
+        temperature: divides the logits in 'sample'.
+        top_k: tokens that 'sample' chooses among; 0 for all.
+        top_p: probability that 'sample' chooses within; 1.0 for all.
+        seed: of 'sample'.
+        batch_size: segments decoded at once.
+        positions: 'mt3' or 'port': the sinusoids that the weights were trained on; None to believe the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint, the device or a setting is not usable; says what to do.
+    """
+    # imported here: --help and wrong arguments are answered at once, and Ctrl-C while JAX loads is handled
+    import jax
+
+    from jax_mt3 import checkpoint as weights
+    from jax_mt3 import decode
+
+    # float32 is meant: left alone, JAX lets GPUs and TPUs round what goes into a product to fewer bits
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    found = find_checkpoint(checkpoint)
+    overrides = {"position_table": positions} if positions else None
+    params, config = weights.load(found.path, preset=model, overrides=overrides)
+    params = jax.device_put(weights.cast(params, dtype), find_device(device))
+    generate = functools.partial(
+        decode.generate,
+        params,
+        config,
+        search=search,
+        num_decodes=beams,
+        batch_size=batch_size,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    return Transcriber(config, generate, checkpoint=found)
+
+
+def find_device(name: str | None):
+    """The jax.Device called 'cpu', 'gpu', 'gpu:1' or 'tpu'; the first of JAX's default kind for None.
+
+    Raises:
+        ValueError: there is none of that name; says which there are.
+    """
+    import jax
+
+    kind, _, number = (name or "").partition(":")
+    try:
+        return jax.devices(kind or None)[int(number or 0)]
+    except (RuntimeError, IndexError, ValueError):
+        present = ", ".join(str(device) for device in jax.devices())
+        raise ValueError(f"no device {name!r} for JAX here; there are: {present}, and cpu") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line: see mt3_common/cli.py."""
+    return cli.main("jax_mt3", load, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,391 @@
+"""The command line of both twins' infer: arguments, files in and out, progress, errors and the exit status."""
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mt3_common import midi
+from mt3_common.config import PRESETS
+from mt3_common.transcribe import FORMATS, SUFFIXES, Transcriber, Transcription
+
+SUCCESS, SOME_FAILED, NOT_STARTED, INTERRUPTED = 0, 1, 2, 130
+
+# what a folder is searched for; a file that is named is tried whatever its name ends in
+AUDIO_SUFFIXES = {
+    *(".wav", ".aif", ".aiff", ".aifc", ".au", ".caf", ".rf64", ".w64", ".flac"),
+    *(".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".wma"),
+}
+
+LESSON = """\
+Turns recordings of music into notes (MIDI, JSON) with an MT3 network.
+
+  python -m {program}.infer song.wav
+      writes song.mid beside song.wav
+  python -m {program}.infer album/ -o notes/
+      every recording below album/, into notes/
+  python -m {program}.infer song.mp3 --format mid,json --search t5x --start 30 --duration 10
+      ten seconds of it, to song.mid and song.json, searched as MT3 was published
+
+All options: python -m {program}.infer --help. From Python:
+
+  from {program} import infer
+  transcription = infer.load().transcribe("song.wav")
+  transcription.write("song.mid")
+"""
+
+EPILOG = """\
+Outputs lie beside the recordings unless -o is given. -o NAME is a file, for one recording, if NAME ends in .mid, .midi,
+.json or .noteseq; anything else is a folder, in which searched folders keep their shape. A file that is in the way is
+replaced if this program wrote it and nobody has changed it since; anything else only with --force.
+
+exit status:
+  0    every recording was transcribed
+  1    some could not be; the others were transcribed and written
+  2    nothing was started: no or wrong arguments, no usable checkpoint or device, two recordings for one output
+  130  interrupted with Ctrl-C: what was finished is there, and nothing is half-written
+"""
+
+
+class UsageError(ValueError):
+    """The arguments cannot be followed; nothing was started."""
+
+
+class Job(NamedTuple):
+    """One recording and the files that its notes go to."""
+
+    audio: Path
+    outputs: tuple[Path, ...]
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises its errors."""
+
+    def error(self, message: str) -> None:
+        raise UsageError(f"{message}; {self.prog} --help lists the options")
+
+
+def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | None = None) -> int:
+    """Runs `python -m {program}.infer` and returns its exit status; closing lines go to stdout, the rest to stderr.
+
+    Args:
+        program: 'jax_mt3' or 'torch_mt3'.
+        load: as the twins' infer.load.
+        argv: arguments; None for those of the process.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        say(LESSON.format(program=program).rstrip())
+        return NOT_STARTED
+    debug = "--debug" in argv
+    try:
+        arguments = parse(program, argv)
+        jobs, failed = plan(arguments.audio, arguments.output, arguments.formats)
+        if any(output.suffix == ".noteseq" for job in jobs for output in job.outputs):
+            # a missing note_seq is said now, not after the work
+            midi.to_note_sequence([])
+        transcriber = load(
+            checkpoint=arguments.checkpoint,
+            model=arguments.model,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            search=arguments.search,
+            beams=arguments.beams,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
+            positions=arguments.positions,
+        )
+    except KeyboardInterrupt:
+        say("interrupted: nothing was started")
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        say(f"error: {sentence(error, program)}")
+        return NOT_STARTED
+    if transcriber.checkpoint is not None and transcriber.checkpoint.notice:
+        say(f"note: {transcriber.checkpoint.notice}")
+    num_inputs = len(jobs) + len(failed)
+    for message in failed.values():
+        say(f"error: {message}")
+    for number, job in enumerate(jobs, 1):
+        count = f" ({number} of {len(jobs)})" if len(jobs) > 1 else ""
+        try:
+            run(transcriber, job, f"{job.audio.name}{count}", arguments)
+        except KeyboardInterrupt:
+            say(f"interrupted: {job.audio} is not done")
+            return INTERRUPTED
+        except Exception as error:
+            if debug:
+                raise
+            message = sentence(error, program)
+            named = any(str(path) in message for path in (job.audio, *job.outputs))
+            failed[job.audio] = message if named else f"{job.audio}: {message}"
+            say(f"error: {failed[job.audio]}")
+    if failed and num_inputs > 1:
+        say(f"error: {len(failed)} of {num_inputs} inputs failed: {', '.join(map(str, failed))}")
+    return SOME_FAILED if failed else SUCCESS
+
+
+def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments as argparse gives them, checked against each other.
+
+    Raises:
+        UsageError: they cannot be followed; says which and why.
+    """
+    parser = Parser(
+        prog=f"python -m {program}.infer",
+        description="Turns recordings of music into notes (MIDI, JSON) with an MT3 network.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("audio", nargs="+", metavar="AUDIO", help="a recording, or a folder to search, subfolders too")
+    add("-o", "--output", metavar="OUT", help="file or folder to write to; default: beside the recording")
+    add("--format", dest="formats", type=format_names, metavar="F,…", help=f"of {', '.join(FORMATS)}; default: mid")
+    add("--force", action="store_true", help="replace files that something else wrote or changed")
+    add("--start", type=SECONDS, default=0.0, metavar="S", help="begin there (s); becomes 0 s of the notes")
+    add("--duration", type=DURATION, metavar="S", help="read that much (s); default: everything")
+    model = parser.add_argument_group("model")
+    add = model.add_argument
+    add("--checkpoint", metavar="PATH|NAME", help="file, folder, gs:// address or bundled name; default: bundled")
+    add("--model", choices=sorted(PRESETS, reverse=True), help="for a checkpoint without a config of its own")
+    add("--positions", choices=("mt3", "port"), help="the sinusoids that the weights were trained on")
+    add("--device", metavar="D", help="cpu, gpu, gpu:1, …; default: a GPU if there is one")
+    add("--dtype", choices=("float32", "bfloat16", "float64"), default="float32", help="default: float32")
+    add("--batch-size", type=POSITIVE, default=16, metavar="N", help="segments decoded at once; default: 16")
+    search = parser.add_argument_group("search")
+    add = search.add_argument
+    add(
+        "--search",
+        choices=("greedy", "t5x", "sample"),
+        default="greedy",
+        help="greedy (default); t5x: beam search, with one beam what MT3 was published with; sample: at random",
+    )
+    add("--beams", type=POSITIVE, metavar="N", help="of t5x; default: 1")
+    add("--temperature", type=TEMPERATURE, metavar="T", help="of sample; default: 1.0")
+    add("--top-k", type=POSITIVE, metavar="K", help="of sample: among the K likeliest tokens; default: all")
+    add("--top-p", type=PROBABILITY, metavar="P", help="of sample: among the likeliest, up to P in sum; default: all")
+    add("--seed", type=SEED, metavar="N", help="of sample; default: 0")
+    add = parser.add_argument_group("messages").add_argument
+    add("--quiet", action="store_true", help="only errors and what must be known")
+    add("--debug", action="store_true", help="stop at the first error, with Python's traceback")
+    arguments = parser.parse_args(argv)
+    own = {
+        "beams": ("t5x", 1),
+        "temperature": ("sample", 1.0),
+        "top_k": ("sample", 0),
+        "top_p": ("sample", 1.0),
+        "seed": ("sample", 0),
+    }
+    for name, (kind, default) in own.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+        elif arguments.search != kind:
+            option = "--" + name.replace("_", "-")
+            parser.error(f"{option} belongs to --search {kind}, not to --search {arguments.search}")
+    return arguments
+
+
+def plan(
+    audio: Sequence[str], output: str | None = None, formats: Sequence[str] | None = None
+) -> tuple[list[Job], dict[Path, str]]:
+    """What is to be done, in the order given, and why some inputs lead to nothing (folders without recordings).
+
+    Args:
+        audio: files and folders.
+        output: -o.
+        formats: of FORMATS; None for what output ends in, else mid.
+
+    Raises:
+        UsageError: two recordings for one output, an output that is one of the recordings, -o a file for several, …
+    """
+    # where each recording's output lies below -o, by absolute path: naming a file twice means it once
+    places: dict[str, tuple[Path, Path]] = {}
+    failed = {}
+    for name in audio:
+        path = Path(name)
+        inside = recordings(path) if path.is_dir() else [path]
+        if not inside:
+            failed[path] = f"{path}: no recordings in this folder; name files whose endings are not usual for audio"
+        for file in inside:
+            place = file.relative_to(path) if path.is_dir() else Path(file.name)
+            places.setdefault(os.path.abspath(file), (file, place))
+
+    format_of_output = SUFFIXES.get(Path(output).suffix.lower()) if output and not Path(output).is_dir() else None
+    if format_of_output:
+        if len(audio) > 1 or Path(audio[0]).is_dir():
+            raise UsageError(f"-o {output} is one file, for one recording; name a folder for the outputs of several")
+        formats = formats or (format_of_output,)
+        if format_of_output not in formats:
+            raise UsageError(f"-o {output} and --format {','.join(formats)} contradict each other")
+    elif output and os.path.lexists(output) and not Path(output).is_dir():
+        raise UsageError(f"-o {output} is neither a folder nor a name that ends in {', '.join(SUFFIXES)}")
+
+    jobs = []
+    for file, place in places.values():
+        stem = Path(output) if format_of_output else Path(output) / place if output else file
+        named = {format: stem.with_suffix(f".{format}") for format in formats or ("mid",)}
+        if format_of_output:
+            named[format_of_output] = stem
+        jobs.append(Job(file, tuple(named.values())))
+
+    audio_by_path = {os.path.realpath(job.audio): job.audio for job in jobs}
+    audio_by_output: dict[str, Path] = {}
+    for job in jobs:
+        for path in job.outputs:
+            real = os.path.realpath(path)
+            if real in audio_by_path:
+                raise UsageError(f"{path} would replace a recording; give -o another name")
+            if real in audio_by_output:
+                raise UsageError(
+                    f"{audio_by_output[real]} and {job.audio} would both be written to {path}; "
+                    "do them one by one, with -o"
+                )
+            audio_by_output[real] = job.audio
+    return jobs, failed
+
+
+def recordings(folder: Path) -> list[Path]:
+    """The audio files below a folder by name, sorted; hidden files and folders are passed over."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
+def run(transcriber: Transcriber, job: Job, label: str, arguments: argparse.Namespace) -> None:
+    """Transcribes one recording and writes its files, with progress and a closing line unless quiet.
+
+    Raises:
+        ValueError: an output is in the way, or the recording cannot be read.
+    """
+    for output in job.outputs:
+        if os.path.lexists(output) and not arguments.force and not midi.written_here(output):
+            raise ValueError(
+                f"{output} is in the way: this program did not write it, or it was changed since; --force replaces it"
+            )
+    began = time.perf_counter()
+    with progress(label, arguments.quiet) as on_progress:
+        transcription = transcriber.transcribe(job.audio, arguments.start, arguments.duration, on_progress)
+    elapsed = time.perf_counter() - began
+    for output in job.outputs:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        transcription.write(output)
+    if not arguments.quiet:
+        report(closing_line(job, transcription, elapsed))
+
+
+@contextlib.contextmanager
+def progress(label: str, quiet: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr with the time left, gone when it is done; nothing where stderr is no terminal or quiet.
+
+    Yields:
+        What to call with the segments done and their number, or None where that is not known.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("segments,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_interactive)
+    with bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def closing_line(job: Job, transcription: Transcription, elapsed: float) -> str:
+    """What came of a recording, in one line; elapsed is the time it took (s)."""
+    speed = transcription.duration / max(elapsed, 1e-9)
+    return (
+        f"{job.audio} -> {', '.join(map(str, job.outputs))}: "
+        f"{plural(len(transcription.notes), 'note')}, {plural(transcription.num_instruments, 'instrument')}, "
+        f"{transcription.invalid} invalid and {transcription.dropped} dropped events, "
+        f"{transcription.duration:.1f} s of audio in {elapsed:.1f} s ({speed:.1f} x real time)"
+    )
+
+
+def plural(count: int, noun: str) -> str:
+    """'1 note', '2 notes'."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def sentence(error: Exception, program: str) -> str:
+    """What went wrong, in one line, and what to do where that is known."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and error.name in ("jax", "flax", "torch"):
+        return f'{program} needs {error.name}: pip install "mt3-twins[{program.removesuffix("_mt3")}]"'
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "RESOURCE_EXHAUSTED" in text:
+        return "not enough memory; a smaller --batch-size needs less"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, ValueError | OSError):
+        return text
+    return f"{type(error).__name__}: {text}; --debug shows where"
+
+
+def say(text: str) -> None:
+    """Writes a line to stderr, which can hold any file name."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def report(text: str) -> None:
+    """Writes a line to stdout; nothing if nobody reads it any more."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        # a file name may hold what the terminal's encoding does not
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        # or else Python complains when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def number(kind: type, description: str, accepted: Callable[[float], bool]) -> Callable[[str], float]:
+    """What turns an argument into a number of that kind, or says that it is not what the description says."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not accepted(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+        return value
+
+    return convert
+
+
+SECONDS = number(float, "a time of 0 s or more", lambda value: 0 <= value < math.inf)
+DURATION = number(float, "a time above 0 s", lambda value: 0 < value < math.inf)
+TEMPERATURE = number(float, "a number above 0", lambda value: 0 < value < math.inf)
+PROBABILITY = number(float, "above 0 and at most 1", lambda value: 0 < value <= 1)
+POSITIVE = number(int, "a whole number from 1 up", lambda value: value >= 1)
+SEED = number(int, "a whole number from 0 to 2^64 - 1", lambda value: 0 <= value < 2**64)
+
+
+def format_names(text: str) -> tuple[str, ...]:
+    """'mid,json' -> ('mid', 'json')."""
+    found = tuple(dict.fromkeys(text.lower().split(",")))
+    unknown = [name for name in found if name not in FORMATS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(FORMATS)}")
+    return found

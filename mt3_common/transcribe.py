@@ -1,0 +1,193 @@
+"""A recording to notes: blocks of audio, segments, ids from either twin's network, notes, files.
+
+Nothing here grows with the length of the recording but the notes themselves.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mt3_common import midi
+from mt3_common.audio import audio_duration, stream_audio
+from mt3_common.config import Config
+from mt3_common.notes import Note, NoteDecoder
+from mt3_common.spectrogram import num_segments, segments
+from mt3_common.vocabulary import Vocabulary
+
+FORMATS = ("mid", "json", "noteseq")
+# endings of outputs' names and what they stand for
+SUFFIXES = {".mid": "mid", ".midi": "mid", ".json": "json", ".noteseq": "noteseq"}
+
+
+class NamedCheckpoint(NamedTuple):
+    """Where a checkpoint lies, what it is called, and what its user must know (empty: nothing)."""
+
+    path: str
+    name: str
+    notice: str = ""
+
+
+def find_checkpoint(checkpoint: str | os.PathLike | None = None) -> NamedCheckpoint:
+    """The checkpoint of a path, a gs:// address or the name of a bundled one; the default one for None.
+
+    Raises:
+        ValueError: neither a path that exists nor a bundled name; lists the names.
+    """
+    # in a checkout the folder is called checkpoints, installed it is the package mt3_checkpoints
+    root = Path(__file__).parents[1]
+    folder = next(
+        (root / name for name in ("checkpoints", "mt3_checkpoints") if (root / name / "manifest.json").exists()), None
+    )
+    manifest = json.loads((folder / "manifest.json").read_text()) if folder else {"default": "", "checkpoints": {}}
+    name = manifest["default"] if checkpoint is None else os.fspath(checkpoint)
+    if checkpoint is not None and ("://" in name or os.path.exists(name)):
+        return NamedCheckpoint(name, os.path.basename(name.rstrip("/")))
+    if name in manifest["checkpoints"]:
+        return NamedCheckpoint(str(folder / name), name, manifest["checkpoints"][name].get("notice", ""))
+    names = ", ".join(manifest["checkpoints"]) or "none"
+    raise ValueError(f"no checkpoint {name!r}: there is no such file or folder, and the bundled ones are: {names}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcription:
+    """The notes of a recording and how they came about.
+
+    Attributes:
+        notes: in the order in which they ended, as MT3 lists them; 0 s is where the reading of the audio began.
+        duration: audio that was read (s).
+        num_segments: segments that it was cut into.
+        invalid: tokens that made no sense and were skipped.
+        dropped: tokens past the beginning of the next segment.
+        metadata: what else is worth keeping, for JSON: the audio's name, the checkpoint's, …
+    """
+
+    notes: list[Note]
+    duration: float
+    num_segments: int
+    invalid: int
+    dropped: int
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_instruments(self) -> int:
+        """Programs that play, all drums counting as one."""
+        return len({(note.program, False) if not note.is_drum else (0, True) for note in self.notes})
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Writes a file in the format that its name ends in: .mid (or .midi), .json or .noteseq.
+
+        A .noteseq file is a serialised note_seq.NoteSequence. The file appears whole or not at all; one that is
+        there is replaced.
+
+        Raises:
+            ValueError: the name ends in something else, note_seq is needed and missing, or the file cannot be written.
+        """
+        match SUFFIXES.get(Path(path).suffix.lower()):
+            case "mid":
+                midi.write_midi(self.notes, path)
+            case "json":
+                about = {
+                    "duration": self.duration,
+                    "segments": self.num_segments,
+                    "invalid": self.invalid,
+                    "dropped": self.dropped,
+                }
+                midi.write_json(self.notes, path, self.metadata | about)
+            case "noteseq":
+                midi.write_note_sequence(self.notes, path)
+            case _:
+                raise ValueError(f"{path}: the name of the output must end in {', '.join(SUFFIXES)}")
+
+
+class Transcriber:
+    """A network that is ready to transcribe.
+
+    Args:
+        config: of the network's checkpoint.
+        generate: takes an iterable of (input_frames, mel bins) float32 and yields the (n,) int32 ids of each, in order;
+            it may take several segments before it yields the first ids.
+        checkpoint: where the network came from, for notices and metadata.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        generate: Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]],
+        checkpoint: NamedCheckpoint | None = None,
+    ):
+        self.config = config
+        self.generate = generate
+        self.checkpoint = checkpoint
+
+    def transcribe(
+        self,
+        path: str | os.PathLike,
+        start: float = 0.0,
+        duration: float | None = None,
+        on_progress: Callable[[int, int | None], None] | None = None,
+    ) -> Transcription:
+        """The notes of an audio file.
+
+        Args:
+            path: of the file.
+            start: where to begin (s); it becomes 0 s of the notes.
+            duration: how much to read (s); None for everything.
+            on_progress: called with the segments done and their number, None where the file does not tell its length.
+
+        Raises:
+            AudioError: the file cannot be read as audio; says why.
+        """
+        spectrogram = self.config.spectrogram
+        total = self._num_segments(path, start, duration)
+        num_samples = 0
+        # of the segments that generate has taken and not yet answered, and of the one answered last
+        start_times: collections.deque[float] = collections.deque()
+
+        def blocks() -> Iterator[np.ndarray]:
+            nonlocal num_samples
+            for block in stream_audio(path, spectrogram.sample_rate, start=start, duration=duration):
+                num_samples += len(block)
+                yield block
+
+        def frames() -> Iterator[np.ndarray]:
+            for segment in segments(blocks(), self.config):
+                start_times.append(segment.start_time)
+                yield segment.frames
+
+        decoder = NoteDecoder(Vocabulary(self.config.vocabulary))
+        notes: list[Note] = []
+        count = 0
+        # a segment's ids wait for the next segment, whose start time ends their say
+        waiting = None
+        for ids in self.generate(frames()):
+            if waiting is not None:
+                notes += decoder.feed(waiting, start_times.popleft(), start_times[0])
+            waiting = ids
+            count += 1
+            if on_progress is not None:
+                on_progress(count, total)
+        if waiting is not None:
+            notes += decoder.feed(waiting, start_times.popleft(), None)
+        if start_times:
+            raise RuntimeError(f"{len(start_times)} of {count + len(start_times)} segments came back without ids")
+        notes += decoder.finish()
+        metadata: dict[str, Any] = {"audio": Path(path).name, "start": start}
+        if self.checkpoint is not None:
+            metadata["checkpoint"] = self.checkpoint.name
+        return Transcription(
+            notes, num_samples / spectrogram.sample_rate, count, decoder.invalid, decoder.dropped, metadata
+        )
+
+    def _num_segments(self, path: str | os.PathLike, start: float, duration: float | None) -> int | None:
+        """Segments of the part of the file that will be read, None where the file does not tell its length."""
+        seconds = audio_duration(path)
+        if seconds is None:
+            return None
+        seconds = min(seconds - start, seconds if duration is None else duration)
+        return num_segments(max(0, round(seconds * self.config.spectrogram.sample_rate)), self.config)

@@ -1,0 +1,391 @@
+"""What the command line does with files, errors and interruptions; the network is a stand-in."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mt3_common import cli, midi
+from mt3_common.cli import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS, Job, UsageError, plan
+from mt3_common.config import PRESETS
+from mt3_common.notes import Note, encode_segments
+from mt3_common.transcribe import NamedCheckpoint, Transcriber
+
+CONFIG = PRESETS["mt3"]
+NOTES = [Note(0.1, 0.6, 60, 127, 0, False), Note(0.5, 0.51, 36, 127, 0, True)]
+IDS = encode_segments(NOTES, 126, CONFIG)[0]
+
+
+def first_segment_only(frames):
+    """Stands for the network: NOTES in the first segment, nothing later."""
+    for number, _ in enumerate(frames):
+        yield IDS if number == 0 else np.array([1])
+
+
+def not_reached(**settings):
+    raise AssertionError("nothing should have been loaded")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def record(path: str | Path, seconds: float = 1.0) -> Path:
+    """Writes a recording of noise."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.1, 0.1, round(seconds * 16000)), 16000)
+    return path
+
+
+def infer(*argv, generate=first_segment_only, load=None, checkpoint=None):
+    """Exit status of the command line with a stand-in for the network."""
+    transcriber = Transcriber(CONFIG, generate, checkpoint)
+    return cli.main("torch_mt3", load or (lambda **settings: transcriber), [str(argument) for argument in argv])
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_without_arguments_it_teaches(capsys):
+    assert infer(load=not_reached) == NOT_STARTED == 2
+    taught = capsys.readouterr().err
+    assert taught.count("python -m torch_mt3.infer ") == 4
+    assert "--help" in taught
+    assert "infer.load().transcribe(" in taught
+
+
+def test_help_lists_options_and_exit_statuses(capsys):
+    with pytest.raises(SystemExit) as exit:
+        infer("--help", load=not_reached)
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 120
+    for option in ("--checkpoint", "--beams", "--top-p", "--positions", "--batch-size", "--force", "--start"):
+        assert option in text
+    for status in (SUCCESS, SOME_FAILED, NOT_STARTED, INTERRUPTED):
+        assert re.search(rf"^  {status} ", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--format", "wav"), "'wav' is not one of mid, json, noteseq"),
+        (("--beams", "4"), "--beams belongs to --search t5x, not to --search greedy"),
+        (("--search", "t5x", "--top-k", "4"), "--top-k belongs to --search sample, not to --search t5x"),
+        (("--search", "sample", "--top-p", "1.5"), "'1.5' is not above 0 and at most 1"),
+        (("--search", "sample", "--temperature", "0"), "'0' is not a number above 0"),
+        (("--search", "sample", "--seed", "-1"), "'-1' is not a whole number from 0 to 2^64 - 1"),
+        (("--start", "-1"), "'-1' is not a time of 0 s or more"),
+        (("--start", "nan"), "'nan' is not a time of 0 s or more"),
+        (("--duration", "0"), "'0' is not a time above 0 s"),
+        (("--batch-size", "two"), "'two' is not a whole number from 1 up"),
+        (("--model", "mt4"), "invalid choice: 'mt4'"),
+        (("--dtype", "float16"), "invalid choice: 'float16'"),
+        (("--chekpoint", "x"), "unrecognized arguments: --chekpoint"),
+        (("other.wav", "-o", "x.mid"), "-o x.mid is one file, for one recording"),
+        (("-o", "x.mid", "--format", "json"), "-o x.mid and --format json contradict each other"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(folder, capsys, argv, said):
+    record("song.wav")
+    assert infer("song.wav", *argv, load=not_reached) == NOT_STARTED
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert error.count("\n") == 1
+    assert names(folder) == ["song.wav"]
+
+
+def test_settings_reach_load(folder):
+    record("song.wav")
+    got = {}
+
+    def load(**settings):
+        got.update(settings)
+        return Transcriber(CONFIG, first_segment_only)
+
+    chosen = ("--checkpoint", "a/b", "--model", "ismir2021", "--device", "cpu", "--dtype", "bfloat16")
+    chosen += ("--search", "sample", "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9", "--seed", "3")
+    assert infer("song.wav", *chosen, "--batch-size", "2", "--positions", "port", load=load) == SUCCESS
+    assert got == {
+        "checkpoint": "a/b",
+        "model": "ismir2021",
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "search": "sample",
+        "beams": 1,
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.9,
+        "seed": 3,
+        "batch_size": 2,
+        "positions": "port",
+    }
+    assert infer("song.wav", "--search", "t5x", "--beams", "4", load=load) == SUCCESS
+    assert (got["search"], got["beams"], got["checkpoint"], got["top_k"]) == ("t5x", 4, None, 0)
+
+
+def test_plan_outputs():
+    plain, failed = plan(["a/song.wav", "b/other.v2.mp3"])
+    assert plain == [
+        Job(Path("a/song.wav"), (Path("a/song.mid"),)),
+        Job(Path("b/other.v2.mp3"), (Path("b/other.v2.mid"),)),
+    ]
+    assert failed == {}
+    assert plan(["a/song.wav"], "out")[0][0].outputs == (Path("out/song.mid"),)
+    assert plan(["a/song.wav"], None, ("mid", "json"))[0][0].outputs == (Path("a/song.mid"), Path("a/song.json"))
+    assert plan(["a/song.wav"], "x.midi")[0][0].outputs == (Path("x.midi"),)
+    assert plan(["a/song.wav"], "x.json")[0][0].outputs == (Path("x.json"),)
+    assert plan(["a/song.wav"], "x.midi", ("mid", "json"))[0][0].outputs == (Path("x.midi"), Path("x.json"))
+
+
+def test_plan_searches_folders_and_keeps_their_shape(folder):
+    for name in ("in/b.wav", "in/a.FLAC", "in/deep/c.mp3", "in/.hidden/d.wav", "in/.e.wav", "in/notes.txt"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    Path("empty").mkdir()
+    jobs, failed = plan(["in", "empty", "in/b.wav"], "out")
+    assert [(str(job.audio), *map(str, job.outputs)) for job in jobs] == [
+        ("in/a.FLAC", "out/a.mid"),
+        ("in/b.wav", "out/b.mid"),
+        ("in/deep/c.mp3", "out/deep/c.mid"),
+    ]
+    assert list(failed) == [Path("empty")]
+    assert plan(["in/deep"])[0] == [Job(Path("in/deep/c.mp3"), (Path("in/deep/c.mid"),))]
+
+
+def test_plan_takes_a_folder_whose_name_ends_like_a_file(folder):
+    Path("takes.mid").mkdir()
+    assert plan(["song.wav"], "takes.mid")[0][0].outputs == (Path("takes.mid/song.mid"),)
+
+
+@pytest.mark.parametrize(
+    ("audio", "output", "said"),
+    [
+        (["song.wav", "song.flac"], None, "song.wav and song.flac would both be written to song.mid"),
+        (["a/song.wav", "b/song.wav"], "out", "a/song.wav and b/song.wav would both be written to out/song.mid"),
+        (["a/song.wav", "./a/../a/song.flac"], None, "would both be written"),
+        (["folder"], "x.mid", "is one file, for one recording"),
+        (["song.mid"], None, "song.mid would replace a recording"),
+        (["song.wav"], "plain", "plain is neither a folder nor a name that ends in"),
+    ],
+)
+def test_plan_refuses(folder, audio, output, said):
+    Path("folder").mkdir()
+    Path("plain").touch()
+    with pytest.raises(UsageError, match=re.escape(said)):
+        plan(audio, output)
+
+
+def test_two_recordings_for_one_output_stop_everything(folder, capsys):
+    record("song.wav")
+    record("song.flac")
+    record("other.wav")
+    assert infer(folder, load=not_reached) == NOT_STARTED
+    assert "would both be written" in capsys.readouterr().err
+    assert names(folder) == ["other.wav", "song.flac", "song.wav"]
+
+
+def test_a_run_says_what_it_did(folder, capsys):
+    record("song.wav", 3.0)
+    assert infer("song.wav", "--format", "mid,json") == SUCCESS
+    out, err = capsys.readouterr()
+    assert re.fullmatch(
+        r"song\.wav -> song\.mid, song\.json: 2 notes, 2 instruments, 0 invalid and 0 dropped events, "
+        r"3\.0 s of audio in \d+\.\d s \(\d+\.\d x real time\)\n",
+        out,
+    )
+    assert err == ""
+    assert names(folder) == ["song.json", "song.mid", "song.wav"]
+    assert [note.pitch for note in midi.read_midi("song.mid")] == [60, 36]
+    notes, metadata = midi.read_json("song.json")
+    assert notes == NOTES[1:] + NOTES[:1] or notes == NOTES
+    assert metadata == {"audio": "song.wav", "start": 0.0, "duration": 3.0, "segments": 2, "invalid": 0, "dropped": 0}
+
+
+def test_quiet_and_the_notice(folder, capsys):
+    record("song.wav")
+    assert infer("song.wav", "--quiet", checkpoint=NamedCheckpoint("x", "x")) == SUCCESS
+    assert capsys.readouterr() == ("", "")
+    assert infer("song.wav", "--quiet", checkpoint=NamedCheckpoint("x", "x", "random weights")) == SUCCESS
+    assert capsys.readouterr() == ("", "note: random weights\n")
+
+
+def test_its_own_output_is_replaced_and_no_other(folder, capsys):
+    record("song.wav", 3.0)
+    both = ("song.wav", "--format", "mid,json")
+    assert infer(*both) == SUCCESS
+    first = Path("song.mid").read_bytes()
+    assert infer(*both, generate=lambda frames: ([1] for _ in frames)) == SUCCESS
+    assert Path("song.mid").read_bytes() != first
+    assert infer(*both) == SUCCESS
+    assert Path("song.mid").read_bytes() == first
+
+    # somebody corrects a velocity
+    changed = Path("song.json").read_text().replace('"velocity": 127', '"velocity": 90', 1)
+    Path("song.json").write_text(changed)
+    capsys.readouterr()
+    assert infer(*both, generate=None) == SOME_FAILED
+    assert "song.json is in the way" in capsys.readouterr().err
+    assert Path("song.json").read_text() == changed
+    assert infer(*both, "--force") == SUCCESS
+    assert Path("song.json").read_text() != changed
+
+
+@pytest.mark.parametrize("content", [b"", b"MThd of somebody else's", b"mt3-twins " + 32 * b"0"])
+def test_a_file_of_somebody_else_stays(folder, capsys, content):
+    record("song.wav")
+    Path("song.mid").write_bytes(content)
+    assert infer("song.wav", generate=None) == SOME_FAILED
+    assert "error: song.mid is in the way" in capsys.readouterr().err
+    assert Path("song.mid").read_bytes() == content
+    assert infer("song.wav", "--force") == SUCCESS
+    assert len(midi.read_midi("song.mid")) == 2
+
+
+def test_one_bad_file_does_not_stop_the_rest(folder, capsys):
+    record("good.wav")
+    record("last.wav")
+    Path("text.wav").write_text("no sound")
+    Path("empty").mkdir()
+    assert infer("missing.wav", "good.wav", "text.wav", "empty", "last.wav", "--quiet") == SOME_FAILED
+    errors = capsys.readouterr().err.splitlines()
+    assert [next(name for name in ("missing", "text", "empty") if name in line) for line in errors[:3]] == [
+        "empty",
+        "missing",
+        "text",
+    ]
+    assert errors[3] == "error: 3 of 5 inputs failed: empty, missing.wav, text.wav"
+    assert all(line.startswith("error: ") for line in errors)
+    assert names(folder) == ["good.mid", "good.wav", "last.mid", "last.wav", "text.wav"]
+
+
+def broken_network(frames):
+    yield IDS
+    raise KeyError("x")
+
+
+def exhausted_network(frames):
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes")
+    yield
+
+
+@pytest.mark.parametrize(
+    ("generate", "said"),
+    [
+        (broken_network, "error: song.wav: KeyError: 'x'; --debug shows where\n"),
+        (exhausted_network, "error: song.wav: not enough memory; a smaller --batch-size needs less\n"),
+    ],
+)
+def test_a_fault_inside_is_one_line_too(folder, capsys, generate, said):
+    record("song.wav")
+    assert infer("song.wav", generate=generate) == SOME_FAILED
+    assert capsys.readouterr().err == said
+    assert names(folder) == ["song.wav"]
+
+
+def test_debug_shows_the_traceback(folder):
+    record("song.wav")
+    with pytest.raises(KeyError):
+        infer("song.wav", "--debug", generate=broken_network)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("no checkpoint 'x':\n  there is none"), "error: no checkpoint 'x': there is none\n"),
+        (
+            ModuleNotFoundError("No module", name="torch"),
+            'error: torch_mt3 needs torch: pip install "mt3-twins[torch]"\n',
+        ),
+        (FileNotFoundError(2, "No such file or directory", "x/y"), "error: x/y: No such file or directory\n"),
+    ],
+)
+def test_a_network_that_cannot_be_loaded(folder, capsys, error, said):
+    record("song.wav")
+
+    def load(**settings):
+        raise error
+
+    assert infer("song.wav", load=load) == NOT_STARTED
+    assert capsys.readouterr().err == said
+
+
+def test_an_output_folder_that_cannot_be_made(folder, capsys):
+    record("song.wav")
+    Path("file").touch()
+    assert infer("song.wav", "-o", "file/below") == SOME_FAILED
+    assert "file/below" in capsys.readouterr().err
+
+
+def interrupted_network(frames):
+    yield IDS
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_leaves_what_was_there(folder, capsys):
+    record("a.wav")
+    record("b.wav", 3.0)
+    record("c.wav")
+    assert infer("b.wav", "--quiet") == SUCCESS
+    before = Path("b.mid").read_bytes()
+    runs = iter([first_segment_only, interrupted_network])
+    assert infer("a.wav", "b.wav", "c.wav", generate=lambda frames: next(runs)(frames)) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted: b.wav is not done\n"
+    assert names(folder) == ["a.mid", "a.wav", "b.mid", "b.wav", "c.wav"]
+    assert Path("b.mid").read_bytes() == before
+
+
+def test_ctrl_c_while_writing_leaves_nothing(folder, monkeypatch):
+    record("a.wav")
+
+    def interrupted(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    assert infer("a.wav") == INTERRUPTED
+    assert names(folder) == ["a.wav"]
+
+
+def test_ctrl_c_while_loading(folder, capsys):
+    record("a.wav")
+
+    def load(**settings):
+        raise KeyboardInterrupt
+
+    assert infer("a.wav", load=load) == INTERRUPTED
+    assert capsys.readouterr().err.startswith("interrupted")
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_progress_is_for_terminals_that_want_it(folder, monkeypatch):
+    record("so[bold]ng.wav", 5.0)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    assert infer("so[bold]ng.wav") == SUCCESS
+    assert "so[bold]ng.wav" in terminal.getvalue()
+    assert "3/3" in terminal.getvalue()
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    assert infer("so[bold]ng.wav", "--quiet") == SUCCESS
+    assert terminal.getvalue() == ""
+
+
+def test_file_names_that_the_terminal_cannot_show(folder, monkeypatch):
+    record("jalousie\N{HEBREW LETTER ALEF}.wav")
+    monkeypatch.setattr("sys.stdout", stream := io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert infer("jalousie\N{HEBREW LETTER ALEF}.wav") == SUCCESS
+    assert stream.buffer.getvalue().startswith(b"jalousie\\u05d0.wav -> jalousie\\u05d0.mid")

@@ -1,0 +1,194 @@
+"""The way from a recording to files, with a stand-in for the network that answers with the ids of known notes."""
+
+import hashlib
+import itertools
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mt3_common import midi, transcribe
+from mt3_common.config import PRESETS
+from mt3_common.notes import Note, decode_segments, encode_segments
+from mt3_common.spectrogram import segments, start_times
+from mt3_common.transcribe import NamedCheckpoint, Transcriber, Transcription, find_checkpoint
+from mt3_common.vocabulary import Vocabulary
+
+CONFIG = PRESETS["mt3"]
+RATE = 16000
+NOTES = [
+    Note(0.10, 0.60, 60, 127, 0, False),
+    Note(0.50, 0.51, 36, 127, 0, True),
+    # sounds through three segments
+    Note(1.00, 6.50, 64, 127, 40, False),
+    Note(4.50, 4.80, 67, 127, 0, False),
+]
+SECONDS = 7.0
+
+
+@pytest.fixture
+def audio(tmp_path: Path) -> Path:
+    """A file of seven seconds of noise: four segments."""
+    path = tmp_path / "song.wav"
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, round(SECONDS * RATE))
+    soundfile.write(path, noise, RATE, subtype="FLOAT")
+    return path
+
+
+def ids_of(notes, seconds=SECONDS):
+    return encode_segments(notes, round(seconds * RATE) // 128 + 1, CONFIG)
+
+
+def answering(answers, ahead=1):
+    """A generate that takes `ahead` segments before it answers the first, and keeps what it took in .taken."""
+
+    def generate(frames):
+        answer = iter(answers)
+        frames = iter(frames)
+        while taken := list(itertools.islice(frames, ahead)):
+            generate.taken += taken
+            for _ in taken:
+                yield next(answer)
+
+    generate.taken = []
+    return generate
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3, 100])
+def test_notes_come_back_however_far_the_network_reads_ahead(audio, ahead):
+    transcription = Transcriber(CONFIG, answering(ids_of(NOTES), ahead)).transcribe(audio)
+    expected = decode_segments(zip(start_times(4, CONFIG), ids_of(NOTES)), Vocabulary(CONFIG.vocabulary))
+    assert transcription.notes == expected.notes
+    assert [(n.pitch, n.program, n.is_drum) for n in transcription.notes] == [
+        (36, 0, True),
+        (60, 0, False),
+        (67, 0, False),
+        (64, 40, False),
+    ]
+    assert (transcription.num_segments, transcription.invalid, transcription.dropped) == (4, 0, 0)
+    assert transcription.duration == SECONDS
+    assert transcription.num_instruments == 3
+
+
+def test_the_network_gets_the_segments_of_the_recording(audio):
+    generate = answering(ids_of(NOTES))
+    Transcriber(CONFIG, generate).transcribe(audio)
+    samples, _ = soundfile.read(audio, dtype="float32")
+    expected = [segment.frames for segment in segments(samples, CONFIG)]
+    np.testing.assert_array_equal(np.stack(generate.taken), np.stack(expected))
+
+
+def test_events_past_the_next_segment_are_dropped_and_counted(audio):
+    vocabulary = Vocabulary(CONFIG.vocabulary)
+    late = [vocabulary.index(*event) + 3 for event in (("tie", 0), ("shift", 300), ("velocity", 1), ("pitch", 60))]
+    odd = [vocabulary.index("drum", 40) + 3, 1500, 1]
+    answers = [late, odd, late, late]
+    transcription = Transcriber(CONFIG, answering(answers)).transcribe(audio)
+    expected = decode_segments(zip(start_times(4, CONFIG), answers), vocabulary)
+    assert (transcription.notes, transcription.invalid, transcription.dropped) == (
+        expected.notes,
+        expected.invalid,
+        expected.dropped,
+    )
+    assert expected.invalid == 1
+    # the last segment has no next one
+    assert expected.dropped == 6
+
+
+def test_start_and_duration(audio):
+    generate = answering(ids_of([], 3.0))
+    transcription = Transcriber(CONFIG, generate).transcribe(audio, start=2.0, duration=3.0)
+    samples, _ = soundfile.read(audio, dtype="float32")
+    expected = [segment.frames for segment in segments(samples[2 * RATE : 5 * RATE], CONFIG)]
+    np.testing.assert_array_equal(np.stack(generate.taken), np.stack(expected))
+    assert (transcription.duration, transcription.num_segments) == (3.0, 2)
+    assert transcription.metadata["start"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("options", "total"), [({}, 4), ({"start": 2.0}, 3), ({"duration": 2.0}, 1), ({"start": 6.0, "duration": 9.0}, 1)]
+)
+def test_progress_counts_to_the_total(audio, options, total):
+    seen = []
+    answers = itertools.repeat([1])
+    Transcriber(CONFIG, answering(answers)).transcribe(audio, on_progress=lambda *now: seen.append(now), **options)
+    assert seen == [(number, total) for number in range(1, total + 1)]
+
+
+def test_a_length_that_the_file_does_not_tell(audio, monkeypatch):
+    monkeypatch.setattr(transcribe, "audio_duration", lambda path: None)
+    seen = []
+    Transcriber(CONFIG, answering(ids_of([]))).transcribe(audio, on_progress=lambda *now: seen.append(now))
+    assert seen == [(1, None), (2, None), (3, None), (4, None)]
+
+
+def test_a_network_that_leaves_segments_out_is_found_out(audio):
+    def generate(frames):
+        yield from ([1] for _ in itertools.islice(frames, 2))
+        list(frames)
+
+    with pytest.raises(RuntimeError, match="2 of 4 segments"):
+        Transcriber(CONFIG, generate).transcribe(audio)
+
+
+def test_memory_does_not_grow_with_the_recording(tmp_path):
+    def peak(seconds):
+        path = tmp_path / f"{seconds}.wav"
+        soundfile.write(path, np.zeros(seconds * RATE), RATE)
+        tracemalloc.start()
+        Transcriber(CONFIG, lambda frames: ([1] for _ in frames)).transcribe(path)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(20)  # what is computed once and kept
+    assert peak(200) < 1.2 * peak(20)
+
+
+@pytest.fixture
+def transcription() -> Transcription:
+    return Transcription(NOTES, SECONDS, 4, 1, 2, {"audio": "song.wav"})
+
+
+def test_write_follows_the_ending(tmp_path, transcription):
+    for name in ("a.mid", "b.MIDI", "c.json"):
+        transcription.write(tmp_path / name)
+    assert midi.read_midi(tmp_path / "a.mid") == midi.read_midi(tmp_path / "b.MIDI")
+    assert [note.pitch for note in midi.read_midi(tmp_path / "a.mid")] == [60, 36, 64, 67]
+    notes, metadata = midi.read_json(tmp_path / "c.json")
+    assert notes == NOTES
+    assert metadata == {"audio": "song.wav", "duration": 7.0, "segments": 4, "invalid": 1, "dropped": 2}
+    with pytest.raises(ValueError, match=r"must end in .mid, .midi, .json, .noteseq"):
+        transcription.write(tmp_path / "d.txt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mid", "b.MIDI", "c.json"]
+
+
+def test_bundled_checkpoints_are_what_the_manifest_says():
+    root = Path(transcribe.__file__).parents[1] / "checkpoints"
+    manifest = json.loads((root / "manifest.json").read_text())
+    found = find_checkpoint()
+    assert Path(found.path) == root / manifest["default"]
+    assert found == find_checkpoint(manifest["default"])
+    for name, entry in manifest["checkpoints"].items():
+        assert entry["licence"], name
+        assert entry["source"], name
+        files = {path.relative_to(root / name).as_posix(): path for path in (root / name).rglob("*") if path.is_file()}
+        assert files.keys() == entry["sha256"].keys(), name
+        for relative, path in files.items():
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"][relative], f"{name}/{relative}"
+
+
+def test_a_path_comes_before_a_bundled_name(tmp_path, monkeypatch):
+    (tmp_path / "golden").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint("golden") == NamedCheckpoint("golden", "golden")
+    assert find_checkpoint(tmp_path / "golden/") == NamedCheckpoint(str(tmp_path / "golden"), "golden")
+    assert find_checkpoint("gs://bucket/mt3") == NamedCheckpoint("gs://bucket/mt3", "mt3")
+
+
+def test_an_unknown_checkpoint_is_refused_with_the_names():
+    with pytest.raises(ValueError, match=r"no checkpoint 'nowhere'.* golden"):
+        find_checkpoint("nowhere")

@@ -1,0 +1,152 @@
+"""Both twins' infer as their users run it: real processes, the bundled checkpoint, the same notes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mt3_common import checkpoint, midi
+from mt3_common.vocabulary import SPECIAL_IDS, Vocabulary
+
+ROOT = Path(__file__).parents[1]
+BUNDLED = ROOT / "checkpoints" / "golden"
+EXAMPLE = ROOT / "audio" / "example.flac"
+TWINS = ("jax_mt3", "torch_mt3")
+
+
+def start(twin, *arguments, folder):
+    """The process `python -m {twin}.infer …`, run in a folder outside the project."""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONWARNINGS="error", JAX_PLATFORMS="cpu")
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"{twin}.infer", *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def infer(twin, *arguments, folder):
+    """(exit status, stdout, stderr) of `python -m {twin}.infer …`."""
+    process = start(twin, *arguments, folder=folder)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def talkative(tmp_path_factory):
+    """A checkpoint like the bundled one, which prefers shifts of at most 140 ms, so that its output has many notes."""
+    found = checkpoint.read(BUNDLED)
+    config = checkpoint.network_config(found.arrays, BUNDLED)
+    kernel = found.arrays["decoder/logits_dense/kernel"].copy()
+    kernel[:, SPECIAL_IDS + 15 : SPECIAL_IDS + Vocabulary(config.vocabulary).max_shift_steps + 1] = 0.0
+    path = tmp_path_factory.mktemp("checkpoint") / "talkative"
+    checkpoint.write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
+    return path
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, talkative):
+    """Per twin: the folder with what it wrote of six seconds of the example, and what it said."""
+    found = {}
+    for twin in TWINS:
+        folder = tmp_path_factory.mktemp(twin)
+        options = ("--duration", "6", "--format", "mid,json", "--batch-size", "2", "--checkpoint", talkative)
+        found[twin] = folder, infer(twin, EXAMPLE, "-o", "out", *options, folder=folder)
+    return found
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_recording_becomes_files(written, twin):
+    folder, (status, out, err) = written[twin]
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{EXAMPLE} -> out/example.mid, out/example.json: ")
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["example.json", "example.mid"]
+    notes, metadata = midi.read_json(folder / "out" / "example.json")
+    assert len(notes) > 1000
+    assert (metadata["checkpoint"], metadata["duration"], metadata["segments"]) == ("talkative", 6.0, 3)
+    assert f" {len(notes)} notes, " in out
+    assert f" {metadata['invalid']} invalid and {metadata['dropped']} dropped events" in out
+    assert len(midi.read_midi(folder / "out" / "example.mid")) > 1000
+
+
+@pytest.mark.parametrize("name", ["example.mid", "example.json"])
+def test_both_write_the_same_bytes(written, name):
+    first, second = ((written[twin][0] / "out" / name).read_bytes() for twin in TWINS)
+    assert first == second
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_three_lines_of_python_write_what_the_command_writes(written, talkative, twin, tmp_path):
+    folder, _ = written[twin]
+    code = (
+        f"from {twin} import infer\n"
+        f"transcription = infer.load({str(talkative)!r}, device='cpu').transcribe({str(EXAMPLE)!r}, duration=6)\n"
+        "transcription.write('song.mid')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT)), check=True)
+    assert (tmp_path / "song.mid").read_bytes() == (folder / "out" / "example.mid").read_bytes()
+
+
+def test_both_agree_with_every_option_of_theirs(talkative, tmp_path):
+    options = ("--search", "sample", "--temperature", "0.3", "--top-k", "50", "--top-p", "0.9", "--seed", "3")
+    options += ("--dtype", "float64", "--device", "cpu", "--positions", "port", "--checkpoint", talkative)
+    contents = []
+    for twin in TWINS:
+        status, _, err = infer(twin, EXAMPLE, "-o", f"{twin}.json", "--duration", "2", *options, folder=tmp_path)
+        assert (status, err) == (0, "")
+        contents.append((tmp_path / f"{twin}.json").read_bytes())
+    assert contents[0] == contents[1]
+    assert len(midi.read_json(tmp_path / "jax_mt3.json")[0]) > 50
+
+
+@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "python -m {twin}.infer --help"),
+        (("missing.wav", "--checkpoint", "nowhere"), "error: no checkpoint 'nowhere'"),
+        (("missing.wav", "--device", "gpu:7"), "error: no device 'gpu:7'"),
+        (("missing.wav", "--model", "ismir2021"), "error: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_errors_are_sentences(tmp_path, twin, arguments, said):
+    status, out, err = infer(twin, *arguments, folder=tmp_path)
+    assert (status, out) == (2, "")
+    assert said.format(twin=twin) in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_ctrl_c_leaves_nothing(tmp_path, twin):
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 16000 * 600)
+    soundfile.write(tmp_path / "long.wav", noise, 16000)
+    process = start(twin, "long.wav", folder=tmp_path)
+    # the note comes when the network is loaded, right before the work
+    assert process.stderr.readline().startswith("note: the bundled test checkpoint has random weights")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (130, "interrupted: long.wav is not done\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["long.wav"]
+
+
+def test_the_example_is_what_its_program_makes(tmp_path):
+    script = tmp_path / "make_example.py"
+    script.write_bytes((ROOT / "audio" / "make_example.py").read_bytes())
+    subprocess.run([sys.executable, script], check=True, capture_output=True)
+    made, _ = soundfile.read(tmp_path / "example.flac")
+    kept, rate = soundfile.read(EXAMPLE)
+    assert (rate, len(kept)) == (16000, 160000)
+    # sines differ in the last bit from one machine to the next
+    np.testing.assert_allclose(made, kept, atol=2 / 32768)
+    assert EXAMPLE.stat().st_size < 250_000

@@ -1,0 +1,95 @@
+"""Recordings to notes with the PyTorch network: python -m torch_mt3.infer song.wav, or from Python:
+
+from torch_mt3 import infer
+transcription = infer.load().transcribe("song.wav")
+transcription.write("song.mid")
+"""
+
+import functools
+import os
+import sys
+
+from mt3_common import cli
+from mt3_common.transcribe import Transcriber, find_checkpoint
+
+
+def load(
+    checkpoint: str | os.PathLike | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    search: str = "greedy",
+    beams: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+    positions: str | None = None,
+) -> Transcriber:
+    """A Transcriber: the network of a checkpoint, on its device, with a way to search.
+
+    Args:
+        checkpoint: path, gs:// address or the name of a bundled checkpoint; None for the default one.
+        model: 'mt3' or 'ismir2021', where the checkpoint has no config of its own.
+        device: 'cpu', 'cuda', 'cuda:1', 'mps'; None for a GPU if there is one.
+        dtype: 'float32', 'bfloat16' or 'float64'.
+        search: 'greedy', 't5x' (T5X's beam search, as MT3 was published) or 'sample'.
+        beams: beams of 't5x'.
+        temperature: divides the logits in 'sample'.
+        top_k: tokens that 'sample' chooses among; 0 for all.
+        top_p: probability that 'sample' chooses within; 1.0 for all.
+        seed: of 'sample'.
+        batch_size: segments decoded at once.
+        positions: 'mt3' or 'port': the sinusoids that the weights were trained on; None to believe the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint, the device or a setting is not usable; says what to do.
+    """
+    # imported here: --help and wrong arguments are answered at once, and Ctrl-C while PyTorch loads is handled
+    from torch_mt3 import checkpoint as weights
+    from torch_mt3 import decode
+
+    found = find_checkpoint(checkpoint)
+    overrides = {"position_table": positions} if positions else None
+    module, config = weights.load(found.path, preset=model, overrides=overrides)
+    module = weights.cast(module, dtype).to(find_device(device)).eval()
+    generate = functools.partial(
+        decode.generate,
+        module,
+        config,
+        search=search,
+        num_decodes=beams,
+        batch_size=batch_size,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    return Transcriber(config, generate, checkpoint=found)
+
+
+def find_device(name: str | None):
+    """The torch.device called 'cpu', 'cuda', 'cuda:1' or 'mps'; for None a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: there is none of that name; says which there are.
+    """
+    import torch
+
+    present = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    present += ["mps"] * torch.backends.mps.is_available()
+    kind, _, number = (name or present[:2][-1]).replace("gpu", "cuda").partition(":")
+    found = kind if kind in ("cpu", "mps") and not number else f"{kind}:{number or 0}"
+    if found not in present:
+        raise ValueError(f"no device {name!r} for PyTorch here; there are: {', '.join(present)}")
+    return torch.device(found)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line: see mt3_common/cli.py."""
+    return cli.main("torch_mt3", load, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
