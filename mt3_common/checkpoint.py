@@ -225,7 +225,7 @@ def _inspect(place: Place, optimizer: bool) -> Inspection:
         step=int(step.reshape(())) if step is not None else int(named[1]) if named else None,
         arrays=found,
         optimizer={name.removeprefix("state/"): entry(name, slots[name]) for name in sorted(slots)},
-        config_files=_config_files(place.folder),
+        config_files=_config_files(place.folder, listed),
         passed_over=place.passed_over,
     )
 
@@ -489,7 +489,7 @@ def _inspect_safetensors(place: Place, data: bytes) -> Inspection:
         array = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
         arrays[name] = Entry(array.shape, dtype, "inline", array)
     config = header.get("__metadata__", {}).get("config")
-    config_files = {str(place): config} if config is not None else _config_files(place.folder)
+    config_files = {str(place): config} if config is not None else _config_files(place.folder, None)
     try:
         step = json.loads(config or "{}").get("step")
     except (ValueError, AttributeError, RecursionError) as error:
@@ -750,13 +750,13 @@ def config_origins(
     elif os.fspath(path).endswith(".safetensors"):
         files = inspect(path).config_files
     else:
-        files = _config_files(locate(path).folder)
+        files = _config_files(locate(path).folder, None)
     settings = [read_settings_file(text, name) for name, text in files.items()]
     return resolve(array_sizes(arrays), settings, preset, overrides)
 
 
-def _config_files(folder: Folder) -> dict[str, str]:
-    """Name -> text of the config files that go with a checkpoint in a folder; see config_origins."""
+def _config_files(folder: Folder, listed: Sequence[str] | None) -> dict[str, str]:
+    """Name -> text of the config files that go with a checkpoint in a folder with these keys; see config_origins."""
     levels = [folder]
     if STEP.fullmatch(folder.path.name):
         levels.append(folder.above)
@@ -765,9 +765,9 @@ def _config_files(folder: Folder) -> dict[str, str]:
         levels.append(levels[-1].above)
     for level in levels:
         files = {}
-        for name in level.config_names(listed=level is folder):
-            text = _text(level.read(name) or b"", f"{level}/{name}")
-            if _has_settings(text, f"{level}/{name}"):
+        for name in level.config_names(listed if level is folder else None):
+            data = level.read(name)
+            if data is not None and _has_settings(text := _text(data, f"{level}/{name}"), f"{level}/{name}"):
                 files[f"{level}/{name}"] = text
         if files:
             return files

@@ -64,7 +64,9 @@ def wait(future: Any, what: str) -> Any:
     try:
         return future.result()
     except Exception as error:
+        # without the spec that TensorStore repeats, and without what it quotes of a binary file
         reason = re.sub(r"\s*\[[\w ]+='.*", "", str(error), flags=re.DOTALL)
+        reason = "".join(letter for letter in reason[:300] if letter.isprintable())
         raise CheckpointError(f"{what}: {reason}") from error
 
 
@@ -83,7 +85,7 @@ class Folder:
         if self.local:
             return path or "/"
         if driver == "gcs":
-            return f"gs://{self.spec['bucket']}/{path}"
+            return f"gs://{self.spec['bucket']}/{path}".rstrip("/")
         return f"{self.spec.get('base_url', driver + '://')}{path}"
 
     def below(self, name: str) -> "Folder":
@@ -108,15 +110,16 @@ class Folder:
         found = wait(self.store.list(ts.KvStore.KeyRange(first, end)), str(self))
         return sorted(key.decode("utf-8", "surrogateescape") for key in found)
 
-    def config_names(self, listed: bool) -> list[str]:
-        """Names of the config.json and .gin files right in here; where listing is dear, the usual names only."""
+    def config_names(self, listed: Sequence[str] | None) -> list[str]:
+        """Names of the config.json and .gin files right in here, among listed keys; the usual names without a list."""
         if self.local:
             try:
                 names = os.listdir(str(self))
             except OSError:
                 names = []
         else:
-            names = [key for key in self.keys() if "/" not in key] if listed else _CONFIG_FILES
+            # a remote folder can only be listed with all that lies below
+            names = _CONFIG_FILES if listed is None else [key for key in listed if "/" not in key]
         return sorted(name for name in names if name == "config.json" or name.endswith(".gin"))
 
 
@@ -126,7 +129,10 @@ def address(path: str | os.PathLike) -> dict[str, Any]:
     if not text:
         raise CheckpointError("the path of the checkpoint is empty")
     if re.match(r"[a-z][a-z0-9+.-]*://", text):
-        return wait(ts.KvStore.open(text, context=CONTEXT), text).spec().to_json()
+        try:
+            return ts.KvStore.open(text, context=CONTEXT).result().spec().to_json()
+        except ValueError as error:
+            raise CheckpointError(f"{text} is no address that can be opened: {error}") from error
     return {"driver": "file", "path": os.path.abspath(os.path.expanduser(text)).replace(os.sep, "/")}
 
 
@@ -169,8 +175,12 @@ def locate(path: str | os.PathLike) -> Place:
         CheckpointError: there is none, or more than one that could be meant.
     """
     folder = Folder(address(path))
-    steps = _steps(folder)
     found = folder.having(markers())
+    if not found and folder.path.name and folder.above.having([folder.path.name]):
+        if folder.path.name == "checkpoint":
+            return Place(folder.above)
+        return Place(folder.above, folder.path.name)
+    steps = _steps(folder)
     if found and steps:
         raise CheckpointError(
             f"{folder} is a checkpoint itself ({min(found)}) and holds others ({', '.join(sorted(steps))}): name one"
@@ -191,10 +201,6 @@ def locate(path: str | os.PathLike) -> Place:
         passed_over = tuple(sorted(name for name, (step, whole) in steps.items() if step > latest and not whole))
         chosen = folder.below(names[0])
         return Place(chosen, "", passed_over) if chosen.having(markers()) else Place(folder, names[0], passed_over)
-    if folder.path.name and folder.above.having([folder.path.name]):
-        if folder.path.name == "checkpoint":
-            return Place(folder.above)
-        return Place(folder.above, folder.path.name)
     if arrays := {key.split("/")[0] for key in folder.keys("target.", "target/") if key.endswith("/.zarray")}:
         raise CheckpointError(
             f"{folder} holds {len(arrays)} array folders but not the file `checkpoint`, which names the arrays and may "
