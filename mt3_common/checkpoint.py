@@ -635,9 +635,9 @@ def _write_step(
         for key in path[:-1]:
             node = node.setdefault(key, {})
         node[path[-1]] = leaf
-    futures = [(name, wait(opening, f"array {name}").write(array)) for name, array, opening in writes]
+    futures = [(name, wait(opening, f"array {name} cannot be written").write(array)) for name, array, opening in writes]
     for name, future in futures:
-        wait(future, f"array {name}")
+        wait(future, f"array {name} cannot be written")
     if config is not None:
         wait(folder.store.write("config.json", _config_json(config, step).encode()), f"{folder}/config.json")
     wait(folder.store.write("checkpoint", msgpack.packb(tree, strict_types=True)), f"{folder}/checkpoint")

@@ -64,8 +64,8 @@ def wait(future: Any, what: str) -> Any:
     try:
         return future.result()
     except Exception as error:
-        # without the spec that TensorStore repeats, and without what it quotes of a binary file
-        reason = re.sub(r"\s*\[[\w ]+='.*", "", str(error), flags=re.DOTALL)
+        # without the error's class, the spec that TensorStore repeats, and what it quotes of a binary file
+        reason = re.sub(r"^[A-Z_]+: |\s*\[[\w ]+='.*", "", str(error), flags=re.DOTALL)
         reason = "".join(letter for letter in reason[:300] if letter.isprintable())
         raise CheckpointError(f"{what}: {reason}") from error
 
@@ -228,7 +228,7 @@ def zarr_entries(store: Folder, references: Mapping[str, Reference], listed: Seq
     entries = {}
     for name, reference in references.items():
         where = f"{store}/{reference.folder}"
-        result = wait(files[name], f"array {name} ({where}/.zarray)")
+        result = wait(files[name], f"array {name} cannot be read ({where}/.zarray)")
         if result.state != "value":
             raise CheckpointError(f"array {name} is missing: there is no {where}/.zarray")
         shape, chunks, dtype, separator = _zarr_metadata(name, where, result.value)
@@ -281,8 +281,8 @@ def _zarr_metadata(name: str, where: str, text: bytes) -> tuple[tuple[int, ...],
 def read_zarr(entries: Mapping[str, Entry]) -> dict[str, np.ndarray]:
     """The arrays of entries in folders, read at once."""
     opened = {name: ts.open(entry.source, open=True, read=True, context=CONTEXT) for name, entry in entries.items()}
-    reading = {name: wait(future, f"array {name}").read() for name, future in opened.items()}
-    return {name: wait(future, f"array {name}") for name, future in reading.items()}
+    reading = {name: wait(future, f"array {name} cannot be read").read() for name, future in opened.items()}
+    return {name: wait(future, f"array {name} cannot be read") for name, future in reading.items()}
 
 
 def is_shape(shape: Any) -> bool:
