@@ -66,7 +66,7 @@ class Cache(NamedTuple):
     """Keys and values of the tokens so far and of the frames.
 
     Attributes:
-        self_keys, self_values: per layer (b, n, h, length, d): b rows, n hypotheses of a row, length slots of the ring.
+        self_keys, self_values: per layer (b * n, h, length, d): b rows of n hypotheses each, length slots of the ring.
         cross_keys, cross_values: per layer (b, h, frames, d).
         slot: the slot that the next token is written to.
         age: (b,) int, tokens that a row has had, the start token included; a row sees its last `age` slots.
@@ -139,7 +139,7 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
     """A cache of rows that have had no token and seen no frames; `length` tokens fit before it must grow."""
     config = weights.config
     dtype = weights.embedding.dtype
-    self_shape = (num_rows, num_decodes, config.num_heads, length, config.head_dim)
+    self_shape = (num_rows * num_decodes, config.num_heads, length, config.head_dim)
     cross_shape = (num_rows, config.num_heads, num_frames, config.head_dim)
     return Cache(
         self_keys=tuple(jnp.zeros(self_shape, dtype) for _ in weights.layers),
@@ -179,24 +179,26 @@ def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, 
         ((b, n, vocab_size) float32 or wider, the cache with the token in it).
     """
     config = weights.config
-    length = cache.self_keys[0].shape[3]
+    num_rows, num_decodes = tokens.shape
+    length = cache.self_keys[0].shape[2]
     heads = {"h": config.num_heads, "d": config.head_dim}
     slots = jnp.arange(length)
-    seen = rearrange((cache.slot - slots) % length <= cache.age[:, None], "b l -> b 1 1 l")
+    seen = (cache.slot - slots) % length <= cache.age[:, None]
+    seen = rearrange(jnp.repeat(seen, num_decodes, axis=0), "bn l -> bn 1 l")
     x = weights.embedding[tokens]
     x = (x + weights.positions[cache.age][:, None]).astype(x.dtype)
     all_keys, all_values = [], []
     for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
         y = _rms_norm(x, layer.self_norm)
-        query, key, value = rearrange(y @ layer.self_qkv, "b n (three h d) -> three b n h d", three=3, **heads)
-        self_keys = jax.lax.dynamic_update_slice_in_dim(self_keys, key[:, :, :, None], cache.slot, axis=3)
-        self_values = jax.lax.dynamic_update_slice_in_dim(self_values, value[:, :, :, None], cache.slot, axis=3)
+        query, key, value = rearrange(y @ layer.self_qkv, "b n (three h d) -> three (b n) h d", three=3, **heads)
+        self_keys = jax.lax.dynamic_update_slice_in_dim(self_keys, key[:, :, None], cache.slot, axis=2)
+        self_values = jax.lax.dynamic_update_slice_in_dim(self_values, value[:, :, None], cache.slot, axis=2)
         all_keys.append(self_keys)
         all_values.append(self_values)
-        logits = einsum(query, self_keys, "b n h d, b n h l d -> b n h l")
+        logits = einsum(query, self_keys, "bn h d, bn h l d -> bn h l")
         probabilities = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1)
-        y = einsum(probabilities, self_values, "b n h l, b n h l d -> b n h d")
-        x = x + rearrange(y, "b n h d -> b n (h d)") @ layer.self_out
+        y = einsum(probabilities, self_values, "bn h l, bn h l d -> bn h d")
+        x = x + rearrange(y, "(b n) h d -> b n (h d)", b=num_rows) @ layer.self_out
         y = _rms_norm(x, layer.cross_norm) @ layer.cross_query
         logits = einsum(rearrange(y, "b n (h d) -> b h n d", **heads), cross_keys, "b h n d, b h f d -> b h n f")
         y = einsum(jax.nn.softmax(logits, axis=-1), cross_values, "b h n f, b h f d -> b h n d")
@@ -216,10 +218,10 @@ def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, 
 @functools.partial(jax.jit, static_argnames="length")
 def grow(cache: Cache, length: int) -> Cache:
     """The cache with a ring of `length` slots, oldest slot first, so that older rows fit."""
-    old = cache.self_keys[0].shape[3]
+    old = cache.self_keys[0].shape[2]
 
     def unrolled(ring):
-        return jnp.pad(jnp.roll(ring, -cache.slot, axis=3), [(0, 0)] * 3 + [(0, length - old), (0, 0)])
+        return jnp.pad(jnp.roll(ring, -cache.slot, axis=2), [(0, 0), (0, 0), (0, length - old), (0, 0)])
 
     return cache._replace(
         self_keys=tuple(unrolled(keys) for keys in cache.self_keys),
@@ -281,7 +283,7 @@ def choose(settings: SearchSettings, hypotheses: Hypotheses, age: jax.Array, log
     gain = jnp.take_along_axis(log_probs[:, 0], token, axis=1)
     place = age.clip(max=settings.max_steps - 1)
     rows = jnp.arange(len(age))
-    written = jnp.where(live, token[:, 0], hypotheses.tokens[rows, 0, place])
+    written = jnp.where(live, token[:, 0].astype(jnp.int32), hypotheses.tokens[rows, 0, place])
     ended = (token[:, 0] == EOS_ID) | (age + 1 >= settings.max_steps)
     chosen = hypotheses._replace(
         tokens=hypotheses.tokens.at[rows, 0, place].set(written),
@@ -400,7 +402,7 @@ class Batch:
 
     def advance(self) -> np.ndarray:
         """Runs some steps; returns (num_rows,) bool, true for rows that have ended."""
-        length = self.cache.self_keys[0].shape[3]
+        length = self.cache.self_keys[0].shape[2]
         oldest = int(jnp.where(self.hypotheses.done, 0, self.cache.age).max())
         if oldest + STEPS_AT_ONCE > length:
             self.cache = grow(self.cache, 2 * length)
@@ -416,8 +418,12 @@ class Batch:
         num_rows = _row_count(len(rows))
         index = np.array(rows + [rows[-1]] * (num_rows - len(rows)))
         self.num_rows = num_rows
+        hypotheses = (index[:, None] * self.settings.num_decodes + np.arange(self.settings.num_decodes)).ravel()
         self.cache = Cache(
-            *(tuple(array[index] for array in arrays) for arrays in self.cache[:4]),
+            self_keys=tuple(array[hypotheses] for array in self.cache.self_keys),
+            self_values=tuple(array[hypotheses] for array in self.cache.self_values),
+            cross_keys=tuple(array[index] for array in self.cache.cross_keys),
+            cross_values=tuple(array[index] for array in self.cache.cross_values),
             slot=self.cache.slot,
             age=self.cache.age[index],
         )
@@ -491,8 +497,9 @@ def _sample(settings, logits, drawn):
 
 
 def _follow(cache, parents):
-    rows = jnp.arange(len(parents))[:, None]
+    num_rows, num_decodes = parents.shape
+    sources = (parents + num_decodes * jnp.arange(num_rows)[:, None]).ravel()
     return cache._replace(
-        self_keys=tuple(keys[rows, parents] for keys in cache.self_keys),
-        self_values=tuple(values[rows, parents] for values in cache.self_values),
+        self_keys=tuple(keys[sources] for keys in cache.self_keys),
+        self_values=tuple(values[sources] for values in cache.self_values),
     )

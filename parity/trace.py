@@ -127,7 +127,7 @@ def unrolled(
     """What a decoding cache holds, under the names and in the shapes of the taps that it should equal.
 
     Args:
-        self_keys, self_values: per layer (b, 1, h, ring, d), `slot` being the slot after the last token's.
+        self_keys, self_values: per layer (b, h, ring, d), `slot` being the slot after the last token's.
         cross_keys, cross_values: per layer (b, h, frames, d).
         length: tokens to take, in order.
 
@@ -139,11 +139,11 @@ def unrolled(
         array = np.swapaxes(array, 1, 2)
         return array.reshape(*array.shape[:2], -1)
 
-    slots = (slot - length + np.arange(length)) % self_keys[0].shape[3]
+    slots = (slot - length + np.arange(length)) % self_keys[0].shape[2]
     found = {}
     for layer, arrays in enumerate(zip(self_keys, self_values, cross_keys, cross_values, strict=True)):
         for name, array in zip(("self_attention/key", "self_attention/value"), arrays[:2], strict=True):
-            found[f"decoder/layers_{layer}/{name}"] = joined(array[:, 0][:, :, slots])
+            found[f"decoder/layers_{layer}/{name}"] = joined(array[:, :, slots])
         for name, array in zip(
             ("encoder_decoder_attention/key", "encoder_decoder_attention/value"), arrays[2:], strict=True
         ):

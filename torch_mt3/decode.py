@@ -60,7 +60,7 @@ class Cache(NamedTuple):
     """Keys and values of the tokens so far and of the frames.
 
     Attributes:
-        self_keys, self_values: per layer (b, n, h, length, d): b rows, n hypotheses of a row, length slots of the ring.
+        self_keys, self_values: per layer (b * n, h, length, d): b rows of n hypotheses each, length slots of the ring.
         cross_keys, cross_values: per layer (b, h, frames, d).
         slot: the slot that the next token is written to.
         age: (b,) int, tokens that a row has had, the start token included; a row sees its last `age` slots.
@@ -132,7 +132,7 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
     """A cache of rows that have had no token and seen no frames; `length` tokens fit before it must grow."""
     config = weights.config
     like = {"dtype": weights.embedding.dtype, "device": weights.embedding.device}
-    self_shape = (num_rows, num_decodes, config.num_heads, length, config.head_dim)
+    self_shape = (num_rows * num_decodes, config.num_heads, length, config.head_dim)
     cross_shape = (num_rows, config.num_heads, num_frames, config.head_dim)
     return Cache(
         self_keys=tuple(torch.zeros(self_shape, **like) for _ in weights.layers),
@@ -170,24 +170,20 @@ def step(weights: Weights, cache: Cache, tokens: torch.Tensor) -> tuple[torch.Te
     """
     config = weights.config
     num_rows, num_decodes = tokens.shape
-    length = cache.self_keys[0].shape[3]
+    length = cache.self_keys[0].shape[2]
     heads = {"h": config.num_heads, "d": config.head_dim}
     slots = torch.arange(length, device=tokens.device)
-    seen = rearrange((cache.slot - slots) % length <= cache.age[:, None], "b l -> b 1 1 1 l")
-    seen = seen.expand(-1, num_decodes, 1, 1, -1).flatten(0, 1)
+    seen = (cache.slot - slots) % length <= cache.age[:, None]
+    seen = rearrange(seen.repeat_interleave(num_decodes, dim=0), "bn l -> bn 1 1 l")
     x = F.embedding(tokens, weights.embedding)
     x = (x + weights.positions[cache.age][:, None]).to(x.dtype)
     for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
         y = _rms_norm(x, layer.self_norm)
-        query, key, value = rearrange(F.linear(y, layer.self_qkv), "b n (three h d) -> three b n h d", three=3, **heads)
-        self_keys[:, :, :, cache.slot], self_values[:, :, :, cache.slot] = key, value
-        y = F.scaled_dot_product_attention(
-            rearrange(query, "b n h d -> (b n) h 1 d"),
-            self_keys.flatten(0, 1),
-            self_values.flatten(0, 1),
-            attn_mask=seen,
-            scale=1.0,
+        query, key, value = rearrange(
+            F.linear(y, layer.self_qkv), "b n (three h d) -> three (b n) h d", three=3, **heads
         )
+        self_keys[:, :, cache.slot], self_values[:, :, cache.slot] = key, value
+        y = F.scaled_dot_product_attention(query[:, :, None], self_keys, self_values, attn_mask=seen, scale=1.0)
         x = x + F.linear(rearrange(y, "(b n) h 1 d -> b n (h d)", b=num_rows), layer.self_out)
         y = F.linear(_rms_norm(x, layer.cross_norm), layer.cross_query)
         y = F.scaled_dot_product_attention(
@@ -203,11 +199,11 @@ def step(weights: Weights, cache: Cache, tokens: torch.Tensor) -> tuple[torch.Te
 
 def grow(cache: Cache, length: int) -> Cache:
     """The cache with a ring of `length` slots, oldest slot first, so that older rows fit."""
-    old = cache.self_keys[0].shape[3]
+    old = cache.self_keys[0].shape[2]
 
     def unrolled(ring):
-        wide = ring.new_zeros((*ring.shape[:3], length, ring.shape[4]))
-        wide[:, :, :, :old] = ring.roll(-cache.slot, dims=3)
+        wide = ring.new_zeros((*ring.shape[:2], length, ring.shape[3]))
+        wide[:, :, :old] = ring.roll(-cache.slot, dims=2)
         return wide
 
     return cache._replace(
@@ -376,7 +372,7 @@ class Batch:
 
     def advance(self) -> np.ndarray:
         """Runs some steps; returns (num_rows,) bool, true for rows that have ended."""
-        length = self.cache.self_keys[0].shape[3]
+        length = self.cache.self_keys[0].shape[2]
         oldest = int(torch.where(self.hypotheses.done, 0, self.cache.age).max())
         if oldest + STEPS_AT_ONCE > length:
             self.cache = grow(self.cache, 2 * length)
@@ -391,8 +387,13 @@ class Batch:
     def shrink(self, rows: list[int]) -> None:
         """Keeps the given rows only, in this order."""
         self.num_rows = len(rows)
+        num_decodes = self.settings.num_decodes
+        hypotheses = [row * num_decodes + number for row in rows for number in range(num_decodes)]
         self.cache = Cache(
-            *(tuple(array[rows] for array in arrays) for arrays in self.cache[:4]),
+            self_keys=tuple(array[hypotheses] for array in self.cache.self_keys),
+            self_values=tuple(array[hypotheses] for array in self.cache.self_values),
+            cross_keys=tuple(array[rows] for array in self.cache.cross_keys),
+            cross_values=tuple(array[rows] for array in self.cache.cross_values),
             slot=self.cache.slot,
             age=self.cache.age[rows],
         )
@@ -458,8 +459,9 @@ def _sample(settings, logits, drawn):
 
 
 def _follow(cache, parents):
-    rows = torch.arange(len(parents), device=parents.device)[:, None]
+    num_rows, num_decodes = parents.shape
+    sources = (parents + num_decodes * torch.arange(num_rows, device=parents.device)[:, None]).flatten()
     return cache._replace(
-        self_keys=tuple(keys[rows, parents] for keys in cache.self_keys),
-        self_values=tuple(values[rows, parents] for values in cache.self_values),
+        self_keys=tuple(keys[sources] for keys in cache.self_keys),
+        self_values=tuple(values[sources] for values in cache.self_values),
     )
