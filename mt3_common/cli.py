@@ -85,6 +85,15 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
     if not argv:
         say(LESSON.format(program=program).rstrip())
         return NOT_STARTED
+    try:
+        return infer(program, load, argv)
+    except KeyboardInterrupt:
+        say("interrupted: what was finished is written, nothing is half-written")
+        return INTERRUPTED
+
+
+def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str]) -> int:
+    """main, but for the lesson and Ctrl-C."""
     debug = "--debug" in argv
     try:
         arguments = parse(program, argv)
@@ -106,9 +115,6 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
             batch_size=arguments.batch_size,
             positions=arguments.positions,
         )
-    except KeyboardInterrupt:
-        say("interrupted: nothing was started")
-        return INTERRUPTED
     except Exception as error:
         if debug:
             raise
@@ -123,9 +129,6 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
         count = f" ({number} of {len(jobs)})" if len(jobs) > 1 else ""
         try:
             run(transcriber, job, f"{job.audio.name}{count}", arguments)
-        except KeyboardInterrupt:
-            say(f"interrupted: {job.audio} is not done")
-            return INTERRUPTED
         except Exception as error:
             if debug:
                 raise

@@ -339,7 +339,7 @@ def test_ctrl_c_leaves_what_was_there(folder, capsys):
     before = Path("b.mid").read_bytes()
     runs = iter([first_segment_only, interrupted_network])
     assert infer("a.wav", "b.wav", "c.wav", generate=lambda frames: next(runs)(frames)) == INTERRUPTED
-    assert capsys.readouterr().err == "interrupted: b.wav is not done\n"
+    assert capsys.readouterr().err == "interrupted: what was finished is written, nothing is half-written\n"
     assert names(folder) == ["a.mid", "a.wav", "b.mid", "b.wav", "c.wav"]
     assert Path("b.mid").read_bytes() == before
 
