@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity import decoding, inputs, record, report
+from parity import decoding, inputs, record, report, training
 from parity.compare import Report, Row, compare, compare_weights
 from parity.trace import Trace, fingerprint
 
@@ -48,6 +48,7 @@ def check(
                 found.rows.append(row)
     if not found.refusals:
         found.rows += decoding_rows(reference, candidate, frames, start_times)
+        found.rows += training.compare_training(reference, candidate, given)
     found.facts["recording"] = f"{path}: {len(frames)} segments of {frames.shape[1]} frames for tokens and notes"
     tokens = given["decoder_input_tokens"]
     found.facts["taps"] = (

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+import optax
 from flax import linen as nn
 from flax import traverse_util
 
-from jax_mt3 import checkpoint, decode
+from jax_mt3 import checkpoint, decode, train
 from jax_mt3.model import Transformer
 from mt3_common.config import Config
 from parity import trace
@@ -221,6 +222,38 @@ class Side:
         """Greedy token ids of segments (input_frames, input_depth), in float32 as `infer` computes them."""
         with exact_mode("float32", self.device):
             return list(decode.generate(self.cast("float32"), self.config, segments, max_steps=max_steps))
+
+    def gradients(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The training loss (a 0-d array) and its gradients under MT3's names."""
+        with exact_mode(precision, self.device):
+            params = self.cast(precision)
+            compiled = jax.jit(train.loss_and_gradients, static_argnums=1)
+            loss, found = compiled(params, self.config.network, *self._given(inputs, precision))
+            return np.asarray(loss), checkpoint.to_arrays(found)
+
+    def optimize(
+        self, optimizer: str, gradients: list[dict[str, np.ndarray]], precision: str, learning_rate: float = 1e-3
+    ) -> dict[str, np.ndarray]:
+        """The weights after steps of 'adafactor' or 'adamw' (weight decay 0.01), one per set of gradients."""
+        with exact_mode(precision, self.device):
+            weights = traverse_util.flatten_dict(self.cast(precision), sep="/")
+            given = [
+                {name: jnp.asarray(g).astype(weights[name].dtype) for name, g in each.items()} for each in gradients
+            ]
+            if optimizer == "adamw":
+                adamw = train.adamw(learning_rate, weight_decay=0.01)
+                state = adamw.init(weights)
+                update = jax.jit(adamw.update)
+                for each in given:
+                    updates, state = update(each, state, weights)
+                    weights = optax.apply_updates(weights, updates)
+            else:
+                slots = {name: train.adafactor_slots(array) for name, array in weights.items()}
+                update = jax.jit(train.adafactor, static_argnums=(3, 4))
+                for step, each in enumerate(given):
+                    for name, array in weights.items():
+                        weights[name], slots[name] = update(array, each[name], slots[name], step, learning_rate)
+            return {name: np.asarray(array) for name, array in weights.items()}
 
     def run_modules(
         self, calls: dict[str, trace.Call], precision: str, params: dict[str, Any]

@@ -12,7 +12,7 @@ import torch
 from mt3_common.config import Config
 from parity import trace
 from parity.trace import WARM_UP, unrolled
-from torch_mt3 import checkpoint, decode
+from torch_mt3 import checkpoint, decode, train
 from torch_mt3.model import Transformer
 
 
@@ -245,6 +245,38 @@ class Side:
         """Greedy token ids of segments (input_frames, input_depth), in float32 as `infer` computes them."""
         with exact_mode("float32", self.device):
             return list(decode.generate(self.cast("float32"), self.config, segments, max_steps=max_steps))
+
+    def gradients(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The training loss (a 0-d array) and its gradients under MT3's names."""
+        with exact_mode(precision, self.device):
+            model = self.cast(precision).requires_grad_(True)
+            loss, found = train.loss_and_gradients(model, *self._given(inputs, precision))
+            return loss.cpu().numpy(), checkpoint.to_arrays(found)
+
+    def optimize(
+        self, optimizer: str, gradients: list[dict[str, np.ndarray]], precision: str, learning_rate: float = 1e-3
+    ) -> dict[str, np.ndarray]:
+        """The weights after steps of 'adafactor' or 'adamw' (weight decay 0.01), one per set of gradients."""
+        with exact_mode(precision, self.device):
+            model = self.cast(precision).requires_grad_(True)
+            weights = dict(model.named_parameters())
+            given = [
+                {name: g.to(weights[name]) for name, g in checkpoint.to_state_dict(each).items()} for each in gradients
+            ]
+            if optimizer == "adamw":
+                adamw = train.adamw(weights.values(), learning_rate, weight_decay=0.01)
+                for each in given:
+                    for name, parameter in weights.items():
+                        parameter.grad = each[name]
+                    adamw.step()
+            else:
+                slots = {name: train.adafactor_slots(array) for name, array in weights.items()}
+                for step, each in enumerate(given):
+                    for name, array in weights.items():
+                        weights[name], slots[name] = train.adafactor(
+                            array, each[name], slots[name], step, learning_rate
+                        )
+            return checkpoint.to_arrays(weights)
 
     def run_modules(self, calls: dict[str, trace.Call], precision: str, model: Transformer) -> dict[str, np.ndarray]:
         """Every module's output on the given inputs, one module at a time; call it in exact_mode(precision)."""

@@ -31,6 +31,9 @@ ONE_SIDED = {
 OWN_ARGUMENTS = {
     # a PyTorch module knows its config, a tree of arrays does not
     "pack": "config",
+    "loss_and_gradients": "config",
+    # PyTorch's optimizers hold what they change
+    "adamw": "parameters",
     # JAX places new arrays by itself
     "empty_hypotheses": "device",
 }
