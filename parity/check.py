@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity import decoding, inputs, record, report, training
+from parity import decoding, inputs, probes, record, report, training
 from parity.compare import Report, Row, compare, compare_weights
 from parity.trace import Trace, fingerprint
 
@@ -48,6 +48,10 @@ def check(
                 found.rows.append(row)
     if not found.refusals:
         found.rows += decoding_rows(reference, candidate, frames, start_times)
+        names, probes_given = probes.make_probes(config, frames, given["decoder_input_tokens"])
+        found.rows += probes.compare_probes(reference, candidate, names, probes_given)
+        held = np.union1d(given["decoder_input_tokens"], probes_given["decoder_input_tokens"])
+        found.facts["ids"] = f"{len(held)} of {config.network.vocab_size} ids were given to the decoder"
         found.rows += training.compare_training(reference, candidate, given)
     found.facts["recording"] = f"{path}: {len(frames)} segments of {frames.shape[1]} frames for tokens and notes"
     tokens = given["decoder_input_tokens"]

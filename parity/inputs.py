@@ -59,7 +59,8 @@ def with_tokens(frames: np.ndarray, config: Config, length: int, seed: int = 0) 
     """
     rng = np.random.default_rng(seed)
     size = len(frames) * length
-    ids = np.concatenate([rng.permutation(config.network.vocab_size - 1) + 1 for _ in range(-(-size // 1000))])[:size]
+    num_ids = config.network.vocab_size - 1
+    ids = np.concatenate([rng.permutation(num_ids) + 1 for _ in range(-(-size // num_ids))])[:size]
     targets = ids.reshape(len(frames), length).astype(np.int32)
     if length >= 16:
         targets[0, [length // 3, length // 2]] = 0
