@@ -145,6 +145,8 @@ class Transcriber:
         """
         spectrogram = self.config.spectrogram
         total = self._num_segments(path, start, duration)
+        if on_progress is not None:
+            on_progress(0, total)
         num_samples = 0
         # of the segments that generate has taken and not yet answered, and of the one answered last
         start_times: collections.deque[float] = collections.deque()

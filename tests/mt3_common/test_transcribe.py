@@ -115,14 +115,14 @@ def test_progress_counts_to_the_total(audio, options, total):
     seen = []
     answers = itertools.repeat([1])
     Transcriber(CONFIG, answering(answers)).transcribe(audio, on_progress=lambda *now: seen.append(now), **options)
-    assert seen == [(number, total) for number in range(1, total + 1)]
+    assert seen == [(number, total) for number in range(total + 1)]
 
 
 def test_a_length_that_the_file_does_not_tell(audio, monkeypatch):
     monkeypatch.setattr(transcribe, "audio_duration", lambda path: None)
     seen = []
     Transcriber(CONFIG, answering(ids_of([]))).transcribe(audio, on_progress=lambda *now: seen.append(now))
-    assert seen == [(1, None), (2, None), (3, None), (4, None)]
+    assert seen == [(0, None), (1, None), (2, None), (3, None), (4, None)]
 
 
 def test_a_network_that_leaves_segments_out_is_found_out(audio):
