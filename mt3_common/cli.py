@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -101,20 +102,24 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str]) -
         if any(output.suffix == ".noteseq" for job in jobs for output in job.outputs):
             # a missing note_seq is said now, not after the work
             midi.to_note_sequence([])
-        transcriber = load(
-            checkpoint=arguments.checkpoint,
-            model=arguments.model,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            search=arguments.search,
-            beams=arguments.beams,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            seed=arguments.seed,
-            batch_size=arguments.batch_size,
-            positions=arguments.positions,
-        )
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", UserWarning)
+            transcriber = load(
+                checkpoint=arguments.checkpoint,
+                model=arguments.model,
+                device=arguments.device,
+                dtype=arguments.dtype,
+                search=arguments.search,
+                beams=arguments.beams,
+                temperature=arguments.temperature,
+                top_k=arguments.top_k,
+                top_p=arguments.top_p,
+                seed=arguments.seed,
+                batch_size=arguments.batch_size,
+                positions=arguments.positions,
+            )
+        for warning in warned:
+            say(f"note: {warning.message}")
     except Exception as error:
         if debug:
             raise

@@ -5,6 +5,7 @@ The rule: 'layers_3' becomes 'layers.3', '/' becomes '.', and the last name chan
 
 import os
 import re
+import warnings
 from typing import Any
 
 import ml_dtypes
@@ -104,9 +105,20 @@ def load(
 
     Raises:
         CheckpointError: unreadable or incomplete, or its arrays contradict the config; says which array and what to do.
+
+    Warns:
+        UserWarning: a .pth carries the ports' sinusoid table, which its weights need only if they were trained with it.
     """
-    pickled = str(path).endswith((".pth", ".pt", ".ckpt", ".bin"))
-    arrays = read_hf_t5(path) if pickled else checkpoint.read(path).arrays
+    if str(path).endswith((".pth", ".pt", ".ckpt", ".bin")):
+        arrays, table = read_hf_t5(path)
+        if table == "port" and "position_table" not in (overrides or {}):
+            warnings.warn(
+                f"{path} carries the sinusoid table of the PyTorch ports; weights converted from MT3 need MT3's, which "
+                "is used; weights that a port was trained with need position_table 'port' (infer: --positions port)",
+                stacklevel=2,
+            )
+    else:
+        arrays = checkpoint.read(path).arrays
     config = checkpoint.network_config(arrays, path, preset=preset, overrides=overrides)
     checkpoint.check_arrays(arrays, config.network)
     with torch.device("meta"):
@@ -165,11 +177,12 @@ def to_hf_t5(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     }
 
 
-def read_hf_t5(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_hf_t5(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str | None]:
     """Plain arrays under MT3's names from an HF-T5 style file such as the public mt3.pth, strict in both directions.
 
-    Repeated entries must equal what they repeat; `pos_emb.inv_freq` buffers are checked against the table they stand
-    for and left out: see inv_freq_table.
+    Returns:
+        (arrays, table): repeated entries must equal what they repeat and are left out, as are the `pos_emb.inv_freq`
+        buffers; table is the one that these stand for ('mt3' or 'port', see inv_freq_table), None without them.
 
     Raises:
         CheckpointError: an entry is missing, unknown, or a copy that differs from its original.
@@ -193,12 +206,15 @@ def read_hf_t5(path: str | os.PathLike) -> dict[str, np.ndarray]:
             f"{len(missing)} entries missing ({', '.join(missing[:3])}), "
             f"{len(unknown)} unknown ({', '.join(unknown[:3])}); python -m parity diagnose {path} says more"
         )
-    for key, table in tables.items():
-        width = tensors["proj.weight"].shape[0]
-        if inv_freq_table(table, width) is None:
-            raise checkpoint.CheckpointError(f"{path}: {key} is neither MT3's sinusoid table nor that of the ports")
+    width = tensors["proj.weight"].shape[0]
+    found = {key: inv_freq_table(table, width) for key, table in tables.items()}
+    if None in found.values() or len(set(found.values())) > 1:
+        raise checkpoint.CheckpointError(
+            f"{path}: {' and '.join(found)} are neither MT3's sinusoid table nor that of the ports"
+        )
     arrays = {names[key]: _to_numpy(tensor) for key, tensor in tensors.items()}
-    return {name: np.ascontiguousarray(a.T) if name.endswith("/kernel") else a for name, a in arrays.items()}
+    arrays = {name: np.ascontiguousarray(a.T) if name.endswith("/kernel") else a for name, a in arrays.items()}
+    return arrays, next(iter(found.values()), None)
 
 
 def inv_freq_table(inv_freq: torch.Tensor, width: int) -> str | None:
