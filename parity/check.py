@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity import decoding, inputs, probes, record, report, training
+from parity import decoding, inputs, oracle, probes, record, report, training
 from parity.compare import Report, Row, compare, compare_weights
 from parity.trace import Trace, fingerprint
 
@@ -24,6 +24,7 @@ def check(
     audio: str | None = None,
     num_segments: int = 4,
     source: dict[str, np.ndarray] | None = None,
+    original: str | None = None,
 ) -> tuple[Report, tuple[Trace, Trace]]:
     """The report on two Sides that hold the same checkpoint, and their traces.
 
@@ -32,6 +33,7 @@ def check(
         audio: the recording; the bundled one if None.
         num_segments: segments whose tokens and notes are compared.
         source: the checkpoint's own arrays, which both sides must hold bit for bit.
+        original: 't5x' to run the published code as a third side, or a file of its activations.
     """
     config = reference.config
     path = inputs.find_audio(audio)
@@ -53,6 +55,9 @@ def check(
         held = np.union1d(given["decoder_input_tokens"], probes_given["decoder_input_tokens"])
         found.facts["ids"] = f"{len(held)} of {config.network.vocab_size} ids were given to the decoder"
         found.rows += training.compare_training(reference, candidate, given)
+    if original is not None:
+        arrays = reference.arrays() if source is None else source
+        found.rows += oracle.compare_with_original(original, reference, candidate, arrays, given)
     found.facts["recording"] = f"{path}: {len(frames)} segments of {frames.shape[1]} frames for tokens and notes"
     tokens = given["decoder_input_tokens"]
     found.facts["taps"] = (
@@ -96,6 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, gpu or tpu; two with a comma where the sides differ")
     parser.add_argument("--sides", default="jax,torch", help="reference and candidate (default: jax,torch)")
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
+    parser.add_argument(
+        "--oracle",
+        nargs="?",
+        const="t5x",
+        metavar="FILE",
+        help="the published code as a third side: mt3 and t5x if they are installed, or a file of its activations",
+    )
     report.add_arguments(parser)
 
 
@@ -115,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         record.load_side(name, path, device=device, preset=args.model)
         for name, device in zip(names, devices(args.device), strict=True)
     ]
-    found, _ = check(*sides, args.audio, args.segments, source=checkpoint.read(path).arrays)
+    found, _ = check(*sides, args.audio, args.segments, source=checkpoint.read(path).arrays, original=args.oracle)
     found.facts["checkpoint"] = path
     found.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
     found.facts["seconds"] = round(time.monotonic() - began, 1)

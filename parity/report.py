@@ -103,7 +103,7 @@ def grouped(report: Report, everything: bool = False) -> list[tuple[str, list[Ro
             label = "weights, bit for bit"
         elif row.section == "taps":
             label = row.name if everything else "/".join(row.name.split("/")[:2])
-        elif not everything and row.section.startswith(("gradients", "two steps")):
+        elif not everything and row.section.startswith(("gradients", "two steps", "original")):
             label = row.section
         else:
             name = row.name if everything else row.name.split(" decoder/")[0]

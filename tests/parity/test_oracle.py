@@ -1,0 +1,75 @@
+"""The third side says which twin is wrong."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity import oracle, record
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "model"
+
+
+@pytest.fixture(scope="module")
+def original():
+    return oracle.read_activations(GOLDEN / "activations.npz")
+
+
+@pytest.fixture(scope="module")
+def traces(original):
+    reference = record.record(record.load_side("jax", str(GOLDEN / "checkpoints" / "t5x_zarr")), original[0])
+    candidate = record.load_side("torch", str(GOLDEN / "checkpoints" / "t5x_zarr"))
+    return reference, record.record(candidate, original[0], reference=reference)
+
+
+def test_both_twins_are_the_original(original, traces):
+    rows = oracle.vote(original[1], *traces)
+    assert [row.name for row in rows if row.verdict != "same"] == []
+    # every tap but the dropouts inside attention, the decoder as a whole and logits_dense, which is the logits
+    unnamed = {tap for tap in traces[0].passes["float32"].outputs if tap not in {row.name for row in rows}}
+    assert len(unnamed) == 2 + 2 * 3 + 2
+    assert all(tap.endswith(("attention/dropout", "decoder", "logits_dense")) for tap in unnamed)
+    assert {oracle.original_name(row.name) for row in rows} == set(original[1])
+
+
+def with_fault(trace, tap):
+    run = trace.passes["float32"]
+    outputs = run.outputs | {tap: run.outputs[tap] * (1 + 1e-4)}
+    return dataclasses.replace(trace, passes=trace.passes | {"float32": dataclasses.replace(run, outputs=outputs)})
+
+
+@pytest.mark.parametrize("wrong", ["jax", "torch"])
+def test_the_wrong_twin_is_named(original, traces, wrong):
+    tap = "decoder/layers_1/encoder_decoder_attention/key"
+    pair = [with_fault(trace, tap) if trace.framework == wrong else trace for trace in traces]
+    if wrong == "jax":
+        run = pair[0].passes["float64"]
+        outputs = run.outputs | {tap: run.outputs[tap] * (1 + 1e-4)}
+        pair[0].passes["float64"] = dataclasses.replace(run, outputs=outputs)
+    bad = [row for row in oracle.vote(original[1], *pair) if row.verdict != "same"]
+    assert [row.name for row in bad] == [tap]
+    assert bad[0].note == f"differs from the original: {wrong}"
+
+
+def test_another_checkpoint_and_another_network(original, traces):
+    others = {name: array * 1.01 for name, array in original[1].items()}
+    rows = oracle.vote(others, *traces)
+    assert "is this the original's checkpoint" in rows[0].note
+    cut = original[1] | {"logits": original[1]["logits"][..., :1491]}
+    assert "shape" in oracle.vote(cut, *traces)[-1].note
+    assert oracle.vote({}, *traces)[0].verdict == "skipped"
+
+
+def test_what_is_not_there_is_one_sentence(tmp_path, traces):
+    with pytest.raises(ValueError, match="not a readable"):
+        oracle.read_activations(tmp_path / "none.npz")
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="not a readable"):
+        oracle.read_activations(tmp_path / "junk.npz")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    with pytest.raises(ValueError, match="in/frames is missing"):
+        oracle.read_activations(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match="install mt3 and t5x from git"):
+        oracle.run_original({}, copy.copy(traces[0].config), {})
