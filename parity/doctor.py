@@ -364,9 +364,9 @@ def explain(
         low = _rounding(array, own)
         if low:
             return f"{low} weights", f"rounded to {low}", False
-    if array.shape == own.shape and own.ndim == 2 and own.shape[0] != own.shape[1]:
-        if np.array_equal(array.ravel(), own.T.ravel()) or np.array_equal(array.T.ravel(), own.ravel()):
-            return "reshaped, not transposed", "reshaped where it should be transposed", True
+    oblong = array.shape == own.shape and own.ndim == 2 and own.shape[0] != own.shape[1]
+    if oblong and (np.array_equal(array.ravel(), own.T.ravel()) or np.array_equal(array.T.ravel(), own.ravel())):
+        return "reshaped, not transposed", "reshaped where it should be transposed", True
     found = matching.match({name: array}, original, indices).matches.get(name)
     if found is None:
         found = _found_reshaped(name, array, original, indices)

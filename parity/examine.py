@@ -22,12 +22,13 @@ from parity.network import FRAMES, INPUTS, MT3, TARGETS, Behaviour, Step, run_st
 # own arithmetic rounds, to that of FITTED
 EXPLAINED = 1.0
 FITTED = {"float64": 1e3, "float32": 10.0, "bfloat16": 4.0}
-# an alternative that is within this share of a tap's size, but for this share of its values, has its noise measured
-PROMISING = 1e-2
+# an alternative that is within this share of a tap's size, but for that share of its values, has its noise measured
+PROMISING, FEW = 1e-2, 0.3
 # a matched filter names a deviation hidden in rounding noise at this many standard deviations ...
-SIGNIFICANT = 12.0
-# ... if the fault appears in its own strength, give or take this share
+SIGNIFICANT = 6.0
+# ... if the fault appears in its own strength, give or take this share, and is not below float32's own rounding
 STRENGTH = 0.25
+ROUNDING = 2.0**-24
 # hypotheses about a single unobserved step are tried where at most this many steps lie between two taps
 FEW_STEPS = 24
 
@@ -221,12 +222,14 @@ def _fit_distance_bias(truth: np.ndarray, candidate: np.ndarray) -> np.ndarray |
         i, j = distance[seen], row[seen]
         value = np.log(candidate[:, head][seen] / truth[:, head][seen])
         size = distances + batch * queries
+        # the digits of a weight are lost in proportion to how small it is
+        trust = np.minimum(truth[:, head][seen], candidate[:, head][seen]) + 1e-6
         normal = np.zeros((size, size))
         for a in (i, j):
             for b in (i, j):
-                np.add.at(normal, (a, b), 1.0)
-        right = np.bincount(i, value, size) + np.bincount(j, value, size)
-        solution = np.linalg.lstsq(normal, right, rcond=1e-12)[0]
+                np.add.at(normal, (a, b), trust)
+        right = np.bincount(i, trust * value, size) + np.bincount(j, trust * value, size)
+        solution = np.linalg.lstsq(normal, right, rcond=1e-14)[0]
         weights = truth[:, head] * np.exp(solution[:distances])[distance]
         result[:, head] = weights / np.maximum(weights.sum(axis=-1, keepdims=True), np.finfo(float).tiny)
     return result
@@ -238,7 +241,9 @@ def _fit_dropout(truth: np.ndarray, candidate: np.ndarray) -> np.ndarray | None:
         return None
     dropped = (candidate == 0) & (truth != 0)
     share = dropped.mean()
-    if not 0.01 < share < 0.9:
+    # a row or column of zeros is something else
+    whole = any(dropped.all(axis=axis).any() for axis in range(1, dropped.ndim))
+    if not 0.01 < share < 0.9 or (whole and min(dropped.shape[1:]) > 4):
         return None
     kept = ~dropped & (truth != 0)
     factor = float(np.median(candidate[kept] / truth[kept])) if kept.any() else 1.0
@@ -335,7 +340,9 @@ def _array_edits(step: Step, arrays: Mapping[str, np.ndarray], config: NetworkCo
         if own.shape[0] == own.shape[1]:
             yield edit("transposed", "transposed", own.T)
         else:
-            yield edit("reshaped, not transposed", "reshaped where it should be transposed", own.T.reshape(own.shape))
+            text = "reshaped where it should be transposed"
+            yield edit("reshaped, not transposed", text, own.T.reshape(own.shape))
+            yield edit("reshaped, not transposed", text, own.reshape(own.T.shape).T)
     for name in _relatives(step, arrays):
         other = arrays[name]
         if other.shape == own.shape:
@@ -348,6 +355,7 @@ def _array_edits(step: Step, arrays: Mapping[str, np.ndarray], config: NetworkCo
         yield edit("reversed", "reversed", own[::-1])
         yield edit("rolled by 1", "rolled by one", np.roll(own, -1))
         yield edit("squared", "squared (applied twice)", own * own)
+        yield edit("-1 added", "scale - 1 in place of scale", own - 1)
         return
     for axis, word in ((0, "rows"), (1, "columns")):
         yield edit(f"{word} reversed", f"{word} reversed", np.flip(own, axis))
@@ -617,6 +625,12 @@ class _Scale(NamedTuple):
     def rows(self, array: np.ndarray) -> np.ndarray:
         return real_rows(self.step.name, array, self.values.exact[TARGETS])
 
+    def seeing(self, array: np.ndarray) -> np.ndarray:
+        """Attention weights with the rows of padded queries, which see nothing, set to zero; other taps as they are."""
+        if array.ndim != 4 or not self.step.kind.startswith(("self", "cross")):
+            return array
+        return array * (self.values.exact[TARGETS] > 0)[:, np.newaxis, :, np.newaxis]
+
     def ratio(self, truth: np.ndarray, low: Callable[[], np.ndarray]) -> tuple[float, float]:
         """(multiple of the budget, largest error relative to the largest value); the noise only where it matters."""
         if truth.shape != self.candidate.shape:
@@ -625,7 +639,7 @@ class _Scale(NamedTuple):
         precision = self.values.precision
         bare = judge(want, have, np.zeros_like(want), precision)
         off = np.abs(want - have) > PROMISING * (np.abs(want).max() or 1.0)
-        if bare.ratio <= 1.0 or off.mean() > PROMISING:
+        if bare.ratio <= 1.0 or off.mean() > FEW:
             return bare.ratio, bare.relative
         rounded = self.rows(low()).astype(np.float64)
         # where float32 keeps nothing of the value (rows that see no key), its own value is the truth
@@ -685,10 +699,10 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
     for target, hypothesis in _alternatives(step, path, candidate, values):
         try:
             if hypothesis.fit is not None:
-                fitted = hypothesis.fit(exact, candidate.astype(np.float64))
+                fitted = hypothesis.fit(scale.seeing(exact), scale.seeing(candidate.astype(np.float64)))
                 if fitted is None:
                     continue
-                found, error = scale.ratio(fitted, lambda: values.compute(path, low=True))
+                found, error = scale.ratio(fitted, lambda f=fitted: f + (values.compute(path, low=True) - exact))
                 found /= FITTED[values.precision]
             else:
                 changed = dict.fromkeys(target, hypothesis)
@@ -750,13 +764,13 @@ def _filtered(scale: _Scale, exact: np.ndarray) -> Finding | None:
     residual = scale.rows(scale.candidate).astype(np.float64) - scale.rows(exact)
     best = None
     for cause, text, options in NORMS:
-        if "eps" not in options or "norm" in options:
+        if not options.keys() <= {"eps", "eps_outside"}:
             continue
         hypothesis = Hypothesis(cause, text, Behaviour(**options))
         shape = scale.rows(values.compute(scale.path, low=False, changed={step.name: hypothesis})) - scale.rows(exact)
         # rows share the rounding of their mean square, so a row is one observation
         power = (shape * shape).sum(axis=-1)
-        if not power.sum() > 0:
+        if not power.sum() > ROUNDING**2 * (scale.rows(exact) ** 2).sum():
             continue
         per_row = (residual * shape).sum(axis=-1)
         strength = per_row.sum() / power.sum()
