@@ -626,10 +626,8 @@ def _write_step(
         else:
             leaf = _zarr_spec(".".join(path) + "/", array)
             kvstore = (folder.store / leaf["kvstore"]["path"]).spec().to_json()
-            # chunks of zeros too: a reader cannot tell a chunk left out from a lost one
-            opening = ts.open(
-                leaf | {"kvstore": kvstore, "store_data_equal_to_fill_value": True}, create=True, context=CONTEXT
-            )
+            # TensorStore stores chunks of zeros too, since there is no fill value: a reader takes a lost one for an error
+            opening = ts.open(leaf | {"kvstore": kvstore}, create=True, context=CONTEXT)
             writes.append((".".join(path), array, opening))
         node = tree["optimizer"]
         for key in path[:-1]:
