@@ -626,7 +626,7 @@ def _write_step(
         else:
             leaf = _zarr_spec(".".join(path) + "/", array)
             kvstore = (folder.store / leaf["kvstore"]["path"]).spec().to_json()
-            # TensorStore stores chunks of zeros too, since there is no fill value: a reader takes a lost one for an error
+            # without a fill value TensorStore stores chunks of zeros too: readers take a lost one for an error
             opening = ts.open(leaf | {"kvstore": kvstore}, create=True, context=CONTEXT)
             writes.append((".".join(path), array, opening))
         node = tree["optimizer"]
