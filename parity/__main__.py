@@ -16,6 +16,11 @@ COMMANDS = {
     "check": ("parity.check", "run both twins on a checkpoint and compare everything (the default)"),
     "record": ("parity.record", "run one side and write its trace"),
     "compare": ("parity.compare", "compare two traces; needs neither framework"),
+    "diagnose": ("parity.doctor", "say what is wrong with weights, a config.json or a trace"),
+    "inspect": ("parity.inspection", "list what a checkpoint holds"),
+    "convert": ("parity.convert", "write a checkpoint in another layout, bit for bit"),
+    "repair": ("parity.repair", "write the weights put right, and prove it"),
+    "mutants": ("parity.mutants", "measure the harness and the doctor on planted faults"),
 }
 
 EXIT = "exit status: 0 same, 1 different, 2 refused (not comparable), 3 bad input"
