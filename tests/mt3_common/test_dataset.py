@@ -1,0 +1,114 @@
+"""Segments to train on: cut as infer cuts them, with the ids that NoteEncoder gives and rolls that agree with them."""
+
+import numpy as np
+import pytest
+
+from mt3_common import dataset
+from mt3_common.config import Config, SpectrogramConfig
+from mt3_common.notes import Note, decode_segments, encode_segments
+from mt3_common.spectrogram import segments, start_times
+from mt3_common.synthesis import Example
+from mt3_common.vocabulary import Vocabulary
+
+CONFIG = Config(spectrogram=SpectrogramConfig(hop_width=320), input_frames=64, max_target_length=64)
+NOTES = [
+    Note(0.10, 0.50, 60, 100, 0),
+    Note(0.50, 2.00, 64, 100, 40),
+    Note(1.00, 1.05, 36, 100, 0, True),
+    Note(2.50, 2.90, 60, 100, 0),
+]
+
+
+def audio(seconds=3.0, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, int(seconds * 16000)).astype(np.float32)
+
+
+def test_segments_are_those_that_infer_sees():
+    samples = audio()
+    ours = list(dataset.cut(samples, NOTES, 0, CONFIG))
+    theirs = list(segments(samples, CONFIG))
+    assert len(ours) == len(theirs) == 3
+    for (frames, _, _), segment in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(frames, segment.frames, rtol=1e-3, atol=1e-3)
+    expected = encode_segments(NOTES, len(samples) // 320 + 1, CONFIG)
+    for (_, ids, _), right in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(ids, right)
+    times = start_times(3, CONFIG)
+    decoded = decode_segments([(times[i], ids) for i, (_, ids, _) in enumerate(ours)], Vocabulary(CONFIG.vocabulary))
+    assert sorted((n.pitch, n.is_drum) for n in decoded.notes) == sorted((n.pitch, n.is_drum) for n in NOTES)
+
+
+def test_a_later_first_frame_moves_everything():
+    samples = audio()
+    frames, _, sounding = next(dataset.cut(samples, NOTES, 20, CONFIG))
+    again, _, same = next(
+        dataset.cut(samples[20 * 320 :], [n._replace(onset=max(0, n.onset - 0.4)) for n in NOTES[1:]], 0, CONFIG)
+    )
+    np.testing.assert_array_equal(frames, again)
+    assert sounding[5, 128 + 64]
+    assert same[5, 128 + 64]
+
+
+def test_rolls_say_what_sounds():
+    columns = dataset.roll(NOTES, 150, CONFIG)
+    assert columns.shape == (150, dataset.ROLL_COLUMNS)
+    assert np.flatnonzero(columns[:, 60]).tolist() == [*range(5, 25), *range(125, 145)]
+    assert np.flatnonzero(columns[:, 128 + 60]).tolist() == [5, 125]
+    assert np.flatnonzero(columns[:, 256 + 36]).tolist() == [50]
+    # a violin is of class 5; drums are of none
+    assert np.flatnonzero(columns[50, 384:]).tolist() == [5]
+    assert dataset.roll([Note(9.0, 9.5, 60, 100)], 150, CONFIG).sum() == 0
+
+
+def test_what_needs_too_many_ids_is_left_out():
+    dense = [Note(0.01 * i, 0.01 * i + 0.005, 30 + i % 80, 100) for i in range(100)]
+    assert len(list(dataset.cut(audio(), dense, 0, CONFIG))) == 2
+
+
+def test_shards_give_back_every_segment(tmp_path):
+    examples = [Example(audio(seed=i), NOTES, "piano") for i in range(3)]
+    path = tmp_path / "00000.npz"
+    count = dataset.write_shard(path, examples, CONFIG, [1, 0])
+    assert [file.name for file in tmp_path.iterdir()] == ["00000.npz"]
+    shards = dataset.Shards([path], CONFIG)
+    assert len(shards) == count
+    again = tmp_path / "again.npz"
+    dataset.write_shard(again, examples, CONFIG, [1, 0])
+    assert path.read_bytes() == again.read_bytes()
+    batch = shards.batch(range(count))
+    assert batch.frames.shape == (count, 64, 512)
+    assert batch.rolls.shape == (count, 64, dataset.ROLL_COLUMNS)
+    rng = np.random.default_rng([1, 0])
+    expected = [s for e in examples for s in dataset.cut(e.audio, NOTES, int(rng.integers(64)), CONFIG)]
+    for row, (frames, ids, sounding) in enumerate(expected):
+        np.testing.assert_array_equal(batch.frames[row], frames.astype(np.float32))
+        np.testing.assert_array_equal(batch.targets[row, : len(ids)], ids)
+        assert not batch.targets[row, len(ids) :].any()
+        np.testing.assert_array_equal(batch.rolls[row], sounding)
+    np.testing.assert_array_equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+    assert not batch.inputs[:, 0].any()
+
+
+def test_batches_depend_on_seed_and_step_alone(tmp_path):
+    path = tmp_path / "00000.npz"
+    dataset.write_shard(path, [Example(audio(40.0), NOTES, "piano")], CONFIG, [1, 0])
+    shards = dataset.Shards([path], CONFIG)
+    rows = [shards.rows(step, 8, seed=1).tolist() for step in range(12)]
+    assert rows == [shards.rows(step, 8, seed=1).tolist() for step in range(12)]
+    assert rows != [shards.rows(step, 8, seed=2).tolist() for step in range(12)]
+    # an epoch holds every segment once, but for what is left over
+    per_epoch = len(shards) // 8
+    seen = [row for batch in rows[:per_epoch] for row in batch]
+    assert len(set(seen)) == len(seen) == per_epoch * 8
+
+
+def test_shards_of_another_config_are_refused(tmp_path):
+    path = tmp_path / "00000.npz"
+    dataset.write_shard(path, [Example(audio(), NOTES, "piano")], CONFIG, [1, 0])
+    with pytest.raises(ValueError, match=r"00000\.npz was made for"):
+        dataset.Shards([path], Config())
+    (tmp_path / "bad.npz").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"bad\.npz is no shard"):
+        dataset.Shards([tmp_path / "bad.npz"], CONFIG)
+    with pytest.raises(ValueError, match="no shards"):
+        dataset.Shards([], CONFIG)
