@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jax_mt3.model import Transformer
@@ -63,9 +64,10 @@ def adafactor_slots(parameter: jax.Array) -> dict[str, jax.Array]:
     """Adafactor's state of one array before the first step."""
     axes = factored_axes(parameter.shape)
     if axes is None:
-        return {"v": jnp.zeros_like(parameter)}
+        return {"v": jnp.zeros(parameter.shape, parameter.dtype)}
     second, largest = axes
-    return {"v_row": jnp.zeros_like(parameter.mean(largest)), "v_col": jnp.zeros_like(parameter.mean(second))}
+    rows, columns = (tuple(np.delete(parameter.shape, axis)) for axis in (largest, second))
+    return {"v_row": jnp.zeros(rows, parameter.dtype), "v_col": jnp.zeros(columns, parameter.dtype)}
 
 
 def adafactor(

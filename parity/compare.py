@@ -93,12 +93,15 @@ class Report:
         refusals: reasons why no verdict is given.
         sides: environment and pass modes of both sides.
         facts: other things worth knowing (inputs, coverage, replay command, seconds).
+        worst: the tap that is nearest its limit or farthest over it: (name, precision, counts, edges) of a histogram
+            of its errors relative to its largest value, per power of ten; the first count is of what is equal.
     """
 
     rows: list[Row] = dataclasses.field(default_factory=list)
     refusals: list[str] = dataclasses.field(default_factory=list)
     sides: dict[str, Any] = dataclasses.field(default_factory=dict)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    worst: tuple[str, str, list[int], list[float]] | None = None
 
     @property
     def exit_code(self) -> int:
@@ -289,8 +292,8 @@ def comparability(reference: Trace, candidate: Trace) -> tuple[list[Row], list[s
 def wrong_mode(run: Pass) -> list[str]:
     """What a pass's precision switches, as read back, forbid; empty if it computed in the precision it claims."""
     mode, wrong = run.mode, []
-    if mode.get("frames", run.precision) != run.precision:
-        wrong.append(f"the frames were {mode['frames']}")
+    if mode.get("inputs") not in (None, [], [run.precision]):
+        wrong.append(f"the inputs were {' and '.join(mode['inputs'])}")
     if "jax_enable_x64" in mode and mode["jax_enable_x64"] != (run.precision == "float64"):
         wrong.append(f"jax_enable_x64 was {mode['jax_enable_x64']}")
     if mode.get("jax_default_matmul_precision", "highest") not in ("highest", "float32"):
@@ -371,7 +374,8 @@ def compare_taps(reference: Trace, candidate: Trace, precision: str) -> list[Row
     low = reference.passes[low_name]
     scale = EPSILON[precision] / EPSILON[low_name]
     targets = reference.inputs.get("decoder_target_tokens")
-    rows = []
+    rows: list[Row] = []
+    culprits: list[str] = []
     for tap in [*run.outputs, *(tap for tap in other.outputs if tap not in run.outputs)]:
         if tap not in run.outputs or tap not in other.outputs:
             missing = reference.framework if tap not in run.outputs else candidate.framework
@@ -409,7 +413,9 @@ def compare_taps(reference: Trace, candidate: Trace, precision: str) -> list[Row
         if not np.isfinite(free.max_abs) or not np.isfinite(local.max_abs):
             row.note = "not finite"
         elif _over(local):
-            row.note = "local: differs on the reference's own inputs"
+            inside = next((name for name in culprits if name.startswith(f"{tap}/")), None)
+            row.note = f"local: contains {inside}" if inside else "local: differs on the reference's own inputs"
+            culprits.append(tap)
         elif _over(free):
             row.note = "inherited: right on the reference's inputs"
         rows.append(row)
@@ -466,7 +472,25 @@ def compare(reference: Trace, candidate: Trace) -> Report:
     for precision in sorted(reference.passes, key=lambda p: -EPSILON_ORDER[p]):
         report.rows += compare_taps(reference, candidate, precision)
         report.rows += compare_logits(reference, candidate, precision)
+    report.worst = _worst_tap(report.rows, reference, candidate)
     return report
+
+
+def _worst_tap(rows: list[Row], reference: Trace, candidate: Trace) -> tuple[str, str, list[int], list[float]] | None:
+    judged = [row for row in rows if row.section == "taps" and row.free is not None and np.isfinite(row.free.max_abs)]
+    row = max(judged, key=lambda row: max(row.free.ratio, row.local.ratio), default=None)
+    if row is None:
+        return None
+    targets = reference.inputs.get("decoder_target_tokens")
+    truth, found = (
+        real_rows(row.name, trace.passes[precision].outputs[row.name], targets).astype(np.float64)
+        for trace, precision in ((reference, "float64"), (candidate, row.precision))
+    )
+    difference = np.abs(found - truth).reshape(-1) / (row.free.largest or 1.0)
+    decades = np.ceil(np.log10(difference[difference > 0.0])).clip(-17, 2)
+    edges = [float(e) for e in range(int(decades.min(initial=-16)), int(decades.max(initial=-16)) + 1)]
+    counts = [int((difference == 0.0).sum()), *(int((decades == edge).sum()) for edge in edges)]
+    return row.name, row.precision, counts, [-np.inf, *edges]
 
 
 def _side(trace: Trace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The Flax twin under observation: parity/torch_side.py offers the same for PyTorch."""
 
 import contextlib
+import functools
 import os
 import re
 from typing import Any
@@ -70,6 +71,8 @@ class Side:
         self.device = find_device(device)
         self.model = Transformer(config.network)
         self.compiled = jax.jit(self.model.apply)
+        # tap -> its module alone, once the network has run
+        self.modules: dict[str, nn.Module] = {}
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str = "cpu", **options: Any) -> "Side":
@@ -117,12 +120,12 @@ class Side:
         """
         with exact_mode(precision, self.device):
             params = self.cast(precision)
-            frames, *tokens = self._given(inputs, precision)
-            logits, outputs, calls = self._watched(params, frames, *tokens)
-            plain = self.model.apply({"params": params}, frames, *tokens)
+            given = self._given(inputs, precision)
+            logits, outputs, calls = self._watched(params, *given)
+            plain = self.model.apply({"params": params}, *given)
             weights = {"/".join((*path[:-1], "weights")): a for path, a in traverse_util.flatten_dict(params).items()}
             mode = read_mode() | {
-                "frames": frames.dtype.name,
+                "inputs": sorted({x.dtype.name for x in given if jnp.issubdtype(x.dtype, jnp.floating)}),
                 "other dtypes": {
                     name: array.dtype.name for name, array in (weights | outputs).items() if array.dtype != precision
                 },
@@ -160,6 +163,7 @@ class Side:
             if context.method_name == "__call__" and tap and re.search(pattern, tap):
                 outputs[tap] = output
                 calls[tap] = trace.Call(args, kwargs)
+                self.modules[tap] = context.module.clone(parent=None, name=None)
             return output
 
         with nn.intercept_methods(watch):
@@ -242,17 +246,29 @@ class Side:
             ]
             if optimizer == "adamw":
                 adamw = train.adamw(learning_rate, weight_decay=0.01)
+
+                @jax.jit
+                def update(weights, gradients, state):
+                    updates, state = adamw.update(gradients, state, weights)
+                    return optax.apply_updates(weights, updates), state
+
                 state = adamw.init(weights)
-                update = jax.jit(adamw.update)
                 for each in given:
-                    updates, state = update(each, state, weights)
-                    weights = optax.apply_updates(weights, updates)
+                    weights, state = update(weights, each, state)
             else:
-                slots = {name: train.adafactor_slots(array) for name, array in weights.items()}
-                update = jax.jit(train.adafactor, static_argnums=(3, 4))
-                for step, each in enumerate(given):
+
+                @jax.jit
+                def update(weights, gradients, slots, step):
+                    weights, slots = dict(weights), dict(slots)
                     for name, array in weights.items():
-                        weights[name], slots[name] = update(array, each[name], slots[name], step, learning_rate)
+                        weights[name], slots[name] = train.adafactor(
+                            array, gradients[name], slots[name], step, learning_rate
+                        )
+                    return weights, slots
+
+                slots = {name: train.adafactor_slots(array) for name, array in weights.items()}
+                for step, each in enumerate(given):
+                    weights, slots = update(weights, each, slots, step)
             return {name: np.asarray(array) for name, array in weights.items()}
 
     def run_modules(
@@ -260,7 +276,6 @@ class Side:
     ) -> dict[str, np.ndarray]:
         """Every module's output on the given inputs, one module at a time; call it in exact_mode(precision)."""
         keep = _Keeper()
-        bare = self.model.bind({"params": params})
         given: dict[tuple[int, str], jax.Array] = {}
 
         def give(value: Any, dtype: str) -> Any:
@@ -274,22 +289,37 @@ class Side:
 
         outputs = {}
         for tap, call in calls.items():
-            module, subtree = bare, params
-            for part in tap.split("/"):
-                module = _child(module, part)
-                subtree = subtree.get(part, {})
+            if tap not in self.modules:
+                continue
+            subtree = functools.reduce(lambda tree, part: tree.get(part, {}), tap.split("/"), params)
             dtype = trace.input_dtype(tap, precision)
             args = tuple(give(value, dtype) for value in call.args)
             kwargs = {key: give(value, dtype) for key, value in call.kwargs.items()}
-            outputs[tap] = keep(module.clone(parent=None, name=None).apply({"params": subtree}, *args, **kwargs))
+            outputs[tap] = keep(self.modules[tap].apply({"params": subtree}, *args, **kwargs))
         return outputs
 
 
-def _child(module: nn.Module, name: str) -> nn.Module:
-    if hasattr(module, name):
-        return getattr(module, name)
-    stem, _, index = name.rpartition("_")
-    return getattr(module, stem)[int(index)]
+class Plain(Side):
+    """Any Flax module under observation: its taps are its submodules, its inputs are passed in the order given.
+
+    Args:
+        module: its `__call__` takes the inputs and nothing else.
+        params: of the module, without the outer {'params': …}.
+    """
+
+    def __init__(self, module: nn.Module, params: dict[str, Any], device: str = "cpu"):
+        self.model, self.params, self.config = module, params, {}
+        self.device = find_device(device)
+        self.compiled = jax.jit(module.apply)
+        self.modules = {}
+
+    def cast(self, precision: str) -> dict[str, Any]:
+        """The parameters in a precision, on the device; call it in exact_mode."""
+        return jax.tree.map(lambda array: jnp.asarray(array).astype(precision), self.params)
+
+    def _given(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
+        arrays = (jnp.asarray(array) for array in inputs.values())
+        return tuple(a.astype(precision) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays)
 
 
 class _Keeper:

@@ -50,7 +50,7 @@ def record(
     return trace.Trace(
         framework=side.framework,
         environment=side.environment(),
-        config=dataclasses.asdict(side.config),
+        config=dataclasses.asdict(side.config) if dataclasses.is_dataclass(side.config) else side.config,
         weights=trace.fingerprint(side.arrays()),
         inputs=dict(inputs),
         passes=passes,

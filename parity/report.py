@@ -6,6 +6,7 @@ import math
 import os
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from rich import box
 from rich.console import Console
@@ -33,6 +34,16 @@ def finish(report: Report, args: argparse.Namespace) -> int:
     show(report, everything=args.all)
     if args.json:
         write(args.json, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
+    if args.html:
+        from parity.page import page
+
+        write(args.html, page(report))
+    if args.junit:
+        write(args.junit, to_junit(report))
+    if args.markdown:
+        # a step summary is one file that several steps write to
+        before = Path(args.markdown).read_text(encoding="utf-8") if os.path.exists(args.markdown) else ""
+        write(args.markdown, before + to_markdown(report))
     return report.exit_code
 
 
@@ -204,3 +215,46 @@ def _measure(measure: Measure | None) -> dict[str, Any] | None:
 
 def _finite(value: float | None) -> float | str | None:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_junit(report: Report) -> str:
+    """The report as JUnit XML: a test case per row; different and skipped rows fail, refused ones are errors."""
+    suite = ElementTree.Element(
+        "testsuite",
+        name="parity",
+        tests=str(len(report.rows)),
+        failures=str(sum(row.verdict in ("different", "skipped") for row in report.rows)),
+        errors=str(sum(row.verdict == "refused" for row in report.rows)),
+        time=str(report.facts.get("seconds", 0)),
+    )
+    for row in report.rows:
+        name = f"{row.name} {row.precision}".strip()
+        case = ElementTree.SubElement(suite, "testcase", classname=f"parity.{row.section}", name=name)
+        if row.verdict != "same":
+            kind = "error" if row.verdict == "refused" else "failure"
+            ElementTree.SubElement(case, kind, message=_printable(f"{row.verdict}: {describe(row) or row.note}"))
+    suites = ElementTree.Element("testsuites")
+    suites.append(suite)
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _printable(text: str) -> str:
+    # XML has no way to write other control characters
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def to_markdown(report: Report) -> str:
+    """The report as Markdown: verdict, first difference, the table."""
+    lines = [f"## Parity: {report.verdict}", "", headline(report).split("  ", 1)[-1], ""]
+    lines += [f"- refused: {reason}" for reason in report.refusals]
+    first = report.first_difference
+    if first is not None and not report.refusals:
+        lines += [f"First difference: `{first.name}` {first.precision} - {describe(first)}", ""]
+    lines += [f"| compared | same | {' | '.join(COLUMNS)} | verdict |", "|---|" + "---:|" * (len(COLUMNS) + 1) + "---|"]
+    for label, rows in grouped(report):
+        figures = [label.replace("|", "\\|"), *cells(rows), worst_verdict(rows)]
+        lines.append(f"| {' | '.join(figures)} |")
+    if "replay" in report.facts:
+        lines += ["", f"Again: `{report.facts['replay']}`"]
+    return "\n".join(lines) + "\n"

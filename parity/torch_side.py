@@ -134,12 +134,12 @@ class Side:
         """
         with exact_mode(precision, self.device), torch.no_grad():
             model = self.cast(precision)
-            frames, *tokens = self._given(inputs, precision)
-            plain = model(frames, *tokens)
-            logits, outputs, calls = self._watched(model, frames, *tokens)
+            given = self._given(inputs, precision)
+            plain = model(*given)
+            logits, outputs, calls = self._watched(model, *given)
             weights = {f"{_tap_name(key).rpartition('/')[0]}/weights": t for key, t in model.state_dict().items()}
             mode = read_mode() | {
-                "frames": _dtype(frames),
+                "inputs": sorted({_dtype(tensor) for tensor in given if tensor.is_floating_point()}),
                 "other dtypes": {
                     name: _dtype(tensor) for name, tensor in (weights | outputs).items() if _dtype(tensor) != precision
                 },
@@ -303,9 +303,42 @@ class Side:
         return outputs
 
 
+class Plain(Side):
+    """Any PyTorch module under observation: its taps are its submodules, its inputs are passed in the order given.
+
+    Args:
+        module: its `forward` takes the inputs and nothing else.
+    """
+
+    def __init__(self, module: torch.nn.Module, device: str = "cpu"):
+        self.device = find_device(device)
+        self.model, self.config = module.to(self.device), {}
+
+    def cast(self, precision: str) -> torch.nn.Module:
+        """A copy of the module in a precision."""
+        return copy.deepcopy(self.model).to(getattr(torch, precision))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The weights by Flax's names and in its layout: 'up.weight' of a Linear is 'up/kernel', transposed."""
+        found = {}
+        for name, module in self.model.named_modules():
+            for leaf, parameter in module.named_parameters(recurse=False):
+                array = parameter.detach().cpu().numpy()
+                if isinstance(module, torch.nn.Linear) and leaf == "weight":
+                    leaf, array = "kernel", np.ascontiguousarray(array.T)
+                elif leaf == "weight":
+                    leaf = "embedding" if isinstance(module, torch.nn.Embedding) else "scale"
+                found["/".join(part for part in (_tap_name(name), leaf) if part)] = array
+        return found
+
+    def _given(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
+        tensors = (torch.tensor(array, device=self.device) for array in inputs.values())
+        return tuple(t.to(getattr(torch, precision)) if t.is_floating_point() else t for t in tensors)
+
+
 def _tap_name(name: str) -> str:
     """'encoder.layers.0.mlp' -> 'encoder/layers_0/mlp'."""
-    return name.replace(".layers.", ".layers_").replace(".", "/")
+    return re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
 
 
 class _Keeper:

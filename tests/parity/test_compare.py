@@ -181,7 +181,7 @@ def test_other_inputs_are_refused(reference, candidate):
         ({"float32_matmul_precision": "medium"}, "matmul precision was medium"),
         ({"autocast": True}, "autocast was on"),
         ({"deterministic": False}, "not deterministic"),
-        ({"frames": "bfloat16"}, "the frames were bfloat16"),
+        ({"inputs": ["bfloat16"]}, "the inputs were bfloat16"),
         ({"other dtypes": {"encoder/layers_0/mlp": "bfloat16"}}, "encoder/layers_0/mlp in bfloat16"),
     ],
 )
