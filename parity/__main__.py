@@ -16,6 +16,7 @@ COMMANDS = {
     "check": ("parity.check", "run both twins on a checkpoint and compare everything (the default)"),
     "record": ("parity.record", "run one side and write its trace"),
     "compare": ("parity.compare", "compare two traces; needs neither framework"),
+    "drift": ("parity.drift", "keep a ledger of runs and flag what got worse"),
     "diagnose": ("parity.doctor", "say what is wrong with weights, a config.json or a trace"),
     "inspect": ("parity.inspection", "list what a checkpoint holds"),
     "convert": ("parity.convert", "write a checkpoint in another layout, bit for bit"),

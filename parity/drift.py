@@ -1,0 +1,195 @@
+"""A ledger of runs: how every tap's error moved with versions, devices and commits."""
+
+import argparse
+import datetime
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from parity.compare import DIFFERENT, REFUSED, SAME
+from parity.report import SCHEMA, SCHEMA_VERSION, number, write
+
+FORMAT = "mt3-parity-drift"
+VERSION = 1
+# a tap has drifted when its error is this many times what was accepted, and by this much of a budget at least
+FACTOR, STEP = 1.5, 0.05
+
+
+def check_report(report: Any) -> None:
+    """Raises ValueError unless this is a JSON report of this program's version."""
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise ValueError("not a report; make one with python -m parity --json FILE")
+    if report.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"a report of version {report.get('schema_version')}, this program reads version {SCHEMA_VERSION}"
+        )
+
+
+def make_record(report: dict[str, Any], commit: str = "", reason: str = "") -> dict[str, Any]:
+    """A ledger's record of a JSON report.
+
+    Args:
+        report: what `parity --json` wrote.
+        commit: of the code that ran.
+        reason: why this state is accepted; empty if nobody has accepted it.
+
+    Raises:
+        ValueError: the report holds no errors.
+    """
+    check_report(report)
+    taps: dict[str, float | None] = {}
+    for row in report["rows"]:
+        ratios = [each["ratio"] for each in (row["free"], row["local"]) if each is not None]
+        if ratios:
+            finite = [ratio for ratio in ratios if isinstance(ratio, int | float)]
+            # what is not finite is worse than any number
+            taps[f"{row['section']}: {row['name']} {row['precision']}"] = (
+                max(finite) if len(finite) == len(ratios) else None
+            )
+    if not taps:
+        raise ValueError(f"the report holds no errors to keep (verdict: {report['verdict']})")
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "verdict": report["verdict"],
+        "versions": {
+            f"{side} {name}": value
+            for side, found in report["sides"].items()
+            for name, value in found["environment"].items()
+        },
+        "precision": {side: found["modes"] for side, found in report["sides"].items()},
+        "checkpoint": report["facts"].get("checkpoint", ""),
+        "taps": taps,
+        "accepted": reason,
+    }
+
+
+def drifted(record: dict[str, Any], accepted: dict[str, Any]) -> list[tuple[str, float | None, float | None]]:
+    """What is worse than in the accepted record, worst first: (tap, then, now); None for not finite or not there."""
+    found = []
+    for tap in [*accepted["taps"], *(tap for tap in record["taps"] if tap not in accepted["taps"])]:
+        then, now = accepted["taps"].get(tap), record["taps"].get(tap)
+        if now is None:
+            worse = then is not None
+        elif tap not in accepted["taps"]:
+            worse = now > 1.0
+        else:
+            worse = then is not None and now > FACTOR * then and now > then + STEP
+        if worse:
+            found.append((tap, then, now))
+    return sorted(found, key=lambda each: -(float("inf") if each[2] is None else each[2] - (each[1] or 0.0)))
+
+
+def changed_versions(record: dict[str, Any], accepted: dict[str, Any]) -> list[str]:
+    """'candidate torch: 2.12.0 -> 2.13.0' for everything that is not as in the accepted record."""
+    before, after = accepted["versions"], record["versions"]
+    found = [
+        f"{name}: {before.get(name, 'none')} -> {after.get(name, 'none')}"
+        for name in [*before, *(name for name in after if name not in before)]
+        if before.get(name) != after.get(name)
+    ]
+    for name in ("commit", "checkpoint"):
+        if record[name] != accepted[name]:
+            found.append(f"{name}: {accepted[name] or 'none'} -> {record[name] or 'none'}")
+    if record["precision"] != accepted["precision"]:
+        found.append("precision switches")
+    return found
+
+
+def read_ledger(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a ledger, oldest first; none if there is no such file.
+
+    Raises:
+        ValueError: a line is not a record of this version.
+    """
+    records = []
+    if not os.path.exists(path):
+        return records
+    for count, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {count}: not JSON ({error})") from error
+        if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+            raise ValueError(f"{path}, line {count}: not a record of version {VERSION} of a drift ledger")
+        records.append(record)
+    return records
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `parity drift`."""
+    parser.add_argument("ledger", help="file of JSON lines, made if it is not there")
+    parser.add_argument("report", nargs="?", help="JSON report to append; without it the history is shown")
+    parser.add_argument("--commit", default="", help="of the code that ran")
+    parser.add_argument("--accept", metavar="REASON", help="accept this record, and say why")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Appends a record and compares it with the last accepted one, or shows the history."""
+    records = read_ledger(args.ledger)
+    if args.report is None:
+        if not records:
+            raise ValueError(f"{args.ledger}: no records yet; append one with python -m parity drift LEDGER REPORT")
+        if args.json:
+            print(json.dumps(records))
+        else:
+            show(records)
+        return SAME
+    if args.accept is not None and not args.accept.strip():
+        raise ValueError("--accept needs a reason")
+    try:
+        report = json.loads(Path(args.report).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{args.report}: not a readable report ({error})") from error
+    check_report(report)
+    if report["verdict"] == "refused":
+        print("refused: a run without a verdict is not recorded")
+        return REFUSED
+    accepted = next((record for record in reversed(records) if record["accepted"]), None)
+    reason = args.accept or ("" if accepted or report["verdict"] != "same" else "the first record")
+    record = make_record(report, args.commit, reason)
+    lines = [json.dumps(each, sort_keys=True) for each in [*records, record]]
+    write(args.ledger, "\n".join(lines) + "\n")
+    found = drifted(record, accepted) if accepted else []
+    changes = changed_versions(record, accepted) if accepted else []
+    if args.json:
+        print(json.dumps({"verdict": record["verdict"], "drifted": found, "changed": changes, "accepted": reason}))
+    else:
+        worse = f"{len(found)} of {len(record['taps'])} worse"
+        print(f"{args.ledger}: record {len(lines)}, verdict {record['verdict']}, {worse}")
+        for tap, then, now in found[:10]:
+            print(f"  {tap}: {_figure(then)} -> {_figure(now)} times its budget")
+        for change in changes:
+            print(f"  changed: {change}")
+        if reason:
+            print(f"  accepted: {reason}")
+    return SAME if reason or (record["verdict"] == "same" and not found) else DIFFERENT
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else number(value)
+
+
+def show(records: list[dict[str, Any]], console: Console | None = None) -> None:
+    """Prints the history: one line per record with its worst tap, and what had changed since the one before."""
+    console = console or Console(width=None if os.isatty(1) else 150, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("date", "commit", "verdict", "worst x", "worst tap", "changed since the one before", "accepted"):
+        table.add_column(title, overflow="fold")
+    before = None
+    for record in records:
+        worst, ratio = max(record["taps"].items(), key=lambda item: float("inf") if item[1] is None else item[1])
+        changes = changed_versions(record, before) if before else []
+        figure = _figure(ratio)
+        cells = (record["date"], record["commit"][:10], record["verdict"], figure, worst, "; ".join(changes))
+        table.add_row(*cells, record["accepted"])
+        before = record
+    console.print(table)

@@ -1,0 +1,130 @@
+"""The ledger: what drifted, what changed, what was accepted and why."""
+
+import copy
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from parity import drift
+from parity.__main__ import main
+from parity.compare import Measure, Report, Row
+from parity.report import to_json
+
+
+def report(ratio=0.3, torch="2.13.0", verdict="same"):
+    measure = Measure(1e-6, 1e-7, 1.0, 2.0, 1e-5, 1e-6, 10, ratio)
+    mode = {"float32": {"allow_tf32": False}}
+    return to_json(
+        Report(
+            rows=[
+                Row("weights", "a/kernel", "same"),
+                Row("taps", "a", verdict, "float32", measure, measure),
+                Row("taps", "b", "same", "float32", measure, None),
+            ],
+            sides={
+                "reference": {"environment": {"jax": "0.10.2", "device": "cpu"}, "modes": mode},
+                "candidate": {"environment": {"torch": torch, "device": "cpu"}, "modes": mode},
+            },
+            facts={"checkpoint": "golden"},
+        )
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """Appends a report: (report, *options) -> (exit status, what was found)."""
+
+    class Ledger:
+        path = tmp_path / "drift.jsonl"
+
+        def append(self, capsys, found, *options):
+            (tmp_path / "report.json").write_text(json.dumps(found))
+            status = main(["drift", str(self.path), str(tmp_path / "report.json"), "--json", *options])
+            printed = capsys.readouterr()
+            return status, json.loads(printed.out) if printed.out.startswith("{") else printed.out + printed.err
+
+    return Ledger()
+
+
+def test_a_regression_is_flagged_and_the_version_named(ledger, capsys):
+    status, found = ledger.append(capsys, report(), "--commit", "abc")
+    assert (status, found["accepted"]) == (0, "the first record")
+    assert ledger.append(capsys, report(0.33), "--commit", "abc") == (
+        0,
+        {"verdict": "same", "drifted": [], "changed": [], "accepted": ""},
+    )
+    status, found = ledger.append(capsys, report(0.6, torch="2.14.0"), "--commit", "def")
+    assert status == 1
+    assert [tap for tap, _, _ in found["drifted"]] == ["taps: a float32", "taps: b float32"]
+    assert found["changed"] == ["candidate torch: 2.13.0 -> 2.14.0", "commit: abc -> def"]
+    # still so at the next run: what nobody accepted is no yardstick
+    assert ledger.append(capsys, report(0.6, torch="2.14.0"))[0] == 1
+    status, found = ledger.append(capsys, report(0.6, torch="2.14.0"), "--accept", "torch sums in another order")
+    assert status == 0
+    assert ledger.append(capsys, report(0.6, torch="2.14.0"))[0] == 0
+    assert len(drift.read_ledger(ledger.path)) == 6
+    assert main(["drift", str(ledger.path)]) == 0
+    printed = capsys.readouterr().out
+    assert "torch sums in another order" in printed.replace("\n", " ") or "another order" in printed
+    assert len(json.loads(drift_json(ledger, capsys))) == 6
+
+
+def drift_json(ledger, capsys):
+    assert main(["drift", str(ledger.path), "--json"]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_different_verdict_is_never_the_first_accepted(ledger, capsys):
+    status, found = ledger.append(capsys, report(7.0, verdict="different"))
+    assert (status, found["accepted"]) == (1, "")
+    status, found = ledger.append(capsys, report())
+    assert (status, found["accepted"]) == (0, "the first record")
+
+
+def test_taps_that_vanish_or_are_not_finite_have_drifted():
+    accepted = drift.make_record(report(), reason="x")
+    gone = copy.deepcopy(accepted)
+    gone["taps"].pop("taps: b float32")
+    assert drift.drifted(gone, accepted) == [("taps: b float32", 0.3, None)]
+    broken = drift.make_record(report(float("nan")))
+    assert broken["taps"]["taps: a float32"] is None
+    assert len(drift.drifted(broken, accepted)) == 2
+    new = copy.deepcopy(accepted)
+    new["taps"] |= {"taps: c float32": 0.9, "taps: d float32": 1.1}
+    assert drift.drifted(new, accepted) == [("taps: d float32", None, 1.1)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("junk", "not a readable report"), ("[]", "not a report"), ('{"schema": "mt3-parity-report"}', "version None")],
+)
+def test_bad_reports_are_one_sentence(tmp_path, capsys, content, message):
+    (tmp_path / "r.json").write_text(content)
+    assert main(["drift", str(tmp_path / "l"), str(tmp_path / "r.json")]) == 3
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "l").exists()
+
+
+def test_bad_ledgers_are_one_sentence(tmp_path, capsys, ledger):
+    assert main(["drift", str(tmp_path / "none")]) == 3
+    assert "no records yet" in capsys.readouterr().err
+    ledger.path.write_text('{"format": "mt3-parity-drift", "version": 99}\n')
+    status, printed = ledger.append(capsys, report())
+    assert status == 3
+    assert "line 1" in printed
+    ledger.path.write_text("junk\n")
+    assert ledger.append(capsys, report())[0] == 3
+    ledger.path.unlink()
+    assert ledger.append(capsys, report(), "--accept", " ")[0] == 3
+    assert ledger.append(capsys, report() | {"verdict": "refused"})[0] == 2
+    assert not ledger.path.exists()
+
+
+def test_history_names_the_worst_tap():
+    console = Console(width=200, record=True, file=io.StringIO())
+    drift.show([drift.make_record(report(), "abc", "x"), drift.make_record(report(0.5, "2.14.0"))], console)
+    printed = console.export_text()
+    assert "2.13.0 -> 2.14.0" in printed
+    assert "0.50" in printed
