@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity import decoding, inputs, oracle, probes, record, report, training
+from parity import counterexample, decoding, inputs, oracle, probes, record, report, training
 from parity.compare import Report, Row, compare, compare_weights
 from parity.trace import Trace, fingerprint
 
@@ -108,6 +108,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the published code as a third side: mt3 and t5x if they are installed, or a file of its activations",
     )
+    parser.add_argument(
+        "--counterexample", metavar="FOLDER", help="where to put the smallest call that still differs, if there is one"
+    )
     report.add_arguments(parser)
 
 
@@ -127,8 +130,13 @@ def run(args: argparse.Namespace) -> int:
         record.load_side(name, path, device=device, preset=args.model)
         for name, device in zip(names, devices(args.device), strict=True)
     ]
-    found, _ = check(*sides, args.audio, args.segments, source=checkpoint.read(path).arrays, original=args.oracle)
+    found, traces = check(*sides, args.audio, args.segments, source=checkpoint.read(path).arrays, original=args.oracle)
     found.facts["checkpoint"] = path
     found.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
+    if found.exit_code and args.counterexample:
+        smallest = counterexample.shrink(found, *sides, traces)
+        if smallest is not None:
+            counterexample.save(args.counterexample, smallest, sides[0])
+            found.facts["counter-example"] = counterexample.sentence(smallest, args.counterexample)
     found.facts["seconds"] = round(time.monotonic() - began, 1)
     return report.finish(found, args)

@@ -271,6 +271,11 @@ class Side:
                     weights, slots = update(weights, each, slots, step)
             return {name: np.asarray(array) for name, array in weights.items()}
 
+    def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
+        """Every module's output on the given inputs, once the network has run as a whole."""
+        with exact_mode(precision, self.device):
+            return self.run_modules(calls, precision, self.cast(precision))
+
     def run_modules(
         self, calls: dict[str, trace.Call], precision: str, params: dict[str, Any]
     ) -> dict[str, np.ndarray]:

@@ -278,6 +278,11 @@ class Side:
                         )
             return checkpoint.to_arrays(weights)
 
+    def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
+        """Every module's output on the given inputs, once the network has run as a whole."""
+        with exact_mode(precision, self.device), torch.no_grad():
+            return self.run_modules(calls, precision, self.cast(precision))
+
     def run_modules(self, calls: dict[str, trace.Call], precision: str, model: Transformer) -> dict[str, np.ndarray]:
         """Every module's output on the given inputs, one module at a time; call it in exact_mode(precision)."""
         keep = _Keeper()
