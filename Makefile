@@ -44,7 +44,7 @@ $(READY): pyproject.toml requirements.lock
 	@touch $@
 
 test: $(READY) ## run the tests: all, or ARGS='tests/test_twins.py -k planted'
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 check: lint contract test ## format, lint, import contract, tests: before every commit
 

@@ -1,7 +1,14 @@
 """The golden network and what the published code computed with it; see tests/golden/README.md."""
 
 import json
+import os
 from pathlib import Path
+
+# before either framework is imported, and for the processes that tests start: tests run side by side, one core each,
+# and JAX compiles every function once for all of them
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import numpy as np
 import pytest

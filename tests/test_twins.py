@@ -25,6 +25,8 @@ SAME_WORDS = (
 ONE_SIDED = {
     # PyTorch's own files can only be opened with PyTorch
     "checkpoint.py": {"read_state_dict", "hf_t5_name", "to_hf_t5", "read_hf_t5", "inv_freq_table"},
+    # only JAX compiles
+    "infer.py": {"keep_compiled"},
 }
 
 # function -> an argument that only one twin needs
