@@ -38,6 +38,7 @@ class Weights:
         step: training step; None where the source does not say.
         layout: of the source.
         optimizer: slots, where they were asked for.
+        ports_table: the source carries the sinusoid table of the PyTorch ports beside its weights.
     """
 
     arrays: dict[str, np.ndarray]
@@ -45,6 +46,7 @@ class Weights:
     step: int | None
     layout: str
     optimizer: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    ports_table: bool = False
 
 
 def layout_of(path: str | os.PathLike, wanted: str | None = None) -> str:
@@ -74,9 +76,9 @@ def read(path: str | os.PathLike, preset: str | None = None, optimizer: bool = F
         CheckpointError: missing, damaged, or not MT3's arrays.
     """
     if os.fspath(path).endswith(PICKLES):
-        arrays = _torch_checkpoint().read_hf_t5(path)
+        arrays, table = _torch_checkpoint().read_hf_t5(path)
         config = checkpoint.network_config(arrays, path, preset=preset)
-        return Weights(arrays, config, None, "pth")
+        return Weights(arrays, config, None, "pth", ports_table=table == "port")
     found = checkpoint.read(path, optimizer=optimizer)
     config = checkpoint.network_config(found.arrays, found, preset=preset)
     return Weights(found.arrays, config, found.step, found.layout, found.optimizer)
@@ -125,7 +127,7 @@ class _Back:
 
 def _read_back(path: Path, layout: str, optimizer: bool) -> _Back:
     if layout == "pth":
-        return _Back(_torch_checkpoint().read_hf_t5(path), {})
+        return _Back(_torch_checkpoint().read_hf_t5(path)[0], {})
     found = checkpoint.read(path, optimizer=optimizer)
     return _Back(found.arrays, found.optimizer)
 
@@ -261,4 +263,9 @@ def run(args: argparse.Namespace) -> int:
         f"{args.target}: {len(rows)} arrays, {parameters:,} parameters from {weights.layout} to {layout}, "
         f"{turned} transposed; read back, every bit the same"
     )
+    if weights.ports_table:
+        print(
+            f"note: {args.source} carries the ports' sinusoid table (2k/d), which is not a weight and was left out; "
+            "weights trained with it need position_table 'port' in config.json, converted ones MT3's"
+        )
     return SAME

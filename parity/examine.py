@@ -714,8 +714,7 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
         tried.append((found, error, len(tried), target, hypothesis))
     if not tried:
         return Finding(site, "unknown", "differs", before, sites=[site])
-    # of those that explain it, the likeliest; they come in that order
-    order = sorted(tried, key=lambda each: (each[0] > EXPLAINED, each[2] if each[0] <= EXPLAINED else each[0]))
+    order = _ranked(tried)
     best = order[0]
     if best[0] > EXPLAINED:
         recovered = _recovered(scale)
@@ -737,6 +736,23 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
     return Finding(
         site, hypothesis.cause, hypothesis.text, before, best[1], runner_up, sites=[module_of(n) for n in best[3]]
     )
+
+
+def _ranked(tried: list[tuple]) -> list[tuple]:
+    """Tried hypotheses (ratio, error, number, steps, hypothesis), the best first.
+
+    Of those that explain the output, one without fitted numbers, then the likeliest (they come in that order) unless
+    another explains it clearly better; then the rest by what they leave unexplained.
+    """
+    explained = [each for each in tried if each[0] <= EXPLAINED]
+    rest = sorted((each for each in tried if each[0] > EXPLAINED), key=lambda each: each[0])
+    least = min((each[0] for each in explained if each[4].fit is None), default=0.0)
+
+    def rank(each: tuple) -> tuple:
+        clearly_worse = each[4].fit is None and each[0] > 2 * least + 0.05
+        return each[4].fit is not None, clearly_worse, each[2]
+
+    return sorted(explained, key=rank) + rest
 
 
 def _alternatives(step, path, candidate, values) -> Iterator[tuple[list[str], Hypothesis]]:

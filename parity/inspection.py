@@ -31,7 +31,7 @@ def describe(path: str, preset: str | None = None) -> dict[str, Any]:
         arrays = {name: (entry.shape, entry.dtype, entry.place) for name, entry in listed.arrays.items()}
         found = {"layout": listed.layout, "step": listed.step, "optimizer": len(listed.optimizer)}
         found |= {"passed_over": list(listed.passed_over), "location": listed.location}
-        found["settings"] = _config(path, arrays, preset)
+        found["settings"] = _config(path, listed.arrays, preset)
     rows = [
         {
             "name": name,
@@ -50,15 +50,9 @@ def describe(path: str, preset: str | None = None) -> dict[str, Any]:
     return found
 
 
-class _Shape:
-    def __init__(self, shape: tuple[int, ...]):
-        self.shape = shape
-
-
-def _config(path: str, arrays: dict, preset: str | None) -> dict[str, Any]:
+def _config(path: str, arrays: dict[str, Any], preset: str | None) -> dict[str, Any]:
     try:
-        shaped = {name: _Shape(shape) for name, (shape, _, _) in arrays.items()}
-        resolved = checkpoint.config_origins(shaped, path, preset)
+        resolved = checkpoint.config_origins(arrays, path, preset)
     except ValueError as error:
         return {"problem": str(error)}
     return {
