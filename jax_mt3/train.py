@@ -1,9 +1,12 @@
-"""Loss and optimizers in JAX; torch_mt3/train.py is its twin.
+"""Training in JAX: python -m jax_mt3.train; torch_mt3/train.py is its twin.
 
 Adafactor's slots of an array keep T5X's names: 'v' for an array that is not factored, 'v_row' and 'v_col' for one that
 is.
 """
 
+import functools
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,8 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jax_mt3.checkpoint import cast, to_params
+from jax_mt3.infer import find_device
 from jax_mt3.model import Transformer
-from mt3_common.config import NetworkConfig
+from mt3_common import training
+from mt3_common.config import Config, NetworkConfig
+from mt3_common.dataset import Batch
+from mt3_common.training import TrainingConfig
 
 # an array is factored when its second largest side is at least this
 MIN_FACTORED = 128
@@ -109,3 +117,165 @@ def adafactor(
 def adamw(learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTransformation:
     """AdamW with the settings that both twins use: decays 0.9 and 0.999, epsilon 1e-8 outside the root."""
     return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
+
+
+def auxiliary_loss(encoded: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array) -> jax.Array:
+    """The frame-wise loss: weighted binary cross-entropy of each column, summed over columns, mean over frames.
+
+    Args:
+        encoded: (b, f, emb_dim), the encoder's output.
+        kernel: (emb_dim, columns), of the linear layer that is thrown away.
+        bias: (columns,).
+        targets: (b, f, columns) in 0..1, see training.soft_rolls.
+    """
+    weights, positive = training.roll_weights()
+    logits = encoded.astype(kernel.dtype) @ kernel + bias
+    losses = (1 - targets) * logits + (1 + (positive - 1) * targets) * jax.nn.softplus(-logits)
+    return (losses * weights).sum(axis=-1).mean()
+
+
+class Learner:
+    """The weights and the optimizer of a run: what mt3_common/training.py asks of a framework.
+
+    Args:
+        config: of the model.
+        settings: of the training.
+        arrays: the network's, under MT3's names.
+        slots: as slots() gave them, empty at the beginning.
+        device: 'cpu', 'gpu', 'gpu:1'; None for a GPU if there is one.
+
+    Raises:
+        ValueError: the slots belong to another optimizer, or there is no such device.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        settings: TrainingConfig,
+        arrays: dict[str, np.ndarray],
+        slots: dict[str, np.ndarray],
+        device: str | None = None,
+    ):
+        self.config = config
+        self.settings = settings
+        self.device = find_device(device)
+        if settings.dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
+        self.wide = jnp.float64 if settings.dtype == "float64" else jnp.float32
+        weights, states = training.unpack(config, settings, arrays, slots)
+        self.weights = {name: self._array(array) for name, array in weights.items()}
+        self.states = {
+            name: {slot: self._array(array) for slot, array in state.items()} for name, state in states.items()
+        }
+        for name, weight in self.weights.items():
+            if settings.optimizer == "adafactor":
+                self.states.setdefault(name, adafactor_slots(weight))
+            else:
+                zeros = {"m": jnp.zeros_like(weight), "v": jnp.zeros_like(weight), "count": jnp.zeros((), self.wide)}
+                self.states.setdefault(name, zeros)
+
+    def update(self, batches: Sequence[Batch], step: int, learning_rate: float) -> dict[str, float]:
+        """One step; returns loss, token_loss, auxiliary_loss and gradient_norm: see training.Learner."""
+        count = sum(int((batch.targets > 0).sum()) for batch in batches)
+        totals, gradients = np.zeros(3), None
+        with_decoder = step >= self.settings.auxiliary_steps
+        for part, batch in enumerate(batches):
+            inputs = self._inputs(batch), self._array(training.soft_rolls(batch.rolls))
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.settings.seed), step), part)
+            found, losses = self._gradients(self.weights, *inputs, count, len(batches), key, with_decoder)
+            gradients = found if gradients is None else jax.tree.map(jnp.add, gradients, found)
+            totals += [float(loss) for loss in losses]
+        if not with_decoder:
+            # as in PyTorch, what took no part is left alone, weight decay and the moments included
+            gradients = {name: gradient for name, gradient in gradients.items() if not name.startswith("decoder/")}
+        some = {name: self.weights[name] for name in gradients}
+        states = {name: self.states[name] for name in gradients}
+        after, states, norm = self._apply(some, gradients, states, step, learning_rate)
+        self.weights |= after
+        self.states |= states
+        return dict(zip(("loss", "token_loss", "auxiliary_loss", "gradient_norm"), [*totals.tolist(), float(norm)]))
+
+    def token_loss(self, batch: Batch) -> tuple[float, int]:
+        """Cross-entropy summed over the targets of a batch, without dropout, and the number of targets."""
+        return float(self._token_loss(self.weights, *self._inputs(batch))), int((batch.targets > 0).sum())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The network's arrays, under MT3's names."""
+        return {name: np.array(weight) for name, weight in self.weights.items() if not name.startswith("auxiliary/")}
+
+    def slots(self) -> dict[str, np.ndarray]:
+        """The optimizer's slots and the auxiliary loss's linear layer, by the names that a checkpoint gives them."""
+        states = jax.tree.map(np.array, self.states)
+        return training.pack({name: np.array(weight) for name, weight in self.weights.items()}, states)
+
+    @functools.partial(jax.jit, static_argnums=(0, 7))
+    def _gradients(self, weights, inputs, rolls, count, num_batches, key, with_decoder):
+        """Gradients and (all, a token, a frame), so divided that the sum over an update's batches is the update's."""
+        frames, ids, targets = inputs
+
+        def loss(weights):
+            rngs = {"dropout": key}
+            encoded = self._call(weights, "encode", frames, True, rngs=rngs)
+            token = auxiliary = jnp.zeros((), self.wide)
+            if with_decoder:
+                logits = self._call(weights, "decode", encoded, ids, targets, True, rngs=rngs)
+                token = cross_entropy(logits, targets, self.settings.z_loss) / count
+            if self.settings.auxiliary:
+                head = weights["auxiliary/kernel"], weights["auxiliary/bias"]
+                auxiliary = auxiliary_loss(encoded, *head, rolls) / num_batches
+            total = token + self.settings.auxiliary * auxiliary
+            return total, (total, token, auxiliary)
+
+        return jax.grad(loss, has_aux=True)(weights)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _apply(self, weights, gradients, states, step, learning_rate):
+        """Weights and slots after the step, and the gradients' norm before clipping."""
+        norm = jnp.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+        if self.settings.clip:
+            factor = self.settings.clip / jnp.maximum(norm, self.settings.clip)
+            gradients = {name: gradient * factor for name, gradient in gradients.items()}
+        after, slots = {}, {}
+        if self.settings.optimizer == "adafactor":
+            for name, weight in weights.items():
+                after[name], slots[name] = adafactor(weight, gradients[name], states[name], step, learning_rate)
+            return after, slots, norm
+        # a rate of 1 here and the true one below: optax wants it before it traces
+        optimizer = adamw(1.0, self.settings.weight_decay)
+        for name, weight in weights.items():
+            state = states[name]
+            moments = optax.ScaleByAdamState(state["count"].astype(jnp.int32), state["m"], state["v"])
+            change, (moments, *_) = optimizer.update(gradients[name], (moments, *optimizer.init(weight)[1:]), weight)
+            after[name] = weight + learning_rate * change
+            slots[name] = {"m": moments.mu, "v": moments.nu, "count": moments.count.astype(self.wide)}
+        return after, slots, norm
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _token_loss(self, weights, frames, ids, targets):
+        encoded = self._call(weights, "encode", frames)
+        return cross_entropy(self._call(weights, "decode", encoded, ids, targets), targets, z_loss=0.0)
+
+    def _call(self, weights: dict[str, jax.Array], method: str, *inputs, rngs=None) -> jax.Array:
+        """What the encoder or the decoder makes of its inputs, in the dtype of the computation."""
+        network = {name: weight for name, weight in weights.items() if not name.startswith("auxiliary/")}
+        params = cast(to_params(network), self.settings.dtype)
+        first = inputs[0].astype(self.settings.dtype)
+        model = Transformer(self.config.network)
+        return model.apply({"params": params}, first, *inputs[1:], method=method, rngs=rngs)
+
+    def _inputs(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Frames, inputs and targets on the device."""
+        ids = (jax.device_put(array, self.device) for array in (batch.inputs, batch.targets))
+        return (self._array(batch.frames), *ids)
+
+    def _array(self, array: np.ndarray) -> jax.Array:
+        return jax.device_put(np.asarray(array, np.dtype(self.wide)), self.device)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status of the command line: see mt3_common/training.py."""
+    return training.main("jax_mt3", Learner, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -58,11 +58,16 @@ def to_state_dict(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """
     state_dict = {}
     for name, array in arrays.items():
-        path, _, leaf = name.rpartition("/")
-        new_leaf, transposed = LEAVES[leaf]
-        path = re.sub(r"layers_([0-9]+)", r"layers.\1", path).replace("/", ".")
-        state_dict[f"{path}.{new_leaf}"] = _to_tensor(array.T if transposed else array)
+        renamed, turned = _renamed(name)
+        state_dict[renamed] = _to_tensor(array.T if turned else array)
     return state_dict
+
+
+def _renamed(name: str) -> tuple[str, bool]:
+    """MT3's name -> (the state dict's, whether the array is turned)."""
+    path, _, leaf = name.rpartition("/")
+    new_leaf, turned = LEAVES[leaf]
+    return re.sub(r"layers_([0-9]+)", r"layers.\1", path).replace("/", ".") + f".{new_leaf}", turned
 
 
 def to_arrays(state_dict: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:

@@ -1,13 +1,23 @@
-"""Loss and optimizers in PyTorch; jax_mt3/train.py is its twin.
+"""Training in PyTorch: python -m torch_mt3.train; jax_mt3/train.py is its twin.
 
 Adafactor's slots of an array keep T5X's names: 'v' for an array that is not factored, 'v_row' and 'v_col' for one that
 is.
 """
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+from torch.func import functional_call
+from torch.nn import functional as F
 
+from mt3_common import training
+from mt3_common.config import Config
+from mt3_common.dataset import Batch
+from mt3_common.training import TrainingConfig
+from torch_mt3.checkpoint import _renamed
+from torch_mt3.infer import find_device
 from torch_mt3.model import Transformer
 
 # an array is factored when its second largest side is at least this
@@ -105,3 +115,164 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """AdamW with the settings that both twins use: decays 0.9 and 0.999, epsilon 1e-8 outside the root."""
     return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
+
+
+def auxiliary_loss(
+    encoded: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """The frame-wise loss: weighted binary cross-entropy of each column, summed over columns, mean over frames.
+
+    Args:
+        encoded: (b, f, emb_dim), the encoder's output.
+        kernel: (emb_dim, columns), of the linear layer that is thrown away.
+        bias: (columns,).
+        targets: (b, f, columns) in 0..1, see training.soft_rolls.
+    """
+    weights, positive = (torch.from_numpy(array).to(encoded.device) for array in training.roll_weights())
+    logits = encoded.to(kernel.dtype) @ kernel + bias
+    losses = (1 - targets) * logits + (1 + (positive - 1) * targets) * F.softplus(-logits)
+    return (losses * weights).sum(dim=-1).mean()
+
+
+class Learner:
+    """The weights and the optimizer of a run: what mt3_common/training.py asks of a framework.
+
+    Args:
+        config: of the model.
+        settings: of the training.
+        arrays: the network's, under MT3's names.
+        slots: as slots() gave them, empty at the beginning.
+        device: 'cpu', 'cuda', 'cuda:1', 'mps'; None for a GPU if there is one.
+
+    Raises:
+        ValueError: the slots belong to another optimizer, or there is no such device.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        settings: TrainingConfig,
+        arrays: dict[str, np.ndarray],
+        slots: dict[str, np.ndarray],
+        device: str | None = None,
+    ):
+        self.config = config
+        self.settings = settings
+        self.device = find_device(device)
+        self.wide = torch.float64 if settings.dtype == "float64" else torch.float32
+        weights, states = training.unpack(config, settings, arrays, slots)
+        # in MT3's layout, so that the optimizer's slots are T5X's; the modules get turned views
+        self.weights = {name: self._tensor(array).requires_grad_() for name, array in weights.items()}
+        self.states = {
+            name: {slot: self._tensor(array) for slot, array in state.items()} for name, state in states.items()
+        }
+        self.adamw = adamw(self.weights.values(), settings.learning_rate, settings.weight_decay)
+        for name, weight in self.weights.items():
+            if settings.optimizer == "adamw" and name in self.states:
+                moments = self.states[name]
+                self.adamw.state[weight] = {
+                    "step": torch.tensor(float(moments["count"])),
+                    "exp_avg": moments["m"],
+                    "exp_avg_sq": moments["v"],
+                }
+            elif settings.optimizer == "adafactor":
+                self.states.setdefault(name, adafactor_slots(weight.detach()))
+        with torch.device("meta"):
+            self.model = Transformer(config.network)
+
+    def update(self, batches: Sequence[Batch], step: int, learning_rate: float) -> dict[str, float]:
+        """One step; returns loss, token_loss, auxiliary_loss and gradient_norm: see training.Learner."""
+        count = sum(int((batch.targets > 0).sum()) for batch in batches)
+        totals = np.zeros(3)
+        for weight in self.weights.values():
+            weight.grad = None
+        for part, batch in enumerate(batches):
+            with torch.random.fork_rng(enabled=self.config.network.dropout_rate > 0):
+                torch.manual_seed(1000003 * self.settings.seed + 101 * step + part)
+                losses = self._losses(batch, count, len(batches), step >= self.settings.auxiliary_steps)
+            losses[0].backward()
+            totals += [float(loss.detach()) for loss in losses]
+        gradients = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
+        norm = torch.sqrt(sum((gradient.detach() ** 2).sum() for gradient in gradients.values()))
+        if self.settings.clip:
+            factor = self.settings.clip / torch.clamp(norm, min=self.settings.clip)
+            for gradient in gradients.values():
+                gradient *= factor
+        if self.settings.optimizer == "adamw":
+            for group in self.adamw.param_groups:
+                group["lr"] = learning_rate
+            self.adamw.step()
+        else:
+            for name, gradient in gradients.items():
+                weight = self.weights[name]
+                after, self.states[name] = adafactor(weight, gradient, self.states[name], step, learning_rate)
+                weight.data.copy_(after)
+        return dict(zip(("loss", "token_loss", "auxiliary_loss", "gradient_norm"), [*totals.tolist(), float(norm)]))
+
+    @torch.no_grad()
+    def token_loss(self, batch: Batch) -> tuple[float, int]:
+        """Cross-entropy summed over the targets of a batch, without dropout, and the number of targets."""
+        encoded = self._call("encoder", self._tensor(batch.frames))
+        inputs, targets = (torch.from_numpy(ids).to(self.device).long() for ids in (batch.inputs, batch.targets))
+        logits = self._call("decoder", encoded, inputs, targets)
+        return float(cross_entropy(logits, targets, z_loss=0.0)), int((batch.targets > 0).sum())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The network's arrays, under MT3's names."""
+        return {name: _array(weight) for name, weight in self.weights.items() if not name.startswith("auxiliary/")}
+
+    def slots(self) -> dict[str, np.ndarray]:
+        """The optimizer's slots and the auxiliary loss's linear layer, by the names that a checkpoint gives them."""
+        states = self.states
+        if self.settings.optimizer == "adamw":
+            states = {
+                name: {"m": state["exp_avg"], "v": state["exp_avg_sq"], "count": state["step"]}
+                for name, weight in self.weights.items()
+                if (state := self.adamw.state.get(weight))
+            }
+        states = {name: {slot: _array(value) for slot, value in state.items()} for name, state in states.items()}
+        return training.pack({name: _array(weight) for name, weight in self.weights.items()}, states)
+
+    def _losses(self, batch: Batch, count: int, num_batches: int, with_decoder: bool) -> tuple[torch.Tensor, ...]:
+        """(all, a token, a frame), so divided that the sum over an update's batches is the update's."""
+        encoded = self._call("encoder", self._tensor(batch.frames), True)
+        token = auxiliary = torch.zeros((), dtype=self.wide, device=self.device)
+        if with_decoder:
+            inputs, targets = (torch.from_numpy(ids).to(self.device).long() for ids in (batch.inputs, batch.targets))
+            logits = self._call("decoder", encoded, inputs, targets, True)
+            token = cross_entropy(logits, targets, self.settings.z_loss) / count
+        if self.settings.auxiliary:
+            targets = self._tensor(training.soft_rolls(batch.rolls))
+            head = self.weights["auxiliary/kernel"], self.weights["auxiliary/bias"]
+            auxiliary = auxiliary_loss(encoded, *head, targets) / num_batches
+        return token + self.settings.auxiliary * auxiliary, token, auxiliary
+
+    def _call(self, part: str, *inputs) -> torch.Tensor:
+        """What the encoder or the decoder makes of its inputs, in the dtype of the computation."""
+        dtype = getattr(torch, self.settings.dtype)
+        state = {}
+        for name, weight in self.weights.items():
+            if name.startswith(f"{part}/"):
+                renamed, turned = _renamed(name)
+                cast = weight if "logits_dense" in name else weight.to(dtype)
+                state[renamed.removeprefix(f"{part}.")] = cast.T if turned else cast
+        inputs = [
+            value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value for value in inputs
+        ]
+        return functional_call(getattr(self.model, part), state, tuple(inputs))
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(array, np.float64)).to(self.device, self.wide)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().copy()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status of the command line: see mt3_common/training.py."""
+    return training.main("torch_mt3", Learner, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Both twins' training: the same losses step for step, runs that go on exactly, and the run folder."""
+
+import csv
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jax_mt3 import train as jax_train
+from mt3_common import checkpoint, dataset, training
+from mt3_common.config import Config, ConfigError, NetworkConfig, SpectrogramConfig
+from mt3_common.initial import initial_arrays
+from mt3_common.notes import Note
+from mt3_common.synthesis import Example
+from mt3_common.training import TrainingConfig
+from torch_mt3 import train as torch_train
+
+CONFIG = Config(
+    network=NetworkConfig(
+        emb_dim=32, num_heads=2, head_dim=24, mlp_dim=40, num_encoder_layers=2, num_decoder_layers=1, dropout_rate=0.0
+    ),
+    spectrogram=SpectrogramConfig(hop_width=320),
+    input_frames=32,
+    max_target_length=64,
+)
+LEARNERS = {"jax": jax_train.Learner, "torch": torch_train.Learner}
+
+
+@pytest.fixture(autouse=True)
+def single_precision_again():
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    examples = []
+    for _ in range(4):
+        notes = [Note(t / 4, t / 4 + 0.2, int(rng.integers(40, 80)), 90, int(rng.integers(3)) * 8) for t in range(36)]
+        audio = sum(np.sin(np.arange(160000) * f / 800) for f in rng.uniform(20, 200, 3)) * 0.1
+        examples.append(Example((audio + 0.01 * rng.standard_normal(160000)).astype(np.float32), notes, "piano"))
+    dataset.write_shard(folder / "00000.npz", examples[:3], CONFIG, [0, 0])
+    dataset.write_shard(folder / "validation.npz", examples[3:], CONFIG, [0, 1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(data):
+    return dataset.Shards([data / "00000.npz"], CONFIG)
+
+
+def losses(twin, settings, shards, steps, slots=None, arrays=None, begin=0):
+    learner = LEARNERS[twin](CONFIG, settings, arrays or initial_arrays(CONFIG.network, 1), slots or {}, "cpu")
+    found = []
+    for step in range(begin, steps):
+        batches = [training.batch_of(shards, settings, step, part) for part in range(settings.accumulate)]
+        found.append(learner.update(batches, step, settings.rate(step)))
+    return found, learner
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_twenty_steps_agree(optimizer, dtype, tolerance, shards):
+    settings = TrainingConfig(
+        steps=20, batch_size=4, optimizer=optimizer, dtype=dtype, warmup_steps=5, weight_decay=0.01, auxiliary_steps=3
+    )
+    ours, jax_learner = losses("jax", settings, shards, 20)
+    theirs, torch_learner = losses("torch", settings, shards, 20)
+    for step, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        for name in ("loss", "token_loss", "auxiliary_loss"):
+            assert one[name] == pytest.approx(other[name], rel=tolerance), (step, name)
+    assert ours[0]["token_loss"] == 0 < ours[3]["token_loss"]
+    assert ours[-1]["token_loss"] < ours[3]["token_loss"]
+    one, other = jax_learner.slots(), torch_learner.slots()
+    assert one.keys() == other.keys()
+    assert {name: array.shape for name, array in one.items()} == {name: array.shape for name, array in other.items()}
+    batch = shards.batch(range(4))
+    assert jax_learner.token_loss(batch) == pytest.approx(torch_learner.token_loss(batch), rel=max(tolerance, 1e-5))
+
+
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_accumulated_batches_are_one_batch(twin, shards):
+    whole = TrainingConfig(batch_size=8, equalizer=0.0)
+    rows = shards.rows(0, 8)
+    pair = [shards.batch(rows[:4]), shards.batch(rows[4:])]
+    arrays = initial_arrays(CONFIG.network, 1)
+    once, twice = (LEARNERS[twin](CONFIG, whole, arrays, {}, "cpu") for _ in range(2))
+    one, other = once.update([shards.batch(rows)], 0, 1e-3), twice.update(pair, 0, 1e-3)
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize("twin", LEARNERS)
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_a_run_goes_on_in_either_twin(twin, optimizer, shards):
+    settings = TrainingConfig(steps=8, batch_size=4, optimizer=optimizer, warmup_steps=2)
+    whole, _ = losses(twin, settings, shards, 8)
+    _, half = losses(twin, settings, shards, 4)
+    for other in LEARNERS:
+        rest, _ = losses(other, settings, shards, 8, half.slots(), half.arrays(), begin=4)
+        for one, again in zip(whole[4:], rest, strict=True):
+            exact = 0 if other == twin else 1e-5
+            assert again == pytest.approx(one, rel=max(exact, 1e-6), abs=0)
+    wrong = TrainingConfig(optimizer={"adamw": "adafactor", "adafactor": "adamw"}[optimizer])
+    with pytest.raises(training.TrainingError, match="not begun with"):
+        LEARNERS[twin](CONFIG, wrong, half.arrays(), half.slots(), "cpu")
+
+
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_bfloat16_comes_close_and_dropout_drops(twin, shards):
+    base = TrainingConfig(batch_size=4)
+    exact, _ = losses(twin, base, shards, 1)
+    rough, learner = losses(twin, TrainingConfig(batch_size=4, dtype="bfloat16"), shards, 1)
+    assert rough[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.02)
+    assert rough[0]["loss"] != exact[0]["loss"]
+    assert all(array.dtype == np.float32 for array in learner.arrays().values())
+    dropping = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, dropout_rate=0.3))
+    batch = training.batch_of(shards, base, 0, 0)
+    arrays = initial_arrays(CONFIG.network, 1)
+    first, again, later = (
+        LEARNERS[twin](dropping, base, arrays, {}, "cpu").update([batch], step, 0.0)["loss"] for step in (0, 0, 1)
+    )
+    assert first == again != later
+    assert first != exact[0]["loss"]
+
+
+def command(tmp_path, data, steps, name="run"):
+    model = CONFIG.to_dict()
+    plan = {"model": model, "training": {"steps": 6, "batch_size": 4, "validate_every": 2, "arranged": False}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    validation = tmp_path / "validation"
+    validation.mkdir(exist_ok=True)
+    (validation / "v.npz").write_bytes((data / "validation.npz").read_bytes())
+    train = tmp_path / "train"
+    train.mkdir(exist_ok=True)
+    (train / "t.npz").write_bytes((data / "00000.npz").read_bytes())
+    arguments = [str(tmp_path / name), "--config", str(tmp_path / "plan.json"), "--data", str(train)]
+    return [*arguments, "--validation", str(validation), "--max-steps", str(steps), "--device", "cpu", "--quiet"]
+
+
+@pytest.mark.parametrize("twin", [jax_train, torch_train], ids=["jax", "torch"])
+def test_the_command_trains_stops_and_goes_on(twin, tmp_path, data):
+    assert twin.main(command(tmp_path, data, 6, "whole")) == 0
+    assert twin.main(command(tmp_path, data, 4, "parts")) == 0
+    # as after a kill in the middle of a step: rows that were written after the last save
+    with open(tmp_path / "parts" / "metrics.csv", "a") as file:
+        file.write("5,1,1,1,1,1,1,1\n")
+    assert twin.main(command(tmp_path, data, 6, "parts")) == 0
+    rows = {}
+    for name in ("whole", "parts"):
+        with open(tmp_path / name / "metrics.csv") as file:
+            rows[name] = [
+                {key: row[key] for key in ("step", "loss", "validation_loss")} for row in csv.DictReader(file)
+            ]
+    # the learning rate of 6 steps and of 4 differs in the decay only, which these short runs never reach
+    assert [row["step"] for row in rows["parts"]] == ["2", "4", "6"]
+    for one, other in zip(rows["whole"], rows["parts"], strict=True):
+        assert {k: float(v) for k, v in one.items()} == pytest.approx({k: float(v) for k, v in other.items()}, rel=1e-6)
+    last = checkpoint.read(tmp_path / "parts" / "last", optimizer=True)
+    assert last.step == 6
+    whole = checkpoint.read(tmp_path / "whole" / "last")
+    for name, array in whole.arrays.items():
+        np.testing.assert_allclose(last.arrays[name], array, rtol=1e-5, atol=1e-7)
+    assert checkpoint.network_config(last.arrays, tmp_path / "parts" / "best") == CONFIG
+    about = json.loads((tmp_path / "parts" / "run.json").read_text())
+    assert about["training"]["batch_size"] == 4
+
+
+def test_a_warm_start_begins_with_the_arrays_of_a_checkpoint(tmp_path, data, capsys):
+    arrays = initial_arrays(CONFIG.network, 5)
+    checkpoint.write_t5x(tmp_path / "old", arrays, 7, config=CONFIG)
+    arguments = [*command(tmp_path, data, 1), "--warm-start", str(tmp_path / "old")]
+    assert torch_train.main(arguments) == 0
+    after = checkpoint.read(tmp_path / "run" / "last").arrays
+    scale = "encoder/encoder_norm/scale"
+    assert 0 < np.abs(after[scale] - arrays[scale]).max() < 1e-4
+    assert torch_train.main([*command(tmp_path, data, 1, "none"), "--warm-start", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_save(tmp_path, shards):
+    settings = TrainingConfig(steps=6, batch_size=4, validate_every=2)
+
+    class Diverging(torch_train.Learner):
+        def update(self, batches, step, learning_rate):
+            values = super().update(batches, step, learning_rate)
+            return values | {"loss": float("nan")} if step == 4 else values
+
+    learner = Diverging(CONFIG, settings, initial_arrays(CONFIG.network), {}, "cpu")
+    with pytest.raises(training.TrainingError, match="step 5: loss nan"):
+        training.fit(learner, CONFIG, settings, shards, None, tmp_path)
+    assert checkpoint.read(tmp_path / "last", optimizer=True).step == 4
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ('{"training": {"learningrate": 1}}', "unknown training setting 'learningrate'"),
+        ('{"training": {"optimizer": "sgd"}}', "optimizer must be one of adamw, adafactor"),
+        ('{"training": {"steps": 0}}', "steps must be a whole number"),
+        ('{"model": {"emb_dim": 5}}', "emb_dim must be even"),
+        ('{"network": {}}', "must hold"),
+    ],
+)
+def test_a_wrong_config_is_said(plan, message, tmp_path, data, capsys):
+    (tmp_path / "plan.json").write_text(plan)
+    arguments = [str(tmp_path / "run"), "--config", str(tmp_path / "plan.json"), "--data", str(data)]
+    assert torch_train.main(arguments) == 1
+    assert message in capsys.readouterr().err
+    with pytest.raises(ConfigError):
+        training.read_config(tmp_path / "plan.json")
+
+
+def test_schedules_fall_as_they_say():
+    linear = TrainingConfig(steps=100, warmup_steps=10, learning_rate=1.0, schedule="linear", decay_from=0.5)
+    assert [linear.rate(step) for step in (0, 9, 10, 50, 75, 100)] == pytest.approx([0.1, 1, 1, 1, 0.5, 0])
+    cosine = TrainingConfig(steps=100, warmup_steps=10, learning_rate=1.0, schedule="cosine", decay_from=0.5)
+    assert [cosine.rate(step) for step in (50, 75, 100)] == pytest.approx([1, 0.5, 0])
+    rsqrt = TrainingConfig(steps=100, warmup_steps=16, learning_rate=1.0, schedule="rsqrt")
+    assert [rsqrt.rate(step) for step in (16, 64)] == pytest.approx([1, 0.5])
