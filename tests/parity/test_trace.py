@@ -115,7 +115,7 @@ def test_digest_tells_dtype_shape_and_bytes_apart(array):
 
 def test_unrolled_puts_a_ring_in_order():
     # one layer, one head of width 1, a ring of 5 slots whose next slot is 2: the last 4 tokens are in 3, 4, 0, 1
-    ring = np.arange(5.0).reshape(1, 1, 1, 5, 1)
+    ring = np.arange(5.0).reshape(1, 1, 5, 1)
     cross = np.arange(6.0).reshape(1, 2, 3, 1)
     found = unrolled([ring], [ring + 10], [cross], [cross + 10], slot=2, length=4)
     assert found["decoder/layers_0/self_attention/key"][0, :, 0].tolist() == [3, 4, 0, 1]
