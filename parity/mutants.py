@@ -339,6 +339,7 @@ def summarise(outcomes: list[Outcome]) -> dict[str, Any]:
                 "mutants": len(some),
                 "kinds": len({each.kind for each in some}),
                 "invisible": hidden,
+                "by the harness alone": sum(each.harness != "same" for each in some),
                 "detected": sum(each.detected for each in some),
                 "localised": sum(each.localised for each in some),
                 "named": sum(each.named for each in some),
@@ -375,12 +376,16 @@ def summarise(outcomes: list[Outcome]) -> dict[str, Any]:
 
 def print_table(summary: dict[str, Any]) -> None:
     """Writes the summary as Markdown tables."""
-    print("| size, precision | kinds | mutants | detected | localised | named | below float32's rounding |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| size, precision | kinds | mutants | by the harness alone | detected | localised | named "
+        "| below float32's rounding |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for name, row in summary["table"].items():
         count = row["mutants"] or 1
         shares = " | ".join(
-            f"{row[key]} ({100 * row[key] / count:.1f} %)" for key in ("detected", "localised", "named")
+            f"{row[key]} ({100 * row[key] / count:.1f} %)"
+            for key in ("by the harness alone", "detected", "localised", "named")
         )
         print(f"| {name} | {row['kinds']} | {row['mutants']} | {shares} | {row['invisible']} |")
     alone = summary["weights from taps alone"]

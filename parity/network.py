@@ -5,7 +5,8 @@ else's model put out tells whether that model's module does what MT3's does; run
 what the module does instead. Taps are named as Flax's `capture_intermediates` names them in jax_mt3/model.py; steps
 whose last name begins with a dot are no module's output (the residual stream after the attention, the context).
 
-Source: mt3/network.py and mt3/layers.py for the defaults of Behaviour; docs/doctor.md names a port for each option.
+Source: mt3/network.py and mt3/layers.py for the defaults of Behaviour; for the others, the ports and issues that
+parity/faults.py names kind by kind.
 Differs from the twins: arithmetic in the dtype given, float64 throughout if it is float64, and one step at a time.
 """
 
