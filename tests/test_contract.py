@@ -62,7 +62,12 @@ def test_planted_import_breaks_the_contract(copied_packages, package, planted, b
 
 
 # package -> extras that are installed where it is used
-EXTRAS = {"mt3_common": (), "jax_mt3": ("jax",), "torch_mt3": ("torch",), "parity": ("jax", "torch", "parity")}
+EXTRAS = {
+    "mt3_common": (),
+    "jax_mt3": ("jax",),
+    "torch_mt3": ("torch",),
+    "parity": ("jax", "torch", "parity", "pytest"),
+}
 
 
 def declared(extras: tuple[str, ...]) -> set[str]:
