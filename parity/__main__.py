@@ -17,6 +17,7 @@ COMMANDS = {
     "record": ("parity.record", "run one side and write its trace"),
     "compare": ("parity.compare", "compare two traces; needs neither framework"),
     "drift": ("parity.drift", "keep a ledger of runs and flag what got worse"),
+    "blindspots": ("parity.blindspots", "say which kinds of faults the given inputs could not have shown"),
     "diagnose": ("parity.doctor", "say what is wrong with weights, a config.json or a trace"),
     "inspect": ("parity.inspection", "list what a checkpoint holds"),
     "convert": ("parity.convert", "write a checkpoint in another layout, bit for bit"),

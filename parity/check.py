@@ -12,7 +12,7 @@ from parity import counterexample, decoding, inputs, oracle, probes, record, rep
 from parity.compare import Report, Row, compare, compare_weights
 from parity.trace import Trace, fingerprint
 
-# above this many parameters the decode path is followed in float64 for fewer positions (see DECODE_POSITIONS)
+# above this many parameters fewer positions are traced, and fewer decoded in float64 (see DECODE_POSITIONS)
 LARGE = 10_000_000
 # positions of the decode path in float64 for a large network: enough for the cache to grow and its ring to come round
 DECODE_POSITIONS = 192
@@ -25,8 +25,8 @@ def check(
     num_segments: int = 4,
     source: dict[str, np.ndarray] | None = None,
     original: str | None = None,
-) -> tuple[Report, tuple[Trace, Trace]]:
-    """The report on two Sides that hold the same checkpoint, and their traces.
+) -> tuple[Report, tuple[Trace, Trace] | None]:
+    """The report on two Sides that hold the same checkpoint, and their traces if those differ.
 
     Args:
         reference, candidate: Sides of parity/jax_side.py and parity/torch_side.py, in any pairing.
@@ -38,16 +38,20 @@ def check(
     config = reference.config
     path = inputs.find_audio(audio)
     frames, start_times = inputs.read_segments(path, config, num_segments)
-    given = inputs.with_tokens(frames[-2:], config, min(256, config.max_target_length))
+    # the traces of a large network are gigabytes: fewer positions show the same
+    segments, length = (1, 128) if is_large(reference) else (2, 256)
+    given = inputs.with_tokens(frames[-segments:], config, min(length, config.max_target_length))
     ours = record.record(reference, given)
     theirs = record.record(candidate, given, reference=ours)
     found = compare(ours, theirs)
     if source is not None:
-        names = {"reference": ours, "candidate": theirs}
-        for side, each in names.items():
+        for side, each in (("reference", ours), ("candidate", theirs)):
             for row in compare_weights(fingerprint(source), each.weights):
                 row.name = f"{row.name} ({side} against the checkpoint)"
                 found.rows.append(row)
+    # what is the same needs no second look, and the memory is needed
+    traces = (ours, theirs) if found.exit_code else None
+    del ours, theirs
     if not found.refusals:
         found.rows += decoding_rows(reference, candidate, frames, start_times)
         names, probes_given = probes.make_probes(config, frames, given["decoder_input_tokens"])
@@ -64,17 +68,21 @@ def check(
         f"{given['frames'].shape[0]} segments, {tokens.shape[1]} positions, "
         f"{len(np.unique(tokens))} different ids, {int((given['decoder_target_tokens'] == 0).sum())} masked positions"
     )
-    return found, (ours, theirs)
+    return found, traces
+
+
+def is_large(side: Any) -> bool:
+    """Whether a Side's network has more than LARGE parameters."""
+    return sum(array.size for array in side.arrays().values()) > LARGE
 
 
 def decoding_rows(reference: Any, candidate: Any, frames: np.ndarray, start_times: list[float]) -> list[Row]:
     """Rows of the decode path, tokens and notes."""
     config = reference.config
     length = config.max_target_length
-    small = sum(array.size for array in reference.arrays().values()) < LARGE
     given = inputs.with_tokens(frames[:1], config, length, seed=1)
     given["decoder_target_tokens"] = np.ones_like(given["decoder_target_tokens"])
-    lengths = {"float64": length if small else min(length, DECODE_POSITIONS), "float32": length}
+    lengths = {"float64": min(length, DECODE_POSITIONS) if is_large(reference) else length, "float32": length}
     rows = decoding.compare_decode_path(reference, candidate, given, lengths)
     ids = tuple(side.generate(list(frames)) for side in (reference, candidate))
     tokens = decoding.compare_tokens(reference, candidate, frames, ids)
@@ -133,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     found, traces = check(*sides, args.audio, args.segments, source=checkpoint.read(path).arrays, original=args.oracle)
     found.facts["checkpoint"] = path
     found.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
-    if found.exit_code and args.counterexample:
+    if traces is not None and args.counterexample:
         smallest = counterexample.shrink(found, *sides, traces)
         if smallest is not None:
             counterexample.save(args.counterexample, smallest, sides[0])

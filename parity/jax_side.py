@@ -120,7 +120,7 @@ class Side:
         """
         with exact_mode(precision, self.device):
             params = self.cast(precision)
-            given = self._given(inputs, precision)
+            given = self.on_device(inputs, precision)
             logits, outputs, calls = self._watched(params, *given)
             plain = self.model.apply({"params": params}, *given)
             weights = {"/".join((*path[:-1], "weights")): a for path, a in traverse_util.flatten_dict(params).items()}
@@ -147,7 +147,7 @@ class Side:
                 found.exact = self.run_modules(found.calls, "float64", self.cast("float64"))
         return found
 
-    def _given(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
+    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
         frames = jnp.asarray(inputs["frames"]).astype(precision)
         return frames, jnp.asarray(inputs["decoder_input_tokens"]), jnp.asarray(inputs["decoder_target_tokens"])
 
@@ -176,14 +176,14 @@ class Side:
         """Logits (b, l, vocab_size), and the outputs of the taps whose names the pattern is found in."""
         with exact_mode(precision, self.device):
             watched = jax.jit(lambda params, *inputs: self._watched(params, *inputs, pattern=pattern)[:2])
-            logits, outputs = watched(self.cast(precision), *self._given(inputs, precision))
+            logits, outputs = watched(self.cast(precision), *self.on_device(inputs, precision))
             keep = _Keeper()
             return keep(logits), {tap: keep(output) for tap, output in outputs.items()}
 
     def logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
         """Logits (b, l, vocab_size) of the compiled network, unobserved."""
         with exact_mode(precision, self.device):
-            logits = self.compiled({"params": self.cast(precision)}, *self._given(inputs, precision))
+            logits = self.compiled({"params": self.cast(precision)}, *self.on_device(inputs, precision))
             return _Keeper()(logits)
 
     def cached(
@@ -232,7 +232,7 @@ class Side:
         with exact_mode(precision, self.device):
             params = self.cast(precision)
             compiled = jax.jit(train.loss_and_gradients, static_argnums=1)
-            loss, found = compiled(params, self.config.network, *self._given(inputs, precision))
+            loss, found = compiled(params, self.config.network, *self.on_device(inputs, precision))
             return np.asarray(loss), checkpoint.to_arrays(found)
 
     def optimize(
@@ -240,36 +240,26 @@ class Side:
     ) -> dict[str, np.ndarray]:
         """The weights after steps of 'adafactor' or 'adamw' (weight decay 0.01), one per set of gradients."""
         with exact_mode(precision, self.device):
-            weights = traverse_util.flatten_dict(self.cast(precision), sep="/")
-            given = [
-                {name: jnp.asarray(g).astype(weights[name].dtype) for name, g in each.items()} for each in gradients
-            ]
-            if optimizer == "adamw":
-                adamw = train.adamw(learning_rate, weight_decay=0.01)
+            adamw = train.adamw(learning_rate, weight_decay=0.01)
 
-                @jax.jit
-                def update(weights, gradients, state):
-                    updates, state = adamw.update(gradients, state, weights)
-                    return optax.apply_updates(weights, updates), state
+            # array by array: few shapes to compile, and no second copy of everything in memory
+            @jax.jit
+            def adamw_step(array, gradient, state):
+                update, state = adamw.update(gradient, state, array)
+                return optax.apply_updates(array, update), state
 
-                state = adamw.init(weights)
-                for each in given:
-                    weights, state = update(weights, each, state)
-            else:
-
-                @jax.jit
-                def update(weights, gradients, slots, step):
-                    weights, slots = dict(weights), dict(slots)
-                    for name, array in weights.items():
-                        weights[name], slots[name] = train.adafactor(
-                            array, gradients[name], slots[name], step, learning_rate
-                        )
-                    return weights, slots
-
-                slots = {name: train.adafactor_slots(array) for name, array in weights.items()}
-                for step, each in enumerate(given):
-                    weights, slots = update(weights, each, slots, step)
-            return {name: np.asarray(array) for name, array in weights.items()}
+            adafactor_step = jax.jit(train.adafactor)
+            after = {}
+            for name, array in traverse_util.flatten_dict(self.cast(precision), sep="/").items():
+                state = adamw.init(array) if optimizer == "adamw" else train.adafactor_slots(array)
+                for step, each in enumerate(gradients):
+                    gradient = jnp.asarray(each[name]).astype(array.dtype)
+                    if optimizer == "adamw":
+                        array, state = adamw_step(array, gradient, state)
+                    else:
+                        array, state = adafactor_step(array, gradient, state, step, learning_rate)
+                after[name] = np.asarray(array)
+            return after
 
     def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
         """Every module's output on the given inputs, once the network has run as a whole."""
@@ -322,7 +312,7 @@ class Plain(Side):
         """The parameters in a precision, on the device; call it in exact_mode."""
         return jax.tree.map(lambda array: jnp.asarray(array).astype(precision), self.params)
 
-    def _given(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
+    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
         arrays = (jnp.asarray(array) for array in inputs.values())
         return tuple(a.astype(precision) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays)
 

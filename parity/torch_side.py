@@ -134,7 +134,7 @@ class Side:
         """
         with exact_mode(precision, self.device), torch.no_grad():
             model = self.cast(precision)
-            given = self._given(inputs, precision)
+            given = self.on_device(inputs, precision)
             plain = model(*given)
             logits, outputs, calls = self._watched(model, *given)
             weights = {f"{_tap_name(key).rpartition('/')[0]}/weights": t for key, t in model.state_dict().items()}
@@ -162,7 +162,7 @@ class Side:
                 found.exact = self.run_modules(found.calls, "float64", self.cast("float64"))
         return found
 
-    def _given(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
+    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
         frames, *tokens = (
             torch.tensor(inputs[name], device=self.device)
             for name in ("frames", "decoder_input_tokens", "decoder_target_tokens")
@@ -195,14 +195,16 @@ class Side:
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Logits (b, l, vocab_size), and the outputs of the taps whose names the pattern is found in."""
         with exact_mode(precision, self.device), torch.no_grad():
-            logits, outputs, _ = self._watched(self.cast(precision), *self._given(inputs, precision), pattern=pattern)
+            logits, outputs, _ = self._watched(
+                self.cast(precision), *self.on_device(inputs, precision), pattern=pattern
+            )
             keep = _Keeper()
             return keep(logits), {tap: keep(output) for tap, output in outputs.items()}
 
     def logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
         """Logits (b, l, vocab_size) of the network, unobserved."""
         with exact_mode(precision, self.device), torch.no_grad():
-            return _Keeper()(self.cast(precision)(*self._given(inputs, precision)))
+            return _Keeper()(self.cast(precision)(*self.on_device(inputs, precision)))
 
     def cached(
         self, frames: np.ndarray, tokens: np.ndarray, precision: str
@@ -250,7 +252,7 @@ class Side:
         """The training loss (a 0-d array) and its gradients under MT3's names."""
         with exact_mode(precision, self.device):
             model = self.cast(precision).requires_grad_(True)
-            loss, found = train.loss_and_gradients(model, *self._given(inputs, precision))
+            loss, found = train.loss_and_gradients(model, *self.on_device(inputs, precision))
             return loss.cpu().numpy(), checkpoint.to_arrays(found)
 
     def optimize(
@@ -258,25 +260,21 @@ class Side:
     ) -> dict[str, np.ndarray]:
         """The weights after steps of 'adafactor' or 'adamw' (weight decay 0.01), one per set of gradients."""
         with exact_mode(precision, self.device):
-            model = self.cast(precision).requires_grad_(True)
-            weights = dict(model.named_parameters())
-            given = [
-                {name: g.to(weights[name]) for name, g in checkpoint.to_state_dict(each).items()} for each in gradients
-            ]
-            if optimizer == "adamw":
-                adamw = train.adamw(weights.values(), learning_rate, weight_decay=0.01)
-                for each in given:
-                    for name, parameter in weights.items():
-                        parameter.grad = each[name]
-                    adamw.step()
-            else:
-                slots = {name: train.adafactor_slots(array) for name, array in weights.items()}
-                for step, each in enumerate(given):
-                    for name, array in weights.items():
-                        weights[name], slots[name] = train.adafactor(
-                            array, each[name], slots[name], step, learning_rate
-                        )
-            return checkpoint.to_arrays(weights)
+            after = {}
+            for name, array in checkpoint.to_arrays(self.cast(precision).state_dict()).items():
+                # array by array, as the other side does it; a step does not know how its array is turned
+                weight = torch.nn.Parameter(torch.tensor(array, device=self.device))
+                adamw = train.adamw([weight], learning_rate, weight_decay=0.01)
+                slots = train.adafactor_slots(weight)
+                for step, each in enumerate(gradients):
+                    gradient = torch.tensor(each[name], device=self.device).to(weight.dtype)
+                    if optimizer == "adamw":
+                        weight.grad = gradient
+                        adamw.step()
+                    else:
+                        weight, slots = train.adafactor(weight, gradient, slots, step, learning_rate)
+                after[name] = weight.detach().cpu().numpy()
+            return after
 
     def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
         """Every module's output on the given inputs, once the network has run as a whole."""
@@ -336,7 +334,7 @@ class Plain(Side):
                 found["/".join(part for part in (_tap_name(name), leaf) if part)] = array
         return found
 
-    def _given(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
+    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
         tensors = (torch.tensor(array, device=self.device) for array in inputs.values())
         return tuple(t.to(getattr(torch, precision)) if t.is_floating_point() else t for t in tensors)
 
