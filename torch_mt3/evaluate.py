@@ -1,0 +1,16 @@
+"""Measures of the PyTorch network on recordings whose notes are known: python -m torch_mt3.evaluate DATASET."""
+
+import sys
+from collections.abc import Sequence
+
+from mt3_common import evaluation
+from torch_mt3.infer import load
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status of the command line: see mt3_common/evaluation.py."""
+    return evaluation.main("torch_mt3", load, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
