@@ -90,7 +90,43 @@ def arranged_arrays(config: Config, frames: np.ndarray, seed: int = 0) -> dict[s
     for layer in range(network.num_decoder_layers):
         name = f"decoder/layers_{layer}/encoder_decoder_attention"
         _look(arrays, name, CROSS_OFFSETS, basis, turned, network, rng)
+    _carry_time(arrays, embedding, basis, turned, config, rng)
     return arrays
+
+
+def _carry_time(
+    arrays: dict[str, np.ndarray],
+    shifts: np.ndarray,
+    basis: np.ndarray,
+    turned: np.ndarray,
+    config: Config,
+    rng: np.random.Generator,
+) -> None:
+    """Makes the first self-attention head of the decoder bring the time of the last shift token; changes arrays.
+
+    Then every token's query of cross-attention holds the frame that is being written about. The head's key asks
+    whether a token is a shift (all of them share the slow cosines) and how near it is; its value is the time.
+
+    Args:
+        shifts: (n, emb_dim), embeddings of the shift tokens.
+    """
+    network = config.network
+    positions = _sinusoids(np.arange(256), network)
+    near = np.linalg.svd(positions)[2][: network.head_dim - 1].T
+    constant, shift = positions.mean(axis=0), shifts[: config.vocabulary.steps_per_second].mean(axis=0)
+    kernels = {"query": near, "key": near, "value": turned @ basis}
+    # 2: enough to beat nearness over some twenty tokens, little more than the shifts differ among themselves
+    flags = {"query": 2.0 * constant / np.linalg.norm(constant), "key": shift / np.linalg.norm(shift)}
+    name = "decoder/layers_0/self_attention"
+    for part, kernel in kernels.items():
+        head = 0.02 * rng.standard_normal((network.emb_dim, network.head_dim))
+        head[:, : kernel.shape[1]] = kernel
+        if part in flags:
+            head[:, -1] = flags[part]
+        arrays[f"{name}/{part}/kernel"][:, : network.head_dim] = head
+    out = 0.02 * rng.standard_normal((network.head_dim, network.emb_dim))
+    out[:POSITION_DIMS] = (turned @ basis).T
+    arrays[f"{name}/out/kernel"][: network.head_dim] = out
 
 
 def _look(

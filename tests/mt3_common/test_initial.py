@@ -67,6 +67,27 @@ def test_shift_tokens_look_at_their_frame(arranged):
     assert np.abs(looked_at[4:120] - np.arange(4, 120) / 2).max() <= 1
 
 
+def test_every_token_knows_the_last_shift(arranged):
+    rng = np.random.default_rng(3)
+    ids, right = [], []
+    for shift in range(4, 100, 7):
+        ids += [3 + shift, *rng.integers(1004, 1132, rng.integers(1, 5)).tolist()]
+        right += [ids.index(3 + shift)] * (len(ids) - len(right))
+    x = arranged["decoder/token_embedder/embedding"][ids] + initial._sinusoids(np.arange(len(ids)), NETWORK)
+    x /= np.sqrt((x**2).mean(axis=1, keepdims=True))
+    name = "decoder/layers_0/self_attention"
+    query, key, value = (x @ arranged[f"{name}/{part}/kernel"][:, :32] for part in ("query", "key", "value"))
+    logits = np.where(np.tri(len(ids), dtype=bool), query @ key.T, -np.inf)
+    assert np.mean(logits.argmax(axis=1) == right) > 0.75
+    # what it brings is where cross-attention's query looks for the time
+    times = value[right] @ arranged[f"{name}/out/kernel"][:32]
+    cross = "decoder/layers_0/encoder_decoder_attention"
+    positions = initial._sinusoids(np.arange(64), NETWORK)
+    query = times @ arranged[f"{cross}/query/kernel"][:, :32]
+    looked_at = (query @ (positions @ arranged[f"{cross}/key/kernel"][:, :32]).T).argmax(axis=1)
+    assert np.abs(looked_at - (np.array(ids)[right] - 3) / 2).max() <= 1.5
+
+
 def test_what_cannot_be_arranged_is_said(frames):
     with pytest.raises(ValueError, match="too few"):
         initial.arranged_arrays(CONFIG, frames[:100])
