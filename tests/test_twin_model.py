@@ -99,6 +99,22 @@ def test_float32_equals_what_mt3_computes(taps_of, golden_config, golden_arrays,
     assert relative_error(logits, activations["out/logits"], real) < 1e-5
 
 
+def test_bfloat16_stays_near_float32_and_logits_stay_float32(golden_config, golden_arrays, activations):
+    """Eight bits of mantissa through eleven layers: 2 to 2.5 hundredths in either twin."""
+    frames, *tokens = inputs_of(activations, np.float32)
+    params = jax_checkpoint.cast(jax_checkpoint.to_params(golden_arrays), "bfloat16")
+    reference = jax_model.Transformer(golden_config).apply({"params": params}, jnp.asarray(frames, "bfloat16"), *tokens)
+    model = torch_model.Transformer(golden_config)
+    model.load_state_dict(torch_checkpoint.to_state_dict(golden_arrays))
+    torch_checkpoint.cast(model, "bfloat16")
+    with torch.no_grad():
+        candidate = model(torch.from_numpy(frames).bfloat16(), *map(torch.from_numpy, tokens))
+    assert reference.dtype == np.float32
+    assert candidate.dtype == torch.float32
+    for logits in (np.asarray(reference), candidate.numpy()):
+        assert 1e-4 < relative_error(logits, activations["out/logits"], tokens[1] > 0) < 5e-2
+
+
 def test_a_fault_of_one_part_in_a_million_is_seen(golden_config, golden_arrays, activations):
     inputs = inputs_of(activations, np.float64)
     _, reference = jax_taps(golden_config, golden_arrays, np.float64, *inputs)
