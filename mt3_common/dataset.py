@@ -3,7 +3,11 @@
 Segments are made once, kept in shards (files of some thousand segments) outside the project, and read many times.
 """
 
+import argparse
+import hashlib
+import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +17,7 @@ import numpy as np
 from mt3_common.config import Config
 from mt3_common.notes import Note, NoteEncoder
 from mt3_common.spectrogram import log_mel_spectrogram
+from mt3_common.synthesis import Generator, Recipe, Song, read_songs, split_of
 
 # Columns of a frame: pitches that sound, pitches that begin, drums that are hit, MIDI classes that sound.
 ROLL_COLUMNS = 128 + 128 + 128 + 16
@@ -193,3 +198,71 @@ def _made_for(config: Config) -> str:
     """What segments depend on, in words."""
     about = [config.spectrogram, config.vocabulary, f"input_frames {config.input_frames}"]
     return "; ".join(map(str, about))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Makes shards from folders of MIDI files and soundfonts: python -m mt3_common.dataset; returns the exit status.
+
+    Shard k holds examples k * N to k * N + N - 1 of the seed, so that several processes can share the work and a run
+    that was cut off goes on: shards that are there are left alone.
+    """
+    parser = argparse.ArgumentParser(prog="python -m mt3_common.dataset", description=main.__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("output", type=Path, metavar="DIR", help="folder for the shards and sources.json")
+    add("--midi", type=Path, nargs="+", required=True, metavar="DIR", help="folders of MIDI files")
+    add("--fonts", type=Path, nargs="+", required=True, metavar="FILE", help="soundfonts, .sf2 or .sf3")
+    add("--config", type=Path, required=True, metavar="FILE", help="JSON with the model's settings, as for training")
+    add("--recipe", type=json.loads, default={}, metavar="JSON", help="settings of synthesis.Recipe, such as shares")
+    add("--split", choices=("train", "validation", "test"), default="train", help="of the songs; default: train")
+    add("--shards", type=int, default=32, metavar="N", help="default: 32")
+    add("--examples", type=int, default=64, metavar="N", help="of each shard; default: 64")
+    add("--seed", type=int, default=0, metavar="N", help="default: 0")
+    add("--workers", type=int, default=0, metavar="N", help="processes; default: this one")
+    options = parser.parse_args(argv)
+    try:
+        config = Config.from_dict(Config().to_dict() | json.loads(options.config.read_text())["model"])
+        songs = read_split(options.midi, options.split)
+        generator = Generator(songs, options.fonts, Recipe(**options.recipe), options.seed)
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_sources(options.output / "sources.json", songs, options)
+        for number in range(options.shards):
+            path = options.output / f"{number:05d}.npz"
+            if path.exists():
+                continue
+            first = number * options.examples
+            examples = generator.examples(first, first + options.examples, options.workers)
+            count = write_shard(path, examples, config, [options.seed, number])
+            print(f"{path}: {count} segments", file=sys.stderr, flush=True)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def read_split(folders: Sequence[Path], split: str) -> list[Song]:
+    """The songs of folders that belong to a split, named FOLDER/FILE.
+
+    Raises:
+        ValueError: there are none.
+    """
+    songs = [song._replace(name=f"{folder.name}/{song.name}") for folder in folders for song in read_songs(folder)]
+    chosen = [song for song in songs if split_of(song.name) == split]
+    if not chosen:
+        raise ValueError(f"of {len(songs)} songs none belongs to the {split} split")
+    return chosen
+
+
+def write_sources(path: Path, songs: Sequence[Song], options: argparse.Namespace) -> None:
+    """Writes what the shards are made from, with hashes, so that they can be made again."""
+    folders = {folder.name: folder for folder in options.midi}
+    files = {}
+    for song in songs:
+        folder, _, name = song.name.partition("/")
+        files[song.name] = hashlib.sha256((folders[folder] / name).read_bytes()).hexdigest()
+    fonts = {font.name: hashlib.sha256(font.read_bytes()).hexdigest() for font in options.fonts}
+    about = {"seed": options.seed, "split": options.split, "recipe": options.recipe, "fonts": fonts, "midi": files}
+    path.write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,13 @@
 """Segments to train on: cut as infer cuts them, with the ids that NoteEncoder gives and rolls that agree with them."""
 
+import json
+
 import numpy as np
 import pytest
 
 from mt3_common import dataset
 from mt3_common.config import Config, SpectrogramConfig
+from mt3_common.midi import write_midi
 from mt3_common.notes import Note, decode_segments, encode_segments
 from mt3_common.spectrogram import segments, start_times
 from mt3_common.synthesis import Example
@@ -112,3 +115,30 @@ def test_shards_of_another_config_are_refused(tmp_path):
         dataset.Shards([tmp_path / "bad.npz"], CONFIG)
     with pytest.raises(ValueError, match="no shards"):
         dataset.Shards([], CONFIG)
+
+
+def test_the_command_makes_shards_and_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "midi").mkdir()
+    for number in range(3):
+        write_midi(NOTES, tmp_path / "midi" / f"{number}.mid")
+    (tmp_path / "font.sf2").write_bytes(b"not read in this test")
+    (tmp_path / "plan.json").write_text(json.dumps({"model": CONFIG.to_dict()}))
+    made = []
+
+    class Silent(dataset.Generator):
+        def example(self, index):
+            made.append(index)
+            return Example(audio(2.0, index), NOTES[:1], "piano")
+
+    monkeypatch.setattr(dataset, "Generator", Silent)
+    arguments = [str(tmp_path / "out"), "--midi", str(tmp_path / "midi"), "--fonts", str(tmp_path / "font.sf2")]
+    arguments += ["--config", str(tmp_path / "plan.json"), "--examples", "3"]
+    assert dataset.main([*arguments, "--shards", "1"]) == 0
+    assert dataset.main([*arguments, "--shards", "2"]) == 0
+    assert made == [0, 1, 2, 3, 4, 5]
+    shards = sorted((tmp_path / "out").glob("*.npz"))
+    assert len(dataset.Shards(shards, CONFIG)) > 6
+    sources = json.loads((tmp_path / "out" / "sources.json").read_text())
+    assert len(sources["midi"]) == 3
+    assert len(sources["fonts"]["font.sf2"]) == 64
+    assert dataset.main([*arguments[:2], str(tmp_path / "none"), *arguments[3:]]) == 1
