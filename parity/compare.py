@@ -22,7 +22,7 @@ SAME, DIFFERENT, REFUSED, BAD_INPUT = 0, 1, 2, 3
 VERDICTS = ("same", "different", "refused", "bad input")
 
 EPSILON = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-9}
-# how far apart two right implementations may round: measured by tests/parity/test_budget.py over many clean pairs
+# how far apart two right implementations may round: clean pairs reach about half (tests/parity/test_budget.py)
 FACTOR = {"rms": 4.0, "max": 8.0}
 FLOOR = {"rms": 4.0, "max": 16.0}
 # a limit above this share of the tap's largest value is no limit: something is wrong with the reference itself

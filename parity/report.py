@@ -177,7 +177,7 @@ def _worth_reading(report: Report) -> list[Row]:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The report as JSON: see docs/parity-report.md for the schema. Figures that are not finite become strings."""
+    """The report as JSON: docs/parity.md has the schema. Figures that are not finite become strings."""
     first = report.first_difference
     return {
         "schema": SCHEMA,

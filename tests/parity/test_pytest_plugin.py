@@ -1,5 +1,10 @@
 """The example of docs/parity.md: two small MLPs that are not MT3, and what the fixture says of a fault."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -67,3 +72,20 @@ def test_a_module_that_one_side_lacks():
     report = compare_twins(flax_mlp, params, torch_mlp, inputs)
     assert report.verdict == "different"
     assert "extra" in report.first_difference.name
+
+
+def test_the_example_in_the_documentation_runs(tmp_path):
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "parity.md").read_text()
+    example = text.split("```python\n")[1].split("```")[0]
+    (tmp_path / "test_example.py").write_text(example)
+    # the classes, the test and their imports, without blank lines
+    assert len([line for line in example.splitlines() if line]) <= 30
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "parity.pytest_plugin", "-p", "no:cacheprovider", "."]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (tmp_path / "test_example.py").write_text(example.replace("functional.silu", "functional.gelu"))
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "different; first difference: down float64" in result.stdout
