@@ -383,6 +383,13 @@ def explain(
         if not words:
             return _unexplained(array, own)
         return (", ".join(words), ", ".join(words), bool(undoable and found.error < TINY))
+    if (name, found.owners) == ("decoder/logits_dense/kernel", ["decoder/token_embedder/embedding"]):
+        words.append("the head is tied to the embedding; MT3's is separate")
+        return (
+            f"holds {found.owners[0]}, {words[0]}",
+            f"holds the weights of {found.owners[0]}, {', '.join(words)}",
+            False,
+        )
     holds = f"holds {' and '.join(found.owners)}"
     text = f"holds the weights of {' and '.join(found.owners)}"
     return ", ".join([holds, *words]), ", ".join([text, *words]), False
@@ -691,6 +698,17 @@ def _vocabulary_note(config: Config) -> list[str]:
 def _missing_findings(absent, original, candidate, found) -> list[Finding]:
     findings = []
     groups: dict[str, list[str]] = {}
+    for stack in ("encoder", "decoder"):
+        layers = sorted({int(n) for name in original for n in re.findall(rf"^{stack}/layers_(\d+)/", name)})
+        lost = [
+            n for n in layers if all(name in absent for name in original if name.startswith(f"{stack}/layers_{n}/"))
+        ]
+        if lost and len(lost) < len(layers):
+            sites = [f"{stack}/layers_{n}" for n in lost]
+            text = f"missing whole: {len(layers) - len(lost)} {stack} layers, not {len(layers)}"
+            cause = f"num_{stack}_layers={len(layers) - len(lost)}"
+            findings.append(Finding(sites[0], cause, text, math.nan, sites=sites))
+            absent = [name for name in absent if not any(name.startswith(f"{site}/") for site in sites)]
     for name in absent:
         groups.setdefault("norm scales" if name.endswith("scale") else name, []).append(name)
     for what, names in groups.items():
@@ -813,16 +831,15 @@ def measure(diagnosis: Diagnosis, original: Mapping[str, np.ndarray], config: Ne
             step, truth = by_array[name], values[by_array[name].name]
             output = network.run_step(step, values, loaded, config)
             errors.append(float(np.abs(output - truth).max() / np.abs(truth).max()))
-        finding.before = max(errors)
+        finding.before, finding.in_weights = max(errors), True
+        worst = names[int(np.argmax(errors))]
+        fixed = network.run_step(by_array[worst], values, original, config)
+        truth = values[by_array[worst].name]
+        finding.after = float(np.abs(fixed - truth).max() / np.abs(truth).max())
         if finding.undoable:
-            worst = names[int(np.argmax(errors))]
-            fixed = network.run_step(by_array[worst], values, original, config)
-            truth = values[by_array[worst].name]
-            finding.after = float(np.abs(fixed - truth).max() / np.abs(truth).max())
             output = network.run_step(by_array[worst], values, loaded, config)
-            finding.runner_up = alternatives_at(
-                by_array[worst], output, inputs, values, original, config, finding.cause
-            )
+            step, cause = by_array[worst], finding.cause
+            finding.runner_up = alternatives_at(step, output, inputs, values, original, config, cause)
     logits = network.forward(loaded, config, inputs)[""]
     real = inputs[network.TARGETS] > 0
     diagnosis.logits_error = float(np.abs(logits - values[""])[real].max() / np.abs(values[""][real]).max())
@@ -888,8 +905,8 @@ def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) ->
                 del wrong[field], wrong[other]
     for field, (key, value) in wrong.items():
         text = f"{value}; the checkpoint has {right[field]}"
-        if field == "num_heads" and config.network.emb_dim % value == 0:
-            joined = config.network.num_heads * config.network.head_dim
+        joined = config.network.num_heads * config.network.head_dim
+        if field == "num_heads" and joined != config.network.emb_dim:
             text += f" heads of {config.network.head_dim}: {joined} in all, not {config.network.emb_dim}"
         fault(key, f"{field}={value}", text)
     for key in (

@@ -8,6 +8,7 @@ candidate's to within rounding is the cause. Undoing it in the candidate restore
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -44,7 +45,8 @@ class Finding:
         before: largest error of the site's output as it is, relative to the largest value.
         after: the same once the cause is undone; None if no cause was found.
         runner_up: the next best cause and its error; ('', None) where there is none that helps.
-        undoable: whether `parity repair` can undo it in the weights.
+        undoable: whether `parity repair` can undo it with the candidate's own numbers.
+        in_weights: whether it lies in the weights, not in what a module does.
         sites: all sites with the same cause.
     """
 
@@ -55,6 +57,7 @@ class Finding:
     after: float | None = None
     runner_up: tuple[str, float | None] = ("", None)
     undoable: bool = False
+    in_weights: bool = False
     sites: list[str] = dataclasses.field(default_factory=list)
 
     def sentence(self) -> str:
@@ -64,7 +67,8 @@ class Finding:
             return f"{where}: {self.text} (error {self.before:.1e}; no known cause explains it)"
         name, error = self.runner_up
         second = f"{name}, {error:.1e}" if name else "none"
-        return f"{where}: {self.text} (restores parity from {self.before:.1e} to {self.after:.0e}; next best: {second})"
+        how = "restores parity" if self.undoable or not self.in_weights else "putting the original back restores parity"
+        return f"{where}: {self.text} ({how} from {self.before:.1e} to {self.after:.0e}; next best: {second})"
 
 
 class Hypothesis(NamedTuple):
@@ -435,6 +439,13 @@ def hypotheses(
         yield from _named(GATES)
     elif step.kind == "residual":
         yield from _named(RESIDUALS)
+        layer = re.fullmatch(r"(encoder|decoder)/layers_(\d+)", step.name)
+        if layer:
+            number = int(layer[2])
+            before = f"{layer[1]}/layers_{number - 1}" if number else f"{layer[1]}/input_dropout"
+            yield Hypothesis(
+                "layer left out", "the whole layer is left out", Behaviour(skip=True), reads={step.reads[0]: before}
+            )
     elif step.kind == "embed":
         for start in (1, 2, config.vocab_size - 1):
             yield Hypothesis(f"start token {start}", f"the start token is {start}, not 0", Behaviour(start_token=start))
@@ -757,6 +768,10 @@ def _ranked(tried: list[tuple]) -> list[tuple]:
 
 def _alternatives(step, path, candidate, values) -> Iterator[tuple[list[str], Hypothesis]]:
     """(steps to change, hypothesis): the observed step first, then the unobserved ones before it, nearest first."""
+    for each in reversed(path[:-1]):
+        # before its two sums are tried together, which comes to the same
+        if each.kind == "residual":
+            yield from (([each.name], h) for h in hypotheses(each, values.arrays, values.config, ()) if h.reads)
     kinds: dict[str, list[Step]] = {}
     for each in reversed(path):
         kinds.setdefault(each.kind, []).append(each)

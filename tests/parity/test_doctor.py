@@ -230,6 +230,34 @@ def test_lost_rows_that_matter_are_a_fault(original):
     assert "decoder/token_embedder" in causes(diagnose(arrays, original))
 
 
+def test_a_missing_layer_is_one_finding(original):
+    arrays = {key: array for key, array in to_torch(original[0]).items() if "decoder.layers.2." not in key}
+    assert causes(diagnose(arrays, original)) == {"decoder/layers_2": "num_decoder_layers=2"}
+
+
+def test_the_public_style_of_file(original, tmp_path, capsys):
+    """HF-T5 names with their copies and buffers: only the ports' sinusoid table is a fault."""
+    from torch_mt3.checkpoint import to_hf_t5
+
+    state = to_hf_t5(original[0])
+    state["encoder.embed_tokens.weight"] = state["proj.weight"].clone()
+    state["decoder.embed_tokens.weight"] = state["decoder_embed_tokens.weight"].clone()
+    for stack in ("encoder", "decoder"):
+        state[f"{stack}.pos_emb.inv_freq"] = torch.tensor(10000.0 ** (-np.arange(24) / 24), dtype=torch.float32)
+    torch.save({"state_dict": {f"model.{key}": tensor for key, tensor in state.items()}}, tmp_path / "mt3.pth")
+    assert cli.main(["diagnose", str(tmp_path / "mt3.pth"), "--against", str(ORIGINAL), "--mapping"]) == 1
+    printed = capsys.readouterr().out
+    assert "different: 1 fault " in printed
+    assert "the ports' position table (2k/d)" in printed
+    assert "65 of 65 found by content, 0 missing, 2 held more than once, 2 of the candidate's unused" in printed
+    pair = "encoder.block.0.layer.0.SelfAttention.q.weight <- encoder/layers_0/attention/query/kernel"
+    assert f"{pair} (transposed)" in printed
+    for key in [key for key in state if key.endswith("inv_freq")]:
+        del state[key]
+    torch.save({"state_dict": state}, tmp_path / "clean.pth")
+    assert cli.main(["diagnose", str(tmp_path / "clean.pth"), "--against", str(ORIGINAL)]) == 0
+
+
 def test_bias_relative_bias_and_the_ports_table_show_in_the_inventory(original):
     arrays = to_torch(original[0])
     arrays["encoder.layers.0.attention.query.bias"] = np.full(48, 0.1, np.float32)
@@ -436,6 +464,20 @@ def test_taps_may_be_missing(original):
     outputs, inputs = behave(original, Behaviour(attention_scale=0.25), "encoder/layers_1/attention/dropout", drop)
     (finding,) = examine.examine(outputs, inputs, original[0], original[1].network, "float64")
     assert (finding.site, finding.cause) == ("encoder/layers_1/attention", "attention scaled by 1/sqrt(d)")
+
+
+def test_a_layer_left_out_is_named(original):
+    """The candidate has one layer fewer, so the taps of that layer are not there."""
+    arrays, config = original
+    inputs = doctor.probe(config.network)
+    values = {name: inputs[name] for name in network.INPUTS}
+    for step in network.steps(config.network):
+        reads = {**values, "encoder/layers_1": values.get("encoder/layers_0")}
+        values[step.name] = network.run_step(step, reads, arrays, config.network)
+    outputs = {n: v for n, v in values.items() if n and "/." not in n and n not in network.INPUTS}
+    outputs = {name: value for name, value in outputs.items() if not name.startswith("encoder/layers_1")}
+    (finding,) = examine.examine(outputs, inputs, arrays, config.network, "float64")
+    assert (finding.site, finding.cause) == ("encoder/layers_1", "layer left out")
 
 
 def test_an_unknown_fault_is_called_unknown(original):
