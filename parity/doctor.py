@@ -501,6 +501,11 @@ def compare_arrays(
                 Finding(_module(name), text, text, math.nan, undoable=True, sites=[_module(name), _module(other[1])])
             )
         else:
+            alike = next((each for each in findings if each.cause == cause), None)
+            if alike is not None:
+                alike.sites.append(_module(name))
+                alike.undoable = alike.undoable and undoable
+                continue
             findings.append(Finding(_module(name), cause, text, math.nan, undoable=undoable, sites=[_module(name)]))
     return findings
 

@@ -167,6 +167,18 @@ def test_one_element_off_by_one_bit_is_a_fault(original):
     assert found.exit_code == 1
 
 
+def test_rounded_weights_are_one_finding(original):
+    rounded = checkpoint.read(GOLDEN / "checkpoints" / "t5x_bfloat16").arrays
+    (finding,) = diagnose(rounded, original).findings
+    assert finding.cause == "bfloat16 weights"
+    assert len(finding.sites) == 65
+    assert not finding.undoable
+
+
+def test_a_wider_copy_is_the_same(original):
+    assert diagnose({name: array.astype(np.float64) for name, array in original[0].items()}, original).exit_code == 0
+
+
 def test_exchanged_arrays_and_layers(original):
     arrays = to_torch(original[0])
     a, b = "encoder.layers.1.mlp.wi_0.weight", "encoder.layers.1.mlp.wi_1.weight"
