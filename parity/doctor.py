@@ -1002,14 +1002,34 @@ def diagnose_trace(candidate: Candidate, original: Mapping[str, np.ndarray], con
         )
     if unknown:
         diagnosis.notes.append(f"{len(unknown)} weights of the trace have names that are not MT3's ({unknown[0]}, …)")
+    diagnosis.findings = name_faults(trace, original, config)
+    return diagnosis
+
+
+def name_faults(
+    trace: Any,
+    original: Mapping[str, np.ndarray],
+    config: Config,
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> list[Finding]:
+    """The causes of everything that a traced model does other than MT3, most exact precision first.
+
+    Args:
+        trace: of parity.trace; its inputs and taps are read.
+        original: the weights that the model should have.
+        config: the original's.
+        arrays: the weights that it has, under MT3's names, where they are at hand: faults of weights are then named
+            from the weights, and modules are judged with the weights that they have.
+    """
+    findings = [] if arrays is None else compare_arrays(arrays, original, config.network)
+    held = original if arrays is None else arrays
     seen = set()
     for precision in sorted(trace.passes, key=["float64", "float32", "bfloat16"].index):
-        run = trace.passes[precision]
-        for finding in examine(run.outputs, inputs, original, config.network, precision):
+        for finding in examine(trace.passes[precision].outputs, trace.inputs, held, config.network, precision):
             if (finding.site, finding.cause) not in seen:
                 seen.add((finding.site, finding.cause))
-                diagnosis.findings.append(finding)
-    return diagnosis
+                findings.append(finding)
+    return findings
 
 
 def print_diagnosis(diagnosis: Diagnosis, path: str, against: str, show_mapping: bool = False) -> None:

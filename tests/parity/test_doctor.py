@@ -518,6 +518,21 @@ def test_a_recorded_trace_is_diagnosed(original, tmp_path, capsys):
     assert "encoder/layers_0/mlp and 4 more: ReLU in place of GELU (restores parity" in capsys.readouterr().out
 
 
+def test_a_model_with_its_weights_at_hand(original):
+    """Faults of weights are named from the weights, and what modules do with them is judged apart."""
+    arrays, config = original
+    name = "encoder/layers_1/attention/value/kernel"
+    held = arrays | {name: arrays[name].T}
+    outputs, inputs = behave((held, config), Behaviour(activation="silu"), "decoder/layers_0/mlp/dropout")
+    run = trace.Pass("float64", {}, outputs, outputs["decoder"], True)
+    given = trace.Trace("theirs", {}, {}, {}, inputs, {"float64": run})
+    found = doctor.name_faults(given, arrays, config, held)
+    assert [(finding.site, finding.cause) for finding in found] == [
+        ("encoder/layers_1/attention/value", "transposed"),
+        ("decoder/layers_0/mlp", "silu"),
+    ]
+
+
 # --- bad input ---
 
 
