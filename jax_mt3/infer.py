@@ -12,11 +12,11 @@ import sys
 import platformdirs
 
 from mt3_common import cli
-from mt3_common.transcribe import Transcriber, find_checkpoint
+from mt3_common.transcribe import NamedCheckpoint, Transcriber, find_checkpoint
 
 
 def load(
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike | NamedCheckpoint | None = None,
     model: str | None = None,
     device: str | None = None,
     dtype: str = "float32",
@@ -34,8 +34,8 @@ def load(
     Sets JAX's matmul precision to the highest for the whole process, and enables 64 bits if dtype needs them.
 
     Args:
-        checkpoint: path, gs:// address or the name of a bundled checkpoint; None for the default one.
-        model: 'mt3' or 'ismir2021', where the checkpoint has no config of its own.
+        checkpoint: path, name or address, as find_checkpoint takes them; None for the default one.
+        model: 'mt3' or 'ismir2021', where neither the checkpoint nor its name tells.
         device: 'cpu', 'gpu', 'gpu:1', 'tpu'; None for the first that JAX finds.
         dtype: 'float32', 'bfloat16' or 'float64'.
         search: 'greedy', 't5x' (T5X's beam search, as MT3 was published) or 'sample'.
@@ -63,7 +63,7 @@ def load(
         jax.config.update("jax_enable_x64", True)
     found = find_checkpoint(checkpoint)
     overrides = {"position_table": positions} if positions else None
-    params, config = weights.load(found.path, preset=model, overrides=overrides)
+    params, config = weights.load(found.path, preset=model or found.model or None, overrides=overrides)
     params = jax.device_put(weights.cast(params, dtype), find_device(device))
     generate = functools.partial(
         decode.generate,

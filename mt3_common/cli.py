@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mt3_common import midi
 from mt3_common.config import PRESETS
-from mt3_common.transcribe import FORMATS, SUFFIXES, Transcriber, Transcription
+from mt3_common.transcribe import FORMATS, SUFFIXES, Transcriber, Transcription, find_checkpoint
 
 SUCCESS, SOME_FAILED, NOT_STARTED, INTERRUPTED = 0, 1, 2, 130
 
@@ -33,6 +33,8 @@ Turns recordings of music into notes (MIDI, JSON) with an MT3 network.
       writes song.mid beside song.wav
   python -m {program}.infer album/ -o notes/
       every recording below album/, into notes/
+  python -m {program}.infer song.wav --checkpoint mt3
+      with the published weights for many instruments (ismir2021: for the piano), fetched once and kept
   python -m {program}.infer song.mp3 --format mid,json --search t5x --start 30 --duration 10
       ten seconds of it, to song.mid and song.json, searched as MT3 was published
 
@@ -47,6 +49,9 @@ EPILOG = """\
 Outputs lie beside the recordings unless -o is given. -o NAME is a file, for one recording, if NAME ends in .mid, .midi,
 .json or .noteseq; anything else is a folder, in which searched folders keep their shape. A file that is in the way is
 replaced if this program wrote it and nobody has changed it since; anything else only with --force.
+
+fetched checkpoints are kept in the user's cache folder, or in that which the environment variable MT3_CACHE names, and
+verified whenever they are used; MT3_STORAGE names a mirror of https://storage.googleapis.com.
 
 exit status:
   0    every recording was transcribed
@@ -102,10 +107,11 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str]) -
         if any(output.suffix == ".noteseq" for job in jobs for output in job.outputs):
             # a missing note_seq is said now, not after the work
             midi.to_note_sequence([])
+        checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline, arguments.quiet)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
             transcriber = load(
-                checkpoint=arguments.checkpoint,
+                checkpoint=checkpoint,
                 model=arguments.model,
                 device=arguments.device,
                 dtype=arguments.dtype,
@@ -168,8 +174,14 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--duration", type=DURATION, metavar="S", help="read that much (s); default: everything")
     model = parser.add_argument_group("model")
     add = model.add_argument
-    add("--checkpoint", metavar="PATH|NAME", help="file, folder, gs:// address or bundled name; default: bundled")
-    add("--model", choices=sorted(PRESETS, reverse=True), help="for a checkpoint without a config of its own")
+    add(
+        "--checkpoint",
+        metavar="C",
+        help="file or folder; bundled name; mt3 or ismir2021 (the published ones), a gs:// or https:// address: these "
+        "are fetched once and kept; default: bundled",
+    )
+    add("--offline", action="store_true", help="fetch nothing: take the checkpoint from the cache, or stop")
+    add("--model", choices=sorted(PRESETS, reverse=True), help="where neither the checkpoint nor its name tells")
     add("--positions", choices=("mt3", "port"), help="the sinusoids that the weights were trained on")
     add("--device", metavar="D", help="cpu, gpu, gpu:1, …; default: a GPU if there is one")
     add("--dtype", choices=("float32", "bfloat16", "float64"), default="float32", help="default: float32")

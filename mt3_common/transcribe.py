@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mt3_common import midi
+from mt3_common import download, midi
 from mt3_common.audio import audio_duration, stream_audio
 from mt3_common.config import Config
 from mt3_common.notes import Note, NoteDecoder
@@ -26,19 +26,37 @@ SUFFIXES = {".mid": "mid", ".midi": "mid", ".json": "json", ".noteseq": "noteseq
 
 
 class NamedCheckpoint(NamedTuple):
-    """Where a checkpoint lies, what it is called, and what its user must know (empty: nothing)."""
+    """Where a checkpoint lies and what it is called.
+
+    Attributes:
+        path: local, or an address that TensorStore opens.
+        name: for messages and metadata.
+        notice: what its user must know; '' for nothing.
+        model: the preset that goes with it; '' where the checkpoint must tell.
+    """
 
     path: str
     name: str
     notice: str = ""
+    model: str = ""
 
 
-def find_checkpoint(checkpoint: str | os.PathLike | None = None) -> NamedCheckpoint:
-    """The checkpoint of a path, a gs:// address or the name of a bundled one; the default one for None.
+def find_checkpoint(
+    checkpoint: str | os.PathLike | NamedCheckpoint | None = None, offline: bool = False, quiet: bool = False
+) -> NamedCheckpoint:
+    """The checkpoint of a path, a name or an address; what has to be fetched is local afterwards.
+
+    Args:
+        checkpoint: of these, the first that it is: a path that exists; the name of a bundled checkpoint (None: of the
+            default one); 'mt3' or 'ismir2021', the published ones; a gs:// or https:// address; what TensorStore opens.
+        offline: fetch nothing: from the cache or not at all.
+        quiet: show nothing while it is fetched.
 
     Raises:
-        ValueError: neither a path that exists nor a bundled name; lists the names.
+        ValueError: it is none of these, with the names that there are; or it cannot be fetched, with what to do.
     """
+    if isinstance(checkpoint, NamedCheckpoint):
+        return checkpoint
     # in a checkout the folder is called checkpoints, installed it is the package mt3_checkpoints
     root = Path(__file__).parents[1]
     folder = next(
@@ -46,12 +64,27 @@ def find_checkpoint(checkpoint: str | os.PathLike | None = None) -> NamedCheckpo
     )
     manifest = json.loads((folder / "manifest.json").read_text()) if folder else {"default": "", "checkpoints": {}}
     name = manifest["default"] if checkpoint is None else os.fspath(checkpoint)
-    if checkpoint is not None and ("://" in name or os.path.exists(name)):
-        return NamedCheckpoint(name, os.path.basename(name.rstrip("/")))
+    base = os.path.basename(name.rstrip("/"))
+    if checkpoint is not None and os.path.exists(name):
+        return NamedCheckpoint(name, base)
     if name in manifest["checkpoints"]:
         return NamedCheckpoint(str(folder / name), name, manifest["checkpoints"][name].get("notice", ""))
-    names = ", ".join(manifest["checkpoints"]) or "none"
-    raise ValueError(f"no checkpoint {name!r}: there is no such file or folder, and the bundled ones are: {names}")
+    if download.is_remote(name):
+        model = download.model_of(name)
+        pinned = manifest.get("pinned", {}).get(download.ADDRESSES.get(name, name.rstrip("/")))
+        try:
+            return NamedCheckpoint(str(download.fetch(name, offline, quiet, pinned)), base, model=model)
+        except download.AccessDenied:
+            if not name.startswith("gs://"):
+                raise
+            # TensorStore finds the user's credentials
+            return NamedCheckpoint(name, base, model=model)
+    if "://" in name:
+        return NamedCheckpoint(name, base)
+    raise ValueError(
+        f"no checkpoint {name!r}: there is no such file or folder, the bundled ones are: "
+        f"{', '.join(manifest['checkpoints']) or 'none'}, and those to be fetched: {', '.join(download.ADDRESSES)}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Both twins' infer as their users run it: real processes, the bundled checkpoint, the same notes."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import soundfile
 
 from mt3_common import checkpoint, midi
+from mt3_common.transcribe import NamedCheckpoint
 from mt3_common.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +97,15 @@ def test_three_lines_of_python_write_what_the_command_writes(written, talkative,
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT)), check=True)
     assert (tmp_path / "song.mid").read_bytes() == (folder / "out" / "example.mid").read_bytes()
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_the_preset_follows_from_the_name(twin):
+    """ismir2021 does not fit the bundled weights: that it is refused shows that it was asked for."""
+    load = importlib.import_module(f"{twin}.infer").load
+    with pytest.raises(ValueError, match="preset ismir2021"):
+        load(NamedCheckpoint(str(BUNDLED), "x", model="ismir2021"))
+    assert load(NamedCheckpoint(str(BUNDLED), "x", model="ismir2021"), model="mt3").config.vocabulary.use_ties
 
 
 def test_both_agree_with_every_option_of_theirs(talkative, tmp_path):

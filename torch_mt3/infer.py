@@ -10,11 +10,11 @@ import os
 import sys
 
 from mt3_common import cli
-from mt3_common.transcribe import Transcriber, find_checkpoint
+from mt3_common.transcribe import NamedCheckpoint, Transcriber, find_checkpoint
 
 
 def load(
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike | NamedCheckpoint | None = None,
     model: str | None = None,
     device: str | None = None,
     dtype: str = "float32",
@@ -30,8 +30,8 @@ def load(
     """A Transcriber: the network of a checkpoint, on its device, with a way to search.
 
     Args:
-        checkpoint: path, gs:// address or the name of a bundled checkpoint; None for the default one.
-        model: 'mt3' or 'ismir2021', where the checkpoint has no config of its own.
+        checkpoint: path, name or address, as find_checkpoint takes them; None for the default one.
+        model: 'mt3' or 'ismir2021', where neither the checkpoint nor its name tells.
         device: 'cpu', 'cuda', 'cuda:1', 'mps'; None for a GPU if there is one.
         dtype: 'float32', 'bfloat16' or 'float64'.
         search: 'greedy', 't5x' (T5X's beam search, as MT3 was published) or 'sample'.
@@ -52,7 +52,7 @@ def load(
 
     found = find_checkpoint(checkpoint)
     overrides = {"position_table": positions} if positions else None
-    module, config = weights.load(found.path, preset=model, overrides=overrides)
+    module, config = weights.load(found.path, preset=model or found.model or None, overrides=overrides)
     module = weights.cast(module, dtype).to(find_device(device)).eval()
     generate = functools.partial(
         decode.generate,

@@ -57,7 +57,7 @@ def names(folder):
 def test_without_arguments_it_teaches(capsys):
     assert infer(load=not_reached) == NOT_STARTED == 2
     taught = capsys.readouterr().err
-    assert taught.count("python -m torch_mt3.infer ") == 4
+    assert taught.count("python -m torch_mt3.infer ") == 5
     assert "--help" in taught
     assert "infer.load().transcribe(" in taught
 
@@ -106,6 +106,7 @@ def test_wrong_arguments_are_one_sentence(folder, capsys, argv, said):
 
 def test_settings_reach_load(folder):
     record("song.wav")
+    Path("a/b").mkdir(parents=True)
     got = {}
 
     def load(**settings):
@@ -116,7 +117,7 @@ def test_settings_reach_load(folder):
     chosen += ("--search", "sample", "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9", "--seed", "3")
     assert infer("song.wav", *chosen, "--batch-size", "2", "--positions", "port", load=load) == SUCCESS
     assert got == {
-        "checkpoint": "a/b",
+        "checkpoint": NamedCheckpoint("a/b", "b"),
         "model": "ismir2021",
         "device": "cpu",
         "dtype": "bfloat16",
@@ -130,7 +131,17 @@ def test_settings_reach_load(folder):
         "positions": "port",
     }
     assert infer("song.wav", "--search", "t5x", "--beams", "4", load=load) == SUCCESS
-    assert (got["search"], got["beams"], got["checkpoint"], got["top_k"]) == ("t5x", 4, None, 0)
+    assert (got["search"], got["beams"], got["checkpoint"].name, got["top_k"]) == ("t5x", 4, "golden", 0)
+
+
+def test_offline_takes_the_cache_or_nothing(folder, capsys, monkeypatch):
+    record("song.wav")
+    monkeypatch.setenv("MT3_CACHE", str(folder / "cache"))
+    assert infer("song.wav", "--checkpoint", "mt3", "--offline", load=not_reached) == NOT_STARTED
+    error = capsys.readouterr().err
+    assert error.startswith("error: checkpoint mt3 is not in the cache")
+    assert "run once without --offline, or bring gs://mt3/checkpoints/mt3 here by other means" in error
+    assert error.count("\n") == 1
 
 
 def test_plan_outputs():

@@ -186,7 +186,7 @@ def test_a_path_comes_before_a_bundled_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_checkpoint("golden") == NamedCheckpoint("golden", "golden")
     assert find_checkpoint(tmp_path / "golden/") == NamedCheckpoint(str(tmp_path / "golden"), "golden")
-    assert find_checkpoint("gs://bucket/mt3") == NamedCheckpoint("gs://bucket/mt3", "mt3")
+    assert find_checkpoint("memory://bucket/mt3") == NamedCheckpoint("memory://bucket/mt3", "mt3")
 
 
 def test_an_unknown_checkpoint_is_refused_with_the_names():
