@@ -22,7 +22,7 @@ def check(
     reference: Any,
     candidate: Any,
     audio: str | None = None,
-    num_segments: int = 4,
+    num_segments: int | None = None,
     source: dict[str, np.ndarray] | None = None,
     original: str | None = None,
 ) -> tuple[Report, tuple[Trace, Trace] | None]:
@@ -31,13 +31,17 @@ def check(
     Args:
         reference, candidate: Sides of parity/jax_side.py and parity/torch_side.py, in any pairing.
         audio: the recording; the bundled one if None.
-        num_segments: segments whose tokens and notes are compared.
+        num_segments: segments whose tokens and notes are compared; 4 if None, or 1 of a large network.
         source: the checkpoint's own arrays, which both sides must hold bit for bit.
         original: 't5x' to run the published code as a third side, or a file of its activations.
     """
     config = reference.config
     path = inputs.find_audio(audio)
-    frames, start_times = inputs.read_segments(path, config, num_segments)
+    frames, start_times = inputs.read_segments(path, config, 4)
+    if num_segments is None:
+        num_segments = 1 if is_large(reference) else 4
+    if num_segments > len(frames):
+        frames, start_times = inputs.read_segments(path, config, num_segments)
     # the traces of a large network are gigabytes: fewer positions show the same
     segments, length = (1, 128) if is_large(reference) else (2, 256)
     given = inputs.with_tokens(frames[-segments:], config, min(length, config.max_target_length))
@@ -53,7 +57,7 @@ def check(
     traces = (ours, theirs) if found.exit_code else None
     del ours, theirs
     if not found.refusals:
-        found.rows += decoding_rows(reference, candidate, frames, start_times)
+        found.rows += decoding_rows(reference, candidate, frames[:num_segments], start_times[:num_segments])
         names, probes_given = probes.make_probes(config, frames, given["decoder_input_tokens"])
         found.rows += probes.compare_probes(reference, candidate, names, probes_given)
         held = np.union1d(given["decoder_input_tokens"], probes_given["decoder_input_tokens"])
@@ -62,7 +66,9 @@ def check(
     if original is not None:
         arrays = reference.arrays() if source is None else source
         found.rows += oracle.compare_with_original(original, reference, candidate, arrays, given)
-    found.facts["recording"] = f"{path}: {len(frames)} segments of {frames.shape[1]} frames for tokens and notes"
+    found.facts["recording"] = (
+        f"{path}: {min(num_segments, len(frames))} segments of {frames.shape[1]} frames for tokens and notes"
+    )
     tokens = given["decoder_input_tokens"]
     found.facts["taps"] = (
         f"{given['frames'].shape[0]} segments, {tokens.shape[1]} positions, "
@@ -105,7 +111,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m parity CKPT`."""
     parser.add_argument("checkpoint", nargs="?", help="T5X or Orbax directory, or .safetensors (default: the bundled)")
     parser.add_argument("--audio", metavar="FILE", help="recording to run on (default: the bundled one)")
-    parser.add_argument("--segments", type=int, default=4, help="segments of it for tokens and notes (default: 4)")
+    parser.add_argument(
+        "--segments", type=int, help="segments of it for tokens and notes (default: 4, or 1 of a large network)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, gpu or tpu; two with a comma where the sides differ")
     parser.add_argument("--sides", default="jax,torch", help="reference and candidate (default: jax,torch)")
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
@@ -128,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
     from mt3_common.transcribe import find_checkpoint
 
     began = time.monotonic()
-    if args.segments < 1:
+    if args.segments is not None and args.segments < 1:
         raise ValueError(f"--segments {args.segments}: at least 1 is needed")
     names = args.sides.split(",")
     if len(names) != 2:
