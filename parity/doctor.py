@@ -637,7 +637,7 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
     for name, array in list(placed.items()):
         placed[name] = _uncropped(name, array, original, diagnosis.notes)
     findings = compare_arrays(placed, original, config.network, indices)
-    whole = matching.restore(found, candidate.arrays, original)
+    whole = matching.restore(found, candidate.arrays, {n: a for n, a in original.items() if n not in placed})
     absent = []
     for name in original:
         if name in placed:
