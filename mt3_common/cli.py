@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import glob
+import itertools
 import math
 import os
 import sys
@@ -9,13 +11,20 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mt3_common import midi
 from mt3_common.config import PRESETS
+from mt3_common.summary import (
+    Summary,
+    SummaryError,
+    describe_file,
+    digest_of_checkpoint,
+    remove_leftovers,
+)
 from mt3_common.transcribe import FORMATS, SUFFIXES, Transcriber, Transcription, find_checkpoint
 
 SUCCESS, SOME_FAILED, NOT_STARTED, INTERRUPTED = 0, 1, 2, 130
@@ -26,13 +35,28 @@ AUDIO_SUFFIXES = {
     *(".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".wma"),
 }
 
+# the arguments that the notes depend on, for the summary
+SETTINGS = (
+    "model",
+    "positions",
+    "dtype",
+    "search",
+    "beams",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "start",
+    "duration",
+)
+
 LESSON = """\
 Turns recordings of music into notes (MIDI, JSON) with an MT3 network.
 
   python -m {program}.infer song.wav
       writes song.mid beside song.wav
   python -m {program}.infer album/ -o notes/
-      every recording below album/, into notes/
+      every recording below album/, into notes/; with --resume, those that are not done yet
   python -m {program}.infer song.wav --checkpoint mt3
       with the published weights for many instruments (ismir2021: for the piano), fetched once and kept
   python -m {program}.infer song.mp3 --format mid,json --search t5x --start 30 --duration 10
@@ -101,13 +125,30 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
 def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str]) -> int:
     """main, but for the lesson and Ctrl-C."""
     debug = "--debug" in argv
+    about: dict[str, Any] = {}
     try:
         arguments = parse(program, argv)
-        jobs, failed = plan(arguments.audio, arguments.output, arguments.formats)
+        names = arguments.audio + (listed(arguments.list) if arguments.list else [])
+        jobs, failed = plan(names, arguments.output, arguments.formats)
+        summary = open_summary(arguments, len(jobs))
         if any(output.suffix == ".noteseq" for job in jobs for output in job.outputs):
             # a missing note_seq is said now, not after the work
             midi.to_note_sequence([])
         checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline, arguments.quiet)
+        num_inputs = len(jobs) + len(failed)
+        if summary is not None:
+            digest = digest_of_checkpoint(checkpoint.path)
+            about = {
+                "checkpoint": {"name": checkpoint.name, "sha256": digest},
+                "settings": {"program": program, **{name: getattr(arguments, name) for name in SETTINGS}},
+            }
+        if arguments.resume:
+            jobs = to_do(jobs, summary, about)
+            num_done = num_inputs - len(failed) - len(jobs)
+            if num_done and not arguments.quiet:
+                say(f"note: {num_done} of {plural(num_inputs, 'input')} done before, as {summary.path} says")
+            if not jobs and not failed:
+                return SUCCESS
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
             transcriber = load(
@@ -133,13 +174,15 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str]) -
         return NOT_STARTED
     if transcriber.checkpoint is not None and transcriber.checkpoint.notice:
         say(f"note: {transcriber.checkpoint.notice}")
-    num_inputs = len(jobs) + len(failed)
-    for message in failed.values():
+    for path, message in failed.items():
         say(f"error: {message}")
+        write_down(summary, {"audio": str(path), "status": "failed", "error": message})
     for number, job in enumerate(jobs, 1):
         count = f" ({number} of {len(jobs)})" if len(jobs) > 1 else ""
         try:
-            run(transcriber, job, f"{job.audio.name}{count}", arguments)
+            record = run(transcriber, job, f"{job.audio.name}{count}", arguments, summary is not None)
+            if summary is not None:
+                summary.append(record | about)
         except Exception as error:
             if debug:
                 raise
@@ -147,9 +190,72 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str]) -
             named = any(str(path) in message for path in (job.audio, *job.outputs))
             failed[job.audio] = message if named else f"{job.audio}: {message}"
             say(f"error: {failed[job.audio]}")
+            write_down(summary, {"audio": str(job.audio), "status": "failed", "error": failed[job.audio]} | about)
     if failed and num_inputs > 1:
         say(f"error: {len(failed)} of {num_inputs} inputs failed: {', '.join(map(str, failed))}")
     return SOME_FAILED if failed else SUCCESS
+
+
+def write_down(summary: Summary | None, record: dict[str, Any]) -> None:
+    """Appends to the summary, if there is one, of a recording that failed: that this fails too is only said."""
+    if summary is not None:
+        try:
+            summary.append(record)
+        except SummaryError as error:
+            say(f"error: {error}")
+
+
+def listed(name: str) -> list[str]:
+    """The paths in a file, one a line, empty lines left out; of stdin for '-'.
+
+    Raises:
+        UsageError: the file cannot be read, or names nothing.
+    """
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"--list {name} cannot be read: {error.strerror}") from error
+    paths = [line for line in (line.removesuffix("\r") for line in os.fsdecode(content).split("\n")) if line.strip()]
+    if not paths:
+        raise UsageError(f"--list {name} names no recordings: it must have one path a line")
+    return paths
+
+
+def open_summary(arguments: argparse.Namespace, num_jobs: int) -> Summary | None:
+    """The summary that --summary names, or that belongs into the folder of -o if there is more than one recording.
+
+    Raises:
+        UsageError: --resume without a summary to look into.
+        SummaryError: the file is there and something else.
+    """
+    path = arguments.summary
+    folder = arguments.output if arguments.output and not is_file_name(arguments.output) else None
+    if path is None and folder and (num_jobs > 1 or arguments.resume):
+        path = Path(folder) / "summary.jsonl"
+    if path is None and arguments.resume:
+        raise UsageError("--resume looks into a summary for what is done: name it with --summary, or give -o a folder")
+    return None if path is None else Summary(path)
+
+
+def to_do(jobs: Sequence[Job], summary: Summary, about: dict[str, Any]) -> list[Job]:
+    """Those jobs that are not done, or not of the same recording, checkpoint and settings; cleans up after the killed.
+
+    Args:
+        jobs: all of them.
+        summary: of the runs before.
+        about: the entries 'checkpoint' and 'settings' that the summary must show.
+    """
+    left = []
+    for job in jobs:
+        remove_leftovers(job.outputs)
+        try:
+            done = summary.is_done({"input": describe_file(job.audio)} | about, job.outputs)
+        except OSError:
+            # its turn will tell
+            done = False
+        if not done:
+            left.append(job)
+    return left
 
 
 def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
@@ -166,12 +272,24 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("audio", nargs="+", metavar="AUDIO", help="a recording, or a folder to search, subfolders too")
+    add(
+        "audio", nargs="*", metavar="AUDIO", help="a recording, a folder to search with its subfolders, or a 'pattern*'"
+    )
+    add("--list", metavar="FILE", help="a file that names more of them, one a line; - for stdin")
     add("-o", "--output", metavar="OUT", help="file or folder to write to; default: beside the recording")
     add("--format", dest="formats", type=format_names, metavar="F,…", help=f"of {', '.join(FORMATS)}; default: mid")
     add("--force", action="store_true", help="replace files that something else wrote or changed")
     add("--start", type=SECONDS, default=0.0, metavar="S", help="begin there (s); becomes 0 s of the notes")
     add("--duration", type=DURATION, metavar="S", help="read that much (s); default: everything")
+    many = parser.add_argument_group("many recordings")
+    add = many.add_argument
+    add(
+        "--summary",
+        metavar="FILE",
+        help="add a JSON line per recording: what came of what; default: summary.jsonl in the folder of -o where there "
+        "are several",
+    )
+    add("--resume", action="store_true", help="leave out what the summary and the files themselves prove to be done")
     model = parser.add_argument_group("model")
     add = model.add_argument
     add(
@@ -203,6 +321,8 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--quiet", action="store_true", help="only errors and what must be known")
     add("--debug", action="store_true", help="stop at the first error, with Python's traceback")
     arguments = parser.parse_args(argv)
+    if not arguments.audio and not arguments.list:
+        parser.error("no AUDIO and no --list: nothing to transcribe")
     own = {
         "beams": ("t5x", 1),
         "temperature": ("sample", 1.0),
@@ -236,17 +356,18 @@ def plan(
     places: dict[str, tuple[Path, Path]] = {}
     failed = {}
     for name in audio:
-        path = Path(name)
-        inside = recordings(path) if path.is_dir() else [path]
-        if not inside:
+        found = find(name)
+        if not found:
+            path = Path(name)
             failed[path] = f"{path}: no recordings in this folder; name files whose endings are not usual for audio"
-        for file in inside:
-            place = file.relative_to(path) if path.is_dir() else Path(file.name)
+            if not path.is_dir():
+                failed[path] = f"{path}: no recordings match this pattern"
+        for file, place in found:
             places.setdefault(os.path.abspath(file), (file, place))
 
-    format_of_output = SUFFIXES.get(Path(output).suffix.lower()) if output and not Path(output).is_dir() else None
+    format_of_output = SUFFIXES.get(Path(output).suffix.lower()) if output and is_file_name(output) else None
     if format_of_output:
-        if len(audio) > 1 or Path(audio[0]).is_dir():
+        if len(places) > 1 or len(audio) > 1 or Path(audio[0]).is_dir():
             raise UsageError(f"-o {output} is one file, for one recording; name a folder for the outputs of several")
         formats = formats or (format_of_output,)
         if format_of_output not in formats:
@@ -278,6 +399,33 @@ def plan(
     return jobs, failed
 
 
+def is_file_name(output: str) -> bool:
+    """Whether -o names a file: by its ending, unless a folder has that name."""
+    return Path(output).suffix.lower() in SUFFIXES and not Path(output).is_dir()
+
+
+def find(name: str) -> list[tuple[Path, Path]]:
+    """The recordings that an argument names, and where the outputs of each lie below -o.
+
+    Args:
+        name: of a file or a folder, or else a pattern with *, ?, [abc] or ** for any folders. Of a folder's files, and
+            of those that match a pattern without an ending, only those are taken whose endings are usual for audio.
+    """
+    path = Path(name)
+    if os.path.lexists(name) or not glob.has_magic(name):
+        if path.is_dir():
+            return [(file, file.relative_to(path)) for file in recordings(path)]
+        return [(path, Path(path.name))]
+    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    found = []
+    for match in sorted(map(Path, glob.glob(name, recursive=True))):
+        if match.is_dir():
+            found += recordings(match)
+        elif match.suffix.lower() in AUDIO_SUFFIXES or (path.suffix and not glob.has_magic(path.suffix)):
+            found.append(match)
+    return [(file, file.relative_to(fixed)) for file in found]
+
+
 def recordings(folder: Path) -> list[Path]:
     """The audio files below a folder by name, sorted; hidden files and folders are passed over."""
     return sorted(
@@ -289,8 +437,13 @@ def recordings(folder: Path) -> list[Path]:
     )
 
 
-def run(transcriber: Transcriber, job: Job, label: str, arguments: argparse.Namespace) -> None:
+def run(
+    transcriber: Transcriber, job: Job, label: str, arguments: argparse.Namespace, summarised: bool
+) -> dict[str, Any]:
     """Transcribes one recording and writes its files, with progress and a closing line unless quiet.
+
+    Returns:
+        Its line of the summary, but for checkpoint and settings; without digests unless summarised.
 
     Raises:
         ValueError: an output is in the way, or the recording cannot be read.
@@ -300,15 +453,43 @@ def run(transcriber: Transcriber, job: Job, label: str, arguments: argparse.Name
             raise ValueError(
                 f"{output} is in the way: this program did not write it, or it was changed since; --force replaces it"
             )
+    described, state = {}, ()
+    if summarised and job.audio.is_file():
+        state = modified(job.audio)
+        described = describe_file(job.audio)
     began = time.perf_counter()
     with progress(label, arguments.quiet) as on_progress:
         transcription = transcriber.transcribe(job.audio, arguments.start, arguments.duration, on_progress)
     elapsed = time.perf_counter() - began
+    if described and modified(job.audio) != state:
+        raise ValueError(f"{job.audio} was changed while it was read; run again")
     for output in job.outputs:
         output.parent.mkdir(parents=True, exist_ok=True)
         transcription.write(output)
     if not arguments.quiet:
         report(closing_line(job, transcription, elapsed))
+    return {
+        "audio": str(job.audio),
+        "status": "done",
+        "input": described,
+        "outputs": {
+            SUFFIXES[output.suffix.lower()]: {"path": str(output)} | (describe_file(output) if summarised else {})
+            for output in job.outputs
+        },
+        "notes": len(transcription.notes),
+        "instruments": transcription.num_instruments,
+        "invalid": transcription.invalid,
+        "dropped": transcription.dropped,
+        "segments": transcription.num_segments,
+        "duration": transcription.duration,
+        "seconds": round(elapsed, 3),
+    }
+
+
+def modified(path: Path) -> tuple[int, int]:
+    """What changes when a file is changed: its size (bytes) and time (ns)."""
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """Both twins' infer as their users run it: real processes, the bundled checkpoint, the same notes."""
 
 import importlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +164,33 @@ def test_the_example_is_what_its_program_makes(tmp_path):
     # sines differ in the last bit from one machine to the next
     np.testing.assert_allclose(made, kept, atol=2 / 32768)
     assert EXAMPLE.stat().st_size < 250_000
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_killed_and_resumed(talkative, tmp_path):
+    samples, rate = soundfile.read(EXAMPLE)
+    for number in range(4):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "in" / f"{number}.flac", samples[number * rate :][: round(1.5 * rate)], rate)
+    command = ("in", "--format", "mid,json", "--batch-size", "1", "--checkpoint", talkative)
+    summary = tmp_path / "out" / "summary.jsonl"
+    process = start("torch_mt3", *command, "-o", "out", folder=tmp_path)
+    while not (summary.exists() and summary.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    done = [json.loads(line)["audio"] for line in summary.read_text().splitlines()]
+    assert 1 <= len(done) < 4
+    status, out, err = infer("torch_mt3", *command, "-o", "out", "--resume", folder=tmp_path)
+    assert (status, err) == (0, f"note: {len(done)} of 4 inputs done before, as out/summary.jsonl says\n")
+    assert [line.split(" -> ")[0] for line in out.splitlines()] == [f"in/{n}.flac" for n in range(len(done), 4)]
+    assert [json.loads(line)["status"] for line in summary.read_text().splitlines()] == ["done"] * 4
+    summary.unlink()
+    assert infer("torch_mt3", *command, "-o", "whole", folder=tmp_path)[0] == 0
+    (tmp_path / "whole" / "summary.jsonl").unlink()
+    found, expected = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("out", "whole")
+    )
+    assert len(expected) == 8
+    assert found == expected

@@ -1,6 +1,7 @@
 """What the command line does with files, errors and interruptions; the network is a stand-in."""
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -400,3 +401,145 @@ def test_file_names_that_the_terminal_cannot_show(folder, monkeypatch):
     monkeypatch.setattr("sys.stdout", stream := io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert infer("jalousie\N{HEBREW LETTER ALEF}.wav") == SUCCESS
     assert stream.buffer.getvalue().startswith(b"jalousie\\u05d0.wav -> jalousie\\u05d0.mid")
+
+
+def summary_of(path):
+    """Its lines: (audio, status)."""
+    return [(line["audio"], line["status"]) for line in map(json.loads, Path(path).read_text().splitlines())]
+
+
+def test_a_summary_has_a_line_per_input(folder, capsys):
+    record("in/a.wav")
+    record("in/b.wav", 3.0)
+    Path("in/text.wav").write_text("no sound")
+    Path("empty").mkdir()
+    assert infer("in", "empty", "missing.wav", "-o", "out", "--quiet") == SOME_FAILED
+    lines = [json.loads(line) for line in Path("out/summary.jsonl").read_text().splitlines()]
+    assert [(line["audio"], line["status"]) for line in lines] == [
+        ("empty", "failed"),
+        ("in/a.wav", "done"),
+        ("in/b.wav", "done"),
+        ("in/text.wav", "failed"),
+        ("missing.wav", "failed"),
+    ]
+    assert (lines[2]["notes"], lines[2]["duration"], lines[2]["segments"]) == (2, 3.0, 2)
+    assert lines[2]["input"]["size"] == Path("in/b.wav").stat().st_size
+    assert lines[2]["settings"]["search"] == "greedy"
+    assert lines[2]["checkpoint"]["name"] == "golden"
+    assert "no such file" in lines[4]["error"]
+
+
+def test_where_the_summary_lies(folder):
+    record("in/a.wav")
+    assert infer("in", "-o", "out") == SUCCESS
+    assert names(folder) == ["in/a.wav", "out/a.mid"]
+    record("in/b.wav")
+    assert infer("in") == SUCCESS
+    assert "summary.jsonl" not in " ".join(names(folder))
+    assert infer("in", "--summary", "done.jsonl") == SUCCESS
+    assert summary_of("done.jsonl") == [("in/a.wav", "done"), ("in/b.wav", "done")]
+    Path("song.txt").write_text("mine")
+    assert infer("in", "--summary", "song.txt", load=not_reached) == NOT_STARTED
+    assert Path("song.txt").read_text() == "mine"
+
+
+def test_resume_does_what_is_not_done(folder, capsys):
+    for name in ("a", "b", "c"):
+        record(f"in/{name}.wav", 1.0 + ord(name) / 100)
+    command = ("in", "-o", "out", "--format", "mid,json")
+    assert infer(*command, "--resume") == SUCCESS
+    capsys.readouterr()
+    assert infer(*command, "--resume", load=not_reached) == SUCCESS
+    assert capsys.readouterr() == ("", "note: 3 of 3 inputs done before, as out/summary.jsonl says\n")
+
+    def again(*more):
+        assert infer(*command, "--resume", *more) == SUCCESS
+        return [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()]
+
+    Path("out/b.json").unlink()
+    assert again() == ["in/b.wav"]
+    assert again() == []
+    Path("out/a.mid").write_bytes(b"")
+    assert infer(*command, "--resume", "--quiet") == SOME_FAILED
+    assert "out/a.mid is in the way" in capsys.readouterr().err
+    assert again("--force") == ["in/a.wav"]
+    record("in/c.wav", 1.5)
+    assert again() == ["in/c.wav"]
+    assert again("--search", "t5x") == ["in/a.wav", "in/b.wav", "in/c.wav"]
+    # what was written of the other settings is replaced by the same bytes: the stand-in does not search
+    assert again() == []
+    assert again("--duration", "1") == ["in/a.wav", "in/b.wav", "in/c.wav"]
+    assert len(again()) == 3
+    assert again() == []
+    Path("in").rename("moved")
+    Path("out").rename("away")
+    assert infer("moved", "-o", "away", "--format", "mid", "--resume", load=not_reached) == SUCCESS
+
+
+def test_resume_tries_what_failed(folder):
+    record("a.wav")
+    Path("b.wav").write_text("no sound")
+    command = ("a.wav", "b.wav", "--summary", "s", "--resume")
+    assert infer(*command) == SOME_FAILED
+    record("b.wav")
+    assert infer(*command) == SUCCESS
+    assert summary_of("s") == [("a.wav", "done"), ("b.wav", "failed"), ("b.wav", "done")]
+
+
+def test_resume_needs_a_summary(folder, capsys):
+    record("a.wav")
+    assert infer("a.wav", "--resume", load=not_reached) == NOT_STARTED
+    assert "name it with --summary, or give -o a folder" in capsys.readouterr().err
+
+
+def test_a_recording_that_changes_while_it_is_read(folder, capsys):
+    record("a.wav")
+
+    def meanwhile(frames):
+        for _ in frames:
+            record("a.wav", 2.0)
+            yield IDS
+
+    assert infer("a.wav", "--summary", "s", generate=meanwhile) == SOME_FAILED
+    assert "a.wav was changed while it was read" in capsys.readouterr().err
+    assert summary_of("s") == [("a.wav", "failed")]
+    assert not Path("a.mid").exists()
+
+
+def test_patterns(folder):
+    for name in ("in/b.wav", "in/a.flac", "in/deep/c.mp3", "in/deep/er/d.wav", "in/notes.txt", "in/[x].wav"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+    def planned(*names):
+        jobs, failed = plan(names, "out")
+        assert not failed
+        return [(str(job.audio), str(job.outputs[0])) for job in jobs]
+
+    assert planned("in/?.*") == [("in/a.flac", "out/a.mid"), ("in/b.wav", "out/b.mid")]
+    assert planned("in/*.txt") == [("in/notes.txt", "out/notes.mid")]
+    assert planned("in/[x].wav") == [("in/[x].wav", "out/[x].mid")]
+    assert planned("in/**/d*") == [("in/deep/c.mp3", "out/deep/c.mid"), ("in/deep/er/d.wav", "out/deep/er/d.mid")]
+    assert planned("in/*/*.mp3", "in/b.wav") == [("in/deep/c.mp3", "out/deep/c.mid"), ("in/b.wav", "out/b.mid")]
+    assert planned(str(folder / "in" / "b.w*"))[0][1] == "out/b.mid"
+    jobs, failed = plan(["in/z*", "in/b.wav"])
+    assert (len(jobs), list(failed.values())) == (1, ["in/z*: no recordings match this pattern"])
+
+
+def test_a_list_of_recordings(folder, monkeypatch, capsys):
+    for name in ("a.wav", "in/b.wav", "c d.wav"):
+        record(name)
+    Path("list.txt").write_bytes(b"a.wav\r\n\nin\n  \nc d.wav")
+    assert infer("--list", "list.txt") == SUCCESS
+    assert [line.split(" -> ")[0] for line in capsys.readouterr().out.splitlines()] == ["a.wav", "in/b.wav", "c d.wav"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"in/b.wav\n")))
+    assert infer("a.wav", "--list", "-") == SUCCESS
+    assert [line.split(" -> ")[0] for line in capsys.readouterr().out.splitlines()] == ["a.wav", "in/b.wav"]
+    Path("empty.txt").write_text("\n")
+    for argv, said in (
+        (("--list", "empty.txt"), "names no recordings"),
+        (("--list", "absent.txt"), "--list absent.txt cannot be read"),
+        (("--quiet",), "no AUDIO and no --list"),
+    ):
+        assert infer(*argv, load=not_reached) == NOT_STARTED
+        assert said in capsys.readouterr().err
