@@ -787,37 +787,74 @@ def _alternatives(step, path, candidate, values) -> Iterator[tuple[list[str], Hy
         for hypothesis in hypotheses(each, values.arrays, values.config, shape):
             if each is step or hypothesis.fit is None:
                 yield [each.name], hypothesis
+    if step.kind == "norm":
+        yield from (([step.name], hypothesis) for hypothesis in _epsilon(step, candidate, values))
 
 
 def _filtered(scale: _Scale, exact: np.ndarray) -> Finding | None:
-    """A fault of a norm that is smaller than rounding in every element and still shows in all of them together."""
+    """A fault of a norm that is smaller than rounding in every element and still shows in all of them together.
+
+    A matched filter: what deviates is held against the shape that another epsilon would give it. The known ones must
+    appear in their own strength; otherwise the strength tells which epsilon it is.
+    """
     step, values = scale.step, scale.values
     residual = scale.rows(scale.candidate).astype(np.float64) - scale.rows(exact)
+    size = np.linalg.norm(scale.rows(exact))
+
+    def appears(hypothesis: Hypothesis) -> float | None:
+        """How strongly a hypothesis shows; None if not significantly."""
+        shape = scale.rows(values.compute(scale.path, low=False, changed={step.name: hypothesis})) - scale.rows(exact)
+        # rows share the rounding of their mean square, so a row is one observation
+        power, per_row = (shape * shape).sum(axis=-1), (residual * shape).sum(axis=-1)
+        if not power.sum() > 0:
+            return None
+        strength = per_row.sum() / power.sum()
+        scatter = per_row - strength * power
+        deviation = np.sqrt((scatter * scatter).sum()) / power.sum()
+        loud = abs(strength) * np.sqrt(power.sum()) > ROUNDING * size
+        return strength if loud and abs(strength) > SIGNIFICANT * deviation else None
+
     best = None
     for cause, text, options in NORMS:
         if not options.keys() <= {"eps", "eps_outside"}:
             continue
         hypothesis = Hypothesis(cause, text, Behaviour(**options))
-        shape = scale.rows(values.compute(scale.path, low=False, changed={step.name: hypothesis})) - scale.rows(exact)
-        # rows share the rounding of their mean square, so a row is one observation
-        power = (shape * shape).sum(axis=-1)
-        if not power.sum() > ROUNDING**2 * (scale.rows(exact) ** 2).sum():
-            continue
-        per_row = (residual * shape).sum(axis=-1)
-        strength = per_row.sum() / power.sum()
-        scatter = per_row - strength * power
-        deviation = np.sqrt((scatter * scatter).sum()) / power.sum()
-        significant = deviation == 0 or strength / deviation > SIGNIFICANT
-        nearer = best is None or abs(strength - 1.0) < abs(best[0] - 1.0)
-        if abs(strength - 1.0) < STRENGTH and significant and nearer:
+        strength = appears(hypothesis)
+        if (
+            strength is not None
+            and abs(strength - 1.0) < STRENGTH
+            and (best is None or abs(strength - 1.0) < abs(best[0] - 1.0))
+        ):
             best = (strength, hypothesis)
     if best is None:
-        return None
+        larger = 1e-5
+        strength = appears(Hypothesis("", "", Behaviour(eps=larger)))
+        eps = MT3.eps + (strength or 0.0) * (larger - MT3.eps)
+        if strength is None or eps <= 0:
+            return None
+        best = (1.0, Hypothesis(f"eps={eps:.1e}", f"epsilon about {eps:.1e} in place of 1e-6", Behaviour(eps=eps)))
     strength, hypothesis = best
     before = float(np.abs(residual).max() / np.abs(exact).max())
+    fixed = values.compute(scale.path, low=False, changed={step.name: hypothesis})
+    after = float(np.abs(scale.rows(scale.candidate) - scale.rows(fixed)).max() / np.abs(exact).max())
     site = module_of(step.name)
-    after = before * abs(strength - 1.0)
     return Finding(site, hypothesis.cause, hypothesis.text, before, after, sites=[site])
+
+
+def _epsilon(step: Step, candidate: np.ndarray, values: "_Values") -> Iterator[Hypothesis]:
+    """The epsilon that a norm's output implies, if it implies one."""
+    x = values.exact[step.reads[0]].astype(np.float64)
+    if candidate.shape != x.shape:
+        return
+    mean = (x * x).mean(axis=-1)
+    truth = run_step(step, {step.reads[0]: x}, values.arrays, values.config)
+    with np.errstate(all="ignore"):
+        gain = (candidate * truth).sum(axis=-1) / (truth * truth).sum(axis=-1)
+        each = (mean + MT3.eps) / gain**2 - mean
+        # a row tells the more of epsilon the smaller it is
+        eps = float((each / mean**2).sum() / (1 / mean**2).sum())
+    if np.isfinite(eps) and 0 < eps < 1:
+        yield Hypothesis(f"eps={eps:.1e}", f"epsilon {eps:.1e} in place of 1e-6", Behaviour(eps=eps))
 
 
 def _recovered(scale: _Scale) -> str | None:
@@ -827,10 +864,11 @@ def _recovered(scale: _Scale) -> str | None:
         return None
     x = scale.rows(values.exact[step.reads[0]].astype(np.float64)).reshape(-1, values.arrays[step.array].shape[0])
     y = scale.rows(scale.candidate).astype(np.float64).reshape(len(x), -1)
-    if len(x) < x.shape[1] or y.shape[1] != values.arrays[step.array].shape[1]:
+    # with hardly more rows than inputs anything fits
+    if len(x) < 1.5 * x.shape[1] or y.shape[1] != values.arrays[step.array].shape[1]:
         return None
     kernel, _, rank, _ = np.linalg.lstsq(x, y, rcond=None)
-    if rank < x.shape[1] or np.abs(x @ kernel - y).max() > 1e-3 * np.abs(y).max():
+    if rank < x.shape[1] or np.abs(x @ kernel - y).max() > 1e-5 * np.abs(y).max():
         return None
     found = matching.match({"kernel": kernel}, values.arrays).matches.get("kernel")
     if found is None:

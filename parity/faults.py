@@ -23,10 +23,11 @@ class Kind:
 
     Attributes:
         name: short.
-        group: 'weights', 'behaviour' or 'inputs'.
+        group: 'weights', 'behaviour', 'unlisted' (a behaviour that the doctor has no name for: it must say so) or
+            'equivalent'.
         source: where such a fault was seen.
         sites: config -> the modules in which it can be planted.
-        plant: (model, site, random) -> None, changes the model; or a changed copy of the inputs, for 'inputs'.
+        plant: (model, site, random) -> None, changes the model.
         causes: what the doctor may call it: regular expressions for Finding.cause.
         equivalent: why nothing can tell it from the original, for those that are.
     """
@@ -236,6 +237,7 @@ def _mlp(activation="gelu_tanh", gate="wi_0"):
             "silu": F.silu,
             "quick_gelu": lambda y: y * torch.sigmoid(1.702 * y),
             "linear": lambda y: y,
+            "gelu_004": lambda y: 0.5 * y * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.04 * y**3))),
         }[activation]
         a, b = self.wi_0(x), self.wi_1(x)
         hidden = {
@@ -305,6 +307,14 @@ def _relative_bias(self, logits):
     return torch.as_tensor(table[buckets].transpose(2, 0, 1), dtype=logits.dtype)
 
 
+def _first_hidden(self, logits):
+    import torch
+
+    hidden = torch.zeros_like(logits)
+    hidden[..., 0] = -1e10
+    return hidden
+
+
 def _alibi(self, logits):
     import torch
 
@@ -357,8 +367,8 @@ def _positions(table: str = "mt3", first: int = 0) -> Callable:
             rows = np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, width)
         if table == "cosine_first":
             rows = np.concatenate([np.cos(angles), np.sin(angles)], 1)
-        if table == "none":
-            rows = rows * 0
+        if table == "slow":
+            rows = np.concatenate([np.sin(0.99 * angles), np.cos(0.99 * angles)], 1)
         return torch.as_tensor(rows.astype(np.float32))[None]
 
     return _patch(forward)
@@ -939,6 +949,16 @@ def kinds() -> list[Kind]:
             ("one position late",),
         ),
     ]
+    unlisted = [
+        ("attention 5 % sharper", _modules(ATTENTION), _attention(scale=lambda c: 1.05)),
+        ("epsilon 3e-6", _modules(NORM), _norm(eps=3e-6)),
+        ("GELU with 0.04", _modules(MLP), _mlp("gelu_004")),
+        ("output clipped at 1", _modules(f"{MLP}/wo|{OUT}"), _output(lambda y, m, r: y.clamp(-1, 1))),
+        ("values squashed", _modules(VALUE), _output(lambda y, m, r: y.tanh())),
+        ("logits softly capped", _modules("decoder/logits_dense"), _output(lambda y, m, r: 30 * (y / 30).tanh())),
+        ("first frame ignored", _modules(r"encoder/layers_\d+/attention"), _attention(bias=_first_hidden)),
+        ("positions 1 % slower", _modules(".*/positions"), _positions("slow")),
+    ]
     equivalents = [
         (
             "heads permuted throughout",
@@ -975,6 +995,10 @@ def kinds() -> list[Kind]:
     return [
         *(Kind(name, "weights", source, sites, plant, causes) for name, source, sites, plant, causes in weights),
         *(Kind(name, "behaviour", source, sites, plant, causes) for name, source, sites, plant, causes in behaviours),
+        *(
+            Kind(name, "unlisted", "", sites, plant, ("unknown", r"eps=(2\.[5-9]|3\.[0-5])e-06"))
+            for name, sites, plant in unlisted
+        ),
         *(Kind(name, "equivalent", "", sites, plant, (), reason) for name, sites, plant, reason in equivalents),
     ]
 

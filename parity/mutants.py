@@ -283,7 +283,7 @@ class Bench:
 
 
 def _is_behaviour(mutant: Mutant) -> bool:
-    return mutant.kind.group == "behaviour" or mutant.kind.name == "no cross mask"
+    return mutant.kind.group in ("behaviour", "unlisted") or mutant.kind.name == "no cross mask"
 
 
 def clean_configs() -> list[NetworkConfig]:
