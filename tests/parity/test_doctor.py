@@ -422,6 +422,7 @@ def behave(original, behaviour, at, drop=(), precision="float64"):
     [
         (Behaviour(), "nothing", None),
         (Behaviour(eps=1e-5), ".*norm", "eps=1e-05"),
+        (Behaviour(eps=3e-6), "encoder/layers_0/pre_mlp_layer_norm", "eps=3.0e-06"),
         (Behaviour(norm="layer"), "encoder/encoder_norm", "LayerNorm"),
         (Behaviour(activation="gelu_erf"), ".*/mlp/dropout", "gelu_erf"),
         (Behaviour(attention_scale=0.25), "decoder/layers_1/self_attention/dropout", "attention scaled by 1/sqrt(d)"),

@@ -32,6 +32,9 @@ CHOSEN = (
     "tied head, scaled",
     "residual from the norm",
     "dropout active",
+    # without a name in the doctor's list
+    "values squashed",
+    "first frame ignored",
 )
 
 
