@@ -27,7 +27,7 @@ def test_every_path_of_both_sides_is_within_budget(sides, decoded):
     given["decoder_target_tokens"] = np.ones_like(given["decoder_target_tokens"])
     rows = decoding.compare_decode_path(*sides, given, {"float64": 150, "float32": 150})
     assert [row.name for row in rows if row.verdict != "same"] == []
-    # two precisions, two sides: forward (but the truth itself), steps, keys and values of two attentions in three layers
+    # two precisions, two sides: forward, steps, keys and values of two attentions in three layers; less the truth
     assert len(rows) == 2 * 2 * (2 + 12) - 1
 
 
