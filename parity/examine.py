@@ -526,7 +526,6 @@ class _Values:
     def __init__(self, inputs, arrays, config, precision):
         self.arrays, self.config, self.precision = arrays, config, precision
         self.exact = {name: np.asarray(inputs[name]) for name in INPUTS}
-        # which frames are not all zero, in the place of targets for ports that mask them
         self.low = dict(self.exact)
         self.hidden: set[str] = set()
         self.by_name = {step.name: step for step in steps(config)}
@@ -730,7 +729,7 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
     if best[0] > EXPLAINED:
         recovered = _recovered(scale)
         if recovered is not None:
-            return Finding(site, recovered, recovered, before, best[1], sites=[site])
+            return Finding(site, recovered[0], recovered[0], before, recovered[1], sites=[site])
         text = f"differs (shape {candidate.shape}, not {exact.shape})" if candidate.shape != exact.shape else "differs"
         return Finding(site, "unknown", text, before, None, (best[4].text, best[1]), sites=[site])
     hypothesis = best[4]
@@ -857,8 +856,11 @@ def _epsilon(step: Step, candidate: np.ndarray, values: "_Values") -> Iterator[H
         yield Hypothesis(f"eps={eps:.1e}", f"epsilon {eps:.1e} in place of 1e-6", Behaviour(eps=eps))
 
 
-def _recovered(scale: _Scale) -> str | None:
-    """What the kernel is that a dense step must have used, matched by content; None if it cannot be told."""
+def _recovered(scale: _Scale) -> tuple[str, float] | None:
+    """What the kernel is that a dense step must have used, matched by content, and the error that it leaves.
+
+    None if it cannot be told: a kernel has as many unknowns per output as it has inputs.
+    """
     step, values = scale.step, scale.values
     if step.kind not in ("dense", "head") or len(scale.path) > 1:
         return None
@@ -868,15 +870,16 @@ def _recovered(scale: _Scale) -> str | None:
     if len(x) < 1.5 * x.shape[1] or y.shape[1] != values.arrays[step.array].shape[1]:
         return None
     kernel, _, rank, _ = np.linalg.lstsq(x, y, rcond=None)
-    if rank < x.shape[1] or np.abs(x @ kernel - y).max() > 1e-5 * np.abs(y).max():
+    error = float(np.abs(x @ kernel - y).max() / np.abs(y).max())
+    if rank < x.shape[1] or error > 1e-5:
         return None
     found = matching.match({"kernel": kernel}, values.arrays).matches.get("kernel")
     if found is None:
-        return "holds weights that are not in the original"
+        return "holds weights that are not in the original", error
     words = matching.describe(found, values.arrays, values.config.head_dim)
     if found.owners == [step.array]:
-        return ", ".join(words) or "differs"
-    return ", ".join([f"holds {' and '.join(found.owners)}", *words])
+        return ", ".join(words) or "differs", error
+    return ", ".join([f"holds {' and '.join(found.owners)}", *words]), error
 
 
 def _grouped(findings: list[Finding]) -> list[Finding]:
