@@ -2,11 +2,15 @@
 
 import argparse
 import contextlib
+import functools
 import glob
 import itertools
+import json
 import math
 import os
+import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mt3_common import midi
 from mt3_common.config import PRESETS
+from mt3_common.notes import Note
 from mt3_common.summary import (
     Summary,
     SummaryError,
@@ -26,6 +31,9 @@ from mt3_common.summary import (
     remove_leftovers,
 )
 from mt3_common.transcribe import FORMATS, SUFFIXES, Transcriber, Transcription, find_checkpoint
+
+# the AUDIO that is stdin
+STDIN = "-"
 
 SUCCESS, SOME_FAILED, NOT_STARTED, INTERRUPTED = 0, 1, 2, 130
 
@@ -51,7 +59,7 @@ SETTINGS = (
 )
 
 LESSON = """\
-Turns recordings of music into notes (MIDI, JSON) with an MT3 network.
+Turns recordings of music into notes (MIDI, JSON, CSV) with an MT3 network.
 
   python -m {program}.infer song.wav
       writes song.mid beside song.wav
@@ -59,6 +67,8 @@ Turns recordings of music into notes (MIDI, JSON) with an MT3 network.
       every recording below album/, into notes/; with --resume, those that are not done yet
   python -m {program}.infer song.wav --checkpoint mt3
       with the published weights for many instruments (ismir2021: for the piano), fetched once and kept
+  cat song.wav | python -m {program}.infer - --jsonl -
+      its notes on stdout, each as soon as it ends
   python -m {program}.infer song.mp3 --format mid,json --search t5x --start 30 --duration 10
       ten seconds of it, to song.mid and song.json, searched as MT3 was published
 
@@ -70,9 +80,11 @@ All options: python -m {program}.infer --help. From Python:
 """
 
 EPILOG = """\
-Outputs lie beside the recordings unless -o is given. -o NAME is a file, for one recording, if NAME ends in .mid, .midi,
-.json or .noteseq; anything else is a folder, in which searched folders keep their shape. A file that is in the way is
-replaced if this program wrote it and nobody has changed it since; anything else only with --force.
+Outputs lie beside the recordings unless -o is given; with --jsonl - there are none unless -o or --format is given.
+-o NAME is a file, for one recording, if NAME ends in .mid, .midi, .json, .csv or .noteseq; anything else is a folder,
+in which searched folders keep their shape. A file that is in the way is replaced if this program wrote it and nobody
+has changed it since; anything else only with --force. A line about each recording goes to stdout; to stderr where the
+notes go to stdout.
 
 fetched checkpoints are kept in the user's cache folder, or in that which the environment variable MT3_CACHE names, and
 verified whenever they are used; MT3_STORAGE names a mirror of https://storage.googleapis.com.
@@ -90,10 +102,20 @@ class UsageError(ValueError):
 
 
 class Job(NamedTuple):
-    """One recording and the files that its notes go to."""
+    """One recording, the files that its notes go to, and what it is called where not by its path."""
 
     audio: Path
     outputs: tuple[Path, ...]
+    name: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What messages call the recording."""
+        return self.name or str(self.audio)
+
+
+class Unread(Exception):
+    """Nobody reads the notes on stdout any more, and they go nowhere else."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,7 +126,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m {program}.infer` and returns its exit status; closing lines go to stdout, the rest to stderr.
+    """Runs `python -m {program}.infer` and returns its exit status.
+
+    Closing lines go to stdout, or to stderr where the notes go to stdout; the rest to stderr.
 
     Args:
         program: 'jax_mt3' or 'torch_mt3'.
@@ -116,26 +140,36 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
         say(LESSON.format(program=program).rstrip())
         return NOT_STARTED
     try:
-        return infer(program, load, argv)
+        with contextlib.ExitStack() as stack:
+            return infer(program, load, argv, stack)
+    except Unread:
+        return SUCCESS
     except KeyboardInterrupt:
         say("interrupted: what was finished is written, nothing is half-written")
         return INTERRUPTED
 
 
-def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str]) -> int:
-    """main, but for the lesson and Ctrl-C."""
+def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], stack: contextlib.ExitStack) -> int:
+    """main, but for the lesson and Ctrl-C; the stack cleans up."""
     debug = "--debug" in argv
     about: dict[str, Any] = {}
     try:
         arguments = parse(program, argv)
         names = arguments.audio + (listed(arguments.list) if arguments.list else [])
-        jobs, failed = plan(names, arguments.output, arguments.formats)
+        stdin = None
+        if STDIN in arguments.audio:
+            stdin = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt3-twins-"))) / "stdin"
+        streamed_only = arguments.jsonl and arguments.output is None and arguments.formats is None
+        jobs, failed = plan(names, arguments.output, () if streamed_only else arguments.formats, stdin)
         summary = open_summary(arguments, len(jobs))
         if any(output.suffix == ".noteseq" for job in jobs for output in job.outputs):
             # a missing note_seq is said now, not after the work
             midi.to_note_sequence([])
         checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline, arguments.quiet)
         num_inputs = len(jobs) + len(failed)
+        if stdin is not None:
+            with open(stdin, "wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
         if summary is not None:
             digest = digest_of_checkpoint(checkpoint.path)
             about = {
@@ -149,6 +183,7 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str]) -
                 say(f"note: {num_done} of {plural(num_inputs, 'input')} done before, as {summary.path} says")
             if not jobs and not failed:
                 return SUCCESS
+        began = time.perf_counter()
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
             transcriber = load(
@@ -172,6 +207,8 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str]) -
             raise
         say(f"error: {sentence(error, program)}")
         return NOT_STARTED
+    if arguments.verbose:
+        say(f"{checkpoint.name} ({checkpoint.path}): loaded in {time.perf_counter() - began:.2f} s")
     if transcriber.checkpoint is not None and transcriber.checkpoint.notice:
         say(f"note: {transcriber.checkpoint.notice}")
     for path, message in failed.items():
@@ -183,14 +220,16 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str]) -
             record = run(transcriber, job, f"{job.audio.name}{count}", arguments, summary is not None)
             if summary is not None:
                 summary.append(record | about)
+        except Unread:
+            raise
         except Exception as error:
             if debug:
                 raise
-            message = sentence(error, program)
-            named = any(str(path) in message for path in (job.audio, *job.outputs))
-            failed[job.audio] = message if named else f"{job.audio}: {message}"
-            say(f"error: {failed[job.audio]}")
-            write_down(summary, {"audio": str(job.audio), "status": "failed", "error": failed[job.audio]} | about)
+            message = sentence(error, program).replace(str(job.audio), job.shown)
+            named = any(str(path) in message for path in (job.shown, *job.outputs))
+            failed[Path(job.shown)] = message = message if named else f"{job.shown}: {message}"
+            say(f"error: {message}")
+            write_down(summary, {"audio": job.shown, "status": "failed", "error": message} | about)
     if failed and num_inputs > 1:
         say(f"error: {len(failed)} of {num_inputs} inputs failed: {', '.join(map(str, failed))}")
     return SOME_FAILED if failed else SUCCESS
@@ -216,6 +255,8 @@ def listed(name: str) -> list[str]:
     except OSError as error:
         raise UsageError(f"--list {name} cannot be read: {error.strerror}") from error
     paths = [line for line in (line.removesuffix("\r") for line in os.fsdecode(content).split("\n")) if line.strip()]
+    # which here is the name of a file
+    paths = [os.path.join(".", path) if path == STDIN else path for path in paths]
     if not paths:
         raise UsageError(f"--list {name} names no recordings: it must have one path a line")
     return paths
@@ -266,18 +307,17 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = Parser(
         prog=f"python -m {program}.infer",
-        description="Turns recordings of music into notes (MIDI, JSON) with an MT3 network.",
+        description="Turns recordings of music into notes (MIDI, JSON, CSV) with an MT3 network.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add(
-        "audio", nargs="*", metavar="AUDIO", help="a recording, a folder to search with its subfolders, or a 'pattern*'"
-    )
+    add("audio", nargs="*", metavar="AUDIO", help="a recording, a folder to search, a 'pattern*', or - for stdin")
     add("--list", metavar="FILE", help="a file that names more of them, one a line; - for stdin")
     add("-o", "--output", metavar="OUT", help="file or folder to write to; default: beside the recording")
     add("--format", dest="formats", type=format_names, metavar="F,…", help=f"of {', '.join(FORMATS)}; default: mid")
+    add("--jsonl", choices=("-",), help="write the notes to stdout, each as soon as it ends, as a JSON object a line")
     add("--force", action="store_true", help="replace files that something else wrote or changed")
     add("--start", type=SECONDS, default=0.0, metavar="S", help="begin there (s); becomes 0 s of the notes")
     add("--duration", type=DURATION, metavar="S", help="read that much (s); default: everything")
@@ -317,12 +357,26 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--top-k", type=POSITIVE, metavar="K", help="of sample: among the K likeliest tokens; default: all")
     add("--top-p", type=PROBABILITY, metavar="P", help="of sample: among the likeliest, up to P in sum; default: all")
     add("--seed", type=SEED, metavar="N", help="of sample; default: 0")
-    add = parser.add_argument_group("messages").add_argument
+    messages = parser.add_argument_group("messages")
+    add = messages.add_mutually_exclusive_group().add_argument
     add("--quiet", action="store_true", help="only errors and what must be known")
+    add("--verbose", action="store_true", help="also what each stage took")
+    add = messages.add_argument
     add("--debug", action="store_true", help="stop at the first error, with Python's traceback")
     arguments = parser.parse_args(argv)
     if not arguments.audio and not arguments.list:
         parser.error("no AUDIO and no --list: nothing to transcribe")
+    if arguments.resume and arguments.jsonl:
+        parser.error("--resume looks for what is done, and what --jsonl wrote to stdout is nowhere to be found")
+    if STDIN in arguments.audio:
+        if arguments.list == "-":
+            parser.error("stdin cannot be a recording (AUDIO -) and a list (--list -) at once")
+        if not arguments.output and not arguments.jsonl:
+            parser.error("stdin lies nowhere, so neither can its notes: give -o or --jsonl -")
+        if arguments.formats and not arguments.output:
+            parser.error("stdin lies nowhere, so neither can the files of --format: give -o")
+        if sys.stdin.isatty():
+            parser.error("AUDIO - is stdin, which is the terminal: pipe a recording into it")
     own = {
         "beams": ("t5x", 1),
         "temperature": ("sample", 1.0),
@@ -340,14 +394,18 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
 
 
 def plan(
-    audio: Sequence[str], output: str | None = None, formats: Sequence[str] | None = None
+    audio: Sequence[str],
+    output: str | None = None,
+    formats: Sequence[str] | None = None,
+    stdin: Path | None = None,
 ) -> tuple[list[Job], dict[Path, str]]:
     """What is to be done, in the order given, and why some inputs lead to nothing (folders without recordings).
 
     Args:
-        audio: files and folders.
+        audio: files, folders, patterns, and STDIN.
         output: -o.
         formats: of FORMATS; None for what output ends in, else mid.
+        stdin: where the recording that is STDIN will lie.
 
     Raises:
         UsageError: two recordings for one output, an output that is one of the recordings, -o a file for several, …
@@ -356,7 +414,7 @@ def plan(
     places: dict[str, tuple[Path, Path]] = {}
     failed = {}
     for name in audio:
-        found = find(name)
+        found = [(stdin, Path(stdin.name))] if name == STDIN and stdin else find(name)
         if not found:
             path = Path(name)
             failed[path] = f"{path}: no recordings in this folder; name files whose endings are not usual for audio"
@@ -378,10 +436,10 @@ def plan(
     jobs = []
     for file, place in places.values():
         stem = Path(output) if format_of_output else Path(output) / place if output else file
-        named = {format: stem.with_suffix(f".{format}") for format in formats or ("mid",)}
+        named = {format: stem.with_suffix(f".{format}") for format in (("mid",) if formats is None else formats)}
         if format_of_output:
             named[format_of_output] = stem
-        jobs.append(Job(file, tuple(named.values())))
+        jobs.append(Job(file, tuple(named.values()), "stdin" if file == stdin else ""))
 
     audio_by_path = {os.path.realpath(job.audio): job.audio for job in jobs}
     audio_by_output: dict[str, Path] = {}
@@ -459,17 +517,22 @@ def run(
         described = describe_file(job.audio)
     began = time.perf_counter()
     with progress(label, arguments.quiet) as on_progress:
-        transcription = transcriber.transcribe(job.audio, arguments.start, arguments.duration, on_progress)
+        on_notes = functools.partial(stream, job) if arguments.jsonl else None
+        transcription = transcriber.transcribe(job.audio, arguments.start, arguments.duration, on_progress, on_notes)
     elapsed = time.perf_counter() - began
     if described and modified(job.audio) != state:
         raise ValueError(f"{job.audio} was changed while it was read; run again")
     for output in job.outputs:
         output.parent.mkdir(parents=True, exist_ok=True)
         transcription.write(output)
+    written = time.perf_counter() - began - elapsed
     if not arguments.quiet:
-        report(closing_line(job, transcription, elapsed))
+        (say if arguments.jsonl else report)(closing_line(job, transcription, elapsed))
+    if arguments.verbose:
+        stages = transcription.seconds | {"files": written}
+        say(f"{job.shown}: {', '.join(f'{stage} {seconds:.2f} s' for stage, seconds in stages.items())}")
     return {
-        "audio": str(job.audio),
+        "audio": job.shown,
         "status": "done",
         "input": described,
         "outputs": {
@@ -484,6 +547,17 @@ def run(
         "duration": transcription.duration,
         "seconds": round(elapsed, 3),
     }
+
+
+def stream(job: Job, notes: Sequence[Note]) -> None:
+    """Writes notes of a recording to stdout, a JSON object a line.
+
+    Raises:
+        Unread: nobody reads them, and there are no files that they go to.
+    """
+    lines = [json.dumps({"audio": job.shown} | midi.fields(note)) for note in notes]
+    if not report("\n".join(lines)) and not job.outputs:
+        raise Unread
 
 
 def modified(path: Path) -> tuple[int, int]:
@@ -518,7 +592,7 @@ def closing_line(job: Job, transcription: Transcription, elapsed: float) -> str:
     """What came of a recording, in one line; elapsed is the time it took (s)."""
     speed = transcription.duration / max(elapsed, 1e-9)
     return (
-        f"{job.audio} -> {', '.join(map(str, job.outputs))}: "
+        f"{job.shown} -> {', '.join(map(str, job.outputs)) or 'stdout'}: "
         f"{plural(len(transcription.notes), 'note')}, {plural(transcription.num_instruments, 'instrument')}, "
         f"{transcription.invalid} invalid and {transcription.dropped} dropped events, "
         f"{transcription.duration:.1f} s of audio in {elapsed:.1f} s ({speed:.1f} x real time)"
@@ -549,8 +623,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def report(text: str) -> None:
-    """Writes a line to stdout; nothing if nobody reads it any more."""
+def report(text: str) -> bool:
+    """Writes a line to stdout; False if nobody reads it any more."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         # a file name may hold what the terminal's encoding does not
@@ -558,6 +632,8 @@ def report(text: str) -> None:
     except BrokenPipeError:
         # or else Python complains when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def number(kind: type, description: str, accepted: Callable[[float], bool]) -> Callable[[str], float]:

@@ -4,9 +4,11 @@ Nothing here grows with the length of the recording but the notes themselves.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +22,13 @@ from mt3_common.notes import Note, NoteDecoder
 from mt3_common.spectrogram import num_segments, segments
 from mt3_common.vocabulary import Vocabulary
 
-FORMATS = ("mid", "json", "noteseq")
+FORMATS = ("mid", "json", "csv", "noteseq")
 # endings of outputs' names and what they stand for
-SUFFIXES = {".mid": "mid", ".midi": "mid", ".json": "json", ".noteseq": "noteseq"}
+SUFFIXES = {".mid": "mid", ".midi": "mid", ".json": "json", ".csv": "csv", ".noteseq": "noteseq"}
+
+
+# what a transcription's time is spent on
+STAGES = ("audio", "spectrogram", "network", "notes")
 
 
 class NamedCheckpoint(NamedTuple):
@@ -98,6 +104,7 @@ class Transcription:
         invalid: tokens that made no sense and were skipped.
         dropped: tokens past the beginning of the next segment.
         metadata: what else is worth keeping, for JSON: the audio's name, the checkpoint's, …
+        seconds: time that each of STAGES took (s).
     """
 
     notes: list[Note]
@@ -106,6 +113,7 @@ class Transcription:
     invalid: int
     dropped: int
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def num_instruments(self) -> int:
@@ -113,7 +121,7 @@ class Transcription:
         return len({(note.program, False) if not note.is_drum else (0, True) for note in self.notes})
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes a file in the format that its name ends in: .mid (or .midi), .json or .noteseq.
+        """Writes a file in the format that its name ends in: .mid (or .midi), .json, .csv or .noteseq.
 
         A .noteseq file is a serialised note_seq.NoteSequence. The file appears whole or not at all; one that is
         there is replaced.
@@ -132,10 +140,53 @@ class Transcription:
                     "dropped": self.dropped,
                 }
                 midi.write_json(self.notes, path, self.metadata | about)
+            case "csv":
+                midi.write_csv(self.notes, path)
             case "noteseq":
                 midi.write_note_sequence(self.notes, path)
             case _:
                 raise ValueError(f"{path}: the name of the output must end in {', '.join(SUFFIXES)}")
+
+
+class Clock:
+    """Seconds spent in each stage; a stage that another one waits for counts alone.
+
+    Attributes:
+        seconds: stage -> s.
+    """
+
+    def __init__(self, stages: Iterable[str]):
+        self.seconds = dict.fromkeys(stages, 0.0)
+        self._running: list[str] = []
+        self._since = 0.0
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self._running:
+            self.seconds[self._running[-1]] += now - self._since
+        self._since = now
+
+    @contextlib.contextmanager
+    def running(self, stage: str) -> Iterator[None]:
+        """Counts what happens inside towards the stage."""
+        self._charge()
+        self._running.append(stage)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._running.pop()
+
+    def timed(self, stage: str, items: Iterable[Any]) -> Iterator[Any]:
+        """The items; what it takes to make them counts towards the stage."""
+        iterator = iter(items)
+        while True:
+            with self.running(stage):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
 
 
 class Transcriber:
@@ -164,6 +215,7 @@ class Transcriber:
         start: float = 0.0,
         duration: float | None = None,
         on_progress: Callable[[int, int | None], None] | None = None,
+        on_notes: Callable[[list[Note]], None] | None = None,
     ) -> Transcription:
         """The notes of an audio file.
 
@@ -172,11 +224,14 @@ class Transcriber:
             start: where to begin (s); it becomes 0 s of the notes.
             duration: how much to read (s); None for everything.
             on_progress: called with the segments done and their number, None where the file does not tell its length.
+            on_notes: called with the notes that a segment ended, as soon as it is decoded; all calls together have the
+                notes of the result, in their order.
 
         Raises:
             AudioError: the file cannot be read as audio; says why.
         """
         spectrogram = self.config.spectrogram
+        clock = Clock(STAGES)
         total = self._num_segments(path, start, duration)
         if on_progress is not None:
             on_progress(0, total)
@@ -186,37 +241,55 @@ class Transcriber:
 
         def blocks() -> Iterator[np.ndarray]:
             nonlocal num_samples
-            for block in stream_audio(path, spectrogram.sample_rate, start=start, duration=duration):
+            samples = stream_audio(path, spectrogram.sample_rate, start=start, duration=duration)
+            for block in clock.timed("audio", samples):
                 num_samples += len(block)
                 yield block
 
         def frames() -> Iterator[np.ndarray]:
-            for segment in segments(blocks(), self.config):
+            for segment in clock.timed("spectrogram", segments(blocks(), self.config)):
                 start_times.append(segment.start_time)
                 yield segment.frames
 
         decoder = NoteDecoder(Vocabulary(self.config.vocabulary))
         notes: list[Note] = []
         count = 0
+
+        def add(ended: list[Note]) -> None:
+            notes.extend(ended)
+            if on_notes is not None and ended:
+                on_notes(ended)
+
+        def decode(ids: np.ndarray, next_start: float | None) -> None:
+            with clock.running("notes"):
+                ended = decoder.feed(ids, start_times.popleft(), next_start)
+            add(ended)
+
         # a segment's ids wait for the next segment, whose start time ends their say
         waiting = None
-        for ids in self.generate(frames()):
+        for ids in clock.timed("network", self.generate(frames())):
             if waiting is not None:
-                notes += decoder.feed(waiting, start_times.popleft(), start_times[0])
+                decode(waiting, start_times[1])
             waiting = ids
             count += 1
             if on_progress is not None:
                 on_progress(count, total)
         if waiting is not None:
-            notes += decoder.feed(waiting, start_times.popleft(), None)
+            decode(waiting, None)
         if start_times:
             raise RuntimeError(f"{len(start_times)} of {count + len(start_times)} segments came back without ids")
-        notes += decoder.finish()
+        add(decoder.finish())
         metadata: dict[str, Any] = {"audio": Path(path).name, "start": start}
         if self.checkpoint is not None:
             metadata["checkpoint"] = self.checkpoint.name
         return Transcription(
-            notes, num_samples / spectrogram.sample_rate, count, decoder.invalid, decoder.dropped, metadata
+            notes,
+            num_samples / spectrogram.sample_rate,
+            count,
+            decoder.invalid,
+            decoder.dropped,
+            metadata,
+            clock.seconds,
         )
 
     def _num_segments(self, path: str | os.PathLike, start: float, duration: float | None) -> int | None:

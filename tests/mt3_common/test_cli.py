@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +61,7 @@ def names(folder):
 def test_without_arguments_it_teaches(capsys):
     assert infer(load=not_reached) == NOT_STARTED == 2
     taught = capsys.readouterr().err
-    assert taught.count("python -m torch_mt3.infer ") == 5
+    assert taught.count("python -m torch_mt3.infer ") == 6
     assert "--help" in taught
     assert "infer.load().transcribe(" in taught
 
@@ -78,7 +81,7 @@ def test_help_lists_options_and_exit_statuses(capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("--format", "wav"), "'wav' is not one of mid, json, noteseq"),
+        (("--format", "wav"), "'wav' is not one of mid, json, csv, noteseq"),
         (("--beams", "4"), "--beams belongs to --search t5x, not to --search greedy"),
         (("--search", "t5x", "--top-k", "4"), "--top-k belongs to --search sample, not to --search t5x"),
         (("--search", "sample", "--top-p", "1.5"), "'1.5' is not above 0 and at most 1"),
@@ -543,3 +546,161 @@ def test_a_list_of_recordings(folder, monkeypatch, capsys):
     ):
         assert infer(*argv, load=not_reached) == NOT_STARTED
         assert said in capsys.readouterr().err
+
+
+def lines_of(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def piped(monkeypatch, content):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_notes_go_to_stdout(folder, capsys):
+    record("a.wav")
+    record("b.wav", 3.0)
+    assert infer("a.wav", "b.wav", "--jsonl", "-") == SUCCESS
+    out, err = capsys.readouterr()
+    expected = [{"audio": name, **note._asdict()} for name in ("a.wav", "b.wav") for note in (NOTES[1], NOTES[0])]
+    assert lines_of(out) == expected
+    assert re.findall(r"(\S+) -> stdout: 2 notes", err) == ["a.wav", "b.wav"]
+    assert names(folder) == ["a.wav", "b.wav"]
+    assert infer("b.wav", "--jsonl", "-", "--quiet", "--format", "mid") == SUCCESS
+    out, err = capsys.readouterr()
+    assert (lines_of(out), err) == (expected[2:], "")
+    assert names(folder) == ["a.wav", "b.mid", "b.wav"]
+    assert infer("b.wav", "--jsonl", "-", "-o", "x.json", "--quiet") == SUCCESS
+    assert midi.read_json("x.json")[0] == [NOTES[1], NOTES[0]]
+
+
+def test_notes_come_while_the_network_works(folder, capsys):
+    record("a.wav", 7.0)
+    seen = []
+
+    def watched(frames):
+        for number, _ in enumerate(frames):
+            seen.append(len(capsys.readouterr().out.splitlines()))
+            yield IDS if number in (0, 2) else np.array([1])
+
+    assert infer("a.wav", "--jsonl", "-", "--quiet", generate=watched) == SUCCESS
+    # the ids of a segment are understood when those of the next are there
+    assert seen == [0, 0, 2, 0]
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_reader_that_has_enough(folder, monkeypatch):
+    record("a.wav", 7.0)
+    record("b.wav")
+    asked = []
+
+    def talkative(frames):
+        for number, _ in enumerate(frames):
+            asked.append(number)
+            yield IDS
+
+    monkeypatch.setattr(cli, "report", lambda text: False)
+    assert infer("a.wav", "b.wav", "--jsonl", "-", generate=talkative) == SUCCESS
+    assert asked == [0, 1]
+    assert infer("a.wav", "b.wav", "--jsonl", "-", "-o", "out", generate=talkative) == SUCCESS
+    assert len(asked) == 7
+    assert names(folder / "out") == ["a.mid", "b.mid", "summary.jsonl"]
+
+
+def test_a_recording_on_stdin(folder, monkeypatch, capsys):
+    content = record("a.wav", 3.0).read_bytes()
+    piped(monkeypatch, content)
+    assert infer("-", "--jsonl", "-") == SUCCESS
+    out, err = capsys.readouterr()
+    assert [line["audio"] for line in lines_of(out)] == ["stdin", "stdin"]
+    assert err.startswith("stdin -> stdout: 2 notes")
+    piped(monkeypatch, content)
+    assert infer("-", "a.wav", "-o", "out", "--format", "mid,json") == SUCCESS
+    assert names(folder / "out") == ["a.json", "a.mid", "stdin.json", "stdin.mid", "summary.jsonl"]
+    assert Path("out/stdin.mid").read_bytes() == Path("out/a.mid").read_bytes()
+    assert midi.read_json("out/stdin.json")[1]["audio"] == "stdin"
+    assert [line[0] for line in summary_of("out/summary.jsonl")] == ["stdin", "a.wav"]
+    assert capsys.readouterr().out.startswith("stdin -> out/stdin.mid, out/stdin.json: ")
+    # the same content under another name is done
+    piped(monkeypatch, content)
+    assert infer("-", "-o", "out", "--format", "mid", "--resume", load=not_reached) == SUCCESS
+    Path("list.txt").write_text("-\n")
+    assert infer("--list", "list.txt") == SOME_FAILED
+    assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "stdin: is empty"), (b"no sound", "stdin: is not audio")])
+def test_stdin_without_a_recording(folder, monkeypatch, capsys, content, said):
+    piped(monkeypatch, content)
+    assert infer("-", "-o", "x.mid") == SOME_FAILED
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert names(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("-",), "give -o or --jsonl -"),
+        (("-", "--jsonl", "-", "--format", "mid"), "give -o"),
+        (("-", "--list", "-", "-o", "out"), "at once"),
+        (("a.wav", "--jsonl", "-", "--resume", "--summary", "s"), "nowhere to be found"),
+        (("a.wav", "--jsonl", "a.jsonl"), "invalid choice: 'a.jsonl'"),
+        (("a.wav", "--quiet", "--verbose"), "not allowed with argument --quiet"),
+    ],
+)
+def test_streams_that_contradict(folder, capsys, argv, said):
+    record("a.wav")
+    assert infer(*argv, load=not_reached) == NOT_STARTED
+    assert said in capsys.readouterr().err
+    assert names(folder) == ["a.wav"]
+
+
+def test_a_terminal_is_no_recording(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", Terminal())
+    assert infer("-", "--jsonl", "-", load=not_reached) == NOT_STARTED
+    assert "pipe a recording into it" in capsys.readouterr().err
+
+
+def test_verbose_says_what_took_how_long(folder, capsys):
+    record("a.wav", 3.0)
+    assert infer("a.wav", "--verbose") == SUCCESS
+    seconds = r"\d+\.\d\d s"
+    stages = ", ".join(f"{stage} {seconds}" for stage in ("audio", "spectrogram", "network", "notes", "files"))
+    assert re.fullmatch(rf"golden \(.*golden\): loaded in {seconds}\na\.wav: {stages}\n", capsys.readouterr().err)
+
+
+# a stand-in that waits for its reader to go, so that the second notes find nobody
+READER_GOES = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from mt3_common import cli
+from mt3_common.config import PRESETS
+from mt3_common.notes import Note, encode_segments
+from mt3_common.transcribe import Transcriber
+
+IDS = encode_segments([Note(0.1, 0.6, 60, 127, 0, False)], 126, PRESETS["mt3"])[0]
+
+def network(frames):
+    for number, _ in enumerate(frames):
+        while number == 2 and not Path("gone").exists():
+            time.sleep(0.01)
+        yield IDS
+
+sys.exit(cli.main("torch_mt3", lambda **settings: Transcriber(PRESETS["mt3"], network), ["-", "--jsonl", "-"]))
+"""
+
+
+def test_a_pipe_that_is_closed_is_the_end(folder):
+    command = [sys.executable, "-W", "error", "-c", READER_GOES]
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]))
+    with (
+        open(record("a.wav", 9.0), "rb") as audio,
+        subprocess.Popen(
+            command, env=environment, stdin=audio, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        assert json.loads(process.stdout.readline())["pitch"] == 60
+        process.stdout.close()
+        Path("gone").touch()
+        assert process.stderr.read() == ""
+        assert process.wait() == SUCCESS

@@ -1,5 +1,6 @@
 """MIDI, JSON and NoteSequence: what is written is what any reader hears."""
 
+import csv
 import json
 import random
 import re
@@ -21,6 +22,7 @@ from mt3_common.midi import (
     read_json,
     read_midi,
     to_note_sequence,
+    write_csv,
     write_json,
     write_midi,
     write_note_sequence,
@@ -409,6 +411,49 @@ class TestNoteSequence:
             to_note_sequence([])
 
 
+def read_csv(path):
+    """The notes of a file of write_csv, as any program reads it."""
+    with open(path, newline="") as file:
+        return [
+            Note(
+                float(row["onset"]),
+                float(row["offset"]),
+                int(row["pitch"]),
+                int(row["velocity"]),
+                int(row["program"]),
+                {"true": True, "false": False}[row["is_drum"]],
+            )
+            for row in csv.DictReader(file, strict=True)
+        ]
+
+
+class TestCsv:
+    @given(notes=tunes())
+    @IN_TMP
+    def test_other_programs_read_exactly_what_was_written(self, tmp_path, notes):
+        write_csv(notes, tmp_path / "song.csv")
+        assert read_csv(tmp_path / "song.csv") == notes
+        assert written_here(tmp_path / "song.csv")
+
+    def test_numbers_of_numpy_are_written_as_others(self, tmp_path):
+        write_csv([Note(np.float64(0.1), np.float64(0.25), np.int64(60), 127, 0, np.bool_(True))], tmp_path / "a.csv")
+        lines = (tmp_path / "a.csv").read_text().splitlines()
+        assert lines[0] == "onset,offset,pitch,velocity,program,is_drum,seal"
+        assert re.fullmatch(r"0\.1,0\.25,60,127,0,true,mt3-twins [0-9a-f]{32}", lines[1])
+
+    def test_without_notes_there_are_the_names(self, tmp_path):
+        write_csv([], tmp_path / "a.csv")
+        assert (tmp_path / "a.csv").read_text().count("\n") == 1
+        assert written_here(tmp_path / "a.csv")
+        (tmp_path / "a.csv").write_text((tmp_path / "a.csv").read_text() + "1,2\n")
+        assert not written_here(tmp_path / "a.csv")
+
+    def test_a_note_that_is_none_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="pitch"):
+            write_csv([Note(0.0, 1.0, 128, 127, 0, False)], tmp_path / "a.csv")
+        assert list(tmp_path.iterdir()) == []
+
+
 class TestJson:
     @given(notes=tunes(), metadata=st.dictionaries(st.text(), st.integers() | st.text() | st.none(), max_size=4))
     @IN_TMP
@@ -474,7 +519,7 @@ class TestJson:
             read_json(tmp_path / "none.json")
 
 
-WRITERS = [write_midi, write_json, write_note_sequence]
+WRITERS = [write_midi, write_json, write_csv, write_note_sequence]
 
 
 @pytest.mark.parametrize("write", WRITERS)

@@ -73,6 +73,40 @@ def test_notes_come_back_however_far_the_network_reads_ahead(audio, ahead):
     assert transcription.num_instruments == 3
 
 
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_notes_are_told_in_their_order(audio, ahead):
+    told = []
+    transcription = Transcriber(CONFIG, answering(ids_of(NOTES), ahead)).transcribe(audio, on_notes=told.append)
+    assert [note for notes in told for note in notes] == transcription.notes
+    assert len(told) > 1
+    assert all(told)
+
+
+def test_a_stage_counts_alone(audio, monkeypatch):
+    """A clock that moves only where the stages say so: what is inside another stage is not counted twice."""
+    now = 0.0
+
+    def after(seconds, items):
+        nonlocal now
+        for item in items:
+            now += seconds
+            yield item
+
+    def network(frames):
+        nonlocal now
+        for _ in frames:
+            now += 100.0
+            yield np.array([1])
+
+    stream_audio, segments = transcribe.stream_audio, transcribe.segments
+    monkeypatch.setattr(transcribe.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(transcribe, "stream_audio", lambda *args, **options: after(1.0, stream_audio(*args, **options)))
+    monkeypatch.setattr(transcribe, "segments", lambda *args: after(10.0, segments(*args)))
+    found = Transcriber(CONFIG, network).transcribe(audio)
+    # seven blocks of a second, four segments
+    assert found.seconds == {"audio": 7.0, "spectrogram": 40.0, "network": 400.0, "notes": 0.0}
+
+
 def test_the_network_gets_the_segments_of_the_recording(audio):
     generate = answering(ids_of(NOTES))
     Transcriber(CONFIG, generate).transcribe(audio)
@@ -161,9 +195,11 @@ def test_write_follows_the_ending(tmp_path, transcription):
     notes, metadata = midi.read_json(tmp_path / "c.json")
     assert notes == NOTES
     assert metadata == {"audio": "song.wav", "duration": 7.0, "segments": 4, "invalid": 1, "dropped": 2}
-    with pytest.raises(ValueError, match=r"must end in .mid, .midi, .json, .noteseq"):
-        transcription.write(tmp_path / "d.txt")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mid", "b.MIDI", "c.json"]
+    transcription.write(tmp_path / "d.csv")
+    assert (tmp_path / "d.csv").read_text().count("\n") == len(NOTES) + 1
+    with pytest.raises(ValueError, match=r"must end in .mid, .midi, .json, .csv, .noteseq"):
+        transcription.write(tmp_path / "e.txt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mid", "b.MIDI", "c.json", "d.csv"]
 
 
 def test_bundled_checkpoints_are_what_the_manifest_says():
