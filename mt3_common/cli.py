@@ -86,7 +86,7 @@ in which searched folders keep their shape. A file that is in the way is replace
 has changed it since; anything else only with --force. A line about each recording goes to stdout; to stderr where the
 notes go to stdout.
 
-fetched checkpoints are kept in the user's cache folder, or in that which the environment variable MT3_CACHE names, and
+Fetched checkpoints are kept in the user's cache folder, or in that which the environment variable MT3_CACHE names, and
 verified whenever they are used; MT3_STORAGE names a mirror of https://storage.googleapis.com.
 
 exit status:
