@@ -8,6 +8,8 @@ AUDIO ?=
 DEVICE ?=
 # one file of the twins for make diff; empty: all
 FILE ?=
+# a report of make parity ARGS="--json FILE" for make drift
+REPORT ?=
 # more arguments, for pytest or for parity
 ARGS ?=
 
@@ -17,7 +19,7 @@ override BIN := $(VENV)/bin
 override READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check lint contract format parity diff isolation lock clean
+.PHONY: help setup test check lint contract format parity drift diff isolation lock clean
 
 help: ## this list
 	@echo 'MT3 in Flax and in PyTorch. Two commands to begin with: make parity, make test'
@@ -62,6 +64,10 @@ format: $(READY) ## format the code and mend what the linter can
 
 parity: $(READY) ## run both twins and compare: CKPT=path AUDIO=file DEVICE=cpu
 	@$(BIN)/python -m parity $(CKPT) $(if $(AUDIO),--audio $(AUDIO)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+drift: $(READY) ## the distance of the twins over time: REPORT=parity.json adds a run, else the history
+	@cp docs/drift.jsonl $(VENV)/drift.jsonl
+	@$(BIN)/python -m parity drift $(VENV)/drift.jsonl $(REPORT) || true
 
 diff: ## the twins side by side, lines that differ marked: FILE=model.py
 	@for file in $(or $(FILE),$(notdir $(wildcard jax_mt3/*.py))); do \

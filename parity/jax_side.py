@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from jax_mt3 import checkpoint, decode, train
+from jax_mt3.infer import keep_compiled
 from jax_mt3.model import Transformer
 from mt3_common.config import Config
 from parity import trace
@@ -77,6 +78,7 @@ class Side:
     @classmethod
     def load(cls, path: str | os.PathLike, device: str = "cpu", **options: Any) -> "Side":
         """The twin with a checkpoint's weights, read by the twin's own loader; options go to it."""
+        keep_compiled()
         found = find_device(device)
         with jax.default_device(found):
             params, config = checkpoint.load(path, **options)
