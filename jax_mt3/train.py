@@ -119,19 +119,34 @@ def adamw(learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTran
     return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
 
 
-def auxiliary_loss(encoded: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array) -> jax.Array:
-    """The frame-wise loss: weighted binary cross-entropy of each column, summed over columns, mean over frames.
+def auxiliary_loss(
+    encoded: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    rolls: jax.Array,
+    next_events: jax.Array,
+    next_weight: float,
+) -> jax.Array:
+    """The frame-wise losses on the encoder, mean over frames.
+
+    What sounds: weighted binary cross-entropy of each column, summed; plus next_weight times the cross-entropy of where
+    the next event is.
 
     Args:
         encoded: (b, f, emb_dim), the encoder's output.
         kernel: (emb_dim, columns), of the linear layer that is thrown away.
         bias: (columns,).
-        targets: (b, f, columns) in 0..1, see training.soft_rolls.
+        rolls: (b, f, ROLL_COLUMNS) in 0..1, see training.soft_rolls.
+        next_events: (b, f) ids, see training.next_events.
+        next_weight: of the second loss.
     """
     weights, positive = training.roll_weights()
     logits = encoded.astype(kernel.dtype) @ kernel + bias
-    losses = (1 - targets) * logits + (1 + (positive - 1) * targets) * jax.nn.softplus(-logits)
-    return (losses * weights).sum(axis=-1).mean()
+    logits, places = jnp.split(logits, [rolls.shape[-1]], axis=-1)
+    losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * jax.nn.softplus(-logits)
+    chosen = jnp.take_along_axis(places, next_events[..., None], axis=-1)[..., 0]
+    losses = (losses * weights).sum(axis=-1) + next_weight * (jax.scipy.special.logsumexp(places, axis=-1) - chosen)
+    return losses.mean()
 
 
 class Learner:
@@ -180,7 +195,8 @@ class Learner:
         totals, gradients = np.zeros(3), None
         with_decoder = step >= self.settings.auxiliary_steps
         for part, batch in enumerate(batches):
-            inputs = self._inputs(batch), self._array(training.soft_rolls(batch.rolls))
+            events = jax.device_put(training.next_events(batch.rolls), self.device)
+            inputs = self._inputs(batch), self._array(training.soft_rolls(batch.rolls)), events
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.settings.seed), step), part)
             found, losses = self._gradients(self.weights, *inputs, count, len(batches), key, with_decoder)
             gradients = found if gradients is None else jax.tree.map(jnp.add, gradients, found)
@@ -208,8 +224,8 @@ class Learner:
         states = jax.tree.map(np.array, self.states)
         return training.pack({name: np.array(weight) for name, weight in self.weights.items()}, states)
 
-    @functools.partial(jax.jit, static_argnums=(0, 7))
-    def _gradients(self, weights, inputs, rolls, count, num_batches, key, with_decoder):
+    @functools.partial(jax.jit, static_argnums=(0, 8))
+    def _gradients(self, weights, inputs, rolls, events, count, num_batches, key, with_decoder):
         """Gradients and (all, a token, a frame), so divided that the sum over an update's batches is the update's."""
         frames, ids, targets = inputs
 
@@ -222,7 +238,7 @@ class Learner:
                 token = cross_entropy(logits, targets, self.settings.z_loss) / count
             if self.settings.auxiliary:
                 head = weights["auxiliary/kernel"], weights["auxiliary/bias"]
-                auxiliary = auxiliary_loss(encoded, *head, rolls) / num_batches
+                auxiliary = auxiliary_loss(encoded, *head, rolls, events, self.settings.next_event) / num_batches
             total = token + self.settings.auxiliary * auxiliary
             return total, (total, token, auxiliary)
 

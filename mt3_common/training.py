@@ -66,6 +66,8 @@ class TrainingConfig:
         z_loss: weight of log(Z)^2 (MT3: 1e-4).
         auxiliary: weight of the frame-wise loss on the encoder: what sounds, begins, is hit in each frame, read off
             by a linear layer that is thrown away; 0 for none.
+        next_event: weight of a second frame-wise loss beside that one: the frame of the next beginning or end, which
+            the decoder has to say in its next shift.
         auxiliary_steps: in the first steps only that loss is trained; the decoder, much of the work, comes after them.
         dtype: of the computation; state is float32 at least.
         equalizer: log magnitudes (natural) are shifted by smooth random curves of this deviation; 0 for none.
@@ -85,7 +87,8 @@ class TrainingConfig:
     weight_decay: float = 0.0
     clip: float = 1.0
     z_loss: float = 1e-4
-    auxiliary: float = 0.05
+    auxiliary: float = 0.1
+    next_event: float = 5.0
     auxiliary_steps: int = 0
     dtype: str = "float32"
     equalizer: float = 0.35
@@ -100,7 +103,16 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "accumulate", "warmup_steps", "validate_every"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be a whole number from 1 up, not {getattr(self, name)!r}")
-        for name in ("learning_rate", "weight_decay", "clip", "z_loss", "auxiliary", "equalizer", "auxiliary_steps"):
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "clip",
+            "z_loss",
+            "auxiliary",
+            "next_event",
+            "equalizer",
+            "auxiliary_steps",
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise ConfigError(f"{name} must be a number of at least 0, not {value!r}")
@@ -172,11 +184,27 @@ def pack(weights: Mapping[str, np.ndarray], states: Mapping[str, Mapping[str, np
 
 
 def first_head(config: Config, seed: int) -> dict[str, np.ndarray]:
-    """The linear layer of the auxiliary loss before training: kernel (emb_dim, ROLL_COLUMNS), bias, float32."""
-    width = config.network.emb_dim
-    kernel = np.random.default_rng([seed, 2]).standard_normal((width, ROLL_COLUMNS)) * 0.3 * width**-0.5
+    """The linear layer of the auxiliary losses before training: kernel (emb_dim, columns), bias (columns,), float32.
+
+    Columns: ROLL_COLUMNS of what sounds, then one for each frame that the next event may be in, and one for none.
+    """
+    width, columns = config.network.emb_dim, ROLL_COLUMNS + config.input_frames + 1
+    kernel = np.random.default_rng([seed, 2]).standard_normal((width, columns)) * 0.3 * width**-0.5
+    bias = np.zeros(columns, np.float32)
     # what sounds is rare: sigmoid(-4) = 0.018
-    return {"kernel": kernel.astype(np.float32), "bias": np.full(ROLL_COLUMNS, -4.0, np.float32)}
+    bias[:ROLL_COLUMNS] = -4.0
+    return {"kernel": kernel.astype(np.float32), "bias": bias}
+
+
+def next_events(rolls: np.ndarray) -> np.ndarray:
+    """For each frame, the frame of the next beginning or end behind it: (b, f) int32, f where there is none."""
+    begins = rolls[..., 128:384].any(axis=-1)
+    begins[:, 1:] |= (rolls[:, :-1, :128] & ~rolls[:, 1:, :128]).any(axis=-1)
+    length = rolls.shape[1]
+    places = np.where(begins, np.arange(length), length)
+    # the least of all later places
+    later = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1]
+    return np.pad(later[:, 1:], ((0, 0), (0, 1)), constant_values=length).astype(np.int32)
 
 
 def soft_rolls(rolls: np.ndarray) -> np.ndarray:

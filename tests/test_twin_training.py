@@ -215,6 +215,13 @@ def test_a_wrong_config_is_said(plan, message, tmp_path, data, capsys):
         training.read_config(tmp_path / "plan.json")
 
 
+def test_next_events_are_beginnings_and_ends():
+    rolls = np.zeros((1, 8, dataset.ROLL_COLUMNS), bool)
+    # pitch 60 sounds in frames 2 to 4, drum 36 is hit in frame 6
+    rolls[0, 2:5, 60] = rolls[0, 2, 128 + 60] = rolls[0, 6, 256 + 36] = True
+    assert training.next_events(rolls).tolist() == [[2, 2, 5, 5, 5, 6, 8, 8]]
+
+
 def test_schedules_fall_as_they_say():
     linear = TrainingConfig(steps=100, warmup_steps=10, learning_rate=1.0, schedule="linear", decay_from=0.5)
     assert [linear.rate(step) for step in (0, 9, 10, 50, 75, 100)] == pytest.approx([0.1, 1, 1, 1, 0.5, 0])

@@ -118,20 +118,32 @@ def adamw(
 
 
 def auxiliary_loss(
-    encoded: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor
+    encoded: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor,
+    rolls: torch.Tensor,
+    next_events: torch.Tensor,
+    next_weight: float,
 ) -> torch.Tensor:
-    """The frame-wise loss: weighted binary cross-entropy of each column, summed over columns, mean over frames.
+    """The frame-wise losses on the encoder, mean over frames.
+
+    What sounds: weighted binary cross-entropy of each column, summed; plus next_weight times the cross-entropy of where
+    the next event is.
 
     Args:
         encoded: (b, f, emb_dim), the encoder's output.
         kernel: (emb_dim, columns), of the linear layer that is thrown away.
         bias: (columns,).
-        targets: (b, f, columns) in 0..1, see training.soft_rolls.
+        rolls: (b, f, ROLL_COLUMNS) in 0..1, see training.soft_rolls.
+        next_events: (b, f) ids, see training.next_events.
+        next_weight: of the second loss.
     """
     weights, positive = (torch.from_numpy(array).to(encoded.device) for array in training.roll_weights())
     logits = encoded.to(kernel.dtype) @ kernel + bias
-    losses = (1 - targets) * logits + (1 + (positive - 1) * targets) * F.softplus(-logits)
-    return (losses * weights).sum(dim=-1).mean()
+    logits, places = logits.split([rolls.shape[-1], logits.shape[-1] - rolls.shape[-1]], dim=-1)
+    losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * F.softplus(-logits)
+    chosen = torch.gather(places, -1, next_events[..., None])[..., 0]
+    return ((losses * weights).sum(dim=-1) + next_weight * (torch.logsumexp(places, dim=-1) - chosen)).mean()
 
 
 class Learner:
@@ -242,9 +254,10 @@ class Learner:
             logits = self._call("decoder", encoded, inputs, targets, True)
             token = cross_entropy(logits, targets, self.settings.z_loss) / count
         if self.settings.auxiliary:
-            targets = self._tensor(training.soft_rolls(batch.rolls))
+            rolls = self._tensor(training.soft_rolls(batch.rolls))
+            events = torch.from_numpy(training.next_events(batch.rolls)).to(self.device).long()
             head = self.weights["auxiliary/kernel"], self.weights["auxiliary/bias"]
-            auxiliary = auxiliary_loss(encoded, *head, targets) / num_batches
+            auxiliary = auxiliary_loss(encoded, *head, rolls, events, self.settings.next_event) / num_batches
         return token + self.settings.auxiliary * auxiliary, token, auxiliary
 
     def _call(self, part: str, *inputs) -> torch.Tensor:
