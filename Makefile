@@ -43,6 +43,8 @@ $(READY): pyproject.toml requirements.lock
 	  $$found -m venv --clear $(VENV); \
 	fi
 	@$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@# renders training data; without its own requirement, pyaudio, which needs a system library and plays to a loudspeaker
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps tinysoundfont==0.3.7
 	@touch $@
 
 test: $(READY) ## run the tests: all, or ARGS='tests/test_twins.py -k planted'
