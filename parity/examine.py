@@ -26,10 +26,12 @@ FITTED = {"float64": 1e3, "float32": 10.0, "bfloat16": 4.0}
 # an alternative that is within this share of a tap's size, but for that share of its values, has its noise measured
 PROMISING, FEW = 1e-2, 0.3
 # a matched filter names a deviation hidden in rounding noise at this many standard deviations ...
-SIGNIFICANT = 6.0
+SIGNIFICANT = 5.0
 # ... if the fault appears in its own strength, give or take this share, and is not below float32's own rounding
 STRENGTH = 0.25
-ROUNDING = 2.0**-24
+ROUNDING = 0.75 * 2.0**-24
+# an epsilon read off float32 is worth this much: a mean square of 10 keeps epsilon to steps of 1e-6
+READING = 0.12
 # hypotheses about a single unobserved step are tried where at most this many steps lie between two taps
 FEW_STEPS = 24
 
@@ -793,51 +795,68 @@ def _alternatives(step, path, candidate, values) -> Iterator[tuple[list[str], Hy
 def _filtered(scale: _Scale, exact: np.ndarray) -> Finding | None:
     """A fault of a norm that is smaller than rounding in every element and still shows in all of them together.
 
-    A matched filter: what deviates is held against the shape that another epsilon would give it. The known ones must
-    appear in their own strength; otherwise the strength tells which epsilon it is.
+    A matched filter: a wrong epsilon changes each row by a factor that depends on the row's mean square. The factors of
+    all rows are held against those that an epsilon would give. A known one must appear in its own strength; otherwise
+    the strength tells which epsilon it is.
     """
     step, values = scale.step, scale.values
-    residual = scale.rows(scale.candidate).astype(np.float64) - scale.rows(exact)
-    size = np.linalg.norm(scale.rows(exact))
+    truth, have = scale.rows(exact), scale.rows(scale.candidate).astype(np.float64)
+    # rows share the rounding of their mean square, so a row is one observation
+    power = (truth * truth).sum(axis=-1)
+    rows = power > 0
+    truth, have, power = truth[rows], have[rows], power[rows]
+    gains = ((have - truth) * truth).sum(axis=-1) / power
 
-    def appears(hypothesis: Hypothesis) -> float | None:
-        """How strongly a hypothesis shows; None if not significantly."""
-        shape = scale.rows(values.compute(scale.path, low=False, changed={step.name: hypothesis})) - scale.rows(exact)
-        # rows share the rounding of their mean square, so a row is one observation
-        power, per_row = (shape * shape).sum(axis=-1), (residual * shape).sum(axis=-1)
-        if not power.sum() > 0:
+    def expected(hypothesis: Hypothesis) -> np.ndarray:
+        other = scale.rows(values.compute(scale.path, low=False, changed={step.name: hypothesis}))[rows]
+        return ((other - truth) * truth).sum(axis=-1) / power
+
+    def strength_of(shape: np.ndarray) -> float | None:
+        """How strongly a shape shows in the gains; None if not significantly or below float32's own rounding."""
+        size = (shape * shape).sum()
+        if not size > 0:
             return None
-        strength = per_row.sum() / power.sum()
-        scatter = per_row - strength * power
-        deviation = np.sqrt((scatter * scatter).sum()) / power.sum()
-        loud = abs(strength) * np.sqrt(power.sum()) > ROUNDING * size
-        return strength if loud and abs(strength) > SIGNIFICANT * deviation else None
+        strength = (gains * shape).sum() / size
+        scatter = gains - strength * shape
+        deviation = np.sqrt((scatter * scatter * shape * shape).sum()) / size
+        loud = abs(strength) * np.sqrt(size / len(shape)) > ROUNDING
+        return float(strength) if loud and abs(strength) > SIGNIFICANT * deviation else None
 
-    best = None
+    fitting: list[tuple[float, Hypothesis]] = []
     for cause, text, options in NORMS:
-        if not options.keys() <= {"eps", "eps_outside"}:
-            continue
-        hypothesis = Hypothesis(cause, text, Behaviour(**options))
-        strength = appears(hypothesis)
-        if (
-            strength is not None
-            and abs(strength - 1.0) < STRENGTH
-            and (best is None or abs(strength - 1.0) < abs(best[0] - 1.0))
-        ):
-            best = (strength, hypothesis)
-    if best is None:
-        larger = 1e-5
-        strength = appears(Hypothesis("", "", Behaviour(eps=larger)))
-        eps = MT3.eps + (strength or 0.0) * (larger - MT3.eps)
-        if strength is None or eps <= 0:
-            return None
-        best = (1.0, Hypothesis(f"eps={eps:.1e}", f"epsilon about {eps:.1e} in place of 1e-6", Behaviour(eps=eps)))
-    strength, hypothesis = best
-    before = float(np.abs(residual).max() / np.abs(exact).max())
-    fixed = values.compute(scale.path, low=False, changed={step.name: hypothesis})
-    after = float(np.abs(scale.rows(scale.candidate) - scale.rows(fixed)).max() / np.abs(exact).max())
+        if options.keys() <= {"eps", "eps_outside"}:
+            hypothesis = Hypothesis(cause, text, Behaviour(**options))
+            shape = expected(hypothesis)
+            strength = strength_of(shape)
+            if strength is not None and abs(strength - 1.0) < STRENGTH:
+                fitting.append((float(((gains - shape) ** 2).sum()), hypothesis))
+    larger = 1e-5
+    shape = expected(Hypothesis("", "", Behaviour(eps=larger)))
+    strength = strength_of(shape)
+    eps = MT3.eps + (strength or 0.0) * (larger - MT3.eps)
+    if strength is not None and eps > 0:
+        left = float(((gains - strength * shape) ** 2).sum())
+        # a fitted number always fits a little better: it must by three standard deviations, and be another number
+        known = min(fitting, key=lambda each: each[0], default=(np.inf, None))
+        better = known[0] - left > 9 * left / len(gains)
+        other = known[1] is None or known[1].behaviour.eps_outside or abs(eps / known[1].behaviour.eps - 1) > READING
+        if better and other:
+            text = f"epsilon about {eps:.1e} in place of 1e-6"
+            fitting.insert(0, (-1.0, Hypothesis(f"eps={eps:.1e}", text, Behaviour(eps=eps))))
+    if not fitting:
+        return None
+    fitting.sort(key=lambda each: each[0])
+
+    def error(other: np.ndarray) -> float:
+        return float(np.abs(have - other).max() / np.abs(truth).max())
+
+    def remaining(hypothesis: Hypothesis) -> float:
+        return error(scale.rows(values.compute(scale.path, low=False, changed={step.name: hypothesis}))[rows])
+
+    best, second = fitting[0][1], fitting[1][1] if len(fitting) > 1 else None
+    runner_up = (second.text, remaining(second)) if second else ("", None)
     site = module_of(step.name)
-    return Finding(site, hypothesis.cause, hypothesis.text, before, after, sites=[site])
+    return Finding(site, best.cause, best.text, error(truth), remaining(best), runner_up, sites=[site])
 
 
 def _epsilon(step: Step, candidate: np.ndarray, values: "_Values") -> Iterator[Hypothesis]:
