@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 # before either framework is imported, and for the processes that tests start: tests run side by side, one core each,
@@ -15,6 +16,10 @@ import pytest
 
 from mt3_common import checkpoint
 from mt3_common.config import NetworkConfig
+
+# a shell's background jobs ignore Ctrl-C, and so would every process that they start; one with a handler of its own
+# passes the default on (preexec_fn would do it by a fork, of which JAX warns)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 
