@@ -10,6 +10,7 @@ Rendering needs tinysoundfont (`pip install --no-deps tinysoundfont`) and soxr.
 import contextlib
 import dataclasses
 import hashlib
+import math
 import multiprocessing
 import re
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,8 @@ class Recipe:
         dense: share with random notes, chords and scales on one instrument, half of them on a piano.
         silence: share with noise only.
         midi_class: label notes with the first program of their MIDI class instead of their own.
+        settle: label notes with times on a grid of so many seconds (see settle), which a decoder can tell apart;
+            0 to label them with their own times, as test sets need.
         damage: mixes get reverb, compression, noise, band limits, detuning and clipping; false for clean test sets.
     """
 
@@ -85,6 +88,7 @@ class Recipe:
     dense: float = 0.15
     silence: float = 0.01
     midi_class: bool = True
+    settle: float = 0.0
     damage: bool = True
 
     def __post_init__(self):
@@ -92,6 +96,8 @@ class Recipe:
             raise ValueError(f"the shares of a recipe must be 0 or more and one of them above it, not {self.shares()}")
         if not self.seconds >= 1:
             raise ValueError(f"an example must last 1 s or longer, not {self.seconds}")
+        if not 0 <= self.settle <= 0.1:
+            raise ValueError(f"settle must be a grid of 0 to 0.1 s, not {self.settle}")
 
     def shares(self) -> dict[str, float]:
         """Kind -> its share; they need not add up to 1."""
@@ -245,7 +251,10 @@ class Generator:
         mix = _damage(mix, rng) if self.recipe.damage else mix * np.float32(0.5 / max(1e-4, np.abs(mix).max()))
         end = self.recipe.seconds
         notes = [n._replace(offset=min(n.offset, end)) for n in notes if n.onset < end - 0.01]
-        return Example(mix.astype(np.float32), trim_overlapping(sorted(notes)), kind)
+        notes = trim_overlapping(sorted(notes))
+        if self.recipe.settle:
+            notes = trim_overlapping(sorted(settle(notes, self.recipe.settle)))
+        return Example(mix.astype(np.float32), notes, kind)
 
     def examples(self, start: int = 0, stop: int | None = None, workers: int = 0) -> Iterator[Example]:
         """Examples start, start + 1, ... in order, made in so many worker processes (0: in this one)."""
@@ -362,6 +371,37 @@ class Generator:
             if notes:
                 stems.append(Stem(stem.program, stem.is_drum, tuple(notes)))
         return stems
+
+
+def settle(notes: Sequence[Note], grid: float) -> list[Note]:
+    """Notes at times that can be heard apart: chords together, ends where something begins if that is near.
+
+    A decoder says one time per group of events. Notes of a chord some milliseconds apart, and ends that nobody
+    hears exactly, would make it choose among many times that are equally likely, so that none of them wins.
+
+    Args:
+        notes: sorted by onset.
+        grid: s; onsets within 30 ms share one multiple of it. Offsets within 60 ms of one take it, others the nearest
+            multiple of four times the grid.
+    """
+    if not notes:
+        return []
+    onsets = np.array([note.onset for note in notes])
+    groups, first = [], 0
+    for index in range(1, len(onsets) + 1):
+        if index == len(onsets) or onsets[index] - onsets[first] > 0.03:
+            groups += [round(float(onsets[first:index].mean()) / grid) * grid] * (index - first)
+            first = index
+    times = np.unique(groups)
+    settled = []
+    for note, onset in zip(notes, groups):
+        near = times[np.clip(np.searchsorted(times, note.offset) + np.array([-1, 0]), 0, len(times) - 1)]
+        offset = float(near[np.argmin(np.abs(near - note.offset))])
+        if abs(offset - note.offset) > 0.06 or offset <= onset:
+            coarse = 4 * grid
+            offset = max(round(note.offset / coarse), math.floor(onset / coarse + 1e-6) + 1) * coarse
+        settled.append(note._replace(onset=onset, offset=offset))
+    return settled
 
 
 def made_up_notes(seconds: float, rng: np.random.Generator) -> list[Note]:

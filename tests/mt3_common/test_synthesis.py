@@ -4,6 +4,8 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("tinysoundfont")
 from mt3_common import synthesis
@@ -155,3 +157,26 @@ def test_a_missing_font_is_said(songs, tmp_path):
         synthesis.Generator(songs, [tmp_path / "text.sf2"], recipe(piano=1.0)).example(0)
     with pytest.raises(ValueError, match="at least one soundfont"):
         synthesis.Generator(songs, [], recipe(piano=1.0)).example(0)
+
+
+def test_settled_notes_share_times():
+    chord = [Note(1.004, 1.52, 60, 80), Note(1.011, 1.9, 64, 80), Note(1.017, 3.0, 67, 80)]
+    after = [Note(1.5, 1.51, 72, 80), Note(1.54, 2.5, 74, 80)]
+    settled = synthesis.settle(chord + after, 0.02)
+    assert [note.onset for note in settled] == pytest.approx([1.02, 1.02, 1.02, 1.5, 1.54])
+    # the first one ends where the next begins; the second and the last on the coarse grid; none before it began
+    assert [note.offset for note in settled] == pytest.approx([1.5, 1.92, 3.04, 1.52, 2.48])
+    assert [note.pitch for note in settled] == [60, 64, 67, 72, 74]
+    assert synthesis.settle([], 0.02) == []
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.floats(0, 5), st.floats(0.01, 2), st.integers(40, 44)), max_size=20))
+def test_settling_moves_little_and_loses_nothing(rows):
+    notes = trim_overlapping(sorted(Note(onset, onset + length, pitch, 80) for onset, length, pitch in rows))
+    settled = synthesis.settle(notes, 0.02)
+    assert len(settled) == len(notes)
+    for before, after in zip(notes, settled):
+        assert abs(after.onset - before.onset) <= 0.04
+        assert after.onset < after.offset
+        assert abs(after.offset - before.offset) <= 0.12
