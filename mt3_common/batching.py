@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mt3_common.spectrogram import Segment
 from mt3_common.vocabulary import EOS_ID
 
 
@@ -92,7 +93,9 @@ def until_eos(ids: np.ndarray) -> np.ndarray:
     return ids[: ends[0] + 1] if len(ends) else ids
 
 
-def run(make_batch, segments: Iterable[np.ndarray], settings: SearchSettings, batch_size: int) -> Iterator[np.ndarray]:
+def run(
+    make_batch, segments: Iterable[np.ndarray | Segment], settings: SearchSettings, batch_size: int
+) -> Iterator[np.ndarray]:
     """Token ids of each segment, in the segments' order, whatever order they end in.
 
     Segments are taken from the iterable only when a row is free, and an ended segment waits only for those before it;
@@ -100,13 +103,17 @@ def run(make_batch, segments: Iterable[np.ndarray], settings: SearchSettings, ba
 
     Args:
         make_batch: called with a number of rows, returns a RunningBatch.
-        segments: (input_frames, mel bins) float32 each.
+        segments: (input_frames, mel bins) float32 each; or Segments, of several recordings one after the other, of
+            which each is numbered by its own index.
         batch_size: rows at most.
 
     Yields:
         (n,) int32 ids up to and including EOS, or max_steps of them.
     """
-    waiting = enumerate(segments)
+    waiting = (
+        (number, segment.frames, segment.index) if isinstance(segment, Segment) else (number, segment, number)
+        for number, segment in enumerate(segments)
+    )
     arrivals = list(itertools.islice(waiting, batch_size))
     if not arrivals:
         return
@@ -118,8 +125,9 @@ def run(make_batch, segments: Iterable[np.ndarray], settings: SearchSettings, ba
     while arrivals or in_row:
         if arrivals:
             free = [row for row in range(batch.num_rows) if row not in in_row][: len(arrivals)]
-            batch.insert(free, [frames for _, frames in arrivals], [settings.uniforms(i) for i, _ in arrivals])
-            in_row.update(zip(free, (index for index, _ in arrivals), strict=True))
+            uniforms = [settings.uniforms(index) for _, _, index in arrivals]
+            batch.insert(free, [frames for _, frames, _ in arrivals], uniforms)
+            in_row.update(zip(free, (number for number, _, _ in arrivals), strict=True))
         done = batch.advance()
         rows = [row for row in in_row if done[row]]
         for row, ids in zip(rows, batch.take(rows) if rows else [], strict=True):

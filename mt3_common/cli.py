@@ -1,6 +1,8 @@
 """The command line of both twins' infer: arguments, files in and out, progress, errors and the exit status."""
 
 import argparse
+import collections
+import concurrent.futures
 import contextlib
 import functools
 import glob
@@ -30,7 +32,7 @@ from mt3_common.summary import (
     digest_of_checkpoint,
     remove_leftovers,
 )
-from mt3_common.transcribe import FORMATS, SUFFIXES, Transcriber, Transcription, find_checkpoint
+from mt3_common.transcribe import FORMATS, SUFFIXES, Request, Transcriber, Transcription, find_checkpoint
 
 # the AUDIO that is stdin
 STDIN = "-"
@@ -214,22 +216,7 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
     for path, message in failed.items():
         say(f"error: {message}")
         write_down(summary, {"audio": str(path), "status": "failed", "error": message})
-    for number, job in enumerate(jobs, 1):
-        count = f" ({number} of {len(jobs)})" if len(jobs) > 1 else ""
-        try:
-            record = run(transcriber, job, f"{job.audio.name}{count}", arguments, summary is not None)
-            if summary is not None:
-                summary.append(record | about)
-        except Unread:
-            raise
-        except Exception as error:
-            if debug:
-                raise
-            message = sentence(error, program).replace(str(job.audio), job.shown)
-            named = any(str(path) in message for path in (job.shown, *job.outputs))
-            failed[Path(job.shown)] = message = message if named else f"{job.shown}: {message}"
-            say(f"error: {message}")
-            write_down(summary, {"audio": job.shown, "status": "failed", "error": message} | about)
+    failed |= run(transcriber, [Task(job, arguments, summary is not None) for job in jobs], summary, about, program)
     if failed and num_inputs > 1:
         say(f"error: {len(failed)} of {num_inputs} inputs failed: {', '.join(map(str, failed))}")
     return SOME_FAILED if failed else SUCCESS
@@ -330,6 +317,7 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         "are several",
     )
     add("--resume", action="store_true", help="leave out what the summary and the files themselves prove to be done")
+    add("--jobs", type=POSITIVE, default=2, metavar="N", help="recordings read, and written, at once; default: 2")
     model = parser.add_argument_group("model")
     add = model.add_argument
     add(
@@ -495,58 +483,156 @@ def recordings(folder: Path) -> list[Path]:
     )
 
 
+class Task:
+    """One recording from the check of its outputs to the line of the summary.
+
+    Args:
+        job: the recording and its outputs.
+        arguments: the command line's.
+        summarised: whether there is a summary, which needs digests.
+    """
+
+    def __init__(self, job: Job, arguments: argparse.Namespace, summarised: bool):
+        self.job = job
+        self.arguments = arguments
+        self.summarised = summarised
+        self.input: dict[str, Any] = {}
+        self._state: tuple[int, int] = (0, 0)
+
+    def begin(self) -> None:
+        """Checks the outputs and remembers what the recording is; called before it is read.
+
+        Raises:
+            ValueError: an output is in the way.
+            OSError: the recording cannot be read.
+        """
+        for output in self.job.outputs:
+            if os.path.lexists(output) and not self.arguments.force and not midi.written_here(output):
+                raise ValueError(
+                    f"{output} is in the way: this program did not write it, or it was changed since; --force "
+                    "replaces it"
+                )
+        if self.summarised and self.job.audio.is_file():
+            self._state = modified(self.job.audio)
+            self.input = describe_file(self.job.audio)
+
+    def finish(self, transcription: Transcription, elapsed: float) -> tuple[dict[str, Any], dict[str, float]]:
+        """Writes the files.
+
+        Args:
+            transcription: of the recording.
+            elapsed: time that it took (s).
+
+        Returns:
+            Its line of the summary, but for checkpoint and settings, and the seconds of each stage.
+
+        Raises:
+            ValueError: the recording was changed, or an output cannot be written.
+            OSError: an output's folder cannot be made.
+        """
+        job = self.job
+        if self.input and modified(job.audio) != self._state:
+            raise ValueError(f"{job.audio} was changed while it was read; run again")
+        began = time.perf_counter()
+        for output in job.outputs:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            transcription.write(output)
+        seconds = transcription.seconds | {"files": time.perf_counter() - began}
+        record = {
+            "audio": job.shown,
+            "status": "done",
+            "input": self.input,
+            "outputs": {
+                SUFFIXES[output.suffix.lower()]: {"path": str(output)}
+                | (describe_file(output) if self.summarised else {})
+                for output in job.outputs
+            },
+            "notes": len(transcription.notes),
+            "instruments": transcription.num_instruments,
+            "invalid": transcription.invalid,
+            "dropped": transcription.dropped,
+            "segments": transcription.num_segments,
+            "duration": transcription.duration,
+            "seconds": round(elapsed, 3),
+        }
+        return record, seconds
+
+
 def run(
-    transcriber: Transcriber, job: Job, label: str, arguments: argparse.Namespace, summarised: bool
-) -> dict[str, Any]:
-    """Transcribes one recording and writes its files, with progress and a closing line unless quiet.
+    transcriber: Transcriber, tasks: Sequence[Task], summary: Summary | None, about: dict[str, Any], program: str
+) -> dict[Path, str]:
+    """Transcribes recordings and writes their files, with progress, and in their order a closing line and a summary's.
+
+    Args:
+        transcriber: the network.
+        tasks: the recordings.
+        summary: where to write down what came of each.
+        about: its entries 'checkpoint' and 'settings'.
+        program: 'jax_mt3' or 'torch_mt3', for messages.
 
     Returns:
-        Its line of the summary, but for checkpoint and settings; without digests unless summarised.
-
-    Raises:
-        ValueError: an output is in the way, or the recording cannot be read.
+        Recordings that failed, and why.
     """
-    for output in job.outputs:
-        if os.path.lexists(output) and not arguments.force and not midi.written_here(output):
-            raise ValueError(
-                f"{output} is in the way: this program did not write it, or it was changed since; --force replaces it"
-            )
-    described, state = {}, ()
-    if summarised and job.audio.is_file():
-        state = modified(job.audio)
-        described = describe_file(job.audio)
-    began = time.perf_counter()
-    with progress(label, arguments.quiet) as on_progress:
-        on_notes = functools.partial(stream, job) if arguments.jsonl else None
-        transcription = transcriber.transcribe(job.audio, arguments.start, arguments.duration, on_progress, on_notes)
-    elapsed = time.perf_counter() - began
-    if described and modified(job.audio) != state:
-        raise ValueError(f"{job.audio} was changed while it was read; run again")
-    for output in job.outputs:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        transcription.write(output)
-    written = time.perf_counter() - began - elapsed
-    if not arguments.quiet:
-        (say if arguments.jsonl else report)(closing_line(job, transcription, elapsed))
-    if arguments.verbose:
-        stages = transcription.seconds | {"files": written}
-        say(f"{job.shown}: {', '.join(f'{stage} {seconds:.2f} s' for stage, seconds in stages.items())}")
-    return {
-        "audio": job.shown,
-        "status": "done",
-        "input": described,
-        "outputs": {
-            SUFFIXES[output.suffix.lower()]: {"path": str(output)} | (describe_file(output) if summarised else {})
-            for output in job.outputs
-        },
-        "notes": len(transcription.notes),
-        "instruments": transcription.num_instruments,
-        "invalid": transcription.invalid,
-        "dropped": transcription.dropped,
-        "segments": transcription.num_segments,
-        "duration": transcription.duration,
-        "seconds": round(elapsed, 3),
-    }
+    if not tasks:
+        return {}
+    arguments = tasks[0].arguments
+    failed: dict[Path, str] = {}
+    # recordings whose files are being written, in order
+    written: collections.deque[tuple[Task, concurrent.futures.Future]] = collections.deque()
+
+    def fail(task: Task, error: Exception) -> None:
+        if arguments.debug:
+            raise error
+        message = sentence(error, program).replace(str(task.job.audio), task.job.shown)
+        named = any(str(path) in message for path in (task.job.shown, *task.job.outputs))
+        failed[Path(task.job.shown)] = message = message if named else f"{task.job.shown}: {message}"
+        say(f"error: {message}")
+        write_down(summary, {"audio": task.job.shown, "status": "failed", "error": message} | about)
+
+    def settle(at_most: int = 0) -> None:
+        """Closes with those that are written, and waits until at most so many are not."""
+        while written and (len(written) > at_most or written[0][1].done()):
+            task, future = written.popleft()
+            try:
+                transcription, (record, seconds) = future.result()
+                if not arguments.quiet:
+                    (say if arguments.jsonl else report)(closing_line(task.job, transcription, record["seconds"]))
+                if arguments.verbose:
+                    stages = ", ".join(f"{stage} {took:.2f} s" for stage, took in seconds.items())
+                    say(f"{task.job.shown}: {stages}")
+                if summary is not None:
+                    summary.append(record | about)
+            except Exception as error:
+                fail(task, error)
+
+    def finish(task: Task, result: Transcription | Exception, elapsed: float) -> tuple[Transcription, Any]:
+        if isinstance(result, Exception):
+            raise result
+        return result, task.finish(result, elapsed)
+
+    with contextlib.ExitStack() as stack:
+        show = stack.enter_context(progress(len(tasks), arguments.quiet))
+        writers = stack.enter_context(concurrent.futures.ThreadPoolExecutor(arguments.jobs))
+        stack.callback(settle)
+
+        def request(number: int, task: Task) -> Request:
+            def on_progress(done: int, total: int | None) -> None:
+                settle(len(tasks))
+                show(number, task.job.audio.name, done, total)
+
+            on_notes = functools.partial(stream, task.job) if arguments.jsonl else None
+            return Request(task.job.audio, arguments.start, arguments.duration, on_progress, on_notes, task.begin)
+
+        requests = [request(number, task) for number, task in enumerate(tasks)]
+        results = stack.enter_context(contextlib.closing(transcriber.transcribe_many(requests, arguments.jobs)))
+        since = time.perf_counter()
+        for task, result in zip(tasks, results):
+            now = time.perf_counter()
+            written.append((task, writers.submit(finish, task, result, now - since)))
+            since = now
+            # so many transcriptions wait in memory
+            settle(2 * arguments.jobs)
+    return failed
 
 
 def stream(job: Job, notes: Sequence[Note]) -> None:
@@ -567,25 +653,41 @@ def modified(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def progress(label: str, quiet: bool) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on stderr with the time left, gone when it is done; nothing where stderr is no terminal or quiet.
+def progress(count: int, quiet: bool) -> Iterator[Callable[[int, str, int, int | None], None]]:
+    """A bar on stderr with the time left, gone when all is done; nothing where stderr is no terminal or quiet.
+
+    Args:
+        count: of recordings; of several there is a second bar.
+        quiet: show nothing.
 
     Yields:
-        What to call with the segments done and their number, or None where that is not known.
+        What to call with the number of a recording, its name, the segments done and their number, or None where that
+        is not known.
     """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("segments,"),
+        TextColumn("{task.fields[unit]},"),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
     bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_interactive)
     with bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        whole = bar.add_task("all", total=count, unit="recordings", visible=count > 1)
+        bars: dict[int, Any] = {}
+
+        def show(number: int, name: str, done: int, total: int | None) -> None:
+            if number not in bars:
+                for earlier in bars.values():
+                    bar.remove_task(earlier)
+                bars.clear()
+                bars[number] = bar.add_task(name, total=total, unit="segments")
+                bar.update(whole, completed=number)
+            bar.update(bars[number], completed=done, total=total)
+
+        yield show
 
 
 def closing_line(job: Job, transcription: Transcription, elapsed: float) -> str:

@@ -1,13 +1,18 @@
 """A recording to notes: blocks of audio, segments, ids from either twin's network, notes, files.
 
-Nothing here grows with the length of the recording but the notes themselves.
+Each recording is read by a thread of its own, ahead of the network by a bounded number of segments; the segments of all
+recordings go through the network as one stream, so that the next recording fills the rows that this one leaves empty.
+Nothing here grows with the length of a recording but the notes themselves.
 """
 
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,16 +24,18 @@ from mt3_common import download, midi
 from mt3_common.audio import audio_duration, stream_audio
 from mt3_common.config import Config
 from mt3_common.notes import Note, NoteDecoder
-from mt3_common.spectrogram import num_segments, segments
+from mt3_common.spectrogram import Segment, num_segments, segments
 from mt3_common.vocabulary import Vocabulary
 
 FORMATS = ("mid", "json", "csv", "noteseq")
 # endings of outputs' names and what they stand for
 SUFFIXES = {".mid": "mid", ".midi": "mid", ".json": "json", ".csv": "csv", ".noteseq": "noteseq"}
 
+# what a transcription's time is spent on; waiting is the network's for audio and spectrogram, which run beside it
+STAGES = ("audio", "spectrogram", "waiting", "network", "notes")
 
-# what a transcription's time is spent on
-STAGES = ("audio", "spectrogram", "network", "notes")
+# segments of a recording that are read before the network asks for them: 16 MB
+QUEUED_SEGMENTS = 32
 
 
 class NamedCheckpoint(NamedTuple):
@@ -189,20 +196,173 @@ class Clock:
             yield item
 
 
+class Request(NamedTuple):
+    """A recording to transcribe.
+
+    Attributes:
+        path: of the file.
+        start: where to begin (s); it becomes 0 s of the notes.
+        duration: how much to read (s); None for everything.
+        on_progress: called with the segments done and their number, None where the file does not tell its length.
+        on_notes: called with the notes that a segment ended, as soon as it is decoded; all calls together have the
+            notes of the result, in their order.
+        before: called before anything is read, by the thread that will read; what it raises becomes the result.
+    """
+
+    path: str | os.PathLike
+    start: float = 0.0
+    duration: float | None = None
+    on_progress: Callable[[int, int | None], None] | None = None
+    on_notes: Callable[[list[Note]], None] | None = None
+    before: Callable[[], None] | None = None
+
+
+class _Recording:
+    """A recording on its way: one thread reads it, another feeds the network and takes down the notes.
+
+    Attributes:
+        error: why it could not be read (any further); known when `segments` has ended.
+        read: whether `segments` has ended.
+        times: start (s) of the segments that the network has, and of the ones after them; None for no more.
+    """
+
+    def __init__(self, request: Request, config: Config):
+        self.request = request
+        self.config = config
+        self.error: Exception | None = None
+        self.read = False
+        self.times: collections.deque[tuple[float, float | None]] = collections.deque()
+        self.notes: list[Note] = []
+        self.count = 0
+        self._decoder = NoteDecoder(Vocabulary(config.vocabulary))
+        self._total: int | None = None
+        self._num_samples = 0
+        self._clock = Clock(STAGES)
+        self._queue: queue.Queue[tuple[Segment, float | None] | None] = queue.Queue(QUEUED_SEGMENTS)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._read, name=f"reading {request.path}", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        """What the reading thread does."""
+        try:
+            if self.request.before is not None:
+                self.request.before()
+            self._total = self._num_segments()
+            cut = segments(self._blocks(), self.config)
+            with contextlib.closing(cut):
+                made = self._clock.timed("spectrogram", cut)
+                # the last one must be known as such when it is handed over
+                for segment, following in itertools.pairwise(itertools.chain(made, [None])):
+                    self._put((segment, following and following.start_time))
+        except _Stopped:
+            return
+        except Exception as error:
+            self.error = error
+        with contextlib.suppress(_Stopped):
+            self._put(None)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        path, start, duration = self.request[:3]
+        samples = stream_audio(path, self.config.spectrogram.sample_rate, start=start, duration=duration)
+        with contextlib.closing(samples):
+            for block in self._clock.timed("audio", samples):
+                self._num_samples += len(block)
+                yield block
+
+    def _num_segments(self) -> int | None:
+        """Segments of the part of the file that will be read, None where the file does not tell its length."""
+        path, start, duration = self.request[:3]
+        seconds = audio_duration(path)
+        if seconds is None:
+            return None
+        seconds = min(seconds - start, seconds if duration is None else duration)
+        return num_segments(max(0, round(seconds * self.config.spectrogram.sample_rate)), self.config)
+
+    def _put(self, item: tuple[Segment, float | None] | None) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                return self._queue.put(item, timeout=0.1)
+        raise _Stopped
+
+    def stop(self) -> None:
+        """Ends the reading thread, wherever it is."""
+        self._stopped.set()
+        self._thread.join(timeout=5.0)
+
+    def segments(self, clock: "Clock") -> Iterator[Segment]:
+        """The segments, as they are read; what it takes to wait for them counts as waiting."""
+        while True:
+            with clock.running("waiting"):
+                item = self._queue.get()
+            if item is None:
+                break
+            segment, next_start = item
+            self.times.append((segment.start_time, next_start))
+            # or else the end would show only after the network has asked for more
+            self.read = next_start is None
+            yield segment
+        self.read = True
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all ids are there that will come."""
+        return self.read and not self.times
+
+    def add(self, ids: np.ndarray, clock: "Clock") -> None:
+        """Takes down the ids of the next segment."""
+        with clock.running("notes"):
+            start, next_start = self.times.popleft()
+            ended = self._decoder.feed(ids, start, next_start)
+            if next_start is None:
+                ended = ended + self._decoder.finish()
+        self.count += 1
+        self.tell_progress()
+        self.notes.extend(ended)
+        if ended and self.request.on_notes is not None:
+            self.request.on_notes(ended)
+
+    def tell_progress(self) -> None:
+        """Calls on_progress with where it stands."""
+        if self.request.on_progress is not None:
+            self.request.on_progress(self.count, self._total)
+
+    def result(self, seconds: dict[str, float], checkpoint: NamedCheckpoint | None) -> "Transcription | Exception":
+        """What came of it; seconds are those of the stages outside the reading thread."""
+        if self.error is not None:
+            return self.error
+        about: dict[str, Any] = {"audio": Path(self.request.path).name, "start": self.request.start}
+        if checkpoint is not None:
+            about["checkpoint"] = checkpoint.name
+        return Transcription(
+            self.notes,
+            self._num_samples / self.config.spectrogram.sample_rate,
+            self.count,
+            self._decoder.invalid,
+            self._decoder.dropped,
+            about,
+            {stage: self._clock.seconds[stage] + seconds[stage] for stage in STAGES},
+        )
+
+
+class _Stopped(Exception):
+    """Nobody wants the rest of a recording."""
+
+
 class Transcriber:
     """A network that is ready to transcribe.
 
     Args:
         config: of the network's checkpoint.
-        generate: takes an iterable of (input_frames, mel bins) float32 and yields the (n,) int32 ids of each, in order;
-            it may take several segments before it yields the first ids.
+        generate: takes an iterable of spectrogram.Segment and yields the (n,) int32 ids of each, in order; it may take
+            several segments before it yields the first ids. A segment's index begins anew with each recording.
         checkpoint: where the network came from, for notices and metadata.
     """
 
     def __init__(
         self,
         config: Config,
-        generate: Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]],
+        generate: Callable[[Iterable[Segment]], Iterator[np.ndarray]],
         checkpoint: NamedCheckpoint | None = None,
     ):
         self.config = config
@@ -220,82 +380,92 @@ class Transcriber:
         """The notes of an audio file.
 
         Args:
-            path: of the file.
-            start: where to begin (s); it becomes 0 s of the notes.
-            duration: how much to read (s); None for everything.
-            on_progress: called with the segments done and their number, None where the file does not tell its length.
-            on_notes: called with the notes that a segment ended, as soon as it is decoded; all calls together have the
-                notes of the result, in their order.
+            path, start, duration, on_progress, on_notes: see Request.
 
         Raises:
             AudioError: the file cannot be read as audio; says why.
         """
-        spectrogram = self.config.spectrogram
+        with contextlib.closing(
+            self.transcribe_many([Request(path, start, duration, on_progress, on_notes)])
+        ) as results:
+            result = next(results)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def transcribe_many(self, requests: Iterable[Request], readers: int = 1) -> Iterator[Transcription | Exception]:
+        """What comes of each recording, in their order: its notes, or why there are none.
+
+        The recordings share the network's batches, and each comes out as if it were alone. Where the network itself
+        fails, the first recording that has not come out takes the blame, and those behind it are begun again. Close the
+        iterator if it is not drawn to its end.
+
+        Args:
+            requests: the recordings.
+            readers: how many are read at once.
+        """
+        waiting = collections.deque(requests)
+        while waiting:
+            # one result at least comes of each round
+            yield from self._stream(waiting, max(1, readers))
+
+    def _stream(self, waiting: collections.deque[Request], readers: int) -> Iterator[Transcription | Exception]:
+        """Results until there are no more or the network fails; what comes out is taken from waiting."""
         clock = Clock(STAGES)
-        total = self._num_segments(path, start, duration)
-        if on_progress is not None:
-            on_progress(0, total)
-        num_samples = 0
-        # of the segments that generate has taken and not yet answered, and of the one answered last
-        start_times: collections.deque[float] = collections.deque()
+        unread = iter(list(waiting))
+        reading: collections.deque[_Recording] = collections.deque()
+        # those of which the network has seen something, in order
+        begun: collections.deque[_Recording] = collections.deque()
+        failure: Exception | None = None
 
-        def blocks() -> Iterator[np.ndarray]:
-            nonlocal num_samples
-            samples = stream_audio(path, spectrogram.sample_rate, start=start, duration=duration)
-            for block in clock.timed("audio", samples):
-                num_samples += len(block)
-                yield block
+        def stream() -> Iterator[Segment]:
+            while True:
+                while len(reading) < readers and (request := next(unread, None)) is not None:
+                    reading.append(_Recording(request, self.config))
+                if not reading:
+                    return
+                begun.append(recording := reading[0])
+                for number, segment in enumerate(recording.segments(clock)):
+                    if not number and recording is begun[0]:
+                        recording.tell_progress()
+                    yield segment
+                reading.popleft()
 
-        def frames() -> Iterator[np.ndarray]:
-            for segment in clock.timed("spectrogram", segments(blocks(), self.config)):
-                start_times.append(segment.start_time)
-                yield segment.frames
+        def finished() -> Iterator[Transcription | Exception]:
+            while begun and begun[0].is_done:
+                result = begun.popleft().result(clock.seconds, self.checkpoint)
+                clock.seconds = dict.fromkeys(STAGES, 0.0)
+                waiting.popleft()
+                if begun and begun[0].times:
+                    begun[0].tell_progress()
+                yield result
 
-        decoder = NoteDecoder(Vocabulary(self.config.vocabulary))
-        notes: list[Note] = []
-        count = 0
-
-        def add(ended: list[Note]) -> None:
-            notes.extend(ended)
-            if on_notes is not None and ended:
-                on_notes(ended)
-
-        def decode(ids: np.ndarray, next_start: float | None) -> None:
-            with clock.running("notes"):
-                ended = decoder.feed(ids, start_times.popleft(), next_start)
-            add(ended)
-
-        # a segment's ids wait for the next segment, whose start time ends their say
-        waiting = None
-        for ids in clock.timed("network", self.generate(frames())):
-            if waiting is not None:
-                decode(waiting, start_times[1])
-            waiting = ids
-            count += 1
-            if on_progress is not None:
-                on_progress(count, total)
-        if waiting is not None:
-            decode(waiting, None)
-        if start_times:
-            raise RuntimeError(f"{len(start_times)} of {count + len(start_times)} segments came back without ids")
-        add(decoder.finish())
-        metadata: dict[str, Any] = {"audio": Path(path).name, "start": start}
-        if self.checkpoint is not None:
-            metadata["checkpoint"] = self.checkpoint.name
-        return Transcription(
-            notes,
-            num_samples / spectrogram.sample_rate,
-            count,
-            decoder.invalid,
-            decoder.dropped,
-            metadata,
-            clock.seconds,
-        )
-
-    def _num_segments(self, path: str | os.PathLike, start: float, duration: float | None) -> int | None:
-        """Segments of the part of the file that will be read, None where the file does not tell its length."""
-        seconds = audio_duration(path)
-        if seconds is None:
-            return None
-        seconds = min(seconds - start, seconds if duration is None else duration)
-        return num_segments(max(0, round(seconds * self.config.spectrogram.sample_rate)), self.config)
+        ids_of_segments: Iterator[np.ndarray] | None = None
+        try:
+            while True:
+                try:
+                    ids_of_segments = ids_of_segments or clock.timed("network", self.generate(stream()))
+                    ids = next(ids_of_segments, None)
+                except Exception as error:
+                    failure = error
+                    break
+                if ids is None:
+                    break
+                yield from finished()
+                if not begun:
+                    failure = RuntimeError("the network answered before it was asked")
+                    break
+                begun[0].add(ids, clock)
+                yield from finished()
+            yield from finished()
+            if failure is None and begun:
+                missing = len(begun[0].times)
+                failure = RuntimeError(f"{missing} of {begun[0].count + missing} segments came back without ids")
+            if failure is None and waiting:
+                failure = RuntimeError("the network left off before the last segment")
+            if failure is not None:
+                waiting.popleft()
+                yield failure
+        finally:
+            for recording in {*begun, *reading}:
+                recording.stop()

@@ -1,8 +1,10 @@
 """The way from a recording to files, with a stand-in for the network that answers with the ids of known notes."""
 
+import collections
 import hashlib
 import itertools
 import json
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from mt3_common import midi, transcribe
 from mt3_common.config import PRESETS
 from mt3_common.notes import Note, decode_segments, encode_segments
 from mt3_common.spectrogram import segments, start_times
-from mt3_common.transcribe import NamedCheckpoint, Transcriber, Transcription, find_checkpoint
+from mt3_common.transcribe import NamedCheckpoint, Request, Transcriber, Transcription, find_checkpoint
 from mt3_common.vocabulary import Vocabulary
 
 CONFIG = PRESETS["mt3"]
@@ -83,28 +85,26 @@ def test_notes_are_told_in_their_order(audio, ahead):
 
 
 def test_a_stage_counts_alone(audio, monkeypatch):
-    """A clock that moves only where the stages say so: what is inside another stage is not counted twice."""
-    now = 0.0
+    """A clock that moves only where the stages say so, in each thread: nothing inside another stage counts twice."""
+    now = collections.Counter()
 
     def after(seconds, items):
-        nonlocal now
         for item in items:
-            now += seconds
+            now[threading.get_ident()] += seconds
             yield item
 
-    def network(frames):
-        nonlocal now
-        for _ in frames:
-            now += 100.0
+    def network(segments):
+        for _ in segments:
+            now[threading.get_ident()] += 100.0
             yield np.array([1])
 
     stream_audio, segments = transcribe.stream_audio, transcribe.segments
-    monkeypatch.setattr(transcribe.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(transcribe.time, "perf_counter", lambda: now[threading.get_ident()])
     monkeypatch.setattr(transcribe, "stream_audio", lambda *args, **options: after(1.0, stream_audio(*args, **options)))
     monkeypatch.setattr(transcribe, "segments", lambda *args: after(10.0, segments(*args)))
     found = Transcriber(CONFIG, network).transcribe(audio)
     # seven blocks of a second, four segments
-    assert found.seconds == {"audio": 7.0, "spectrogram": 40.0, "network": 400.0, "notes": 0.0}
+    assert found.seconds == {"audio": 7.0, "spectrogram": 40.0, "waiting": 0.0, "network": 400.0, "notes": 0.0}
 
 
 def test_the_network_gets_the_segments_of_the_recording(audio):
@@ -112,7 +112,7 @@ def test_the_network_gets_the_segments_of_the_recording(audio):
     Transcriber(CONFIG, generate).transcribe(audio)
     samples, _ = soundfile.read(audio, dtype="float32")
     expected = [segment.frames for segment in segments(samples, CONFIG)]
-    np.testing.assert_array_equal(np.stack(generate.taken), np.stack(expected))
+    np.testing.assert_array_equal(np.stack([segment.frames for segment in generate.taken]), np.stack(expected))
 
 
 def test_events_past_the_next_segment_are_dropped_and_counted(audio):
@@ -137,7 +137,7 @@ def test_start_and_duration(audio):
     transcription = Transcriber(CONFIG, generate).transcribe(audio, start=2.0, duration=3.0)
     samples, _ = soundfile.read(audio, dtype="float32")
     expected = [segment.frames for segment in segments(samples[2 * RATE : 5 * RATE], CONFIG)]
-    np.testing.assert_array_equal(np.stack(generate.taken), np.stack(expected))
+    np.testing.assert_array_equal(np.stack([segment.frames for segment in generate.taken]), np.stack(expected))
     assert (transcription.duration, transcription.num_segments) == (3.0, 2)
     assert transcription.metadata["start"] == 2.0
 
@@ -228,3 +228,165 @@ def test_a_path_comes_before_a_bundled_name(tmp_path, monkeypatch):
 def test_an_unknown_checkpoint_is_refused_with_the_names():
     with pytest.raises(ValueError, match=r"no checkpoint 'nowhere'.* golden"):
         find_checkpoint("nowhere")
+
+
+def recordings(folder: Path, *lengths: float) -> list[Path]:
+    """Files of noise, each of its own, of so many seconds."""
+    paths = []
+    for number, seconds in enumerate(lengths):
+        paths.append(folder / f"{number}.wav")
+        noise = np.random.default_rng(number).uniform(-0.1, 0.1, round(seconds * RATE))
+        soundfile.write(paths[-1], noise, RATE, subtype="FLOAT")
+    return paths
+
+
+def listening(ahead, rows=None):
+    """A generate whose ids follow from the frames alone, `ahead` segments late; rows collects how many it took."""
+
+    def generate(segments):
+        segments = iter(segments)
+        while taken := list(itertools.islice(segments, ahead)):
+            if rows is not None:
+                rows.append(len(taken))
+            for segment in taken:
+                pitch = 30 + int(np.abs(segment.frames).sum()) % 60
+                yield ids_of([Note(0.1, 0.5, pitch, 127, 0, False)], 1.0)[0]
+
+    return generate
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+@pytest.mark.parametrize("ahead", [1, 4, 100])
+def test_recordings_share_batches_and_come_out_as_if_alone(tmp_path, ahead, readers):
+    paths = recordings(tmp_path, 5.0, 0.5, 9.0, 2.0)
+    requests = [Request(path, start=0.25 * number) for number, path in enumerate(paths)]
+    rows = []
+    transcriber = Transcriber(CONFIG, listening(ahead, rows))
+    together = list(transcriber.transcribe_many(requests, readers))
+    alone = [Transcriber(CONFIG, listening(1)).transcribe(*request[:2]) for request in requests]
+    assert together == alone
+    assert [found.num_segments for found in together] == [3, 1, 5, 1]
+    # every batch is full but the last
+    assert rows == [ahead] * (10 // ahead) + [10 % ahead] * (10 % ahead > 0)
+
+
+def test_indices_begin_anew_with_each_recording(tmp_path):
+    seen = []
+
+    def generate(segments):
+        for segment in segments:
+            seen.append(segment.index)
+            yield [1]
+
+    list(Transcriber(CONFIG, generate).transcribe_many(map(Request, recordings(tmp_path, 5.0, 3.0))))
+    assert seen == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 100])
+def test_bad_recordings_leave_the_others_alone(tmp_path, ahead):
+    paths = recordings(tmp_path, 5.0, 9.0, 3.0, 1.0)
+    samples, _ = soundfile.read(paths[1])
+    samples[6 * RATE] = np.nan
+    soundfile.write(paths[1], samples, RATE, subtype="FLOAT")
+    paths[3].write_bytes(b"no sound")
+    transcriber = Transcriber(CONFIG, listening(ahead))
+    found = list(transcriber.transcribe_many(map(Request, [tmp_path / "missing", *paths, paths[0]]), 2))
+    assert [str(result) for result in found if isinstance(result, Exception)] == [
+        f"{tmp_path / 'missing'}: no such file",
+        f"{paths[1]}: the sample at 6.000 s is nan, which is no sound; export the file again",
+        f"{paths[3]}: is not audio that can be read (Format not recognised); if other programs play it, install ffmpeg",
+    ]
+    assert [number for number, result in enumerate(found) if isinstance(result, Transcription)] == [1, 3, 5]
+    assert found[1] == found[5] == transcriber.transcribe(paths[0])
+    assert found[3] == transcriber.transcribe(paths[2])
+
+
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_a_network_that_fails_blames_one_recording(tmp_path, ahead):
+    """Here at the third segment of the second recording; whatever was in the batch behind it is begun again."""
+    paths = recordings(tmp_path, 3.0, 7.0, 5.0)
+    told = []
+
+    def failing(segments):
+        kept = []
+
+        def watched():
+            for segment in segments:
+                kept.append(segment)
+                yield segment
+
+        for number, ids in enumerate(listening(ahead)(watched())):
+            if kept[number].index == 2 and np.array_equal(kept[number].frames, bad):
+                raise MemoryError("too much")
+            yield ids
+
+    samples, _ = soundfile.read(paths[1], dtype="float32")
+    bad = list(segments(samples, CONFIG))[2].frames
+    requests = [Request(path, on_notes=lambda notes, path=path: told.append((path, notes))) for path in paths]
+    found = list(Transcriber(CONFIG, failing).transcribe_many(requests, 2))
+    assert [type(result) for result in found] == [Transcription, MemoryError, Transcription]
+    assert found[2] == Transcriber(CONFIG, listening(1)).transcribe(paths[2])
+    for path, result in zip(paths, found):
+        if isinstance(result, Transcription):
+            assert [note for where, notes in told if where == path for note in notes] == result.notes
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "early", "unasked"])
+def test_a_network_that_does_not_answer(tmp_path, wrong):
+    def generate(segments):
+        if wrong == "unasked":
+            yield [1]
+        for segment in itertools.islice(segments, wrong == "early"):
+            yield [segment.index]
+
+    found = list(Transcriber(CONFIG, generate).transcribe_many(map(Request, recordings(tmp_path, 3.0, 1.0))))
+    assert (
+        [type(result) for result in found] == [RuntimeError] * 2 if wrong != "early" else [RuntimeError, Transcription]
+    )
+
+
+def threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("reading ")]
+
+
+def test_nobody_reads_on_when_nobody_asks(tmp_path):
+    """Also where the queue is full and the reader waits for room."""
+    results = Transcriber(CONFIG, listening(1)).transcribe_many(map(Request, recordings(tmp_path, 1.0, 90.0, 90.0)), 2)
+    next(results)
+    assert threads() != []
+    results.close()
+    assert threads() == []
+
+
+def test_only_so_much_is_read_ahead(tmp_path, monkeypatch):
+    monkeypatch.setattr(transcribe, "QUEUED_SEGMENTS", 2)
+    made = []
+
+    def counted(*arguments):
+        for segment in segments(*arguments):
+            made.append(segment.index)
+            yield segment
+
+    monkeypatch.setattr(transcribe, "segments", counted)
+    most = 0
+
+    def generate(frames):
+        nonlocal most
+        for number, _ in enumerate(frames, 1):
+            threading.Event().wait(0.01)
+            most = max(most, len(made) - number)
+            yield [1]
+
+    Transcriber(CONFIG, generate).transcribe(recordings(tmp_path, 60.0)[0])
+    # two in the queue, one that waits for room, and one behind it by which it is known not to be the last
+    assert 0 < most <= 4
+
+
+def test_before_is_called_first_and_may_refuse(tmp_path):
+    def refuse():
+        raise ValueError("no")
+
+    path = recordings(tmp_path, 1.0)[0]
+    requests = [Request(tmp_path / "missing", before=refuse), Request(path, before=path.touch)]
+    found = list(Transcriber(CONFIG, listening(1)).transcribe_many(requests))
+    assert (str(found[0]), found[1].num_segments) == ("no", 1)
