@@ -259,18 +259,27 @@ def begin(hypotheses: Hypotheses, rows: jax.Array, uniforms: jax.Array) -> Hypot
     )
 
 
-def choose(settings: SearchSettings, hypotheses: Hypotheses, age: jax.Array, logits: jax.Array):
+def choose(
+    settings: SearchSettings,
+    hypotheses: Hypotheses,
+    age: jax.Array,
+    logits: jax.Array,
+    allowed: jax.Array | None = None,
+):
     """The hypotheses after one more token, and which old hypothesis each new one continues.
 
     Args:
         age: (b,) tokens that were chosen before, that is the place of the new one.
         logits: (b, n, vocab_size).
+        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
 
     Returns:
         (hypotheses, (b, n) int parents).
 
     Source: T5X/decoding.py, beam_search, for 't5x'.
     """
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -jnp.inf)
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     if settings.search == "t5x":
         return _choose_t5x(settings, hypotheses, age, log_probs)
@@ -351,7 +360,12 @@ def best(settings: SearchSettings, hypotheses: Hypotheses) -> tuple[jax.Array, j
 
 @functools.partial(jax.jit, static_argnames=("settings", "steps"), donate_argnames=("cache", "hypotheses"))
 def advance(
-    weights: Weights, settings: SearchSettings, cache: Cache, hypotheses: Hypotheses, steps: int
+    weights: Weights,
+    settings: SearchSettings,
+    cache: Cache,
+    hypotheses: Hypotheses,
+    steps: int,
+    allowed: jax.Array | None = None,
 ) -> tuple[Cache, Hypotheses]:
     """Up to `steps` more tokens of every row that is not done; stops early when all are."""
 
@@ -367,7 +381,7 @@ def advance(
         tokens = jnp.where(cache.age[:, None] > 0, last, 0)
         age = cache.age
         logits, cache = step(weights, cache, tokens)
-        hypotheses, parents = choose(settings, hypotheses, age, logits)
+        hypotheses, parents = choose(settings, hypotheses, age, logits, allowed)
         if settings.num_decodes > 1:
             cache = _follow(cache, parents)
         return count + 1, cache, hypotheses
@@ -381,10 +395,18 @@ class Batch:
     Source: none in MT3, whose batches of 8 run until their longest row has ended.
     """
 
-    def __init__(self, weights: Weights, settings: SearchSettings, num_rows: int, num_frames: int):
+    def __init__(
+        self,
+        weights: Weights,
+        settings: SearchSettings,
+        num_rows: int,
+        num_frames: int,
+        allowed: np.ndarray | None = None,
+    ):
         self.num_rows = _row_count(num_rows)
         self.weights = weights
         self.settings = settings
+        self.allowed = None if allowed is None else jnp.asarray(allowed)
         length = min(FIRST_LENGTH, settings.max_steps)
         self.cache = empty_cache(weights, self.num_rows, num_frames, settings.num_decodes, length)
         self.hypotheses = empty_hypotheses(settings, self.num_rows)
@@ -406,7 +428,9 @@ class Batch:
         oldest = int(jnp.where(self.hypotheses.done, 0, self.cache.age).max())
         if oldest + STEPS_AT_ONCE > length:
             self.cache = grow(self.cache, 2 * length)
-        self.cache, self.hypotheses = advance(self.weights, self.settings, self.cache, self.hypotheses, STEPS_AT_ONCE)
+        self.cache, self.hypotheses = advance(
+            self.weights, self.settings, self.cache, self.hypotheses, STEPS_AT_ONCE, self.allowed
+        )
         return np.asarray(self.hypotheses.done)
 
     def take(self, rows: list[int]) -> list[np.ndarray]:
@@ -444,6 +468,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    allowed: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Token ids of each segment, in order.
 
@@ -453,6 +478,7 @@ def generate(
         batch_size: rows at most.
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
+        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
 
     Yields:
         (n,) int32 ids up to and including EOS, or max_steps of them.
@@ -463,7 +489,7 @@ def generate(
     weights = pack(params, config.network)
 
     def make_batch(num_rows: int) -> Batch:
-        return Batch(weights, settings, num_rows, config.input_frames)
+        return Batch(weights, settings, num_rows, config.input_frames, allowed)
 
     return batching.run(make_batch, segments, settings, batch_size)
 

@@ -13,6 +13,7 @@ from jax_mt3 import model as jax_model
 from mt3_common import batching
 from mt3_common.batching import SearchSettings
 from mt3_common.config import Config
+from mt3_common.vocabulary import EOS_ID
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import decode as torch_decode
 from torch_mt3 import model as torch_model
@@ -103,6 +104,31 @@ def test_generate_is_the_same_in_both_twins_and_at_any_batch_size(search, golden
             np.testing.assert_array_equal(ours, theirs)
     assert results[0][0].dtype == np.int32
     assert len({len(ids) for ids in results[0]}) > 1 or search == "beams"
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_tokens_that_are_not_allowed_never_come_in_either_twin(search, golden_config, golden_arrays, decoded):
+    """What is banned is what free decoding likes best, EOS and every third id aside."""
+    arrays = with_eos_gain(golden_arrays, 3.0)
+    config = dataclasses.replace(Config(), network=golden_config, max_target_length=60)
+
+    def generate(decode, build, allowed):
+        model = build(golden_config, arrays)
+        segments = noisy_segments(decoded, 5)
+        ids = decode.generate(model, config, segments, batch_size=4, allowed=allowed, **SEARCHES[search])
+        return [row.tolist() for row in ids]
+
+    free = generate(*TWINS["torch"][:2], None)
+    said = {token for row in free for token in row}
+    banned = {token for token in said if token % 3 and token != EOS_ID}
+    assert banned
+    allowed = ~np.isin(np.arange(1536), list(banned))
+    restricted = [generate(*TWINS[twin][:2], allowed) for twin in TWINS]
+    assert restricted[0] == restricted[1]
+    assert restricted[0] != free
+    assert not banned & {token for row in restricted[0] for token in row}
+    for twin in TWINS:
+        assert generate(*TWINS[twin][:2], np.ones(1536, bool)) == free
 
 
 def test_sampling_depends_on_the_seed_and_narrows_to_greedy(golden_config, golden_arrays, decoded):

@@ -19,14 +19,28 @@ from mt3_common import batching
 from mt3_common.batching import SearchSettings
 from mt3_common.config import Config, NetworkConfig
 from mt3_common.vocabulary import EOS_ID
-from torch_mt3.model import Encoder, Transformer, sinusoids
+from torch_mt3.model import Transformer, sinusoids
 
-# slots that the ring starts with; it doubles when a row outgrows it
-FIRST_LENGTH = 64
+# slots that the ring starts with, and by how many it grows when a row outgrows it: a copy of the ring for 32 steps costs
+# less than reading slots that hold nothing
+FIRST_LENGTH = 32
+# segments that are encoded together: enough for full matrix products, few enough for the processor's cache
+ENCODED_TOGETHER = 4
 # steps between two looks at which rows have ended
 STEPS_AT_ONCE = 8
 # T5X's stand-in for minus infinity
 NEG_INF = -1e7
+
+
+class EncoderLayerWeights(NamedTuple):
+    """One encoder layer; matrices are (out, in), those that share an input are packed."""
+
+    norm: torch.Tensor
+    qkv: torch.Tensor
+    out: torch.Tensor
+    mlp_norm: torch.Tensor
+    mlp_wi: torch.Tensor
+    mlp_wo: torch.Tensor
 
 
 class LayerWeights(NamedTuple):
@@ -48,7 +62,9 @@ class Weights(NamedTuple):
     """The network arranged for decoding."""
 
     config: NetworkConfig
-    encoder: Encoder
+    projection: torch.Tensor
+    encoder_layers: tuple[EncoderLayerWeights, ...]
+    encoder_norm: torch.Tensor
     embedding: torch.Tensor
     positions: torch.Tensor
     layers: tuple[LayerWeights, ...]
@@ -99,32 +115,49 @@ class Hypotheses(NamedTuple):
 @torch.inference_mode()
 def pack(model: Transformer) -> Weights:
     """The model's weights arranged for decoding, on its device and in its dtype."""
-    decoder = model.decoder
+    encoder, decoder = model.encoder, model.decoder
+
+    def packed(block, *names):
+        return _arranged(torch.cat([getattr(block, name).weight for name in names]))
+
+    encoder_layers = tuple(
+        EncoderLayerWeights(
+            norm=layer.pre_attention_layer_norm.scale,
+            qkv=packed(layer.attention, "query", "key", "value"),
+            out=packed(layer.attention, "out"),
+            mlp_norm=layer.pre_mlp_layer_norm.scale,
+            mlp_wi=packed(layer.mlp, "wi_0", "wi_1"),
+            mlp_wo=packed(layer.mlp, "wo"),
+        )
+        for layer in encoder.layers
+    )
     layers = tuple(
         LayerWeights(
             self_norm=layer.pre_self_attention_layer_norm.scale,
-            self_qkv=torch.cat([getattr(layer.self_attention, name).weight for name in ("query", "key", "value")]),
-            self_out=layer.self_attention.out.weight,
+            self_qkv=packed(layer.self_attention, "query", "key", "value"),
+            self_out=packed(layer.self_attention, "out"),
             cross_norm=layer.pre_cross_attention_layer_norm.scale,
-            cross_query=layer.encoder_decoder_attention.query.weight,
-            cross_kv=torch.cat([getattr(layer.encoder_decoder_attention, name).weight for name in ("key", "value")]),
-            cross_out=layer.encoder_decoder_attention.out.weight,
+            cross_query=packed(layer.encoder_decoder_attention, "query"),
+            cross_kv=packed(layer.encoder_decoder_attention, "key", "value"),
+            cross_out=packed(layer.encoder_decoder_attention, "out"),
             mlp_norm=layer.pre_mlp_layer_norm.scale,
-            mlp_wi=torch.cat([layer.mlp.wi_0.weight, layer.mlp.wi_1.weight]),
-            mlp_wo=layer.mlp.wo.weight,
+            mlp_wi=packed(layer.mlp, "wi_0", "wi_1"),
+            mlp_wo=packed(layer.mlp, "wo"),
         )
         for layer in decoder.layers
     )
     return Weights(
         config=model.config,
-        encoder=model.encoder,
+        projection=packed(encoder, "continuous_inputs_projection"),
+        encoder_layers=encoder_layers,
+        encoder_norm=encoder.encoder_norm.scale,
         embedding=decoder.token_embedder.weight,
         positions=torch.from_numpy(sinusoids(2048, model.config.emb_dim, model.config.position_table)).to(
             decoder.token_embedder.weight.device
         ),
         layers=layers,
         norm=decoder.decoder_norm.scale,
-        logits=decoder.logits_dense.weight,
+        logits=packed(decoder, "logits_dense"),
     )
 
 
@@ -145,15 +178,32 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
 
 
 @torch.inference_mode()
+def encode(weights: Weights, frames: torch.Tensor) -> torch.Tensor:
+    """The encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
+    heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
+    x = _dense(frames.to(weights.embedding.dtype), weights.projection)
+    x = (x + weights.positions[: x.shape[1]]).to(x.dtype)
+    for layer in weights.encoder_layers:
+        y = _dense(_rms_norm(x, layer.norm), layer.qkv)
+        query, key, value = rearrange(y, "b f (three h d) -> three b h f d", three=3, **heads)
+        y = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        x = x + _dense(rearrange(y, "b h f d -> b f (h d)"), layer.out)
+        x = x + _mlp(_rms_norm(x, layer.mlp_norm), layer)
+    return _rms_norm(x, weights.encoder_norm)
+
+
+@torch.inference_mode()
 def insert(weights: Weights, cache: Cache, rows: list[int], frames: torch.Tensor) -> Cache:
     """The cache with segments begun in the given rows: their frames (r, f, input_depth) encoded, their age 0."""
-    encoded = weights.encoder(frames.to(weights.embedding.dtype))
-    index = torch.tensor(rows, device=encoded.device)
-    for layer, keys, values in zip(weights.layers, cache.cross_keys, cache.cross_values, strict=True):
-        packed = rearrange(
-            F.linear(encoded, layer.cross_kv), "b f (two h d) -> two b h f d", two=2, d=weights.config.head_dim
-        )
-        keys[index], values[index] = packed[0], packed[1]
+    index = torch.tensor(rows, device=frames.device)
+    for some in range(0, len(rows), ENCODED_TOGETHER):
+        encoded = encode(weights, frames[some : some + ENCODED_TOGETHER])
+        some_rows = index[some : some + ENCODED_TOGETHER]
+        for layer, keys, values in zip(weights.layers, cache.cross_keys, cache.cross_values, strict=True):
+            packed = rearrange(
+                _dense(encoded, layer.cross_kv), "b f (two h d) -> two b h f d", two=2, d=weights.config.head_dim
+            )
+            keys[some_rows], values[some_rows] = packed[0], packed[1]
     cache.age[index] = 0
     return cache
 
@@ -174,26 +224,22 @@ def step(weights: Weights, cache: Cache, tokens: torch.Tensor) -> tuple[torch.Te
     heads = {"h": config.num_heads, "d": config.head_dim}
     slots = torch.arange(length, device=tokens.device)
     seen = (cache.slot - slots) % length <= cache.age[:, None]
-    seen = rearrange(seen.repeat_interleave(num_decodes, dim=0), "bn l -> bn 1 1 l")
     x = F.embedding(tokens, weights.embedding)
     x = (x + weights.positions[cache.age][:, None]).to(x.dtype)
+    unseen = torch.where(seen, 0.0, -torch.inf).to(x.dtype)
+    unseen = unseen.repeat_interleave(num_decodes * config.num_heads, dim=0)[:, None]
     for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
-        y = _rms_norm(x, layer.self_norm)
-        query, key, value = rearrange(
-            F.linear(y, layer.self_qkv), "b n (three h d) -> three (b n) h d", three=3, **heads
-        )
+        y = _dense(_rms_norm(x, layer.self_norm), layer.self_qkv)
+        query, key, value = rearrange(y, "b n (three h d) -> three (b n) h d", three=3, **heads)
         self_keys[:, :, cache.slot], self_values[:, :, cache.slot] = key, value
-        y = F.scaled_dot_product_attention(query[:, :, None], self_keys, self_values, attn_mask=seen, scale=1.0)
-        x = x + F.linear(rearrange(y, "(b n) h 1 d -> b n (h d)", b=num_rows), layer.self_out)
-        y = F.linear(_rms_norm(x, layer.cross_norm), layer.cross_query)
-        y = F.scaled_dot_product_attention(
-            rearrange(y, "b n (h d) -> b h n d", **heads), cross_keys, cross_values, scale=1.0
-        )
-        x = x + F.linear(rearrange(y, "b h n d -> b n (h d)"), layer.cross_out)
-        gate, linear = F.linear(_rms_norm(x, layer.mlp_norm), layer.mlp_wi).chunk(2, dim=-1)
-        x = x + F.linear(F.gelu(gate, approximate="tanh") * linear, layer.mlp_wo)
+        y = _attend(query[:, :, None], self_keys, self_values, unseen)
+        x = x + _dense(rearrange(y, "(b n) h 1 d -> b n (h d)", b=num_rows), layer.self_out)
+        y = _dense(_rms_norm(x, layer.cross_norm), layer.cross_query)
+        y = _attend(rearrange(y, "b n (h d) -> b h n d", **heads), cross_keys, cross_values)
+        x = x + _dense(rearrange(y, "b h n d -> b n (h d)"), layer.cross_out)
+        x = x + _mlp(_rms_norm(x, layer.mlp_norm), layer)
     x = _rms_norm(x, weights.norm)
-    logits = F.linear(x.to(torch.promote_types(x.dtype, torch.float32)), weights.logits)
+    logits = _dense(x.to(torch.promote_types(x.dtype, torch.float32)), weights.logits)
     return logits, cache._replace(slot=(cache.slot + 1) % length, age=cache.age + 1)
 
 
@@ -202,8 +248,10 @@ def grow(cache: Cache, length: int) -> Cache:
     old = cache.self_keys[0].shape[2]
 
     def unrolled(ring):
-        wide = ring.new_zeros((*ring.shape[:2], length, ring.shape[3]))
-        wide[:, :, :old] = ring.roll(-cache.slot, dims=2)
+        wide = ring.new_empty((*ring.shape[:2], length, ring.shape[3]))
+        wide[:, :, : old - cache.slot] = ring[:, :, cache.slot :]
+        wide[:, :, old - cache.slot : old] = ring[:, :, : cache.slot]
+        wide[:, :, old:] = 0
         return wide
 
     return cache._replace(
@@ -241,18 +289,27 @@ def begin(hypotheses: Hypotheses, rows: list[int], uniforms: torch.Tensor) -> Hy
     return hypotheses
 
 
-def choose(settings: SearchSettings, hypotheses: Hypotheses, age: torch.Tensor, logits: torch.Tensor):
+def choose(
+    settings: SearchSettings,
+    hypotheses: Hypotheses,
+    age: torch.Tensor,
+    logits: torch.Tensor,
+    allowed: torch.Tensor | None = None,
+):
     """The hypotheses after one more token, and which old hypothesis each new one continues.
 
     Args:
         age: (b,) tokens that were chosen before, that is the place of the new one.
         logits: (b, n, vocab_size).
+        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
 
     Returns:
         (hypotheses, (b, n) int64 parents).
 
     Source: T5X/decoding.py, beam_search, for 't5x'.
     """
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
     log_probs = F.log_softmax(logits.float(), dim=-1)
     if settings.search == "t5x":
         return _choose_t5x(settings, hypotheses, age, log_probs)
@@ -330,7 +387,12 @@ def best(settings: SearchSettings, hypotheses: Hypotheses) -> tuple[torch.Tensor
 
 @torch.inference_mode()
 def advance(
-    weights: Weights, settings: SearchSettings, cache: Cache, hypotheses: Hypotheses, steps: int
+    weights: Weights,
+    settings: SearchSettings,
+    cache: Cache,
+    hypotheses: Hypotheses,
+    steps: int,
+    allowed: torch.Tensor | None = None,
 ) -> tuple[Cache, Hypotheses]:
     """Up to `steps` more tokens of every row that is not done; stops early when all are."""
     for _ in range(steps):
@@ -342,7 +404,7 @@ def advance(
         tokens = torch.where(cache.age[:, None] > 0, last, 0)
         age = cache.age
         logits, cache = step(weights, cache, tokens)
-        hypotheses, parents = choose(settings, hypotheses, age, logits)
+        hypotheses, parents = choose(settings, hypotheses, age, logits, allowed)
         if settings.num_decodes > 1:
             cache = _follow(cache, parents)
     return cache, hypotheses
@@ -354,10 +416,18 @@ class Batch:
     Source: none in MT3, whose batches of 8 run until their longest row has ended.
     """
 
-    def __init__(self, weights: Weights, settings: SearchSettings, num_rows: int, num_frames: int):
+    def __init__(
+        self,
+        weights: Weights,
+        settings: SearchSettings,
+        num_rows: int,
+        num_frames: int,
+        allowed: np.ndarray | None = None,
+    ):
         self.num_rows = num_rows
         self.weights = weights
         self.settings = settings
+        self.allowed = None if allowed is None else torch.from_numpy(allowed).to(weights.embedding.device)
         length = min(FIRST_LENGTH, settings.max_steps)
         self.cache = empty_cache(weights, num_rows, num_frames, settings.num_decodes, length)
         self.hypotheses = empty_hypotheses(settings, num_rows, weights.embedding.device)
@@ -375,8 +445,10 @@ class Batch:
         length = self.cache.self_keys[0].shape[2]
         oldest = int(torch.where(self.hypotheses.done, 0, self.cache.age).max())
         if oldest + STEPS_AT_ONCE > length:
-            self.cache = grow(self.cache, 2 * length)
-        self.cache, self.hypotheses = advance(self.weights, self.settings, self.cache, self.hypotheses, STEPS_AT_ONCE)
+            self.cache = grow(self.cache, length + FIRST_LENGTH)
+        self.cache, self.hypotheses = advance(
+            self.weights, self.settings, self.cache, self.hypotheses, STEPS_AT_ONCE, self.allowed
+        )
         return self.hypotheses.done.cpu().numpy()
 
     def take(self, rows: list[int]) -> list[np.ndarray]:
@@ -413,6 +485,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    allowed: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Token ids of each segment, in order.
 
@@ -422,6 +495,7 @@ def generate(
         batch_size: rows at most.
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
+        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
 
     Yields:
         (n,) int32 ids up to and including EOS, or max_steps of them.
@@ -432,9 +506,40 @@ def generate(
     weights = pack(model)
 
     def make_batch(num_rows: int) -> Batch:
-        return Batch(weights, settings, num_rows, config.input_frames)
+        return Batch(weights, settings, num_rows, config.input_frames, allowed)
 
     return batching.run(make_batch, segments, settings, batch_size)
+
+
+def _arranged(weight):
+    # in the order in which oneDNN's kernels read it, which saves them a copy at every product; other devices and
+    # dtypes have no such thing
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        return weight
+    return torch.ops.mkldnn._reorder_linear_weight(weight, 64)
+
+
+def _dense(x, weight):
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return F.linear(x, weight)
+
+
+def _mlp(x, layer):
+    gate, linear = _dense(x, layer.mlp_wi).chunk(2, dim=-1)
+    return _dense(F.gelu(gate, approximate="tanh") * linear, layer.mlp_wo)
+
+
+def _attend(query, keys, values, unseen=None):
+    # one or a few queries a head: two batched products, whose kernels read keys and values twice as fast as PyTorch's
+    # fused attention, which is made for many queries
+    shape = query.shape
+    query, keys, values = (array.flatten(0, 1) for array in (query, keys, values))
+    if unseen is None:
+        logits = torch.bmm(query, keys.transpose(1, 2))
+    else:
+        logits = torch.baddbmm(unseen, query, keys.transpose(1, 2))
+    return torch.bmm(torch.softmax(logits, dim=-1), values).view(shape)
 
 
 def _rms_norm(x, scale):
