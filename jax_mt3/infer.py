@@ -12,6 +12,7 @@ import sys
 import platformdirs
 
 from mt3_common import cli
+from mt3_common.instruments import allowed_tokens, parse_instruments
 from mt3_common.transcribe import NamedCheckpoint, Transcriber, find_checkpoint
 
 
@@ -28,6 +29,7 @@ def load(
     seed: int = 0,
     batch_size: int = 16,
     positions: str | None = None,
+    instruments: str | None = None,
 ) -> Transcriber:
     """A Transcriber: the network of a checkpoint, on its device, with a way to search.
 
@@ -46,6 +48,7 @@ def load(
         seed: of 'sample'.
         batch_size: segments decoded at once.
         positions: 'mt3' or 'port': the sinusoids that the weights were trained on; None to believe the checkpoint.
+        instruments: the only ones that may be heard, such as 'piano,bass,drums' (see parse_instruments); None for all.
 
     Raises:
         ValueError: the checkpoint, the device or a setting is not usable; says what to do.
@@ -62,6 +65,7 @@ def load(
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     found = find_checkpoint(checkpoint)
+    only = None if instruments is None else parse_instruments(instruments)
     overrides = {"position_table": positions} if positions else None
     params, config = weights.load(found.path, preset=model or found.model or None, overrides=overrides)
     params = jax.device_put(weights.cast(params, dtype), find_device(device))
@@ -76,8 +80,9 @@ def load(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        allowed=None if only is None else allowed_tokens(only, config),
     )
-    return Transcriber(config, generate, checkpoint=found)
+    return Transcriber(config, generate, checkpoint=found, instruments=only)
 
 
 def keep_compiled() -> None:
@@ -102,10 +107,18 @@ def find_device(name: str | None):
 
     kind, _, number = (name or "").partition(":")
     try:
+        if number and not number.isdecimal():
+            raise ValueError(number)
         return jax.devices(kind or None)[int(number or 0)]
     except (RuntimeError, IndexError, ValueError):
-        present = ", ".join(str(device) for device in jax.devices())
-        raise ValueError(f"no device {name!r} for JAX here; there are: {present}, and cpu") from None
+        present = dict.fromkeys([*map(called, jax.devices()), "cpu"])
+        hint = "; mps is for torch_mt3" if kind == "mps" else ""
+        raise ValueError(f"no device {name!r} for JAX here; there are: {', '.join(present)}{hint}") from None
+
+
+def called(device) -> str:
+    """What find_device calls a jax.Device: 'cpu', 'gpu:1', 'tpu:0'."""
+    return device.platform if device.platform == "cpu" else f"{device.platform}:{device.id}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt3_common import midi
+from mt3_common import midi, workers
 from mt3_common.config import PRESETS
+from mt3_common.instruments import parse_instruments
 from mt3_common.notes import Note
 from mt3_common.summary import (
     Summary,
@@ -56,6 +57,7 @@ SETTINGS = (
     "top_k",
     "top_p",
     "seed",
+    "instruments",
     "start",
     "duration",
 )
@@ -71,6 +73,8 @@ Turns recordings of music into notes (MIDI, JSON, CSV) with an MT3 network.
       with the published weights for many instruments (ismir2021: for the piano), fetched once and kept
   cat song.wav | python -m {program}.infer - --jsonl -
       its notes on stdout, each as soon as it ends
+  python -m {program}.infer song.wav --instruments piano,bass,drums
+      nothing but these
   python -m {program}.infer song.mp3 --format mid,json --search t5x --start 30 --duration 10
       ten seconds of it, to song.mid and song.json, searched as MT3 was published
 
@@ -157,6 +161,7 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
     about: dict[str, Any] = {}
     try:
         arguments = parse(program, argv)
+        devices = workers.split_devices(arguments.device)
         names = arguments.audio + (listed(arguments.list) if arguments.list else [])
         stdin = None
         if STDIN in arguments.audio:
@@ -188,20 +193,24 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
         began = time.perf_counter()
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
-            transcriber = load(
-                checkpoint=checkpoint,
-                model=arguments.model,
-                device=arguments.device,
-                dtype=arguments.dtype,
-                search=arguments.search,
-                beams=arguments.beams,
-                temperature=arguments.temperature,
-                top_k=arguments.top_k,
-                top_p=arguments.top_p,
-                seed=arguments.seed,
-                batch_size=arguments.batch_size,
-                positions=arguments.positions,
-            )
+            settings = {
+                "checkpoint": checkpoint,
+                "model": arguments.model,
+                "dtype": arguments.dtype,
+                "search": arguments.search,
+                "beams": arguments.beams,
+                "temperature": arguments.temperature,
+                "top_k": arguments.top_k,
+                "top_p": arguments.top_p,
+                "seed": arguments.seed,
+                "batch_size": arguments.batch_size,
+                "positions": arguments.positions,
+                "instruments": arguments.instruments,
+            }
+            if len(devices) > 1:
+                transcriber = workers.start(load, settings, devices, stack)
+            else:
+                transcriber = load(device=devices[0], **settings)
         for warning in warned:
             say(f"note: {warning.message}")
     except Exception as error:
@@ -329,7 +338,12 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--offline", action="store_true", help="fetch nothing: take the checkpoint from the cache, or stop")
     add("--model", choices=sorted(PRESETS, reverse=True), help="where neither the checkpoint nor its name tells")
     add("--positions", choices=("mt3", "port"), help="the sinusoids that the weights were trained on")
-    add("--device", metavar="D", help="cpu, gpu, gpu:1, …; default: a GPU if there is one")
+    add(
+        "--device",
+        metavar="D,…",
+        help="cpu, cuda:0, mps (PyTorch), tpu (JAX); several, such as cuda:0,cuda:1, each by a process of its own; "
+        "default: a GPU if there is one",
+    )
     add("--dtype", choices=("float32", "bfloat16", "float64"), default="float32", help="default: float32")
     add("--batch-size", type=POSITIVE, default=16, metavar="N", help="segments decoded at once; default: 16")
     search = parser.add_argument_group("search")
@@ -345,6 +359,16 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--top-k", type=POSITIVE, metavar="K", help="of sample: among the K likeliest tokens; default: all")
     add("--top-p", type=PROBABILITY, metavar="P", help="of sample: among the likeliest, up to P in sum; default: all")
     add("--seed", type=SEED, metavar="N", help="of sample; default: 0")
+    music = parser.add_argument_group("music")
+    add = music.add_argument
+    add(
+        "--instruments",
+        type=instruments,
+        metavar="I,…",
+        help="hear nothing else: families (piano, bass, synth lead, …), General MIDI's names or its numbers from 0 "
+        "(violin, 40), and drums, as in --instruments piano,bass,drums; of a model that tells families apart, but not "
+        "what is in them, name the first of each",
+    )
     messages = parser.add_argument_group("messages")
     add = messages.add_mutually_exclusive_group().add_argument
     add("--quiet", action="store_true", help="only errors and what must be known")
@@ -759,6 +783,14 @@ TEMPERATURE = number(float, "a number above 0", lambda value: 0 < value < math.i
 PROBABILITY = number(float, "above 0 and at most 1", lambda value: 0 < value <= 1)
 POSITIVE = number(int, "a whole number from 1 up", lambda value: value >= 1)
 SEED = number(int, "a whole number from 0 to 2^64 - 1", lambda value: 0 <= value < 2**64)
+
+
+def instruments(text: str) -> str:
+    """'bass,Drums' -> '32,33,34,35,36,37,38,39,drums', which is the same for the same instruments."""
+    try:
+        return str(parse_instruments(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def format_names(text: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ steps since the segment began.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -267,6 +267,11 @@ class NoteDecoder:
     An event that makes no sense (the end of a note that does not sound, an id outside the vocabulary, a time that is
     past already, …) is counted in `invalid` and skipped.
 
+    Args:
+        vocabulary: of the model that produced the ids.
+        programs: that may play; None for all. A pitch of another one makes no sense: program 0 holds until the first
+            program token.
+
     Attributes:
         invalid: tokens skipped so far.
         dropped: tokens past the beginning of the next segment so far.
@@ -277,8 +282,9 @@ class NoteDecoder:
     tie token takes all its pitches for ties, and notes sound on through it.
     """
 
-    def __init__(self, vocabulary: Vocabulary):
+    def __init__(self, vocabulary: Vocabulary, programs: Container[int] | None = None):
         self.vocabulary = vocabulary
+        self.programs = programs
         self.invalid = 0
         self.dropped = 0
         self._segment_start = -math.inf
@@ -376,6 +382,8 @@ class NoteDecoder:
 
     def _apply_pitch(self, key: tuple[int, int], time: float) -> bool:
         """Ties, ends or begins a note, depending on where and under which velocity its pitch came."""
+        if self.programs is not None and key[1] not in self.programs:
+            return False
         if self._in_tie_section:
             if key not in self._active or key in self._tied:
                 return False

@@ -23,6 +23,7 @@ import numpy as np
 from mt3_common import download, midi
 from mt3_common.audio import audio_duration, stream_audio
 from mt3_common.config import Config
+from mt3_common.instruments import Instruments
 from mt3_common.notes import Note, NoteDecoder
 from mt3_common.spectrogram import Segment, num_segments, segments
 from mt3_common.vocabulary import Vocabulary
@@ -226,15 +227,16 @@ class _Recording:
         times: start (s) of the segments that the network has, and of the ones after them; None for no more.
     """
 
-    def __init__(self, request: Request, config: Config):
+    def __init__(self, request: Request, config: Config, instruments: Instruments | None = None):
         self.request = request
         self.config = config
+        self.instruments = instruments
         self.error: Exception | None = None
         self.read = False
         self.times: collections.deque[tuple[float, float | None]] = collections.deque()
         self.notes: list[Note] = []
         self.count = 0
-        self._decoder = NoteDecoder(Vocabulary(config.vocabulary))
+        self._decoder = NoteDecoder(Vocabulary(config.vocabulary), instruments and instruments.programs)
         self._total: int | None = None
         self._num_samples = 0
         self._clock = Clock(STAGES)
@@ -334,6 +336,8 @@ class _Recording:
         about: dict[str, Any] = {"audio": Path(self.request.path).name, "start": self.request.start}
         if checkpoint is not None:
             about["checkpoint"] = checkpoint.name
+        if self.instruments is not None:
+            about["instruments"] = str(self.instruments)
         return Transcription(
             self.notes,
             self._num_samples / self.config.spectrogram.sample_rate,
@@ -357,6 +361,7 @@ class Transcriber:
         generate: takes an iterable of spectrogram.Segment and yields the (n,) int32 ids of each, in order; it may take
             several segments before it yields the first ids. A segment's index begins anew with each recording.
         checkpoint: where the network came from, for notices and metadata.
+        instruments: the only ones that may play, where generate is restricted to them.
     """
 
     def __init__(
@@ -364,7 +369,9 @@ class Transcriber:
         config: Config,
         generate: Callable[[Iterable[Segment]], Iterator[np.ndarray]],
         checkpoint: NamedCheckpoint | None = None,
+        instruments: Instruments | None = None,
     ):
+        self.instruments = instruments
         self.config = config
         self.generate = generate
         self.checkpoint = checkpoint
@@ -421,7 +428,7 @@ class Transcriber:
         def stream() -> Iterator[Segment]:
             while True:
                 while len(reading) < readers and (request := next(unread, None)) is not None:
-                    reading.append(_Recording(request, self.config))
+                    reading.append(_Recording(request, self.config, self.instruments))
                 if not reading:
                     return
                 begun.append(recording := reading[0])

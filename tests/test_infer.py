@@ -110,6 +110,21 @@ def test_the_preset_follows_from_the_name(twin):
     assert load(NamedCheckpoint(str(BUNDLED), "x", model="ismir2021"), model="mt3").config.vocabulary.use_ties
 
 
+def test_only_the_named_instruments_are_heard_by_both(written, talkative, tmp_path):
+    """Without pitches, which only waste its tokens here, the checkpoint hears more drums; and without drums none."""
+    options = ("--duration", "6", "--batch-size", "2", "--checkpoint", talkative, "--instruments")
+    for twin in TWINS:
+        assert infer(twin, EXAMPLE, "-o", f"{twin}.json", *options, "drums", folder=tmp_path)[0] == 0
+    assert len({(tmp_path / f"{twin}.json").read_bytes() for twin in TWINS}) == 1
+    free, _ = midi.read_json(written["jax_mt3"][0] / "out" / "example.json")
+    drums, metadata = midi.read_json(tmp_path / "jax_mt3.json")
+    assert len(drums) > len(free)
+    assert all(note.is_drum for note in drums)
+    assert metadata["instruments"] == "drums"
+    assert infer("torch_mt3", EXAMPLE, "-o", "piano.json", *options, "piano", folder=tmp_path)[0] == 0
+    assert not any(note.is_drum for note in midi.read_json(tmp_path / "piano.json")[0])
+
+
 def test_both_agree_with_every_option_of_theirs(talkative, tmp_path):
     options = ("--search", "sample", "--temperature", "0.1", "--top-k", "50", "--top-p", "0.9", "--seed", "3")
     options += ("--dtype", "float64", "--device", "cpu", "--positions", "port", "--checkpoint", talkative)

@@ -10,6 +10,7 @@ import os
 import sys
 
 from mt3_common import cli
+from mt3_common.instruments import allowed_tokens, parse_instruments
 from mt3_common.transcribe import NamedCheckpoint, Transcriber, find_checkpoint
 
 
@@ -26,13 +27,14 @@ def load(
     seed: int = 0,
     batch_size: int = 16,
     positions: str | None = None,
+    instruments: str | None = None,
 ) -> Transcriber:
     """A Transcriber: the network of a checkpoint, on its device, with a way to search.
 
     Args:
         checkpoint: path, name or address, as find_checkpoint takes them; None for the default one.
         model: 'mt3' or 'ismir2021', where neither the checkpoint nor its name tells.
-        device: 'cpu', 'cuda', 'cuda:1', 'mps'; None for a GPU if there is one.
+        device: 'cpu', 'cuda', 'gpu', 'cuda:1', 'mps'; None for a GPU if there is one.
         dtype: 'float32', 'bfloat16' or 'float64'.
         search: 'greedy', 't5x' (T5X's beam search, as MT3 was published) or 'sample'.
         beams: beams of 't5x'.
@@ -42,6 +44,7 @@ def load(
         seed: of 'sample'.
         batch_size: segments decoded at once.
         positions: 'mt3' or 'port': the sinusoids that the weights were trained on; None to believe the checkpoint.
+        instruments: the only ones that may be heard, such as 'piano,bass,drums' (see parse_instruments); None for all.
 
     Raises:
         ValueError: the checkpoint, the device or a setting is not usable; says what to do.
@@ -51,6 +54,7 @@ def load(
     from torch_mt3 import decode
 
     found = find_checkpoint(checkpoint)
+    only = None if instruments is None else parse_instruments(instruments)
     overrides = {"position_table": positions} if positions else None
     module, config = weights.load(found.path, preset=model or found.model or None, overrides=overrides)
     module = weights.cast(module, dtype).to(find_device(device)).eval()
@@ -65,8 +69,9 @@ def load(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        allowed=None if only is None else allowed_tokens(only, config),
     )
-    return Transcriber(config, generate, checkpoint=found)
+    return Transcriber(config, generate, checkpoint=found, instruments=only)
 
 
 def find_device(name: str | None):
@@ -80,9 +85,10 @@ def find_device(name: str | None):
     present = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     present += ["mps"] * torch.backends.mps.is_available()
     kind, _, number = (name or present[:2][-1]).replace("gpu", "cuda").partition(":")
-    found = kind if kind in ("cpu", "mps") and not number else f"{kind}:{number or 0}"
+    found = f"{kind}:{number or 0}" if kind == "cuda" else kind + (number and number != "0" and f":{number}" or "")
     if found not in present:
-        raise ValueError(f"no device {name!r} for PyTorch here; there are: {', '.join(present)}")
+        hint = "; a TPU is for jax_mt3" if kind == "tpu" else ""
+        raise ValueError(f"no device {name!r} for PyTorch here; there are: {', '.join(present)}{hint}")
     return torch.device(found)
 
 

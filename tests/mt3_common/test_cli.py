@@ -68,7 +68,7 @@ def names(folder):
 def test_without_arguments_it_teaches(capsys):
     assert infer(load=not_reached) == NOT_STARTED == 2
     taught = capsys.readouterr().err
-    assert taught.count("python -m torch_mt3.infer ") == 6
+    assert taught.count("python -m torch_mt3.infer ") == 7
     assert "--help" in taught
     assert "infer.load().transcribe(" in taught
 
@@ -661,6 +661,29 @@ def test_streams_that_contradict(folder, capsys, argv, said):
     assert infer(*argv, load=not_reached) == NOT_STARTED
     assert said in capsys.readouterr().err
     assert names(folder) == ["a.wav"]
+
+
+def test_an_unknown_instrument_is_answered_with_those_that_there_are(folder, capsys):
+    record("a.wav")
+    assert infer("a.wav", "--instruments", "piano,kazoo", load=not_reached) == NOT_STARTED
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no instrument 'kazoo'; there are piano, chromatic percussion, organ" in said
+
+
+def test_instruments_are_part_of_what_resume_verifies(folder):
+    """But not the words that they were named with."""
+    record("a.wav")
+    asked = []
+
+    def load(**settings):
+        asked.append(settings["instruments"])
+        return Transcriber(CONFIG, first_segment_only)
+
+    for named in ("bass,drums", "Drums,bass", "bass", None):
+        options = () if named is None else ("--instruments", named)
+        assert infer("a.wav", "-o", "out", "--resume", *options, load=load) == SUCCESS
+    assert asked == ["32,33,34,35,36,37,38,39,drums", "32,33,34,35,36,37,38,39", None]
 
 
 def test_a_terminal_is_no_recording(folder, monkeypatch, capsys):

@@ -224,6 +224,13 @@ class TestNoteDecoder:
         assert [note.pitch for note in decoder.feed(ids_of(E, TIE), 2.04, 4.09)] == [60]
         assert [note.pitch for note in decoder.finish()] == [64]
 
+    def test_only_named_programs_play(self):
+        """Program 0 holds until the first program token, and what it would play makes no sense either."""
+        decoder = NoteDecoder(MT3, programs={8})
+        notes = decoder.feed(ids_of(TIE, ON, C, ("program", 8), E, ("drum", 36)), 0.0) + decoder.finish()
+        assert [(note.pitch, note.program, note.is_drum) for note in notes] == [(36, 0, True), (64, 8, False)]
+        assert decoder.invalid == 1
+
     def test_refuses_a_segment_from_the_past(self):
         decoder = NoteDecoder(MT3)
         decoder.feed([], 2.04)
