@@ -111,14 +111,9 @@ def find_device(name: str | None):
             raise ValueError(number)
         return jax.devices(kind or None)[int(number or 0)]
     except (RuntimeError, IndexError, ValueError):
-        present = dict.fromkeys([*map(called, jax.devices()), "cpu"])
+        named = (f"{device.platform}:{device.id}" for device in jax.devices() if device.platform != "cpu")
         hint = "; mps is for torch_mt3" if kind == "mps" else ""
-        raise ValueError(f"no device {name!r} for JAX here; there are: {', '.join(present)}{hint}") from None
-
-
-def called(device) -> str:
-    """What find_device calls a jax.Device: 'cpu', 'gpu:1', 'tpu:0'."""
-    return device.platform if device.platform == "cpu" else f"{device.platform}:{device.id}"
+        raise ValueError(f"no device {name!r} for JAX here; there are: {', '.join([*named, 'cpu'])}{hint}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
