@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from einops import einsum, rearrange
 
-from jax_mt3.model import Encoder, sinusoids
+from jax_mt3.model import sinusoids
 from mt3_common import batching
-from mt3_common.batching import SearchSettings
+from mt3_common.batching import Held, SearchSettings
 from mt3_common.config import Config, NetworkConfig
 from mt3_common.vocabulary import EOS_ID
 
-# slots that the ring starts with; it doubles when a row outgrows it, and every length is compiled once
-FIRST_LENGTH = 128
+# slots that the ring may have: it grows to the next when a row outgrows it, and every length is compiled once
+LENGTHS = (64, 128, 192, 256, 384, 512, 768, 1024)
 # steps between two looks at which rows have ended
 STEPS_AT_ONCE = 8
 # T5X's stand-in for minus infinity
@@ -33,6 +33,17 @@ ROW_COUNTS = (1, 4, 16, 64)
 ENCODED_TOGETHER = 4
 
 jax.tree_util.register_static(NetworkConfig)
+
+
+class EncoderLayerWeights(NamedTuple):
+    """One encoder layer; matrices are (in, out), those that share an input are packed."""
+
+    norm: jax.Array
+    qkv: jax.Array
+    out: jax.Array
+    mlp_norm: jax.Array
+    mlp_wi: jax.Array
+    mlp_wo: jax.Array
 
 
 class LayerWeights(NamedTuple):
@@ -54,7 +65,9 @@ class Weights(NamedTuple):
     """The network arranged for decoding."""
 
     config: NetworkConfig
-    encoder: dict[str, Any]
+    projection: jax.Array
+    encoder_layers: tuple[EncoderLayerWeights, ...]
+    encoder_norm: jax.Array
     embedding: jax.Array
     positions: jax.Array
     layers: tuple[LayerWeights, ...]
@@ -90,6 +103,8 @@ class Hypotheses(NamedTuple):
         finished_scores: (b, n) float32, divided by the length penalty.
         finished: (b, n) bool, which of those exist.
         uniforms: (b, max_steps) float32, what 'sample' draws.
+        forced: (b, max_steps) int32, ids to be chosen, 0 where the choice is free; (b, 0) if it always is.
+        bias: (b, vocab_size) float32, added to the logits; (b, 0) likewise.
         done: (b,) bool.
     """
 
@@ -99,39 +114,54 @@ class Hypotheses(NamedTuple):
     finished_scores: jax.Array
     finished: jax.Array
     uniforms: jax.Array
+    forced: jax.Array
+    bias: jax.Array
     done: jax.Array
 
 
 def pack(params: dict[str, Any], config: NetworkConfig) -> Weights:
     """The parameters arranged for decoding, on their device and in their dtype."""
-    decoder = params["decoder"]
+    encoder, decoder = params["encoder"], params["decoder"]
 
     def packed(block, *names):
         return jnp.concatenate([block[name]["kernel"] for name in names], axis=1)
 
+    encoder_layers = tuple(
+        EncoderLayerWeights(
+            norm=layer["pre_attention_layer_norm"]["scale"],
+            qkv=packed(layer["attention"], "query", "key", "value"),
+            out=packed(layer["attention"], "out"),
+            mlp_norm=layer["pre_mlp_layer_norm"]["scale"],
+            mlp_wi=packed(layer["mlp"], "wi_0", "wi_1"),
+            mlp_wo=packed(layer["mlp"], "wo"),
+        )
+        for layer in (encoder[f"layers_{i}"] for i in range(config.num_encoder_layers))
+    )
     layers = tuple(
         LayerWeights(
             self_norm=layer["pre_self_attention_layer_norm"]["scale"],
             self_qkv=packed(layer["self_attention"], "query", "key", "value"),
-            self_out=layer["self_attention"]["out"]["kernel"],
+            self_out=packed(layer["self_attention"], "out"),
             cross_norm=layer["pre_cross_attention_layer_norm"]["scale"],
-            cross_query=layer["encoder_decoder_attention"]["query"]["kernel"],
+            cross_query=packed(layer["encoder_decoder_attention"], "query"),
             cross_kv=packed(layer["encoder_decoder_attention"], "key", "value"),
-            cross_out=layer["encoder_decoder_attention"]["out"]["kernel"],
+            cross_out=packed(layer["encoder_decoder_attention"], "out"),
             mlp_norm=layer["pre_mlp_layer_norm"]["scale"],
             mlp_wi=packed(layer["mlp"], "wi_0", "wi_1"),
-            mlp_wo=layer["mlp"]["wo"]["kernel"],
+            mlp_wo=packed(layer["mlp"], "wo"),
         )
         for layer in (decoder[f"layers_{i}"] for i in range(config.num_decoder_layers))
     )
     return Weights(
         config=config,
-        encoder=params["encoder"],
+        projection=packed(encoder, "continuous_inputs_projection"),
+        encoder_layers=encoder_layers,
+        encoder_norm=encoder["encoder_norm"]["scale"],
         embedding=decoder["token_embedder"]["embedding"],
         positions=jnp.asarray(sinusoids(2048, config.emb_dim, config.position_table)),
         layers=layers,
         norm=decoder["decoder_norm"]["scale"],
-        logits=decoder["logits_dense"]["kernel"],
+        logits=packed(decoder, "logits_dense"),
     )
 
 
@@ -151,17 +181,31 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
     )
 
 
+def encode(weights: Weights, frames: jax.Array) -> jax.Array:
+    """The encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
+    heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
+    x = _dense(frames.astype(weights.embedding.dtype), weights.projection)
+    x = (x + weights.positions[: x.shape[1]]).astype(x.dtype)
+    for layer in weights.encoder_layers:
+        y = _dense(_rms_norm(x, layer.norm), layer.qkv)
+        y = _attend(*rearrange(y, "b f (three h d) -> three b h f d", three=3, **heads))
+        x = x + _dense(rearrange(y, "b h f d -> b f (h d)"), layer.out)
+        x = x + _mlp(_rms_norm(x, layer.mlp_norm), layer)
+    return _rms_norm(x, weights.encoder_norm)
+
+
 @functools.partial(jax.jit, donate_argnames="cache")
 def insert(weights: Weights, cache: Cache, rows: jax.Array, frames: jax.Array) -> Cache:
     """The cache with segments begun in the given rows: their frames (r, f, input_depth) encoded, their age 0.
 
     Rows past the last are dropped.
     """
-    encoder = Encoder(weights.config)
-    encoded = encoder.apply({"params": weights.encoder}, frames.astype(weights.embedding.dtype))
+    encoded = encode(weights, frames)
     cross_keys, cross_values = [], []
     for layer, keys, values in zip(weights.layers, cache.cross_keys, cache.cross_values, strict=True):
-        packed = rearrange(encoded @ layer.cross_kv, "b f (two h d) -> two b h f d", two=2, d=weights.config.head_dim)
+        packed = rearrange(
+            _dense(encoded, layer.cross_kv), "b f (two h d) -> two b h f d", two=2, d=weights.config.head_dim
+        )
         cross_keys.append(keys.at[rows].set(packed[0], mode="drop"))
         cross_values.append(values.at[rows].set(packed[1], mode="drop"))
     return cache._replace(
@@ -184,29 +228,26 @@ def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, 
     heads = {"h": config.num_heads, "d": config.head_dim}
     slots = jnp.arange(length)
     seen = (cache.slot - slots) % length <= cache.age[:, None]
-    seen = rearrange(jnp.repeat(seen, num_decodes, axis=0), "bn l -> bn 1 l")
     x = weights.embedding[tokens]
     x = (x + weights.positions[cache.age][:, None]).astype(x.dtype)
+    unseen = jnp.where(seen, 0.0, -jnp.inf).astype(x.dtype)
+    unseen = jnp.repeat(unseen, num_decodes, axis=0)[:, None, None]
     all_keys, all_values = [], []
     for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
-        y = _rms_norm(x, layer.self_norm)
-        query, key, value = rearrange(y @ layer.self_qkv, "b n (three h d) -> three (b n) h d", three=3, **heads)
-        self_keys = jax.lax.dynamic_update_slice_in_dim(self_keys, key[:, :, None], cache.slot, axis=2)
-        self_values = jax.lax.dynamic_update_slice_in_dim(self_values, value[:, :, None], cache.slot, axis=2)
+        y = _dense(_rms_norm(x, layer.self_norm), layer.self_qkv)
+        query, key, value = rearrange(y, "b n (three h d) -> three (b n) h 1 d", three=3, **heads)
+        self_keys = jax.lax.dynamic_update_slice_in_dim(self_keys, key, cache.slot, axis=2)
+        self_values = jax.lax.dynamic_update_slice_in_dim(self_values, value, cache.slot, axis=2)
         all_keys.append(self_keys)
         all_values.append(self_values)
-        logits = einsum(query, self_keys, "bn h d, bn h l d -> bn h l")
-        probabilities = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1)
-        y = einsum(probabilities, self_values, "bn h l, bn h l d -> bn h d")
-        x = x + rearrange(y, "(b n) h d -> b n (h d)", b=num_rows) @ layer.self_out
-        y = _rms_norm(x, layer.cross_norm) @ layer.cross_query
-        logits = einsum(rearrange(y, "b n (h d) -> b h n d", **heads), cross_keys, "b h n d, b h f d -> b h n f")
-        y = einsum(jax.nn.softmax(logits, axis=-1), cross_values, "b h n f, b h f d -> b h n d")
-        x = x + rearrange(y, "b h n d -> b n (h d)") @ layer.cross_out
-        gate, linear = jnp.split(_rms_norm(x, layer.mlp_norm) @ layer.mlp_wi, 2, axis=-1)
-        x = x + (jax.nn.gelu(gate, approximate=True) * linear) @ layer.mlp_wo
+        y = _attend(query, self_keys, self_values, unseen)
+        x = x + _dense(rearrange(y, "(b n) h 1 d -> b n (h d)", b=num_rows), layer.self_out)
+        y = _dense(_rms_norm(x, layer.cross_norm), layer.cross_query)
+        y = _attend(rearrange(y, "b n (h d) -> b h n d", **heads), cross_keys, cross_values)
+        x = x + _dense(rearrange(y, "b h n d -> b n (h d)"), layer.cross_out)
+        x = x + _mlp(_rms_norm(x, layer.mlp_norm), layer)
     x = _rms_norm(x, weights.norm)
-    logits = x.astype(jnp.promote_types(x.dtype, jnp.float32)) @ weights.logits
+    logits = _dense(x.astype(jnp.promote_types(x.dtype, jnp.float32)), weights.logits)
     return logits, cache._replace(
         self_keys=tuple(all_keys),
         self_values=tuple(all_values),
@@ -230,8 +271,8 @@ def grow(cache: Cache, length: int) -> Cache:
     )
 
 
-def empty_hypotheses(settings: SearchSettings, num_rows: int) -> Hypotheses:
-    """Hypotheses of rows that have not begun: done, and without tokens."""
+def empty_hypotheses(settings: SearchSettings, num_rows: int, num_biased: int = 0) -> Hypotheses:
+    """Hypotheses of rows that have not begun: done, and without tokens; num_biased logits are biased, all or none."""
     shape = (num_rows, settings.num_decodes)
     return Hypotheses(
         tokens=jnp.zeros((*shape, settings.max_steps), jnp.int32),
@@ -240,12 +281,16 @@ def empty_hypotheses(settings: SearchSettings, num_rows: int) -> Hypotheses:
         finished_scores=jnp.full(shape, NEG_INF, jnp.float32),
         finished=jnp.zeros(shape, bool),
         uniforms=jnp.zeros((num_rows, settings.max_steps), jnp.float32),
+        forced=jnp.zeros((num_rows, settings.max_steps if num_biased else 0), jnp.int32),
+        bias=jnp.zeros((num_rows, num_biased), jnp.float32),
         done=jnp.ones(num_rows, bool),
     )
 
 
 @functools.partial(jax.jit, donate_argnames="hypotheses")
-def begin(hypotheses: Hypotheses, rows: jax.Array, uniforms: jax.Array) -> Hypotheses:
+def begin(
+    hypotheses: Hypotheses, rows: jax.Array, uniforms: jax.Array, forced: jax.Array, bias: jax.Array
+) -> Hypotheses:
     """The hypotheses with the given rows begun anew: only the first of n is alive, as in T5X. Rows past the last are
     dropped."""
     return Hypotheses(
@@ -255,6 +300,8 @@ def begin(hypotheses: Hypotheses, rows: jax.Array, uniforms: jax.Array) -> Hypot
         finished_scores=hypotheses.finished_scores.at[rows].set(NEG_INF, mode="drop"),
         finished=hypotheses.finished.at[rows].set(False, mode="drop"),
         uniforms=hypotheses.uniforms.at[rows].set(uniforms, mode="drop"),
+        forced=hypotheses.forced.at[rows].set(forced, mode="drop"),
+        bias=hypotheses.bias.at[rows].set(bias, mode="drop"),
         done=hypotheses.done.at[rows].set(False, mode="drop"),
     )
 
@@ -280,6 +327,11 @@ def choose(
     """
     if allowed is not None:
         logits = jnp.where(allowed, logits, -jnp.inf)
+    if hypotheses.forced.size:
+        place = age.clip(max=settings.max_steps - 1)[:, None]
+        forced = jnp.take_along_axis(hypotheses.forced, place, axis=1)[:, :, None]
+        only = jnp.where(jnp.arange(logits.shape[-1]) == forced, 0.0, -jnp.inf)
+        logits = jnp.where(forced > 0, only, logits + hypotheses.bias[:, None])
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     if settings.search == "t5x":
         return _choose_t5x(settings, hypotheses, age, log_probs)
@@ -340,6 +392,8 @@ def _choose_t5x(settings, hypotheses, age, log_probs):
         finished_scores=kept(finished_scores, hypotheses.finished_scores),
         finished=kept(finished_flags, hypotheses.finished),
         uniforms=hypotheses.uniforms,
+        forced=hypotheses.forced,
+        bias=hypotheses.bias,
         done=hypotheses.done | ended,
     )
     return chosen, jnp.take_along_axis(parents, live, axis=1)
@@ -402,17 +456,20 @@ class Batch:
         num_rows: int,
         num_frames: int,
         allowed: np.ndarray | None = None,
+        hold: bool = False,
     ):
         self.num_rows = _row_count(num_rows)
         self.weights = weights
         self.settings = settings
         self.allowed = None if allowed is None else jnp.asarray(allowed)
-        length = min(FIRST_LENGTH, settings.max_steps)
+        length = min(LENGTHS[0], settings.max_steps)
         self.cache = empty_cache(weights, self.num_rows, num_frames, settings.num_decodes, length)
-        self.hypotheses = empty_hypotheses(settings, self.num_rows)
+        self.hypotheses = empty_hypotheses(settings, self.num_rows, weights.logits.shape[1] if hold else 0)
 
-    def insert(self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray]) -> None:
-        """Starts the segments (input_frames, input_depth) in the given rows."""
+    def insert(
+        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], held: list[Held] | None = None
+    ) -> None:
+        """Starts the segments (input_frames, input_depth) in the given rows; held, they go on from others."""
         for begins in range(0, len(rows), ENCODED_TOGETHER):
             some = slice(begins, begins + ENCODED_TOGETHER)
             missing = ENCODED_TOGETHER - len(rows[some])
@@ -420,14 +477,18 @@ class Batch:
             frames = np.stack(segments[some] + [np.zeros_like(segments[0])] * missing)
             self.cache = insert(self.weights, self.cache, index, frames)
             drawn = np.stack(uniforms[some] + [np.zeros_like(uniforms[0])] * missing)
-            self.hypotheses = begin(self.hypotheses, index, drawn)
+            forced = np.zeros((len(index), self.hypotheses.forced.shape[1]), np.int32)
+            bias = np.zeros((len(index), self.hypotheses.bias.shape[1]), np.float32)
+            for place, each in enumerate(held[some] if held else []):
+                forced[place, : len(each.forced)], bias[place] = each.forced, each.bias
+            self.hypotheses = begin(self.hypotheses, index, drawn, forced, bias)
 
     def advance(self) -> np.ndarray:
         """Runs some steps; returns (num_rows,) bool, true for rows that have ended."""
         length = self.cache.self_keys[0].shape[2]
         oldest = int(jnp.where(self.hypotheses.done, 0, self.cache.age).max())
         if oldest + STEPS_AT_ONCE > length:
-            self.cache = grow(self.cache, 2 * length)
+            self.cache = grow(self.cache, _longer(length))
         self.cache, self.hypotheses = advance(
             self.weights, self.settings, self.cache, self.hypotheses, STEPS_AT_ONCE, self.allowed
         )
@@ -469,6 +530,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     allowed: np.ndarray | None = None,
+    hold: bool = False,
 ) -> Iterator[np.ndarray]:
     """Token ids of each segment, in order.
 
@@ -479,6 +541,7 @@ def generate(
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
+        hold: whether the segments are batching.Held.
 
     Yields:
         (n,) int32 ids up to and including EOS, or max_steps of them.
@@ -489,13 +552,33 @@ def generate(
     weights = pack(params, config.network)
 
     def make_batch(num_rows: int) -> Batch:
-        return Batch(weights, settings, num_rows, config.input_frames, allowed)
+        return Batch(weights, settings, num_rows, config.input_frames, allowed, hold)
 
     return batching.run(make_batch, segments, settings, batch_size)
 
 
 def _row_count(rows):
     return next((count for count in ROW_COUNTS if count >= rows), rows)
+
+
+def _longer(length):
+    return next((longer for longer in LENGTHS if longer > length), 2 * length)
+
+
+def _dense(x, weight):
+    return x @ weight
+
+
+def _mlp(x, layer):
+    gate, linear = jnp.split(_dense(x, layer.mlp_wi), 2, axis=-1)
+    return _dense(jax.nn.gelu(gate, approximate=True) * linear, layer.mlp_wo)
+
+
+def _attend(query, keys, values, unseen=None):
+    logits = einsum(query, keys, "b h q d, b h k d -> b h q k")
+    if unseen is not None:
+        logits = logits + unseen
+    return einsum(jax.nn.softmax(logits, axis=-1), values, "b h q k, b h k d -> b h q d")
 
 
 def _rms_norm(x, scale):

@@ -6,7 +6,7 @@ Framework-free: the twins' decode.py bring the batch, this module fills and empt
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -69,13 +69,29 @@ class SearchSettings:
         return np.random.Generator(bits).random(self.max_steps, dtype=np.float32)
 
 
+class Held(NamedTuple):
+    """A segment that goes on from the one before it.
+
+    Attributes:
+        segment: its frames and index.
+        forced: (n,) int32, the ids that its tokens begin with, whatever the network would choose; not over max_steps.
+        bias: (vocab_size,) float32, added to the logits of every later token.
+    """
+
+    segment: Segment
+    forced: np.ndarray
+    bias: np.ndarray
+
+
 class RunningBatch(Protocol):
     """What a framework brings: rows that decode side by side."""
 
     num_rows: int
 
-    def insert(self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray]) -> None:
-        """Starts the segments (input_frames, mel bins) in the given rows."""
+    def insert(
+        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], held: list[Held] | None = None
+    ) -> None:
+        """Starts the segments (input_frames, mel bins) in the given rows; held, they go on from others."""
 
     def advance(self) -> np.ndarray:
         """Runs some steps; returns (num_rows,) bool, true for rows that have ended (or never began)."""
@@ -94,7 +110,7 @@ def until_eos(ids: np.ndarray) -> np.ndarray:
 
 
 def run(
-    make_batch, segments: Iterable[np.ndarray | Segment], settings: SearchSettings, batch_size: int
+    make_batch, segments: Iterable[np.ndarray | Segment | Held | None], settings: SearchSettings, batch_size: int
 ) -> Iterator[np.ndarray]:
     """Token ids of each segment, in the segments' order, whatever order they end in.
 
@@ -104,30 +120,45 @@ def run(
     Args:
         make_batch: called with a number of rows, returns a RunningBatch.
         segments: (input_frames, mel bins) float32 each; or Segments, of several recordings one after the other, of
-            which each is numbered by its own index.
+            which each is numbered by its own index; or all Held, and None where the next one needs ids that have not
+            come out yet.
         batch_size: rows at most.
 
     Yields:
         (n,) int32 ids up to and including EOS, or max_steps of them.
     """
-    waiting = (
-        (number, segment.frames, segment.index) if isinstance(segment, Segment) else (number, segment, number)
-        for number, segment in enumerate(segments)
-    )
-    arrivals = list(itertools.islice(waiting, batch_size))
+    arriving = iter(segments)
+    numbers = itertools.count()
+    exhausted = False
+
+    def arrived(at_most: int) -> list[tuple[int, np.ndarray | Segment | Held]]:
+        nonlocal exhausted
+        found: list[tuple[int, np.ndarray | Segment | Held]] = []
+        for segment in itertools.islice(arriving, at_most):
+            if segment is None:
+                return found
+            found.append((next(numbers), segment))
+        exhausted = len(found) < at_most
+        return found
+
+    arrivals = arrived(batch_size)
     if not arrivals:
         return
-    batch = make_batch(len(arrivals))
-    exhausted = len(arrivals) < batch_size
+    # held segments: there are never more at once than in the beginning
+    batch_size = len(arrivals)
+    batch = make_batch(batch_size)
     in_row: dict[int, int] = {}
     ended: dict[int, np.ndarray] = {}
     next_out = 0
     while arrivals or in_row:
         if arrivals:
             free = [row for row in range(batch.num_rows) if row not in in_row][: len(arrivals)]
-            uniforms = [settings.uniforms(index) for _, _, index in arrivals]
-            batch.insert(free, [frames for _, frames, _ in arrivals], uniforms)
-            in_row.update(zip(free, (number for number, _, _ in arrivals), strict=True))
+            held = [segment for _, segment in arrivals if isinstance(segment, Held)]
+            plain = [(number, segment.segment if held else segment) for number, segment in arrivals]
+            known = [(s.frames, s.index) if isinstance(s, Segment) else (s, number) for number, s in plain]
+            uniforms = [settings.uniforms(index) for _, index in known]
+            batch.insert(free, [frames for frames, _ in known], uniforms, *[held] * bool(held))
+            in_row.update(zip(free, (number for number, _ in arrivals), strict=True))
         done = batch.advance()
         rows = [row for row in in_row if done[row]]
         for row, ids in zip(rows, batch.take(rows) if rows else [], strict=True):
@@ -139,8 +170,7 @@ def run(
         num_free = batch_size - len(in_row)
         # encoding a few segments together costs less than one by one
         if not exhausted and num_free >= max(1, batch_size // 16):
-            arrivals = list(itertools.islice(waiting, num_free))
-            exhausted = len(arrivals) < num_free
+            arrivals = arrived(num_free)
         if exhausted and not arrivals and 0 < len(in_row) <= batch.num_rows // 2:
             live = sorted(in_row)
             batch.shrink(live)

@@ -11,8 +11,9 @@ from jax_mt3 import checkpoint as jax_checkpoint
 from jax_mt3 import decode as jax_decode
 from jax_mt3 import model as jax_model
 from mt3_common import batching
-from mt3_common.batching import SearchSettings
+from mt3_common.batching import Held, SearchSettings
 from mt3_common.config import Config
+from mt3_common.spectrogram import Segment
 from mt3_common.vocabulary import EOS_ID
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import decode as torch_decode
@@ -129,6 +130,58 @@ def test_tokens_that_are_not_allowed_never_come_in_either_twin(search, golden_co
     assert not banned & {token for row in restricted[0] for token in row}
     for twin in TWINS:
         assert generate(*TWINS[twin][:2], np.ones(1536, bool)) == free
+
+
+def held(segments, forced, bias):
+    """The segments of one recording, as if the one before each were known."""
+    for number, frames in enumerate(segments):
+        yield Held(Segment(number, 0.0, frames, 256), np.array(forced[number], np.int32), bias)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_what_is_forced_comes_first_and_is_followed_the_same_in_both_twins(
+    search, golden_config, golden_arrays, decoded
+):
+    arrays = with_eos_gain(golden_arrays, 3.0)
+    config = dataclasses.replace(Config(), network=golden_config, max_target_length=60)
+    segments = noisy_segments(decoded, 7)
+    forced = [[], [1134], [1135, 1064, 1134], [7, 7, 7], [1134] * 59, [1134] * 60, [1]]
+    bias = np.zeros(1536, np.float32)
+    bias[:700] = -2.0
+    results = [
+        [
+            row.tolist()
+            for row in decode.generate(
+                build(golden_config, arrays),
+                config,
+                held(segments, forced, bias),
+                batch_size=rows,
+                hold=True,
+                **SEARCHES[search],
+            )
+        ]
+        for decode, build, rows in ((*TWINS["jax"][:2], 4), (*TWINS["torch"][:2], 4), (*TWINS["torch"][:2], 1))
+    ]
+    assert results[0] == results[1] == results[2]
+    for ids, begins in zip(results[0], forced):
+        assert ids[: len(begins)] == begins
+    assert [len(ids) for ids in results[0][4:]] == [60, 60, 1]
+
+
+@pytest.mark.parametrize("search", ["greedy", "t5x", "beams"])
+@pytest.mark.parametrize("twin", TWINS)
+def test_forcing_what_would_come_changes_nothing(twin, search, golden_config, golden_arrays, decoded):
+    """With T5X's search nothing is forced: it would rule out the ends of second choice that decide there."""
+    decode, build, _ = TWINS[twin]
+    model = build(golden_config, with_eos_gain(golden_arrays, 3.0))
+    config = dataclasses.replace(Config(), network=golden_config, max_target_length=60)
+    segments = noisy_segments(decoded, 4)
+    free = list(decode.generate(model, config, segments, **SEARCHES[search]))
+    forced = [ids[:5] if search == "greedy" else [] for ids in free]
+    again = decode.generate(
+        model, config, held(segments, forced, np.zeros(1536, np.float32)), hold=True, **SEARCHES[search]
+    )
+    assert [ids.tolist() for ids in again] == [ids.tolist() for ids in free]
 
 
 def test_sampling_depends_on_the_seed_and_narrows_to_greedy(golden_config, golden_arrays, decoded):

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch.nn import functional as F
 
 from mt3_common import batching
-from mt3_common.batching import SearchSettings
+from mt3_common.batching import Held, SearchSettings
 from mt3_common.config import Config, NetworkConfig
 from mt3_common.vocabulary import EOS_ID
 from torch_mt3.model import Transformer, sinusoids
@@ -100,6 +100,8 @@ class Hypotheses(NamedTuple):
         finished_scores: (b, n) float32, divided by the length penalty.
         finished: (b, n) bool, which of those exist.
         uniforms: (b, max_steps) float32, what 'sample' draws.
+        forced: (b, max_steps) int32, ids to be chosen, 0 where the choice is free; (b, 0) if it always is.
+        bias: (b, vocab_size) float32, added to the logits; (b, 0) likewise.
         done: (b,) bool.
     """
 
@@ -109,6 +111,8 @@ class Hypotheses(NamedTuple):
     finished_scores: torch.Tensor
     finished: torch.Tensor
     uniforms: torch.Tensor
+    forced: torch.Tensor
+    bias: torch.Tensor
     done: torch.Tensor
 
 
@@ -261,8 +265,8 @@ def grow(cache: Cache, length: int) -> Cache:
     )
 
 
-def empty_hypotheses(settings: SearchSettings, num_rows: int, device: torch.device) -> Hypotheses:
-    """Hypotheses of rows that have not begun: done, and without tokens."""
+def empty_hypotheses(settings: SearchSettings, num_rows: int, device: torch.device, num_biased: int = 0) -> Hypotheses:
+    """Hypotheses of rows that have not begun: done, and without tokens; num_biased logits are biased, all or none."""
     shape = (num_rows, settings.num_decodes)
     return Hypotheses(
         tokens=torch.zeros((*shape, settings.max_steps), dtype=torch.int64, device=device),
@@ -271,11 +275,15 @@ def empty_hypotheses(settings: SearchSettings, num_rows: int, device: torch.devi
         finished_scores=torch.full(shape, NEG_INF, device=device),
         finished=torch.zeros(shape, dtype=torch.bool, device=device),
         uniforms=torch.zeros((num_rows, settings.max_steps), device=device),
+        forced=torch.zeros((num_rows, settings.max_steps if num_biased else 0), dtype=torch.int64, device=device),
+        bias=torch.zeros((num_rows, num_biased), device=device),
         done=torch.ones(num_rows, dtype=torch.bool, device=device),
     )
 
 
-def begin(hypotheses: Hypotheses, rows: list[int], uniforms: torch.Tensor) -> Hypotheses:
+def begin(
+    hypotheses: Hypotheses, rows: list[int], uniforms: torch.Tensor, forced: torch.Tensor, bias: torch.Tensor
+) -> Hypotheses:
     """The hypotheses with the given rows begun anew: only the first of n is alive, as in T5X."""
     index = torch.tensor(rows, device=hypotheses.done.device)
     hypotheses.tokens[index] = 0
@@ -285,6 +293,8 @@ def begin(hypotheses: Hypotheses, rows: list[int], uniforms: torch.Tensor) -> Hy
     hypotheses.finished_scores[index] = NEG_INF
     hypotheses.finished[index] = False
     hypotheses.uniforms[index] = uniforms
+    hypotheses.forced[index] = forced
+    hypotheses.bias[index] = bias
     hypotheses.done[index] = False
     return hypotheses
 
@@ -310,6 +320,11 @@ def choose(
     """
     if allowed is not None:
         logits = logits.masked_fill(~allowed, -torch.inf)
+    if hypotheses.forced.shape[1]:
+        place = age.clamp(max=settings.max_steps - 1)[:, None]
+        forced = hypotheses.forced.gather(1, place)[:, :, None]
+        only = torch.where(torch.arange(logits.shape[-1], device=age.device) == forced, 0.0, -torch.inf)
+        logits = torch.where(forced > 0, only, logits + hypotheses.bias[:, None])
     log_probs = F.log_softmax(logits.float(), dim=-1)
     if settings.search == "t5x":
         return _choose_t5x(settings, hypotheses, age, log_probs)
@@ -368,6 +383,8 @@ def _choose_t5x(settings, hypotheses, age, log_probs):
         finished_scores=kept(finished_scores, hypotheses.finished_scores),
         finished=kept(finished_flags, hypotheses.finished),
         uniforms=hypotheses.uniforms,
+        forced=hypotheses.forced,
+        bias=hypotheses.bias,
         done=hypotheses.done | ended,
     )
     return chosen, parents.gather(1, live)
@@ -423,6 +440,7 @@ class Batch:
         num_rows: int,
         num_frames: int,
         allowed: np.ndarray | None = None,
+        hold: bool = False,
     ):
         self.num_rows = num_rows
         self.weights = weights
@@ -430,15 +448,25 @@ class Batch:
         self.allowed = None if allowed is None else torch.from_numpy(allowed).to(weights.embedding.device)
         length = min(FIRST_LENGTH, settings.max_steps)
         self.cache = empty_cache(weights, num_rows, num_frames, settings.num_decodes, length)
-        self.hypotheses = empty_hypotheses(settings, num_rows, weights.embedding.device)
+        self.hypotheses = empty_hypotheses(
+            settings, num_rows, weights.embedding.device, weights.embedding.shape[0] if hold else 0
+        )
 
     @torch.inference_mode()
-    def insert(self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray]) -> None:
-        """Starts the segments (input_frames, input_depth) in the given rows."""
+    def insert(
+        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], held: list[Held] | None = None
+    ) -> None:
+        """Starts the segments (input_frames, input_depth) in the given rows; held, they go on from others."""
         device = self.weights.embedding.device
         frames = torch.from_numpy(np.stack(segments)).to(device)
         self.cache = insert(self.weights, self.cache, rows, frames)
-        self.hypotheses = begin(self.hypotheses, rows, torch.from_numpy(np.stack(uniforms)).to(device))
+        drawn = torch.from_numpy(np.stack(uniforms)).to(device)
+        forced = torch.zeros((len(rows), self.hypotheses.forced.shape[1]), dtype=torch.int64)
+        bias = torch.zeros((len(rows), self.hypotheses.bias.shape[1]))
+        for place, each in enumerate(held or []):
+            forced[place, : len(each.forced)] = torch.from_numpy(each.forced.astype(np.int64))
+            bias[place] = torch.from_numpy(each.bias)
+        self.hypotheses = begin(self.hypotheses, rows, drawn, forced.to(device), bias.to(device))
 
     def advance(self) -> np.ndarray:
         """Runs some steps; returns (num_rows,) bool, true for rows that have ended."""
@@ -486,6 +514,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     allowed: np.ndarray | None = None,
+    hold: bool = False,
 ) -> Iterator[np.ndarray]:
     """Token ids of each segment, in order.
 
@@ -496,6 +525,7 @@ def generate(
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
+        hold: whether the segments are batching.Held.
 
     Yields:
         (n,) int32 ids up to and including EOS, or max_steps of them.
@@ -506,7 +536,7 @@ def generate(
     weights = pack(model)
 
     def make_batch(num_rows: int) -> Batch:
-        return Batch(weights, settings, num_rows, config.input_frames, allowed)
+        return Batch(weights, settings, num_rows, config.input_frames, allowed, hold)
 
     return batching.run(make_batch, segments, settings, batch_size)
 
