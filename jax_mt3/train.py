@@ -1,22 +1,29 @@
 """Training in JAX: python -m jax_mt3.train; torch_mt3/train.py is its twin.
 
+Several devices share each batch, of one process or of several (--distributed); the weights are on all of them.
+
 Adafactor's slots of an array keep T5X's names: 'v' for an array that is not factored, 'v_row' and 'v_col' for one that
 is.
 """
 
 import functools
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_mt3.checkpoint import cast, to_params
+from jax_mt3.decode import generate
 from jax_mt3.infer import find_device
-from jax_mt3.model import Transformer
+from jax_mt3.model import DecoderLayer, EncoderLayer, Transformer
 from mt3_common import training
 from mt3_common.config import Config, NetworkConfig
 from mt3_common.dataset import Batch
@@ -149,6 +156,50 @@ def auxiliary_loss(
     return losses.mean()
 
 
+def find_devices(name: str | None) -> list[jax.Device]:
+    """The devices that share a batch: the one called 'cpu:0' or 'gpu:1', or all of a kind or of JAX's default kind.
+
+    Raises:
+        ValueError: there is none of that name; says which there are.
+    """
+    first = find_device(name)
+    return [first] if name and ":" in name else jax.devices(first.platform)
+
+
+def join() -> None:
+    """Makes this process one of several, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say; waits for the others.
+
+    Where they are not set, JAX asks the cluster (Slurm, Open MPI, Kubernetes, TPU).
+    """
+    given = [os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")]
+    if None in given:
+        jax.distributed.initialize()
+        return
+    address, port, count, rank = given
+    jax.distributed.initialize(f"{address}:{port}", int(count), int(rank))
+
+
+@contextmanager
+def _rematerialised(wanted: bool) -> Iterator[None]:
+    """Within it, layers keep their inputs alone and are computed again for the gradients."""
+    inside = False
+
+    def intercept(call, inputs, keywords, context):
+        nonlocal inside
+        if inside or context.method_name != "__call__" or not isinstance(context.module, EncoderLayer | DecoderLayer):
+            return call(*inputs, **keywords)
+        *arrays, train = inputs
+        inside = True
+        try:
+            # the layer again, inside of what is computed twice
+            return nn.remat(lambda layer, *arrays: layer(*arrays, train))(context.module, *arrays)
+        finally:
+            inside = False
+
+    with nn.intercept_methods(intercept) if wanted else nullcontext():
+        yield
+
+
 class Learner:
     """The weights and the optimizer of a run: what mt3_common/training.py asks of a framework.
 
@@ -157,10 +208,13 @@ class Learner:
         settings: of the training.
         arrays: the network's, under MT3's names.
         slots: as slots() gave them, empty at the beginning.
-        device: 'cpu', 'gpu', 'gpu:1'; None for a GPU if there is one.
+        device: 'cpu', 'gpu' for all of them, 'gpu:1' for one; None for the GPUs if there are any.
+
+    Attributes:
+        writer: whether this process writes the files of the run.
 
     Raises:
-        ValueError: the slots belong to another optimizer, or there is no such device.
+        ValueError: the slots belong to another optimizer, there is no such device, or a batch cannot be shared.
     """
 
     def __init__(
@@ -173,7 +227,13 @@ class Learner:
     ):
         self.config = config
         self.settings = settings
-        self.device = find_device(device)
+        devices = find_devices(device)
+        training.check_share(settings, len(devices))
+        self.num_devices = len(devices)
+        self.writer = jax.process_index() == 0
+        mesh = Mesh(np.array(devices), ("batch",))
+        self.everywhere = NamedSharding(mesh, PartitionSpec())
+        self.shared = NamedSharding(mesh, PartitionSpec("batch"))
         if settings.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
         self.wide = jnp.float64 if settings.dtype == "float64" else jnp.float32
@@ -184,10 +244,13 @@ class Learner:
         }
         for name, weight in self.weights.items():
             if settings.optimizer == "adafactor":
-                self.states.setdefault(name, adafactor_slots(weight))
+                zeros = adafactor_slots(weights[name])
+                self.states.setdefault(name, {slot: self._array(array) for slot, array in zeros.items()})
             else:
-                zeros = {"m": jnp.zeros_like(weight), "v": jnp.zeros_like(weight), "count": jnp.zeros((), self.wide)}
-                self.states.setdefault(name, zeros)
+                zeros = {"m": np.zeros(weight.shape), "v": np.zeros(weight.shape), "count": np.zeros(())}
+                self.states.setdefault(name, {slot: self._array(array) for slot, array in zeros.items()})
+        averages = training.first_average(settings, arrays, slots)
+        self.average = {name: self._array(array) for name, array in averages.items()}
 
     def update(self, batches: Sequence[Batch], step: int, learning_rate: float) -> dict[str, float]:
         """One step; returns loss, token_loss, auxiliary_loss and gradient_norm: see training.Learner."""
@@ -195,10 +258,12 @@ class Learner:
         totals, gradients = np.zeros(3), None
         with_decoder = step >= self.settings.auxiliary_steps
         for part, batch in enumerate(batches):
-            events = jax.device_put(training.next_events(batch.rolls), self.device)
-            inputs = self._inputs(batch), self._array(training.soft_rolls(batch.rolls)), events
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.settings.seed), step), part)
-            found, losses = self._gradients(self.weights, *inputs, count, len(batches), key, with_decoder)
+            events = self._put(training.next_events(batch.rolls), self.shared)
+            rolls = self._put(training.soft_rolls(batch.rolls).astype(self.wide), self.shared)
+            # a key for each batch
+            number = self._put(np.array([self.settings.seed, step, part], np.int32), self.everywhere)
+            inputs = self._inputs(batch), rolls, events, count, len(batches), number, with_decoder
+            found, losses = self._gradients(self.weights, *inputs)
             gradients = found if gradients is None else jax.tree.map(jnp.add, gradients, found)
             totals += [float(loss) for loss in losses]
         if not with_decoder:
@@ -209,25 +274,38 @@ class Learner:
         after, states, norm = self._apply(some, gradients, states, step, learning_rate)
         self.weights |= after
         self.states |= states
+        if self.average:
+            network = {name: self.weights[name] for name in self.average}
+            self.average = self._averaged(self.average, network, self.settings.average_decay(step))
         return dict(zip(("loss", "token_loss", "auxiliary_loss", "gradient_norm"), [*totals.tolist(), float(norm)]))
 
     def token_loss(self, batch: Batch) -> tuple[float, int]:
-        """Cross-entropy summed over the targets of a batch, without dropout, and the number of targets."""
-        return float(self._token_loss(self.weights, *self._inputs(batch))), int((batch.targets > 0).sum())
+        """Cross-entropy of averaged() summed over the targets of a batch, without dropout, and their number."""
+        inputs = self._inputs(training.padded_batch(batch, self.num_devices))
+        return float(self._token_loss(self.average or self.weights, *inputs)), int((batch.targets > 0).sum())
+
+    def transcribe(self, frames: np.ndarray) -> list[np.ndarray]:
+        """The ids that a greedy search with averaged() gives for segments (n, input_frames, mel bins)."""
+        return list(generate(to_params(self.averaged()), self.config, frames, batch_size=len(frames)))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The network's arrays, under MT3's names."""
         return {name: np.array(weight) for name, weight in self.weights.items() if not name.startswith("auxiliary/")}
 
+    def averaged(self) -> dict[str, np.ndarray]:
+        """The arrays to use: their moving average where the settings ask for one."""
+        return {name: np.array(array) for name, array in self.average.items()} or self.arrays()
+
     def slots(self) -> dict[str, np.ndarray]:
-        """The optimizer's slots and the auxiliary loss's linear layer, by the names that a checkpoint gives them."""
-        states = jax.tree.map(np.array, self.states)
-        return training.pack({name: np.array(weight) for name, weight in self.weights.items()}, states)
+        """What a checkpoint holds beside arrays(): the optimizer's slots, the auxiliary loss's layer, the average."""
+        return training.pack(*jax.tree.map(np.array, (self.weights, self.states, self.average)))
 
     @functools.partial(jax.jit, static_argnums=(0, 8))
-    def _gradients(self, weights, inputs, rolls, events, count, num_batches, key, with_decoder):
+    def _gradients(self, weights, inputs, rolls, events, count, num_batches, number, with_decoder):
         """Gradients and (all, a token, a frame), so divided that the sum over an update's batches is the update's."""
         frames, ids, targets = inputs
+        seed, step, part = number
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), part)
 
         def loss(weights):
             rngs = {"dropout": key}
@@ -242,7 +320,9 @@ class Learner:
             total = token + self.settings.auxiliary * auxiliary
             return total, (total, token, auxiliary)
 
-        return jax.grad(loss, has_aux=True)(weights)
+        with _rematerialised(self.settings.remat):
+            found = jax.grad(loss, has_aux=True)(weights)
+        return jax.lax.with_sharding_constraint(found, self.everywhere)
 
     @functools.partial(jax.jit, static_argnums=0)
     def _apply(self, weights, gradients, states, step, learning_rate):
@@ -267,6 +347,10 @@ class Learner:
         return after, slots, norm
 
     @functools.partial(jax.jit, static_argnums=0)
+    def _averaged(self, average, weights, decay):
+        return {name: array + (1 - decay) * (weights[name] - array) for name, array in average.items()}
+
+    @functools.partial(jax.jit, static_argnums=0)
     def _token_loss(self, weights, frames, ids, targets):
         encoded = self._call(weights, "encode", frames)
         return cross_entropy(self._call(weights, "decode", encoded, ids, targets), targets, z_loss=0.0)
@@ -280,17 +364,21 @@ class Learner:
         return model.apply({"params": params}, first, *inputs[1:], method=method, rngs=rngs)
 
     def _inputs(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Frames, inputs and targets on the device."""
-        ids = (jax.device_put(array, self.device) for array in (batch.inputs, batch.targets))
-        return (self._array(batch.frames), *ids)
+        """Frames, inputs and targets, each device's rows on it."""
+        arrays = batch.frames.astype(self.wide), batch.inputs, batch.targets
+        return tuple(self._put(array, self.shared) for array in arrays)
 
     def _array(self, array: np.ndarray) -> jax.Array:
-        return jax.device_put(np.asarray(array, np.dtype(self.wide)), self.device)
+        return self._put(np.asarray(array, np.dtype(self.wide)), self.everywhere)
+
+    def _put(self, array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        """The array on the devices; of several processes, each brings all of it and keeps its part."""
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status of the command line: see mt3_common/training.py."""
-    return training.main("jax_mt3", Learner, argv)
+    return training.main("jax_mt3", Learner, join, argv)
 
 
 if __name__ == "__main__":

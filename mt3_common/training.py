@@ -1,18 +1,23 @@
 """Training, but for the network: the command line, the schedule, batches, the run folder, resuming.
 
 `{jax,torch}_mt3.train` bring a Learner. A run folder holds run.json (what was asked for, versions), metrics.csv,
-last/ (with the optimizer, to go on from) and best/ (lowest validation loss, to use).
+last/ (with the optimizer, to go on from) and best/ (lowest validation loss, to use). A run that was cut off at any
+moment goes on from last/ as if nothing had happened: what is drawn depends on the seed and the step alone.
 """
 
 import argparse
 import contextlib
 import csv
 import dataclasses
+import datetime
+import functools
 import importlib.metadata
 import json
 import math
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt3_common import checkpoint
+from mt3_common import checkpoint, curves
 from mt3_common.config import Config, ConfigError
 from mt3_common.dataset import ROLL_COLUMNS, Batch, Shards
 from mt3_common.initial import arranged_arrays, initial_arrays
@@ -41,7 +46,10 @@ METRICS = (
     "learning_rate",
     "validation_loss",
     "seconds",
+    "segments_per_second",
 )
+# settings of ours for models and training, by name
+PRESETS = Path(__file__).parent / "presets"
 
 
 class TrainingError(ValueError):
@@ -72,6 +80,9 @@ class TrainingConfig:
         dtype: of the computation; state is float32 at least.
         equalizer: log magnitudes (natural) are shifted by smooth random curves of this deviation; 0 for none.
         arranged: begin with arranged weights (mt3_common/initial.py) instead of MT3's draws.
+        ema: decay of an exponential moving average of the weights, which validation and best/ use; 0 for none.
+        patience: looks at the validation segments without a better one after which training ends; 0 for never.
+        remat: layers are computed again for the gradients instead of kept: half as fast at worst, much less memory.
         seed: of everything drawn.
         validate_every: steps between saves, each with a look at the validation segments.
     """
@@ -93,6 +104,9 @@ class TrainingConfig:
     dtype: str = "float32"
     equalizer: float = 0.35
     arranged: bool = True
+    ema: float = 0.0
+    patience: int = 0
+    remat: bool = False
     seed: int = 0
     validate_every: int = 500
 
@@ -116,8 +130,14 @@ class TrainingConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise ConfigError(f"{name} must be a number of at least 0, not {value!r}")
-        if not 0 <= self.decay_from < 1:
-            raise ConfigError(f"decay_from must be in [0, 1), not {self.decay_from!r}")
+        for name in ("decay_from", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)!r}")
+        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 0:
+            raise ConfigError(f"patience must be a whole number from 0 up, not {self.patience!r}")
+        for name in ("arranged", "remat"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step; the first one is step 0."""
@@ -130,21 +150,37 @@ class TrainingConfig:
         falling = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
         return self.learning_rate * falling[self.schedule]
 
+    def average_decay(self, step: int) -> float:
+        """What the moving average keeps of itself in a step; less at the beginning, so that it forgets the draws."""
+        return min(self.ema, (1 + step) / (10 + step))
+
 
 class Learner(Protocol):
-    """What a framework brings: a network and an optimizer, as values under MT3's names."""
+    """What a framework brings: a network and an optimizer, as values under MT3's names.
+
+    Attributes:
+        writer: false in all processes of a run but the first, which alone writes files.
+    """
+
+    writer: bool
 
     def update(self, batches: Sequence[Batch], step: int, learning_rate: float) -> dict[str, float]:
         """One step; returns loss, token_loss (a token), auxiliary_loss (a frame) and gradient_norm before clipping."""
 
     def token_loss(self, batch: Batch) -> tuple[float, int]:
-        """Cross-entropy summed over the targets of a batch, without dropout, and the number of targets."""
+        """Cross-entropy of averaged() summed over the targets of a batch, without dropout, and their number."""
+
+    def transcribe(self, frames: np.ndarray) -> list[np.ndarray]:
+        """The ids that a greedy search with averaged() gives for segments (n, input_frames, mel bins)."""
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The network's arrays."""
 
+    def averaged(self) -> dict[str, np.ndarray]:
+        """The arrays to use: their moving average where the settings ask for one."""
+
     def slots(self) -> dict[str, np.ndarray]:
-        """The optimizer's slots, 'param_states/NAME/SLOT', and the linear layer of the auxiliary loss."""
+        """The optimizer's slots, 'param_states/NAME/SLOT', the auxiliary loss's linear layer, and the average."""
 
 
 def unpack(
@@ -159,6 +195,8 @@ def unpack(
     """
     head = first_head(config, settings.seed) if settings.auxiliary else {}
     weights = {**arrays, **{f"auxiliary/{name}": slots.get(f"auxiliary/{name}", array) for name, array in head.items()}}
+    # always in the same order, so that sums over all arrays are the same to the last bit
+    weights = dict(sorted(weights.items()))
     states: dict[str, dict[str, np.ndarray]] = {}
     for name, array in slots.items():
         kind, _, rest = name.partition("/")
@@ -174,9 +212,23 @@ def unpack(
     return weights, states
 
 
-def pack(weights: Mapping[str, np.ndarray], states: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The slots of a checkpoint, which unpack reads: T5X's names for the network's, ours for the auxiliary loss's."""
+def first_average(
+    settings: TrainingConfig, arrays: Mapping[str, np.ndarray], slots: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The moving average that a Learner begins with: that of the slots, else the arrays; empty where none is kept."""
+    if not settings.ema:
+        return {}
+    return {name: slots.get(f"average/{name}", array) for name, array in arrays.items()}
+
+
+def pack(
+    weights: Mapping[str, np.ndarray],
+    states: Mapping[str, Mapping[str, np.ndarray]],
+    average: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """The slots of a checkpoint, which unpack reads: T5X's names for the network's, ours for what T5X does not have."""
     slots = {name: array for name, array in weights.items() if name.startswith("auxiliary/")}
+    slots |= {f"average/{name}": array for name, array in average.items()}
     for name, state in states.items():
         place = f"param_states/{name}".replace("param_states/auxiliary/", "auxiliary_states/")
         slots |= {f"{place}/{slot}": array for slot, array in state.items()}
@@ -238,14 +290,52 @@ def batch_of(shards: Shards, settings: TrainingConfig, step: int, part: int) -> 
     curves = np.stack([np.interp(np.linspace(0, 7, bins), np.arange(8), row) for row in knots])
     curves += rng.uniform(-3.4, 2.3, (size, 1)) * settings.equalizer
     # frames past the end of the audio stay 0
-    real = np.abs(batch.frames).max(axis=-1, keepdims=True) > 0
+    real = np.abs(batch.frames).max(axis=-1, keepdims=True) != 0
     return batch._replace(frames=np.where(real, batch.frames + curves[:, None], 0).astype(np.float32))
 
 
-def main(program: str, make_learner: Callable[..., Learner], argv: Sequence[str] | None = None) -> int:
+def load_batches(
+    shards: Shards, settings: TrainingConfig, begin: int = 0, workers: int = 0
+) -> Iterator[tuple[Batch, ...]]:
+    """The batches of each step from `begin` to the last, made by so many worker processes (0: in this one).
+
+    Where a step's batches come from makes no difference to them.
+
+    Raises:
+        TrainingError: grain is not installed, or a worker process died.
+    """
+    make = functools.partial(_step_batches, shards, settings)
+    if not workers:
+        yield from map(make, range(begin, settings.steps))
+        return
+    try:
+        import grain
+        from absl import flags
+    except ImportError as error:
+        raise TrainingError('worker processes need grain: pip install "mt3-twins[train]"') from error
+    if not flags.FLAGS.is_parsed():
+        # grain has flags, which nobody gave
+        flags.FLAGS.mark_as_parsed()
+    steps = grain.MapDataset.range(begin, settings.steps).map(make)
+    # in the worker, a few steps ahead: grain's own default of 500 would fill the memory
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    dataset = steps.to_iter_dataset(reading).mp_prefetch(
+        grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+    )
+    try:
+        yield from dataset
+    except RuntimeError as error:
+        raise TrainingError(f"a worker process that makes batches died: {first_line(error)}") from error
+
+
+def _step_batches(shards: Shards, settings: TrainingConfig, step: int) -> tuple[Batch, ...]:
+    return tuple(batch_of(shards, settings, int(step), part) for part in range(settings.accumulate))
+
+
+def main(program: str, make_learner: Callable[..., Learner], join: Callable[[], None], argv=None) -> int:
     """Runs `python -m {program}.train`; returns the exit status: 0, 1 for an error, 130 after Ctrl-C."""
     try:
-        run(program, make_learner, sys.argv[1:] if argv is None else list(argv))
+        run(program, make_learner, join, sys.argv[1:] if argv is None else list(argv))
     except KeyboardInterrupt:
         print("interrupted; the run goes on from last/ with the same command", file=sys.stderr)
         return 130
@@ -253,68 +343,130 @@ def main(program: str, make_learner: Callable[..., Learner], argv: Sequence[str]
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
+        # JAX's and PyTorch's own errors
+        if not isinstance(error, MemoryError) and not re.search("memory|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE):
             raise
         print(
-            "error: not enough memory; a smaller batch_size with a larger accumulate needs less (the run goes on from "
-            "last/)",
+            "error: not enough memory; a smaller batch_size with a larger accumulate needs less, and so does remat "
+            "(the run goes on from last/)",
             file=sys.stderr,
         )
         return 1
     return 0
 
 
-def run(program: str, make_learner: Callable[..., Learner], argv: Sequence[str]) -> None:
-    """Trains as the arguments say.
-
-    Raises:
-        ValueError: the arguments, the data or the checkpoint are not usable, or the loss is no number any more.
-    """
+def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments as argparse gives them."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {program}.train",
         description="Trains an MT3 network on shards (python -m mt3_common.dataset). A run that was cut off goes on.",
         allow_abbrev=False,
     )
     add = parser.add_argument
+    presets = sorted(path.stem for path in PRESETS.glob("*.json"))
     add("run", type=Path, metavar="RUN", help="folder of the run; one that is there goes on")
     add("--data", type=Path, required=True, metavar="DIR", help="folder of shards to train on")
     add("--validation", type=Path, metavar="DIR", help="folder of shards to choose the best checkpoint with")
+    add("--preset", choices=presets, metavar="NAME", help=f"settings to begin with: {', '.join(presets)}")
     add("--config", type=Path, metavar="FILE", help='JSON: {"model": {...}, "training": {...}}; default: MT3')
     add("--warm-start", metavar="CHECKPOINT", help="begin with the arrays of any checkpoint that infer reads")
     add("--max-steps", type=int, metavar="N", help="instead of the config's steps")
     add("--val-every", type=int, metavar="N", help="instead of the config's validate_every")
-    add("--device", metavar="D", help="cpu, gpu, …; default: a GPU if there is one")
+    add("--workers", type=int, default=0, metavar="N", help="processes that make batches ahead; default: this one")
+    add("--device", metavar="D", help="cpu, gpu, gpu:1, …; default: all GPUs (PyTorch: one a process), else the CPU")
+    add(
+        "--distributed",
+        action="store_true",
+        help="one process of several, as torchrun starts them (RANK, WORLD_SIZE, …)",
+    )
+    add("--tensorboard", action="store_true", help="curves and pictures for TensorBoard, in RUN/tensorboard")
+    add("--wandb", metavar="PROJECT", help="curves and pictures for Weights & Biases")
     add("--quiet", action="store_true", help="no progress bar")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
-    config, settings = read_config(options.config)
+
+def run(program: str, make_learner: Callable[..., Learner], join: Callable[[], None], argv: Sequence[str]) -> None:
+    """Trains as the arguments say.
+
+    Raises:
+        ValueError: the arguments, the data or the checkpoint are not usable, or the loss is no number any more.
+    """
+    options = parse(program, argv)
+    config, settings = read_config(options.config, options.preset)
     typed = {"steps": options.max_steps, "validate_every": options.val_every}
     settings = dataclasses.replace(settings, **{name: value for name, value in typed.items() if value is not None})
+    if settings.patience and not options.validation:
+        raise TrainingError("patience needs --validation: without it nothing says when to end")
+    if os.environ.get("RANK", "0") == "0":
+        recover(options.run)
+    if options.distributed:
+        # no process comes out of this before all of them are there
+        join()
+    config, arrays, slots, begin = beginning(options, config)
+    shards = open_shards(options.data, config)
+    validation = open_shards(options.validation, config) if options.validation else None
+    if not arrays:
+        arrays = drawn_arrays(config, settings, shards)
+    learner = make_learner(config, settings, arrays, slots, options.device)
+    if learner.writer:
+        options.run.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(about(program, config, settings, options), indent=1, default=str)
+        write_whole(options.run / "run.json", text)
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(log) for log in open_logs(options, begin)] if learner.writer else []
+        fit(learner, config, settings, shards, validation, options.run, begin, options.quiet, options.workers, logs)
+
+
+def beginning(
+    options: argparse.Namespace, config: Config
+) -> tuple[Config, dict[str, np.ndarray], dict[str, np.ndarray], int]:
+    """The model's config, arrays (empty: to be drawn), slots and step that a run begins with.
+
+    Raises:
+        CheckpointError: last/ or the warm start cannot be read.
+    """
     last = options.run / "last"
     if last.exists():
         found = checkpoint.read(last, optimizer=True)
-        config = checkpoint.network_config(found.arrays, last)
-        arrays, slots, begin = found.arrays, found.optimizer, found.step
-    elif options.warm_start:
+        return checkpoint.network_config(found.arrays, last), found.arrays, found.optimizer, found.step
+    if options.warm_start:
         found = checkpoint.read(options.warm_start)
-        arrays, slots, begin = found.arrays, {}, 0
-        loaded = checkpoint.network_config(arrays, options.warm_start)
-        config = dataclasses.replace(loaded, input_frames=config.input_frames) if options.config else loaded
-    else:
-        arrays, slots, begin = {}, {}, 0
-    shards = Shards(sorted(options.data.glob("*.npz")), config)
-    validation = Shards(sorted(options.validation.glob("*.npz")), config) if options.validation else None
-    if not arrays and settings.arranged:
-        rows = shards.batch(range(0, len(shards), max(1, len(shards) // 500))).frames.reshape(
-            -1, config.network.input_depth
-        )
-        arrays = arranged_arrays(config, rows[np.abs(rows).max(axis=-1) > 0], settings.seed)
-    elif not arrays:
-        arrays = initial_arrays(config.network, settings.seed)
-    learner = make_learner(config, settings, arrays, slots, options.device)
-    options.run.mkdir(parents=True, exist_ok=True)
-    write_whole(options.run / "run.json", json.dumps(about(program, config, settings, options), indent=1, default=str))
-    fit(learner, config, settings, shards, validation, options.run, begin, options.quiet)
+        loaded = checkpoint.network_config(found.arrays, options.warm_start)
+        if options.config or options.preset:
+            loaded = dataclasses.replace(loaded, input_frames=config.input_frames)
+        return loaded, found.arrays, {}, 0
+    return config, {}, {}, 0
+
+
+def open_shards(folder: Path, config: Config) -> Shards:
+    """The shards of a folder.
+
+    Raises:
+        ValueError: there are none, or they are not usable.
+    """
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        raise TrainingError(f"{folder}: there are no shards here (*.npz); python -m mt3_common.dataset makes them")
+    return Shards(paths, config)
+
+
+def drawn_arrays(config: Config, settings: TrainingConfig, shards: Shards) -> dict[str, np.ndarray]:
+    """The weights that training from nothing begins with."""
+    if not settings.arranged:
+        return initial_arrays(config.network, settings.seed)
+    some = shards.batch(range(0, len(shards), max(1, len(shards) // 500))).frames
+    rows = some.reshape(-1, config.network.input_depth)
+    return arranged_arrays(config, rows[np.abs(rows).max(axis=-1) > 0], settings.seed)
+
+
+def open_logs(options: argparse.Namespace, begin: int) -> list[curves.Log]:
+    """Where curves and pictures go, beside metrics.csv."""
+    logs: list[curves.Log] = []
+    if options.tensorboard:
+        logs.append(curves.TensorBoard(options.run / "tensorboard", begin))
+    if options.wandb:
+        logs.append(curves.WandB(options.wandb, options.run, begin))
+    return logs
 
 
 def fit(
@@ -326,47 +478,130 @@ def fit(
     folder: Path,
     begin: int = 0,
     quiet: bool = True,
+    workers: int = 0,
+    logs: Sequence[curves.Log] = (),
 ) -> None:
-    """Trains from step `begin` to settings.steps, and keeps the run folder up to date.
+    """Trains from step `begin` to settings.steps or until patience ends, and keeps the run folder up to date.
 
     Raises:
-        TrainingError: the loss or the gradients are no numbers; last/ holds the state of the last save.
+        TrainingError: the loss or the gradients are no numbers, the folder cannot be written, or a worker died; last/
+            holds the state of the last save.
     """
-    rows = cut_metrics(folder / "metrics.csv", begin)
-    best = min((float(row["validation_loss"]) for row in rows if row["validation_loss"]), default=math.inf)
+    rows = read_metrics(folder / "metrics.csv", begin)
+    if learner.writer:
+        write_metrics(folder / "metrics.csv", rows)
+    before = float(rows[-1]["seconds"]) if rows else 0.0
     began = time.monotonic()
     sums: dict[str, float] = {}
-    since = begin
-    with open(folder / "metrics.csv", "a", newline="") as file, progress(quiet) as show:
-        writer = csv.DictWriter(file, METRICS)
-        if not rows:
-            writer.writeheader()
-        for step in range(begin, settings.steps):
-            batches = [batch_of(shards, settings, step, part) for part in range(settings.accumulate)]
+    since, clock = begin, began
+    with progress(settings, begin, quiet or not learner.writer) as show:
+        if enough(rows, settings):
+            return
+        for step, batches in enumerate(load_batches(shards, settings, begin, workers), begin):
             values = learner.update(batches, step, settings.rate(step))
             if not all(map(math.isfinite, values.values())):
-                raise TrainingError(
-                    f"step {step + 1}: loss {values['loss']}, gradient norm {values['gradient_norm']}: training has "
-                    f"diverged; {folder / 'last'} holds the last save, a lower learning_rate may help"
-                )
+                raise TrainingError(f"step {step + 1}: {diverged(values, batches)}; {kept(folder, since)}")
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
             done = step + 1
-            show(done, settings.steps, values["loss"])
+            show(done, values["loss"], None)
             if done % settings.validate_every and done != settings.steps:
                 continue
             row: dict[str, Any] = {name: value / (done - since) for name, value in sums.items()}
-            sums, since = {}, done
-            row |= {"step": done, "learning_rate": settings.rate(step), "seconds": time.monotonic() - began}
+            now = time.monotonic()
+            per_second = (done - since) * settings.accumulate * settings.batch_size / max(1e-9, now - clock)
+            row |= {"step": done, "learning_rate": settings.rate(step), "segments_per_second": per_second}
             row["validation_loss"] = validation_loss(learner, validation, settings) if validation else ""
-            writer.writerow({name: row[name] for name in METRICS})
-            file.flush()
-            if validation and row["validation_loss"] < best:
-                best = row["validation_loss"]
-                checkpoint.write_t5x(folder / "best", learner.arrays(), done, config=config, overwrite=True)
-            checkpoint.write_t5x(
-                folder / "last", learner.arrays(), done, optimizer=learner.slots(), config=config, overwrite=True
-            )
+            row["seconds"] = before + time.monotonic() - began
+            rows.append({name: str(row[name]) for name in METRICS})
+            with said_where(done, folder, since):
+                save(learner, config, rows, folder)
+                write_logs(logs, row, learner, config, validation or shards)
+            show(done, values["loss"], row)
+            sums, since, clock = {}, done, time.monotonic()
+            if enough(rows, settings):
+                return
+
+
+def save(learner: Learner, config: Config, rows: Sequence[Mapping[str, str]], folder: Path) -> None:
+    """Writes metrics.csv, best/ if the last row is the best, and last/; in this order, so that last/ is never ahead."""
+    # all processes take part in getting the arrays, one writes them
+    arrays, averaged, slots = learner.arrays(), learner.averaged(), learner.slots()
+    if not learner.writer:
+        return
+    done = int(rows[-1]["step"])
+    write_metrics(folder / "metrics.csv", rows)
+    if rows[-1]["validation_loss"] and stale(rows) == 0:
+        checkpoint.write_t5x(folder / "best", averaged, done, config=config, overwrite=True)
+    checkpoint.write_t5x(folder / "last", arrays, done, optimizer=slots, config=config, overwrite=True)
+
+
+def stale(rows: Sequence[Mapping[str, str]]) -> int:
+    """How many looks at the validation segments ago the best one was; 0: it was the last."""
+    found = [float(row["validation_loss"]) for row in rows if row["validation_loss"]]
+    return len(found) - 1 - found.index(min(found)) if found else 0
+
+
+def enough(rows: Sequence[Mapping[str, str]], settings: TrainingConfig) -> bool:
+    """Whether patience has ended."""
+    return bool(settings.patience) and stale(rows) >= settings.patience
+
+
+def diverged(values: Mapping[str, float], batches: Sequence[Batch]) -> str:
+    """Why a loss is no number, in words: the data, or else the training."""
+    about = f"loss {values['loss']}, gradient norm {values['gradient_norm']}"
+    if not all(np.isfinite(batch.frames).all() for batch in batches):
+        return f"{about}: a shard holds frames that are no numbers, make it again"
+    return f"{about}: training has diverged, a lower learning_rate may help"
+
+
+def kept(folder: Path, step: int) -> str:
+    """What of a run is left, in words."""
+    return f"{folder / 'last'} holds step {step}" if (folder / "last").exists() else "nothing was saved yet"
+
+
+@contextlib.contextmanager
+def said_where(done: int, folder: Path, since: int) -> Iterator[None]:
+    """Errors of writing, told with what is left of the run.
+
+    Raises:
+        TrainingError: instead of them.
+    """
+    try:
+        yield
+    except (OSError, checkpoint.CheckpointError) as error:
+        raise TrainingError(
+            f"step {done} cannot be saved: {error}; {kept(folder, since)}: make room and give the same command"
+        ) from error
+
+
+def recover(folder: Path) -> None:
+    """Puts right what a kill in the middle of a save left in a run folder.
+
+    A folder is written beside (.NAME.writing-PID), the one in place renamed (….-old), then the new one renamed.
+    """
+    for old in folder.glob(".*.writing-*-old"):
+        new = old.with_name(old.name.removesuffix("-old"))
+        place = folder / old.name[1:].partition(".writing-")[0]
+        if not place.exists():
+            # once the old one is out of the way the new one is whole
+            (new if new.exists() else old).rename(place)
+    for left in [*folder.glob(".*.writing-*"), *folder.glob(".*.tmp")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def write_logs(
+    logs: Sequence[curves.Log], row: Mapping[str, Any], learner: Learner, config: Config, segments: Shards
+) -> None:
+    """Writes a row of metrics and a picture of the first segments, as a search transcribes them, to every log."""
+    if not logs:
+        return
+    batch = segments.batch(range(min(4, len(segments))))
+    ids = learner.transcribe(batch.frames)
+    image = curves.picture(batch, ids, config)
+    for log in logs:
+        log.scalars(row["step"], {name: row[name] for name in METRICS[1:] if row[name] != ""})
+        log.image(row["step"], image)
 
 
 def validation_loss(learner: Learner, validation: Shards, settings: TrainingConfig) -> float:
@@ -380,39 +615,68 @@ def validation_loss(learner: Learner, validation: Shards, settings: TrainingConf
     return total / count
 
 
-def read_config(path: Path | None) -> tuple[Config, TrainingConfig]:
-    """Model and training of a JSON file; what it leaves out is MT3's.
+def padded_batch(batch: Batch, multiple: int) -> Batch:
+    """The batch with segments of nothing behind it, so that so many devices get as many each."""
+    missing = -len(batch.frames) % multiple
+    return Batch(*(np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for array in batch))
+
+
+def check_share(settings: TrainingConfig, devices: int) -> None:
+    """Nothing, if each of so many devices can take as many segments of a batch.
 
     Raises:
-        ConfigError: the file cannot be read, or a setting is unknown or malformed.
+        TrainingError: they cannot.
     """
-    if path is None:
-        return Config(), TrainingConfig()
+    if settings.batch_size % devices:
+        raise TrainingError(
+            f"a batch_size of {settings.batch_size} cannot be shared among {devices} devices; make it a multiple, or "
+            "name one device (--device cpu:0, gpu:0)"
+        )
+
+
+def read_config(path: Path | None, preset: str | None = None) -> tuple[Config, TrainingConfig]:
+    """Model and training of a preset with those of a JSON file on top; what neither says is MT3's.
+
+    Raises:
+        ConfigError: a file cannot be read, or a setting is unknown or malformed.
+    """
+    model, training = Config().to_dict(), {}
+    for file in (PRESETS / f"{preset}.json" if preset else None, path):
+        if file is not None:
+            values = _read_settings(file)
+            model, training = model | values.get("model", {}), training | values.get("training", {})
+    try:
+        return Config.from_dict(model), TrainingConfig(**training)
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"{path or preset}: {error}") from error
+
+
+def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict) or set(values) - {"model", "training"}:
+    if not isinstance(values, dict) or set(values) - {"about", "model", "training"}:
         raise ConfigError(f'{path} must hold {{"model": {{…}}, "training": {{…}}}}')
     known = {field.name for field in dataclasses.fields(TrainingConfig)}
     if unknown := sorted(set(values.get("training", {})) - known):
         raise ConfigError(f"{path}: unknown training setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    try:
-        config = Config.from_dict(Config().to_dict() | values.get("model", {}))
-        return config, TrainingConfig(**values.get("training", {}))
-    except (ConfigError, TypeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return values
 
 
-def cut_metrics(path: Path, step: int) -> list[dict[str, str]]:
-    """The rows of metrics.csv up to a step; later ones, of steps that will be done again, are taken out."""
+def read_metrics(path: Path, step: int) -> list[dict[str, str]]:
+    """The rows of metrics.csv up to a step; later ones are of steps that will be done again."""
     if not path.exists():
         return []
     with open(path, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        rows = [{name: row.get(name) or "" for name in METRICS} for row in csv.DictReader(file)]
+    return [row for row in rows if row["step"].isdecimal() and int(row["step"]) <= step]
+
+
+def write_metrics(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Writes metrics.csv, whole or not at all."""
     lines = [",".join(METRICS), *(",".join(row[name] for name in METRICS) for row in rows)]
     write_whole(path, "\n".join(lines) + "\n")
-    return rows
 
 
 def about(program: str, config: Config, settings: TrainingConfig, options: argparse.Namespace) -> Mapping[str, Any]:
@@ -439,18 +703,49 @@ def about(program: str, config: Config, settings: TrainingConfig, options: argpa
 def write_whole(path: Path, text: str) -> None:
     """Writes beside the path and renames."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text)
-    beside.replace(path)
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager
-def progress(quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
-    """A bar on stderr with the loss and the time left; nothing where stderr is no terminal or quiet."""
+def progress(
+    settings: TrainingConfig, begin: int, quiet: bool
+) -> Iterator[Callable[[int, float, Mapping[str, Any] | None], None]]:
+    """Shows how far training is, on stderr: a bar with the loss, rates and the time left, or a line a save.
+
+    Yields a function of the steps done, the loss, and the row of metrics where one was just written.
+    """
     console = Console(stderr=True)
+    bar_shown = console.is_interactive and not quiet
     columns = (
         *(TextColumn("loss {task.fields[loss]:.3f}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,")),
+        TextColumn("{task.fields[rate]:.2f} a second, {task.fields[segments]:.1f} segments a second,"),
         *(TimeRemainingColumn(), TextColumn("left")),
     )
-    with Progress(*columns, console=console, disable=quiet or not console.is_interactive) as bar:
-        task = bar.add_task("training", total=None, loss=math.nan)
-        yield lambda done, total, loss: bar.update(task, completed=done, total=total, loss=loss)
+    began = time.monotonic()
+    with Progress(*columns, console=console, disable=not bar_shown) as bar:
+        task = bar.add_task("", total=settings.steps, completed=begin, loss=math.nan, rate=0.0, segments=0.0)
+
+        def show(done: int, loss: float, row: Mapping[str, Any] | None) -> None:
+            rate = (done - begin) / max(1e-9, time.monotonic() - began)
+            segments = rate * settings.batch_size * settings.accumulate
+            bar.update(task, completed=done, loss=loss, rate=rate, segments=segments)
+            if row is not None and not bar_shown and not quiet:
+                validation = f", validation {row['validation_loss']:.4f}" if row["validation_loss"] != "" else ""
+                left = datetime.timedelta(seconds=round((settings.steps - done) / rate))
+                print(
+                    f"step {done} of {settings.steps}: loss {row['loss']:.4f}{validation}, {rate:.2f} steps and "
+                    f"{segments:.1f} segments a second, {left} left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+        yield show

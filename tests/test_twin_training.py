@@ -15,6 +15,7 @@ from mt3_common.initial import initial_arrays
 from mt3_common.notes import Note
 from mt3_common.synthesis import Example
 from mt3_common.training import TrainingConfig
+from torch_mt3 import model as torch_model
 from torch_mt3 import train as torch_train
 
 CONFIG = Config(
@@ -229,3 +230,91 @@ def test_schedules_fall_as_they_say():
     assert [cosine.rate(step) for step in (50, 75, 100)] == pytest.approx([1, 0.5, 0])
     rsqrt = TrainingConfig(steps=100, warmup_steps=16, learning_rate=1.0, schedule="rsqrt")
     assert [rsqrt.rate(step) for step in (16, 64)] == pytest.approx([1, 0.5])
+
+
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.2])
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_rematerialised_layers_give_the_same_losses(twin, dropout_rate, shards, monkeypatch):
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, dropout_rate=dropout_rate))
+    monkeypatch.setitem(globals(), "CONFIG", config)
+    kept, one = losses(twin, TrainingConfig(batch_size=4), shards, 3)
+    again, other = losses(twin, TrainingConfig(batch_size=4, remat=True), shards, 3)
+    for row, same in zip(kept, again, strict=True):
+        assert same == pytest.approx(row, rel=1e-6)
+    for name, array in one.arrays().items():
+        np.testing.assert_allclose(other.arrays()[name], array, atol=1e-6)
+
+
+def test_rematerialised_layers_are_computed_twice(shards, monkeypatch):
+    batch = training.batch_of(shards, TrainingConfig(batch_size=4), 0, 0)
+    calls, norm = [], torch_model.RMSNorm.forward
+    monkeypatch.setattr(torch_model.RMSNorm, "forward", lambda self, x: calls.append(1) or norm(self, x))
+    counts = []
+    for remat in (False, True):
+        calls.clear()
+        settings = TrainingConfig(batch_size=4, remat=remat)
+        torch_train.Learner(CONFIG, settings, initial_arrays(CONFIG.network), {}, "cpu").update([batch], 0, 1e-3)
+        counts.append(len(calls))
+    # 2 norms in each of 2 encoder layers, 3 in the decoder's, and the two of the stacks, which are not computed again
+    assert counts == [9, 16]
+    jaxprs = []
+    for remat in (False, True):
+        learner = jax_train.Learner(
+            CONFIG, TrainingConfig(batch_size=4, remat=remat), initial_arrays(CONFIG.network), {}, "cpu"
+        )
+        weights = learner.weights
+        frames = learner._inputs(batch)[0]
+        with jax_train._rematerialised(remat):
+            jaxprs.append(str(jax.make_jaxpr(lambda w: learner._call(w, "encode", frames, False))(weights)))  # noqa: B023
+    assert ["remat" in text for text in jaxprs] == [False, True]
+
+
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_the_average_follows_the_weights_and_is_what_validation_sees(twin, shards):
+    settings = TrainingConfig(steps=6, batch_size=4, ema=0.5, warmup_steps=1)
+    expected = initial_arrays(CONFIG.network, 1)
+    learner = LEARNERS[twin](CONFIG, settings, expected, {}, "cpu")
+    for step in range(3):
+        learner.update([training.batch_of(shards, settings, step, 0)], step, 1e-2)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = {name: decay * expected[name] + (1 - decay) * array for name, array in learner.arrays().items()}
+    for name, array in learner.averaged().items():
+        np.testing.assert_allclose(array, expected[name], atol=1e-6)
+    plain = LEARNERS[twin](CONFIG, TrainingConfig(batch_size=4), learner.averaged(), {}, "cpu")
+    batch = shards.batch(range(4))
+    assert learner.token_loss(batch) == pytest.approx(plain.token_loss(batch), rel=1e-6)
+    # a run goes on with its average, in either twin
+    for other in LEARNERS.values():
+        again = other(CONFIG, settings, learner.arrays(), learner.slots(), "cpu")
+        for name, array in learner.averaged().items():
+            np.testing.assert_array_equal(again.averaged()[name], array)
+    assert plain.averaged().keys() == plain.arrays().keys()
+    assert not any(name.startswith("average/") for name in plain.slots())
+
+
+def test_both_twins_transcribe_the_same_ids_while_training(shards):
+    frames = shards.batch(range(3)).frames
+    found = [
+        learner(CONFIG, TrainingConfig(), initial_arrays(CONFIG.network, 3), {}, "cpu").transcribe(frames)
+        for learner in LEARNERS.values()
+    ]
+    assert len(found[0]) == 3
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in training.PRESETS.glob("*.json")))
+def test_presets_are_usable_and_a_config_goes_on_top(name, tmp_path):
+    config, settings = training.read_config(None, name)
+    assert isinstance(config, Config)
+    (tmp_path / "more.json").write_text('{"model": {"emb_dim": 64}, "training": {"steps": 7}}')
+    changed, other = training.read_config(tmp_path / "more.json", name)
+    assert (changed.network.emb_dim, other.steps) == (64, 7)
+    assert dataclasses.replace(other, steps=settings.steps) == settings
+    assert training.read_config(None, "mt3")[0] == Config()
+
+
+def test_an_unknown_preset_is_said(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        torch_train.main([str(tmp_path), "--data", str(tmp_path), "--preset", "huge"])
+    assert "small" in capsys.readouterr().err

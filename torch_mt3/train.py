@@ -1,22 +1,29 @@
 """Training in PyTorch: python -m torch_mt3.train; jax_mt3/train.py is its twin.
 
+Several processes share each batch, a device each (torchrun … --distributed); the weights are on all of them.
+
 Adafactor's slots of an array keep T5X's names: 'v' for an array that is not factored, 'v_row' and 'v_col' for one that
 is.
 """
 
+import copy
+import os
 import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from torch import distributed
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mt3_common import training
 from mt3_common.config import Config
 from mt3_common.dataset import Batch
 from mt3_common.training import TrainingConfig
-from torch_mt3.checkpoint import _renamed
+from torch_mt3.checkpoint import _renamed, to_state_dict
+from torch_mt3.decode import generate
 from torch_mt3.infer import find_device
 from torch_mt3.model import Transformer
 
@@ -146,6 +153,43 @@ def auxiliary_loss(
     return ((losses * weights).sum(dim=-1) + next_weight * (torch.logsumexp(places, dim=-1) - chosen)).mean()
 
 
+def find_devices(name: str | None) -> list[torch.device]:
+    """The devices that share a batch: here one a process, the one called, or the GPU of the process's number.
+
+    Raises:
+        ValueError: there is none of that name; says which there are.
+    """
+    if name is None and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return [find_device(name)]
+
+
+def join() -> None:
+    """Makes this process one of several, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say; waits for the others.
+
+    torchrun sets them.
+
+    Raises:
+        ValueError: they are not set.
+    """
+    try:
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    except ValueError as error:
+        raise ValueError(f"--distributed needs torchrun, or what it sets: {training.first_line(error)}") from error
+
+
+def _rematerialised(layer: torch.nn.Module) -> None:
+    """Makes a layer keep its inputs alone and be computed again for the gradients."""
+    plain = copy.deepcopy(layer)
+
+    def forward(*inputs):
+        # those that functional_call has put in: they are gone when the gradients are asked for
+        state = dict(layer.named_parameters())
+        return checkpoint(lambda *inputs: functional_call(plain, state, inputs), *inputs, use_reentrant=False)
+
+    layer.forward = forward
+
+
 class Learner:
     """The weights and the optimizer of a run: what mt3_common/training.py asks of a framework.
 
@@ -156,8 +200,11 @@ class Learner:
         slots: as slots() gave them, empty at the beginning.
         device: 'cpu', 'cuda', 'cuda:1', 'mps'; None for a GPU if there is one.
 
+    Attributes:
+        writer: whether this process writes the files of the run.
+
     Raises:
-        ValueError: the slots belong to another optimizer, or there is no such device.
+        ValueError: the slots belong to another optimizer, there is no such device, or a batch cannot be shared.
     """
 
     def __init__(
@@ -170,7 +217,11 @@ class Learner:
     ):
         self.config = config
         self.settings = settings
-        self.device = find_device(device)
+        [self.device] = find_devices(device)
+        together = distributed.is_initialized()
+        self.rank, self.num_devices = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
+        training.check_share(settings, self.num_devices)
+        self.writer = self.rank == 0
         self.wide = torch.float64 if settings.dtype == "float64" else torch.float32
         weights, states = training.unpack(config, settings, arrays, slots)
         # in MT3's layout, so that the optimizer's slots are T5X's; the modules get turned views
@@ -189,8 +240,13 @@ class Learner:
                 }
             elif settings.optimizer == "adafactor":
                 self.states.setdefault(name, adafactor_slots(weight.detach()))
+        averages = training.first_average(settings, arrays, slots)
+        self.average = {name: self._tensor(array) for name, array in averages.items()}
         with torch.device("meta"):
             self.model = Transformer(config.network)
+        if settings.remat:
+            for layer in [*self.model.encoder.layers, *self.model.decoder.layers]:
+                _rematerialised(layer)
 
     def update(self, batches: Sequence[Batch], step: int, learning_rate: float) -> dict[str, float]:
         """One step; returns loss, token_loss, auxiliary_loss and gradient_norm: see training.Learner."""
@@ -200,11 +256,13 @@ class Learner:
             weight.grad = None
         for part, batch in enumerate(batches):
             with torch.random.fork_rng(enabled=self.config.network.dropout_rate > 0):
-                torch.manual_seed(1000003 * self.settings.seed + 101 * step + part)
-                losses = self._losses(batch, count, len(batches), step >= self.settings.auxiliary_steps)
-            losses[0].backward()
+                # each process its own draws
+                torch.manual_seed(1000003 * self.settings.seed + 101 * step + part + 7919 * self.rank)
+                losses = self._losses(self._share(batch), count, len(batches), step >= self.settings.auxiliary_steps)
+                losses[0].backward()
             totals += [float(loss.detach()) for loss in losses]
         gradients = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
+        totals = self._sum_up(gradients, totals)
         norm = torch.sqrt(sum((gradient.detach() ** 2).sum() for gradient in gradients.values()))
         if self.settings.clip:
             factor = self.settings.clip / torch.clamp(norm, min=self.settings.clip)
@@ -219,22 +277,38 @@ class Learner:
                 weight = self.weights[name]
                 after, self.states[name] = adafactor(weight, gradient, self.states[name], step, learning_rate)
                 weight.data.copy_(after)
+        for name, array in self.average.items():
+            array.lerp_(self.weights[name].detach(), 1 - self.settings.average_decay(step))
         return dict(zip(("loss", "token_loss", "auxiliary_loss", "gradient_norm"), [*totals.tolist(), float(norm)]))
 
     @torch.no_grad()
     def token_loss(self, batch: Batch) -> tuple[float, int]:
-        """Cross-entropy summed over the targets of a batch, without dropout, and the number of targets."""
-        encoded = self._call("encoder", self._tensor(batch.frames))
-        inputs, targets = (torch.from_numpy(ids).to(self.device).long() for ids in (batch.inputs, batch.targets))
-        logits = self._call("decoder", encoded, inputs, targets)
-        return float(cross_entropy(logits, targets, z_loss=0.0)), int((batch.targets > 0).sum())
+        """Cross-entropy of averaged() summed over the targets of a batch, without dropout, and their number."""
+        share = self._share(training.padded_batch(batch, self.num_devices))
+        weights = self.average or self.weights
+        encoded = self._call("encoder", weights, self._tensor(share.frames))
+        inputs, targets = (torch.from_numpy(ids).to(self.device).long() for ids in (share.inputs, share.targets))
+        logits = self._call("decoder", weights, encoded, inputs, targets)
+        [loss] = self._sum_up({}, np.array([float(cross_entropy(logits, targets, z_loss=0.0))]))
+        return float(loss), int((batch.targets > 0).sum())
+
+    @torch.no_grad()
+    def transcribe(self, frames: np.ndarray) -> list[np.ndarray]:
+        """The ids that a greedy search with averaged() gives for segments (n, input_frames, mel bins)."""
+        model = Transformer(self.config.network)
+        model.load_state_dict(to_state_dict(self.averaged()))
+        return list(generate(model.to(self.device).eval(), self.config, frames, batch_size=len(frames)))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The network's arrays, under MT3's names."""
         return {name: _array(weight) for name, weight in self.weights.items() if not name.startswith("auxiliary/")}
 
+    def averaged(self) -> dict[str, np.ndarray]:
+        """The arrays to use: their moving average where the settings ask for one."""
+        return {name: _array(array) for name, array in self.average.items()} or self.arrays()
+
     def slots(self) -> dict[str, np.ndarray]:
-        """The optimizer's slots and the auxiliary loss's linear layer, by the names that a checkpoint gives them."""
+        """What a checkpoint holds beside arrays(): the optimizer's slots, the auxiliary loss's layer, the average."""
         states = self.states
         if self.settings.optimizer == "adamw":
             states = {
@@ -243,28 +317,49 @@ class Learner:
                 if (state := self.adamw.state.get(weight))
             }
         states = {name: {slot: _array(value) for slot, value in state.items()} for name, state in states.items()}
-        return training.pack({name: _array(weight) for name, weight in self.weights.items()}, states)
+        weights, average = (
+            {name: _array(array) for name, array in arrays.items()} for arrays in (self.weights, self.average)
+        )
+        return training.pack(weights, states, average)
 
     def _losses(self, batch: Batch, count: int, num_batches: int, with_decoder: bool) -> tuple[torch.Tensor, ...]:
         """(all, a token, a frame), so divided that the sum over an update's batches is the update's."""
-        encoded = self._call("encoder", self._tensor(batch.frames), True)
+        encoded = self._call("encoder", self.weights, self._tensor(batch.frames), True)
         token = auxiliary = torch.zeros((), dtype=self.wide, device=self.device)
         if with_decoder:
             inputs, targets = (torch.from_numpy(ids).to(self.device).long() for ids in (batch.inputs, batch.targets))
-            logits = self._call("decoder", encoded, inputs, targets, True)
+            logits = self._call("decoder", self.weights, encoded, inputs, targets, True)
             token = cross_entropy(logits, targets, self.settings.z_loss) / count
         if self.settings.auxiliary:
             rolls = self._tensor(training.soft_rolls(batch.rolls))
             events = torch.from_numpy(training.next_events(batch.rolls)).to(self.device).long()
             head = self.weights["auxiliary/kernel"], self.weights["auxiliary/bias"]
             auxiliary = auxiliary_loss(encoded, *head, rolls, events, self.settings.next_event) / num_batches
+            auxiliary = auxiliary / self.num_devices
         return token + self.settings.auxiliary * auxiliary, token, auxiliary
 
-    def _call(self, part: str, *inputs) -> torch.Tensor:
+    def _share(self, batch: Batch) -> Batch:
+        """The rows of this process."""
+        return Batch(*(array[self.rank :: self.num_devices] for array in batch))
+
+    def _sum_up(self, gradients: dict[str, torch.Tensor], totals: np.ndarray) -> np.ndarray:
+        """The totals of all processes; changes gradients to the sums over them."""
+        if self.num_devices == 1:
+            return totals
+        # one message instead of hundreds
+        totals = torch.from_numpy(totals).to(self.device, self.wide)
+        parts = [*(gradients[name] for name in sorted(gradients)), totals]
+        together = torch.cat([part.flatten() for part in parts])
+        distributed.all_reduce(together)
+        for part, found in zip(parts, together.split([part.numel() for part in parts])):
+            part.copy_(found.view_as(part))
+        return totals.cpu().numpy().astype(np.float64)
+
+    def _call(self, part: str, weights: dict[str, torch.Tensor], *inputs) -> torch.Tensor:
         """What the encoder or the decoder makes of its inputs, in the dtype of the computation."""
         dtype = getattr(torch, self.settings.dtype)
         state = {}
-        for name, weight in self.weights.items():
+        for name, weight in weights.items():
             if name.startswith(f"{part}/"):
                 renamed, turned = _renamed(name)
                 cast = weight if "logits_dense" in name else weight.to(dtype)
@@ -284,7 +379,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status of the command line: see mt3_common/training.py."""
-    return training.main("torch_mt3", Learner, argv)
+    return training.main("torch_mt3", Learner, join, argv)
 
 
 if __name__ == "__main__":
