@@ -125,6 +125,34 @@ def test_only_the_named_instruments_are_heard_by_both(written, talkative, tmp_pa
     assert not any(note.is_drum for note in midi.read_json(tmp_path / "piano.json")[0])
 
 
+@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize(
+    "name", ["gpu:7", "cuda:99", "tpu:0", "mps:3", "cpu:1", "cpu:-1", "cuda:x", "nonsense", "c pu"]
+)
+def test_devices_that_are_not_there(twin, name):
+    find_device = importlib.import_module(f"{twin}.infer").find_device
+    with pytest.raises(ValueError, match=rf"^no device '{name}' for (JAX|PyTorch) here; there are: .*cpu"):
+        find_device(name)
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_devices_that_are_there(twin):
+    find_device = importlib.import_module(f"{twin}.infer").find_device
+    assert find_device("cpu") == find_device("cpu:0")
+    assert "cpu" in str(find_device("cpu")).lower()
+    assert find_device(None)
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_two_processes_write_what_one_writes(written, talkative, twin, tmp_path):
+    folder, _ = written[twin]
+    options = ("--duration", "6", "--format", "mid,json", "--batch-size", "2", "--checkpoint", talkative)
+    status, _, err = infer(twin, EXAMPLE, "-o", "out", *options, "--device", "cpu,cpu", folder=tmp_path)
+    assert (status, err) == (0, "")
+    for name in ("example.mid", "example.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / "out" / name).read_bytes()
+
+
 def test_both_agree_with_every_option_of_theirs(talkative, tmp_path):
     options = ("--search", "sample", "--temperature", "0.1", "--top-k", "50", "--top-p", "0.9", "--seed", "3")
     options += ("--dtype", "float64", "--device", "cpu", "--positions", "port", "--checkpoint", talkative)

@@ -11,7 +11,7 @@ import sys
 
 from mt3_common import cli
 from mt3_common.instruments import allowed_tokens, parse_instruments
-from mt3_common.transcribe import NamedCheckpoint, Transcriber, find_checkpoint
+from mt3_common.transcribe import Hold, NamedCheckpoint, Transcriber, find_checkpoint
 
 
 def load(
@@ -28,6 +28,7 @@ def load(
     batch_size: int = 16,
     positions: str | None = None,
     instruments: str | None = None,
+    hold: float | None = None,
 ) -> Transcriber:
     """A Transcriber: the network of a checkpoint, on its device, with a way to search.
 
@@ -45,6 +46,8 @@ def load(
         batch_size: segments decoded at once.
         positions: 'mt3' or 'port': the sinusoids that the weights were trained on; None to believe the checkpoint.
         instruments: the only ones that may be heard, such as 'piano,bass,drums' (see parse_instruments); None for all.
+        hold: keep instruments from one segment to the next (see transcribe.Hold), with this bias; None to decode each
+            segment alone, which is faster.
 
     Raises:
         ValueError: the checkpoint, the device or a setting is not usable; says what to do.
@@ -70,8 +73,11 @@ def load(
         top_p=top_p,
         seed=seed,
         allowed=None if only is None else allowed_tokens(only, config),
+        hold=hold is not None,
     )
-    return Transcriber(config, generate, checkpoint=found, instruments=only)
+    return Transcriber(
+        config, generate, checkpoint=found, instruments=only, hold=None if hold is None else Hold(hold, batch_size)
+    )
 
 
 def find_device(name: str | None):
@@ -85,7 +91,8 @@ def find_device(name: str | None):
     present = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     present += ["mps"] * torch.backends.mps.is_available()
     kind, _, number = (name or present[:2][-1]).replace("gpu", "cuda").partition(":")
-    found = f"{kind}:{number or 0}" if kind == "cuda" else kind + (number and number != "0" and f":{number}" or "")
+    numbered = f"{kind}:{number or 0}"
+    found = kind if kind != "cuda" and numbered == f"{kind}:0" else numbered
     if found not in present:
         hint = "; a TPU is for jax_mt3" if kind == "tpu" else ""
         raise ValueError(f"no device {name!r} for PyTorch here; there are: {', '.join(present)}{hint}")

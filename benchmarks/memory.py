@@ -1,0 +1,92 @@
+"""Peak memory of both commands on a long recording beside a short one: prints the table in the README.
+
+python benchmarks/memory.py [--hours 3] [--twins torch_mt3,jax_mt3]
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from rich.console import Console
+from rich.table import Table
+
+from mt3_common import checkpoint, midi
+from mt3_common.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
+
+ROOT = Path(__file__).parents[1]
+BUNDLED = ROOT / "checkpoints" / "golden"
+FRAMEWORKS = {"torch_mt3": "torch", "jax_mt3": "jax, flax.linen"}
+
+
+def write_checkpoint(path: Path) -> Path:
+    """The bundled random weights, changed to say some ten notes a second and then to end."""
+    found = checkpoint.read(BUNDLED)
+    config = checkpoint.network_config(found.arrays, BUNDLED)
+    kernel = found.arrays["decoder/logits_dense/kernel"].copy()
+    kernel[:, SPECIAL_IDS + 15 : SPECIAL_IDS + Vocabulary(config.vocabulary).max_shift_steps + 1] = 0.0
+    kernel[:, EOS_ID] *= 2.0
+    checkpoint.write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
+    return path
+
+
+def write_recording(path: Path, seconds: float) -> Path:
+    """44.1 kHz, stereo: tones that change twice a second, and noise."""
+    rate = 44100
+    random = np.random.default_rng(0)
+    times = np.arange(rate // 2) / rate
+    with soundfile.SoundFile(path, "w", rate, 2) as file:
+        for _ in range(round(2 * seconds)):
+            pitches = random.integers(40, 90, 3)
+            tones = sum(np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * times) for pitch in pitches)
+            block = 0.1 * tones * np.exp(-4 * times) + random.normal(0, 0.001, len(times))
+            file.write(np.stack([block, block], axis=1))
+    return path
+
+
+def peak(*arguments: str) -> tuple[float, float]:
+    """(MB of memory at most, s) of a Python process."""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"exit status {process.returncode} of {' '.join(arguments)}")
+    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10) * 1.048576, time.perf_counter() - began
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--hours", type=float, default=3.0)
+    parser.add_argument("--twins", default=",".join(FRAMEWORKS))
+    arguments = parser.parse_args()
+    table = Table(
+        "twin", "framework alone", "1 minute", f"{arguments.hours:g} hours", "beyond the framework", "notes", "s"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        options = ("--checkpoint", str(write_checkpoint(folder / "talkative")), "--device", "cpu", "--force")
+        short = write_recording(folder / "short.wav", 60.0)
+        long = write_recording(folder / "long.wav", 3600.0 * arguments.hours)
+        for twin in arguments.twins.split(","):
+            alone, _ = peak("-c", f"import {FRAMEWORKS[twin]}")
+            figures = [peak("-m", f"{twin}.infer", str(path), *options) for path in (short, long)]
+            notes = len(midi.read_midi(folder / "long.mid"))
+            table.add_row(
+                twin,
+                *(f"{megabytes:.0f} MB" for megabytes in (alone, figures[0][0], figures[1][0], figures[1][0] - alone)),
+                str(notes),
+                f"{figures[1][1]:.0f}",
+            )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
