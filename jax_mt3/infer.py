@@ -13,7 +13,7 @@ import platformdirs
 
 from mt3_common import cli
 from mt3_common.instruments import allowed_tokens, parse_instruments
-from mt3_common.transcribe import NamedCheckpoint, Transcriber, find_checkpoint
+from mt3_common.transcribe import Hold, NamedCheckpoint, Transcriber, find_checkpoint
 
 
 def load(
@@ -30,6 +30,7 @@ def load(
     batch_size: int = 16,
     positions: str | None = None,
     instruments: str | None = None,
+    hold: float | None = None,
 ) -> Transcriber:
     """A Transcriber: the network of a checkpoint, on its device, with a way to search.
 
@@ -49,6 +50,8 @@ def load(
         batch_size: segments decoded at once.
         positions: 'mt3' or 'port': the sinusoids that the weights were trained on; None to believe the checkpoint.
         instruments: the only ones that may be heard, such as 'piano,bass,drums' (see parse_instruments); None for all.
+        hold: keep instruments from one segment to the next (see transcribe.Hold), with this bias; None to decode each
+            segment alone, which is faster.
 
     Raises:
         ValueError: the checkpoint, the device or a setting is not usable; says what to do.
@@ -81,8 +84,11 @@ def load(
         top_p=top_p,
         seed=seed,
         allowed=None if only is None else allowed_tokens(only, config),
+        hold=hold is not None,
     )
-    return Transcriber(config, generate, checkpoint=found, instruments=only)
+    return Transcriber(
+        config, generate, checkpoint=found, instruments=only, hold=None if hold is None else Hold(hold, batch_size)
+    )
 
 
 def keep_compiled() -> None:

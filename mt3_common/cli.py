@@ -38,6 +38,9 @@ from mt3_common.transcribe import FORMATS, SUFFIXES, Request, Transcriber, Trans
 # the AUDIO that is stdin
 STDIN = "-"
 
+# what --hold-instruments takes off the logits of programs that have just not played (nats)
+HOLD_BIAS = 2.0
+
 SUCCESS, SOME_FAILED, NOT_STARTED, INTERRUPTED = 0, 1, 2, 130
 
 # what a folder is searched for; a file that is named is tried whatever its name ends in
@@ -58,6 +61,7 @@ SETTINGS = (
     "top_p",
     "seed",
     "instruments",
+    "hold",
     "start",
     "duration",
 )
@@ -206,8 +210,15 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
                 "batch_size": arguments.batch_size,
                 "positions": arguments.positions,
                 "instruments": arguments.instruments,
+                "hold": arguments.hold,
             }
-            if len(devices) > 1:
+            if arguments.hold is not None and (arguments.ray is not None or len(devices) > 1):
+                raise UsageError(
+                    "--hold-instruments goes from segment to segment, on one device: name one with --device"
+                )
+            if arguments.ray is not None:
+                transcriber = workers.start_on_ray(load, settings, arguments.ray, stack)
+            elif len(devices) > 1:
                 transcriber = workers.start(load, settings, devices, stack)
             else:
                 transcriber = load(device=devices[0], **settings)
@@ -344,6 +355,12 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         help="cpu, cuda:0, mps (PyTorch), tpu (JAX); several, such as cuda:0,cuda:1, each by a process of its own; "
         "default: a GPU if there is one",
     )
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        help="compute on a Ray cluster, on all its GPUs or else nodes: host:port, ray://host:port, auto, local; the "
+        "checkpoint must be found there under the same path or name",
+    )
     add("--dtype", choices=("float32", "bfloat16", "float64"), default="float32", help="default: float32")
     add("--batch-size", type=POSITIVE, default=16, metavar="N", help="segments decoded at once; default: 16")
     search = parser.add_argument_group("search")
@@ -369,6 +386,20 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         "(violin, 40), and drums, as in --instruments piano,bass,drums; of a model that tells families apart, but not "
         "what is in them, name the first of each",
     )
+    add(
+        "--hold-instruments",
+        action="store_true",
+        help="let what sounds at a segment's end go on in the next one under the program that it has, instead of "
+        "deciding anew every two seconds, as in --hold-instruments album/; slower, since each recording then has one "
+        "segment at a time, though many recordings still share batches",
+    )
+    add(
+        "--hold-bias",
+        type=BIAS,
+        metavar="B",
+        help=f"of --hold-instruments: how much less likely (nats) a program becomes that has just not played; default: "
+        f"{HOLD_BIAS}; 0: only what sounds is held",
+    )
     messages = parser.add_argument_group("messages")
     add = messages.add_mutually_exclusive_group().add_argument
     add("--quiet", action="store_true", help="only errors and what must be known")
@@ -380,6 +411,8 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         parser.error("no AUDIO and no --list: nothing to transcribe")
     if arguments.resume and arguments.jsonl:
         parser.error("--resume looks for what is done, and what --jsonl wrote to stdout is nowhere to be found")
+    if arguments.ray is not None and arguments.device is not None:
+        parser.error("--ray takes the devices of the cluster: leave --device out")
     if STDIN in arguments.audio:
         if arguments.list == "-":
             parser.error("stdin cannot be a recording (AUDIO -) and a list (--list -) at once")
@@ -389,6 +422,10 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
             parser.error("stdin lies nowhere, so neither can the files of --format: give -o")
         if sys.stdin.isatty():
             parser.error("AUDIO - is stdin, which is the terminal: pipe a recording into it")
+    if arguments.hold_bias is not None and not arguments.hold_instruments:
+        parser.error("--hold-bias belongs to --hold-instruments")
+    bias = HOLD_BIAS if arguments.hold_bias is None else arguments.hold_bias
+    arguments.hold = bias if arguments.hold_instruments else None
     own = {
         "beams": ("t5x", 1),
         "temperature": ("sample", 1.0),
@@ -780,6 +817,7 @@ def number(kind: type, description: str, accepted: Callable[[float], bool]) -> C
 SECONDS = number(float, "a time of 0 s or more", lambda value: 0 <= value < math.inf)
 DURATION = number(float, "a time above 0 s", lambda value: 0 < value < math.inf)
 TEMPERATURE = number(float, "a number above 0", lambda value: 0 < value < math.inf)
+BIAS = number(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
 PROBABILITY = number(float, "above 0 and at most 1", lambda value: 0 < value <= 1)
 POSITIVE = number(int, "a whole number from 1 up", lambda value: value >= 1)
 SEED = number(int, "a whole number from 0 to 2^64 - 1", lambda value: 0 <= value < 2**64)

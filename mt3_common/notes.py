@@ -302,6 +302,22 @@ class NoteDecoder:
         """(pitch, program) of the notes that sound now, by program and pitch as in a tie section."""
         return sorted(self._active, key=lambda key: key[::-1])
 
+    def tie_section(self, max_tokens: int) -> np.ndarray:
+        """Model ids of the tie section that says what sounds now, `tie` included: (n,) int32, n <= max_tokens.
+
+        Where it does not fit, the notes that began first are left out.
+        """
+        vocabulary = self.vocabulary
+        recent = list(self._active)[max(0, len(self._active) - (max_tokens - 1) // 2) :]
+        tokens = []
+        said = None
+        for program, pitch in sorted(key[::-1] for key in recent):
+            if vocabulary.config.use_programs and program != said:
+                tokens.append(vocabulary.index("program", program))
+                said = program
+            tokens.append(vocabulary.index("pitch", pitch))
+        return vocabulary.encode([*tokens, vocabulary.index("tie", 0)])
+
     def feed(
         self, ids: Sequence[int] | np.ndarray, start_time: float, next_start_time: float | None = None
     ) -> list[Note]:

@@ -22,11 +22,12 @@ import numpy as np
 
 from mt3_common import download, midi
 from mt3_common.audio import audio_duration, stream_audio
+from mt3_common.batching import Held
 from mt3_common.config import Config
 from mt3_common.instruments import Instruments
 from mt3_common.notes import Note, NoteDecoder
 from mt3_common.spectrogram import Segment, num_segments, segments
-from mt3_common.vocabulary import Vocabulary
+from mt3_common.vocabulary import SPECIAL_IDS, Vocabulary
 
 FORMATS = ("mid", "json", "csv", "noteseq")
 # endings of outputs' names and what they stand for
@@ -218,6 +219,21 @@ class Request(NamedTuple):
     before: Callable[[], None] | None = None
 
 
+class Hold(NamedTuple):
+    """How a segment takes over from the one before it.
+
+    The notes that sound at its end are the next one's tie section, whatever the network would tie; the rest is decoded
+    freely, but for the bias.
+
+    Attributes:
+        bias: what the logit of a program loses that did not play in the last segment with notes (nats).
+        recordings: decoded side by side, at most.
+    """
+
+    bias: float
+    recordings: int
+
+
 class _Recording:
     """A recording on its way: one thread reads it, another feeds the network and takes down the notes.
 
@@ -227,10 +243,19 @@ class _Recording:
         times: start (s) of the segments that the network has, and of the ones after them; None for no more.
     """
 
-    def __init__(self, request: Request, config: Config, instruments: Instruments | None = None):
+    def __init__(
+        self,
+        request: Request,
+        config: Config,
+        instruments: Instruments | None = None,
+        hold: Hold | None = None,
+    ):
         self.request = request
         self.config = config
         self.instruments = instruments
+        self.hold = hold
+        # that played in the last segment that has notes
+        self._programs: set[int] = set()
         self.error: Exception | None = None
         self.read = False
         self.times: collections.deque[tuple[float, float | None]] = collections.deque()
@@ -311,6 +336,21 @@ class _Recording:
         """Whether all ids are there that will come."""
         return self.read and not self.times
 
+    def held(self, segment: Segment) -> Held:
+        """The segment, to go on from the ids so far: what sounds is tied, and programs that did not play are biased.
+
+        Ties may fill half of the tokens.
+        """
+        vocabulary = self._decoder.vocabulary
+        forced = np.zeros(0, np.int32)
+        if segment.index:
+            forced = self._decoder.tie_section(self.config.max_target_length // 2)
+        bias = np.zeros(vocabulary.num_embeddings, np.float32)
+        if self._programs:
+            first, last = (SPECIAL_IDS + index for index in vocabulary.ranges["program"])
+            bias[first : last + 1] = np.where(np.isin(np.arange(128), list(self._programs)), 0.0, -self.hold.bias)
+        return Held(segment, forced, bias)
+
     def add(self, ids: np.ndarray, clock: "Clock") -> None:
         """Takes down the ids of the next segment."""
         with clock.running("notes"):
@@ -318,8 +358,9 @@ class _Recording:
             ended = self._decoder.feed(ids, start, next_start)
             if next_start is None:
                 ended = ended + self._decoder.finish()
+        played = {program for _, program in self._decoder.sounding}
+        self._programs = played | {note.program for note in ended if not note.is_drum} or self._programs
         self.count += 1
-        self.tell_progress()
         self.notes.extend(ended)
         if ended and self.request.on_notes is not None:
             self.request.on_notes(ended)
@@ -338,6 +379,8 @@ class _Recording:
             about["checkpoint"] = checkpoint.name
         if self.instruments is not None:
             about["instruments"] = str(self.instruments)
+        if self.hold is not None:
+            about["held"] = self.hold.bias
         return Transcription(
             self.notes,
             self._num_samples / self.config.spectrogram.sample_rate,
@@ -362,16 +405,25 @@ class Transcriber:
             several segments before it yields the first ids. A segment's index begins anew with each recording.
         checkpoint: where the network came from, for notices and metadata.
         instruments: the only ones that may play, where generate is restricted to them.
+        hold: how to keep instruments from one segment to the next, where generate takes batching.Held, or None for
+            "not yet"; each recording still comes out as if it were alone, but it has one segment at a time.
+
+    Raises:
+        ValueError: hold for a model that has nothing to hold.
     """
 
     def __init__(
         self,
         config: Config,
-        generate: Callable[[Iterable[Segment]], Iterator[np.ndarray]],
+        generate: Callable[[Iterable[Segment | Held | None]], Iterator[np.ndarray]],
         checkpoint: NamedCheckpoint | None = None,
         instruments: Instruments | None = None,
+        hold: Hold | None = None,
     ):
+        if hold is not None and not (config.vocabulary.use_ties and config.vocabulary.use_programs):
+            raise ValueError("this model has no tie sections, or knows one instrument only: there is nothing to hold")
         self.instruments = instruments
+        self.hold = hold
         self.config = config
         self.generate = generate
         self.checkpoint = checkpoint
@@ -423,6 +475,8 @@ class Transcriber:
         reading: collections.deque[_Recording] = collections.deque()
         # those of which the network has seen something, in order
         begun: collections.deque[_Recording] = collections.deque()
+        # whose segments the network has, in order
+        asked: collections.deque[_Recording] = collections.deque()
         failure: Exception | None = None
 
         def stream() -> Iterator[Segment]:
@@ -435,8 +489,34 @@ class Transcriber:
                 for number, segment in enumerate(recording.segments(clock)):
                     if not number and recording is begun[0]:
                         recording.tell_progress()
+                    asked.append(recording)
                     yield segment
                 reading.popleft()
+
+        def stream_held() -> Iterator[Held | None]:
+            unasked: dict[_Recording, Iterator[Segment]] = {}
+            while True:
+                while len(reading) < self.hold.recordings and (request := next(unread, None)) is not None:
+                    reading.append(recording := _Recording(request, self.config, self.instruments, self.hold))
+                    begun.append(recording)
+                    unasked[recording] = recording.segments(clock)
+                if not reading:
+                    return
+                is_stuck = True
+                for recording in list(reading):
+                    if recording.times:
+                        continue
+                    is_stuck = False
+                    segment = next(unasked[recording], None)
+                    if segment is None:
+                        reading.remove(recording)
+                        continue
+                    if not recording.count and recording is begun[0]:
+                        recording.tell_progress()
+                    asked.append(recording)
+                    yield recording.held(segment)
+                if is_stuck:
+                    yield None
 
         def finished() -> Iterator[Transcription | Exception]:
             while begun and begun[0].is_done:
@@ -447,11 +527,12 @@ class Transcriber:
                     begun[0].tell_progress()
                 yield result
 
+        source = stream if self.hold is None else stream_held
         ids_of_segments: Iterator[np.ndarray] | None = None
         try:
             while True:
                 try:
-                    ids_of_segments = ids_of_segments or clock.timed("network", self.generate(stream()))
+                    ids_of_segments = ids_of_segments or clock.timed("network", self.generate(source()))
                     ids = next(ids_of_segments, None)
                 except Exception as error:
                     failure = error
@@ -459,10 +540,13 @@ class Transcriber:
                 if ids is None:
                     break
                 yield from finished()
-                if not begun:
+                if not asked:
                     failure = RuntimeError("the network answered before it was asked")
                     break
-                begun[0].add(ids, clock)
+                recording = asked.popleft()
+                recording.add(ids, clock)
+                if recording is begun[0]:
+                    recording.tell_progress()
                 yield from finished()
             yield from finished()
             if failure is None and begun:

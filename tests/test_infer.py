@@ -153,6 +153,16 @@ def test_two_processes_write_what_one_writes(written, talkative, twin, tmp_path)
         assert (tmp_path / "out" / name).read_bytes() == (folder / "out" / name).read_bytes()
 
 
+def test_both_hold_instruments_and_recordings_come_out_as_if_alone(talkative, tmp_path):
+    options = ("--duration", "6", "--checkpoint", talkative, "--hold-instruments", "--search", "t5x")
+    (tmp_path / "copy.flac").write_bytes(EXAMPLE.read_bytes())
+    for twin in TWINS:
+        assert infer(twin, EXAMPLE, "copy.flac", "-o", twin, "--format", "json", *options, folder=tmp_path)[0] == 0
+    notes = [midi.read_json(tmp_path / twin / f"{name}.json")[0] for twin in TWINS for name in ("example", "copy")]
+    assert notes[0] == notes[1] == notes[2] == notes[3]
+    assert notes[0]
+
+
 def test_both_agree_with_every_option_of_theirs(talkative, tmp_path):
     options = ("--search", "sample", "--temperature", "0.1", "--top-k", "50", "--top-p", "0.9", "--seed", "3")
     options += ("--dtype", "float64", "--device", "cpu", "--positions", "port", "--checkpoint", talkative)
@@ -188,7 +198,7 @@ def test_errors_are_sentences(tmp_path, twin, arguments, said):
 def test_ctrl_c_leaves_nothing(tmp_path, twin):
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 16000 * 600)
     soundfile.write(tmp_path / "long.wav", noise, 16000)
-    process = start(twin, "long.wav", folder=tmp_path)
+    process = start(twin, "long.wav", "--checkpoint", "golden", folder=tmp_path)
     # the note comes when the network is loaded, right before the work
     assert process.stderr.readline().startswith("note: the bundled test checkpoint has random weights")
     process.send_signal(signal.SIGINT)

@@ -686,6 +686,33 @@ def test_instruments_are_part_of_what_resume_verifies(folder):
     assert asked == ["32,33,34,35,36,37,38,39,drums", "32,33,34,35,36,37,38,39", None]
 
 
+def test_holding_instruments_is_part_of_what_resume_verifies(folder):
+    record("a.wav")
+    asked = []
+
+    def load(**settings):
+        asked.append(settings["hold"])
+        return Transcriber(CONFIG, first_segment_only)
+
+    for options in ((), ("--hold-instruments",), ("--hold-instruments", "--hold-bias", "0.5"), ("--hold-instruments",)):
+        assert infer("a.wav", "-o", "out", "--resume", *options, load=load) == SUCCESS
+    assert asked == [None, cli.HOLD_BIAS, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--hold-bias", "1"), "--hold-bias belongs to --hold-instruments"),
+        (("--hold-instruments", "--hold-bias", "-1"), "not a number from 0 up"),
+        (("--hold-instruments", "--ray", "local"), "on one device"),
+    ],
+)
+def test_wrong_ways_to_hold(folder, capsys, options, said):
+    record("a.wav")
+    assert infer("a.wav", *options, load=not_reached) == NOT_STARTED
+    assert said in capsys.readouterr().err
+
+
 def test_a_terminal_is_no_recording(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", Terminal())
     assert infer("-", "--jsonl", "-", load=not_reached) == NOT_STARTED

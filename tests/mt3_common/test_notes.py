@@ -224,6 +224,14 @@ class TestNoteDecoder:
         assert [note.pitch for note in decoder.feed(ids_of(E, TIE), 2.04, 4.09)] == [60]
         assert [note.pitch for note in decoder.finish()] == [64]
 
+    def test_writes_what_sounds_as_a_tie_section_of_a_given_length(self):
+        decoder = NoteDecoder(MT3)
+        assert decoder.tie_section(9).tolist() == ids_of(TIE)
+        decoder.feed(ids_of(TIE, ("program", 40), ON, E, ("program", 8), G, C, ("drum", 36)), 0.0, 2.04)
+        assert decoder.tie_section(7).tolist() == ids_of(("program", 8), C, G, ("program", 40), E, TIE)
+        assert decoder.tie_section(6).tolist() == ids_of(("program", 8), C, G, TIE)
+        assert decoder.tie_section(2).tolist() == ids_of(TIE)
+
     def test_only_named_programs_play(self):
         """Program 0 holds until the first program token, and what it would play makes no sense either."""
         decoder = NoteDecoder(MT3, programs={8})

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from mt3_common import midi, transcribe
+from mt3_common import batching, midi, transcribe
+from mt3_common.audio import AudioError
 from mt3_common.config import PRESETS
 from mt3_common.notes import Note, decode_segments, encode_segments
 from mt3_common.spectrogram import segments, start_times
-from mt3_common.transcribe import NamedCheckpoint, Request, Transcriber, Transcription, find_checkpoint
+from mt3_common.transcribe import Hold, NamedCheckpoint, Request, Transcriber, Transcription, find_checkpoint
 from mt3_common.vocabulary import Vocabulary
 
 CONFIG = PRESETS["mt3"]
@@ -390,3 +391,103 @@ def test_before_is_called_first_and_may_refuse(tmp_path):
     requests = [Request(tmp_path / "missing", before=refuse), Request(path, before=path.touch)]
     found = list(Transcriber(CONFIG, listening(1)).transcribe_many(requests))
     assert (str(found[0]), found[1].num_segments) == ("no", 1)
+
+
+def holding(answers, rows):
+    """A generate that takes Held segments as batching.run does, at most `rows` at a time, and keeps them in .taken."""
+
+    def generate(segments):
+        waiting = collections.deque()
+        for item in itertools.chain(segments, itertools.repeat(None)):
+            if item is not None:
+                generate.taken.append(item)
+                waiting.append(item)
+            elif not waiting:
+                return
+            if item is None or len(waiting) == rows:
+                item = waiting.popleft()
+                yield np.concatenate([item.forced, answers[item.segment.index]])
+
+    generate.taken = []
+    return generate
+
+
+def test_what_sounds_is_the_next_segments_tie_section(audio):
+    vocabulary = Vocabulary(CONFIG.vocabulary)
+
+    def ids(*events):
+        return np.array([*(vocabulary.index(*event) + 3 for event in events), 1], np.int32)
+
+    begin, end = ("velocity", 1), ("velocity", 0)
+    answers = [
+        ids(("tie", 0), ("shift", 50), ("program", 8), begin, ("pitch", 60), ("pitch", 55)),
+        ids(("shift", 10), ("program", 40), begin, ("pitch", 64)),
+        ids(("shift", 5), ("program", 8), end, ("pitch", 60)),
+        ids(),
+    ]
+    generate = holding(answers, 5)
+    found = Transcriber(CONFIG, generate, hold=Hold(1.5, 4)).transcribe(audio)
+    forced = [[vocabulary.events[token - 3] for token in held.forced] for held in generate.taken]
+    ties = [("program", 8), ("pitch", 55), ("pitch", 60), ("program", 40), ("pitch", 64), ("tie", 0)]
+    assert forced == [[], [*ties[:3], ties[-1]], ties, [ties[0], ties[1], *ties[3:]]]
+    assert {(note.pitch, note.program, round(note.onset, 2)) for note in found.notes} == {
+        (60, 8, 0.5),
+        (55, 8, 0.5),
+        (64, 40, 2.14),
+    }
+    assert found.invalid == 0
+    first = 3 + vocabulary.ranges["program"][0]
+    unbiased = [{token - first for token in np.flatnonzero(held.bias == 0).tolist()} for held in generate.taken]
+    assert [free & set(range(128)) for free in unbiased] == [set(range(128)), {8}, {8, 40}, {8, 40}]
+    assert set(generate.taken[1].bias.tolist()) == {-1.5, 0.0}
+    assert (generate.taken[1].bias != 0).sum() == 127
+    assert found.metadata["held"] == 1.5
+
+
+@pytest.mark.parametrize(("at_once", "rows"), [(1, 3), (2, 2), (2, 5), (8, 8)])
+def test_held_recordings_come_out_as_if_alone_whatever_runs_beside_them(tmp_path, at_once, rows):
+    paths = recordings(tmp_path, 5.0, 9.0, 1.0, 3.0)
+    answers = ids_of(NOTES, 9.0)
+    alone = [Transcriber(CONFIG, holding(answers, 1), hold=Hold(1.0, 1)).transcribe(path).notes for path in paths]
+    assert len({len(notes) for notes in alone}) > 1
+    transcriber = Transcriber(CONFIG, holding(answers, rows), hold=Hold(1.0, at_once))
+    *together, missing = transcriber.transcribe_many(map(Request, [*paths, tmp_path / "missing"]))
+    assert [found.notes for found in together] == alone
+    assert isinstance(missing, AudioError)
+
+
+def test_held_recordings_go_through_a_running_batch(tmp_path):
+    """Rows of a stand-in for the framework, that end after as many steps as their segment's length decides."""
+
+    class Batch:
+        def __init__(self, num_rows):
+            self.num_rows, self.left, self.ids = num_rows, [0] * num_rows, [None] * num_rows
+
+        def insert(self, rows, frames, uniforms, held=None):
+            for row, item in zip(rows, held, strict=True):
+                assert not self.left[row]
+                self.left[row] = 1 + item.segment.num_frames % 3
+                self.ids[row] = np.array([*item.forced, 1], np.int32)
+
+        def advance(self):
+            self.left = [max(0, left - 1) for left in self.left]
+            return np.array([not left for left in self.left])
+
+        def take(self, rows):
+            return [self.ids[row] for row in rows]
+
+        def shrink(self, rows):
+            self.num_rows = len(rows)
+            self.left, self.ids = [self.left[row] for row in rows], [self.ids[row] for row in rows]
+
+    def generate(segments):
+        return batching.run(Batch, segments, batching.SearchSettings(max_steps=8), 3)
+
+    paths = recordings(tmp_path, 5.0, 9.0, 1.0, 3.0, 7.0)
+    found = list(Transcriber(CONFIG, generate, hold=Hold(0.0, 3)).transcribe_many(map(Request, paths)))
+    assert [transcription.num_segments for transcription in found] == [3, 5, 1, 2, 4]
+
+
+def test_a_model_without_ties_has_nothing_to_hold():
+    with pytest.raises(ValueError, match="nothing to hold"):
+        Transcriber(PRESETS["ismir2021"], holding([], 1), hold=Hold(1.0, 1))
