@@ -13,7 +13,7 @@ import soundfile
 
 from mt3_common import cli, midi, workers
 from mt3_common.spectrogram import Segment
-from mt3_common.workers import Pool, WorkerError, split_devices
+from mt3_common.workers import Pool, WorkerError, _Process, split_devices
 
 # what a segment's first value means to the stand-in: an id, or one of these
 DIES_ONCE, ALWAYS_DIES, FAILS, LEAVES = 3001, 3002, 3003, 3004
@@ -80,7 +80,8 @@ def pool_of(stand_in):
     with contextlib.ExitStack() as stack:
 
         def make(*devices):
-            pool = Pool(stand_in.load, {"batch_size": 4}, devices)
+            settings = {"batch_size": 4}
+            pool = Pool([_Process(stand_in.load, settings, device, 1) for device in devices], 4)
             stack.callback(pool.close)
             with pytest.warns(UserWarning, match="^careful$"):
                 transcriber = pool.transcriber()
@@ -157,7 +158,7 @@ def test_a_network_that_cannot_be_loaded(stand_in):
         ("nowhere", ValueError, "no device 'nowhere' here; there are: here"),
         ("broken", WorkerError, "the process on broken ended with status 3 before the network was loaded"),
     ):
-        pool = Pool(stand_in.load, {}, [device])
+        pool = Pool([_Process(stand_in.load, {}, device, 1)], 4)
         with pytest.raises(kind, match=f"^{said}$"):
             pool.transcriber()
         assert pool.workers[0]._process is None
