@@ -1,0 +1,145 @@
+"""How often instruments flip between segments, and what --hold-instruments does to that and to the score.
+
+python benchmarks/flips.py FOLDER --checkpoint C --twin torch_mt3 --bias 0 1 2 4
+
+FOLDER holds recordings with their notes beside them, NAME.flac with NAME.mid. Printed are sums over all
+recordings for each way to decode:
+
+- stream flips: an instrument of the reference is followed through the segments by the notes of its that were found
+  (onset within 50 ms, pitch right); a flip is when most of them go by another program than in the segment in which it
+  was found before. Drums aside.
+- cut notes: a note that ends at a segment's beginning while another program takes up its pitch within 0.1 s.
+- mean F1 over the recordings, and notes that last longer than 10 s, which is how a missed end shows.
+"""
+
+import argparse
+import collections
+import importlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import mir_eval
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mt3_common import cli, metrics, midi
+from mt3_common.notes import Note
+from mt3_common.spectrogram import start_times
+from mt3_common.transcribe import Request
+
+# rounding alone; a pitch that goes on does so at once (s)
+CUT_WITHIN = 1e-3
+TAKEN_UP_WITHIN = 0.1
+LONG = 10.0
+MEASURES = ("onset", "onset_offset", "onset_class", "program_full")
+
+
+class Flips(NamedTuple):
+    """Counts of one recording: flips among the chances for one, cut notes, long notes."""
+
+    stream_flips: int
+    chances: int
+    cut_notes: int
+    long_notes: int
+
+
+def matched(references: Sequence[Note], estimates: Sequence[Note]) -> list[tuple[int, int]]:
+    """Which estimate is which reference, by onset and pitch, one to one."""
+    if not references or not estimates:
+        return []
+    arrays = []
+    for notes in (references, estimates):
+        arrays.append(np.array([(note.onset, max(note.offset, note.onset + 1e-3)) for note in notes]))
+        arrays.append(440.0 * 2.0 ** ((np.array([note.pitch for note in notes]) - 69) / 12))
+    return mir_eval.transcription.match_notes(*arrays, onset_tolerance=metrics.ONSET_TOLERANCE, offset_ratio=None)
+
+
+def flips(references: Sequence[Note], estimates: Sequence[Note], boundaries: Sequence[float]) -> Flips:
+    """The counts; boundaries are the beginnings of all segments but the first (s, ascending)."""
+    references = [note for note in references if not note.is_drum]
+    estimates = [note for note in estimates if not note.is_drum]
+    found: dict[tuple[int, int], collections.Counter[int]] = collections.defaultdict(collections.Counter)
+    for reference, estimate in matched(references, estimates):
+        note = references[reference]
+        segment = int(np.searchsorted(boundaries, note.onset, side="right"))
+        found[note.program, segment][estimates[estimate].program] += 1
+    last: dict[int, int] = {}
+    flipped = chances = 0
+    for (instrument, _), programs in sorted(found.items()):
+        # the lowest of equals, so that the count does not depend on their order
+        heard = min(programs, key=lambda program: (-programs[program], program))
+        if instrument in last:
+            chances += 1
+            flipped += heard != last[instrument]
+        last[instrument] = heard
+    cut = 0
+    for boundary in boundaries:
+        ended = {(note.pitch, note.program) for note in estimates if abs(note.offset - boundary) <= CUT_WITHIN}
+        begun = {
+            (note.pitch, note.program) for note in estimates if -CUT_WITHIN <= note.onset - boundary <= TAKEN_UP_WITHIN
+        }
+        cut += sum(any(pitch == other and program != taken for other, taken in begun) for pitch, program in ended)
+    return Flips(flipped, chances, cut, sum(note.offset - note.onset > LONG for note in estimates))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table and, with --json, writes it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER")
+    add("--checkpoint", metavar="C", help="path or name; default: bundled")
+    add("--twin", choices=("jax_mt3", "torch_mt3"), default="torch_mt3")
+    add("--bias", type=float, nargs="+", default=[0.0, 1.0, 2.0, 4.0], metavar="B", help="of --hold-bias, one row each")
+    add("--search", choices=("greedy", "t5x"), default="greedy")
+    add("--batch-size", type=int, default=16, metavar="N")
+    add("--device", metavar="D")
+    add("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    options = parser.parse_args(argv)
+    recordings = [audio for audio in cli.recordings(options.folder) if audio.with_suffix(".mid").exists()]
+    if not recordings:
+        parser.error(f"{options.folder}: no recording here has its notes beside it (NAME.flac with NAME.mid)")
+    references = [midi.read_midi(audio.with_suffix(".mid"), sustain=True) for audio in recordings]
+    load = importlib.import_module(f"{options.twin}.infer").load
+    rows = []
+    for hold in (None, *options.bias):
+        transcriber = load(
+            checkpoint=options.checkpoint,
+            device=options.device,
+            search=options.search,
+            batch_size=options.batch_size,
+            hold=hold,
+        )
+        began = time.perf_counter()
+        totals = np.zeros(len(Flips._fields), int)
+        scores = []
+        results = transcriber.transcribe_many([Request(audio) for audio in recordings])
+        for audio, reference, found in zip(recordings, references, results):
+            if isinstance(found, Exception):
+                raise ValueError(f"{audio}: {found}") from found
+            totals += flips(reference, found.notes, start_times(found.num_segments, transcriber.config)[1:])
+            values = metrics.evaluate(reference, found.notes)
+            scores.append([values[name] for name in MEASURES])
+        row = {"hold": hold, **dict(zip(Flips._fields, totals.tolist()))}
+        row |= dict(zip(MEASURES, np.mean(scores, axis=0).tolist()))
+        rows.append(row | {"seconds": time.perf_counter() - began})
+    table = Table("hold", "stream flips", "of", "cut notes", f"notes over {LONG:.0f} s", *MEASURES, "seconds")
+    for row in rows:
+        hold, flipped, chances, cut, long, *measures, seconds = row.values()
+        name = "no" if hold is None else f"bias {hold:g}"
+        table.add_row(
+            name, *map(str, (flipped, chances, cut, long)), *(f"{f1:.4f}" for f1 in measures), f"{seconds:.1f}"
+        )
+    Console(width=140).print(table)
+    if options.json:
+        about = {"folder": str(options.folder), "recordings": len(recordings), "checkpoint": options.checkpoint}
+        options.json.write_text(json.dumps(about | {"twin": options.twin, "search": options.search, "rows": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

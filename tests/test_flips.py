@@ -1,0 +1,64 @@
+"""The counts behind benchmarks/flips.py, on notes whose flips are plain."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from mt3_common import midi
+from mt3_common.notes import Note
+
+ROOT = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location("flips", ROOT / "benchmarks" / "flips.py")
+flips = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(flips)
+
+BOUNDARIES = [2.0, 4.0, 6.0]
+
+
+def note(onset, offset, pitch, program, is_drum=False):
+    return Note(onset, offset, pitch, 100, program, is_drum)
+
+
+def test_what_agrees_does_not_flip():
+    notes = [note(0.5, 1.0, 60, 8), note(2.5, 4.5, 62, 8), note(5.0, 5.1, 64, 8), note(2.5, 2.6, 36, 0, True)]
+    assert flips.flips(notes, notes, BOUNDARIES) == (0, 2, 0, 0)
+    # a wrong program that stays is no flip
+    assert flips.flips(notes, [other._replace(program=40) for other in notes], BOUNDARIES) == (0, 2, 0, 0)
+    assert flips.flips([], notes, BOUNDARIES) == (0, 0, 0, 0)
+
+
+def test_an_instrument_that_is_heard_as_another_flips_even_over_a_segment_without_it():
+    references = [note(0.5, 1.0, 60, 8), note(0.6, 1.0, 62, 8), note(6.5, 7.0, 64, 8), note(7.5, 7.6, 64, 8)]
+    estimates = [reference._replace(program=program) for reference, program in zip(references, (8, 8, 40, 40))]
+    assert flips.flips(references, estimates, BOUNDARIES) == (1, 1, 0, 0)
+    # the most decide
+    estimates[3] = estimates[3]._replace(program=8)
+    estimates.append(note(7.0, 7.1, 65, 8))
+    references.append(estimates[-1])
+    assert flips.flips(references, estimates, BOUNDARIES) == (0, 1, 0, 0)
+
+
+def test_a_note_that_goes_on_under_another_program_is_cut():
+    estimates = [note(1.0, 2.0, 60, 8), note(2.05, 3.0, 60, 40), note(1.0, 2.0, 62, 8), note(2.05, 3.0, 62, 8)]
+    assert flips.flips([], estimates, BOUNDARIES).cut_notes == 1
+    assert flips.flips([], [*estimates[:1], note(2.2, 3.0, 60, 40)], BOUNDARIES).cut_notes == 0
+    assert flips.flips([], [note(1.0, 1.9, 60, 8), estimates[1]], BOUNDARIES).cut_notes == 0
+
+
+def test_long_notes_are_counted():
+    assert flips.flips([], [note(0.0, 11.0, 60, 8), note(0.0, 9.0, 62, 8)], BOUNDARIES).long_notes == 1
+
+
+def test_the_command_works_on_any_checkpoint(tmp_path, capsys):
+    """The bundled one has random weights: the rows are there, whatever stands in them."""
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 40000), 16000)
+    midi.write_midi([note(0.5, 1.0, 60, 8)], tmp_path / "a.mid")
+    argv = [tmp_path, "--bias", "0", "2", "--json", tmp_path / "figures.json", "--device", "cpu"]
+    assert flips.main([str(argument) for argument in argv]) == 0
+    assert "bias 2" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["hold"] for row in figures["rows"]] == [None, 0.0, 2.0]
+    assert all(0 <= row["onset"] <= 1 and row["chances"] == 0 for row in figures["rows"])
