@@ -14,8 +14,9 @@ import shutil
 import sys
 import tempfile
 import time
+import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,9 +120,14 @@ class Job(NamedTuple):
     name: str = ""
 
     @property
+    def called(self) -> str:
+        """What records call the recording."""
+        return self.name or str(self.audio)
+
+    @property
     def shown(self) -> str:
         """What messages call the recording."""
-        return self.name or str(self.audio)
+        return printable(self.called)
 
 
 class Unread(Exception):
@@ -147,13 +153,20 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
-        say(LESSON.format(program=program).rstrip())
+        for line in LESSON.format(program=program).rstrip().split("\n"):
+            say(line)
         return NOT_STARTED
     try:
         with contextlib.ExitStack() as stack:
             return infer(program, load, argv, stack)
     except Unread:
         return SUCCESS
+    except OSError as error:
+        # of stdout: what else can fail has a recording to blame
+        if "--debug" in argv:
+            raise
+        say(f"error: {sentence(error, program)}")
+        return SOME_FAILED
     except KeyboardInterrupt:
         say("interrupted: what was finished is written, nothing is half-written")
         return INTERRUPTED
@@ -600,7 +613,7 @@ class Task:
             transcription.write(output)
         seconds = transcription.seconds | {"files": time.perf_counter() - began}
         record = {
-            "audio": job.shown,
+            "audio": job.called,
             "status": "done",
             "input": self.input,
             "outputs": {
@@ -644,11 +657,14 @@ def run(
     def fail(task: Task, error: Exception) -> None:
         if arguments.debug:
             raise error
-        message = sentence(error, program).replace(str(task.job.audio), task.job.shown)
-        named = any(str(path) in message for path in (task.job.shown, *task.job.outputs))
+        outputs = [str(output) for output in task.job.outputs]
+        message = sentence(
+            error, program, {str(task.job.audio): task.job.shown} | {name: printable(name) for name in outputs}
+        )
+        named = any(name in message for name in (task.job.shown, *map(printable, outputs)))
         failed[Path(task.job.shown)] = message = message if named else f"{task.job.shown}: {message}"
         say(f"error: {message}")
-        write_down(summary, {"audio": task.job.shown, "status": "failed", "error": message} | about)
+        write_down(summary, {"audio": task.job.called, "status": "failed", "error": message} | about)
 
     def settle(at_most: int = 0) -> None:
         """Closes with those that are written, and waits until at most so many are not."""
@@ -702,7 +718,7 @@ def stream(job: Job, notes: Sequence[Note]) -> None:
     Raises:
         Unread: nobody reads them, and there are no files that they go to.
     """
-    lines = [json.dumps({"audio": job.shown} | midi.fields(note)) for note in notes]
+    lines = [json.dumps({"audio": job.called} | midi.fields(note)) for note in notes]
     if not report("\n".join(lines)) and not job.outputs:
         raise Unread
 
@@ -755,7 +771,7 @@ def closing_line(job: Job, transcription: Transcription, elapsed: float) -> str:
     """What came of a recording, in one line; elapsed is the time it took (s)."""
     speed = transcription.duration / max(elapsed, 1e-9)
     return (
-        f"{job.shown} -> {', '.join(map(str, job.outputs)) or 'stdout'}: "
+        f"{job.shown} -> {printable(', '.join(map(str, job.outputs))) or 'stdout'}: "
         f"{plural(len(transcription.notes), 'note')}, {plural(transcription.num_instruments, 'instrument')}, "
         f"{transcription.invalid} invalid and {transcription.dropped} dropped events, "
         f"{transcription.duration:.1f} s of audio in {elapsed:.1f} s ({speed:.1f} x real time)"
@@ -767,34 +783,59 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def sentence(error: Exception, program: str) -> str:
-    """What went wrong, in one line, and what to do where that is known."""
-    text = " ".join(str(error).split())
+def sentence(error: Exception, program: str, names: Mapping[str, str] | None = None) -> str:
+    """What went wrong, in one line, and what to do where that is known.
+
+    Args:
+        error: what went wrong.
+        program: 'jax_mt3' or 'torch_mt3'.
+        names: of files -> as what they are shown.
+    """
+    text = str(error)
+    for name, shown in (names or {}).items():
+        text = text.replace(name, shown)
+    text = " ".join(text.split())
     if isinstance(error, ModuleNotFoundError) and error.name in ("jax", "flax", "torch"):
         return f'{program} needs {error.name}: pip install "mt3-twins[{program.removesuffix("_mt3")}]"'
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "RESOURCE_EXHAUSTED" in text:
         return "not enough memory; a smaller --batch-size needs less"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return f"{printable(os.fsdecode(error.filename))}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, ValueError | OSError):
         return text
     return f"{type(error).__name__}: {text}; --debug shows where"
 
 
 def say(text: str) -> None:
-    """Writes a line to stderr, which can hold any file name."""
-    print(text, file=sys.stderr, flush=True)
+    """Writes a line to stderr, which can hold any file name; if nobody reads it, so be it."""
+    with contextlib.suppress(OSError):
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """The text in one line: line breaks, control characters and what is no text are written as in Python."""
+    escaped = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in escaped else letter
+        for letter in text
+    )
 
 
 def report(text: str) -> bool:
-    """Writes a line to stdout; False if nobody reads it any more."""
+    """Writes a line to stdout; False if nobody reads it any more.
+
+    Raises:
+        OSError: it cannot be written for another reason, such as a full disk.
+    """
     encoding = sys.stdout.encoding or "utf-8"
     try:
         # a file name may hold what the terminal's encoding does not
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         # or else Python complains when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise OSError(error.errno, error.strerror, "stdout") from error
         return False
     return True
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 TORCH = {"torch"}
 # what the extras audio, noteseq and parity bring, and TensorFlow
-OPTIONAL = {"librosa", "note_seq", "mir_eval", "matplotlib", "jinja2", "tensorflow"}
+OPTIONAL = {"librosa", "ray", "note_seq", "mir_eval", "matplotlib", "jinja2", "tensorflow"}
 
 FORBIDDEN = {
     "mt3_common": JAX | TORCH | OPTIONAL,
