@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mt3_common import datasets
 from mt3_common.config import Config
 from mt3_common.notes import Note, NoteEncoder
 from mt3_common.spectrogram import log_mel_spectrogram
@@ -95,7 +96,8 @@ def write_shard(path: str | Path, examples: Iterable, config: Config, seed: Sequ
     rng = np.random.default_rng(seed)
     segments = []
     for example in examples:
-        first = int(rng.integers(config.input_frames))
+        # never 0: there, what sounds on from before would count as begun
+        first = int(rng.integers(config.input_frames)) or 1
         segments += cut(example.audio, example.notes, first, config)
     if not segments:
         raise ValueError(
@@ -201,7 +203,7 @@ def _made_for(config: Config) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Makes shards from folders of MIDI files and soundfonts: python -m mt3_common.dataset; returns the exit status.
+    """Makes shards of segments: from MIDI files played on soundfonts, or from data sets of recordings.
 
     Shard k holds examples k * N to k * N + N - 1 of the seed, so that several processes can share the work and a run
     that was cut off goes on: shards that are there are left alone.
@@ -209,8 +211,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mt3_common.dataset", description=main.__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("output", type=Path, metavar="DIR", help="folder for the shards and sources.json")
-    add("--midi", type=Path, nargs="+", required=True, metavar="DIR", help="folders of MIDI files")
-    add("--fonts", type=Path, nargs="+", required=True, metavar="FILE", help="soundfonts, .sf2 or .sf3")
+    add("--midi", type=Path, nargs="+", default=[], metavar="DIR", help="folders of MIDI files")
+    add("--fonts", type=Path, nargs="+", default=[], metavar="FILE", help="soundfonts, .sf2 or .sf3")
+    add(
+        "--recordings",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="data sets, instead (mt3_common/datasets.py)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        default=datasets.TEMPERATURE,
+        metavar="T",
+        help="of mixing them; default: MT3's 10/3",
+    )
     add("--config", type=Path, required=True, metavar="FILE", help="JSON with the model's settings, as for training")
     add("--recipe", type=json.loads, default={}, metavar="JSON", help="settings of synthesis.Recipe, such as shares")
     add("--split", choices=("train", "validation", "test"), default="train", help="of the songs; default: train")
@@ -221,8 +238,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         config = Config.from_dict(Config().to_dict() | json.loads(options.config.read_text())["model"])
-        songs = read_split(options.midi, options.split)
-        generator = Generator(songs, options.fonts, Recipe(**options.recipe), options.seed)
+        if bool(options.recordings) == bool(options.midi):
+            raise ValueError("give either --midi with --fonts or --recordings")
+        recipe = Recipe(**options.recipe)
+        songs: list[Song] = []
+        if options.midi:
+            songs = read_split(options.midi, options.split)
+            generator = Generator(songs, options.fonts, recipe, options.seed)
+        else:
+            found = [datasets.recordings(folder, options.split) for folder in options.recordings]
+            generator = datasets.Excerpts(found, recipe.seconds, options.seed, options.temperature, recipe.midi_class)
         options.output.mkdir(parents=True, exist_ok=True)
         write_sources(options.output / "sources.json", songs, options)
         for number in range(options.shards):
@@ -261,6 +286,7 @@ def write_sources(path: Path, songs: Sequence[Song], options: argparse.Namespace
         files[song.name] = hashlib.sha256((folders[folder] / name).read_bytes()).hexdigest()
     fonts = {font.name: hashlib.sha256(font.read_bytes()).hexdigest() for font in options.fonts}
     about = {"seed": options.seed, "split": options.split, "recipe": options.recipe, "fonts": fonts, "midi": files}
+    about |= {"recordings": [folder.name for folder in options.recordings], "temperature": options.temperature}
     path.write_text(json.dumps(about, indent=1) + "\n")
 
 

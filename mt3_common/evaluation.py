@@ -1,7 +1,8 @@
 """Measuring a transcriber, or ready MIDI files, on recordings whose notes are known.
 
 A data set is a folder of recordings, each with its notes beside it: NAME.flac with NAME.mid or NAME.tsv (columns onset,
-offset in seconds, MIDI pitch, program, is_drum). What stands before a double underscore in NAME is its group.
+offset in seconds, MIDI pitch, program, is_drum); what stands before a double underscore in NAME is its group. Or it is
+one of those that mt3_common/datasets.py knows, as published.
 """
 
 import argparse
@@ -10,85 +11,34 @@ import hashlib
 import io
 import json
 import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mt3_common import cli, metrics, midi
-from mt3_common.audio import read_audio
+from mt3_common import metrics, midi
+from mt3_common.audio import audio_duration, read_audio
+from mt3_common.datasets import SPLITS, Recording, read_notes, recordings
 from mt3_common.notes import Note
 from mt3_common.spectrogram import log_mel_spectrogram
-from mt3_common.transcribe import Transcriber
+from mt3_common.transcribe import Transcriber, Transcription
 
-NOTE_SUFFIXES = (".mid", ".midi", ".tsv")
 # what the table shows; the JSON and the CSV hold every measure
 SHOWN = ("onset", "onset_offset", "frame", "onset_class", "program_full", "drum_onset", "drums")
 
 
-class Pair(NamedTuple):
-    """A recording and the file that holds its notes; name is the recording's path within the data set, no suffix."""
-
-    name: str
-    audio: Path
-    notes: Path
-
-    @property
-    def group(self) -> str:
-        """'maps' of 'maps__song', the data set's folder name where there is no double underscore."""
-        head, found, _ = Path(self.name).name.partition("__")
-        return head if found else self.audio.parent.name
-
-
-def find_pairs(folder: str | os.PathLike) -> list[Pair]:
-    """The recordings below a folder that have notes beside them, by name.
-
-    Raises:
-        ValueError: there are none.
-    """
-    folder = Path(folder)
-    pairs = []
-    for audio in cli.recordings(folder):
-        notes = next(
-            (audio.with_suffix(suffix) for suffix in NOTE_SUFFIXES if audio.with_suffix(suffix).exists()), None
-        )
-        if notes is not None:
-            pairs.append(Pair(audio.relative_to(folder).with_suffix("").as_posix(), audio, notes))
-    if not pairs:
-        raise ValueError(f"{folder}: no recording here has its notes beside it (NAME.flac with NAME.mid or NAME.tsv)")
-    return pairs
-
-
-def read_notes(path: str | os.PathLike) -> list[Note]:
-    """The notes of a MIDI file (the sustain pedal applied) or of a .tsv.
-
-    Raises:
-        ValueError: the file cannot be read, or a line is no note.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".tsv":
-        return midi.read_midi(path, sustain=True)
-    notes = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        fields = line.replace(",", "\t").split("\t")
-        if not line.strip() or (number == 1 and not _is_number(fields[0])):
-            continue
-        try:
-            onset, offset, pitch, program, is_drum = fields[:5]
-            drum = {"0": False, "1": True, "false": False, "true": True}[is_drum.strip().lower()]
-            notes.append(Note(float(onset), float(offset), round(float(pitch)), 100, int(program), drum))
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}: not onset, offset, pitch, program, is_drum: {line!r}") from error
-    return notes
-
-
-def measure(pair: Pair, transcriber: Transcriber | None, estimates: Path | None) -> tuple[dict[str, Any], list[Note]]:
+def measure(
+    pair: Recording, transcriber: Transcriber | None, estimates: Path | None
+) -> tuple[dict[str, Any], list[Note]]:
     """A row of results for one recording, and the estimated notes."""
-    references = read_notes(pair.notes)
+    references = read_notes(pair)
     counts = {"invalid": 0, "dropped": 0}
     if estimates is not None:
         notes = midi.read_midi(estimates / f"{pair.name}.mid")
@@ -132,13 +82,13 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 _ABOUT = ("name", "group", "references", "estimates", "invalid", "dropped", "of")
 
 
-def picture(pair: Pair, estimates: Sequence[Note], transcriber: Transcriber, path: Path) -> None:
+def picture(pair: Recording, estimates: Sequence[Note], transcriber: Transcriber, path: Path) -> None:
     """Writes a PNG: the spectrogram, and the notes below it: found (black), missed (blue), wrong (red)."""
     from matplotlib.figure import Figure
 
     spectrogram = transcriber.config.spectrogram
     log_mel = log_mel_spectrogram(read_audio(pair.audio, spectrogram.sample_rate), spectrogram)
-    references = read_notes(pair.notes)
+    references = read_notes(pair)
     seconds = len(log_mel) / spectrogram.frames_per_second
     figure = Figure(figsize=(max(8.0, seconds / 2), 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -161,21 +111,55 @@ def picture(pair: Pair, estimates: Sequence[Note], transcriber: Transcriber, pat
     path.write_bytes(content.getvalue())
 
 
+class BasicPitch:
+    """Spotify's Basic Pitch as a transcriber to compare with, run by its own command, in whatever environment that is.
+
+    Raises:
+        ValueError: there is no such command.
+    """
+
+    def __init__(self, command: str = "basic-pitch"):
+        found = shutil.which(command)
+        if found is None:
+            raise ValueError(
+                f"--baseline basic-pitch: there is no command {command!r}; install it in an environment of its own "
+                "(pip install basic-pitch) and name it: --baseline-command ENVIRONMENT/bin/basic-pitch"
+            )
+        self.command = found
+
+    def transcribe(self, path: Path) -> Transcription:
+        """The notes that Basic Pitch writes for a recording.
+
+        Raises:
+            ValueError: it failed; says what it said last.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            result = subprocess.run([self.command, folder, str(path)], capture_output=True, text=True)
+            [*written] = Path(folder).glob("*.mid")
+            if result.returncode or not written:
+                said = (result.stderr.strip() or result.stdout.strip() or "nothing").splitlines()[-1]
+                raise ValueError(f"{path}: basic-pitch failed: {said}")
+            return Transcription(midi.read_midi(written[0]), audio_duration(path) or 0.0, 0, invalid=0, dropped=0)
+
+
 def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | None = None) -> int:
     """Runs `python -m {program}.evaluate`; returns 0, 1 if some files failed, 2 if nothing was started."""
     try:
         options = parse(program, sys.argv[1:] if argv is None else list(argv))
-        pairs = [pair for folder in options.datasets for pair in find_pairs(folder)]
-        transcriber = None
-        if options.estimates is None:
+        pairs = [pair for folder in options.datasets for pair in chosen(folder, options.split)]
+        transcriber: Any = None
+        if options.baseline:
+            transcriber = BasicPitch(options.baseline_command)
+        elif options.estimates is None:
             transcriber = load(checkpoint=options.checkpoint, device=options.device, search=options.search)
-        if options.pictures and transcriber is None:
-            raise ValueError("--pictures need a checkpoint, not --estimates")
+        if options.pictures and not hasattr(transcriber, "config"):
+            raise ValueError("--pictures need a checkpoint, not --estimates or --baseline")
         rows, failed = [], {}
+        about = f"{options.baseline or fingerprint(transcriber)} {options.search}"
         done = previous_rows(options)
         for number, pair in enumerate(pairs, 1):
             try:
-                of = _fingerprint(pair, options)
+                of = _fingerprint(pair, about, options.estimates)
                 row = done.get((pair.name, of))
                 if row is None or options.pictures:
                     row, notes = measure(pair, transcriber, options.estimates)
@@ -198,6 +182,22 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
     return 1 if failed else 0
 
 
+def chosen(folder: str, split: str | None) -> list[Recording]:
+    """The recordings of a data set to measure: of the split, or by default all pairs, else the test split or what is
+    nearest to it.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    if split:
+        return recordings(folder, split)
+    found = recordings(folder)
+    for name in ("test", "validation") if found[0].layout != "pairs" else ():
+        if some := [recording for recording in found if recording.split == name]:
+            return some
+    return found
+
+
 def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments as argparse gives them."""
     parser = argparse.ArgumentParser(
@@ -206,9 +206,17 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("datasets", nargs="+", metavar="DATASET", help="a folder of recordings with NAME.mid or NAME.tsv beside them")
+    add(
+        "datasets",
+        nargs="+",
+        metavar="DATASET",
+        help="a data set as published, or recordings with NAME.mid or NAME.tsv beside",
+    )
+    add("--split", choices=SPLITS, help="of data sets that have one; default: test, or validation where there is none")
     add("--checkpoint", metavar="PATH|NAME", help="file, folder or bundled name; default: bundled")
     add("--estimates", type=Path, metavar="DIR", help="measure the MIDI files here, NAME.mid each, not a checkpoint")
+    add("--baseline", choices=("basic-pitch",), help="measure another transcriber, not a checkpoint")
+    add("--baseline-command", default="basic-pitch", metavar="FILE", help="its command; default: the one on the PATH")
     add("--search", choices=("greedy", "t5x"), default="greedy", help="default: greedy")
     add("--device", metavar="D", help="cpu, gpu, …; default: a GPU if there is one")
     add(
@@ -261,18 +269,28 @@ def show(summary: dict[str, dict[str, Any]]) -> None:
     Console(width=160).print(table)
 
 
-def _fingerprint(pair: Pair, options: argparse.Namespace) -> str:
+def fingerprint(transcriber: Any) -> str:
+    """A digest of what a transcriber's checkpoint holds: of all files that lie there; '' for none, an address as it is.
+
+    A checkpoint that was trained on has another one under the same name.
+    """
+    found = getattr(transcriber, "checkpoint", None)
+    if found is None:
+        return ""
+    place = Path(found.path)
+    if not place.exists():
+        return str(found.path)
+    digest = hashlib.sha256()
+    for file in sorted(path for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()):
+        digest.update(file.relative_to(place).as_posix().encode() + b"\0")
+        with open(file, "rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _fingerprint(pair: Recording, about: str, estimates: Path | None) -> str:
     """What a row depends on: the files' contents and the transcriber."""
-    files: Iterator[Path] = iter([pair.audio, pair.notes])
-    digest = hashlib.sha256(f"{options.checkpoint} {options.search}".encode())
-    for file in [*files, *([options.estimates / f"{pair.name}.mid"] if options.estimates else [])]:
+    digest = hashlib.sha256(about.encode())
+    for file in [pair.audio, *pair.notes, *([estimates / f"{pair.name}.mid"] if estimates else [])]:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -13,7 +13,9 @@ import hashlib
 import math
 import multiprocessing
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -259,17 +261,7 @@ class Generator:
     def examples(self, start: int = 0, stop: int | None = None, workers: int = 0) -> Iterator[Example]:
         """Examples start, start + 1, ... in order, made in so many worker processes (0: in this one)."""
         indices = iter(range(start, stop)) if stop is not None else _count(start)
-        if not workers:
-            yield from map(self.example, indices)
-            return
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            waiting = []
-            for index in indices:
-                waiting.append(pool.apply_async(self.example, (index,)))
-                if len(waiting) > 2 * workers:
-                    yield waiting.pop(0).get()
-            for result in waiting:
-                yield result.get()
+        return in_order(self.example, indices, workers)
 
     def _stem_audio(self, stem, font, shift, detune, rng) -> np.ndarray | None:
         """(seconds * 16000,) float32 of one stem at its gain, or None where the font lacks its instrument."""
@@ -402,6 +394,33 @@ def settle(notes: Sequence[Note], grid: float) -> list[Note]:
             offset = max(round(note.offset / coarse), math.floor(onset / coarse + 1e-6) + 1) * coarse
         settled.append(note._replace(onset=onset, offset=offset))
     return settled
+
+
+def in_order(make: Callable[[int], Example], indices: Iterable[int], workers: int) -> Iterator[Example]:
+    """What make gives for each index, in order, made in so many worker processes (0: in this one), a few ahead.
+
+    Raises:
+        ValueError: a worker process died.
+    """
+    if not workers:
+        yield from map(make, indices)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = []
+        try:
+            for index in indices:
+                waiting.append(pool.submit(make, index))
+                if len(waiting) > 2 * workers:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a worker process died, perhaps for want of memory; fewer --workers need less (what is written stays)"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def made_up_notes(seconds: float, rng: np.random.Generator) -> list[Note]:

@@ -2,15 +2,16 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 
-from mt3_common import evaluation, midi
+from mt3_common import datasets, evaluation, midi
 from mt3_common.config import Config
 from mt3_common.notes import Note
-from mt3_common.transcribe import Transcription
+from mt3_common.transcribe import NamedCheckpoint, Transcription
 
 PIANO = [Note(0.5, 1.0, 60, 100), Note(1.0, 1.5, 64, 100), Note(1.5, 2.5, 67, 100)]
 DRUMS = [Note(t / 4, t / 4 + 0.01, 36, 100, 0, True) for t in range(8)]
@@ -110,9 +111,89 @@ def test_a_line_that_is_no_note_is_said(line, tmp_path):
     path = tmp_path / "bad.tsv"
     path.write_text(f"onset\toffset\tpitch\tprogram\tis_drum\n0\t1\t60\t0\t0\n{line}\n")
     with pytest.raises(ValueError, match=r"bad\.tsv, line 3"):
-        evaluation.read_notes(path)
+        datasets.read_tsv(path)
 
 
 def test_a_folder_without_pairs_is_said(tmp_path, capsys):
     assert evaluation.main("torch_mt3", load, [str(tmp_path)]) == 2
     assert "no recording here has its notes" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_changed_under_its_name_is_measured_again(folder, tmp_path, monkeypatch):
+    place = tmp_path / "checkpoint"
+    (place / "array").mkdir(parents=True)
+    (place / "array" / "0.0").write_bytes(b"first")
+
+    def load_named(**options):
+        oracle = Oracle()
+        oracle.checkpoint = NamedCheckpoint(str(place), "checkpoint")
+        return oracle
+
+    measured = []
+    measure = evaluation.measure
+    monkeypatch.setattr(evaluation, "measure", lambda pair, *rest: measured.append(pair.name) or measure(pair, *rest))
+    arguments = [str(folder), "-o", str(tmp_path / "out"), "--checkpoint"]
+    assert evaluation.main("torch_mt3", load_named, [*arguments, str(place)]) == 0
+    assert len(measured) == 2
+    # the same content, called by another name
+    assert evaluation.main("torch_mt3", load_named, [*arguments, "another"]) == 0
+    assert len(measured) == 2
+    (place / "array" / "0.0").write_bytes(b"later")
+    assert evaluation.main("torch_mt3", load_named, [*arguments, str(place)]) == 0
+    assert len(measured) == 4
+    found = {evaluation.fingerprint(load_named())}
+    (place / "array" / "0.0").rename(place / "array" / "0.1")
+    assert evaluation.fingerprint(load_named()) not in found
+
+
+STAND_IN = """#!{python}
+import shutil, sys
+output, audio = sys.argv[1:]
+if "piano" in audio:
+    shutil.copy({midi!r}, output + "/piano__one_basic_pitch.mid")
+else:
+    print("first", file=sys.stderr)
+    sys.exit("no good")
+"""
+
+
+def test_basic_pitch_is_run_by_its_command(folder, tmp_path, capsys):
+    midi.write_midi(PIANO[:1], tmp_path / "found.mid")
+    command = tmp_path / "basic-pitch"
+    command.write_text(STAND_IN.format(python=sys.executable, midi=str(tmp_path / "found.mid")))
+    command.chmod(0o755)
+    arguments = [str(folder), "-o", str(tmp_path / "out"), "--baseline", "basic-pitch", "--baseline-command"]
+    assert evaluation.main("jax_mt3", None, [*arguments, str(command)]) == 1
+    assert "drums__two.flac: basic-pitch failed: no good" in capsys.readouterr().err
+    [row] = json.loads((tmp_path / "out" / "results.json").read_text())["files"]
+    assert (row["name"], row["estimates"], row["onset_recall"]) == ("piano__one", 1, pytest.approx(1 / 3))
+    assert evaluation.main("jax_mt3", None, [*arguments, str(tmp_path / "nowhere")]) == 2
+    assert "there is no command" in capsys.readouterr().err
+
+
+def test_a_published_data_set_is_measured_on_its_test_split(tmp_path):
+    lines = ["split,midi_filename,audio_filename"]
+    for split in ("train", "test"):
+        soundfile.write(tmp_path / f"{split}_piano.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 48000), 16000)
+        midi.write_midi(PIANO, tmp_path / f"{split}_piano.midi")
+        lines.append(f"{split},{split}_piano.midi,{split}_piano.wav")
+    (tmp_path / "maestro-v3.0.0.csv").write_text("\n".join(lines) + "\n")
+    for more, expected in (([], "test_piano"), (["--split", "train"], "train_piano")):
+        out = tmp_path / expected
+        assert evaluation.main("torch_mt3", load, [str(tmp_path), "-o", str(out), *more]) == 0
+        results = json.loads((out / "results.json").read_text())
+        assert [row["name"] for row in results["files"]] == [expected]
+        assert results["summary"]["maestro"]["program_full"]["files"] == 1
+
+
+def test_every_measure_that_is_promised_is_there_with_its_interval(folder, tmp_path):
+    out = tmp_path / "out"
+    assert evaluation.main("torch_mt3", load, [str(folder), "-o", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    promised = ["onset", "onset_offset", "onset_offset_velocity", "frame", "drum_onset", "drums", "onset_class"]
+    promised += ["program_flat", "program_midi_class", "program_full"]
+    for name in promised:
+        entry = results["summary"]["all"][name]
+        assert entry["low"] <= entry["mean"] <= entry["high"]
+        assert entry["files"] == (2 if name.startswith(("program", "onset_class")) else 1)
+        assert all({name, f"{name}_precision", f"{name}_recall"} <= row.keys() for row in results["files"])
