@@ -5,10 +5,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
 from mt3_common import midi
+from mt3_common.batching import Held
+from mt3_common.config import PRESETS
 from mt3_common.notes import Note
+from mt3_common.transcribe import Hold, Transcriber
+from mt3_common.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("flips", ROOT / "benchmarks" / "flips.py")
@@ -52,13 +57,43 @@ def test_long_notes_are_counted():
     assert flips.flips([], [note(0.0, 11.0, 60, 8), note(0.0, 9.0, 62, 8)], BOUNDARIES).long_notes == 1
 
 
-def test_the_command_works_on_any_checkpoint(tmp_path, capsys):
-    """The bundled one has random weights: the rows are there, whatever stands in them."""
-    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 40000), 16000)
-    midi.write_midi([note(0.5, 1.0, 60, 8)], tmp_path / "a.mid")
-    argv = [tmp_path, "--bias", "0", "2", "--json", tmp_path / "figures.json", "--device", "cpu"]
+def test_the_command_shows_each_way_to_decode(tmp_path, capsys, monkeypatch):
+    """The network's stand-in flips unless it is held: it says the program that nothing speaks against."""
+    config = PRESETS["mt3"]
+    vocabulary = Vocabulary(config.vocabulary)
+
+    def load(hold, **settings):
+        def generate(segments):
+            for item in segments:
+                if item is None:
+                    return
+                held = isinstance(item, Held)
+                segment = item.segment if held else item
+                program = 40 * (segment.index % 2)
+                if held and item.bias[3 + vocabulary.index("program", program)] < -1:
+                    program = 40 - program
+                events = [("tie", 0), ("shift", 100), ("program", program), ("velocity", 1), ("pitch", 60)]
+                events += [("shift", 150), ("velocity", 0), ("pitch", 60)]
+                yield vocabulary.encode([vocabulary.index(*event) for event in events])
+
+        return Transcriber(config, generate, hold=None if hold is None else Hold(hold, 2))
+
+    monkeypatch.setattr("torch_mt3.infer.load", load)
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000 * 8), 16000)
+    midi.write_midi([note(begin + 1, begin + 1.5, 60, 8) for begin in (0, 2.04, 4.09, 6.14)], tmp_path / "a.mid")
+    argv = [tmp_path, "--bias", "1", "2", "--json", tmp_path / "figures.json"]
     assert flips.main([str(argument) for argument in argv]) == 0
     assert "bias 2" in capsys.readouterr().out
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert [row["hold"] for row in figures["rows"]] == [None, 0.0, 2.0]
-    assert all(0 <= row["onset"] <= 1 and row["chances"] == 0 for row in figures["rows"])
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [(row["hold"], row["stream_flips"], row["chances"], row["onset"]) for row in rows] == [
+        (None, 3, 3, 1.0),
+        (1.0, 3, 3, 1.0),
+        (2.0, 0, 3, 1.0),
+    ]
+
+
+def test_a_folder_without_notes_is_refused(tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
+    with pytest.raises(SystemExit):
+        flips.main([str(tmp_path)])
+    assert "has its notes beside it" in capsys.readouterr().err
