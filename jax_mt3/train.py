@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from einops import einsum
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -126,7 +127,7 @@ def adamw(learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTran
     return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
 
 
-def auxiliary_loss(
+def auxiliary_losses(
     encoded: jax.Array,
     kernel: jax.Array,
     bias: jax.Array,
@@ -134,16 +135,16 @@ def auxiliary_loss(
     next_events: jax.Array,
     next_weight: float,
 ) -> jax.Array:
-    """The frame-wise losses on the encoder, mean over frames.
+    """The frame-wise losses on the encoder, or those on a decoder layer: (b, f).
 
     What sounds: weighted binary cross-entropy of each column, summed; plus next_weight times the cross-entropy of where
     the next event is.
 
     Args:
-        encoded: (b, f, emb_dim), the encoder's output.
+        encoded: (b, f, emb_dim), what the linear layer reads; f may be tokens.
         kernel: (emb_dim, columns), of the linear layer that is thrown away.
         bias: (columns,).
-        rolls: (b, f, ROLL_COLUMNS) in 0..1, see training.soft_rolls.
+        rolls: (b, f, LABEL_COLUMNS) in 0..1, see training.soft_rolls.
         next_events: (b, f) ids, see training.next_events.
         next_weight: of the second loss.
     """
@@ -152,8 +153,25 @@ def auxiliary_loss(
     logits, places = jnp.split(logits, [rolls.shape[-1]], axis=-1)
     losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * jax.nn.softplus(-logits)
     chosen = jnp.take_along_axis(places, next_events[..., None], axis=-1)[..., 0]
-    losses = (losses * weights).sum(axis=-1) + next_weight * (jax.scipy.special.logsumexp(places, axis=-1) - chosen)
-    return losses.mean()
+    return (losses * weights).sum(axis=-1) + next_weight * (jax.scipy.special.logsumexp(places, axis=-1) - chosen)
+
+
+def alignment_loss(query: jax.Array, key: jax.Array, places: jax.Array, real: jax.Array) -> jax.Array:
+    """How far a head of cross-attention is from looking at given frames: cross-entropy, summed over tokens.
+
+    Args:
+        query: (b, l, d), of one head.
+        key: (b, f, d).
+        places: (b, l), frames, f where there is none to look at.
+        real: (b, l) bool, false at padding.
+    """
+    frames = jnp.arange(key.shape[1], dtype=places.dtype)
+    # 0.8 frames: a note may be heard in the frames beside its own
+    wanted = jnp.exp(-0.5 * ((frames - places[..., None]) / 0.8) ** 2)
+    wanted = wanted / jnp.maximum(wanted.sum(axis=-1, keepdims=True), 1e-6)
+    logits = einsum(query, key, "b l d, b f d -> b l f").astype(places.dtype)
+    losses = -(wanted * jax.nn.log_softmax(logits, axis=-1)).sum(axis=-1)
+    return (losses * (real & (places < key.shape[1]))).sum()
 
 
 def find_devices(name: str | None) -> list[jax.Device]:
@@ -198,6 +216,12 @@ def _rematerialised(wanted: bool) -> Iterator[None]:
 
     with nn.intercept_methods(intercept) if wanted else nullcontext():
         yield
+
+
+def _is_read(module: nn.Module, method: str) -> bool:
+    """Whether `alignment` or `contents` look at what the module gives."""
+    queried = module.path[-2:] in (("encoder_decoder_attention", "query"), ("encoder_decoder_attention", "key"))
+    return method == "__call__" and (queried or isinstance(module, DecoderLayer))
 
 
 class Learner:
@@ -262,7 +286,7 @@ class Learner:
             rolls = self._put(training.soft_rolls(batch.rolls).astype(self.wide), self.shared)
             # a key for each batch
             number = self._put(np.array([self.settings.seed, step, part], np.int32), self.everywhere)
-            inputs = self._inputs(batch), rolls, events, count, len(batches), number, with_decoder
+            inputs = self._inputs(batch), rolls, events, self._reading(batch), count, len(batches), number, with_decoder
             found, losses = self._gradients(self.weights, *inputs)
             gradients = found if gradients is None else jax.tree.map(jnp.add, gradients, found)
             totals += [float(loss) for loss in losses]
@@ -300,8 +324,8 @@ class Learner:
         """What a checkpoint holds beside arrays(): the optimizer's slots, the auxiliary loss's layer, the average."""
         return training.pack(*jax.tree.map(np.array, (self.weights, self.states, self.average)))
 
-    @functools.partial(jax.jit, static_argnums=(0, 8))
-    def _gradients(self, weights, inputs, rolls, events, count, num_batches, number, with_decoder):
+    @functools.partial(jax.jit, static_argnums=(0, 9))
+    def _gradients(self, weights, inputs, rolls, events, reading, count, num_batches, number, with_decoder):
         """Gradients and (all, a token, a frame), so divided that the sum over an update's batches is the update's."""
         frames, ids, targets = inputs
         seed, step, part = number
@@ -310,14 +334,18 @@ class Learner:
         def loss(weights):
             rngs = {"dropout": key}
             encoded = self._call(weights, "encode", frames, True, rngs=rngs)
-            token = auxiliary = jnp.zeros((), self.wide)
+            token = auxiliary = total = jnp.zeros((), self.wide)
             if with_decoder:
-                logits = self._call(weights, "decode", encoded, ids, targets, True, rngs=rngs)
+                logits = self._call(weights, "decode", encoded, ids, targets, True, rngs=rngs, keep=reading is not None)
+                if reading is not None:
+                    logits, seen = logits
+                    total = self._reading_loss(weights, seen, targets, *reading) / count
                 token = cross_entropy(logits, targets, self.settings.z_loss) / count
             if self.settings.auxiliary:
                 head = weights["auxiliary/kernel"], weights["auxiliary/bias"]
-                auxiliary = auxiliary_loss(encoded, *head, rolls, events, self.settings.next_event) / num_batches
-            total = token + self.settings.auxiliary * auxiliary
+                losses = auxiliary_losses(encoded, *head, rolls, events, self.settings.next_event)
+                auxiliary = losses.mean() / num_batches
+            total += token + self.settings.auxiliary * auxiliary
             return total, (total, token, auxiliary)
 
         with _rematerialised(self.settings.remat):
@@ -355,13 +383,49 @@ class Learner:
         encoded = self._call(weights, "encode", frames)
         return cross_entropy(self._call(weights, "decode", encoded, ids, targets), targets, z_loss=0.0)
 
-    def _call(self, weights: dict[str, jax.Array], method: str, *inputs, rngs=None) -> jax.Array:
-        """What the encoder or the decoder makes of its inputs, in the dtype of the computation."""
+    def _reading(self, batch: Batch) -> tuple[jax.Array, ...] | None:
+        """What `alignment` and `contents` teach: the fields of Places, labels and next events; None for neither."""
+        if not (self.settings.alignment or self.settings.contents):
+            return None
+        where = training.places(batch, self.config)
+        labels, coming = training.contents(batch, training.soft_rolls(batch.rolls), where)
+        arrays = (*where, labels)
+        return (*(self._put(array.astype(self.wide), self.shared) for array in arrays), self._put(coming, self.shared))
+
+    def _reading_loss(self, weights, seen, targets, *reading) -> jax.Array:
+        """The losses `alignment` and `contents` on what a call of the decoder kept, weighted, summed over tokens."""
+        *where, labels, coming = reading
+        total = jnp.zeros((), self.wide)
+        if self.settings.alignment:
+            width = self.config.network.head_dim
+            for layer, head, field in training.looking_heads(self.config):
+                attention = seen[f"layers_{layer}"]["encoder_decoder_attention"]
+                query, key = (
+                    attention[part]["__call__"][0][..., head * width : (head + 1) * width] for part in ("query", "key")
+                )
+                total += self.settings.alignment * alignment_loss(query, key, where[field], targets > 0)
+        if self.settings.contents:
+            for layer in range(self.config.network.num_decoder_layers - 1):
+                head = weights[f"auxiliary/kernel_{layer}"], weights[f"auxiliary/bias_{layer}"]
+                output = seen[f"layers_{layer}"]["__call__"][0]
+                losses = auxiliary_losses(output, *head, labels, coming, self.settings.next_event)
+                total += self.settings.contents * (losses * (targets > 0)).sum()
+        return total
+
+    def _call(self, weights: dict[str, jax.Array], method: str, *inputs, rngs=None, keep=False):
+        """What the encoder or the decoder makes of its inputs, in the dtype of the computation.
+
+        With keep, and what the decoder's layers, and the queries and keys of their cross-attention, gave.
+        """
         network = {name: weight for name, weight in weights.items() if not name.startswith("auxiliary/")}
         params = cast(to_params(network), self.settings.dtype)
         first = inputs[0].astype(self.settings.dtype)
         model = Transformer(self.config.network)
-        return model.apply({"params": params}, first, *inputs[1:], method=method, rngs=rngs)
+        apply = functools.partial(model.apply, {"params": params}, first, *inputs[1:], method=method, rngs=rngs)
+        if not keep:
+            return apply()
+        logits, kept = apply(capture_intermediates=_is_read, mutable=["intermediates"])
+        return logits, kept["intermediates"]["decoder"]
 
     def _inputs(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Frames, inputs and targets, each device's rows on it."""

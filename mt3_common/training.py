@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -33,6 +33,7 @@ from mt3_common import checkpoint, curves
 from mt3_common.config import Config, ConfigError
 from mt3_common.dataset import ROLL_COLUMNS, Batch, Shards
 from mt3_common.initial import arranged_arrays, initial_arrays
+from mt3_common.vocabulary import Vocabulary
 
 SCHEDULES = ("constant", "rsqrt", "cosine", "linear")
 OPTIMIZERS = ("adamw", "adafactor")
@@ -48,6 +49,8 @@ METRICS = (
     "seconds",
     "segments_per_second",
 )
+# columns of a roll, and the 128 pitches that end
+LABEL_COLUMNS = ROLL_COLUMNS + 128
 # settings of ours for models and training, by name
 PRESETS = Path(__file__).parent / "presets"
 
@@ -76,6 +79,11 @@ class TrainingConfig:
             by a linear layer that is thrown away; 0 for none.
         next_event: weight of a second frame-wise loss beside that one: the frame of the next beginning or end, which
             the decoder has to say in its next shift.
+        alignment: weight of a loss on where heads of cross-attention look: at the frame that is written about, at
+            the next event's, and in the last layer at that of the token to come; 0 for none.
+        contents: weight of the frame-wise losses on what each decoder layer but the last knows of the frame that is
+            written about, and of when the next event comes; 0 for none. These two make a small decoder learn to read
+            the encoder in a tenth of the steps.
         auxiliary_steps: in the first steps only that loss is trained; the decoder, much of the work, comes after them.
         dtype: of the computation; state is float32 at least.
         equalizer: log magnitudes (natural) are shifted by smooth random curves of this deviation; 0 for none.
@@ -100,6 +108,8 @@ class TrainingConfig:
     z_loss: float = 1e-4
     auxiliary: float = 0.1
     next_event: float = 5.0
+    alignment: float = 0.0
+    contents: float = 0.0
     auxiliary_steps: int = 0
     dtype: str = "float32"
     equalizer: float = 0.35
@@ -124,6 +134,8 @@ class TrainingConfig:
             "z_loss",
             "auxiliary",
             "next_event",
+            "alignment",
+            "contents",
             "equalizer",
             "auxiliary_steps",
         ):
@@ -138,6 +150,8 @@ class TrainingConfig:
         for name in ("arranged", "remat"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if self.remat and (self.alignment or self.contents):
+            raise ConfigError("alignment and contents need what happens inside of layers, which remat throws away")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step; the first one is step 0."""
@@ -188,13 +202,13 @@ def unpack(
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
     """What a Learner begins with: the weights, and each weight's optimizer slots (empty before the first step).
 
-    The auxiliary loss's linear layer is among the weights, as auxiliary/kernel and auxiliary/bias, if there is one.
+    The auxiliary losses' linear layers are among the weights, see first_heads.
 
     Raises:
         TrainingError: the slots belong to the other optimizer.
     """
-    head = first_head(config, settings.seed) if settings.auxiliary else {}
-    weights = {**arrays, **{f"auxiliary/{name}": slots.get(f"auxiliary/{name}", array) for name, array in head.items()}}
+    heads = first_heads(config, settings)
+    weights = {**arrays, **{name: slots.get(name, array) for name, array in heads.items()}}
     # always in the same order, so that sums over all arrays are the same to the last bit
     weights = dict(sorted(weights.items()))
     states: dict[str, dict[str, np.ndarray]] = {}
@@ -235,17 +249,66 @@ def pack(
     return slots
 
 
-def first_head(config: Config, seed: int) -> dict[str, np.ndarray]:
-    """The linear layer of the auxiliary losses before training: kernel (emb_dim, columns), bias (columns,), float32.
+def first_heads(config: Config, settings: TrainingConfig) -> dict[str, np.ndarray]:
+    """The linear layers of the auxiliary losses before training, float32.
 
-    Columns: ROLL_COLUMNS of what sounds, then one for each frame that the next event may be in, and one for none.
+    auxiliary/kernel (emb_dim, columns) and auxiliary/bias (columns,) on the encoder, where settings.auxiliary is not 0;
+    auxiliary/kernel_0 and so on, the same on each decoder layer but the last, where settings.contents is not 0.
+    Columns: LABEL_COLUMNS of what sounds, then one for each frame that the next event may be in, and one for none.
     """
-    width, columns = config.network.emb_dim, ROLL_COLUMNS + config.input_frames + 1
-    kernel = np.random.default_rng([seed, 2]).standard_normal((width, columns)) * 0.3 * width**-0.5
+    width, columns = config.network.emb_dim, LABEL_COLUMNS + config.input_frames + 1
     bias = np.zeros(columns, np.float32)
     # what sounds is rare: sigmoid(-4) = 0.018
-    bias[:ROLL_COLUMNS] = -4.0
-    return {"kernel": kernel.astype(np.float32), "bias": bias}
+    bias[:LABEL_COLUMNS] = -4.0
+    places = [""] if settings.auxiliary else []
+    places += [f"_{layer}" for layer in range(config.network.num_decoder_layers - 1)] if settings.contents else []
+    heads = {}
+    for number, place in enumerate(places):
+        kernel = np.random.default_rng([settings.seed, 2, number]).standard_normal((width, columns)) * 0.3 * width**-0.5
+        heads |= {f"auxiliary/kernel{place}": kernel.astype(np.float32), f"auxiliary/bias{place}": bias}
+    return heads
+
+
+class Places(NamedTuple):
+    """Of each token to come, frames of the segment: (b, l) float32, input_frames where there is none.
+
+    Attributes:
+        current: of the last shift before it.
+        next: of the next shift, from it on.
+        wanted: next where the token is a shift, else current.
+    """
+
+    current: np.ndarray
+    next: np.ndarray
+    wanted: np.ndarray
+
+
+def places(batch: Batch, config: Config) -> Places:
+    """Where in the segment each token's event is: what `alignment` and `contents` teach."""
+    first, last = Vocabulary(config.vocabulary).ranges["shift"]
+    # ids 0, 1 and 2 are no codes
+    first, last = first + 3, last + 3
+    frames_per_step = config.spectrogram.frames_per_second / config.vocabulary.steps_per_second
+    none = config.input_frames
+
+    def frames(ids: np.ndarray, otherwise: float) -> np.ndarray:
+        return np.where((ids >= first) & (ids <= last), (ids - first) * frames_per_step, otherwise).astype(np.float32)
+
+    current = np.maximum.accumulate(frames(batch.inputs, 0), axis=1)
+    coming = np.minimum.accumulate(frames(batch.targets, none)[:, ::-1], axis=1)[:, ::-1]
+    current, coming = np.minimum(current, none), np.minimum(coming, none)
+    return Places(current, coming, np.where(frames(batch.targets, -1) >= 0, coming, current))
+
+
+def looking_heads(config: Config) -> list[tuple[int, int, int]]:
+    """(decoder layer, head, field of Places) of the heads of cross-attention that `alignment` teaches where to look."""
+    last = config.network.num_decoder_layers - 1
+    fields = dict.fromkeys(range(1, last), (0, 1)) | {0: (0, 0), last: (2, 1)}
+    return [
+        (layer, head, field)
+        for layer in range(last + 1)
+        for head, field in zip(range(config.network.num_heads), fields[layer])
+    ]
 
 
 def next_events(rolls: np.ndarray) -> np.ndarray:
@@ -260,20 +323,32 @@ def next_events(rolls: np.ndarray) -> np.ndarray:
 
 
 def soft_rolls(rolls: np.ndarray) -> np.ndarray:
-    """The auxiliary loss's targets: (b, f, ROLL_COLUMNS) float32; onsets count 0.4 in the frames beside them."""
-    soft = rolls.astype(np.float32)
-    onsets = soft[..., 128:384].copy()
-    soft[:, 1:, 128:384] += 0.4 * onsets[:, :-1]
-    soft[:, :-1, 128:384] += 0.4 * onsets[:, 1:]
+    """The auxiliary losses' targets: (b, f, LABEL_COLUMNS) float32; onsets and ends count 0.4 in the frames beside."""
+    ends = np.zeros((*rolls.shape[:2], 128), bool)
+    ends[:, 1:] = rolls[:, :-1, :128] & ~rolls[:, 1:, :128]
+    hard = np.concatenate([rolls, ends], axis=-1).astype(np.float32)
+    soft = hard.copy()
+    for columns in (slice(128, 384), slice(ROLL_COLUMNS, LABEL_COLUMNS)):
+        soft[:, 1:, columns] += 0.4 * hard[:, :-1, columns]
+        soft[:, :-1, columns] += 0.4 * hard[:, 1:, columns]
     return np.minimum(soft, 1.0)
 
 
 def roll_weights() -> tuple[np.ndarray, np.ndarray]:
-    """Of each roll column: its weight in the auxiliary loss, and the further weight of what is there."""
-    weights, positive = np.ones(ROLL_COLUMNS, np.float32), np.ones(ROLL_COLUMNS, np.float32)
-    # onsets are a thirtieth of what sounds, and what the decoder needs first
+    """Of each label column: its weight in the auxiliary losses, and the further weight of what is there."""
+    weights, positive = np.ones(LABEL_COLUMNS, np.float32), np.ones(LABEL_COLUMNS, np.float32)
+    # onsets are a thirtieth of what sounds, and what the decoder needs first; ends are heard less well
     weights[128:384], positive[128:384] = 6.0, 3.0
+    weights[ROLL_COLUMNS:], positive[ROLL_COLUMNS:] = 3.0, 2.0
     return weights, positive
+
+
+def contents(batch: Batch, soft: np.ndarray, where: Places) -> tuple[np.ndarray, np.ndarray]:
+    """What decoder layers should know at each token: (b, l, LABEL_COLUMNS) of soft_rolls at the frame that is written
+    about, and (b, l) int64, the frame of the next event, input_frames where there is none."""
+    none = batch.frames.shape[1]
+    current = np.minimum(np.rint(where.current), none - 1).astype(np.int64)
+    return np.take_along_axis(soft, current[..., None], axis=1), np.rint(where.next).astype(np.int64)
 
 
 def batch_of(shards: Shards, settings: TrainingConfig, step: int, part: int) -> Batch:

@@ -83,6 +83,48 @@ def test_twenty_steps_agree(optimizer, dtype, tolerance, shards):
     assert jax_learner.token_loss(batch) == pytest.approx(torch_learner.token_loss(batch), rel=max(tolerance, 1e-5))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_twenty_steps_agree_while_the_decoder_learns_to_read(dtype, tolerance, shards):
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, num_decoder_layers=3))
+    settings = TrainingConfig(steps=20, batch_size=4, dtype=dtype, warmup_steps=5, alignment=0.3, contents=0.01)
+    arrays = initial_arrays(config.network, 1)
+    learners = [LEARNERS[twin](config, settings, arrays, {}, "cpu") for twin in LEARNERS]
+    extras = []
+    for step in range(20):
+        batches = [training.batch_of(shards, settings, step, 0)]
+        one, other = (learner.update(batches, step, settings.rate(step)) for learner in learners)
+        assert one["loss"] == pytest.approx(other["loss"], rel=tolerance), step
+        # the two losses are there, and fall
+        extras.append(one["loss"] - one["token_loss"] - settings.auxiliary * one["auxiliary_loss"])
+    assert 1 < extras[-1] < extras[0]
+    ones, others = (learner.slots() for learner in learners)
+    assert ones.keys() == others.keys() >= {"auxiliary/kernel_0", "auxiliary_states/kernel_1/m", "auxiliary/bias_1"}
+
+
+def test_where_each_token_is():
+    # 3 + n: a shift of n * 10 ms; the frames are 20 ms
+    targets = np.array([[1132, 3 + 10, 1050, 1060, 3 + 31, 1070, 1, 0]], np.int32)
+    batch = dataset.Batch(np.zeros((1, 32, 512), np.float32), targets, np.zeros((1, 32, dataset.ROLL_COLUMNS), bool))
+    found = training.places(batch, CONFIG)
+    np.testing.assert_array_equal(found.current[0], [0, 0, 5, 5, 5, 15.5, 15.5, 15.5])
+    np.testing.assert_array_equal(found.next[0], [5, 5, 15.5, 15.5, 15.5, 32, 32, 32])
+    np.testing.assert_array_equal(found.wanted[0], [0, 5, 5, 5, 15.5, 15.5, 15.5, 15.5])
+    batch.rolls[0, 5, 50] = batch.rolls[0, 15, 60] = True
+    labels, coming = training.contents(batch, training.soft_rolls(batch.rolls), found)
+    assert labels[0, 2, 50] == 1
+    assert labels[0, 4, 60] == 0
+    assert labels[0, 2, training.LABEL_COLUMNS - 128 + 50] == pytest.approx(0.4)
+    np.testing.assert_array_equal(coming[0], [5, 5, 16, 16, 16, 32, 32, 32])
+
+
+def test_heads_of_every_decoder_look():
+    for layers, expected in ((1, [(0, 0, 2), (0, 1, 1)]), (2, [(0, 0, 0), (0, 1, 0), (1, 0, 2), (1, 1, 1)])):
+        network = dataclasses.replace(CONFIG.network, num_decoder_layers=layers)
+        assert training.looking_heads(dataclasses.replace(CONFIG, network=network)) == expected
+    with pytest.raises(ConfigError, match="remat throws away"):
+        TrainingConfig(remat=True, contents=0.1)
+
+
 @pytest.mark.parametrize("twin", LEARNERS)
 def test_accumulated_batches_are_one_batch(twin, shards):
     whole = TrainingConfig(batch_size=8, equalizer=0.0)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from einops import einsum
 from torch import distributed
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -124,7 +125,7 @@ def adamw(
     return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
 
 
-def auxiliary_loss(
+def auxiliary_losses(
     encoded: torch.Tensor,
     kernel: torch.Tensor,
     bias: torch.Tensor,
@@ -132,16 +133,16 @@ def auxiliary_loss(
     next_events: torch.Tensor,
     next_weight: float,
 ) -> torch.Tensor:
-    """The frame-wise losses on the encoder, mean over frames.
+    """The frame-wise losses on the encoder, or those on a decoder layer: (b, f).
 
     What sounds: weighted binary cross-entropy of each column, summed; plus next_weight times the cross-entropy of where
     the next event is.
 
     Args:
-        encoded: (b, f, emb_dim), the encoder's output.
+        encoded: (b, f, emb_dim), what the linear layer reads; f may be tokens.
         kernel: (emb_dim, columns), of the linear layer that is thrown away.
         bias: (columns,).
-        rolls: (b, f, ROLL_COLUMNS) in 0..1, see training.soft_rolls.
+        rolls: (b, f, LABEL_COLUMNS) in 0..1, see training.soft_rolls.
         next_events: (b, f) ids, see training.next_events.
         next_weight: of the second loss.
     """
@@ -150,7 +151,25 @@ def auxiliary_loss(
     logits, places = logits.split([rolls.shape[-1], logits.shape[-1] - rolls.shape[-1]], dim=-1)
     losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * F.softplus(-logits)
     chosen = torch.gather(places, -1, next_events[..., None])[..., 0]
-    return ((losses * weights).sum(dim=-1) + next_weight * (torch.logsumexp(places, dim=-1) - chosen)).mean()
+    return (losses * weights).sum(dim=-1) + next_weight * (torch.logsumexp(places, dim=-1) - chosen)
+
+
+def alignment_loss(query: torch.Tensor, key: torch.Tensor, places: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """How far a head of cross-attention is from looking at given frames: cross-entropy, summed over tokens.
+
+    Args:
+        query: (b, l, d), of one head.
+        key: (b, f, d).
+        places: (b, l), frames, f where there is none to look at.
+        real: (b, l) bool, false at padding.
+    """
+    frames = torch.arange(key.shape[1], device=key.device, dtype=places.dtype)
+    # 0.8 frames: a note may be heard in the frames beside its own
+    wanted = torch.exp(-0.5 * ((frames - places[..., None]) / 0.8) ** 2)
+    wanted = wanted / torch.clamp(wanted.sum(dim=-1, keepdim=True), min=1e-6)
+    logits = einsum(query, key, "b l d, b f d -> b l f").to(places.dtype)
+    losses = -(wanted * torch.log_softmax(logits, dim=-1)).sum(dim=-1)
+    return (losses * (real & (places < key.shape[1]))).sum()
 
 
 def find_devices(name: str | None) -> list[torch.device]:
@@ -247,6 +266,13 @@ class Learner:
         if settings.remat:
             for layer in [*self.model.encoder.layers, *self.model.decoder.layers]:
                 _rematerialised(layer)
+        # what the decoder's layers, and the queries and keys of their cross-attention, gave in the last call
+        self.seen: dict[tuple[str, int], torch.Tensor] = {}
+        if settings.alignment or settings.contents:
+            for number, layer in enumerate(self.model.decoder.layers):
+                attention = layer.encoder_decoder_attention
+                for part, module in (("query", attention.query), ("key", attention.key), ("output", layer)):
+                    module.register_forward_hook(self._keep((part, number)))
 
     def update(self, batches: Sequence[Batch], step: int, learning_rate: float) -> dict[str, float]:
         """One step; returns loss, token_loss, auxiliary_loss and gradient_norm: see training.Learner."""
@@ -325,18 +351,48 @@ class Learner:
     def _losses(self, batch: Batch, count: int, num_batches: int, with_decoder: bool) -> tuple[torch.Tensor, ...]:
         """(all, a token, a frame), so divided that the sum over an update's batches is the update's."""
         encoded = self._call("encoder", self.weights, self._tensor(batch.frames), True)
-        token = auxiliary = torch.zeros((), dtype=self.wide, device=self.device)
+        token = auxiliary = reading = torch.zeros((), dtype=self.wide, device=self.device)
         if with_decoder:
             inputs, targets = (torch.from_numpy(ids).to(self.device).long() for ids in (batch.inputs, batch.targets))
             logits = self._call("decoder", self.weights, encoded, inputs, targets, True)
             token = cross_entropy(logits, targets, self.settings.z_loss) / count
+            if self.seen:
+                reading = self._reading_loss(batch) / count
+                self.seen.clear()
         if self.settings.auxiliary:
             rolls = self._tensor(training.soft_rolls(batch.rolls))
             events = torch.from_numpy(training.next_events(batch.rolls)).to(self.device).long()
             head = self.weights["auxiliary/kernel"], self.weights["auxiliary/bias"]
-            auxiliary = auxiliary_loss(encoded, *head, rolls, events, self.settings.next_event) / num_batches
-            auxiliary = auxiliary / self.num_devices
-        return token + self.settings.auxiliary * auxiliary, token, auxiliary
+            losses = auxiliary_losses(encoded, *head, rolls, events, self.settings.next_event)
+            auxiliary = losses.mean() / (num_batches * self.num_devices)
+        return token + self.settings.auxiliary * auxiliary + reading, token, auxiliary
+
+    def _keep(self, place: tuple[str, int]):
+        def hook(module, inputs, output):
+            self.seen[place] = output
+
+        return hook
+
+    def _reading_loss(self, batch: Batch) -> torch.Tensor:
+        """The losses `alignment` and `contents` on the last call of the decoder, weighted, summed over tokens."""
+        where = training.places(batch, self.config)
+        real = torch.from_numpy(batch.targets > 0).to(self.device)
+        total = torch.zeros((), dtype=self.wide, device=self.device)
+        if self.settings.alignment:
+            width = self.config.network.head_dim
+            for layer, head, field in training.looking_heads(self.config):
+                query, key = (
+                    self.seen[part, layer][..., head * width : (head + 1) * width] for part in ("query", "key")
+                )
+                total = total + self.settings.alignment * alignment_loss(query, key, self._tensor(where[field]), real)
+        if self.settings.contents:
+            labels, coming = training.contents(batch, training.soft_rolls(batch.rolls), where)
+            labels, coming = self._tensor(labels), torch.from_numpy(coming).to(self.device)
+            for layer in range(self.config.network.num_decoder_layers - 1):
+                head = self.weights[f"auxiliary/kernel_{layer}"], self.weights[f"auxiliary/bias_{layer}"]
+                losses = auxiliary_losses(self.seen["output", layer], *head, labels, coming, self.settings.next_event)
+                total = total + self.settings.contents * (losses * real).sum()
+        return total
 
     def _share(self, batch: Batch) -> Batch:
         """The rows of this process."""
