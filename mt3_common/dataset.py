@@ -7,7 +7,9 @@ import argparse
 import hashlib
 import json
 import os
+import struct
 import sys
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -119,7 +121,9 @@ def write_shard(path: str | Path, examples: Iterable, config: Config, seed: Sequ
 
 
 class Shards:
-    """The segments of shards, in memory, and the order in which training reads them.
+    """The segments of shards, on the disk, and the order in which training reads them.
+
+    Nothing but the ids is kept in memory, and a worker process gets the paths alone.
 
     Args:
         paths: of files that write_shard wrote.
@@ -132,29 +136,37 @@ class Shards:
     def __init__(self, paths: Sequence[str | Path], config: Config):
         if not paths:
             raise ValueError("there are no shards to train on")
-        self._frames: list[np.ndarray] = []
-        self._rolls: list[np.ndarray] = []
+        self._paths = [str(path) for path in paths]
+        self._files: dict[str, list[np.ndarray]] = {}
         self._ids: list[np.ndarray] = []
         places = []
         for number, path in enumerate(paths):
             try:
                 with np.load(path) as file:
-                    frames, ids, lengths, rolls, made_for = (
-                        file[name] for name in ("frames", "ids", "lengths", "rolls", "made_for")
-                    )
-            except (OSError, ValueError, KeyError) as error:
+                    ids, lengths, made_for = (file[name] for name in ("ids", "lengths", "made_for"))
+                self._files[str(path)] = [mapped(path, name) for name in ("frames", "rolls")]
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 raise ValueError(f"{path} is no shard of segments: {error}") from error
             if str(made_for) != _made_for(config):
                 raise ValueError(f"{path} was made for {made_for}, not for {_made_for(config)}")
-            self._frames.append(frames)
-            self._rolls.append(rolls)
             self._ids += np.split(ids, np.cumsum(lengths)[:-1])
-            places += [(number, row) for row in range(len(frames))]
+            places += [(number, row) for row in range(len(lengths))]
         self._places = np.array(places)
         self._order: tuple[tuple[int, int, int], np.ndarray] = ((-1, -1, -1), np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def __getstate__(self):
+        # a mapped array would be copied whole
+        return {**self.__dict__, "_files": {}}
+
+    def _file(self, number: int) -> list[np.ndarray]:
+        """The mapped frames and rolls of a shard; opened again in a worker process."""
+        path = self._paths[number]
+        if path not in self._files:
+            self._files[path] = [mapped(path, name) for name in ("frames", "rolls")]
+        return self._files[path]
 
     def rows(self, step: int, size: int, seed: int = 0) -> np.ndarray:
         """The segments of a training step: (size,) indices; each epoch goes through all in another order.
@@ -188,12 +200,32 @@ class Shards:
         targets = np.zeros((len(rows), max(map(len, ids))), np.int32)
         for row, some in enumerate(ids):
             targets[row, : len(some)] = some
-        packed = np.stack([self._rolls[shard][row] for shard, row in places])
+        frames, packed = (np.stack([self._file(shard)[part][row] for shard, row in places]) for part in range(2))
         return Batch(
-            np.stack([self._frames[shard][row] for shard, row in places]).astype(np.float32),
+            frames.astype(np.float32),
             targets,
             np.unpackbits(packed, axis=-1, count=ROLL_COLUMNS).astype(bool),
         )
+
+
+def mapped(path: str | Path, name: str) -> np.ndarray:
+    """An array of an uncompressed .npz where it lies in the file, read as it is used.
+
+    Raises:
+        KeyError: there is no such array.
+        ValueError: the file is no such archive.
+    """
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        entry = archive.getinfo(f"{name}.npy")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("it is compressed; write it with numpy.savez")
+        # a local header of 30 bytes, the lengths of the name and of an extra field at its end
+        file.seek(entry.header_offset + 26)
+        file.seek(entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))))
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        return np.memmap(path, dtype, "r", file.tell(), shape)
 
 
 def _made_for(config: Config) -> str:

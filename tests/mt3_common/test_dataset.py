@@ -1,6 +1,7 @@
 """Segments to train on: cut as infer cuts them, with the ids that NoteEncoder gives and rolls that agree with them."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -142,3 +143,23 @@ def test_the_command_makes_shards_and_goes_on(tmp_path, monkeypatch):
     assert len(sources["midi"]) == 3
     assert len(sources["fonts"]["font.sf2"]) == 64
     assert dataset.main([*arguments[:2], str(tmp_path / "none"), *arguments[3:]]) == 1
+
+
+def test_shards_stay_on_the_disk_and_go_to_other_processes(tmp_path):
+    path = tmp_path / "00000.npz"
+    dataset.write_shard(path, [Example(audio(60.0), NOTES, "piano")], CONFIG, [1, 0])
+    with np.load(path) as file:
+        for name in ("frames", "rolls", "lengths"):
+            found = dataset.mapped(path, name)
+            assert isinstance(found, np.memmap)
+            np.testing.assert_array_equal(found, file[name])
+            assert found.dtype == file[name].dtype
+        np.savez_compressed(tmp_path / "small.npz", **dict(file))
+    with pytest.raises(ValueError, match=r"small\.npz is no shard .* compressed"):
+        dataset.Shards([tmp_path / "small.npz"], CONFIG)
+    shards = dataset.Shards([path], CONFIG)
+    content = pickle.dumps(shards)
+    assert len(content) < path.stat().st_size / 20
+    again = pickle.loads(content)
+    for one, other in zip(shards.batch(range(5)), again.batch(range(5)), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,99 @@
+"""Whether batches come as fast as training takes them: segments a second of the loader, and of a step of each twin.
+
+    python benchmarks/loader.py --preset small                       # made-up segments
+    python benchmarks/loader.py --preset small --data DIR --workers 0 1 2
+
+Other work on the machine makes the figures worthless.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mt3_common import dataset, training
+from mt3_common.config import Config
+from mt3_common.initial import initial_arrays
+from mt3_common.notes import Note
+from mt3_common.synthesis import Example
+from mt3_common.training import TrainingConfig
+
+
+def made_up_shard(folder: Path, config: Config, segments: int) -> None:
+    """Writes a shard of about so many segments of noise, eight notes a second."""
+    rng = np.random.default_rng(0)
+    seconds = config.input_frames / config.spectrogram.frames_per_second
+    length = 60.0
+    examples = []
+    for _ in range(max(1, round(segments * seconds / length))):
+        onsets = rng.uniform(0, length - 1, int(8 * length))
+        notes = sorted(Note(float(t), float(t) + 0.3, int(rng.integers(30, 90)), 90) for t in onsets)
+        examples.append(Example(rng.uniform(-0.1, 0.1, int(length * 16000)).astype(np.float32), notes, "dense"))
+    dataset.write_shard(folder / "00000.npz", examples, config, [0, 0])
+
+
+def loading_rate(shards: dataset.Shards, settings: TrainingConfig, workers: int, steps: int) -> float:
+    """Segments a second that load_batches gives, without its start."""
+    batches = training.load_batches(shards, dataclasses.replace(settings, steps=steps + 8), 0, workers)
+    for _ in range(8):
+        next(batches)
+    began = time.perf_counter()
+    count = sum(len(batch.targets) for some in batches for batch in some)
+    return count / (time.perf_counter() - began)
+
+
+def step_rate(
+    program: str, config: Config, settings: TrainingConfig, shards: dataset.Shards, device: str | None, steps: int
+) -> float:
+    """Segments a second that a twin's Learner takes, batches at hand, compiled before."""
+    learner = importlib.import_module(f"{program}_mt3.train").Learner(
+        config, settings, initial_arrays(config.network), {}, device
+    )
+    batches = [training.batch_of(shards, settings, 0, part) for part in range(settings.accumulate)]
+    learner.update(batches, 0, 1e-4)
+    began = time.perf_counter()
+    for step in range(1, steps + 1):
+        learner.update(batches, step, 1e-4)
+    return steps * settings.accumulate * settings.batch_size / (time.perf_counter() - began)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the rates, and as JSON with --json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--preset", default="small", help="of the model and the batch; default: small")
+    add("--config", type=Path, metavar="FILE", help="settings on top")
+    add("--data", type=Path, metavar="DIR", help="folder of shards; default: made up")
+    add("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    add("--twins", nargs="*", default=["jax", "torch"], choices=["jax", "torch"], help="default: both")
+    add("--device", metavar="D", help="of the steps")
+    add("--steps", type=int, default=20, help="to measure; default: 20")
+    add("--json", type=Path, metavar="FILE", help="writes the figures")
+    options = parser.parse_args(argv)
+    config, settings = training.read_config(options.config, options.preset)
+    found = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.data or Path(temporary)
+        if options.data is None:
+            made_up_shard(folder, config, 4 * settings.batch_size)
+        shards = training.open_shards(folder, config)
+        for workers in options.workers:
+            found[f"loader, {workers} workers"] = loading_rate(shards, settings, workers, options.steps)
+        for program in options.twins:
+            found[f"step, {program}"] = step_rate(program, config, settings, shards, options.device, options.steps)
+    for name, rate in found.items():
+        print(f"{name}: {rate:.1f} segments a second")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

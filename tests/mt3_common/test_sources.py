@@ -1,0 +1,140 @@
+"""Sources of training data: packages made here in the shape of Debian's, and POP909's folders."""
+
+import hashlib
+import json
+import shutil
+import struct
+import subprocess
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mt3_common import sources
+
+needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="there is no dpkg-deb here")
+
+
+def wad(entries):
+    body, directory = b"", b""
+    for name, content in entries:
+        directory += struct.pack("<II8s", 12 + len(body), len(content), name.encode())
+        body += content
+    return b"IWAD" + struct.pack("<II", len(entries), 12 + len(body)) + body + directory
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.tuples(
+            st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_", min_size=1, max_size=8),
+            st.binary(max_size=40),
+            st.booleans(),
+        ),
+        max_size=6,
+    )
+)
+def test_the_songs_of_a_wad_are_found(tmp_path_factory, entries):
+    entries = [(name, b"MThd" + content if song else b"\0" + content) for name, content, song in entries]
+    path = tmp_path_factory.mktemp("wad") / "a.wad"
+    path.write_bytes(wad(entries))
+    assert list(sources.wad_songs(path)) == [(name, content) for name, content in entries if content[:4] == b"MThd"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"RIFF", "is no WAD"), (b"IWAD" + struct.pack("<II", 9, 12), "ends before its directory")]
+)
+def test_what_is_no_wad_is_said(content, message, tmp_path):
+    (tmp_path / "a.wad").write_bytes(content)
+    with pytest.raises(sources.SourceError, match=message):
+        list(sources.wad_songs(tmp_path / "a.wad"))
+
+
+def build(folder, name, files):
+    """A Debian package of these files in a folder."""
+    root = folder / f"{name}-root"
+    files = {f"usr/share/doc/{name}/copyright": b"License: of a test\n", **files}
+    for path, content in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+    (root / "DEBIAN").mkdir()
+    control = f"Package: {name}\nVersion: 1.0\nArchitecture: all\nMaintainer: A <a@b.c>\nDescription: test\n"
+    (root / "DEBIAN" / "control").write_text(control)
+    subprocess.run(["dpkg-deb", "-b", "--root-owner-group", root, folder / f"{name}_1.0_all.deb"], check=True)
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def packages(tmp_path):
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    doom = "usr/share/games/doom"
+    song = b"MThd one"
+    build(folder, "freedm", {f"{doom}/freedm.wad": wad([("D_DM01", song), ("MAP01", b"no song")])})
+    again = wad([("D_E1M1", song), ("D_E1M2", b"MThd two")])
+    build(folder, "freedoom", {f"{doom}/freedoom1.wad": again, f"{doom}/freedoom2.wad": again})
+    build(folder, "openttd-openmsx", {"usr/share/games/openttd/baseset/openmsx/a.mid": b"MThd a"})
+    build(folder, "timgm6mb-soundfont", {"usr/share/sounds/sf2/TimGM6mb.sf2": b"font"})
+    return folder
+
+
+@needs_dpkg
+def test_packages_become_folders_with_a_manifest(packages, tmp_path, capsys):
+    pop = tmp_path / "POP909-Dataset-master" / "POP909"
+    for number in ("001", "002"):
+        (pop / number / "versions").mkdir(parents=True)
+        (pop / number / f"{number}.mid").write_bytes(number.encode())
+        (pop / number / "versions" / f"{number}-v1.mid").write_bytes(b"another version")
+    out = tmp_path / "out"
+    names = ["freedm", "freedoom", "openttd-openmsx", "timgm6mb-soundfont"]
+    arguments = [str(out), "--packages", str(packages), "--pop909", str(pop.parent), "--only", *names]
+    assert sources.main(arguments) == 0
+    found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    one, two = (hashlib.md5(content).hexdigest()[:4] for content in (b"MThd one", b"MThd two"))
+    for name, content in {
+        f"midi/freedoom/D_DM01_{one}.mid": b"MThd one",
+        f"midi/freedoom/D_E1M2_{two}.mid": b"MThd two",
+        "midi/openmsx/a.mid": b"MThd a",
+        "midi/pop909/002.mid": b"002",
+        "soundfonts/TimGM6mb.sf2": b"font",
+        "licences/freedm.txt": b"License: of a test\n",
+    }.items():
+        assert found[name] == content
+    assert len([name for name in found if name.startswith("midi/")]) == 5
+    taken = json.loads(found["sources.json"])
+    assert taken["timgm6mb-soundfont"]["files"] == {"soundfonts/TimGM6mb.sf2": hashlib.sha256(b"font").hexdigest()}
+    assert taken["openttd-openmsx"]["licence"] == "GPL-2"
+    printed = capsys.readouterr()
+    assert "freedm_1.0_all.deb is not the freedm 0.12.1-2 of the manifest" in printed.err
+    assert "pop909: 2 files in midi/pop909, MIT" in printed.out
+
+
+@needs_dpkg
+def test_what_cannot_be_had_is_said(packages, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert sources.main([out, "--packages", str(packages), "--only", "csound-soundfont"]) == 1
+    assert "holds no csound-soundfont_*.deb" in capsys.readouterr().err
+    build(packages, "csound-soundfont", {"usr/share/other": b""})
+    assert sources.main([out, "--packages", str(packages), "--only", "csound-soundfont"]) == 1
+    assert "csound-soundfont has no usr/share/sounds/sf2/sf_GMbank.sf2" in capsys.readouterr().err
+    (packages / "freedm_1.0_all.deb").write_bytes(b"no package")
+    assert sources.main([out, "--packages", str(packages), "--only", "freedm"]) == 1
+    assert "cannot be unpacked" in capsys.readouterr().err
+    with pytest.raises(sources.SourceError, match="no song of POP909"):
+        sources.take_pop909(packages, tmp_path)
+
+
+def test_without_apt_it_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sources.main([str(tmp_path / "out"), "--only", "freedm"]) == 1
+    assert "give their folder: --packages DIR" in capsys.readouterr().err
+
+
+def test_the_manifest_says_all_of_every_source():
+    manifest = json.loads(sources.MANIFEST.read_text())
+    for name, about in manifest["packages"].items():
+        assert len(about["sha256"]) == 64, name
+        assert about["licence"], name
+        assert about["copyright"], name
+        assert ("files" in about) != ("wads" in about), name
+    assert "ublic domain" in manifest["packages"]["csound-soundfont"]["licence"]
