@@ -79,6 +79,8 @@ class Recipe:
         midi_class: label notes with the first program of their MIDI class instead of their own.
         settle: label notes with times on a grid of so many seconds (see settle), which a decoder can tell apart;
             0 to label them with their own times, as test sets need.
+        tones: share of the pitched stems that are added up from sine waves (see play_tones), which sound like none of
+            the soundfonts' instruments.
         damage: mixes get reverb, compression, noise, band limits, detuning and clipping; false for clean test sets.
     """
 
@@ -91,6 +93,7 @@ class Recipe:
     silence: float = 0.01
     midi_class: bool = True
     settle: float = 0.0
+    tones: float = 0.0
     damage: bool = True
 
     def __post_init__(self):
@@ -98,6 +101,8 @@ class Recipe:
             raise ValueError(f"the shares of a recipe must be 0 or more and one of them above it, not {self.shares()}")
         if not self.seconds >= 1:
             raise ValueError(f"an example must last 1 s or longer, not {self.seconds}")
+        if not 0 <= self.tones <= 1:
+            raise ValueError(f"tones must be a share of 0 to 1, not {self.tones}")
         if not 0 <= self.settle <= 0.1:
             raise ValueError(f"settle must be a grid of 0 to 0.1 s, not {self.settle}")
 
@@ -265,6 +270,21 @@ class Generator:
 
     def _stem_audio(self, stem, font, shift, detune, rng) -> np.ndarray | None:
         """(seconds * 16000,) float32 of one stem at its gain, or None where the font lacks its instrument."""
+        if self.recipe.tones and not stem.is_drum and rng.random() < self.recipe.tones:
+            audio = play_tones(stem.notes, stem.program, detune, self.recipe.seconds, rng)
+        else:
+            audio = self._font_audio(stem, font, shift, detune, rng)
+        if audio is None:
+            return None
+        count = round(self.recipe.seconds * SAMPLE_RATE)
+        audio = np.pad(audio[:count], (0, max(0, count - len(audio))))
+        loudness = np.sqrt(np.mean(audio**2)) + 1e-5
+        gain = 10 ** (rng.uniform(-10, 4) / 20) if self.recipe.damage else 10 ** (rng.uniform(-6, 0) / 20)
+        # half way to equal loudness: quiet presets come forward, dynamics are kept
+        return audio * np.float32(gain * 0.08 / (loudness**0.5 * 0.08**0.5))
+
+    def _font_audio(self, stem, font, shift, detune, rng) -> np.ndarray | None:
+        """The stem played by a soundfont, about seconds * 16000 samples, or None where it lacks the instrument."""
         import soxr
 
         if stem.is_drum:
@@ -285,13 +305,7 @@ class Generator:
             if 0 <= n.pitch + shift <= 127
         ]
         audio = self._fonts.play(played, font, preset, stem.is_drum, detune, self.recipe.seconds / speed + 0.1)
-        audio = soxr.resample(audio, RENDER_RATE, SAMPLE_RATE * speed, quality="MQ")
-        count = round(self.recipe.seconds * SAMPLE_RATE)
-        audio = np.pad(audio[:count], (0, max(0, count - len(audio))))
-        loudness = np.sqrt(np.mean(audio**2)) + 1e-5
-        gain = 10 ** (rng.uniform(-10, 4) / 20) if self.recipe.damage else 10 ** (rng.uniform(-6, 0) / 20)
-        # half way to equal loudness: quiet presets come forward, dynamics are kept
-        return audio * np.float32(gain * 0.08 / (loudness**0.5 * 0.08**0.5))
+        return soxr.resample(audio, RENDER_RATE, SAMPLE_RATE * speed, quality="MQ")
 
     def _stems(self, kind: str, rng: np.random.Generator) -> list[Stem]:
         """The stems of an example: notes from 0 s to recipe.seconds, programs drawn."""
@@ -421,6 +435,45 @@ def in_order(make: Callable[[int], Example], indices: Iterable[int], workers: in
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def play_tones(
+    notes: Sequence[Note], program: int, detune: float, seconds: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Notes on an instrument that was never built: (seconds * SAMPLE_RATE,) float32.
+
+    Up to 16 partials with random weights, sharpened as in a stiff string or not; struck and dying away where the
+    program is a piano, a mallet, a guitar or a bass, held otherwise, some with vibrato.
+    """
+    struck = program < 16 or 24 <= program < 40
+    partials = np.arange(1, int(rng.integers(4, 17)))
+    weights = partials ** -rng.uniform(0.6, 2.2) * np.exp(rng.normal(0, 0.5, len(partials)))
+    # clarinets and square waves have odd partials alone
+    weights[1::2] *= rng.choice([1.0, 1.0, 0.3, 0.03])
+    stiffness = rng.choice([0.0, 1e-4, 4e-4, 1e-3]) if struck else 0.0
+    attack = float(np.exp(rng.uniform(np.log(0.002), np.log(0.02 if struck else 0.06))))
+    release = float(np.exp(rng.uniform(np.log(0.02), np.log(0.3))))
+    decay, faster = (rng.uniform(0.4, 3.0), rng.uniform(0.1, 0.8)) if struck else (rng.uniform(0, 0.3), 0.0)
+    vibrato = rng.uniform(0, 0.006) if not struck and rng.random() < 0.5 else 0.0
+    audio = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+    for note in notes:
+        first = round(note.onset * SAMPLE_RATE)
+        length = min(len(audio) - first, round((note.offset - note.onset + 4 * release) * SAMPLE_RATE))
+        if length <= 0:
+            continue
+        time = np.arange(length, dtype=np.float32) / SAMPLE_RATE
+        frequency = 440.0 * 2.0 ** ((note.pitch + detune - 69) / 12)
+        phase = (2 * np.pi * frequency * (time + vibrato * np.sin(2 * np.pi * 5.5 * time) / 35)).astype(np.float32)
+        wave = np.zeros(length, np.float32)
+        for k, weight in zip(partials, weights):
+            sharp = np.float32(k * np.sqrt(1 + stiffness * k * k))
+            if sharp * frequency < 0.45 * SAMPLE_RATE:
+                fade = np.exp(-np.float32(decay + faster * k) * time) if struck or decay else np.float32(1)
+                wave += np.float32(weight) * fade * np.sin(sharp * phase)
+        wave *= np.minimum(time / np.float32(attack), 1)
+        wave *= np.exp(-np.maximum(time - np.float32(note.offset - note.onset), 0) / np.float32(release))
+        audio[first : first + length] += np.float32((note.velocity / 127) ** 1.5) * wave
+    return audio
 
 
 def made_up_notes(seconds: float, rng: np.random.Generator) -> list[Note]:

@@ -180,3 +180,18 @@ def test_settling_moves_little_and_loses_nothing(rows):
         assert abs(after.onset - before.onset) <= 0.04
         assert after.onset < after.offset
         assert abs(after.offset - before.offset) <= 0.12
+
+
+def test_tones_sound_where_the_notes_are():
+    notes = [Note(0.5, 1.0, 69, 100), Note(1.5, 1.9, 57, 60)]
+    for program in (0, 40):
+        audio = synthesis.play_tones(notes, program, 0.0, 2.5, np.random.default_rng(3))
+        assert audio.shape == (40000,)
+        assert audio.dtype == np.float32
+        assert np.abs(audio[:7900]).max() == 0
+        # 440 Hz and 220 Hz are the strongest of their octave
+        for first, hertz in ((8800, 440), (24800, 220)):
+            spectrum = np.abs(np.fft.rfft(audio[first : first + 6400] * np.hanning(6400)))
+            assert abs(np.argmax(spectrum[: int(hertz * 1.5 / 2.5)]) * 2.5 - hertz) <= 5
+    # a stem that the soundfont would play sounds otherwise as tones
+    assert not np.array_equal(audio, synthesis.play_tones(notes, 40, 0.0, 2.5, np.random.default_rng(4)))
