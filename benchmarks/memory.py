@@ -1,6 +1,6 @@
 """Peak memory of both commands on a long recording beside a short one: prints the table in the README.
 
-python benchmarks/memory.py [--hours 3] [--twins torch_mt3,jax_mt3]
+python benchmarks/memory.py [--hours 3] [--twins torch_mt3,jax_mt3] [--ends 2]
 """
 
 import argparse
@@ -24,13 +24,13 @@ BUNDLED = ROOT / "checkpoints" / "golden"
 FRAMEWORKS = {"torch_mt3": "torch", "jax_mt3": "jax, flax.linen"}
 
 
-def write_checkpoint(path: Path) -> Path:
-    """The bundled random weights, changed to say some ten notes a second and then to end."""
+def write_checkpoint(path: Path, ends: float) -> Path:
+    """The bundled random weights, changed to end segments: at 2, after some twenty notes a second; at 4, after few."""
     found = checkpoint.read(BUNDLED)
     config = checkpoint.network_config(found.arrays, BUNDLED)
     kernel = found.arrays["decoder/logits_dense/kernel"].copy()
     kernel[:, SPECIAL_IDS + 15 : SPECIAL_IDS + Vocabulary(config.vocabulary).max_shift_steps + 1] = 0.0
-    kernel[:, EOS_ID] *= 2.0
+    kernel[:, EOS_ID] *= ends
     checkpoint.write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
     return path
 
@@ -66,13 +66,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("--hours", type=float, default=3.0)
     parser.add_argument("--twins", default=",".join(FRAMEWORKS))
+    parser.add_argument("--ends", type=float, default=2.0, help="how much the network likes to end a segment")
     arguments = parser.parse_args()
     table = Table(
         "twin", "framework alone", "1 minute", f"{arguments.hours:g} hours", "beyond the framework", "notes", "s"
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        options = ("--checkpoint", str(write_checkpoint(folder / "talkative")), "--device", "cpu", "--force")
+        options = (
+            "--checkpoint",
+            str(write_checkpoint(folder / "talkative", arguments.ends)),
+            "--device",
+            "cpu",
+            "--force",
+        )
         short = write_recording(folder / "short.wav", 60.0)
         long = write_recording(folder / "long.wav", 3600.0 * arguments.hours)
         for twin in arguments.twins.split(","):

@@ -792,9 +792,13 @@ def sentence(error: Exception, program: str, names: Mapping[str, str] | None = N
         names: of files -> as what they are shown.
     """
     text = str(error)
-    for name, shown in (names or {}).items():
-        text = text.replace(name, shown)
+    # names keep their spaces
+    marks = {f"\0{number}": name for number, name in enumerate(names or {})}
+    for mark, name in marks.items():
+        text = text.replace(name, mark)
     text = " ".join(text.split())
+    for mark, name in marks.items():
+        text = text.replace(mark, names[name])
     if isinstance(error, ModuleNotFoundError) and error.name in ("jax", "flax", "torch"):
         return f'{program} needs {error.name}: pip install "mt3-twins[{program.removesuffix("_mt3")}]"'
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "RESOURCE_EXHAUSTED" in text:
