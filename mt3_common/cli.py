@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt3_common import midi, workers
+from mt3_common import midi, tempo, workers
 from mt3_common.config import PRESETS
 from mt3_common.instruments import parse_instruments
 from mt3_common.notes import Note
@@ -34,7 +34,8 @@ from mt3_common.summary import (
     digest_of_checkpoint,
     remove_leftovers,
 )
-from mt3_common.transcribe import FORMATS, SUFFIXES, Request, Transcriber, Transcription, find_checkpoint
+from mt3_common.tempo import AUTO
+from mt3_common.transcribe import ESTIMATE, FORMATS, SUFFIXES, Request, Transcriber, Transcription, find_checkpoint
 
 # the AUDIO that is stdin
 STDIN = "-"
@@ -63,6 +64,8 @@ SETTINGS = (
     "seed",
     "instruments",
     "hold",
+    "velocity",
+    "tempo",
     "start",
     "duration",
 )
@@ -189,6 +192,8 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
         if any(output.suffix == ".noteseq" for job in jobs for output in job.outputs):
             # a missing note_seq is said now, not after the work
             midi.to_note_sequence([])
+        if arguments.tempo == AUTO:
+            tempo.librosa()
         checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline, arguments.quiet)
         num_inputs = len(jobs) + len(failed)
         if stdin is not None:
@@ -413,6 +418,21 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         help=f"of --hold-instruments: how much less likely (nats) a program becomes that has just not played; default: "
         f"{HOLD_BIAS}; 0: only what sounds is held",
     )
+    add(
+        "--velocity",
+        type=velocity,
+        metavar="V",
+        help="of all notes: a number from 1 to 127, or estimate: from how loud the recording is where a note begins, "
+        "as in --velocity estimate; default: what the model says, which is 127 always for mt3",
+    )
+    add(
+        "--tempo",
+        type=bpm,
+        metavar="T",
+        help="of MIDI, so that a sequencer's bars and beats are those of the music: auto, which looks for the beats of "
+        "the recording, or quarters per minute from 0 s on, as in --tempo 96; notes stay where they are in seconds; "
+        "default: 120",
+    )
     messages = parser.add_argument_group("messages")
     add = messages.add_mutually_exclusive_group().add_argument
     add("--quiet", action="store_true", help="only errors and what must be known")
@@ -608,6 +628,11 @@ class Task:
         if self.input and modified(job.audio) != self._state:
             raise ValueError(f"{job.audio} was changed while it was read; run again")
         began = time.perf_counter()
+        if self.arguments.tempo is not None:
+            part = self.arguments.start, self.arguments.duration
+            transcription = transcription.with_tempo(
+                tempo.of(self.arguments.tempo, job.audio, transcription.notes, *part)
+            )
         for output in job.outputs:
             output.parent.mkdir(parents=True, exist_ok=True)
             transcription.write(output)
@@ -698,7 +723,15 @@ def run(
                 show(number, task.job.audio.name, done, total)
 
             on_notes = functools.partial(stream, task.job) if arguments.jsonl else None
-            return Request(task.job.audio, arguments.start, arguments.duration, on_progress, on_notes, task.begin)
+            return Request(
+                task.job.audio,
+                arguments.start,
+                arguments.duration,
+                on_progress,
+                on_notes,
+                arguments.velocity,
+                task.begin,
+            )
 
         requests = [request(number, task) for number, task in enumerate(tasks)]
         results = stack.enter_context(contextlib.closing(transcriber.transcribe_many(requests, arguments.jobs)))
@@ -874,6 +907,23 @@ def instruments(text: str) -> str:
         return str(parse_instruments(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def velocity(text: str) -> int | str:
+    """'estimate' -> 'estimate', '100' -> 100."""
+    if text == ESTIMATE:
+        return text
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 127:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {ESTIMATE} nor a whole number from 1 to 127")
+    return int(text)
+
+
+def bpm(text: str) -> float | str:
+    """'auto' -> 'auto', '96' -> 96.0."""
+    if text == AUTO:
+        return text
+    low, high = tempo.SLOWEST, tempo.FASTEST
+    return number(float, f"neither {AUTO} nor a number from {low} to {high}", lambda value: low <= value <= high)(text)
 
 
 def format_names(text: str) -> tuple[str, ...]:

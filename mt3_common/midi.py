@@ -18,7 +18,7 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ import mido
 import pretty_midi
 
 from mt3_common.notes import Note, assign_instruments, check_notes
+from mt3_common.tempo import Change, Tempo, TempoMap
 
 DRUM_CHANNEL = 9
 MELODIC_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
@@ -34,6 +35,8 @@ MELODIC_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
 # these; the coarser ones are for files of more than 2.7, 5.5 and 13.8 hours.
 RESOLUTIONS = (500, 250, 100, 50)
 QUARTERS_PER_SECOND = 2
+# of files with a tempo of their own
+TEMPO_RESOLUTIONS = (960, 480, 240, 120, 60, 24)
 # pretty_midi, and with it note_seq, takes a file with more ticks for a corrupt one.
 MAX_TICKS = 10_000_000
 
@@ -69,13 +72,14 @@ class _Place(NamedTuple):
     channel: int
 
 
-def write_midi(notes: Sequence[Note], path: str | os.PathLike) -> None:
-    """Writes a MIDI file, format 1, 120 quarters per minute: a track per program, drums on channel 10.
+def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | None = None) -> None:
+    """Writes a MIDI file, format 1: a track per program, drums on channel 10.
 
-    Each time is rounded on its own, to half a tick (0.5 ms; 1 ms in files of more than 2.7 hours): nothing adds up. The
-    same notes in any order give the same bytes. Of one pitch and program, a note is ended where the next begins (there
-    is one key), and notes that begin on the same tick end together; none is shorter than a tick. The file appears whole
-    or not at all.
+    Without a tempo there are 120 quarters per minute; with one, its beats are the quarters, and the first full bar, of
+    four, begins on its downbeat. Each time is rounded on its own, to half a tick: nothing adds up. A tick is 1 ms, or 2
+    in files of more than 2.7 hours; with a tempo, a 960th of a quarter up to 10,000 quarters. The same notes in any
+    order give the same bytes. Of one pitch and program, a note is ended where the next begins (there is one key), and
+    notes that begin on the same tick end together; none is shorter than a tick. The file appears whole or not at all.
 
     Raises:
         ValueError: a note that MIDI cannot hold (check_notes).
@@ -90,7 +94,15 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike) -> None:
         (resolution for resolution in RESOLUTIONS if (end + 1) * QUARTERS_PER_SECOND * resolution < MAX_TICKS),
         RESOLUTIONS[-1],
     )
-    spans = _spans(notes, QUARTERS_PER_SECOND * resolution)
+    if tempo is None:
+        changes, bar = [Change(0, 0.0, 1_000_000 // QUARTERS_PER_SECOND)], 0
+        spans = _spans(notes, lambda time: round(time * QUARTERS_PER_SECOND * resolution))
+    else:
+        quarters = TempoMap(tempo, 1).tick(end) + 1
+        resolution = next((ticks for ticks in TEMPO_RESOLUTIONS if quarters * ticks < MAX_TICKS), TEMPO_RESOLUTIONS[-1])
+        grid = TempoMap(tempo, resolution)
+        changes, bar = grid.changes, grid.bar
+        spans = _spans(notes, grid.tick)
     tracks: dict[tuple[int, bool, int], list[tuple[int, mido.Message]]] = defaultdict(list)
     placed = list(zip(_places(spans), spans))
     # In the order in which a player that merges the tracks comes to them, which decides what a channel plays.
@@ -110,32 +122,46 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike) -> None:
         track.append((off, finish))
 
     midi = mido.MidiFile(type=1, ticks_per_beat=resolution)
-    tempo = mido.MetaMessage("set_tempo", tempo=1_000_000 // QUARTERS_PER_SECOND)
-    signature = mido.MetaMessage("time_signature", numerator=4, denominator=4)
-    midi.tracks.append(mido.MidiTrack([tempo, signature, mido.MetaMessage("text", text=UNSEALED)]))
+    bars = [(0, bar // resolution)] * (bar > 0) + [(bar, 4)]
+    conductor = [
+        (tick, mido.MetaMessage("time_signature", numerator=quarters, denominator=4)) for tick, quarters in bars
+    ]
+    last = None
+    for change in changes:
+        if change.microseconds != last:
+            conductor.append((change.tick, mido.MetaMessage("set_tempo", tempo=change.microseconds)))
+            last = change.microseconds
+    conductor.append((0, mido.MetaMessage("text", text=UNSEALED)))
+    midi.tracks.append(_track([], sorted(conductor, key=lambda event: (event[0], event[1].type != "set_tempo"))))
     for (port, is_drum, program), events in sorted(tracks.items()):
         name = "Drums" if is_drum else pretty_midi.program_to_instrument_name(program)
-        track = mido.MidiTrack([mido.MetaMessage("track_name", name=name)])
+        head = [mido.MetaMessage("track_name", name=name)]
         if port:
-            track.append(mido.MetaMessage("midi_port", port=port))
-        now = 0
+            head.append(mido.MetaMessage("midi_port", port=port))
         # A stable sort: of one tick, ends stand first, having been listed with earlier beginnings.
-        for tick, message in sorted(events, key=lambda event: event[0]):
-            message.time = tick - now
-            now = tick
-            track.append(message)
-        midi.tracks.append(track)
+        midi.tracks.append(_track(head, sorted(events, key=lambda event: event[0])))
     content = io.BytesIO()
     midi.save(file=content)
     _write_whole(path, content.getvalue())
 
 
-def _spans(notes: Sequence[Note], ticks_per_second: int) -> list[_Span]:
+def _track(head: list[mido.Message], events: Sequence[tuple[int, mido.Message]]) -> mido.MidiTrack:
+    """The head, and the events (tick, message) in their order, as a track."""
+    track = mido.MidiTrack(head)
+    now = 0
+    for tick, message in events:
+        message.time = tick - now
+        now = tick
+        track.append(message)
+    return track
+
+
+def _spans(notes: Sequence[Note], tick: Callable[[float], int]) -> list[_Span]:
     """The notes on the tick grid, by beginning; of one key, no two overlap unless they begin and end together."""
     spans = []
     by_key: dict[tuple[bool, int, int], list[tuple[int, int, Note]]] = defaultdict(list)
     for note in notes:
-        on, off = round(note.onset * ticks_per_second), round(note.offset * ticks_per_second)
+        on, off = tick(note.onset), tick(note.offset)
         by_key[note.is_drum, note.program, note.pitch].append((on, max(off, on + 1), note))
     for key in by_key.values():
         begins = sorted({on for on, _, _ in key})

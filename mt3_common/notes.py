@@ -302,6 +302,11 @@ class NoteDecoder:
         """(pitch, program) of the notes that sound now, by program and pitch as in a tie section."""
         return sorted(self._active, key=lambda key: key[::-1])
 
+    @property
+    def begun(self) -> dict[tuple[int, int], float]:
+        """(pitch, program) -> onset (s) of the notes that sound now, in the order in which they began."""
+        return {key: onset for key, (onset, _) in self._active.items()}
+
     def tie_section(self, max_tokens: int) -> np.ndarray:
         """Model ids of the tie section that says what sounds now, `tie` included: (n,) int32, n <= max_tokens.
 

@@ -20,13 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mt3_common import download, midi
+from mt3_common import download, loudness, midi
 from mt3_common.audio import audio_duration, stream_audio
 from mt3_common.batching import Held
 from mt3_common.config import Config
 from mt3_common.instruments import Instruments
 from mt3_common.notes import Note, NoteDecoder
 from mt3_common.spectrogram import Segment, num_segments, segments
+from mt3_common.tempo import Tempo, of
 from mt3_common.vocabulary import SPECIAL_IDS, Vocabulary
 
 FORMATS = ("mid", "json", "csv", "noteseq")
@@ -38,6 +39,8 @@ STAGES = ("audio", "spectrogram", "waiting", "network", "notes")
 
 # segments of a recording that are read before the network asks for them: 16 MB
 QUEUED_SEGMENTS = 32
+# the velocity that is estimated
+ESTIMATE = "estimate"
 
 
 class NamedCheckpoint(NamedTuple):
@@ -114,6 +117,7 @@ class Transcription:
         dropped: tokens past the beginning of the next segment.
         metadata: what else is worth keeping, for JSON: the audio's name, the checkpoint's, …
         seconds: time that each of STAGES took (s).
+        tempo: where beats are, for MIDI and MusicXML; None where nobody asked.
     """
 
     notes: list[Note]
@@ -123,11 +127,17 @@ class Transcription:
     dropped: int
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict, compare=False)
+    tempo: Tempo | None = None
 
     @property
     def num_instruments(self) -> int:
         """Programs that play, all drums counting as one."""
         return len({(note.program, False) if not note.is_drum else (0, True) for note in self.notes})
+
+    def with_tempo(self, tempo: Tempo) -> "Transcription":
+        """The same with beats."""
+        metadata = self.metadata | {"bpm": round(60 / tempo.interval, 3)}
+        return dataclasses.replace(self, tempo=tempo, metadata=metadata)
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes a file in the format that its name ends in: .mid (or .midi), .json, .csv or .noteseq.
@@ -140,7 +150,7 @@ class Transcription:
         """
         match SUFFIXES.get(Path(path).suffix.lower()):
             case "mid":
-                midi.write_midi(self.notes, path)
+                midi.write_midi(self.notes, path, self.tempo)
             case "json":
                 about = {
                     "duration": self.duration,
@@ -208,6 +218,8 @@ class Request(NamedTuple):
         on_progress: called with the segments done and their number, None where the file does not tell its length.
         on_notes: called with the notes that a segment ended, as soon as it is decoded; all calls together have the
             notes of the result, in their order.
+        velocity: of all notes: a number from 1 to 127; or 'estimate', from the recording (see loudness.py); None for
+            what the model says.
         before: called before anything is read, by the thread that will read; what it raises becomes the result.
     """
 
@@ -216,6 +228,7 @@ class Request(NamedTuple):
     duration: float | None = None
     on_progress: Callable[[int, int | None], None] | None = None
     on_notes: Callable[[list[Note]], None] | None = None
+    velocity: int | str | None = None
     before: Callable[[], None] | None = None
 
 
@@ -261,6 +274,9 @@ class _Recording:
         self.times: collections.deque[tuple[float, float | None]] = collections.deque()
         self.notes: list[Note] = []
         self.count = 0
+        # of the segments whose ids are to come; and (onset, pitch, program) -> velocity of what sounds
+        self._frames: collections.deque[Segment] = collections.deque()
+        self._velocities: dict[tuple[float, int, int], int] = {}
         self._decoder = NoteDecoder(Vocabulary(config.vocabulary), instruments and instruments.programs)
         self._total: int | None = None
         self._num_samples = 0
@@ -328,6 +344,8 @@ class _Recording:
             self.times.append((segment.start_time, next_start))
             # or else the end would show only after the network has asked for more
             self.read = next_start is None
+            if self.request.velocity == ESTIMATE:
+                self._frames.append(segment)
             yield segment
         self.read = True
 
@@ -358,12 +376,36 @@ class _Recording:
             ended = self._decoder.feed(ids, start, next_start)
             if next_start is None:
                 ended = ended + self._decoder.finish()
+            ended = self._with_velocities(ended)
         played = {program for _, program in self._decoder.sounding}
         self._programs = played | {note.program for note in ended if not note.is_drum} or self._programs
         self.count += 1
         self.notes.extend(ended)
         if ended and self.request.on_notes is not None:
             self.request.on_notes(ended)
+
+    def _with_velocities(self, ended: list[Note]) -> list[Note]:
+        """The notes that a segment ended, with the velocities that were asked for."""
+        asked = self.request.velocity
+        if asked != ESTIMATE:
+            return ended if asked is None else [note._replace(velocity=asked) for note in ended]
+        segment = self._frames.popleft()
+        spectrogram = self.config.spectrogram
+        begin = segment.index * self.config.input_frames / spectrogram.frames_per_second
+        frames = segment.frames[: segment.num_frames]
+
+        def estimated(onset: float, pitch: int, program: int, is_drum: bool) -> int:
+            known = None if is_drum else self._velocities.get((onset, pitch, program))
+            return known or loudness.velocity(frames, onset - begin, pitch, is_drum, spectrogram)
+
+        ended = [
+            note._replace(velocity=estimated(note.onset, note.pitch, note.program, note.is_drum)) for note in ended
+        ]
+        self._velocities = {
+            (onset, pitch, program): estimated(onset, pitch, program, False)
+            for (pitch, program), onset in self._decoder.begun.items()
+        }
+        return ended
 
     def tell_progress(self) -> None:
         """Calls on_progress with where it stands."""
@@ -435,22 +477,25 @@ class Transcriber:
         duration: float | None = None,
         on_progress: Callable[[int, int | None], None] | None = None,
         on_notes: Callable[[list[Note]], None] | None = None,
+        velocity: int | str | None = None,
+        tempo: float | str | None = None,
     ) -> Transcription:
         """The notes of an audio file.
 
         Args:
-            path, start, duration, on_progress, on_notes: see Request.
+            path, start, duration, on_progress, on_notes, velocity: see Request.
+            tempo: of the files written of it: beats per minute, or 'auto' to find them; None for 120, and no bars.
 
         Raises:
             AudioError: the file cannot be read as audio; says why.
         """
         with contextlib.closing(
-            self.transcribe_many([Request(path, start, duration, on_progress, on_notes)])
+            self.transcribe_many([Request(path, start, duration, on_progress, on_notes, velocity)])
         ) as results:
             result = next(results)
         if isinstance(result, Exception):
             raise result
-        return result
+        return result if tempo is None else result.with_tempo(of(tempo, path, result.notes, start, duration))
 
     def transcribe_many(self, requests: Iterable[Request], readers: int = 1) -> Iterator[Transcription | Exception]:
         """What comes of each recording, in their order: its notes, or why there are none.

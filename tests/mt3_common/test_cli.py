@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
 import soundfile
@@ -140,6 +141,8 @@ def test_settings_reach_load(folder):
         "seed": 3,
         "batch_size": 2,
         "positions": "port",
+        "instruments": None,
+        "hold": None,
     }
     assert infer("song.wav", "--search", "t5x", "--beams", "4", load=load) == SUCCESS
     assert (got["search"], got["beams"], got["checkpoint"].name, got["top_k"]) == ("t5x", 4, "golden", 0)
@@ -711,6 +714,63 @@ def test_wrong_ways_to_hold(folder, capsys, options, said):
     record("a.wav")
     assert infer("a.wav", *options, load=not_reached) == NOT_STARTED
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--velocity", "--tempo"])
+@pytest.mark.parametrize("value", ["", "0", "128000", "-5", "loud", "nan", "1e9"])
+def test_velocities_and_tempos_out_of_range(folder, capsys, option, value):
+    record("a.wav")
+    assert infer("a.wav", f"{option}={value}", load=not_reached) == NOT_STARTED
+    assert "neither" in capsys.readouterr().err
+
+
+def test_velocities_and_tempos_are_part_of_what_resume_verifies(folder):
+    record("a.wav", 3.0)
+    loads = []
+
+    def load(**settings):
+        loads.append(settings)
+        return Transcriber(CONFIG, first_segment_only)
+
+    for options in ((), ("--velocity", "90"), ("--velocity", "90", "--tempo", "60"), ("--tempo", "60")):
+        for _ in range(2):
+            assert infer("a.wav", "-o", "out", "--resume", *options, load=load) == SUCCESS
+    assert len(loads) == 4
+    assert {note.velocity for note in midi.read_midi("out/a.mid")} == {127}
+    assert [message.tempo for message in mido.MidiFile("out/a.mid").tracks[0] if message.type == "set_tempo"] == [10**6]
+
+
+def test_velocities_are_those_of_the_stream_and_of_the_files(folder, capsys):
+    """From stdin, too: what is estimated does not need to read the recording twice."""
+    time = np.arange(48000) / 16000
+    samples = 0.02 * np.sin(2 * np.pi * 261.6 * time) * (time < 1)
+    soundfile.write("a.wav", samples, 16000)
+    assert infer("a.wav", "-o", "a.json", "--jsonl", "-", "--velocity", "estimate") == SUCCESS
+    streamed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    notes, _ = midi.read_json("a.json")
+    assert [note["velocity"] for note in streamed] == [note.velocity for note in notes]
+    assert all(1 < note.velocity < 127 for note in notes if not note.is_drum)
+    assert infer("a.wav", "--velocity", "33", "--jsonl", "-") == SUCCESS
+    assert {json.loads(line)["velocity"] for line in capsys.readouterr().out.splitlines()} == {33}
+
+
+def test_tempo_auto_finds_the_beats_of_the_recording(folder):
+    pytest.importorskip("librosa")
+    samples = np.random.default_rng(0).normal(0, 1e-4, 16000 * 12)
+    for beat in np.arange(0.5, 12, 0.6):
+        samples[round(beat * 16000) :][:300] += 0.3
+    soundfile.write("a.wav", samples, 16000)
+    assert infer("a.wav", "--tempo", "auto", "--format", "mid,json") == SUCCESS
+    assert midi.read_json("a.json")[1]["bpm"] == pytest.approx(100, abs=1)
+    onsets = sorted(note.onset for note in midi.read_midi("a.mid"))
+    assert onsets == pytest.approx(sorted(note.onset for note in midi.read_json("a.json")[0]), abs=1e-3)
+
+
+def test_a_missing_librosa_is_said_before_the_work(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    record("a.wav")
+    assert infer("a.wav", "--tempo", "auto", load=not_reached) == NOT_STARTED
+    assert 'pip install "mt3-twins[audio]"' in capsys.readouterr().err
 
 
 def test_a_terminal_is_no_recording(folder, monkeypatch, capsys):

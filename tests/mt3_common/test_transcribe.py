@@ -491,3 +491,36 @@ def test_held_recordings_go_through_a_running_batch(tmp_path):
 def test_a_model_without_ties_has_nothing_to_hold():
     with pytest.raises(ValueError, match="nothing to hold"):
         Transcriber(PRESETS["ismir2021"], holding([], 1), hold=Hold(1.0, 1))
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_velocities_come_from_the_segment_that_a_note_begins_in(tmp_path, ahead):
+    """Two tones that get softer from segment to segment; the second sounds through three of them."""
+    time = np.arange(round(SECONDS * RATE)) / RATE
+    first = 0.05 * np.sin(2 * np.pi * 261.6 * time) * ((time > 0.1) & (time < 0.6))
+    second = 0.01 * np.sin(2 * np.pi * 329.6 * time) * (time > 1.0) * np.exp(-2 * np.maximum(time - 1.0, 0))
+    soundfile.write(tmp_path / "a.wav", first + second, RATE, subtype="FLOAT")
+    transcriber = Transcriber(CONFIG, answering(ids_of(NOTES), ahead))
+    told = []
+    found = transcriber.transcribe(tmp_path / "a.wav", velocity="estimate", on_notes=told.extend)
+    velocities = {(note.pitch, note.is_drum): note.velocity for note in found.notes}
+    assert 80 < velocities[60, False] < 127
+    assert 30 < velocities[64, False] < velocities[60, False] / 1.5
+    assert velocities[67, False] < 5
+    assert told == found.notes
+    assert found.notes == transcriber_of(ids_of(NOTES)).transcribe(tmp_path / "a.wav", velocity="estimate").notes
+    fixed = transcriber_of(ids_of(NOTES)).transcribe(tmp_path / "a.wav", velocity=33).notes
+    assert {note.velocity for note in fixed} == {33}
+    assert [note._replace(velocity=0) for note in fixed] == [note._replace(velocity=0) for note in found.notes]
+
+
+def transcriber_of(answers):
+    return Transcriber(CONFIG, answering(answers))
+
+
+def test_a_tempo_goes_into_the_files(audio, tmp_path):
+    found = transcriber_of(ids_of(NOTES)).transcribe(audio, tempo=90)
+    assert (found.tempo.beats, found.metadata["bpm"]) == ((0.0, 60 / 90), 90.0)
+    found.write(tmp_path / "a.mid")
+    onsets = sorted(note.onset for note in midi.read_midi(tmp_path / "a.mid"))
+    assert onsets == pytest.approx(sorted(note.onset for note in found.notes), abs=1e-3)
