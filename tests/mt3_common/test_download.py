@@ -4,6 +4,7 @@ import base64
 import collections
 import hashlib
 import http.server
+import io
 import json
 import re
 import shutil
@@ -130,6 +131,9 @@ class Bucket:
         body = content[start:]
         if fault == "corrupt":
             body = bytes([body[0] ^ 1]) + body[1:]
+        if fault == "truncate":
+            # and says that this is all
+            body = body[: len(body) // 2]
         handler.send_header("ETag", self.etag)
         if fault != "no length":
             handler.send_header("Content-Length", str(len(body)))
@@ -213,6 +217,8 @@ def test_a_long_list_comes_in_pages(bucket):
         ["drop"],
         ["drop", "drop", "drop", "drop", "drop", "drop", "drop", "drop", "hang up", "drop"],
         ["corrupt"],
+        ["truncate"],
+        ["drop", "truncate", "corrupt"],
         ["drop", "corrupt"],
         ["drop", "ignore range"],
         ["drop", "wrong part"],
@@ -470,3 +476,48 @@ def test_what_is_here_is_never_fetched(bucket, tmp_path, monkeypatch):
 def test_a_private_bucket_is_left_to_tensorstore(bucket):
     bucket.faults["list"] = [401]
     assert find_checkpoint("gs://mt3/private", quiet=True) == NamedCheckpoint("gs://mt3/private", "private")
+
+
+def test_a_disk_that_is_full_in_the_middle(bucket):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            download.fetch("mt3", quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    check(download.fetch("mt3", quiet=True), bucket)
+
+
+def test_the_cache_is_the_users(monkeypatch, tmp_path):
+    monkeypatch.delenv("MT3_CACHE", raising=False)
+    monkeypatch.setattr(download.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    assert download.cache_folder() == tmp_path / "mt3-twins" / "checkpoints"
+
+
+def test_both_published_ones_have_names(bucket):
+    for name in ("checkpoint", "empty", "target.a/.zarray", "target.a/0.0"):
+        bucket.objects[f"checkpoints/ismir2021/{name}"] = bucket.objects[f"{PREFIX}/{name}"] + b"2"
+    found = find_checkpoint("ismir2021", quiet=True)
+    assert (found.name, found.model) == ("ismir2021", "ismir2021")
+    check(Path(found.path), bucket, "checkpoints/ismir2021")
+    assert download.STORAGE.startswith("https://")
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_progress_is_for_terminals_that_want_it(bucket, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    download.fetch("mt3")
+    assert "15.2/15.2 kB" in terminal.getvalue()
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    shutil.rmtree(download.cache_folder())
+    download.fetch("mt3", quiet=True)
+    assert terminal.getvalue() == ""
