@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt3_common import midi, tempo, workers
+from mt3_common import midi, score, tempo, workers
 from mt3_common.config import PRESETS
 from mt3_common.instruments import parse_instruments
 from mt3_common.notes import Note
@@ -95,10 +95,10 @@ All options: python -m {program}.infer --help. From Python:
 
 EPILOG = """\
 Outputs lie beside the recordings unless -o is given; with --jsonl - there are none unless -o or --format is given.
--o NAME is a file, for one recording, if NAME ends in .mid, .midi, .json, .csv or .noteseq; anything else is a folder,
-in which searched folders keep their shape. A file that is in the way is replaced if this program wrote it and nobody
-has changed it since; anything else only with --force. A line about each recording goes to stdout; to stderr where the
-notes go to stdout.
+-o NAME is a file, for one recording, if NAME ends in .mid, .midi, .json, .csv, .noteseq or .musicxml; anything else is
+a folder, in which searched folders keep their shape. A file that is in the way is replaced if this program wrote it
+and nobody has changed it since; anything else only with --force. A line about each recording goes to stdout; to stderr
+where the notes go to stdout.
 
 Fetched checkpoints are kept in the user's cache folder, or in that which the environment variable MT3_CACHE names, and
 verified whenever they are used; MT3_STORAGE names a mirror of https://storage.googleapis.com.
@@ -192,6 +192,8 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
         if any(output.suffix == ".noteseq" for job in jobs for output in job.outputs):
             # a missing note_seq is said now, not after the work
             midi.to_note_sequence([])
+        if any(output.suffix == ".musicxml" for job in jobs for output in job.outputs):
+            score.library()
         if arguments.tempo == AUTO:
             tempo.librosa()
         checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline, arguments.quiet)
@@ -429,9 +431,9 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         "--tempo",
         type=bpm,
         metavar="T",
-        help="of MIDI, so that a sequencer's bars and beats are those of the music: auto, which looks for the beats of "
-        "the recording, or quarters per minute from 0 s on, as in --tempo 96; notes stay where they are in seconds; "
-        "default: 120",
+        help="of MIDI and MusicXML, so that a sequencer's bars and beats are those of the music: auto, which looks for "
+        "the beats of the recording, or quarters per minute from 0 s on, as in --tempo 96; in MIDI notes stay where "
+        "they are in seconds; default: 120",
     )
     messages = parser.add_argument_group("messages")
     add = messages.add_mutually_exclusive_group().add_argument

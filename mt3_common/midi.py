@@ -142,7 +142,7 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
         midi.tracks.append(_track(head, sorted(events, key=lambda event: event[0])))
     content = io.BytesIO()
     midi.save(file=content)
-    _write_whole(path, content.getvalue())
+    write_whole(path, content.getvalue())
 
 
 def _track(head: list[mido.Message], events: Sequence[tuple[int, mido.Message]]) -> mido.MidiTrack:
@@ -383,7 +383,7 @@ def write_note_sequence(notes: Sequence[Note], path: str | os.PathLike) -> None:
     """
     sequence = to_note_sequence(notes)
     sequence.id = UNSEALED
-    _write_whole(path, sequence.SerializeToString(deterministic=True))
+    write_whole(path, sequence.SerializeToString(deterministic=True))
 
 
 def write_json(notes: Sequence[Note], path: str | os.PathLike, metadata: dict[str, Any] | None = None) -> None:
@@ -406,7 +406,7 @@ def write_json(notes: Sequence[Note], path: str | os.PathLike, metadata: dict[st
     lines = ",\n".join(json.dumps(fields(note)) for note in notes)
     head = f'"format": "{JSON_FORMAT}", "version": {JSON_VERSION}, "seal": "{UNSEALED}"'
     text = f'{{{head},\n"metadata": {about},\n"notes": [\n{lines}\n]}}\n'
-    _write_whole(path, text.encode())
+    write_whole(path, text.encode())
 
 
 def fields(note: Note) -> dict[str, Any]:
@@ -437,7 +437,7 @@ def write_csv(notes: Sequence[Note], path: str | os.PathLike) -> None:
     check_notes(notes)
     seals = itertools.chain([UNSEALED], itertools.repeat(""))
     lines = [",".join([*map(json.dumps, fields(note).values()), seal]) + "\n" for note, seal in zip(notes, seals)]
-    _write_whole(path, "".join([CSV_HEADER, *lines]).encode())
+    write_whole(path, "".join([CSV_HEADER, *lines]).encode())
 
 
 def read_json(path: str | os.PathLike) -> tuple[list[Note], dict[str, Any]]:
@@ -502,7 +502,7 @@ def _sealed(content: bytes) -> bytes:
     return content.replace(UNSEALED.encode(), f"mt3-twins {digest}".encode(), 1)
 
 
-def _write_whole(path: str | os.PathLike, content: bytes) -> None:
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
     """Seals the content, writes it beside the path and renames, so that the path never holds a part.
 
     Raises:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mt3_common import download, loudness, midi
+from mt3_common import download, loudness, midi, score
 from mt3_common.audio import audio_duration, stream_audio
 from mt3_common.batching import Held
 from mt3_common.config import Config
@@ -30,9 +30,16 @@ from mt3_common.spectrogram import Segment, num_segments, segments
 from mt3_common.tempo import Tempo, of
 from mt3_common.vocabulary import SPECIAL_IDS, Vocabulary
 
-FORMATS = ("mid", "json", "csv", "noteseq")
+FORMATS = ("mid", "json", "csv", "noteseq", "musicxml")
 # endings of outputs' names and what they stand for
-SUFFIXES = {".mid": "mid", ".midi": "mid", ".json": "json", ".csv": "csv", ".noteseq": "noteseq"}
+SUFFIXES = {
+    ".mid": "mid",
+    ".midi": "mid",
+    ".json": "json",
+    ".csv": "csv",
+    ".noteseq": "noteseq",
+    ".musicxml": "musicxml",
+}
 
 # what a transcription's time is spent on; waiting is the network's for audio and spectrogram, which run beside it
 STAGES = ("audio", "spectrogram", "waiting", "network", "notes")
@@ -140,7 +147,7 @@ class Transcription:
         return dataclasses.replace(self, tempo=tempo, metadata=metadata)
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes a file in the format that its name ends in: .mid (or .midi), .json, .csv or .noteseq.
+        """Writes a file in the format that its name ends in: .mid (or .midi), .json, .csv, .noteseq or .musicxml.
 
         A .noteseq file is a serialised note_seq.NoteSequence. The file appears whole or not at all; one that is
         there is replaced.
@@ -163,6 +170,8 @@ class Transcription:
                 midi.write_csv(self.notes, path)
             case "noteseq":
                 midi.write_note_sequence(self.notes, path)
+            case "musicxml":
+                score.write_musicxml(self.notes, path, self.tempo)
             case _:
                 raise ValueError(f"{path}: the name of the output must end in {', '.join(SUFFIXES)}")
 

@@ -766,6 +766,22 @@ def test_tempo_auto_finds_the_beats_of_the_recording(folder):
     assert onsets == pytest.approx(sorted(note.onset for note in midi.read_json("a.json")[0]), abs=1e-3)
 
 
+def test_a_score_is_a_format(folder):
+    pytest.importorskip("music21")
+    record("a.wav")
+    assert infer("a.wav", "--format", "mid,musicxml", "--tempo", "90") == SUCCESS
+    assert b"<per-minute>90" in Path("a.musicxml").read_bytes()
+    assert infer("a.wav", "-o", "b.musicxml") == SUCCESS
+    assert names(folder) == ["a.mid", "a.musicxml", "a.wav", "b.musicxml"]
+
+
+def test_a_missing_music21_is_said_before_the_work(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "music21", None)
+    record("a.wav")
+    assert infer("a.wav", "--format", "musicxml", load=not_reached) == NOT_STARTED
+    assert 'pip install "mt3-twins[musicxml]"' in capsys.readouterr().err
+
+
 def test_a_missing_librosa_is_said_before_the_work(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "librosa", None)
     record("a.wav")
