@@ -14,7 +14,10 @@ import pytest
 import soundfile
 
 from mt3_common import checkpoint, midi
-from mt3_common.transcribe import NamedCheckpoint
+from mt3_common.audio import read_audio
+from mt3_common.notes import decode_segments
+from mt3_common.spectrogram import segments
+from mt3_common.transcribe import NamedCheckpoint, Request
 from mt3_common.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +126,37 @@ def test_only_the_named_instruments_are_heard_by_both(written, talkative, tmp_pa
     assert metadata["instruments"] == "drums"
     assert infer("torch_mt3", EXAMPLE, "-o", "piano.json", *options, "piano", folder=tmp_path)[0] == 0
     assert not any(note.is_drum for note in midi.read_json(tmp_path / "piano.json")[0])
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_in_blocks_it_writes_what_the_whole_at_once_gives(written, talkative, twin, tmp_path):
+    folder, _ = written[twin]
+    transcriber = importlib.import_module(f"{twin}.infer").load(talkative, device="cpu", batch_size=3)
+    cut = list(segments(read_audio(EXAMPLE, duration=6.0), transcriber.config))
+    ids = list(transcriber.generate(cut))
+    vocabulary = Vocabulary(transcriber.config.vocabulary)
+    decoded = decode_segments(zip([segment.start_time for segment in cut], ids), vocabulary)
+    midi.write_midi(decoded.notes, tmp_path / "once.mid")
+    assert (tmp_path / "once.mid").read_bytes() == (folder / "out" / "example.mid").read_bytes()
+
+
+@pytest.mark.parametrize(("twin", "search"), [("jax_mt3", "greedy"), ("torch_mt3", "sample")])
+def test_recordings_that_share_batches_come_out_as_if_alone(talkative, twin, search, tmp_path):
+    samples, rate = soundfile.read(EXAMPLE)
+    paths = [tmp_path / f"{number}.flac" for number in range(3)]
+    for path, (start, seconds) in zip(paths, [(0, 3), (3, 1), (4, 4)]):
+        soundfile.write(path, samples[start * rate :][: seconds * rate], rate)
+    load = importlib.import_module(f"{twin}.infer").load
+    settings = {"search": search, "temperature": 0.1, "device": "cpu"}
+    together = list(load(talkative, batch_size=4, **settings).transcribe_many(map(Request, paths), readers=2))
+    alone = [load(talkative, batch_size=rows, **settings).transcribe(path) for path, rows in zip(paths, (4, 1, 4))]
+    for path, first, second in zip(paths, together, alone):
+        first.write(path.with_suffix(".first.mid"))
+        second.write(path.with_suffix(".second.mid"))
+        assert path.with_suffix(".first.mid").read_bytes() == path.with_suffix(".second.mid").read_bytes()
+        assert first == second
+        assert first.num_segments > 0
+    assert sum(len(result.notes) for result in together) > 20
 
 
 @pytest.mark.parametrize("twin", TWINS)
