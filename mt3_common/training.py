@@ -33,6 +33,7 @@ from mt3_common import checkpoint, curves
 from mt3_common.config import Config, ConfigError
 from mt3_common.dataset import ROLL_COLUMNS, Batch, Shards
 from mt3_common.initial import arranged_arrays, initial_arrays
+from mt3_common.transcribe import find_checkpoint
 from mt3_common.vocabulary import Vocabulary
 
 SCHEDULES = ("constant", "rsqrt", "cosine", "linear")
@@ -445,6 +446,7 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--preset", choices=presets, metavar="NAME", help=f"settings to begin with: {', '.join(presets)}")
     add("--config", type=Path, metavar="FILE", help='JSON: {"model": {...}, "training": {...}}; default: MT3')
     add("--warm-start", metavar="CHECKPOINT", help="begin with the arrays of any checkpoint that infer reads")
+    add("--model", choices=("mt3", "ismir2021"), help="what the warm start is, where neither it nor its name tells")
     add("--max-steps", type=int, metavar="N", help="instead of the config's steps")
     add("--val-every", type=int, metavar="N", help="instead of the config's validate_every")
     add("--workers", type=int, default=0, metavar="N", help="processes that make batches ahead; default: this one")
@@ -505,9 +507,11 @@ def beginning(
         found = checkpoint.read(last, optimizer=True)
         return checkpoint.network_config(found.arrays, last), found.arrays, found.optimizer, found.step
     if options.warm_start:
-        found = checkpoint.read(options.warm_start)
-        loaded = checkpoint.network_config(found.arrays, options.warm_start)
-        if options.config or options.preset:
+        place = find_checkpoint(options.warm_start)
+        found = checkpoint.read(place.path)
+        loaded = checkpoint.network_config(found.arrays, place.path, preset=options.model or place.model or None)
+        # sinusoids are made for any length, so segments of another one can follow, where they are asked for
+        if any("input_frames" in values.get("model", {}) for values in _settings_of(options.config, options.preset)):
             loaded = dataclasses.replace(loaded, input_frames=config.input_frames)
         return loaded, found.arrays, {}, 0
     return config, {}, {}, 0
@@ -716,14 +720,17 @@ def read_config(path: Path | None, preset: str | None = None) -> tuple[Config, T
         ConfigError: a file cannot be read, or a setting is unknown or malformed.
     """
     model, training = Config().to_dict(), {}
-    for file in (PRESETS / f"{preset}.json" if preset else None, path):
-        if file is not None:
-            values = _read_settings(file)
-            model, training = model | values.get("model", {}), training | values.get("training", {})
+    for values in _settings_of(path, preset):
+        model, training = model | values.get("model", {}), training | values.get("training", {})
     try:
         return Config.from_dict(model), TrainingConfig(**training)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{path or preset}: {error}") from error
+
+
+def _settings_of(path: Path | None, preset: str | None) -> list[dict[str, dict[str, Any]]]:
+    """What a preset and a file say, in this order."""
+    return [_read_settings(file) for file in (PRESETS / f"{preset}.json" if preset else None, path) if file is not None]
 
 
 def _read_settings(path: Path) -> dict[str, dict[str, Any]]:

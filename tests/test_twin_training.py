@@ -10,6 +10,7 @@ import pytest
 
 from jax_mt3 import train as jax_train
 from mt3_common import checkpoint, dataset, training
+from mt3_common.arrays import array_shapes
 from mt3_common.config import Config, ConfigError, NetworkConfig, SpectrogramConfig
 from mt3_common.initial import initial_arrays
 from mt3_common.notes import Note
@@ -236,6 +237,35 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_save(tmp_path,
     with pytest.raises(training.TrainingError, match="step 5: loss nan"):
         training.fit(learner, CONFIG, settings, shards, None, tmp_path)
     assert checkpoint.read(tmp_path / "last", optimizer=True).step == 4
+
+
+def test_a_warm_start_keeps_the_checkpoints_config(tmp_path):
+    checkpoint.write_t5x(tmp_path / "old", initial_arrays(CONFIG.network, 5), 7, config=CONFIG)
+    begin = ["run", "--data", "data", "--warm-start", str(tmp_path / "old"), "--preset", "finetune"]
+    options = training.parse("torch_mt3", begin)
+    config, arrays, slots, step = training.beginning(options, training.read_config(None, "finetune")[0])
+    assert (config, slots, step) == (CONFIG, {}, 0)
+    assert arrays.keys() == initial_arrays(CONFIG.network).keys()
+    (tmp_path / "longer.json").write_text('{"model": {"input_frames": 48}}')
+    options = training.parse("torch_mt3", [*begin, "--config", str(tmp_path / "longer.json")])
+    config, *_ = training.beginning(options, training.read_config(options.config, options.preset)[0])
+    assert config == dataclasses.replace(CONFIG, input_frames=48)
+
+
+def test_a_bundled_checkpoint_starts_a_run_by_its_name():
+    options = training.parse("torch_mt3", ["run", "--data", "data", "--warm-start", "golden"])
+    config, arrays, _, _ = training.beginning(options, Config())
+    assert config == checkpoint.network_config(arrays, training.find_checkpoint("golden").path)
+    assert arrays.keys() == initial_arrays(config.network).keys()
+
+
+def test_the_published_mt3_can_be_trained_on(tmp_path):
+    # its sizes, and nothing beside the arrays that says more, as published
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in array_shapes(NetworkConfig()).items()}
+    checkpoint.write_t5x(tmp_path / "checkpoint_1", arrays, 1)
+    command = ["run", "--data", "data", "--warm-start", str(tmp_path / "checkpoint_1"), "--model", "mt3"]
+    config, _, _, _ = training.beginning(training.parse("torch_mt3", command), Config())
+    assert config == Config()
 
 
 @pytest.mark.parametrize(
