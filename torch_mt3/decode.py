@@ -21,8 +21,8 @@ from mt3_common.config import Config, NetworkConfig
 from mt3_common.vocabulary import EOS_ID
 from torch_mt3.model import Transformer, sinusoids
 
-# slots that the ring starts with, and by how many it grows when a row outgrows it: a copy of the ring for 32 steps costs
-# less than reading slots that hold nothing
+# slots that the ring starts with, and by how many it grows when a row outgrows it: copying the ring every 32 steps
+# costs less than reading slots that hold nothing
 FIRST_LENGTH = 32
 # segments that are encoded together: enough for full matrix products, few enough for the processor's cache
 ENCODED_TOGETHER = 4
