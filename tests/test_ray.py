@@ -68,7 +68,8 @@ def recordings(tmp_path_factory):
 @pytest.mark.parametrize(("twin", "kill"), [("torch_mt3", "kill"), ("jax_mt3", "")])
 def test_a_cluster_writes_what_one_process_writes(recordings, brief, tmp_path, twin, kill):
     environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="")
-    environment |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "OMP_NUM_THREADS": "1"}
+    # Ray's workers are nice by default, and starve beside other tests
+    environment |= {"RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "OMP_NUM_THREADS": "1"}
     options = (str(recordings), "--batch-size", "2", "--checkpoint", str(brief))
     command = [sys.executable, "-c", CLUSTER, twin, kill, *options, "-o", "ray", "--jsonl", "-"]
     command += ["--format", "mid,json"]
