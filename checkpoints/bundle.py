@@ -27,13 +27,14 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="where the weights come from")
     parser.add_argument("--licence", required=True, help="under which they may be used")
     parser.add_argument("--notice", default="", help="what is said whenever it is used")
+    parser.add_argument("--dtype", help="round the weights to it; bfloat16 is half the size (default: as they are)")
     parser.add_argument("--default", action="store_true", help="take this one where none is named")
     options = parser.parse_args()
 
     found = checkpoint.read(options.checkpoint)
     config = checkpoint.network_config(found.arrays, options.checkpoint)
     folder = FOLDER / options.name
-    checkpoint.write_t5x(folder, found.arrays, found.step, config=config, overwrite=True)
+    checkpoint.write_t5x(folder, found.arrays, found.step, dtype=options.dtype, config=config, overwrite=True)
 
     manifest_file = FOLDER / "manifest.json"
     manifest = json.loads(manifest_file.read_text()) if manifest_file.exists() else {"default": "", "checkpoints": {}}
