@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt3_common import midi, score, tempo, workers
+from mt3_common import midi, picture, score, tempo, workers
 from mt3_common.config import PRESETS
 from mt3_common.instruments import parse_instruments
 from mt3_common.notes import Note
@@ -35,7 +35,16 @@ from mt3_common.summary import (
     remove_leftovers,
 )
 from mt3_common.tempo import AUTO
-from mt3_common.transcribe import ESTIMATE, FORMATS, SUFFIXES, Request, Transcriber, Transcription, find_checkpoint
+from mt3_common.transcribe import (
+    ESTIMATE,
+    FORMATS,
+    SUFFIXES,
+    Request,
+    Transcriber,
+    Transcription,
+    find_checkpoint,
+    kind_of,
+)
 
 # the AUDIO that is stdin
 STDIN = "-"
@@ -187,13 +196,16 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
         if STDIN in arguments.audio:
             stdin = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt3-twins-"))) / "stdin"
         streamed_only = arguments.jsonl and arguments.output is None and arguments.formats is None
-        jobs, failed = plan(names, arguments.output, () if streamed_only else arguments.formats, stdin)
+        formats = () if streamed_only else arguments.formats
+        jobs, failed = plan(names, arguments.output, formats, stdin, [".png"] * arguments.plot)
         summary = open_summary(arguments, len(jobs))
         if any(output.suffix == ".noteseq" for job in jobs for output in job.outputs):
             # a missing note_seq is said now, not after the work
             midi.to_note_sequence([])
         if any(output.suffix == ".musicxml" for job in jobs for output in job.outputs):
             score.library()
+        if arguments.plot:
+            picture.library()
         if arguments.tempo == AUTO:
             tempo.librosa()
         checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline, arguments.quiet)
@@ -344,6 +356,11 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--list", metavar="FILE", help="a file that names more of them, one a line; - for stdin")
     add("-o", "--output", metavar="OUT", help="file or folder to write to; default: beside the recording")
     add("--format", dest="formats", type=format_names, metavar="F,…", help=f"of {', '.join(FORMATS)}; default: mid")
+    add(
+        "--plot",
+        action="store_true",
+        help="also write NAME.png: the notes over the spectrogram, a colour per instrument, as in song.wav --plot",
+    )
     add("--jsonl", choices=("-",), help="write the notes to stdout, each as soon as it ends, as a JSON object a line")
     add("--force", action="store_true", help="replace files that something else wrote or changed")
     add("--start", type=SECONDS, default=0.0, metavar="S", help="begin there (s); becomes 0 s of the notes")
@@ -453,8 +470,8 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
             parser.error("stdin cannot be a recording (AUDIO -) and a list (--list -) at once")
         if not arguments.output and not arguments.jsonl:
             parser.error("stdin lies nowhere, so neither can its notes: give -o or --jsonl -")
-        if arguments.formats and not arguments.output:
-            parser.error("stdin lies nowhere, so neither can the files of --format: give -o")
+        if (arguments.formats or arguments.plot) and not arguments.output:
+            parser.error("stdin lies nowhere, so neither can the files of --format and --plot: give -o")
         if sys.stdin.isatty():
             parser.error("AUDIO - is stdin, which is the terminal: pipe a recording into it")
     if arguments.hold_bias is not None and not arguments.hold_instruments:
@@ -482,6 +499,7 @@ def plan(
     output: str | None = None,
     formats: Sequence[str] | None = None,
     stdin: Path | None = None,
+    extras: Sequence[str] = (),
 ) -> tuple[list[Job], dict[Path, str]]:
     """What is to be done, in the order given, and why some inputs lead to nothing (folders without recordings).
 
@@ -490,6 +508,7 @@ def plan(
         output: -o.
         formats: of FORMATS; None for what output ends in, else mid.
         stdin: where the recording that is STDIN will lie.
+        extras: endings of what is written beside the notes.
 
     Raises:
         UsageError: two recordings for one output, an output that is one of the recordings, -o a file for several, …
@@ -523,6 +542,7 @@ def plan(
         named = {format: stem.with_suffix(f".{format}") for format in (("mid",) if formats is None else formats)}
         if format_of_output:
             named[format_of_output] = stem
+        named |= {extra: stem.with_suffix(extra) for extra in extras}
         jobs.append(Job(file, tuple(named.values()), "stdin" if file == stdin else ""))
 
     audio_by_path = {os.path.realpath(job.audio): job.audio for job in jobs}
@@ -637,15 +657,19 @@ class Task:
             )
         for output in job.outputs:
             output.parent.mkdir(parents=True, exist_ok=True)
-            transcription.write(output)
+            if kind_of(output) == "plot":
+                picture.write_picture(
+                    transcription.notes, job.audio, output, self.arguments.start, transcription.duration
+                )
+            else:
+                transcription.write(output)
         seconds = transcription.seconds | {"files": time.perf_counter() - began}
         record = {
             "audio": job.called,
             "status": "done",
             "input": self.input,
             "outputs": {
-                SUFFIXES[output.suffix.lower()]: {"path": str(output)}
-                | (describe_file(output) if self.summarised else {})
+                kind_of(output): {"path": str(output)} | (describe_file(output) if self.summarised else {})
                 for output in job.outputs
             },
             "notes": len(transcription.notes),

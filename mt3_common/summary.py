@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3_common.transcribe import SUFFIXES
+from mt3_common.transcribe import kind_of
 
 HEAD = '{"format": "mt3-twins summary", '
 
@@ -56,12 +56,12 @@ class Summary:
 
         Args:
             about: the entries 'input', 'checkpoint' and 'settings' of its line.
-            outputs: files whose names end in one of SUFFIXES.
+            outputs: files of which kind_of knows what they are.
         """
         written = self.done.get(_key(about), [])
         if not written:
             return False
-        present = {SUFFIXES[output.suffix.lower()]: digest_of(output) for output in outputs if output.is_file()}
+        present = {kind_of(output): digest_of(output) for output in outputs if output.is_file()}
         return len(present) == len(outputs) and any(present.items() <= digests.items() for digests in written)
 
     def append(self, record: Mapping[str, Any]) -> None:

@@ -40,6 +40,8 @@ SUFFIXES = {
     ".noteseq": "noteseq",
     ".musicxml": "musicxml",
 }
+# endings of files that need the recording as well as its notes, and what these are
+EXTRAS = {".png": "plot"}
 
 # what a transcription's time is spent on; waiting is the network's for audio and spectrogram, which run beside it
 STAGES = ("audio", "spectrogram", "waiting", "network", "notes")
@@ -48,6 +50,12 @@ STAGES = ("audio", "spectrogram", "waiting", "network", "notes")
 QUEUED_SEGMENTS = 32
 # the velocity that is estimated
 ESTIMATE = "estimate"
+
+
+def kind_of(path: str | os.PathLike) -> str | None:
+    """What an output is by the ending of its name: one of the values of SUFFIXES and EXTRAS, None for neither."""
+    name = Path(path).name.lower()
+    return next((kind for ending, kind in (EXTRAS | SUFFIXES).items() if name.endswith(ending)), None)
 
 
 class NamedCheckpoint(NamedTuple):

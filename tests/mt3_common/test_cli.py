@@ -775,6 +775,31 @@ def test_a_score_is_a_format(folder):
     assert names(folder) == ["a.mid", "a.musicxml", "a.wav", "b.musicxml"]
 
 
+def test_a_picture_is_made_beside_the_notes(folder):
+    pytest.importorskip("matplotlib")
+    record("in/a.v2.wav", 3.0)
+    assert infer("in", "-o", "out", "--plot", "--resume") == SUCCESS
+    assert names(folder / "out") == ["a.v2.mid", "a.v2.png", "summary.jsonl"]
+    assert Path("out/a.v2.png").read_bytes().startswith(b"\x89PNG")
+    assert infer("in", "-o", "out", "--plot", "--resume", load=not_reached) == SUCCESS
+    Path("out/a.v2.png").unlink()
+    assert infer("in", "-o", "out", "--plot", "--resume") == SUCCESS
+    assert infer("in/a.v2.wav", "-o", "x.json", "--plot", "--start", "1") == SUCCESS
+    assert infer("in/a.v2.wav", "--jsonl", "-", "--plot", "--quiet") == SUCCESS
+    assert sorted(path.name for path in folder.rglob("*.png")) == ["a.v2.png", "a.v2.png", "x.png"]
+    assert not list(folder.glob("in/*.mid"))
+    Path("x.png").write_bytes(b"somebody else's")
+    assert infer("in/a.v2.wav", "-o", "x.json", "--plot", generate=unasked) == SOME_FAILED
+    assert Path("x.png").read_bytes() == b"somebody else's"
+
+
+def test_a_missing_matplotlib_is_said_before_the_work(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    record("a.wav")
+    assert infer("a.wav", "--plot", load=not_reached) == NOT_STARTED
+    assert 'pip install "mt3-twins[plot]"' in capsys.readouterr().err
+
+
 def test_a_missing_music21_is_said_before_the_work(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "music21", None)
     record("a.wav")

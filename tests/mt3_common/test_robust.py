@@ -264,6 +264,19 @@ def run(*argv, **streams):
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
+def test_pictures_of_several_recordings_at_once(folder):
+    """Drawn by several threads of a process in which a warning is an error."""
+    pytest.importorskip("matplotlib")
+    for number in range(3):
+        soundfile.write(f"{number}.wav", noise(3.0 + number), 16000)
+    result = run("0.wav", "1.wav", "2.wav", "-o", "out", "--plot", "--jobs", 3)
+    assert (result.returncode, result.stderr.count("\n")) == (SUCCESS, 1), result.stderr
+    pictures = [path.read_bytes() for path in sorted(Path("out").glob("*.png"))]
+    assert len(set(pictures)) == 3
+    assert run("1.wav", "-o", "alone.json", "--plot", "--quiet").returncode == SUCCESS
+    assert Path("alone.png").read_bytes() == pictures[1]
+
+
 @POSIX
 def test_a_stderr_that_nobody_reads(folder):
     Path("a.wav").write_bytes(b"no sound")

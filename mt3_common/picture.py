@@ -1,0 +1,153 @@
+"""A picture of what was heard: the notes over the spectrogram."""
+
+import contextlib
+import io
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pretty_midi
+
+from mt3_common import midi
+from mt3_common.audio import stream_audio
+from mt3_common.config import SpectrogramConfig
+from mt3_common.notes import Note, check_notes
+from mt3_common.spectrogram import log_mel_spectrogram
+
+# columns of the picture: so many a second, down to what fits into the widest
+COLUMNS_PER_SECOND = 50
+MAX_COLUMNS = 12_000
+MIN_COLUMNS = 800
+# MIDI pitches shown, and rows for each
+LOWEST, HIGHEST = 21, 108
+ROWS_PER_PITCH = 3
+# the drums lie below the pitches, this far (pitches) apart for all of General MIDI's 35 to 81 together
+DRUM_ROWS = 12
+DRUM_KEYS = (35, 81)
+# natural logarithms of magnitudes that are black and white
+DARKEST, BRIGHTEST = -6.0, 5.0
+MAX_LEGEND = 16
+DPI = 100
+
+# matplotlib is not made for several threads
+_DRAWING = threading.Lock()
+
+
+def write_picture(
+    notes: Sequence[Note], audio: str | os.PathLike, path: str | os.PathLike, start: float = 0.0, seconds: float = 0.0
+) -> None:
+    """Writes a PNG: time to the right, pitch upward, the spectrogram in grey, a line per note, a colour per program.
+
+    Drums are dots below. Long recordings are drawn closer together: a picture has MAX_COLUMNS columns at most, and
+    memory does not grow with the recording.
+
+    Args:
+        notes: 0 s is where the reading of the audio begins.
+        audio: path of the recording.
+        path: of the file, which appears whole or not at all.
+        start: where the reading begins (s).
+        seconds: how much to show; at least a second is.
+
+    Raises:
+        ValueError: a note that MIDI cannot hold (check_notes), or matplotlib is not installed.
+        AudioError: the recording cannot be read.
+        NoteFileError: the file cannot be written.
+    """
+    check_notes(notes)
+    figure_type, lines_type = library()
+    seconds = max(1.0, seconds)
+    columns = int(min(MAX_COLUMNS, max(MIN_COLUMNS, seconds * COLUMNS_PER_SECOND)))
+    image = _spectrogram(audio, start, seconds, columns)
+    with _DRAWING:
+        content = _drawn(notes, image, seconds, figure_type, lines_type)
+    # readers of PNG stop at its end
+    midi.write_whole(path, content + midi.UNSEALED.encode())
+
+
+def _drawn(notes: Sequence[Note], image: np.ndarray, seconds: float, figure_type: Any, lines_type: Any) -> bytes:
+    """The PNG; image as _spectrogram gives it."""
+    columns = image.shape[1]
+    figure = figure_type(figsize=(columns / DPI + 2, 8), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    half = 0.5 / ROWS_PER_PITCH
+    extent = (0.0, seconds, LOWEST - half, HIGHEST + 1 - half)
+    axes.imshow(
+        image, origin="lower", aspect="auto", extent=extent, cmap="gray", vmin=DARKEST, vmax=BRIGHTEST, zorder=0
+    )
+    parts: dict[tuple[bool, int], list[Note]] = defaultdict(list)
+    for note in notes:
+        parts[note.is_drum, 0 if note.is_drum else note.program].append(note)
+    for number, ((is_drum, program), played) in enumerate(sorted(parts.items())):
+        colour = f"C{number % 10}"
+        name = "Drums" if is_drum else f"{program} {pretty_midi.program_to_instrument_name(program)}"
+        if is_drum:
+            low, high = DRUM_KEYS
+            keys = np.clip([note.pitch for note in played], low, high)
+            height = LOWEST - 2 - DRUM_ROWS + (keys - low) / (high - low) * DRUM_ROWS
+            axes.scatter([note.onset for note in played], height, s=6, color=colour, label=name, linewidths=0)
+        else:
+            ends = [[(note.onset, note.pitch), (note.offset, note.pitch)] for note in played]
+            axes.add_collection(lines_type(ends, colors=colour, linewidths=2.5, label=name))
+    axes.set(xlim=(0.0, seconds), ylim=(LOWEST - DRUM_ROWS - 4, HIGHEST + 1), xlabel="s", ylabel="MIDI pitch")
+    axes.set_yticks(range(24, HIGHEST + 1, 12))
+    if parts:
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles[:MAX_LEGEND], labels[:MAX_LEGEND], loc="outside right upper", fontsize="small")
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def _spectrogram(audio: str | os.PathLike, start: float, seconds: float, columns: int) -> np.ndarray:
+    """(rows, columns) float32 log magnitudes by pitch, each the loudest of its time."""
+    config = SpectrogramConfig()
+    pitches = np.arange((HIGHEST + 1 - LOWEST) * ROWS_PER_PITCH) / ROWS_PER_PITCH + LOWEST
+    low, high, wanted = (
+        1127.0 * np.log1p(hz / 700.0)
+        for hz in (config.mel_lo_hz, config.mel_hi_hz, 440.0 * 2.0 ** ((pitches - 69) / 12))
+    )
+    bins = np.clip(np.rint((wanted - low) / (high - low) * (config.num_mel_bins + 1)) - 1, 0, config.num_mel_bins - 1)
+    image = np.full((columns, len(pitches)), DARKEST, np.float32)
+    frame = 0
+
+    def draw(rows: np.ndarray) -> None:
+        nonlocal frame
+        # a frame is about its middle
+        times = (
+            np.arange(frame, frame + len(rows)) + config.fft_size / config.hop_width / 2
+        ) / config.frames_per_second
+        places = np.minimum((times / seconds * columns).astype(np.int64), columns - 1)
+        np.maximum.at(image, places, rows[:, bins.astype(np.int64)])
+        frame += len(rows)
+
+    kept = np.zeros(0, np.float32)
+    with contextlib.closing(stream_audio(audio, config.sample_rate, start=start, duration=seconds)) as blocks:
+        for block in blocks:
+            kept = np.concatenate([kept, block])
+            whole = max(0, (len(kept) - config.fft_size) // config.hop_width + 1)
+            if whole:
+                draw(log_mel_spectrogram(kept[: (whole - 1) * config.hop_width + config.fft_size], config)[:whole])
+                kept = kept[whole * config.hop_width :]
+    if len(kept):
+        draw(log_mel_spectrogram(kept, config))
+    # where columns are narrower than frames, the one before goes on; the first frame's middle is not at 0 s
+    filled = ~(image == DARKEST).all(axis=1)
+    sources = np.maximum.accumulate(np.where(filled, np.arange(columns), np.argmax(filled)))
+    return image[sources].T
+
+
+def library() -> tuple[Any, Any]:
+    """matplotlib's Figure and LineCollection.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        from matplotlib.collections import LineCollection
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError('--plot needs matplotlib: pip install "mt3-twins[plot]"') from error
+    return Figure, LineCollection
