@@ -19,7 +19,7 @@ override BIN := $(VENV)/bin
 override READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check lint contract format parity drift diff isolation lock clean
+.PHONY: help setup test check lint contract format parity drift diff bench isolation lock clean
 
 help: ## this list
 	@echo 'MT3 in Flax and in PyTorch. Two commands to begin with: make parity, make test'
@@ -76,6 +76,9 @@ diff: ## the twins side by side, lines that differ marked: FILE=model.py
 	  echo; echo "== jax_mt3/$$file | torch_mt3/$$file"; \
 	  diff --side-by-side --expand-tabs --width=240 jax_mt3/$$file torch_mt3/$$file; [ $$? -le 1 ] || exit 1; \
 	done
+
+bench: $(READY) ## measure the speed: all, or ARGS='--parts decode --rounds 3 --quick' (docs/speed.md)
+	@$(BIN)/python benchmarks/decode.py $(ARGS)
 
 isolation: $(READY) ## install each twin alone in a fresh environment and transcribe with it
 	@$(BIN)/python tests/isolation.py

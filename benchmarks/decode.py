@@ -1,0 +1,451 @@
+"""How fast transcription is beside what the machine could do and what others do: prints the tables of docs/speed.md.
+
+make bench [ARGS='--parts decode,end --rounds 3 --cores 1 --checkpoint FOLDER --quick']
+
+Every contender is a process of its own that waits for its turn; in each round each gets one turn, so that what else the
+machine does meets all of them. Figures are medians over the rounds.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mt3_common.config import PRESETS, Config, NetworkConfig  # noqa: E402
+from mt3_common.initial import initial_arrays  # noqa: E402
+from mt3_common.vocabulary import EOS_ID  # noqa: E402
+
+PARTS = ("decode", "search")
+TWINS = ("torch_mt3", "jax_mt3")
+DTYPES = ("float32", "bfloat16")
+# what mt3-infer needs and this project's environment does not have; its model needs no torchvision and no torchaudio,
+# which its metadata asks for
+MT3_INFER = (
+    ("mt3-infer==0.2.0", "transformers==4.57.1"),
+    ("huggingface_hub>=0.34,<1.0", "tokenizers>=0.22,<=0.23", "regex", "tqdm"),
+)
+TOY = NetworkConfig(emb_dim=64, num_heads=2, head_dim=32, num_encoder_layers=1, num_decoder_layers=1, mlp_dim=64)
+# T5X's cache has room for every target of MT3
+PLAIN_POSITIONS = 1024
+PLAIN_ROWS = 8
+# tokens per second of audio at full size
+TOKENS_PER_SECOND = 100
+
+
+def full_size(quick: bool) -> tuple[Config, dict[str, np.ndarray]]:
+    """MT3's config and random weights that never end a segment: its EOS logit is 0, below the largest of the others."""
+    config = PRESETS["mt3"]
+    if quick:
+        config = Config(network=TOY)
+    arrays = initial_arrays(config.network)
+    arrays["decoder/logits_dense/kernel"][:, EOS_ID] = 0.0
+    return config, arrays
+
+
+def frames_of(config: Config, count: int) -> list[np.ndarray]:
+    """Random frames of so many segments, of the size of log-mel values."""
+    rng = np.random.default_rng(1)
+    shape = (config.input_frames, config.network.input_depth)
+    return [rng.normal(-4.0, 3.0, shape).astype(np.float32) for _ in range(count)]
+
+
+def work(network: NetworkConfig, rows: int, frames: int, steps: int, width: int = 4) -> tuple[float, float]:
+    """(floating-point operations, bytes) that one decoding step needs at least, on average over the steps of a segment.
+
+    Each row is one hypothesis; every weight, and every key and value that a row may see, is read once.
+
+    Args:
+        network: its sizes.
+        rows: segments side by side.
+        frames: that each segment has.
+        steps: tokens that each segment gets.
+        width: bytes of a number.
+    """
+    joined = network.num_heads * network.head_dim
+    layer = network.emb_dim * (6 * joined + 3 * network.mlp_dim)
+    weights = network.num_decoder_layers * layer + network.emb_dim * network.vocab_size
+    # keys and values that a row sees in all layers, its own new one included
+    seen = network.num_decoder_layers * 2 * joined * (frames + (steps + 1) / 2)
+    return 2.0 * rows * (weights + seen), width * (weights + rows * seen)
+
+
+class Turns:
+    """A contender in a process of its own: prepares itself when it begins, then measures once whenever it is asked."""
+
+    def __init__(self, name: str, settings: dict[str, Any]):
+        self.name = name
+        environment = dict(os.environ)
+        if settings["cores"]:
+            environment |= {"OMP_NUM_THREADS": str(settings["cores"])}
+        if name == "mt3_infer":
+            environment["PYTHONPATH"] = settings["mt3_infer"]
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--turns", name, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.found: list[dict[str, float]] = []
+        self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def turn(self) -> None:
+        """One measurement more."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.found.append(self._answer())
+
+    def end(self) -> None:
+        """Ends the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+    def median(self, key: str) -> float:
+        """Of what was found under that key."""
+        return statistics.median(one[key] for one in self.found)
+
+
+def take_turns(names: list[str], settings: dict[str, Any], rounds: int) -> dict[str, Turns]:
+    """Contenders by name, after so many rounds."""
+    contenders: dict[str, Turns] = {}
+    try:
+        for name in names:
+            contenders[name] = Turns(name, settings)
+        for _ in range(rounds):
+            for contender in contenders.values():
+                contender.turn()
+    finally:
+        for contender in contenders.values():
+            contender.end()
+    return contenders
+
+
+def answer(name: str, settings: dict[str, Any]) -> None:
+    """What a contender's process does: prepares, then a line of JSON on stdout for every line on stdin."""
+    if settings["cores"]:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-settings["cores"] :])
+    # what libraries print goes elsewhere
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    kind, *details = name.split(":")
+    measure = CONTENDERS[kind](settings, *details)
+    print(json.dumps({}), file=answers, flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(measure()), file=answers, flush=True)
+
+
+def timed(run: Callable[[], Any], times: int = 1) -> float:
+    """Median time of a call (s)."""
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def machine(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """Measures matrix products (operations/s), copying and reading (bytes/s, copying each way) through PyTorch."""
+    import torch
+
+    size = 256 if settings["quick"] else 2048
+    factors = {dtype: torch.randn(size, size).to(getattr(torch, dtype)) for dtype in ("float32", "bfloat16")}
+    source = torch.randn(10**6 if settings["quick"] else 10**8)
+    target = torch.empty_like(source)
+
+    def measure() -> dict[str, float]:
+        found = {dtype: 2.0 * size**3 / timed(lambda x=x: x @ x, 5) for dtype, x in factors.items()}
+        found["copy"] = source.numel() * 4 / timed(lambda: target.copy_(source), 5)
+        found["read"] = source.numel() * 4 / timed(source.sum, 5)
+        return found
+
+    measure()
+    return measure
+
+
+def prepared(twin: str, config: Config, arrays: dict[str, np.ndarray], dtype: str):
+    """(the twin's decode.py, its weights arranged for decoding)."""
+    decode = importlib.import_module(f"{twin}.decode")
+    weights = importlib.import_module(f"{twin}.checkpoint")
+    if twin == "jax_mt3":
+        importlib.import_module("jax_mt3.infer").keep_compiled()
+        return decode, decode.pack(weights.cast(weights.to_params(arrays), dtype), config.network)
+    model = importlib.import_module("torch_mt3.model").Transformer(config.network)
+    model.load_state_dict(weights.to_state_dict(arrays))
+    return decode, decode.pack(weights.cast(model, dtype).eval())
+
+
+def twin(settings: dict[str, Any], package: str, dtype: str, search: str) -> Callable[[], dict[str, float]]:
+    """Measures a twin: so many steps of so many rows, and what it takes to begin them (s)."""
+    from mt3_common.batching import SearchSettings
+
+    config, arrays = full_size(settings["quick"])
+    decode, weights = prepared(package, config, arrays, dtype)
+    rows, steps = settings["rows"], settings["steps"]
+    how = SearchSettings(search, max_steps=steps)
+    segments = frames_of(config, rows)
+
+    def measure() -> dict[str, float]:
+        batch = decode.Batch(weights, how, rows, config.input_frames)
+        began = time.perf_counter()
+        batch.insert(list(range(rows)), segments, [how.uniforms(0)] * rows)
+        # JAX computes on until it is asked for something
+        np.asarray(batch.cache.age)
+        inserted = time.perf_counter()
+        while not batch.advance().all():
+            pass
+        ended = time.perf_counter()
+        lengths = {np.count_nonzero(ids) for ids in batch.take(list(range(rows)))}
+        if lengths != {steps}:
+            raise RuntimeError(f"segments of {lengths} tokens where all must have {steps}")
+        return {"tokens": rows * steps / (ended - inserted), "segments": rows / (inserted - began)}
+
+    measure()
+    return measure
+
+
+def plain(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """Measures the plain cached loop in JAX: what T5X does, a cache of 1024 positions, 8 rows, products as written."""
+    import jax
+    import jax.numpy as jnp
+
+    from jax_mt3 import checkpoint as weights
+    from jax_mt3.model import sinusoids
+
+    config, arrays = full_size(settings["quick"])
+    network = config.network
+    params = weights.to_params(arrays)["decoder"]
+    steps, heads, width = min(settings["steps"], 128), network.num_heads, network.head_dim
+    table = jnp.asarray(sinusoids(PLAIN_POSITIONS, network.emb_dim))
+
+    def norm(x, scale):
+        return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
+
+    def split(x):
+        return x.reshape(*x.shape[:2], heads, width)
+
+    def attend(query, keys, values, mask):
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, keys)
+        logits = jnp.where(mask, logits, -1e10)
+        found = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, -1), values)
+        return found.reshape(*found.shape[:2], heads * width)
+
+    @jax.jit
+    def decode(params, encoded):
+        layers = [params[f"layers_{i}"] for i in range(network.num_decoder_layers)]
+        crossed = []
+        for layer in layers:
+            block = layer["encoder_decoder_attention"]
+            crossed.append([split(encoded @ block[name]["kernel"]) for name in ("key", "value")])
+        empty = jnp.zeros((PLAIN_ROWS, PLAIN_POSITIONS, heads, width))
+
+        def step(state):
+            place, token, caches = state
+            x = params["token_embedder"]["embedding"][token][:, None] + table[place]
+            seen = jnp.arange(PLAIN_POSITIONS) <= place
+            kept = []
+            for layer, cache, (cross_keys, cross_values) in zip(layers, caches, crossed, strict=True):
+                block = layer["self_attention"]
+                y = norm(x, layer["pre_self_attention_layer_norm"]["scale"])
+                query, key, value = (split(y @ block[name]["kernel"]) for name in ("query", "key", "value"))
+                keys = jax.lax.dynamic_update_slice_in_dim(cache[0], key, place, 1)
+                values = jax.lax.dynamic_update_slice_in_dim(cache[1], value, place, 1)
+                kept.append((keys, values))
+                x += attend(query, keys, values, seen) @ block["out"]["kernel"]
+                block = layer["encoder_decoder_attention"]
+                y = norm(x, layer["pre_cross_attention_layer_norm"]["scale"])
+                query = split(y @ block["query"]["kernel"])
+                x += attend(query, cross_keys, cross_values, True) @ block["out"]["kernel"]
+                y, block = norm(x, layer["pre_mlp_layer_norm"]["scale"]), layer["mlp"]
+                gate = jax.nn.gelu(y @ block["wi_0"]["kernel"], approximate=True)
+                x += (gate * (y @ block["wi_1"]["kernel"])) @ block["wo"]["kernel"]
+            logits = norm(x, params["decoder_norm"]["scale"]) @ params["logits_dense"]["kernel"]
+            return place + 1, logits[:, 0].argmax(-1), kept
+
+        start = (0, jnp.zeros(PLAIN_ROWS, jnp.int32), [(empty, empty)] * len(layers))
+        return jax.lax.while_loop(lambda state: state[0] < steps, step, start)[1]
+
+    encoded = jnp.asarray(np.random.default_rng(2).normal(size=(PLAIN_ROWS, config.input_frames, network.emb_dim)))
+
+    def measure() -> dict[str, float]:
+        return {"tokens": PLAIN_ROWS * steps / timed(lambda: decode(params, encoded).block_until_ready())}
+
+    measure()
+    return measure
+
+
+def mt3_infer(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """Measures mt3-infer's network and the loop that its adapter runs, one segment at a time, without a cache."""
+    import torch
+    from mt3_infer.models.mt3_pytorch.t5 import T5Config, T5ForConditionalGeneration
+
+    config, _ = full_size(settings["quick"])
+    network, steps = config.network, settings["steps"]
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=network.vocab_size,
+            d_model=network.input_depth if settings["quick"] else network.emb_dim,
+            d_kv=network.head_dim,
+            d_ff=network.mlp_dim,
+            num_layers=network.num_encoder_layers,
+            num_decoder_layers=network.num_decoder_layers,
+            num_heads=network.num_heads,
+            feed_forward_proj="gated-gelu",
+            is_gated_act=True,
+            tie_word_embeddings=False,
+            decoder_start_token_id=0,
+            pad_token_id=0,
+            eos_token_id=EOS_ID,
+            use_cache=False,
+        )
+    ).eval()
+    with torch.no_grad():
+        model.lm_head.weight[EOS_ID] = -1e4
+    frames = torch.from_numpy(frames_of(config, 1)[0])[None]
+
+    def measure() -> dict[str, float]:
+        with torch.no_grad():
+            began = time.perf_counter()
+            ids = model.generate(inputs=frames, max_length=steps + 1)
+            elapsed = time.perf_counter() - began
+        return {"tokens": (ids.shape[1] - 1) / elapsed}
+
+    return measure
+
+
+def environment_of_mt3_infer(folder: Path) -> str | None:
+    """A folder to put before the others, with mt3-infer and what it needs beside this environment; None: no way."""
+    if not (folder / "tqdm").exists():
+        for packages in MT3_INFER:
+            install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+            if subprocess.run([*install, *packages], check=False).returncode:
+                return None
+    return str(folder)
+
+
+CONTENDERS = {"machine": machine, "twin": twin, "plain": plain, "mt3_infer": mt3_infer}
+
+
+def show(table: Table) -> None:
+    """Prints a table, also where there is no terminal."""
+    Console(width=150).print(table)
+
+
+def decode_part(settings: dict[str, Any]) -> None:
+    """The machine's rates, the floor, and tokens per second of everybody."""
+    twins = [f"twin:{twin}:{dtype}:greedy" for dtype in settings["dtypes"] for twin in settings["twins"]]
+    names = ["machine", *twins, *(["plain"] if "jax_mt3" in settings["twins"] else [])]
+    if not settings["without_mt3_infer"]:
+        settings["mt3_infer"] = environment_of_mt3_infer(Path(settings["folder"]) / "mt3-infer")
+        names += ["mt3_infer"] if settings["mt3_infer"] else []
+    found = take_turns(names, settings, settings["rounds"])
+    rates = {key: found["machine"].median(key) for key in ("float32", "bfloat16", "copy", "read")}
+    # reading alone and copying load the memory differently: what moves more bytes is what it can do
+    moved = max(rates["read"], 2 * rates["copy"])
+    table = Table("what the machine does", "")
+    table.add_row("matrix products, float32", f"{rates['float32'] / 1e9:.0f} GFLOP/s")
+    table.add_row("matrix products, bfloat16", f"{rates['bfloat16'] / 1e9:.0f} GFLOP/s")
+    table.add_row("copying, each way", f"{rates['copy'] / 1e9:.1f} GB/s")
+    table.add_row("reading", f"{rates['read'] / 1e9:.1f} GB/s")
+    show(table)
+    config, _ = full_size(settings["quick"])
+    rows, steps = settings["rows"], settings["steps"]
+    floors = {}
+    table = Table(f"floor of a step, {rows} rows, {steps} steps", "operations", "", "bytes", "", "at most")
+    for dtype, width in (("float32", 4), ("bfloat16", 2)):
+        operations, size = work(config.network, rows, config.input_frames, steps, width)
+        times = operations / rates[dtype], size / moved
+        floors[dtype] = rows / max(times)
+        table.add_row(
+            dtype,
+            f"{operations / 1e9:.2f} G",
+            f"{times[0] * 1e3:.1f} ms",
+            f"{size / 1e6:.0f} MB",
+            f"{times[1] * 1e3:.1f} ms",
+            f"{floors[dtype]:.0f} tokens/s",
+        )
+    show(table)
+    table = Table("decoding", "tokens/s", "of the floor", "x plain JAX", "x mt3-infer", "x float32", "segments begun/s")
+    for name in names[1:]:
+        kind, *details = name.split(":")
+        tokens = found[name].median("tokens")
+        cells = [f"{tokens:.0f}", "", "", "", "", ""]
+        if details:
+            package, dtype, _ = details
+            if dtype in floors:
+                cells[1] = f"{tokens / floors[dtype]:.2f}"
+            cells[4] = f"{tokens / found[f'twin:{package}:float32:greedy'].median('tokens'):.2f}"
+            cells[5] = f"{found[name].median('segments'):.1f}"
+        for place, other in ((2, "plain"), (3, "mt3_infer")):
+            if details and other in found:
+                cells[place] = f"{tokens / found[other].median('tokens'):.1f}"
+        titles = {
+            "plain": f"plain JAX loop, {PLAIN_POSITIONS} positions, {PLAIN_ROWS} rows",
+            "mt3_infer": "mt3-infer 0.2.0, 1 row",
+        }
+        table.add_row(titles.get(kind) or " ".join(details[:2]), *cells)
+    show(table)
+
+
+def search_part(settings: dict[str, Any]) -> None:
+    """Both ways to search."""
+    names = [f"twin:{twin}:float32:{search}" for twin in settings["twins"] for search in ("greedy", "t5x")]
+    found = take_turns(names, settings, settings["rounds"])
+    table = Table("search", "greedy, tokens/s", "t5x, tokens/s")
+    for twin in settings["twins"]:
+        speeds = [found[f"twin:{twin}:float32:{search}"].median("tokens") for search in ("greedy", "t5x")]
+        table.add_row(twin, *(f"{speed:.0f}" for speed in speeds))
+    show(table)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--twins", default=",".join(TWINS))
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=256)
+    parser.add_argument("--cores", type=int, default=0, help="run on so many; default: all")
+    parser.add_argument("--checkpoint", help="for end, agreement and start; default: the bundled one")
+    parser.add_argument("--folder", default=str(ROOT / "build" / "bench"), help="for mt3-infer")
+    parser.add_argument("--without-mt3-infer", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="toy sizes, one round: does it run?")
+    parser.add_argument("--turns", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.turns:
+        return answer(arguments.turns[0], json.loads(arguments.turns[1]))
+    settings = vars(arguments)
+    for name in ("parts", "twins", "dtypes"):
+        settings[name] = settings[name].split(",")
+    if arguments.quick:
+        settings |= {"rounds": 1, "rows": 4, "steps": 16}
+    print(f"{platform.processor() or platform.machine()}, {settings['cores'] or len(os.sched_getaffinity(0))} cores")
+    for part in settings["parts"]:
+        {"decode": decode_part, "search": search_part}[part](settings)
+
+
+if __name__ == "__main__":
+    main()
