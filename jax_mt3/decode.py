@@ -247,12 +247,14 @@ def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, 
         x = x + _dense(rearrange(y, "b h n d -> b n (h d)"), layer.cross_out)
         x = x + _mlp(_rms_norm(x, layer.mlp_norm), layer)
     x = _rms_norm(x, weights.norm)
+    # a row that has ended may wait longer than there are positions
+    last = len(weights.positions) - 1
     logits = _dense(x.astype(jnp.promote_types(x.dtype, jnp.float32)), weights.logits)
     return logits, cache._replace(
         self_keys=tuple(all_keys),
         self_values=tuple(all_values),
         slot=(cache.slot + 1) % length,
-        age=cache.age + 1,
+        age=(cache.age + 1).clip(max=last),
     )
 
 

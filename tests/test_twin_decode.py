@@ -208,6 +208,24 @@ def test_the_ring_grows_and_rows_without_eos_reach_the_last_step(twin, golden_co
     assert [len(row) for row in ids] == [300, 300, 300]
 
 
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_row_may_wait_for_as_long_as_it_must(twin, golden_config, golden_arrays):
+    """As rows of recordings that ended do while others hold instruments for hours."""
+    decode, _, pack = TWINS[twin]
+    weights = pack(golden_config, golden_arrays)
+    array = torch.tensor if twin == "torch" else np.array
+    found = []
+    for waited in (0, 2045):
+        cache = decode.empty_cache(weights, 2, 4, length=16)
+        cache = cache._replace(age=cache.age + array([waited, 0]))
+        for _ in range(6):
+            logits, cache = decode.step(weights, cache, array([[0], [0]]))
+        found.append(np.asarray(logits))
+        assert np.asarray(cache.age).tolist() == [min(waited + 6, 2047), 6]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    assert np.isfinite(found[1]).all()
+
+
 def test_one_cached_step_equals_the_full_forward_pass_at_every_position(golden_config, golden_arrays, decoded):
     """float64, positions 0..1023, in both twins; the ring is forced to grow on the way."""
     length = 1024

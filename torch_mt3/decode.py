@@ -243,8 +243,10 @@ def step(weights: Weights, cache: Cache, tokens: torch.Tensor) -> tuple[torch.Te
         x = x + _dense(rearrange(y, "b h n d -> b n (h d)"), layer.cross_out)
         x = x + _mlp(_rms_norm(x, layer.mlp_norm), layer)
     x = _rms_norm(x, weights.norm)
+    # a row that has ended may wait longer than there are positions
+    last = len(weights.positions) - 1
     logits = _dense(x.to(torch.promote_types(x.dtype, torch.float32)), weights.logits)
-    return logits, cache._replace(slot=(cache.slot + 1) % length, age=cache.age + 1)
+    return logits, cache._replace(slot=(cache.slot + 1) % length, age=(cache.age + 1).clamp(max=last))
 
 
 def grow(cache: Cache, length: int) -> Cache:
