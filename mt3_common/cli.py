@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt3_common import midi, picture, score, tempo, workers
+from mt3_common import listen, midi, picture, score, tempo, workers
 from mt3_common.config import PRESETS
 from mt3_common.instruments import parse_instruments
 from mt3_common.notes import Note
@@ -37,6 +37,7 @@ from mt3_common.summary import (
 from mt3_common.tempo import AUTO
 from mt3_common.transcribe import (
     ESTIMATE,
+    EXTRAS,
     FORMATS,
     SUFFIXES,
     Request,
@@ -75,6 +76,7 @@ SETTINGS = (
     "hold",
     "velocity",
     "tempo",
+    "soundfont",
     "start",
     "duration",
 )
@@ -92,6 +94,8 @@ Turns recordings of music into notes (MIDI, JSON, CSV) with an MT3 network.
       its notes on stdout, each as soon as it ends
   python -m {program}.infer song.wav --instruments piano,bass,drums
       nothing but these
+  python -m {program}.infer song.wav --plot --listen
+      also a picture, and the notes played: alone, and beside the recording
   python -m {program}.infer song.mp3 --format mid,json --search t5x --start 30 --duration 10
       ten seconds of it, to song.mid and song.json, searched as MT3 was published
 
@@ -197,7 +201,8 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
             stdin = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt3-twins-"))) / "stdin"
         streamed_only = arguments.jsonl and arguments.output is None and arguments.formats is None
         formats = () if streamed_only else arguments.formats
-        jobs, failed = plan(names, arguments.output, formats, stdin, [".png"] * arguments.plot)
+        extras = [".png"] * arguments.plot + [".played.wav", ".compared.wav"] * arguments.listen
+        jobs, failed = plan(names, arguments.output, formats, stdin, extras)
         summary = open_summary(arguments, len(jobs))
         if any(output.suffix == ".noteseq" for job in jobs for output in job.outputs):
             # a missing note_seq is said now, not after the work
@@ -206,6 +211,10 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
             score.library()
         if arguments.plot:
             picture.library()
+        if arguments.listen:
+            arguments.player = listen.find_player(arguments.soundfont)
+            if isinstance(arguments.player, listen.TonePlayer) and not arguments.quiet:
+                say("note: --listen plays sine waves; for instruments: pip install --no-deps tinysoundfont")
         if arguments.tempo == AUTO:
             tempo.librosa()
         checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline, arguments.quiet)
@@ -361,6 +370,17 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="also write NAME.png: the notes over the spectrogram, a colour per instrument, as in song.wav --plot",
     )
+    add(
+        "--listen",
+        action="store_true",
+        help="also write NAME.played.wav, the notes played, and NAME.compared.wav, the recording on the left and the "
+        "notes on the right, as in song.wav --listen",
+    )
+    add(
+        "--soundfont",
+        metavar="FILE",
+        help="of --listen: an .sf2 or .sf3 file; default: the largest of this system, or else sine waves",
+    )
     add("--jsonl", choices=("-",), help="write the notes to stdout, each as soon as it ends, as a JSON object a line")
     add("--force", action="store_true", help="replace files that something else wrote or changed")
     add("--start", type=SECONDS, default=0.0, metavar="S", help="begin there (s); becomes 0 s of the notes")
@@ -470,10 +490,12 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
             parser.error("stdin cannot be a recording (AUDIO -) and a list (--list -) at once")
         if not arguments.output and not arguments.jsonl:
             parser.error("stdin lies nowhere, so neither can its notes: give -o or --jsonl -")
-        if (arguments.formats or arguments.plot) and not arguments.output:
-            parser.error("stdin lies nowhere, so neither can the files of --format and --plot: give -o")
+        if (arguments.formats or arguments.plot or arguments.listen) and not arguments.output:
+            parser.error("stdin lies nowhere, so neither can the files of --format, --plot, --listen: give -o")
         if sys.stdin.isatty():
             parser.error("AUDIO - is stdin, which is the terminal: pipe a recording into it")
+    if arguments.soundfont is not None and not arguments.listen:
+        parser.error("--soundfont belongs to --listen")
     if arguments.hold_bias is not None and not arguments.hold_instruments:
         parser.error("--hold-bias belongs to --hold-instruments")
     bias = HOLD_BIAS if arguments.hold_bias is None else arguments.hold_bias
@@ -571,7 +593,8 @@ def find(name: str) -> list[tuple[Path, Path]]:
 
     Args:
         name: of a file or a folder, or else a pattern with *, ?, [abc] or ** for any folders. Of a folder's files, and
-            of those that match a pattern without an ending, only those are taken whose endings are usual for audio.
+            of those that match a pattern without an ending, only those are taken whose endings are usual for audio;
+            what --listen wrote is passed over.
     """
     path = Path(name)
     if os.path.lexists(name) or not glob.has_magic(name):
@@ -584,7 +607,7 @@ def find(name: str) -> list[tuple[Path, Path]]:
         if match.is_dir():
             found += recordings(match)
         elif match.suffix.lower() in AUDIO_SUFFIXES or (path.suffix and not glob.has_magic(path.suffix)):
-            found.append(match)
+            found += [match] * (not listen.is_played(match))
     return [(file, file.relative_to(fixed)) for file in found]
 
 
@@ -596,6 +619,7 @@ def recordings(folder: Path) -> list[Path]:
         if path.suffix.lower() in AUDIO_SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
+        and not listen.is_played(path)
     )
 
 
@@ -651,18 +675,21 @@ class Task:
             raise ValueError(f"{job.audio} was changed while it was read; run again")
         began = time.perf_counter()
         if self.arguments.tempo is not None:
-            part = self.arguments.start, self.arguments.duration
+            asked = self.arguments.start, self.arguments.duration
             transcription = transcription.with_tempo(
-                tempo.of(self.arguments.tempo, job.audio, transcription.notes, *part)
+                tempo.of(self.arguments.tempo, job.audio, transcription.notes, *asked)
             )
-        for output in job.outputs:
+        part = self.arguments.start, transcription.duration
+        by_kind = {kind_of(output): output for output in job.outputs}
+        for kind, output in by_kind.items():
             output.parent.mkdir(parents=True, exist_ok=True)
-            if kind_of(output) == "plot":
-                picture.write_picture(
-                    transcription.notes, job.audio, output, self.arguments.start, transcription.duration
-                )
-            else:
+            if kind == "plot":
+                picture.write_picture(transcription.notes, job.audio, output, *part)
+            elif kind not in EXTRAS.values():
                 transcription.write(output)
+        if self.arguments.listen:
+            files = by_kind["played"], by_kind["compared"]
+            listen.write_sounds(transcription.notes, job.audio, *files, self.arguments.player, *part)
         seconds = transcription.seconds | {"files": time.perf_counter() - began}
         record = {
             "audio": job.called,

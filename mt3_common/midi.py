@@ -14,11 +14,12 @@ import hashlib
 import io
 import itertools
 import json
+import mmap
 import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,8 @@ JSON_VERSION = 1
 # The seal: a name, and half of the SHA-256 of the file as it is with zeros in the place of these 32 digits.
 SEAL = re.compile(rb"mt3-twins ([0-9a-f]{32})")
 UNSEALED = "mt3-twins " + 32 * "0"
+# bytes of a file that are read at once
+PIECE = 2**20
 
 
 class NoteFileError(ValueError):
@@ -484,35 +487,60 @@ def _json_note(item: dict[str, Any]) -> Note:
 
 
 def written_here(path: str | os.PathLike) -> bool:
-    """Whether the file was written by this module and nobody has changed it since."""
+    """Whether the file was written by this project and nobody has changed it since."""
+    digest = hashlib.sha256()
     try:
-        content = Path(path).read_bytes()
-    except OSError:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == len(CSV_HEADER) and file.read() == CSV_HEADER.encode():
+                # without a note there is no line for the seal
+                return True
+            # sounds are large: mapped, they are no memory of ours
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                found = SEAL.search(content)
+                seal, place = (found[1], found.start(1)) if found else (b"", 0)
+                # it refers to the map, which would not close
+                found = None
+            file.seek(0)
+            digest.update(file.read(place) + len(seal) * b"0")
+            file.seek(len(seal), os.SEEK_CUR)
+            while piece := file.read(PIECE):
+                digest.update(piece)
+    except (OSError, ValueError):
+        # ValueError: there is nothing to map
         return False
-    if content == CSV_HEADER.encode():
-        # without a note there is no line for the seal
-        return True
-    found = SEAL.search(content)
-    return bool(found) and content == _sealed(content[: found.start(1)] + 32 * b"0" + content[found.end(1) :])
-
-
-def _sealed(content: bytes) -> bytes:
-    """The content with its digest in the place of the zeros of UNSEALED."""
-    digest = hashlib.sha256(content).hexdigest()[:32]
-    return content.replace(UNSEALED.encode(), f"mt3-twins {digest}".encode(), 1)
+    return digest.hexdigest()[: len(seal)].encode() == seal != b""
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Seals the content, writes it beside the path and renames, so that the path never holds a part.
+    """Seals the content and writes it as write_pieces does."""
+    write_pieces(path, [content])
+
+
+def write_pieces(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
+    """Writes the pieces beside the path, seals them and renames, so that the path never holds a part.
+
+    Args:
+        path: of the file.
+        pieces: of its content; UNSEALED, if it is there, is in the first.
 
     Raises:
         NoteFileError: the file cannot be written.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    digest = hashlib.sha256()
+    place = None
     try:
         try:
-            beside.write_bytes(_sealed(content))
+            with open(beside, "wb") as file:
+                for piece in pieces:
+                    if place is None:
+                        place = piece.find(UNSEALED.encode())
+                    digest.update(piece)
+                    file.write(piece)
+                if place is not None and place >= 0:
+                    file.seek(place)
+                    file.write(f"mt3-twins {digest.hexdigest()[:32]}".encode())
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ SUFFIXES = {
     ".musicxml": "musicxml",
 }
 # endings of files that need the recording as well as its notes, and what these are
-EXTRAS = {".png": "plot"}
+EXTRAS = {".png": "plot", ".played.wav": "played", ".compared.wav": "compared"}
 
 # what a transcription's time is spent on; waiting is the network's for audio and spectrogram, which run beside it
 STAGES = ("audio", "spectrogram", "waiting", "network", "notes")

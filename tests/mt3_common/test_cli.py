@@ -20,6 +20,7 @@ from mt3_common.notes import Note, encode_segments
 from mt3_common.transcribe import STAGES, NamedCheckpoint, Transcriber
 
 CONFIG = PRESETS["mt3"]
+DEFAULT = json.loads((Path(__file__).parents[2] / "checkpoints/manifest.json").read_text())["default"]
 NOTES = [Note(0.1, 0.6, 60, 127, 0, False), Note(0.5, 0.51, 36, 127, 0, True)]
 IDS = encode_segments(NOTES, 126, CONFIG)[0]
 
@@ -69,7 +70,7 @@ def names(folder):
 def test_without_arguments_it_teaches(capsys):
     assert infer(load=not_reached) == NOT_STARTED == 2
     taught = capsys.readouterr().err
-    assert taught.count("python -m torch_mt3.infer ") == 7
+    assert taught.count("python -m torch_mt3.infer ") == 8
     assert "--help" in taught
     assert "infer.load().transcribe(" in taught
 
@@ -145,7 +146,7 @@ def test_settings_reach_load(folder):
         "hold": None,
     }
     assert infer("song.wav", "--search", "t5x", "--beams", "4", load=load) == SUCCESS
-    assert (got["search"], got["beams"], got["checkpoint"].name, got["top_k"]) == ("t5x", 4, "golden", 0)
+    assert (got["search"], got["beams"], got["checkpoint"].name, got["top_k"]) == ("t5x", 4, DEFAULT, 0)
 
 
 def test_offline_takes_the_cache_or_nothing(folder, capsys, monkeypatch):
@@ -441,7 +442,7 @@ def test_a_summary_has_a_line_per_input(folder, capsys):
     assert (lines[2]["notes"], lines[2]["duration"], lines[2]["segments"]) == (2, 3.0, 2)
     assert lines[2]["input"]["size"] == Path("in/b.wav").stat().st_size
     assert lines[2]["settings"]["search"] == "greedy"
-    assert lines[2]["checkpoint"]["name"] == "golden"
+    assert lines[2]["checkpoint"]["name"] == DEFAULT
     assert "no such file" in lines[4]["error"]
 
 
@@ -793,6 +794,56 @@ def test_a_picture_is_made_beside_the_notes(folder):
     assert Path("x.png").read_bytes() == b"somebody else's"
 
 
+def test_the_notes_can_be_listened_to(folder, capsys):
+    record("in/a.wav", 3.0)
+    command = ("in", "--listen", "--plot", "--resume", "--summary", "s")
+    assert infer(*command) == SUCCESS
+    expected = ["in/a.compared.wav", "in/a.mid", "in/a.played.wav", "in/a.png", "in/a.wav", "s"]
+    assert names(folder) == expected
+    # what was written is no recording to transcribe, unless it is named
+    assert infer(*command, load=not_reached) == SUCCESS
+    assert [job.audio for job in plan(["in/*.wav", "in/a.played.wav"])[0]] == [
+        Path("in/a.wav"),
+        Path("in/a.played.wav"),
+    ]
+    assert infer("in/a.wav", "--listen", "--force") == SUCCESS
+    assert names(folder) == expected
+    sound, rate = soundfile.read("in/a.compared.wav")
+    assert sound.shape == (5 * rate, 2)
+    sound[100] = 0.5
+    soundfile.write("in/a.compared.wav", sound, rate)
+    capsys.readouterr()
+    assert infer("in/a.wav", "--listen", generate=unasked) == SOME_FAILED
+    assert "in/a.compared.wav is in the way" in capsys.readouterr().err
+    record("in/b.played.wav")
+    assert [job.audio.name for job in plan(["in"])[0]] == ["a.compared.wav", "a.wav", "b.played.wav"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--soundfont", "x.sf2"), "--soundfont belongs to --listen"),
+        (("--listen", "--soundfont", "x.sf2"), "x.sf2 is no soundfont"),
+        (("--listen", "--soundfont", "a.wav"), "a.wav cannot be loaded as a soundfont"),
+    ],
+)
+def test_wrong_ways_to_listen(folder, capsys, options, said):
+    pytest.importorskip("tinysoundfont")
+    record("a.wav")
+    assert infer("a.wav", *options, load=not_reached) == NOT_STARTED
+    assert said in capsys.readouterr().err
+    assert names(folder) == ["a.wav"]
+
+
+def test_without_tinysoundfont_it_plays_sine_waves(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tinysoundfont", None)
+    record("a.wav")
+    assert infer("a.wav", "--listen") == SUCCESS
+    assert "pip install --no-deps tinysoundfont" in capsys.readouterr().err
+    assert soundfile.read("a.played.wav")[0].any()
+    assert infer("a.wav", "--listen", "--soundfont", "a.wav", load=not_reached) == NOT_STARTED
+
+
 def test_a_missing_matplotlib_is_said_before_the_work(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     record("a.wav")
@@ -825,7 +876,7 @@ def test_verbose_says_what_took_how_long(folder, capsys):
     assert infer("a.wav", "--verbose") == SUCCESS
     seconds = r"\d+\.\d\d s"
     stages = ", ".join(f"{stage} {seconds}" for stage in (*STAGES, "files"))
-    assert re.fullmatch(rf"golden \(.*golden\): loaded in {seconds}\na\.wav: {stages}\n", capsys.readouterr().err)
+    assert re.fullmatch(rf"{DEFAULT} \(.*{DEFAULT}\): loaded in {seconds}\na\.wav: {stages}\n", capsys.readouterr().err)
 
 
 # a stand-in that waits for its reader to go, so that the second notes find nobody

@@ -190,6 +190,15 @@ def files_of_at_most(size):
 
 
 @POSIX
+def test_a_disk_that_is_full_for_sounds(folder, capsys):
+    soundfile.write("a.wav", noise(1.0), 16000)
+    with files_of_at_most(300_000):
+        assert infer("a.wav", "--listen") == SOME_FAILED
+    assert "a.compared.wav cannot be written: File too large" in complaint(capsys)
+    assert names(folder) == ["a.mid", "a.played.wav", "a.wav"]
+
+
+@POSIX
 @pytest.mark.parametrize("ending", ["mid", "json", "csv"])
 def test_a_full_disk(folder, capsys, ending):
     soundfile.write("a.wav", noise(1.0), 16000)
@@ -264,17 +273,18 @@ def run(*argv, **streams):
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
-def test_pictures_of_several_recordings_at_once(folder):
-    """Drawn by several threads of a process in which a warning is an error."""
+def test_pictures_and_sounds_of_several_recordings_at_once(folder):
+    """Made by several threads of a process in which a warning is an error."""
     pytest.importorskip("matplotlib")
     for number in range(3):
         soundfile.write(f"{number}.wav", noise(3.0 + number), 16000)
-    result = run("0.wav", "1.wav", "2.wav", "-o", "out", "--plot", "--jobs", 3)
+    result = run("0.wav", "1.wav", "2.wav", "-o", "out", "--plot", "--listen", "--jobs", 3)
     assert (result.returncode, result.stderr.count("\n")) == (SUCCESS, 1), result.stderr
     pictures = [path.read_bytes() for path in sorted(Path("out").glob("*.png"))]
     assert len(set(pictures)) == 3
-    assert run("1.wav", "-o", "alone.json", "--plot", "--quiet").returncode == SUCCESS
+    assert run("1.wav", "-o", "alone.json", "--plot", "--listen", "--quiet").returncode == SUCCESS
     assert Path("alone.png").read_bytes() == pictures[1]
+    assert Path("alone.compared.wav").read_bytes() == Path("out/1.compared.wav").read_bytes()
 
 
 @POSIX
