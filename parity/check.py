@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from parity import counterexample, decoding, inputs, oracle, probes, record, report, training
-from parity.compare import Report, Row, compare, compare_weights
+from parity.compare import Report, Row, compare, compare_weights, excuse_amplified
 from parity.trace import Trace, fingerprint
 
 # above this many parameters fewer positions are traced, and fewer decoded in float64 (see DECODE_POSITIONS)
@@ -25,6 +25,7 @@ def check(
     num_segments: int | None = None,
     source: dict[str, np.ndarray] | None = None,
     original: str | None = None,
+    precisions: tuple[str, ...] = ("float64", "float32", "bfloat16"),
 ) -> tuple[Report, tuple[Trace, Trace] | None]:
     """The report on two Sides that hold the same checkpoint, and their traces if those differ.
 
@@ -34,6 +35,7 @@ def check(
         num_segments: segments whose tokens and notes are compared; 4 if None, or 1 of a large network.
         source: the checkpoint's own arrays, which both sides must hold bit for bit.
         original: 't5x' to run the published code as a third side, or a file of its activations.
+        precisions: of taps and logits; the rest is compared in float64 and float32.
     """
     config = reference.config
     path = inputs.find_audio(audio)
@@ -45,8 +47,8 @@ def check(
     # the traces of a large network are gigabytes: fewer positions show the same
     segments, length = (1, 128) if is_large(reference) else (2, 256)
     given = inputs.with_tokens(frames[-segments:], config, min(length, config.max_target_length))
-    ours = record.record(reference, given)
-    theirs = record.record(candidate, given, reference=ours)
+    ours = record.record(reference, given, precisions)
+    theirs = record.record(candidate, given, precisions, reference=ours)
     found = compare(ours, theirs)
     if source is not None:
         for side, each in (("reference", ours), ("candidate", theirs)):
@@ -63,6 +65,7 @@ def check(
         held = np.union1d(given["decoder_input_tokens"], probes_given["decoder_input_tokens"])
         found.facts["ids"] = f"{len(held)} of {config.network.vocab_size} ids were given to the decoder"
         found.rows += training.compare_training(reference, candidate, given)
+        excuse_amplified(found.rows)
     if original is not None:
         arrays = reference.arrays() if source is None else source
         found.rows += oracle.compare_with_original(original, reference, candidate, arrays, given)
@@ -115,6 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--segments", type=int, help="segments of it for tokens and notes (default: 4, or 1 of a large network)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, gpu or tpu; two with a comma where the sides differ")
+    record.add_precisions(parser)
     parser.add_argument("--sides", default="jax,torch", help="reference and candidate (default: jax,torch)")
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
     parser.add_argument(
@@ -141,12 +145,14 @@ def run(args: argparse.Namespace) -> int:
     names = args.sides.split(",")
     if len(names) != 2:
         raise ValueError(f"--sides {args.sides}: two names with a comma, such as jax,torch")
+    precisions = record.read_precisions(args.precisions)
     path = find_checkpoint(args.checkpoint).path
     sides = [
         record.load_side(name, path, device=device, preset=args.model)
         for name, device in zip(names, devices(args.device), strict=True)
     ]
-    found, traces = check(*sides, args.audio, args.segments, source=checkpoint.read(path).arrays, original=args.oracle)
+    source = checkpoint.read(path).arrays
+    found, traces = check(*sides, args.audio, args.segments, source, args.oracle, precisions)
     found.facts["checkpoint"] = path
     found.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
     if traces is not None and args.counterexample:

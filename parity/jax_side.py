@@ -38,20 +38,28 @@ def find_device(name: str) -> jax.Device:
 
 @contextlib.contextmanager
 def exact_mode(precision: str, device: jax.Device):
-    """JAX set so that it computes in `precision` and nothing less; x64 is on only for float64."""
+    """JAX set so that it computes in `precision` and nothing less; x64 is on only for float64.
+
+    Raises:
+        ValueError: TF32 where there is none.
+    """
+    trace.check_device(precision, device.platform)
     with (
         jax.enable_x64(precision == "float64"),
-        jax.default_matmul_precision("highest"),
+        jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "highest"),
         jax.default_device(device),
     ):
         yield
 
 
-def read_mode() -> dict[str, Any]:
-    """JAX's precision switches as they are now."""
+def read_mode(precision: str) -> dict[str, Any]:
+    """JAX's precision switches as they are now, and what a product makes of its inputs."""
+    left, right = (jnp.asarray(matrix).astype(trace.dtype_of(precision)) for matrix in trace.product_test())
+    product = jax.lax.dot_general(left, right, (((1,), (0,)), ((), ())))
     return {
         "jax_enable_x64": bool(jax.config.jax_enable_x64),
         "jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
+        "product_bits": trace.product_bits(_Keeper()(product)),
     }
 
 
@@ -100,7 +108,7 @@ class Side:
 
     def cast(self, precision: str) -> dict[str, Any]:
         """The parameters for computing in a precision, on the device; call it in exact_mode."""
-        return checkpoint.cast(jax.device_put(self.params, self.device), precision)
+        return checkpoint.cast(jax.device_put(self.params, self.device), trace.dtype_of(precision))
 
     def run(
         self,
@@ -113,7 +121,7 @@ class Side:
 
         Args:
             inputs: frames (b, f, input_depth), decoder_input_tokens and decoder_target_tokens (b, l).
-            precision: 'float64', 'float32' or 'bfloat16'.
+            precision: 'float64', 'float32', 'bfloat16' or 'tf32'.
             feed: another side's pass in this precision; every module also runs on its inputs.
             exact: every module also runs in float64 on this pass's own inputs.
 
@@ -126,10 +134,12 @@ class Side:
             logits, outputs, calls = self._watched(params, *given)
             plain = self.model.apply({"params": params}, *given)
             weights = {"/".join((*path[:-1], "weights")): a for path, a in traverse_util.flatten_dict(params).items()}
-            mode = read_mode() | {
+            mode = read_mode(precision) | {
                 "inputs": sorted({x.dtype.name for x in given if jnp.issubdtype(x.dtype, jnp.floating)}),
                 "other dtypes": {
-                    name: array.dtype.name for name, array in (weights | outputs).items() if array.dtype != precision
+                    name: array.dtype.name
+                    for name, array in (weights | outputs).items()
+                    if array.dtype != trace.dtype_of(precision)
                 },
             }
             keep = _Keeper()
@@ -150,7 +160,7 @@ class Side:
         return found
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
-        frames = jnp.asarray(inputs["frames"]).astype(precision)
+        frames = jnp.asarray(inputs["frames"]).astype(trace.dtype_of(precision))
         return frames, jnp.asarray(inputs["decoder_input_tokens"]), jnp.asarray(inputs["decoder_target_tokens"])
 
     def _watched(
@@ -206,9 +216,9 @@ class Side:
         with exact_mode(precision, self.device):
             count, length = tokens.shape
             weights = decode.pack(self.cast(precision), self.config.network)
-            first = min(decode.FIRST_LENGTH, length)
+            first = min(decode.LENGTHS[0], length)
             cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
-            rows, frames = jnp.arange(count), jnp.asarray(frames).astype(precision)
+            rows, frames = jnp.arange(count), jnp.asarray(frames).astype(trace.dtype_of(precision))
             step = jax.jit(decode.step, donate_argnums=1)
             cache = decode.insert(weights, cache, rows, frames)
             for place in range(WARM_UP):
@@ -312,11 +322,11 @@ class Plain(Side):
 
     def cast(self, precision: str) -> dict[str, Any]:
         """The parameters in a precision, on the device; call it in exact_mode."""
-        return jax.tree.map(lambda array: jnp.asarray(array).astype(precision), self.params)
+        return jax.tree.map(lambda array: jnp.asarray(array).astype(trace.dtype_of(precision)), self.params)
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
-        arrays = (jnp.asarray(array) for array in inputs.values())
-        return tuple(a.astype(precision) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays)
+        arrays, dtype = (jnp.asarray(array) for array in inputs.values()), trace.dtype_of(precision)
+        return tuple(a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays)
 
 
 class _Keeper:

@@ -226,13 +226,15 @@ class Bench:
         weights = compare.compare_weights(self.reference.weights, candidate.weights)
         in_weights = doctor.compare_arrays(arrays, self.arrays, self.config.network, self.indices)
         targets = self.inputs[network.TARGETS]
+        rows = []
+        for precision in PRECISIONS:
+            rows += compare.compare_taps(self.reference, candidate, precision)
+            rows += compare.compare_logits(self.reference, candidate, precision)
+        compare.excuse_amplified(rows)
         outcomes = []
         for precision in PRECISIONS:
             run, reference = candidate.passes[precision], self.reference.passes[precision]
-            taps = [
-                *compare.compare_taps(self.reference, candidate, precision),
-                *compare.compare_logits(self.reference, candidate, precision),
-            ]
+            taps = [row for row in rows if row.precision == precision]
             found = Outcome("clean", "clean", "", self.seed, size, precision)
             if mutant is not None:
                 found.kind, found.group, found.site = mutant.kind.name, mutant.kind.group, mutant.site

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from parity.compare import Report, Row
-from parity.report import COLUMNS, cells, describe, grouped, headline, number, worst_verdict
+from parity.report import cells, columns, describe, grouped, headline, number, worst_verdict
 
 STYLE = """
 :root { --ink: #1c2024; --soft: #60646c; --line: #d9d9e0; --paper: #ffffff; --well: #f6f6f8;
@@ -39,6 +39,10 @@ LINES = (
     ("float64", "local", "#3e63dd", "2 3"),
     ("float32", "free", "#d6409f", ""),
     ("float32", "local", "#d6409f", "2 3"),
+    ("bfloat16", "free", "#ad5700", ""),
+    ("bfloat16", "local", "#ad5700", "2 3"),
+    ("tf32", "free", "#30a46c", ""),
+    ("tf32", "local", "#30a46c", "2 3"),
 )
 
 
@@ -207,11 +211,11 @@ def _wide(picture: str) -> str:
 
 
 def _table(report: Report) -> str:
-    head = "".join(f"<th class='n'>{_text(title)}</th>" for title in ("same", *COLUMNS))
+    head = "".join(f"<th class='n'>{_text(title)}</th>" for title in ("same", *columns(report)))
     lines = [f"<div class='wide'><table><thead><tr><th>compared</th><th>verdict</th>{head}</tr></thead><tbody>"]
     for label, rows in grouped(report):
         verdict = worst_verdict(rows)
-        figures = "".join(f"<td class='n'>{_text(cell)}</td>" for cell in cells(rows))
+        figures = "".join(f"<td class='n'>{_text(cell)}</td>" for cell in cells(report, rows))
         lines.append(f"<tr><td>{_text(label)}</td><td class='{verdict}'>{verdict}</td>{figures}</tr>")
     return "\n".join(lines) + "</tbody></table></div>"
 

@@ -10,7 +10,7 @@ import numpy as np
 from parity import trace
 
 FRAMEWORKS = ("jax", "torch")
-PRECISIONS = ("float64", "float32", "bfloat16")
+PRECISIONS = ("float64", "float32", "bfloat16", "tf32")
 
 
 def load_side(framework: str, path: str, device: str = "cpu", **options: Any) -> Any:
@@ -57,6 +57,32 @@ def record(
     )
 
 
+def add_precisions(parser: argparse.ArgumentParser) -> None:
+    """The argument that says which passes are run."""
+    parser.add_argument(
+        "--precisions",
+        default="float64,float32,bfloat16",
+        metavar="LIST",
+        help=f"passes to run, of {', '.join(PRECISIONS)}; float64 and another at least; tf32 needs a GPU "
+        "(default: %(default)s)",
+    )
+
+
+def read_precisions(text: str) -> tuple[str, ...]:
+    """The precisions named in a list with commas.
+
+    Raises:
+        ValueError: an unknown one, one named twice, or too few for a budget.
+    """
+    precisions = tuple(text.split(","))
+    unknown = [name for name in precisions if name not in PRECISIONS]
+    if unknown:
+        raise ValueError(f"--precisions {text}: {unknown[0]!r} is none of {', '.join(PRECISIONS)}")
+    if "float64" not in precisions or len(precisions) < 2 or len(set(precisions)) < len(precisions):
+        raise ValueError(f"--precisions {text}: float64 and at least one other, each once: budgets come from both")
+    return precisions
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `parity record`."""
     parser.add_argument("checkpoint", help="T5X or Orbax directory, or .safetensors")
@@ -65,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", metavar="TRACE", help="the reference's trace: take its inputs, and feed every module")
     parser.add_argument("--audio", help="audio file whose first segments are the frames")
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
-    parser.add_argument("--precisions", default="float64,float32", help="passes to record (default: float64,float32)")
+    add_precisions(parser)
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
 
 
@@ -73,10 +99,7 @@ def run(args: argparse.Namespace) -> int:
     """Records one side."""
     from parity import inputs
 
-    precisions = tuple(args.precisions.split(","))
-    unknown = [name for name in precisions if name not in PRECISIONS]
-    if unknown:
-        raise ValueError(f"precision {unknown[0]!r}: know {', '.join(PRECISIONS)}")
+    precisions = read_precisions(args.precisions)
     reference = trace.load(args.on) if args.on else None
     side = load_side(args.framework, args.checkpoint, device=args.device, preset=args.model)
     given = reference.inputs if reference else inputs.choose(side.config, args.audio)

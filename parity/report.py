@@ -71,11 +71,11 @@ def show(report: Report, everything: bool = False, console: Console | None = Non
         console.print(f"first difference: [bold]{first.name}[/bold] {first.precision} {describe(first)}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("compared", overflow="fold")
-    for title in ("same", *COLUMNS, "verdict"):
+    for title in ("same", *columns(report), "verdict"):
         table.add_column(title, justify="left" if title == "verdict" else "right", min_width=7)
     for label, rows in grouped(report, everything):
         verdict = worst_verdict(rows)
-        table.add_row(label, *cells(rows), Text(verdict, style=STYLES[verdict]))
+        table.add_row(label, *cells(report, rows), Text(verdict, style=STYLES[verdict]))
     console.print(table)
     console.print(
         "x: error in multiples of its measured budget, 1 is the limit; local: module fed the reference's inputs"
@@ -123,26 +123,26 @@ def grouped(report: Report, everything: bool = False) -> list[tuple[str, list[Ro
     return list(groups.items())
 
 
-# column -> (precisions, which error, figure); the last three are of the lowest precision that was compared
-COLUMNS = {
-    "float64 x": ("float64", "free", "ratio"),
-    "float32 x": ("float32", "free", "ratio"),
-    "local x": ("float32", "local", "ratio"),
-    "max abs": ("float32", "free", "max_abs"),
-    "max rel": ("float32", "free", "max_rel"),
-    "tol needed": ("float32", "free", "needed"),
-}
+def columns(report: Report) -> dict[str, tuple[str, tuple[str, ...], str]]:
+    """Title -> (precision, which errors, figure) of a table's columns.
+
+    First multiples of the budget per precision, then plain figures of the first precision below float64.
+    """
+    precisions = list(dict.fromkeys(row.precision for row in report.rows if row.precision))
+    lower = next((name for name in precisions if name != "float64"), "float32")
+    found = {"float64 x": ("float64", ("free", "local"), "ratio"), f"{lower} x": (lower, ("free",), "ratio")}
+    found |= {"local x": (lower, ("local",), "ratio")}
+    others = (name for name in precisions if name not in ("float64", lower))
+    found |= {f"{name} x": (name, ("free", "local"), "ratio") for name in others}
+    plain = {"max abs": "max_abs", "max rel": "max_rel", "tol needed": "needed"}
+    return found | {title: (lower, ("free",), figure) for title, figure in plain.items()}
 
 
-def cells(rows: list[Row]) -> list[str]:
+def cells(report: Report, rows: list[Row]) -> list[str]:
     """The figures of one line of the table: how many are the same, then the worst of each column."""
     found = [f"{sum(row.verdict == 'same' for row in rows)}/{len(rows)}"]
-    lower = next((row.precision for row in rows if row.precision not in ("", "float64")), "float64")
-    for precision, kind, figure in COLUMNS.values():
-        wanted = "float64" if precision == "float64" else lower
-        measures = [getattr(row, kind) for row in rows if row.precision == wanted]
-        if precision == "float64" and kind == "free":
-            measures += [row.local for row in rows if row.precision == wanted]
+    for precision, kinds, figure in columns(report).values():
+        measures = [getattr(row, kind) for row in rows if row.precision == precision for kind in kinds]
         found.append(number(_worst([each for each in measures if each is not None], figure)))
     return found
 
@@ -251,9 +251,10 @@ def to_markdown(report: Report) -> str:
     first = report.first_difference
     if first is not None and not report.refusals:
         lines += [f"First difference: `{first.name}` {first.precision} - {describe(first)}", ""]
-    lines += [f"| compared | same | {' | '.join(COLUMNS)} | verdict |", "|---|" + "---:|" * (len(COLUMNS) + 1) + "---|"]
+    titles = list(columns(report))
+    lines += [f"| compared | same | {' | '.join(titles)} | verdict |", "|---|" + "---:|" * (len(titles) + 1) + "---|"]
     for label, rows in grouped(report):
-        figures = [label.replace("|", "\\|"), *cells(rows), worst_verdict(rows)]
+        figures = [label.replace("|", "\\|"), *cells(report, rows), worst_verdict(rows)]
         lines.append(f"| {' | '.join(figures)} |")
     if "replay" in report.facts:
         lines += ["", f"Again: `{report.facts['replay']}`"]

@@ -38,7 +38,13 @@ def find_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def exact_mode(precision: str, device: torch.device):
-    """PyTorch set so that it computes in `precision` and nothing less, the same way every time."""
+    """PyTorch set so that it computes in `precision` and nothing less, the same way every time.
+
+    Raises:
+        ValueError: TF32 where there is none.
+    """
+    trace.check_device(precision, device.type)
+    tf32 = precision == "tf32"
     before = (
         torch.get_float32_matmul_precision(),
         torch.backends.cuda.matmul.allow_tf32,
@@ -46,9 +52,9 @@ def exact_mode(precision: str, device: torch.device):
         torch.are_deterministic_algorithms_enabled(),
         os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
     )
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
     # cuBLAS is deterministic only with a fixed workspace
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
@@ -63,13 +69,16 @@ def exact_mode(precision: str, device: torch.device):
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
-def read_mode() -> dict[str, Any]:
-    """PyTorch's precision switches as they are now."""
+def read_mode(precision: str, device: torch.device) -> dict[str, Any]:
+    """PyTorch's precision switches as they are now, and what a product makes of its inputs."""
+    dtype = _torch_dtype(precision)
+    left, right = (torch.tensor(matrix, device=device).to(dtype) for matrix in trace.product_test())
     return {
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "allow_tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
         "autocast": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "product_bits": trace.product_bits(_Keeper()(torch.nn.functional.linear(left, right))),
     }
 
 
@@ -112,7 +121,7 @@ class Side:
 
     def cast(self, precision: str) -> Transformer:
         """A copy of the model for computing in a precision."""
-        return checkpoint.cast(copy.deepcopy(self.model), precision)
+        return checkpoint.cast(copy.deepcopy(self.model), trace.dtype_of(precision))
 
     def run(
         self,
@@ -125,7 +134,7 @@ class Side:
 
         Args:
             inputs: frames (b, f, input_depth), decoder_input_tokens and decoder_target_tokens (b, l).
-            precision: 'float64', 'float32' or 'bfloat16'.
+            precision: 'float64', 'float32', 'bfloat16' or 'tf32'.
             feed: another side's pass in this precision; every module also runs on its inputs.
             exact: every module also runs in float64 on this pass's own inputs.
 
@@ -138,10 +147,11 @@ class Side:
             plain = model(*given)
             logits, outputs, calls = self._watched(model, *given)
             weights = {f"{_tap_name(key).rpartition('/')[0]}/weights": t for key, t in model.state_dict().items()}
-            mode = read_mode() | {
+            dtype = trace.dtype_of(precision)
+            mode = read_mode(precision, self.device) | {
                 "inputs": sorted({_dtype(tensor) for tensor in given if tensor.is_floating_point()}),
                 "other dtypes": {
-                    name: _dtype(tensor) for name, tensor in (weights | outputs).items() if _dtype(tensor) != precision
+                    name: _dtype(tensor) for name, tensor in (weights | outputs).items() if _dtype(tensor) != dtype
                 },
             }
             keep = _Keeper()
@@ -167,7 +177,7 @@ class Side:
             torch.tensor(inputs[name], device=self.device)
             for name in ("frames", "decoder_input_tokens", "decoder_target_tokens")
         )
-        return frames.to(getattr(torch, precision)), *tokens
+        return frames.to(_torch_dtype(precision)), *tokens
 
     def _watched(
         self, model: Transformer, *inputs: torch.Tensor, pattern: str = ""
@@ -228,7 +238,7 @@ class Side:
             cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
             rows = list(range(count))
             ids = torch.tensor(tokens, device=self.device)
-            frames = torch.tensor(frames, device=self.device).to(getattr(torch, precision))
+            frames = torch.tensor(frames, device=self.device).to(_torch_dtype(precision))
             cache = decode.insert(weights, cache, rows, frames)
             for place in range(WARM_UP):
                 _, cache = decode.step(weights, cache, ids[:, [place % length]])
@@ -319,7 +329,7 @@ class Plain(Side):
 
     def cast(self, precision: str) -> torch.nn.Module:
         """A copy of the module in a precision."""
-        return copy.deepcopy(self.model).to(getattr(torch, precision))
+        return copy.deepcopy(self.model).to(_torch_dtype(precision))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The weights by Flax's names and in its layout: 'up.weight' of a Linear is 'up/kernel', transposed."""
@@ -336,7 +346,7 @@ class Plain(Side):
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
         tensors = (torch.tensor(array, device=self.device) for array in inputs.values())
-        return tuple(t.to(getattr(torch, precision)) if t.is_floating_point() else t for t in tensors)
+        return tuple(t.to(_torch_dtype(precision)) if t.is_floating_point() else t for t in tensors)
 
 
 def _tap_name(name: str) -> str:
@@ -361,6 +371,10 @@ class _Keeper:
             return self(value) if isinstance(value, torch.Tensor) else value
 
         return trace.Call(tuple(keep(v) for v in call.args), {k: keep(v) for k, v in call.kwargs.items()})
+
+
+def _torch_dtype(precision: str) -> torch.dtype:
+    return getattr(torch, trace.dtype_of(precision))
 
 
 def _dtype(tensor: torch.Tensor) -> str:
