@@ -76,6 +76,7 @@ SETTINGS = (
     "hold",
     "velocity",
     "tempo",
+    "repeats",
     "soundfont",
     "start",
     "duration",
@@ -472,6 +473,12 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         "the beats of the recording, or quarters per minute from 0 s on, as in --tempo 96; in MIDI notes stay where "
         "they are in seconds; default: 120",
     )
+    add(
+        "--repeats",
+        action="store_true",
+        help="keep notes that begin again at the very moment at which they began, as MT3 was published; default: they "
+        "count as invalid events",
+    )
     messages = parser.add_argument_group("messages")
     add = messages.add_mutually_exclusive_group().add_argument
     add("--quiet", action="store_true", help="only errors and what must be known")
@@ -784,6 +791,7 @@ def run(
                 on_notes,
                 arguments.velocity,
                 task.begin,
+                arguments.repeats,
             )
 
         requests = [request(number, task) for number, task in enumerate(tasks)]

@@ -271,6 +271,9 @@ class NoteDecoder:
         vocabulary: of the model that produced the ids.
         programs: that may play; None for all. A pitch of another one makes no sense: program 0 holds until the first
             program token.
+        repeats: whether a note may begin again at the moment at which it began, and a drum be hit twice, as MT3 has
+            it: where a network is caught in a loop, each turn leaves another note of MIN_NOTE_DURATION. False for
+            counting this as an event that makes no sense.
 
     Attributes:
         invalid: tokens skipped so far.
@@ -282,9 +285,10 @@ class NoteDecoder:
     tie token takes all its pitches for ties, and notes sound on through it.
     """
 
-    def __init__(self, vocabulary: Vocabulary, programs: Container[int] | None = None):
+    def __init__(self, vocabulary: Vocabulary, programs: Container[int] | None = None, repeats: bool = True):
         self.vocabulary = vocabulary
         self.programs = programs
+        self.repeats = repeats
         self.invalid = 0
         self.dropped = 0
         self._segment_start = -math.inf
@@ -294,6 +298,8 @@ class NoteDecoder:
         # (pitch, program) -> (onset, velocity) of what sounds, in the order in which it began.
         self._active: dict[tuple[int, int], tuple[float, int]] = {}
         self._tied: set[tuple[int, int]] = set()
+        # (pitch, program) of what began at self._time; drums have no program
+        self._begun_now: set[tuple[int, int | None]] = set()
         self._in_tie_section = False
         self._ended: list[Note] = []
 
@@ -382,6 +388,8 @@ class NoteDecoder:
         """Whether the event made sense; if so, it has taken effect."""
         if time < self._time:
             return False
+        if time > self._time:
+            self._begun_now.clear()
         self._time = time
         if kind == "pitch":
             return self._apply_pitch((value, self._program), time)
@@ -390,7 +398,7 @@ class NoteDecoder:
         elif kind == "program":
             self._program = value
         elif kind == "drum":
-            if self._velocity == 0:
+            if self._velocity == 0 or self._is_repeat((value, None)):
                 return False
             self._ended.append(Note(time, time + MIN_NOTE_DURATION, value, self._velocity, 0, True))
         elif kind == "tie":
@@ -413,11 +421,20 @@ class NoteDecoder:
             if key not in self._active:
                 return False
             self._end(key, time)
+        elif self._is_repeat(key):
+            return False
         else:
             if key in self._active:
                 self._end(key, time)
             self._active[key] = (time, self._velocity)
         return True
+
+    def _is_repeat(self, key: tuple[int, int | None]) -> bool:
+        """Whether this began before at this very time and must not begin again; remembers it."""
+        if not self.repeats and key in self._begun_now:
+            return True
+        self._begun_now.add(key)
+        return False
 
     def _end(self, key: tuple[int, int], time: float) -> None:
         onset, velocity = self._active.pop(key)
@@ -429,12 +446,15 @@ class NoteDecoder:
         return ended
 
 
-def decode_segments(segments: Iterable[tuple[float, Sequence[int] | np.ndarray]], vocabulary: Vocabulary) -> Decoded:
+def decode_segments(
+    segments: Iterable[tuple[float, Sequence[int] | np.ndarray]], vocabulary: Vocabulary, repeats: bool = True
+) -> Decoded:
     """What all segments of a recording say.
 
     Args:
         segments: (start_time in seconds, (n,) model ids) each; put in order of time here.
         vocabulary: of the model that produced the ids.
+        repeats: see NoteDecoder.
 
     Raises:
         ValueError: ids that are not whole numbers, or a start time that is not a number.
@@ -443,7 +463,7 @@ def decode_segments(segments: Iterable[tuple[float, Sequence[int] | np.ndarray]]
     """
     segments = sorted(segments, key=lambda segment: segment[0])
     next_starts = [start_time for start_time, _ in segments[1:]] + [None]
-    decoder = NoteDecoder(vocabulary)
+    decoder = NoteDecoder(vocabulary, repeats=repeats)
     notes: list[Note] = []
     for (start_time, ids), next_start in zip(segments, next_starts):
         notes += decoder.feed(ids, start_time, next_start)

@@ -239,6 +239,25 @@ class TestNoteDecoder:
         assert [(note.pitch, note.program, note.is_drum) for note in notes] == [(36, 0, True), (64, 8, False)]
         assert decoder.invalid == 1
 
+    def test_what_is_said_twice_at_a_time_is_two_notes_or_one(self):
+        """MT3 has two; a network that is caught in a loop would leave hundreds."""
+        hit = ("drum", 36)
+        twice = ids_of(TIE, ON, C, C, hit, hit, OFF, C, ON, C, ("shift", 50), C, hit)
+        notes = NoteDecoder(MT3).feed(twice, 0.0)
+        assert [(note.onset, note.pitch) for note in notes] == [(0, 60), (0, 36), (0, 36), (0, 60), (0, 60), (0.5, 36)]
+        decoder = NoteDecoder(MT3, repeats=False)
+        notes = decoder.feed(twice, 0.0)
+        assert [(note.onset, note.offset, note.pitch) for note in notes] == [
+            (0, 0.01, 36),
+            (0, 0.01, 60),
+            (0.5, 0.51, 36),
+        ]
+        assert decoder.invalid == 3
+        assert decoder.sounding == [(60, 0)]
+        # another program's is another note
+        assert decoder.feed(ids_of(TIE, ("shift", 1), C, ("program", 8), C), 2.0) == [Note(0.5, 2.0, 60, 127)]
+        assert decoder.sounding == [(60, 0), (60, 8)]
+
     def test_refuses_a_segment_from_the_past(self):
         decoder = NoteDecoder(MT3)
         decoder.feed([], 2.04)
