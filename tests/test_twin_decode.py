@@ -110,7 +110,8 @@ def test_generate_is_the_same_in_both_twins_and_at_any_batch_size(search, golden
 @pytest.mark.parametrize("search", SEARCHES)
 def test_tokens_that_are_not_allowed_never_come_in_either_twin(search, golden_config, golden_arrays, decoded):
     """What is banned is what free decoding likes best, EOS and every third id aside."""
-    arrays = with_eos_gain(golden_arrays, 3.0)
+    # beam search prefers to end at once where it may
+    arrays = with_eos_gain(golden_arrays, 1.0 if search == "beams" else 3.0)
     config = dataclasses.replace(Config(), network=golden_config, max_target_length=60)
 
     def generate(decode, build, allowed):

@@ -466,7 +466,9 @@ def test_what_is_here_is_never_fetched(bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mt3").mkdir()
     assert find_checkpoint("mt3") == NamedCheckpoint("mt3", "mt3")
-    assert find_checkpoint("golden").path == find_checkpoint().path == str(BUNDLED)
+    assert find_checkpoint("golden").path == str(BUNDLED)
+    bundled = json.loads((BUNDLED.parent / "manifest.json").read_text())
+    assert find_checkpoint().path == str(BUNDLED.parent / bundled["default"])
     assert find_checkpoint(found := NamedCheckpoint("x", "y")) is found
     with pytest.raises(ValueError, match=r"no checkpoint 'nowhere'.*golden.*mt3, ismir2021"):
         find_checkpoint("nowhere")

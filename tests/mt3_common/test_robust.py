@@ -236,7 +236,7 @@ def test_a_stdout_that_is_full(folder):
     with open("/dev/full", "w") as full:
         result = run("a.wav", "--jsonl", "-", stdout=full)
     assert result.returncode == SOME_FAILED
-    assert result.stderr.endswith("\nerror: stdout: No space left on device\n")
+    assert ("\n" + result.stderr).endswith("\nerror: stdout: No space left on device\n")
     assert result.stderr.count("\n") == 2
 
 
@@ -360,7 +360,7 @@ def test_ctrl_c_at_any_moment(album, tmp_path):
         _, err = process.communicate(timeout=60)
         if process.returncode != SUCCESS:
             assert process.returncode == INTERRUPTED
-            assert err.endswith("\ninterrupted: what was finished is written, nothing is half-written\n")
+            assert ("\n" + err).endswith("\ninterrupted: what was finished is written, nothing is half-written\n")
             assert err.count("\n") == 2
         assert notes_in(out).items() <= notes_in(album / "whole").items()
         summary = [json.loads(line) for line in (out / "summary.jsonl").read_text().splitlines()]
