@@ -304,11 +304,16 @@ class _Recording:
         self._queue: queue.Queue[tuple[Segment, float | None] | None] = queue.Queue(QUEUED_SEGMENTS)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read, name=f"reading {request.path}", daemon=True)
+
+    def start(self) -> None:
+        """Begins to read; who calls this must stop it, even if Ctrl-C comes before it returns."""
         self._thread.start()
 
     def _read(self) -> None:
         """What the reading thread does."""
         try:
+            if self._stopped.is_set():
+                return
             if self.request.before is not None:
                 self.request.before()
             self._total = self._num_segments()
@@ -349,9 +354,11 @@ class _Recording:
         raise _Stopped
 
     def stop(self) -> None:
-        """Ends the reading thread, wherever it is."""
+        """Ends the reading thread, wherever it is: libraries in C++ abort the process if it ends before the thread."""
         self._stopped.set()
-        self._thread.join(timeout=5.0)
+        # RuntimeError: it did not come so far as to run
+        with contextlib.suppress(RuntimeError):
+            self._thread.join(timeout=60.0)
 
     def segments(self, clock: "Clock") -> Iterator[Segment]:
         """The segments, as they are read; what it takes to wait for them counts as waiting."""
@@ -548,7 +555,8 @@ class Transcriber:
         def stream() -> Iterator[Segment]:
             while True:
                 while len(reading) < readers and (request := next(unread, None)) is not None:
-                    reading.append(_Recording(request, self.config, self.instruments))
+                    reading.append(recording := _Recording(request, self.config, self.instruments))
+                    recording.start()
                 if not reading:
                     return
                 begun.append(recording := reading[0])
@@ -564,6 +572,7 @@ class Transcriber:
             while True:
                 while len(reading) < self.hold.recordings and (request := next(unread, None)) is not None:
                     reading.append(recording := _Recording(request, self.config, self.instruments, self.hold))
+                    recording.start()
                     begun.append(recording)
                     unasked[recording] = recording.segments(clock)
                 if not reading:

@@ -359,6 +359,23 @@ def test_nobody_reads_on_when_nobody_asks(tmp_path):
     assert threads() == []
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_ctrl_c_while_a_thread_starts_leaves_no_thread(tmp_path, monkeypatch, begun):
+    """Where one is left, it may abort the process when that ends."""
+    paths = recordings(tmp_path, 30.0, 30.0)
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        if begun:
+            start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(Transcriber(CONFIG, listening(1)).transcribe_many(map(Request, paths)))
+    assert not threads()
+
+
 def test_only_so_much_is_read_ahead(tmp_path, monkeypatch):
     monkeypatch.setattr(transcribe, "QUEUED_SEGMENTS", 2)
     made = []
