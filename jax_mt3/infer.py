@@ -51,7 +51,7 @@ def load(
         positions: 'mt3' or 'port': the sinusoids that the weights were trained on; None to believe the checkpoint.
         instruments: the only ones that may be heard, such as 'piano,bass,drums' (see parse_instruments); None for all.
         hold: keep instruments from one segment to the next (see transcribe.Hold), with this bias; None to decode each
-            segment alone, which is faster.
+            segment alone.
 
     Raises:
         ValueError: the checkpoint, the device or a setting is not usable; says what to do.

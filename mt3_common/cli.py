@@ -448,8 +448,8 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         "--hold-instruments",
         action="store_true",
         help="let what sounds at a segment's end go on in the next one under the program that it has, instead of "
-        "deciding anew every two seconds, as in --hold-instruments album/; slower, since each recording then has one "
-        "segment at a time, though many recordings still share batches",
+        "deciding anew every two seconds, as in --hold-instruments album/; segments in which instruments change are "
+        "decoded twice",
     )
     add(
         "--hold-bias",

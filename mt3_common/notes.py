@@ -313,13 +313,18 @@ class NoteDecoder:
         """(pitch, program) -> onset (s) of the notes that sound now, in the order in which they began."""
         return {key: onset for key, (onset, _) in self._active.items()}
 
-    def tie_section(self, max_tokens: int) -> np.ndarray:
+    def tie_section(self, max_tokens: int, kept: Container[tuple[int, int]] | None = None) -> np.ndarray:
         """Model ids of the tie section that says what sounds now, `tie` included: (n,) int32, n <= max_tokens.
 
         Where it does not fit, the notes that began first are left out.
+
+        Args:
+            max_tokens: at most.
+            kept: (pitch, program) of what goes on; None for all that sounds.
         """
         vocabulary = self.vocabulary
-        recent = list(self._active)[max(0, len(self._active) - (max_tokens - 1) // 2) :]
+        active = [key for key in self._active if kept is None or key in kept]
+        recent = active[max(0, len(active) - (max_tokens - 1) // 2) :]
         tokens = []
         said = None
         for program, pitch in sorted(key[::-1] for key in recent):
@@ -328,6 +333,30 @@ class NoteDecoder:
                 said = program
             tokens.append(vocabulary.index("pitch", pitch))
         return vocabulary.encode([*tokens, vocabulary.index("tie", 0)])
+
+    def taken_over(self, ids: Sequence[int] | np.ndarray) -> tuple[set[tuple[int, int]], set[int]]:
+        """What a segment that is not fed yet says of others: ({(pitch, program) in its tie section}, {programs of the
+        notes that it begins}). Pitches before the first shift are ties where there is no tie token."""
+        ties: set[tuple[int, int]] = set()
+        begun: set[int] = set()
+        program, velocity, is_tied = self._program, self._velocity, True
+        for token in self.vocabulary.decode(ids).tolist():
+            if token == DECODED_EOS:
+                break
+            if token < 0:
+                continue
+            kind, value = self.vocabulary.events[token]
+            if kind == "program":
+                program = value
+            elif kind == "velocity":
+                velocity = value
+            elif kind in ("shift", "tie"):
+                is_tied = False
+            elif kind == "pitch" and is_tied:
+                ties.add((value, program))
+            elif kind == "pitch" and velocity:
+                begun.add(program)
+        return ties, begun
 
     def feed(
         self, ids: Sequence[int] | np.ndarray, start_time: float, next_start_time: float | None = None

@@ -254,16 +254,18 @@ class Request(NamedTuple):
 class Hold(NamedTuple):
     """How a segment takes over from the one before it.
 
-    The notes that sound at its end are the next one's tie section, whatever the network would tie; the rest is decoded
-    freely, but for the bias.
+    A segment is decoded freely first. If it then ties a note that sounds under another program than it has, or begins
+    notes of a program that did not play in the last segment with notes, it is decoded once more: its tie section is
+    given, the notes that sound and whose pitches it tied, under the programs that they have, and other programs than
+    those are biased. What the network does not tie ends there: a note whose end was missed would never end otherwise.
 
     Attributes:
         bias: what the logit of a program loses that did not play in the last segment with notes (nats).
-        recordings: decoded side by side, at most.
+        ahead: segments of a recording that are decoded freely before it is known what they take over.
     """
 
     bias: float
-    recordings: int
+    ahead: int
 
 
 class _Recording:
@@ -273,6 +275,7 @@ class _Recording:
         error: why it could not be read (any further); known when `segments` has ended.
         read: whether `segments` has ended.
         times: start (s) of the segments that the network has, and of the ones after them; None for no more.
+        again: held, what is to be asked once more, with the answers to later questions waiting; None for nothing.
     """
 
     def __init__(
@@ -286,8 +289,13 @@ class _Recording:
         self.config = config
         self.instruments = instruments
         self.hold = hold
+        self.again: Held | None = None
         # that played in the last segment that has notes
         self._programs: set[int] = set()
+        # held: the segments of times, free answers to the first of them, and whether the first is asked once more
+        self._open: collections.deque[Segment] = collections.deque()
+        self._answers: collections.deque[np.ndarray] = collections.deque()
+        self._is_asked_again = False
         self.error: Exception | None = None
         self.read = False
         self.times: collections.deque[tuple[float, float | None]] = collections.deque()
@@ -381,29 +389,56 @@ class _Recording:
         """Whether all ids are there that will come."""
         return self.read and not self.times
 
-    def held(self, segment: Segment) -> Held:
-        """The segment, to go on from the ids so far: what sounds is tied, and programs that did not play are biased.
+    def free(self, segment: Segment) -> Held:
+        """The segment, to be decoded as if alone; add gets the ids, and perhaps asks again."""
+        self._open.append(segment)
+        return Held(segment, np.zeros(0, np.int32), np.zeros(self._decoder.vocabulary.num_embeddings, np.float32))
+
+    def add(self, ids: np.ndarray, clock: "Clock", is_again: bool = False) -> None:
+        """Takes down the ids of the next segment; held, `again` is what to ask before the rest can be taken down."""
+        with clock.running("notes"):
+            if self.hold is None:
+                return self._take(ids)
+            if is_again:
+                self._is_asked_again = False
+                self._open.popleft()
+                self._take(ids)
+            else:
+                self._answers.append(ids)
+            while self._answers and not self._is_asked_again:
+                ids = self._answers.popleft()
+                self.again = self._held(self._open[0], ids)
+                self._is_asked_again = self.again is not None
+                if not self._is_asked_again:
+                    self._open.popleft()
+                    self._take(ids)
+
+    def _held(self, segment: Segment, ids: np.ndarray) -> Held | None:
+        """The segment to be decoded once more, or None if its ids agree with what was before.
 
         Ties may fill half of the tokens.
         """
         vocabulary = self._decoder.vocabulary
-        forced = np.zeros(0, np.int32)
-        if segment.index:
-            forced = self._decoder.tie_section(self.config.max_target_length // 2)
+        ties, begun = self._decoder.taken_over(ids)
+        sounding = set(self._decoder.sounding)
+        # pitches that are tied under none of the programs that they have
+        strange = {pitch for pitch, _ in ties} - {pitch for pitch, _ in ties & sounding}
+        held = {key for key in sounding if key[0] in strange}
+        if not segment.index or not self._programs or (not held and begun <= self._programs):
+            return None
+        kept = held | (ties & sounding)
+        forced = self._decoder.tie_section(self.config.max_target_length // 2, kept)
         bias = np.zeros(vocabulary.num_embeddings, np.float32)
-        if self._programs:
-            first, last = (SPECIAL_IDS + index for index in vocabulary.ranges["program"])
-            bias[first : last + 1] = np.where(np.isin(np.arange(128), list(self._programs)), 0.0, -self.hold.bias)
+        first, last = (SPECIAL_IDS + index for index in vocabulary.ranges["program"])
+        bias[first : last + 1] = np.where(np.isin(np.arange(128), list(self._programs)), 0.0, -self.hold.bias)
         return Held(segment, forced, bias)
 
-    def add(self, ids: np.ndarray, clock: "Clock") -> None:
-        """Takes down the ids of the next segment."""
-        with clock.running("notes"):
-            start, next_start = self.times.popleft()
-            ended = self._decoder.feed(ids, start, next_start)
-            if next_start is None:
-                ended = ended + self._decoder.finish()
-            ended = self._with_velocities(ended)
+    def _take(self, ids: np.ndarray) -> None:
+        start, next_start = self.times.popleft()
+        ended = self._decoder.feed(ids, start, next_start)
+        if next_start is None:
+            ended = ended + self._decoder.finish()
+        ended = self._with_velocities(ended)
         played = {program for _, program in self._decoder.sounding}
         self._programs = played | {note.program for note in ended if not note.is_drum} or self._programs
         self.count += 1
@@ -475,7 +510,7 @@ class Transcriber:
         checkpoint: where the network came from, for notices and metadata.
         instruments: the only ones that may play, where generate is restricted to them.
         hold: how to keep instruments from one segment to the next, where generate takes batching.Held, or None for
-            "not yet"; each recording still comes out as if it were alone, but it has one segment at a time.
+            "not yet"; each recording still comes out as if it were alone.
 
     Raises:
         ValueError: hold for a model that has nothing to hold.
@@ -548,8 +583,8 @@ class Transcriber:
         reading: collections.deque[_Recording] = collections.deque()
         # those of which the network has seen something, in order
         begun: collections.deque[_Recording] = collections.deque()
-        # whose segments the network has, in order
-        asked: collections.deque[_Recording] = collections.deque()
+        # whose segments the network has, in order, and whether it has them once more
+        asked: collections.deque[tuple[_Recording, bool]] = collections.deque()
         failure: Exception | None = None
 
         def stream() -> Iterator[Segment]:
@@ -563,35 +598,37 @@ class Transcriber:
                 for number, segment in enumerate(recording.segments(clock)):
                     if not number and recording is begun[0]:
                         recording.tell_progress()
-                    asked.append(recording)
+                    asked.append((recording, False))
                     yield segment
                 reading.popleft()
 
         def stream_held() -> Iterator[Held | None]:
             unasked: dict[_Recording, Iterator[Segment]] = {}
             while True:
-                while len(reading) < self.hold.recordings and (request := next(unread, None)) is not None:
+                while len(reading) < readers and (request := next(unread, None)) is not None:
                     reading.append(recording := _Recording(request, self.config, self.instruments, self.hold))
                     recording.start()
-                    begun.append(recording)
                     unasked[recording] = recording.segments(clock)
-                if not reading:
-                    return
-                is_stuck = True
-                for recording in list(reading):
-                    if recording.times:
-                        continue
-                    is_stuck = False
-                    segment = next(unasked[recording], None)
-                    if segment is None:
-                        reading.remove(recording)
-                        continue
-                    if not recording.count and recording is begun[0]:
-                        recording.tell_progress()
-                    asked.append(recording)
-                    yield recording.held(segment)
-                if is_stuck:
+                    begun.append(recording)
+                if again := next((recording for recording in begun if recording.again is not None), None):
+                    held, again.again = again.again, None
+                    asked.append((again, True))
+                    yield held
+                    continue
+                recording = next((each for each in reading if len(each.times) < self.hold.ahead), None)
+                if recording is None:
+                    if not asked:
+                        return
                     yield None
+                    continue
+                segment = next(unasked[recording], None)
+                if segment is None:
+                    reading.remove(recording)
+                    continue
+                if not recording.count and recording is begun[0]:
+                    recording.tell_progress()
+                asked.append((recording, False))
+                yield recording.free(segment)
 
         def finished() -> Iterator[Transcription | Exception]:
             while begun and begun[0].is_done:
@@ -618,8 +655,8 @@ class Transcriber:
                 if not asked:
                     failure = RuntimeError("the network answered before it was asked")
                     break
-                recording = asked.popleft()
-                recording.add(ids, clock)
+                recording, is_again = asked.popleft()
+                recording.add(ids, clock, is_again)
                 if recording is begun[0]:
                     recording.tell_progress()
                 yield from finished()

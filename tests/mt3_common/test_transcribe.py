@@ -429,35 +429,53 @@ def holding(answers, rows):
     return generate
 
 
-def test_what_sounds_is_the_next_segments_tie_section(audio):
+def test_what_goes_on_is_asked_for_again_under_its_program(audio):
+    """Segments that agree with what was before are not; nor is anything tied that the network does not tie."""
     vocabulary = Vocabulary(CONFIG.vocabulary)
 
     def ids(*events):
         return np.array([*(vocabulary.index(*event) + 3 for event in events), 1], np.int32)
 
-    begin, end = ("velocity", 1), ("velocity", 0)
-    answers = [
-        ids(("tie", 0), ("shift", 50), ("program", 8), begin, ("pitch", 60), ("pitch", 55)),
-        ids(("shift", 10), ("program", 40), begin, ("pitch", 64)),
-        ids(("shift", 5), ("program", 8), end, ("pitch", 60)),
-        ids(),
+    def program(number):
+        return ("program", number)
+
+    begin, end, tie = ("velocity", 1), ("velocity", 0), ("tie", 0)
+    c, e, g = ("pitch", 60), ("pitch", 64), ("pitch", 67)
+    free = [
+        # of another program in the first segment, which has nothing before it
+        ids(tie, ("shift", 50), program(8), begin, c, g, program(40), e),
+        # c is tied under another program and so is what was not there; g ends
+        ids(program(16), c, ("pitch", 70), program(40), e, tie, ("shift", 10), program(16), begin, ("pitch", 62)),
+        # as before
+        ids(program(8), c, program(40), e, tie, ("shift", 20), end, e, program(8), end, c, begin, e),
+        # a new program alone
+        ids(program(8), e, tie, ("shift", 20), program(0), begin, c),
     ]
-    generate = holding(answers, 5)
-    found = Transcriber(CONFIG, generate, hold=Hold(1.5, 4)).transcribe(audio)
-    forced = [[vocabulary.events[token - 3] for token in held.forced] for held in generate.taken]
-    ties = [("program", 8), ("pitch", 55), ("pitch", 60), ("program", 40), ("pitch", 64), ("tie", 0)]
-    assert forced == [[], [*ties[:3], ties[-1]], ties, [ties[0], ties[1], *ties[3:]]]
-    assert {(note.pitch, note.program, round(note.onset, 2)) for note in found.notes} == {
-        (60, 8, 0.5),
-        (55, 8, 0.5),
-        (64, 40, 2.14),
-    }
-    assert found.invalid == 0
+    again = {1: ids(("shift", 10), program(8), begin, ("pitch", 62)), 3: ids(("shift", 20), program(0), begin, c)}
+    taken = []
+
+    def generate(segments):
+        for held in segments:
+            if held is None:
+                return
+            taken.append(held)
+            number = held.segment.index
+            yield np.concatenate([held.forced, again[number]]) if len(held.forced) else free[number]
+
+    found = Transcriber(CONFIG, generate, hold=Hold(1.5, 1)).transcribe(audio)
+    assert [held.segment.index for held in taken] == [0, 1, 1, 2, 3, 3]
+    forced = [[vocabulary.events[token - 3] for token in held.forced] for held in taken]
+    assert [forced[number] for number in (0, 1, 3, 4)] == [[]] * 4
+    assert forced[2] == [program(8), c, program(40), e, tie]
+    assert forced[5] == [program(8), e, tie]
+    ends = {(note.pitch, note.program): round(note.offset, 2) for note in found.notes}
+    assert set(ends) == {(60, 8), (67, 8), (64, 40), (62, 8), (64, 8), (60, 0)}
+    assert (ends[67, 8], ends[64, 40], ends[62, 8]) == (2.04, 4.29, 4.09)
     first = 3 + vocabulary.ranges["program"][0]
-    unbiased = [{token - first for token in np.flatnonzero(held.bias == 0).tolist()} for held in generate.taken]
-    assert [free & set(range(128)) for free in unbiased] == [set(range(128)), {8}, {8, 40}, {8, 40}]
-    assert set(generate.taken[1].bias.tolist()) == {-1.5, 0.0}
-    assert (generate.taken[1].bias != 0).sum() == 127
+    unbiased = [{token - first for token in np.flatnonzero(held.bias == 0).tolist()} for held in taken]
+    assert [programs & set(range(128)) for programs in unbiased[::2]] == [set(range(128)), {8, 40}, set(range(128))]
+    assert unbiased[5] & set(range(128)) == {8, 40}
+    assert set(taken[2].bias.tolist()) == {-1.5, 0.0}
     assert found.metadata["held"] == 1.5
 
 
@@ -474,7 +492,12 @@ def test_held_recordings_come_out_as_if_alone_whatever_runs_beside_them(tmp_path
 
 
 def test_held_recordings_go_through_a_running_batch(tmp_path):
-    """Rows of a stand-in for the framework, that end after as many steps as their segment's length decides."""
+    """Rows of a stand-in for the framework, that end after as many steps as their segment's length decides.
+
+    It changes its mind about the program in every segment, unless it is held.
+    """
+    vocabulary = Vocabulary(CONFIG.vocabulary)
+    again = []
 
     class Batch:
         def __init__(self, num_rows):
@@ -483,8 +506,13 @@ def test_held_recordings_go_through_a_running_batch(tmp_path):
         def insert(self, rows, frames, uniforms, held=None):
             for row, item in zip(rows, held, strict=True):
                 assert not self.left[row]
-                self.left[row] = 1 + item.segment.num_frames % 3
-                self.ids[row] = np.array([*item.forced, 1], np.int32)
+                self.left[row] = 1 + (item.segment.index + len(item.forced)) % 3
+                program = 0 if item.bias.any() else 8 * (item.segment.index % 3)
+                ties = [("program", program), ("pitch", 60)] * (item.segment.index > 0)
+                events = [*ties, ("tie", 0)] if not len(item.forced) else []
+                events += [("shift", 7), ("program", program), ("velocity", 1), ("pitch", 60)]
+                again.extend([item.segment.index] * bool(len(item.forced)))
+                self.ids[row] = np.array([*item.forced, *(vocabulary.index(*event) + 3 for event in events), 1])
 
         def advance(self):
             self.left = [max(0, left - 1) for left in self.left]
@@ -501,8 +529,16 @@ def test_held_recordings_go_through_a_running_batch(tmp_path):
         return batching.run(Batch, segments, batching.SearchSettings(max_steps=8), 3)
 
     paths = recordings(tmp_path, 5.0, 9.0, 1.0, 3.0, 7.0)
-    found = list(Transcriber(CONFIG, generate, hold=Hold(0.0, 3)).transcribe_many(map(Request, paths)))
-    assert [transcription.num_segments for transcription in found] == [3, 5, 1, 2, 4]
+    expected = None
+    for ahead, readers in ((1, 1), (1, 3), (3, 1), (8, 2)):
+        again.clear()
+        transcriber = Transcriber(CONFIG, generate, hold=Hold(1.0, ahead))
+        found = list(transcriber.transcribe_many(map(Request, paths), readers))
+        assert [transcription.num_segments for transcription in found] == [3, 5, 1, 2, 4]
+        assert sorted(again) == [1, 1, 1, 1, 2, 2, 2, 4]
+        assert {note.program for transcription in found for note in transcription.notes} == {0}
+        assert expected in (None, [transcription.notes for transcription in found])
+        expected = [transcription.notes for transcription in found]
 
 
 def test_a_model_without_ties_has_nothing_to_hold():
