@@ -1,6 +1,7 @@
 """The whole comparison in one process: `python -m parity CKPT`."""
 
 import argparse
+import concurrent.futures
 import shlex
 import sys
 import time
@@ -26,6 +27,7 @@ def check(
     source: dict[str, np.ndarray] | None = None,
     original: str | None = None,
     precisions: tuple[str, ...] = ("float64", "float32", "bfloat16"),
+    positions: int | None = None,
 ) -> tuple[Report, tuple[Trace, Trace] | None]:
     """The report on two Sides that hold the same checkpoint, and their traces if those differ.
 
@@ -36,6 +38,7 @@ def check(
         source: the checkpoint's own arrays, which both sides must hold bit for bit.
         original: 't5x' to run the published code as a third side, or a file of its activations.
         precisions: of taps and logits; the rest is compared in float64 and float32.
+        positions: of the decode path in float64, at most the config's; all if None, or 192 of a large network.
     """
     config = reference.config
     path = inputs.find_audio(audio)
@@ -46,7 +49,15 @@ def check(
         frames, start_times = inputs.read_segments(path, config, num_segments)
     # the traces of a large network are gigabytes: fewer positions show the same
     segments, length = (1, 128) if is_large(reference) else (2, 256)
-    given = inputs.with_tokens(frames[-segments:], config, min(length, config.max_target_length))
+    # as many positions as frames where that is enough: encoder and decoder are then compiled once
+    length = min(length, config.max_target_length, max(config.input_frames, 64))
+    given = inputs.with_tokens(frames[-segments:], config, length)
+    decoded, decoded_at = list(frames[:num_segments]), start_times[:num_segments]
+    if reference.framework == "jax" and not is_large(reference):
+        reference = Ahead(reference)
+        for precision in ("float64", "float32"):
+            reference.begin("gradients", given, precision)
+        reference.begin("generate", decoded)
     ours = record.record(reference, given, precisions)
     theirs = record.record(candidate, given, precisions, reference=ours)
     found = compare(ours, theirs)
@@ -59,7 +70,7 @@ def check(
     traces = (ours, theirs) if found.exit_code else None
     del ours, theirs
     if not found.refusals:
-        found.rows += decoding_rows(reference, candidate, frames[:num_segments], start_times[:num_segments])
+        found.rows += decoding_rows(reference, candidate, decoded, decoded_at, positions)
         names, probes_given = probes.make_probes(config, frames, given["decoder_input_tokens"])
         found.rows += probes.compare_probes(reference, candidate, names, probes_given)
         held = np.union1d(given["decoder_input_tokens"], probes_given["decoder_input_tokens"])
@@ -80,21 +91,60 @@ def check(
     return found, traces
 
 
+class Ahead:
+    """A Side that begins some answers in a thread before they are asked for; everything else is the Side's own.
+
+    For JAX on a machine with two cores: most of a small network's time is compiling, which needs no one else.
+    """
+
+    def __init__(self, side: Any):
+        self.side = side
+        self.pool = concurrent.futures.ThreadPoolExecutor(1)
+        self.begun: list[tuple[str, tuple, concurrent.futures.Future]] = []
+
+    def begin(self, method: str, *args: Any) -> None:
+        """Has method(*args) computed; the call with these very arguments, once, returns what comes out."""
+        self.begun.append((method, args, self.pool.submit(getattr(self.side, method), *args)))
+
+    def __getattr__(self, name: str) -> Any:
+        plain = getattr(self.side, name)
+        if name not in {method for method, _, _ in self.begun}:
+            return plain
+
+        def answer(*args: Any) -> Any:
+            for each in self.begun:
+                if each[0] == name and all(a is b or (isinstance(a, str) and a == b) for a, b in zip(each[1], args)):
+                    self.begun.remove(each)
+                    return each[2].result()
+            return plain(*args)
+
+        return answer
+
+
 def is_large(side: Any) -> bool:
     """Whether a Side's network has more than LARGE parameters."""
     return sum(array.size for array in side.arrays().values()) > LARGE
 
 
-def decoding_rows(reference: Any, candidate: Any, frames: np.ndarray, start_times: list[float]) -> list[Row]:
+def decoding_rows(
+    reference: Any,
+    candidate: Any,
+    segments: list[np.ndarray],
+    start_times: list[float],
+    positions: int | None = None,
+) -> list[Row]:
     """Rows of the decode path, tokens and notes."""
     config = reference.config
     length = config.max_target_length
+    frames = np.stack(segments)
     given = inputs.with_tokens(frames[:1], config, length, seed=1)
     given["decoder_target_tokens"] = np.ones_like(given["decoder_target_tokens"])
-    lengths = {"float64": min(length, DECODE_POSITIONS) if is_large(reference) else length, "float32": length}
+    if positions is None:
+        positions = DECODE_POSITIONS if is_large(reference) else length
+    lengths = {"float64": min(length, positions), "float32": length}
     rows = decoding.compare_decode_path(reference, candidate, given, lengths)
-    ids = tuple(side.generate(list(frames)) for side in (reference, candidate))
-    tokens = decoding.compare_tokens(reference, candidate, frames, ids)
+    ids = tuple(side.generate(segments) for side in (reference, candidate))
+    tokens = decoding.compare_tokens(reference, candidate, frames, ids, length)
     return rows + tokens + decoding.compare_notes(config, start_times, ids, tokens)
 
 
@@ -116,6 +166,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio", metavar="FILE", help="recording to run on (default: the bundled one)")
     parser.add_argument(
         "--segments", type=int, help="segments of it for tokens and notes (default: 4, or 1 of a large network)"
+    )
+    parser.add_argument(
+        "--positions",
+        type=int,
+        help="of the decode path in float64 (default: all, or 192 of a large network; in float32 it is always all)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, gpu or tpu; two with a comma where the sides differ")
     record.add_precisions(parser)
@@ -142,6 +197,8 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     if args.segments is not None and args.segments < 1:
         raise ValueError(f"--segments {args.segments}: at least 1 is needed")
+    if args.positions is not None and args.positions < 1:
+        raise ValueError(f"--positions {args.positions}: at least 1 is needed")
     names = args.sides.split(",")
     if len(names) != 2:
         raise ValueError(f"--sides {args.sides}: two names with a comma, such as jax,torch")
@@ -152,7 +209,7 @@ def run(args: argparse.Namespace) -> int:
         for name, device in zip(names, devices(args.device), strict=True)
     ]
     source = checkpoint.read(path).arrays
-    found, traces = check(*sides, args.audio, args.segments, source, args.oracle, precisions)
+    found, traces = check(*sides, args.audio, args.segments, source, args.oracle, precisions, args.positions)
     found.facts["checkpoint"] = path
     found.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
     if traces is not None and args.counterexample:

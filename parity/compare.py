@@ -297,7 +297,7 @@ def comparability(reference: Trace, candidate: Trace) -> tuple[list[Row], list[s
         check(
             f"{precision}: dtypes",
             others[0] == others[1],
-            f"{len(one.outputs)} taps in {precision}, except {_listing(others[0])}",
+            f"{len(one.outputs)} taps in {precision}, except {_listing(others[0] or {})}",
             f"{precision}: the sides computed in different dtypes: "
             f"{_listing(others[0] or {})} against {_listing(others[1] or {})}",
         )
@@ -543,7 +543,8 @@ def _worst_tap(rows: list[Row], reference: Trace, candidate: Trace) -> tuple[str
     )
     difference = np.abs(found - truth).reshape(-1) / (row.free.largest or 1.0)
     decades = np.ceil(np.log10(difference[difference > 0.0])).clip(-17, 2)
-    edges = [float(e) for e in range(int(decades.min(initial=-16)), int(decades.max(initial=-16)) + 1)]
+    bounds = (int(decades.min()), int(decades.max())) if len(decades) else (-16, -16)
+    edges = [float(e) for e in range(bounds[0], bounds[1] + 1)]
     counts = [int((difference == 0.0).sum()), *(int((decades == edge).sum()) for edge in edges)]
     return row.name, row.precision, counts, [-np.inf, *edges]
 

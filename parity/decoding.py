@@ -71,6 +71,7 @@ def compare_tokens(
     candidate: Any,
     frames: np.ndarray,
     ids: tuple[list[np.ndarray], list[np.ndarray]],
+    length: int = 0,
 ) -> list[Row]:
     """Rows of the greedy tokens: one per segment as they were generated, then one for every prefix of the reference's.
 
@@ -82,17 +83,18 @@ def compare_tokens(
         reference, candidate: Sides.
         frames: (n, f, input_depth), the segments' frames.
         ids: what each side generated, a list of (n,) arrays per side.
+        length: positions to which prefixes are padded, so that one shape is compiled; what follows changes nothing.
     """
     rows, asked, ties, real = [], 0, 0, []
     for index, (ours, theirs) in enumerate(zip(*ids, strict=True)):
-        targets = ours[np.newaxis].astype(np.int32)
+        targets = np.pad(ours, (0, max(0, length - len(ours))))[np.newaxis].astype(np.int32)
         inputs = {
             "frames": frames[index : index + 1],
             "decoder_input_tokens": shift_right(targets),
             # every position is asked, also those where the reference chose 0
             "decoder_target_tokens": np.ones_like(targets),
         }
-        low = [side.logits(inputs, "float32")[0] for side in (reference, candidate)]
+        low = [side.logits(inputs, "float32")[0, : len(ours)] for side in (reference, candidate)]
         asked += len(ours)
         places = np.flatnonzero(low[0].argmax(-1) != low[1].argmax(-1))
         verdicts = {}

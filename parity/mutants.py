@@ -7,11 +7,14 @@ clean pairs.
 
 import argparse
 import dataclasses
+import functools
+import json
 import math
 import re
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -306,10 +309,52 @@ def clean_configs() -> list[NetworkConfig]:
     ]
 
 
-def clean_pairs(count: int, progress: Callable[[str], None] = lambda line: None) -> list[Outcome]:
+class Record:
+    """Outcomes as they come, in a file of JSON lines, so that a run that was stopped goes on where it was.
+
+    Args:
+        path: the file, of an earlier run of the same code with the same seed; None to keep nothing.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+
+    def __init__(self, path: str | None):
+        self.path = path
+        self.known: dict[tuple[str, ...], list[Outcome]] = {}
+        lines = Path(path).read_text().splitlines() if path is not None and Path(path).exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                found = [Outcome(**each) for each in json.loads(line)]
+                self.known[self._key(found[0])] = found
+            except (ValueError, TypeError, IndexError) as error:
+                if number < len(lines):
+                    raise ValueError(f"{path}, line {number}: not outcomes of parity mutants") from error
+                # what was stopped while it wrote has half a last line
+                Path(path).write_text("".join(f"{each}\n" for each in lines[:-1]))
+
+    @staticmethod
+    def _key(outcome: Outcome) -> tuple[str, ...]:
+        return outcome.kind, outcome.site, str(outcome.seed), outcome.size
+
+    def __call__(self, kind: str, site: str, seed: int, size: str, judge: Callable[[], list[Outcome]]) -> list[Outcome]:
+        """The outcomes of one mutant: those of the file, else what judge() gives."""
+        key = (kind, site, str(seed), size)
+        if key not in self.known:
+            self.known[key] = judge()
+            if self.path is not None:
+                with open(self.path, "a") as file:
+                    file.write(json.dumps([dataclasses.asdict(each) for each in self.known[key]]) + "\n")
+        return self.known[key]
+
+
+def clean_pairs(
+    count: int, progress: Callable[[str], None] = lambda line: None, kept: Record | None = None
+) -> list[Outcome]:
     """Verdicts on clean pairs: ten configs, several weights and inputs each, every precision."""
     outcomes: list[Outcome] = []
     configs = clean_configs()
+    kept = Record(None) if kept is None else kept
     seed = 0
     while len(outcomes) < count:
         config = configs[seed % len(configs)]
@@ -318,7 +363,11 @@ def clean_pairs(count: int, progress: Callable[[str], None] = lambda line: None)
             # silence, and very loud frames
             inputs[network.FRAMES][0] = -11.512925
             inputs[network.FRAMES][1] *= 8
-        outcomes += Bench(config, 1000 + seed, inputs).judge(None, "clean")
+
+        def judge(config=config, seed=seed, inputs=inputs) -> list[Outcome]:
+            return Bench(config, 1000 + seed, inputs).judge(None, "clean")
+
+        outcomes += kept("clean", "", 1000 + seed, "clean", judge)
         seed += 1
         progress(f"{len(outcomes)} clean pairs")
     return outcomes[:count]
@@ -417,6 +466,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clean", type=int, default=None, metavar="N", help=f"clean pairs (default: {CLEAN_PAIRS})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE", help="write every outcome and the summary as JSON")
+    parser.add_argument(
+        "--resume", metavar="FILE", help="write outcomes there as they come, and do not repeat those that are there"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -427,6 +479,7 @@ def run(args: argparse.Namespace) -> int:
         print(line, file=sys.stderr, flush=True)
 
     outcomes: list[Outcome] = []
+    kept = Record(args.resume)
     started = time.monotonic()
     for size in ("small", "full") if args.size == "both" else (args.size,):
         bench = Bench(SIZES[size], args.seed)
@@ -434,11 +487,12 @@ def run(args: argparse.Namespace) -> int:
         if args.limit:
             chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, args.limit).astype(int))]
         for number, mutant in enumerate(chosen, 1):
-            outcomes += bench.judge(mutant, size)
+            judge = functools.partial(bench.judge, mutant, size)
+            outcomes += kept(mutant.kind.name, mutant.site, mutant.seed, size, judge)
             if number % 20 == 0:
                 progress(f"{size}: {number} of {len(chosen)} mutants, {time.monotonic() - started:.0f} s")
     count = args.clean if args.clean is not None else (20 if args.limit else CLEAN_PAIRS)
-    outcomes += clean_pairs(count, progress) if count else []
+    outcomes += clean_pairs(count, progress, kept) if count else []
     summary = summarise(outcomes)
     print_table(summary)
     for each in summary["wrong"][:20]:

@@ -73,6 +73,13 @@ def page(report: Report) -> str:
             "<p class='soft'>Largest error relative to the tap's largest value.</p>",
             _wide(growth(taps)),
         ]
+        if any(row.amplification for row in taps):
+            parts += [
+                "<h2>What amplifies errors</h2>",
+                "<p class='soft'>Relative error that comes out over the largest that comes in, free-running: "
+                "the taps with the most.</p>",
+                amplifiers(taps),
+            ]
     if report.worst is not None:
         name, precision, counts, edges = report.worst
         parts += [
@@ -184,6 +191,23 @@ def growth(taps: list[Row]) -> str:
     for mark, x in _stacks(names):
         parts.append(f"<text x='{at(x, low).split(',')[0]}' y='{height + 14}'>{_text(mark)} begins</text>")
     return "".join(parts) + "</svg>"
+
+
+def amplifiers(taps: list[Row], count: int = 8) -> str:
+    """A table of the taps that amplify the most, with the factor in every precision."""
+    precisions = list(dict.fromkeys(row.precision for row in taps))
+    factors: dict[str, dict[str, float]] = {}
+    for row in taps:
+        if row.amplification is not None and math.isfinite(row.amplification):
+            factors.setdefault(row.name, {})[row.precision] = row.amplification
+    most = sorted(factors, key=lambda name: -max(factors[name].values()))[:count]
+    head = "".join(f"<th class='n'>{_text(precision)}</th>" for precision in precisions)
+    lines = [f"<div class='wide'><table><thead><tr><th>tap</th>{head}</tr></thead><tbody>"]
+    for name in most:
+        figures = (number(factors[name].get(precision)) for precision in precisions)
+        cells_of_tap = "".join(f"<td class='n'>{_text(figure)}</td>" for figure in figures)
+        lines.append(f"<tr><td>{_text(name)}</td>{cells_of_tap}</tr>")
+    return "\n".join(lines) + "</tbody></table></div>"
 
 
 def histogram(counts: list[int], edges: list[float]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from parity import __main__ as cli
-from parity import examine, faults, mutants, network
+from parity import compare, examine, faults, mutants, network
 
 # one of every sort of place: weights, norms, gates, attention, masks, positions, ids, sums, the head
 CHOSEN = (
@@ -154,6 +154,29 @@ def test_the_command_prints_the_table_and_writes_json(tmp_path, capsys):
     assert "| cosine 0.99" in printed
     assert len(found["outcomes"]) == 4 * 2 + 2
     assert found["summary"]["false alarms"] == 0
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path, capsys, monkeypatch):
+    path, plain = tmp_path / "outcomes.jsonl", mutants.Bench.judge
+    judged = []
+
+    def judge(self, mutant, size):
+        judged.append(mutant)
+        return plain(self, mutant, size)
+
+    monkeypatch.setattr(mutants.Bench, "judge", judge)
+    command = ["mutants", "--limit", "2", "--clean", "2", "--resume", str(path)]
+    assert cli.main(command) == 0
+    first, count = capsys.readouterr().out, len(judged)
+    assert count == 3
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1][:40])
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == first
+    assert len(judged) == count + 1
+    path.write_text("nothing\n" + lines[0])
+    assert cli.main(command) == compare.BAD_INPUT
+    assert "line 1: not outcomes" in capsys.readouterr().err
 
 
 def test_the_bench_inputs_reach_padding_and_late_ids():

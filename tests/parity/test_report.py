@@ -40,6 +40,22 @@ def example(**changes):
     return Report(**(fields | changes))
 
 
+def test_the_page_shows_what_amplifies():
+    found = example()
+    taps = [row for row in found.rows if row.section == "taps"]
+    for row, factor in zip(taps, (3.5, 0.2, 1234.0, float("inf")), strict=True):
+        row.amplification = factor
+    shown = page(found).split("What amplifies errors")[1].split("</table>")[0]
+    lines = [line for line in shown.splitlines() if line.startswith("<tr>")]
+    assert [line.split("<td>")[1].split("<")[0] for line in lines] == ["decoder/layers_0/b", "encoder/layers_0/a"]
+    assert "1.2e+03" in lines[0]
+    assert "3.50" in lines[1]
+    assert "0.20" in lines[1]
+    for row in taps:
+        row.amplification = None
+    assert "What amplifies" not in page(found)
+
+
 class Tags(HTMLParser):
     """Every opened tag is closed, and nothing is fetched."""
 
