@@ -7,6 +7,7 @@ machine does meets all of them. Figures are medians over the rounds.
 """
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,13 +28,14 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from mt3_common import checkpoint  # noqa: E402
 from mt3_common.config import PRESETS, Config, NetworkConfig  # noqa: E402
 from mt3_common.initial import initial_arrays  # noqa: E402
 from mt3_common.vocabulary import EOS_ID  # noqa: E402
 
-PARTS = ("decode", "search")
+PARTS = ("decode", "search", "end", "spectrogram", "agreement", "start")
 TWINS = ("torch_mt3", "jax_mt3")
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "int8")
 # what mt3-infer needs and this project's environment does not have; its model needs no torchvision and no torchaudio,
 # which its metadata asks for
 MT3_INFER = (
@@ -45,6 +48,8 @@ PLAIN_POSITIONS = 1024
 PLAIN_ROWS = 8
 # tokens per second of audio at full size
 TOKENS_PER_SECOND = 100
+# of models from end to end
+SIZES = {"default": "the checkpoint", "full": f"MT3's size, {TOKENS_PER_SECOND} tokens per second of audio"}
 
 
 def full_size(quick: bool) -> tuple[Config, dict[str, np.ndarray]]:
@@ -186,14 +191,15 @@ def machine(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
 
 def prepared(twin: str, config: Config, arrays: dict[str, np.ndarray], dtype: str):
     """(the twin's decode.py, its weights arranged for decoding)."""
+    int8, dtype = dtype == "int8", "float32" if dtype == "int8" else dtype
     decode = importlib.import_module(f"{twin}.decode")
     weights = importlib.import_module(f"{twin}.checkpoint")
     if twin == "jax_mt3":
         importlib.import_module("jax_mt3.infer").keep_compiled()
-        return decode, decode.pack(weights.cast(weights.to_params(arrays), dtype), config.network)
+        return decode, decode.pack(weights.cast(weights.to_params(arrays), dtype), config.network, int8)
     model = importlib.import_module("torch_mt3.model").Transformer(config.network)
     model.load_state_dict(weights.to_state_dict(arrays))
-    return decode, decode.pack(weights.cast(model, dtype).eval())
+    return decode, decode.pack(weights.cast(model, dtype).eval(), int8)
 
 
 def twin(settings: dict[str, Any], package: str, dtype: str, search: str) -> Callable[[], dict[str, float]]:
@@ -207,11 +213,12 @@ def twin(settings: dict[str, Any], package: str, dtype: str, search: str) -> Cal
     segments = frames_of(config, rows)
 
     def measure() -> dict[str, float]:
-        batch = decode.Batch(weights, how, rows, config.input_frames)
+        batch = decode.make_batch(weights, how, rows, config.input_frames)
         began = time.perf_counter()
         batch.insert(list(range(rows)), segments, [how.uniforms(0)] * rows)
-        # JAX computes on until it is asked for something
-        np.asarray(batch.cache.age)
+        for half in getattr(batch, "parts", [batch]):
+            # JAX computes on until it is asked for something
+            np.asarray(half.cache.cross_values[-1][0, 0, 0])
         inserted = time.perf_counter()
         while not batch.advance().all():
             pass
@@ -344,7 +351,70 @@ def environment_of_mt3_infer(folder: Path) -> str | None:
     return str(folder)
 
 
-CONTENDERS = {"machine": machine, "twin": twin, "plain": plain, "mt3_infer": mt3_infer}
+def recording(settings: dict[str, Any], folder: Path) -> Path:
+    """A FLAC file of so many seconds, 44.1 kHz, stereo: the bundled example, or what --audio names, over and over."""
+    import soundfile
+    import soxr
+
+    samples, rate = soundfile.read(settings["audio"], dtype="float32", always_2d=True)
+    samples = soxr.resample(samples, rate, 44100)[:, [0, -1]]
+    wanted = round(settings["seconds"] * 44100)
+    path = folder / "song.flac"
+    soundfile.write(path, np.tile(samples, (-(-wanted // len(samples)), 1))[:wanted], 44100)
+    return path
+
+
+def end_to_end(settings: dict[str, Any], package: str, dtype: str, size: str) -> Callable[[], dict[str, float]]:
+    """Measures a recording's way from the file to a MIDI file; size 'full': random weights and forced lengths."""
+    infer = importlib.import_module(f"{package}.infer")
+    folder = tempfile.TemporaryDirectory(prefix="mt3-bench-")
+    path = recording(settings, Path(folder.name))
+    source = settings["checkpoint"]
+    if size == "full":
+        config, arrays = full_size(settings["quick"])
+        seconds = config.input_frames / config.spectrogram.frames_per_second
+        config = dataclasses.replace(config, max_target_length=round(seconds * TOKENS_PER_SECOND))
+        source = os.path.join(folder.name, "full.safetensors")
+        checkpoint.write_safetensors(source, arrays, config)
+    transcriber = infer.load(source, device="cpu", dtype=dtype, batch_size=settings["rows"])
+
+    def measure() -> dict[str, float]:
+        began = time.perf_counter()
+        transcription = transcriber.transcribe(path)
+        transcription.write(path.with_suffix(".mid"))
+        elapsed = time.perf_counter() - began
+        found = {"speed": transcription.duration / elapsed, "found": len(transcription.notes)}
+        return found | transcription.seconds
+
+    # the folder lives as long as this does
+    measure.folder = folder
+    measure()
+    return measure
+
+
+def spectrogram(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """Measures audio to segments on one core."""
+    from mt3_common.spectrogram import segments
+
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
+    samples = np.random.default_rng(3).normal(0, 0.1, round(settings["seconds"] * 16000)).astype(np.float32)
+    config = PRESETS["mt3"]
+
+    def measure() -> dict[str, float]:
+        return {"speed": len(samples) / 16000 / timed(lambda: list(segments(samples, config)))}
+
+    measure()
+    return measure
+
+
+CONTENDERS = {
+    "machine": machine,
+    "twin": twin,
+    "plain": plain,
+    "mt3_infer": mt3_infer,
+    "end": end_to_end,
+    "spectrogram": spectrogram,
+}
 
 
 def show(table: Table) -> None:
@@ -419,6 +489,131 @@ def search_part(settings: dict[str, Any]) -> None:
     show(table)
 
 
+def end_part(settings: dict[str, Any]) -> None:
+    """From the audio file to the MIDI file."""
+    names = [
+        f"end:{twin}:{dtype}:{size}" for size in SIZES for dtype in settings["dtypes"] for twin in settings["twins"]
+    ]
+    found = take_turns(names, settings, settings["rounds"])
+    table = Table(
+        f"from FLAC to MIDI, {settings['seconds']:g} s", "", "x real time", "notes", "network", "spectrogram, beside"
+    )
+    for name in names:
+        _, package, dtype, size = name.split(":")
+        one = found[name]
+        table.add_row(
+            SIZES[size],
+            f"{package} {dtype}",
+            f"{one.median('speed'):.1f}",
+            f"{one.median('found'):.0f}",
+            f"{one.median('network'):.1f} s",
+            f"{one.median('audio') + one.median('spectrogram'):.1f} s",
+        )
+    show(table)
+
+
+def spectrogram_part(settings: dict[str, Any]) -> None:
+    """Log-mel frames on one core."""
+    found = take_turns(["spectrogram"], settings, settings["rounds"])
+    table = Table("spectrogram, one core", f"{found['spectrogram'].median('speed'):.0f} x real time")
+    show(table)
+
+
+def agreement_part(settings: dict[str, Any]) -> None:
+    """How many tokens and notes stay the same with fewer bits, the twin's own float32 being the truth."""
+    table = Table(
+        "agreement with float32", "tokens before the first other one", "segments, whole", "notes", "within 50 ms"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        path = recording(settings, Path(name))
+        for package in settings["twins"]:
+            infer = importlib.import_module(f"{package}.infer")
+            exact = None
+            for dtype in ("float32", *(dtype for dtype in settings["dtypes"] if dtype != "float32")):
+                transcriber = infer.load(settings["checkpoint"], device="cpu", dtype=dtype, batch_size=settings["rows"])
+                ids: list[np.ndarray] = []
+                generate = transcriber.generate
+
+                def kept(segments, generate=generate, ids=ids):
+                    for one in generate(segments):
+                        ids.append(one)
+                        yield one
+
+                transcriber.generate = kept
+                notes = transcriber.transcribe(path).notes
+                if exact is None:
+                    exact = ids, notes
+                    continue
+                same = [common_beginning(ours, theirs) for ours, theirs in zip(ids, exact[0], strict=True)]
+                lengths = [max(len(ours), len(theirs)) for ours, theirs in zip(ids, exact[0], strict=True)]
+                whole = sum(common == length for common, length in zip(same, lengths, strict=True))
+                most = max(len(notes), len(exact[1]), 1)
+                table.add_row(
+                    f"{package} {dtype}",
+                    f"{sum(same) / sum(lengths):.2%}",
+                    f"{whole} of {len(ids)}",
+                    f"{matching(notes, exact[1], 0.0) / most:.2%} of {most}",
+                    f"{matching(notes, exact[1], 0.05) / most:.2%}",
+                )
+    show(table)
+
+
+def common_beginning(ours: np.ndarray, theirs: np.ndarray) -> int:
+    """Tokens before the first that differs."""
+    shorter = min(len(ours), len(theirs))
+    other = np.flatnonzero(ours[:shorter] != theirs[:shorter])
+    return int(other[0]) if len(other) else shorter
+
+
+def matching(ours: list[Any], theirs: list[Any], tolerance: float) -> int:
+    """Notes with a partner of the same pitch and instrument whose onset is no further away (s)."""
+
+    def onsets(notes: list[Any]) -> dict[tuple[bool, int, int], list[float]]:
+        found: dict[tuple[bool, int, int], list[float]] = {}
+        for note in notes:
+            found.setdefault((note.is_drum, 0 if note.is_drum else note.program, note.pitch), []).append(note.onset)
+        return {key: sorted(each) for key, each in found.items()}
+
+    count = 0
+    others = onsets(theirs)
+    for key, mine in onsets(ours).items():
+        waiting = list(others.get(key, []))
+        for onset in mine:
+            while waiting and waiting[0] < onset - tolerance - 1e-9:
+                waiting.pop(0)
+            if waiting and waiting[0] <= onset + tolerance + 1e-9:
+                waiting.pop(0)
+                count += 1
+    return count
+
+
+def start_part(settings: dict[str, Any]) -> None:
+    """The commands' time for one second of audio beside that of the framework's import."""
+    with tempfile.TemporaryDirectory() as name:
+        path = recording(settings | {"seconds": 1.0}, Path(name))
+        options = ["--checkpoint", settings["checkpoint"]] if settings["checkpoint"] else []
+        commands = {}
+        for package, modules in (("torch_mt3", "torch"), ("jax_mt3", "jax, flax.linen")):
+            if package in settings["twins"]:
+                commands[package, "alone"] = ["-c", f"import {modules}"]
+                commands[package, "command"] = ["-m", f"{package}.infer", str(path), "--force", "--quiet", *options]
+        environment = dict(os.environ, PYTHONPATH=str(ROOT))
+        found: dict[tuple[str, str], list[float]] = {key: [] for key in commands}
+        # the first round fills the caches
+        for number in range(settings["rounds"] + 1):
+            for key, command in commands.items():
+                took = timed(
+                    lambda command=command: subprocess.run([sys.executable, *command], check=True, env=environment)
+                )
+                if number:
+                    found[key].append(took)
+    table = Table("start, 1 s of audio", "import of the framework", "command", "beyond the import")
+    for package in settings["twins"]:
+        alone, command = (statistics.median(found[package, kind]) for kind in ("alone", "command"))
+        table.add_row(package, f"{alone:.1f} s", f"{command:.1f} s", f"{command - alone:.1f} s")
+    show(table)
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
@@ -430,6 +625,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=256)
     parser.add_argument("--cores", type=int, default=0, help="run on so many; default: all")
     parser.add_argument("--checkpoint", help="for end, agreement and start; default: the bundled one")
+    parser.add_argument("--audio", default=str(ROOT / "audio" / "example.flac"), help="for end and agreement")
+    parser.add_argument("--seconds", type=float, default=180.0, help="of audio")
     parser.add_argument("--folder", default=str(ROOT / "build" / "bench"), help="for mt3-infer")
     parser.add_argument("--without-mt3-infer", action="store_true")
     parser.add_argument("--quick", action="store_true", help="toy sizes, one round: does it run?")
@@ -441,10 +638,18 @@ def main() -> None:
     for name in ("parts", "twins", "dtypes"):
         settings[name] = settings[name].split(",")
     if arguments.quick:
-        settings |= {"rounds": 1, "rows": 4, "steps": 16}
+        settings |= {"rounds": 1, "rows": 4, "steps": 16, "seconds": 5.0}
     print(f"{platform.processor() or platform.machine()}, {settings['cores'] or len(os.sched_getaffinity(0))} cores")
     for part in settings["parts"]:
-        {"decode": decode_part, "search": search_part}[part](settings)
+        run = {
+            "decode": decode_part,
+            "search": search_part,
+            "end": end_part,
+            "spectrogram": spectrogram_part,
+            "agreement": agreement_part,
+            "start": start_part,
+        }
+        run[part](settings)
 
 
 if __name__ == "__main__":

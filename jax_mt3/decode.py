@@ -8,6 +8,7 @@ Attention does not depend on the order of keys, so rows of any age share a batch
 """
 
 import functools
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,41 +25,55 @@ from mt3_common.vocabulary import EOS_ID
 
 # slots that the ring may have: it grows to the next when a row outgrows it, and every length is compiled once
 LENGTHS = (64, 128, 192, 256, 384, 512, 768, 1024)
+# rows that are not too few to be halved
+WORTH_HALVING = 8
 # steps between two looks at which rows have ended
 STEPS_AT_ONCE = 8
 # T5X's stand-in for minus infinity
 NEG_INF = -1e7
 # numbers of rows that are compiled for, and of segments that are encoded together
-ROW_COUNTS = (1, 4, 16, 64)
+ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 ENCODED_TOGETHER = 4
 
 jax.tree_util.register_static(NetworkConfig)
 
 
+class Quantised(NamedTuple):
+    """A matrix in whole numbers from -127 to 127.
+
+    Attributes:
+        whole: (out, in) int8; float32 on a CPU, where XLA's products of int8 are slow and those of float32 as exact.
+        scales: (out,) float32, what one is worth in each row.
+    """
+
+    whole: jax.Array
+    scales: jax.Array
+
+
 class EncoderLayerWeights(NamedTuple):
-    """One encoder layer; matrices are (in, out), those that share an input are packed."""
+    """One encoder layer; matrices are (out, in), those that share an input are packed."""
 
     norm: jax.Array
-    qkv: jax.Array
-    out: jax.Array
+    qkv: jax.Array | Quantised
+    out: jax.Array | Quantised
     mlp_norm: jax.Array
-    mlp_wi: jax.Array
-    mlp_wo: jax.Array
+    mlp_wi: jax.Array | Quantised
+    mlp_wo: jax.Array | Quantised
 
 
 class LayerWeights(NamedTuple):
-    """One decoder layer; matrices are (in, out), those that share an input are packed."""
+    """One decoder layer; matrices are (out, in), those that share an input are packed."""
 
     self_norm: jax.Array
-    self_qkv: jax.Array
-    self_out: jax.Array
+    self_qkv: jax.Array | Quantised
+    self_out: jax.Array | Quantised
     cross_norm: jax.Array
-    cross_query: jax.Array
-    cross_kv: jax.Array
-    cross_out: jax.Array
+    cross_query: jax.Array | Quantised
+    cross_kv: jax.Array | Quantised
+    cross_out: jax.Array | Quantised
     mlp_norm: jax.Array
-    mlp_wi: jax.Array
-    mlp_wo: jax.Array
+    mlp_wi: jax.Array | Quantised
+    mlp_wo: jax.Array | Quantised
 
 
 class Weights(NamedTuple):
@@ -119,12 +134,21 @@ class Hypotheses(NamedTuple):
     done: jax.Array
 
 
-def pack(params: dict[str, Any], config: NetworkConfig) -> Weights:
-    """The parameters arranged for decoding, on their device and in their dtype."""
+def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> Weights:
+    """The parameters arranged for decoding, on their device and in their dtype.
+
+    Args:
+        params: of the network.
+        config: its sizes.
+        int8: quantise all matrices but the first and the last, a scale for each output.
+    """
     encoder, decoder = params["encoder"], params["decoder"]
 
+    def whole(block, *names):
+        return jnp.concatenate([block[name]["kernel"].T for name in names])
+
     def packed(block, *names):
-        return jnp.concatenate([block[name]["kernel"] for name in names], axis=1)
+        return _quantised(whole(block, *names)) if int8 else whole(block, *names)
 
     encoder_layers = tuple(
         EncoderLayerWeights(
@@ -154,14 +178,14 @@ def pack(params: dict[str, Any], config: NetworkConfig) -> Weights:
     )
     return Weights(
         config=config,
-        projection=packed(encoder, "continuous_inputs_projection"),
+        projection=whole(encoder, "continuous_inputs_projection"),
         encoder_layers=encoder_layers,
         encoder_norm=encoder["encoder_norm"]["scale"],
         embedding=decoder["token_embedder"]["embedding"],
         positions=jnp.asarray(sinusoids(2048, config.emb_dim, config.position_table)),
         layers=layers,
         norm=decoder["decoder_norm"]["scale"],
-        logits=packed(decoder, "logits_dense"),
+        logits=whole(decoder, "logits_dense"),
     )
 
 
@@ -169,6 +193,9 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
     """A cache of rows that have had no token and seen no frames; `length` tokens fit before it must grow."""
     config = weights.config
     dtype = weights.embedding.dtype
+    if dtype == jnp.bfloat16 and _is_on_cpu(weights.embedding):
+        # XLA's batched products of bfloat16 are twenty times slower there
+        dtype = jnp.float32
     self_shape = (num_rows * num_decodes, config.num_heads, length, config.head_dim)
     cross_shape = (num_rows, config.num_heads, num_frames, config.head_dim)
     return Cache(
@@ -229,27 +256,31 @@ def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, 
     slots = jnp.arange(length)
     seen = (cache.slot - slots) % length <= cache.age[:, None]
     x = weights.embedding[tokens]
-    x = (x + weights.positions[cache.age][:, None]).astype(x.dtype)
-    unseen = jnp.where(seen, 0.0, -jnp.inf).astype(x.dtype)
+    # a column for each hypothesis: on a CPU, matrix times columns takes a quarter less than rows times matrix, which is
+    # what XLA would make of the last product without the barrier
+    x = rearrange((x + weights.positions[cache.age][:, None]).astype(x.dtype), "b n e -> e (b n)")
+    unseen = jnp.where(seen, 0.0, -jnp.inf).astype(cache.self_keys[0].dtype)
     unseen = jnp.repeat(unseen, num_decodes, axis=0)[:, None, None]
     all_keys, all_values = [], []
     for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
-        y = _dense(_rms_norm(x, layer.self_norm), layer.self_qkv)
-        query, key, value = rearrange(y, "b n (three h d) -> three (b n) h 1 d", three=3, **heads)
+        y = _product(layer.self_qkv, _rms_norm(x, layer.self_norm, 0))
+        query, key, value = rearrange(y, "(three h d) r -> three r h 1 d", three=3, **heads)
+        key, value = key.astype(self_keys.dtype), value.astype(self_values.dtype)
         self_keys = jax.lax.dynamic_update_slice_in_dim(self_keys, key, cache.slot, axis=2)
         self_values = jax.lax.dynamic_update_slice_in_dim(self_values, value, cache.slot, axis=2)
         all_keys.append(self_keys)
         all_values.append(self_values)
         y = _attend(query, self_keys, self_values, unseen)
-        x = x + _dense(rearrange(y, "(b n) h 1 d -> b n (h d)", b=num_rows), layer.self_out)
-        y = _dense(_rms_norm(x, layer.cross_norm), layer.cross_query)
-        y = _attend(rearrange(y, "b n (h d) -> b h n d", **heads), cross_keys, cross_values)
-        x = x + _dense(rearrange(y, "b h n d -> b n (h d)"), layer.cross_out)
-        x = x + _mlp(_rms_norm(x, layer.mlp_norm), layer)
-    x = _rms_norm(x, weights.norm)
+        x = x + _product(layer.self_out, rearrange(y, "r h 1 d -> (h d) r"))
+        y = _product(layer.cross_query, _rms_norm(x, layer.cross_norm, 0))
+        y = _attend(rearrange(y, "(h d) (b n) -> b h n d", b=num_rows, **heads), cross_keys, cross_values)
+        x = x + _product(layer.cross_out, rearrange(y, "b h n d -> (h d) (b n)"))
+        x = x + _mlp_of_columns(_rms_norm(x, layer.mlp_norm, 0), layer)
+    x = _rms_norm(x, weights.norm, 0)
     # a row that has ended may wait longer than there are positions
     last = len(weights.positions) - 1
-    logits = _dense(x.astype(jnp.promote_types(x.dtype, jnp.float32)), weights.logits)
+    logits = weights.logits @ x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    logits = rearrange(jax.lax.optimization_barrier(logits), "v (b n) -> b n v", b=num_rows)
     return logits, cache._replace(
         self_keys=tuple(all_keys),
         self_values=tuple(all_values),
@@ -445,6 +476,25 @@ def advance(
     return jax.lax.while_loop(unfinished, one_step, (0, cache, hypotheses))[1:]
 
 
+def make_batch(
+    weights: Weights,
+    settings: SearchSettings,
+    num_rows: int,
+    num_frames: int,
+    allowed: np.ndarray | None = None,
+    hold: bool = False,
+) -> batching.RunningBatch:
+    """Rows that have not begun: on a CPU with several cores in two halves, where that pays."""
+
+    def make_one(rows: int) -> Batch:
+        return Batch(weights, settings, rows, num_frames, allowed, hold)
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if not _is_on_cpu(weights.embedding) or cores < 2 or num_rows < WORTH_HALVING:
+        return make_one(num_rows)
+    return batching.Halves(make_one, num_rows, lambda: None)
+
+
 class Batch:
     """Rows that decode side by side: a batching.RunningBatch.
 
@@ -466,7 +516,7 @@ class Batch:
         self.allowed = None if allowed is None else jnp.asarray(allowed)
         length = min(LENGTHS[0], settings.max_steps)
         self.cache = empty_cache(weights, self.num_rows, num_frames, settings.num_decodes, length)
-        self.hypotheses = empty_hypotheses(settings, self.num_rows, weights.logits.shape[1] if hold else 0)
+        self.hypotheses = empty_hypotheses(settings, self.num_rows, weights.embedding.shape[0] if hold else 0)
 
     def insert(
         self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], held: list[Held] | None = None
@@ -503,6 +553,9 @@ class Batch:
     def shrink(self, rows: list[int]) -> None:
         """Keeps the given rows only, in this order, where that saves a compiled size."""
         num_rows = _row_count(len(rows))
+        if 4 * num_rows > self.num_rows:
+            # rather than compile for every size
+            num_rows = self.num_rows
         index = np.array(rows + [rows[-1]] * (num_rows - len(rows)))
         self.num_rows = num_rows
         hypotheses = (index[:, None] * self.settings.num_decodes + np.arange(self.settings.num_decodes)).ravel()
@@ -533,6 +586,7 @@ def generate(
     seed: int = 0,
     allowed: np.ndarray | None = None,
     hold: bool = False,
+    int8: bool = False,
 ) -> Iterator[np.ndarray]:
     """Token ids of each segment, in order.
 
@@ -544,6 +598,7 @@ def generate(
         search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
         hold: whether the segments are batching.Held.
+        int8: quantise, see pack.
 
     Yields:
         (n,) int32 ids up to and including EOS, or max_steps of them.
@@ -551,12 +606,12 @@ def generate(
     settings = SearchSettings(
         search, num_decodes, alpha, max_steps or config.max_target_length, temperature, top_k, top_p, seed
     )
-    weights = pack(params, config.network)
+    weights = pack(params, config.network, int8)
 
-    def make_batch(num_rows: int) -> Batch:
-        return Batch(weights, settings, num_rows, config.input_frames, allowed, hold)
+    def make(num_rows: int) -> batching.RunningBatch:
+        return make_batch(weights, settings, num_rows, config.input_frames, allowed, hold)
 
-    return batching.run(make_batch, segments, settings, batch_size)
+    return batching.run(make, segments, settings, batch_size)
 
 
 def _row_count(rows):
@@ -567,8 +622,29 @@ def _longer(length):
     return next((longer for longer in LENGTHS if longer > length), 2 * length)
 
 
+def _is_on_cpu(array):
+    return all(device.platform == "cpu" for device in array.devices())
+
+
+def _quantised(weight):
+    scales = jnp.abs(weight).max(axis=1) / 127
+    whole = jnp.round(weight / scales.clip(1e-30)[:, None])
+    return Quantised(whole if _is_on_cpu(weight) else whole.astype(jnp.int8), scales)
+
+
 def _dense(x, weight):
-    return x @ weight
+    if isinstance(weight, Quantised):
+        return _product(weight, x.reshape(-1, x.shape[-1]).T).T.reshape(*x.shape[:-1], -1)
+    return x @ weight.T
+
+
+def _product(weight, x):
+    if not isinstance(weight, Quantised):
+        return weight @ x
+    scales = jnp.abs(x).max(axis=0, keepdims=True).clip(1e-30) / 127
+    whole = jnp.round(x / scales).astype(weight.whole.dtype)
+    kind = jnp.int32 if weight.whole.dtype == jnp.int8 else None
+    return jnp.matmul(weight.whole, whole, preferred_element_type=kind) * scales * weight.scales[:, None]
 
 
 def _mlp(x, layer):
@@ -576,16 +652,23 @@ def _mlp(x, layer):
     return _dense(jax.nn.gelu(gate, approximate=True) * linear, layer.mlp_wo)
 
 
+def _mlp_of_columns(x, layer):
+    gate, linear = jnp.split(_product(layer.mlp_wi, x), 2)
+    return _product(layer.mlp_wo, jax.nn.gelu(gate, approximate=True) * linear)
+
+
 def _attend(query, keys, values, unseen=None):
-    logits = einsum(query, keys, "b h q d, b h k d -> b h q k")
+    logits = einsum(query.astype(keys.dtype), keys, "b h q d, b h k d -> b h q k")
     if unseen is not None:
         logits = logits + unseen
-    return einsum(jax.nn.softmax(logits, axis=-1), values, "b h q k, b h k d -> b h q d")
+    found = einsum(jax.nn.softmax(logits, axis=-1), values, "b h q k, b h k d -> b h q d")
+    return found.astype(query.dtype)
 
 
-def _rms_norm(x, scale):
+def _rms_norm(x, scale, axis=-1):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide * jax.lax.rsqrt((wide * wide).mean(axis=-1, keepdims=True) + 1e-6)).astype(x.dtype) * scale
+    normed = wide * jax.lax.rsqrt((wide * wide).mean(axis=axis, keepdims=True) + 1e-6)
+    return normed.astype(x.dtype) * jnp.expand_dims(scale, axis + 1)
 
 
 def _penalty(settings, length):

@@ -40,7 +40,7 @@ def load(
         checkpoint: path, name or address, as find_checkpoint takes them; None for the default one.
         model: 'mt3' or 'ismir2021', where neither the checkpoint nor its name tells.
         device: 'cpu', 'gpu', 'gpu:1', 'tpu'; None for the first that JAX finds.
-        dtype: 'float32', 'bfloat16' or 'float64'.
+        dtype: 'float32', 'bfloat16', 'float64' or 'int8' (whole numbers in most products).
         search: 'greedy', 't5x' (T5X's beam search, as MT3 was published) or 'sample'.
         beams: beams of 't5x'.
         temperature: divides the logits in 'sample'.
@@ -71,7 +71,7 @@ def load(
     only = None if instruments is None else parse_instruments(instruments)
     overrides = {"position_table": positions} if positions else None
     params, config = weights.load(found.path, preset=model or found.model or None, overrides=overrides)
-    params = jax.device_put(weights.cast(params, dtype), find_device(device))
+    params = jax.device_put(weights.cast(params, "float32" if dtype == "int8" else dtype), find_device(device))
     generate = functools.partial(
         decode.generate,
         params,
@@ -85,6 +85,7 @@ def load(
         seed=seed,
         allowed=None if only is None else allowed_tokens(only, config),
         hold=hold is not None,
+        int8=dtype == "int8",
     )
     return Transcriber(
         config, generate, checkpoint=found, instruments=only, hold=None if hold is None else Hold(hold, batch_size)

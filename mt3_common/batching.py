@@ -3,10 +3,11 @@
 Framework-free: the twins' decode.py bring the batch, this module fills and empties it.
 """
 
+import concurrent.futures
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -101,6 +102,73 @@ class RunningBatch(Protocol):
 
     def shrink(self, rows: list[int]) -> None:
         """Keeps the given rows only, in this order; num_rows may stay larger than their number."""
+
+
+class Halves:
+    """Rows in two RunningBatches, each with a thread of its own: a RunningBatch.
+
+    One half multiplies matrices, which takes the processor's time, while the other reads keys and values, which takes
+    the memory's. Neighbouring rows lie in different halves.
+
+    Args:
+        make_batch: called with a number of rows, returns a RunningBatch.
+        num_rows: of both halves, 2 or more.
+        begin: called first in each of the two threads.
+
+    Attributes:
+        parts: the two.
+    """
+
+    def __init__(self, make_batch: Callable[[int], RunningBatch], num_rows: int, begin: Callable[[], None]):
+        self.num_rows = num_rows
+        self._threads = concurrent.futures.ThreadPoolExecutor(2, initializer=begin)
+        self.parts = list(self._threads.map(make_batch, ((num_rows + 1) // 2, num_rows // 2)))
+        # of each row: its half and its row there
+        self._places = [(row % 2, row // 2) for row in range(num_rows)]
+
+    def _each(self, work: Callable[[int, RunningBatch], Any]) -> list[Any]:
+        """What work returns for each half, done side by side."""
+        return list(self._threads.map(work, range(2), self.parts))
+
+    def _split(self, rows: list[int]) -> list[list[int]]:
+        """Which of the rows lie in each half, by their place in the list."""
+        return [[place for place, row in enumerate(rows) if self._places[row][0] == half] for half in range(2)]
+
+    def insert(
+        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], held: list[Held] | None = None
+    ) -> None:
+        """As RunningBatch.insert."""
+        split = self._split(rows)
+
+        def insert(half: int, batch: RunningBatch) -> None:
+            if mine := split[half]:
+                theirs = [[given[place] for place in mine] for given in (segments, uniforms, *[held] * bool(held))]
+                batch.insert([self._places[rows[place]][1] for place in mine], *theirs)
+
+        self._each(insert)
+
+    def advance(self) -> np.ndarray:
+        """As RunningBatch.advance."""
+        done = self._each(lambda half, batch: batch.advance())
+        return np.array([done[half][row] for half, row in self._places])
+
+    def take(self, rows: list[int]) -> list[np.ndarray]:
+        """As RunningBatch.take."""
+        found: dict[int, np.ndarray] = {}
+        for batch, mine in zip(self.parts, self._split(rows), strict=True):
+            if mine:
+                found |= zip(mine, batch.take([self._places[rows[place]][1] for place in mine]), strict=True)
+        return [found[place] for place in range(len(rows))]
+
+    def shrink(self, rows: list[int]) -> None:
+        """As RunningBatch.shrink."""
+        places: dict[int, tuple[int, int]] = {}
+        for half, (batch, mine) in enumerate(zip(self.parts, self._split(rows), strict=True)):
+            # a half that has nothing to do keeps a row, which has ended
+            batch.shrink([self._places[rows[place]][1] for place in mine] or [0])
+            places |= {place: (half, new) for new, place in enumerate(mine)}
+        self.num_rows = len(rows)
+        self._places = [places[place] for place in range(len(rows))]
 
 
 def until_eos(ids: np.ndarray) -> np.ndarray:

@@ -419,7 +419,12 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         help="compute on a Ray cluster, on all its GPUs or else nodes: host:port, ray://host:port, auto, local; the "
         "checkpoint must be found there under the same path or name",
     )
-    add("--dtype", choices=("float32", "bfloat16", "float64"), default="float32", help="default: float32")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8", "float64"),
+        default="float32",
+        help="computed with: bfloat16 and int8 are faster in PyTorch on a CPU, and round more; default: float32",
+    )
     add("--batch-size", type=POSITIVE, default=16, metavar="N", help="segments decoded at once; default: 16")
     search = parser.add_argument_group("search")
     add = search.add_argument

@@ -293,3 +293,57 @@ def test_a_wrong_position_would_be_seen(golden_config, golden_arrays, decoded):
 def test_settings_out_of_range_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         SearchSettings(**settings)
+
+
+@pytest.mark.parametrize("search", ["greedy", "beams"])
+@pytest.mark.parametrize("twin", TWINS)
+def test_rows_in_two_halves_decode_as_in_one(twin, search, golden_config, golden_arrays, decoded):
+    """With fewer and fewer rows: segments of 3 to 90 tokens, of which one half runs out first."""
+    decode, _, pack = TWINS[twin]
+    settings = SearchSettings(**SEARCHES[search], max_steps=90)
+    weights = pack(golden_config, with_eos_gain(golden_arrays, 3.0))
+    segments = noisy_segments(decoded, 17)
+
+    def one(rows):
+        return decode.Batch(weights, settings, rows, 256)
+
+    def halves(rows):
+        return batching.Halves(one, rows, lambda: None)
+
+    whole, halved = (list(batching.run(make, segments, settings, 9)) for make in (one, halves))
+    assert [ids.tolist() for ids in whole] == [ids.tolist() for ids in halved]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_fewer_bits_choose_nearly_the_same_tokens_in_both_twins(dtype, golden_config, golden_arrays, decoded):
+    """On random weights, whose logits lie closer together than a trained network's."""
+    config = dataclasses.replace(Config(), network=golden_config, max_target_length=12)
+    arrays = with_eos_gain(golden_arrays, 0.0)
+    segments = noisy_segments(decoded, 6)
+    cast = "float32" if dtype == "int8" else dtype
+    exact = list(torch_decode.generate(torch_model_of(golden_config, arrays), config, segments))
+    params = jax_checkpoint.cast(jax_model_of(golden_config, arrays), cast)
+    model = torch_checkpoint.cast(torch_model_of(golden_config, arrays), cast)
+    found = {
+        "jax": list(jax_decode.generate(params, config, segments, int8=dtype == "int8")),
+        "torch": list(torch_decode.generate(model, config, segments, int8=dtype == "int8")),
+    }
+    for ids in found.values():
+        firsts = [ours[0] == theirs[0] for ours, theirs in zip(ids, exact)]
+        assert sum(firsts) >= 5
+
+
+def test_int8_computes_with_whole_numbers_and_is_close(golden_config, golden_arrays, decoded):
+    """The encoder's output, 2 layers; both twins round the same."""
+    frames = decoded["in/frames"][:2]
+    model = torch_model_of(golden_config, golden_arrays)
+    exact = torch_decode.encode(torch_decode.pack(model), torch.from_numpy(frames)).numpy()
+    weights = torch_decode.pack(model, int8=True)
+    assert weights.layers[0].self_qkv.whole.dtype == torch.int8
+    ours = torch_decode.encode(weights, torch.from_numpy(frames)).numpy()
+    packed = jax_decode.pack(jax_model_of(golden_config, golden_arrays), golden_config, int8=True)
+    theirs = np.asarray(jax_decode.encode(packed, frames))
+    largest = np.abs(exact).max()
+    assert 1e-4 < np.abs(ours - exact).max() / largest < 0.1
+    assert np.abs(theirs - exact).max() / largest < 0.1
+    assert np.abs(ours - theirs).mean() / largest < 0.01

@@ -36,7 +36,7 @@ def load(
         checkpoint: path, name or address, as find_checkpoint takes them; None for the default one.
         model: 'mt3' or 'ismir2021', where neither the checkpoint nor its name tells.
         device: 'cpu', 'cuda', 'gpu', 'cuda:1', 'mps'; None for a GPU if there is one.
-        dtype: 'float32', 'bfloat16' or 'float64'.
+        dtype: 'float32', 'bfloat16', 'float64' or 'int8' (whole numbers in most products).
         search: 'greedy', 't5x' (T5X's beam search, as MT3 was published) or 'sample'.
         beams: beams of 't5x'.
         temperature: divides the logits in 'sample'.
@@ -60,7 +60,10 @@ def load(
     only = None if instruments is None else parse_instruments(instruments)
     overrides = {"position_table": positions} if positions else None
     module, config = weights.load(found.path, preset=model or found.model or None, overrides=overrides)
-    module = weights.cast(module, dtype).to(find_device(device)).eval()
+    place = find_device(device)
+    if dtype == "int8" and place.type != "cpu":
+        raise ValueError(f"PyTorch computes int8 on the CPU only, not on {place}: bfloat16 is the fast one there")
+    module = weights.cast(module, "float32" if dtype == "int8" else dtype).to(place).eval()
     generate = functools.partial(
         decode.generate,
         module,
@@ -74,6 +77,7 @@ def load(
         seed=seed,
         allowed=None if only is None else allowed_tokens(only, config),
         hold=hold is not None,
+        int8=dtype == "int8",
     )
     return Transcriber(
         config, generate, checkpoint=found, instruments=only, hold=None if hold is None else Hold(hold, batch_size)
