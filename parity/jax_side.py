@@ -55,7 +55,7 @@ def exact_mode(precision: str, device: jax.Device):
 
 def read_mode(precision: str) -> dict[str, Any]:
     """JAX's precision switches as they are now, and what a product makes of its inputs."""
-    left, right = (jnp.asarray(matrix).astype(trace.dtype_of(precision)) for matrix in trace.product_test())
+    left, right = (jax.device_put(_cast(matrix, trace.dtype_of(precision))) for matrix in trace.product_test())
     product = jax.lax.dot_general(left, right, (((1,), (0,)), ((), ())))
     return {
         "jax_enable_x64": bool(jax.config.jax_enable_x64),
@@ -171,8 +171,8 @@ class Side:
         return found
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
-        frames = jnp.asarray(inputs["frames"]).astype(trace.dtype_of(precision))
-        return frames, jnp.asarray(inputs["decoder_input_tokens"]), jnp.asarray(inputs["decoder_target_tokens"])
+        names, dtype = ("frames", "decoder_input_tokens", "decoder_target_tokens"), trace.dtype_of(precision)
+        return tuple(jax.device_put(_cast(inputs[name], dtype), self.device) for name in names)
 
     def _watched(
         self, params: dict[str, Any], *inputs: jax.Array, pattern: str = ""
@@ -231,7 +231,7 @@ class Side:
             weights = decode.pack(self.cast(precision), self.config.network)
             first = min(decode.LENGTHS[0], length)
             cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
-            rows, frames = jnp.arange(count), jnp.asarray(frames).astype(trace.dtype_of(precision))
+            rows, frames = np.arange(count), _cast(frames, trace.dtype_of(precision))
             step = compile_once(decode.step, self.device, donate_argnums=1)
             insert = compile_once(lambda *given: decode.insert(*given), self.device, donate_argnums=1)
             cache = insert(weights, cache, rows, frames)
@@ -314,8 +314,7 @@ class Side:
             if not isinstance(value, np.ndarray):
                 return value
             if (id(value), dtype) not in given:
-                floating = np.issubdtype(value.dtype, np.floating)
-                given[id(value), dtype] = jnp.asarray(value.astype(jnp.dtype(dtype)) if floating else value)
+                given[id(value), dtype] = jax.device_put(_cast(value, dtype), self.device)
             return given[id(value), dtype]
 
         outputs = {}
@@ -328,6 +327,11 @@ class Side:
             kwargs = {key: give(value, dtype) for key, value in call.kwargs.items()}
             outputs[tap] = keep(self.modules[tap].apply({"params": subtree}, *args, **kwargs))
         return outputs
+
+
+def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
+    # in NumPy: JAX would compile every shape
+    return array.astype(jnp.dtype(dtype)) if np.issubdtype(array.dtype, np.floating) else array
 
 
 class Plain(Side):
@@ -349,8 +353,8 @@ class Plain(Side):
         return jax.tree.map(lambda array: jnp.asarray(array).astype(trace.dtype_of(precision)), self.params)
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
-        arrays, dtype = (jnp.asarray(array) for array in inputs.values()), trace.dtype_of(precision)
-        return tuple(a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays)
+        dtype = trace.dtype_of(precision)
+        return tuple(jax.device_put(_cast(array, dtype), self.device) for array in inputs.values())
 
 
 class _Keeper:

@@ -84,6 +84,33 @@ def test_devices():
     assert check.devices("gpu,cpu") == ("gpu", "cpu")
 
 
+def test_answers_begun_ahead_are_for_their_own_question():
+    class Slow:
+        framework = "slow"
+
+        def __init__(self):
+            self.asked = []
+
+        def generate(self, segments, limit=None):
+            self.asked.append((list(segments), limit))
+            return [len(segments)]
+
+    slow, segments = Slow(), [1, 2, 3]
+    side = check.Ahead(slow)
+    side.begin("generate", segments)
+    assert side.framework == "slow"
+    # another list, though it is equal, and other arguments are asked for themselves
+    assert side.generate(list(segments)) == [3]
+    assert side.generate(segments, 5) == [3]
+    assert side.generate(segments) == [3]
+    assert len(slow.asked) == 3
+    assert side.generate(segments) == [3]
+    assert len(slow.asked) == 4
+    side.begin("generate", None)
+    with pytest.raises(TypeError):
+        side.generate(None)
+
+
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out

@@ -3,6 +3,10 @@
 import copy
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -128,3 +132,24 @@ def test_history_names_the_worst_tap():
     printed = console.export_text()
     assert "2.13.0 -> 2.14.0" in printed
     assert "0.50" in printed
+
+
+def test_the_workflow_judges_and_accepts(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    root = Path(__file__).parents[2]
+    steps = yaml.safe_load((root / ".github" / "workflows" / "parity.yml").read_text())["jobs"]["parity"]["steps"]
+    [command] = [step["run"] for step in steps if "--commit" in step.get("run", "")]
+    command = command.replace(".venv/bin/python", sys.executable)
+
+    def status(found, accept=""):
+        (tmp_path / "report.json").write_text(json.dumps(found))
+        paths = {"PYTHONPATH": str(root), "GITHUB_SHA": "abc", "ACCEPT": accept}
+        return subprocess.run(["bash", "-c", command], cwd=tmp_path, env=os.environ | paths, check=False).returncode
+
+    assert status(report()) == 0
+    assert status(report(0.6)) == 1
+    # until somebody says why
+    assert status(report(0.6)) == 1
+    assert status(report(0.6), "a new torch, looked at") == 0
+    assert status(report(0.6)) == 0
+    assert len((tmp_path / "drift.jsonl").read_text().splitlines()) == 5
