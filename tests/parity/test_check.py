@@ -70,13 +70,18 @@ def test_wrong_arguments_are_bad_input_and_not_a_refusal(capsys):
     assert "usage:" in capsys.readouterr().err
 
 
-def test_a_device_that_is_not_there(capsys):
-    torch = pytest.importorskip("torch")
-    if torch.cuda.is_available():
+@pytest.mark.parametrize("sides", ["jax,torch", "torch,jax"])
+@pytest.mark.parametrize("devices", ["gpu", "cpu,gpu", "gpu,cpu", "tpu", "tpu,cpu", "cpu,tpu"])
+def test_a_device_that_is_not_there(capsys, devices, sides):
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+    if torch.cuda.is_available() or jax.default_backend() != "cpu":
         pytest.skip("there is one")
-    status, error = refused(capsys, CHECKPOINTS / "t5x_zarr", "--device", "cpu,gpu")
+    status, error = refused(capsys, CHECKPOINTS / "t5x_zarr", "--device", devices, "--sides", sides)
     assert status == 3
-    assert "PyTorch finds none here" in error
+    place = 0 if devices.split(",")[0] != "cpu" else 1
+    name = devices.split(",")[-1 if place else 0]
+    wanted = {"jax": f"device {name}: JAX finds none here", "torch": f"device {name}: PyTorch"}
+    assert wanted[sides.split(",")[place]] in error
 
 
 def test_devices():

@@ -73,3 +73,19 @@ def test_what_is_not_there_is_one_sentence(tmp_path, traces):
         oracle.read_activations(tmp_path / "other.npz")
     with pytest.raises(ValueError, match="install mt3 and t5x from git"):
         oracle.run_original({}, copy.copy(traces[0].config), {})
+
+
+def test_a_file_of_activations_is_the_third_side():
+    checkpoint = str(GOLDEN / "checkpoints" / "t5x_zarr")
+    sides = [record.load_side(name, checkpoint) for name in ("jax", "torch")]
+    rows = oracle.compare_with_original(str(GOLDEN / "activations.npz"), *sides, {}, {})
+    assert {row.verdict for row in rows} == {"same"}
+    assert len(rows) > 90
+    wrong = copy.deepcopy(sides[1].model)
+    wrong.decoder.layers[2].mlp.wo.weight.data *= 1.001
+    rows = oracle.compare_with_original(
+        str(GOLDEN / "activations.npz"), sides[0], type(sides[1])(wrong, sides[1].config), {}, {}
+    )
+    bad = [row for row in rows if row.verdict != "same"]
+    assert bad[0].name == "decoder/layers_2/mlp/wo"
+    assert {row.note for row in bad} == {"differs from the original: torch"}
