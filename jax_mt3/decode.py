@@ -54,7 +54,7 @@ class EncoderLayerWeights(NamedTuple):
     """One encoder layer; matrices are (out, in), those that share an input are packed."""
 
     norm: jax.Array
-    qkv: jax.Array | Quantised
+    qkv: jax.Array
     out: jax.Array | Quantised
     mlp_norm: jax.Array
     mlp_wi: jax.Array | Quantised
@@ -65,11 +65,11 @@ class LayerWeights(NamedTuple):
     """One decoder layer; matrices are (out, in), those that share an input are packed."""
 
     self_norm: jax.Array
-    self_qkv: jax.Array | Quantised
+    self_qkv: jax.Array
     self_out: jax.Array | Quantised
     cross_norm: jax.Array
-    cross_query: jax.Array | Quantised
-    cross_kv: jax.Array | Quantised
+    cross_query: jax.Array
+    cross_kv: jax.Array
     cross_out: jax.Array | Quantised
     mlp_norm: jax.Array
     mlp_wi: jax.Array | Quantised
@@ -140,24 +140,25 @@ def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> W
     Args:
         params: of the network.
         config: its sizes.
-        int8: quantise all matrices but the first and the last, a scale for each output.
+        int8: quantise the matrices behind attention and of the MLPs, a scale for each output. Queries and keys decide
+            where the network looks, which little rounding changes.
     """
     encoder, decoder = params["encoder"], params["decoder"]
 
-    def whole(block, *names):
+    def packed(block, *names):
         return jnp.concatenate([block[name]["kernel"].T for name in names])
 
-    def packed(block, *names):
-        return _quantised(whole(block, *names)) if int8 else whole(block, *names)
+    def rounded(block, *names):
+        return _quantised(packed(block, *names)) if int8 else packed(block, *names)
 
     encoder_layers = tuple(
         EncoderLayerWeights(
             norm=layer["pre_attention_layer_norm"]["scale"],
             qkv=packed(layer["attention"], "query", "key", "value"),
-            out=packed(layer["attention"], "out"),
+            out=rounded(layer["attention"], "out"),
             mlp_norm=layer["pre_mlp_layer_norm"]["scale"],
-            mlp_wi=packed(layer["mlp"], "wi_0", "wi_1"),
-            mlp_wo=packed(layer["mlp"], "wo"),
+            mlp_wi=rounded(layer["mlp"], "wi_0", "wi_1"),
+            mlp_wo=rounded(layer["mlp"], "wo"),
         )
         for layer in (encoder[f"layers_{i}"] for i in range(config.num_encoder_layers))
     )
@@ -165,27 +166,27 @@ def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> W
         LayerWeights(
             self_norm=layer["pre_self_attention_layer_norm"]["scale"],
             self_qkv=packed(layer["self_attention"], "query", "key", "value"),
-            self_out=packed(layer["self_attention"], "out"),
+            self_out=rounded(layer["self_attention"], "out"),
             cross_norm=layer["pre_cross_attention_layer_norm"]["scale"],
             cross_query=packed(layer["encoder_decoder_attention"], "query"),
             cross_kv=packed(layer["encoder_decoder_attention"], "key", "value"),
-            cross_out=packed(layer["encoder_decoder_attention"], "out"),
+            cross_out=rounded(layer["encoder_decoder_attention"], "out"),
             mlp_norm=layer["pre_mlp_layer_norm"]["scale"],
-            mlp_wi=packed(layer["mlp"], "wi_0", "wi_1"),
-            mlp_wo=packed(layer["mlp"], "wo"),
+            mlp_wi=rounded(layer["mlp"], "wi_0", "wi_1"),
+            mlp_wo=rounded(layer["mlp"], "wo"),
         )
         for layer in (decoder[f"layers_{i}"] for i in range(config.num_decoder_layers))
     )
     return Weights(
         config=config,
-        projection=whole(encoder, "continuous_inputs_projection"),
+        projection=packed(encoder, "continuous_inputs_projection"),
         encoder_layers=encoder_layers,
         encoder_norm=encoder["encoder_norm"]["scale"],
         embedding=decoder["token_embedder"]["embedding"],
         positions=jnp.asarray(sinusoids(2048, config.emb_dim, config.position_table)),
         layers=layers,
         norm=decoder["decoder_norm"]["scale"],
-        logits=whole(decoder, "logits_dense"),
+        logits=packed(decoder, "logits_dense"),
     )
 
 
@@ -212,7 +213,8 @@ def encode(weights: Weights, frames: jax.Array) -> jax.Array:
     """The encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
     heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
     x = _dense(frames.astype(weights.embedding.dtype), weights.projection)
-    x = (x + weights.positions[: x.shape[1]]).astype(x.dtype)
+    # the sum of the layers keeps its digits in bfloat16 too
+    x = x.astype(_wide(x.dtype)) + weights.positions[: x.shape[1]]
     for layer in weights.encoder_layers:
         y = _dense(_rms_norm(x, layer.norm), layer.qkv)
         y = _attend(*rearrange(y, "b f (three h d) -> three b h f d", three=3, **heads))
@@ -258,7 +260,7 @@ def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, 
     x = weights.embedding[tokens]
     # a column for each hypothesis: on a CPU, matrix times columns takes a quarter less than rows times matrix, which is
     # what XLA would make of the last product without the barrier
-    x = rearrange((x + weights.positions[cache.age][:, None]).astype(x.dtype), "b n e -> e (b n)")
+    x = rearrange(x.astype(_wide(x.dtype)) + weights.positions[cache.age][:, None], "b n e -> e (b n)")
     unseen = jnp.where(seen, 0.0, -jnp.inf).astype(cache.self_keys[0].dtype)
     unseen = jnp.repeat(unseen, num_decodes, axis=0)[:, None, None]
     all_keys, all_values = [], []
@@ -276,10 +278,10 @@ def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, 
         y = _attend(rearrange(y, "(h d) (b n) -> b h n d", b=num_rows, **heads), cross_keys, cross_values)
         x = x + _product(layer.cross_out, rearrange(y, "b h n d -> (h d) (b n)"))
         x = x + _mlp_of_columns(_rms_norm(x, layer.mlp_norm, 0), layer)
-    x = _rms_norm(x, weights.norm, 0)
+    x = _rms_norm(x, weights.norm.astype(x.dtype), 0)
     # a row that has ended may wait longer than there are positions
     last = len(weights.positions) - 1
-    logits = weights.logits @ x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    logits = weights.logits @ x
     logits = rearrange(jax.lax.optimization_barrier(logits), "v (b n) -> b n v", b=num_rows)
     return logits, cache._replace(
         self_keys=tuple(all_keys),
@@ -626,6 +628,10 @@ def _is_on_cpu(array):
     return all(device.platform == "cpu" for device in array.devices())
 
 
+def _wide(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def _quantised(weight):
     scales = jnp.abs(weight).max(axis=1) / 127
     whole = jnp.round(weight / scales.clip(1e-30)[:, None])
@@ -666,9 +672,8 @@ def _attend(query, keys, values, unseen=None):
 
 
 def _rms_norm(x, scale, axis=-1):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    normed = wide * jax.lax.rsqrt((wide * wide).mean(axis=axis, keepdims=True) + 1e-6)
-    return normed.astype(x.dtype) * jnp.expand_dims(scale, axis + 1)
+    normed = x * jax.lax.rsqrt((x * x).mean(axis=axis, keepdims=True) + 1e-6)
+    return (normed * jnp.expand_dims(scale, axis + 1)).astype(scale.dtype)
 
 
 def _penalty(settings, length):

@@ -339,7 +339,7 @@ def test_int8_computes_with_whole_numbers_and_is_close(golden_config, golden_arr
     model = torch_model_of(golden_config, golden_arrays)
     exact = torch_decode.encode(torch_decode.pack(model), torch.from_numpy(frames)).numpy()
     weights = torch_decode.pack(model, int8=True)
-    assert weights.layers[0].self_qkv.whole.dtype == torch.int8
+    assert weights.layers[0].self_out.whole.dtype == torch.int8
     ours = torch_decode.encode(weights, torch.from_numpy(frames)).numpy()
     packed = jax_decode.pack(jax_model_of(golden_config, golden_arrays), golden_config, int8=True)
     theirs = np.asarray(jax_decode.encode(packed, frames))

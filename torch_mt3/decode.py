@@ -50,7 +50,7 @@ class EncoderLayerWeights(NamedTuple):
     """One encoder layer; matrices are (out, in), those that share an input are packed."""
 
     norm: torch.Tensor
-    qkv: torch.Tensor | Quantised
+    qkv: torch.Tensor
     out: torch.Tensor | Quantised
     mlp_norm: torch.Tensor
     mlp_wi: torch.Tensor | Quantised
@@ -61,11 +61,11 @@ class LayerWeights(NamedTuple):
     """One decoder layer; matrices are (out, in), those that share an input are packed."""
 
     self_norm: torch.Tensor
-    self_qkv: torch.Tensor | Quantised
+    self_qkv: torch.Tensor
     self_out: torch.Tensor | Quantised
     cross_norm: torch.Tensor
-    cross_query: torch.Tensor | Quantised
-    cross_kv: torch.Tensor | Quantised
+    cross_query: torch.Tensor
+    cross_kv: torch.Tensor
     cross_out: torch.Tensor | Quantised
     mlp_norm: torch.Tensor
     mlp_wi: torch.Tensor | Quantised
@@ -136,24 +136,25 @@ def pack(model: Transformer, int8: bool = False) -> Weights:
 
     Args:
         model: the network.
-        int8: quantise all matrices but the first and the last, a scale for each output.
+        int8: quantise the matrices behind attention and of the MLPs, a scale for each output. Queries and keys decide
+            where the network looks, which little rounding changes.
     """
     encoder, decoder = model.encoder, model.decoder
 
-    def whole(block, *names):
-        return torch.cat([getattr(block, name).weight for name in names])
-
     def packed(block, *names):
-        return _quantised(whole(block, *names)) if int8 else _arranged(whole(block, *names))
+        return _arranged(torch.cat([getattr(block, name).weight for name in names]))
+
+    def rounded(block, *names):
+        return _quantised(torch.cat([getattr(block, name).weight for name in names])) if int8 else packed(block, *names)
 
     encoder_layers = tuple(
         EncoderLayerWeights(
             norm=layer.pre_attention_layer_norm.scale,
             qkv=packed(layer.attention, "query", "key", "value"),
-            out=packed(layer.attention, "out"),
+            out=rounded(layer.attention, "out"),
             mlp_norm=layer.pre_mlp_layer_norm.scale,
-            mlp_wi=packed(layer.mlp, "wi_0", "wi_1"),
-            mlp_wo=packed(layer.mlp, "wo"),
+            mlp_wi=rounded(layer.mlp, "wi_0", "wi_1"),
+            mlp_wo=rounded(layer.mlp, "wo"),
         )
         for layer in encoder.layers
     )
@@ -161,20 +162,20 @@ def pack(model: Transformer, int8: bool = False) -> Weights:
         LayerWeights(
             self_norm=layer.pre_self_attention_layer_norm.scale,
             self_qkv=packed(layer.self_attention, "query", "key", "value"),
-            self_out=packed(layer.self_attention, "out"),
+            self_out=rounded(layer.self_attention, "out"),
             cross_norm=layer.pre_cross_attention_layer_norm.scale,
             cross_query=packed(layer.encoder_decoder_attention, "query"),
             cross_kv=packed(layer.encoder_decoder_attention, "key", "value"),
-            cross_out=packed(layer.encoder_decoder_attention, "out"),
+            cross_out=rounded(layer.encoder_decoder_attention, "out"),
             mlp_norm=layer.pre_mlp_layer_norm.scale,
-            mlp_wi=packed(layer.mlp, "wi_0", "wi_1"),
-            mlp_wo=packed(layer.mlp, "wo"),
+            mlp_wi=rounded(layer.mlp, "wi_0", "wi_1"),
+            mlp_wo=rounded(layer.mlp, "wo"),
         )
         for layer in decoder.layers
     )
     return Weights(
         config=model.config,
-        projection=_arranged(whole(encoder, "continuous_inputs_projection")),
+        projection=packed(encoder, "continuous_inputs_projection"),
         encoder_layers=encoder_layers,
         encoder_norm=encoder.encoder_norm.scale,
         embedding=decoder.token_embedder.weight,
@@ -183,7 +184,7 @@ def pack(model: Transformer, int8: bool = False) -> Weights:
         ),
         layers=layers,
         norm=decoder.decoder_norm.scale,
-        logits=_arranged(whole(decoder, "logits_dense")),
+        logits=packed(decoder, "logits_dense"),
     )
 
 
@@ -208,7 +209,8 @@ def encode(weights: Weights, frames: torch.Tensor) -> torch.Tensor:
     """The encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
     heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
     x = _dense(frames.to(weights.embedding.dtype), weights.projection)
-    x = (x + weights.positions[: x.shape[1]]).to(x.dtype)
+    # the sum of the layers keeps its digits in bfloat16 too
+    x = x.to(_wide(x.dtype)) + weights.positions[: x.shape[1]]
     for layer in weights.encoder_layers:
         y = _dense(_rms_norm(x, layer.norm), layer.qkv)
         query, key, value = rearrange(y, "b f (three h d) -> three b h f d", three=3, **heads)
@@ -251,8 +253,8 @@ def step(weights: Weights, cache: Cache, tokens: torch.Tensor) -> tuple[torch.Te
     slots = torch.arange(length, device=tokens.device)
     seen = (cache.slot - slots) % length <= cache.age[:, None]
     x = F.embedding(tokens, weights.embedding)
-    x = (x + weights.positions[cache.age][:, None]).to(x.dtype)
-    unseen = torch.where(seen, 0.0, -torch.inf).to(x.dtype)
+    x = x.to(_wide(x.dtype)) + weights.positions[cache.age][:, None]
+    unseen = torch.where(seen, 0.0, -torch.inf).to(weights.embedding.dtype)
     unseen = unseen.repeat_interleave(num_decodes * config.num_heads, dim=0)[:, None]
     for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
         y = _dense(_rms_norm(x, layer.self_norm), layer.self_qkv)
@@ -264,10 +266,10 @@ def step(weights: Weights, cache: Cache, tokens: torch.Tensor) -> tuple[torch.Te
         y = _attend(rearrange(y, "b n (h d) -> b h n d", **heads), cross_keys, cross_values)
         x = x + _dense(rearrange(y, "b h n d -> b n (h d)"), layer.cross_out)
         x = x + _mlp(_rms_norm(x, layer.mlp_norm), layer)
-    x = _rms_norm(x, weights.norm)
+    x = _rms_norm(x, weights.norm.to(x.dtype))
     # a row that has ended may wait longer than there are positions
     last = len(weights.positions) - 1
-    logits = _dense(x.to(torch.promote_types(x.dtype, torch.float32)), weights.logits)
+    logits = _dense(x, weights.logits)
     return logits, cache._replace(slot=(cache.slot + 1) % length, age=(cache.age + 1).clamp(max=last))
 
 
@@ -587,6 +589,10 @@ def generate(
     return batching.run(make, segments, settings, batch_size)
 
 
+def _wide(dtype):
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _quantised(weight):
     scales = weight.abs().amax(dim=1) / 127
     return Quantised((weight / scales.clamp(min=1e-30)[:, None]).round().to(torch.int8), scales)
@@ -644,7 +650,7 @@ def _attend(query, keys, values, unseen=None):
 
 
 def _rms_norm(x, scale):
-    return F.rms_norm(x, scale.shape, scale, eps=1e-6)
+    return F.rms_norm(x, scale.shape, scale.to(x.dtype), eps=1e-6).to(scale.dtype)
 
 
 def _penalty(settings, length):
