@@ -77,8 +77,8 @@ def build_wheel(folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def transcribe_alone(framework: str, wheel: Path, audio: Path, checkpoint: Path, folder: Path) -> Path:
-    """The MIDI file that one twin writes, alone in a fresh environment.
+def transcribe_alone(framework: str, wheel: Path, audio: Path, checkpoint: Path | None, folder: Path) -> Path:
+    """The MIDI file that one twin writes, alone in a fresh environment, with the installed checkpoint if none is named.
 
     Raises:
         RuntimeError: the installation or the transcription failed, or the other framework is there.
@@ -92,7 +92,8 @@ def transcribe_alone(framework: str, wheel: Path, audio: Path, checkpoint: Path,
     run(python, "-m", "pip", "check", folder=folder)
     require_absent(python, FOREIGN[framework], folder)
     output = folder / f"{framework}.mid"
-    command = [python, "-m", f"{framework}_mt3.infer", audio, "-o", output, "--checkpoint", checkpoint]
+    command = [python, "-m", f"{framework}_mt3.infer", audio, "-o", output]
+    command += [] if checkpoint is None else ["--checkpoint", checkpoint]
     print(f"{framework} alone: {run(*command, folder=folder).stdout.strip()}", flush=True)
     return output
 
@@ -101,13 +102,13 @@ def main() -> int:
     """0 if both twins work alone and write the same notes, 1 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--audio", type=Path, default=ROOT / "audio/example.flac")
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "tests/golden/model/checkpoints/t5x_zarr")
+    parser.add_argument("--checkpoint", type=Path, help="default: the one that is installed with the package")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor() as pool:
         folder = Path(name)
         try:
             wheel = build_wheel(folder)
-            given = (wheel, options.audio.resolve(), options.checkpoint.resolve(), folder)
+            given = (wheel, options.audio.resolve(), options.checkpoint and options.checkpoint.resolve(), folder)
             require_same(*pool.map(lambda framework: transcribe_alone(framework, *given), FOREIGN))
         except RuntimeError as error:
             print(f"isolation: {error}", file=sys.stderr)
