@@ -41,7 +41,7 @@ def main() -> None:
     manifest["checkpoints"][options.name] = {
         "source": options.source,
         "licence": options.licence,
-        "made": f"checkpoints/bundle.py from {options.checkpoint}",
+        "made": f"checkpoints/bundle.py from {Path(options.checkpoint).name}",
         "notice": options.notice,
         "sha256": {
             file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()

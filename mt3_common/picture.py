@@ -91,7 +91,9 @@ def _drawn(notes: Sequence[Note], image: np.ndarray, seconds: float, figure_type
         else:
             ends = [[(note.onset, note.pitch), (note.offset, note.pitch)] for note in played]
             axes.add_collection(lines_type(ends, colors=colour, linewidths=2.5, label=name))
-    axes.set(xlim=(0.0, seconds), ylim=(LOWEST - DRUM_ROWS - 4, HIGHEST + 1), xlabel="s", ylabel="MIDI pitch")
+            axes.scatter(*np.transpose([end[0] for end in ends]), s=14, color=colour, linewidths=0, zorder=3)
+    lowest = LOWEST - DRUM_ROWS - 4 if any(is_drum for is_drum, _ in parts) else LOWEST
+    axes.set(xlim=(0.0, seconds), ylim=(lowest, HIGHEST + 1), xlabel="s", ylabel="MIDI pitch")
     axes.set_yticks(range(24, HIGHEST + 1, 12))
     if parts:
         handles, labels = axes.get_legend_handles_labels()
