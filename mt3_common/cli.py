@@ -76,7 +76,7 @@ SETTINGS = (
     "hold",
     "velocity",
     "tempo",
-    "repeats",
+    "as_published",
     "soundfont",
     "start",
     "duration",
@@ -479,10 +479,10 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         "they are in seconds; default: 120",
     )
     add(
-        "--repeats",
+        "--as-published",
         action="store_true",
-        help="keep notes that begin again at the very moment at which they began, as MT3 was published; default: they "
-        "count as invalid events",
+        help="make notes of the network's answers exactly as MT3 does; default: what is said twice at one moment is "
+        "one note, and what sounds at the very beginning begins there",
     )
     messages = parser.add_argument_group("messages")
     add = messages.add_mutually_exclusive_group().add_argument
@@ -796,7 +796,7 @@ def run(
                 on_notes,
                 arguments.velocity,
                 task.begin,
-                arguments.repeats,
+                arguments.as_published,
             )
 
         requests = [request(number, task) for number, task in enumerate(tasks)]

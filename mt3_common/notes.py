@@ -271,9 +271,10 @@ class NoteDecoder:
         vocabulary: of the model that produced the ids.
         programs: that may play; None for all. A pitch of another one makes no sense: program 0 holds until the first
             program token.
-        repeats: whether a note may begin again at the moment at which it began, and a drum be hit twice, as MT3 has
-            it: where a network is caught in a loop, each turn leaves another note of MIN_NOTE_DURATION. False for
-            counting this as an event that makes no sense.
+        published: decode as MT3 does. False for two differences: a note that begins again at the moment at which it
+            began, or a drum that is hit twice, makes no sense (where a network is caught in a loop, each turn leaves
+            MT3 another note of MIN_NOTE_DURATION); and what the first segment ties, which nothing can have begun,
+            begins with it (MT3 loses it).
 
     Attributes:
         invalid: tokens skipped so far.
@@ -285,10 +286,10 @@ class NoteDecoder:
     tie token takes all its pitches for ties, and notes sound on through it.
     """
 
-    def __init__(self, vocabulary: Vocabulary, programs: Container[int] | None = None, repeats: bool = True):
+    def __init__(self, vocabulary: Vocabulary, programs: Container[int] | None = None, published: bool = True):
         self.vocabulary = vocabulary
         self.programs = programs
-        self.repeats = repeats
+        self.published = published
         self.invalid = 0
         self.dropped = 0
         self._segment_start = -math.inf
@@ -301,6 +302,7 @@ class NoteDecoder:
         # (pitch, program) of what began at self._time; drums have no program
         self._begun_now: set[tuple[int, int | None]] = set()
         self._in_tie_section = False
+        self._ties_begin = False
         self._ended: list[Note] = []
 
     @property
@@ -378,6 +380,7 @@ class NoteDecoder:
         tokens = self.vocabulary.decode(ids).tolist()
         if DECODED_EOS in tokens:
             tokens = tokens[: tokens.index(DECODED_EOS)]
+        self._ties_begin = not self.published and self._segment_start == -math.inf
         self._segment_start = start_time
         self._tied.clear()
         self._in_tie_section = self.vocabulary.config.use_ties
@@ -443,6 +446,8 @@ class NoteDecoder:
         if self.programs is not None and key[1] not in self.programs:
             return False
         if self._in_tie_section:
+            if self._ties_begin and time == self._segment_start and not self._is_repeat(key):
+                self._active[key] = (time, self.vocabulary.bin_to_velocity(self.vocabulary.config.num_velocity_bins))
             if key not in self._active or key in self._tied:
                 return False
             self._tied.add(key)
@@ -460,7 +465,7 @@ class NoteDecoder:
 
     def _is_repeat(self, key: tuple[int, int | None]) -> bool:
         """Whether this began before at this very time and must not begin again; remembers it."""
-        if not self.repeats and key in self._begun_now:
+        if not self.published and key in self._begun_now:
             return True
         self._begun_now.add(key)
         return False
@@ -476,14 +481,14 @@ class NoteDecoder:
 
 
 def decode_segments(
-    segments: Iterable[tuple[float, Sequence[int] | np.ndarray]], vocabulary: Vocabulary, repeats: bool = True
+    segments: Iterable[tuple[float, Sequence[int] | np.ndarray]], vocabulary: Vocabulary, published: bool = True
 ) -> Decoded:
     """What all segments of a recording say.
 
     Args:
         segments: (start_time in seconds, (n,) model ids) each; put in order of time here.
         vocabulary: of the model that produced the ids.
-        repeats: see NoteDecoder.
+        published: see NoteDecoder.
 
     Raises:
         ValueError: ids that are not whole numbers, or a start time that is not a number.
@@ -492,7 +497,7 @@ def decode_segments(
     """
     segments = sorted(segments, key=lambda segment: segment[0])
     next_starts = [start_time for start_time, _ in segments[1:]] + [None]
-    decoder = NoteDecoder(vocabulary, repeats=repeats)
+    decoder = NoteDecoder(vocabulary, published=published)
     notes: list[Note] = []
     for (start_time, ids), next_start in zip(segments, next_starts):
         notes += decoder.feed(ids, start_time, next_start)

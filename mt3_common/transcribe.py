@@ -238,7 +238,7 @@ class Request(NamedTuple):
         velocity: of all notes: a number from 1 to 127; or 'estimate', from the recording (see loudness.py); None for
             what the model says.
         before: called before anything is read, by the thread that will read; what it raises becomes the result.
-        repeats: keep what is said to begin again at the moment at which it began, as MT3 does (see NoteDecoder).
+        published: make notes of the ids exactly as MT3 does (see NoteDecoder).
     """
 
     path: str | os.PathLike
@@ -248,7 +248,7 @@ class Request(NamedTuple):
     on_notes: Callable[[list[Note]], None] | None = None
     velocity: int | str | None = None
     before: Callable[[], None] | None = None
-    repeats: bool = False
+    published: bool = False
 
 
 class Hold(NamedTuple):
@@ -305,7 +305,7 @@ class _Recording:
         self._frames: collections.deque[Segment] = collections.deque()
         self._velocities: dict[tuple[float, int, int], int] = {}
         vocabulary = Vocabulary(config.vocabulary)
-        self._decoder = NoteDecoder(vocabulary, instruments and instruments.programs, request.repeats)
+        self._decoder = NoteDecoder(vocabulary, instruments and instruments.programs, request.published)
         self._total: int | None = None
         self._num_samples = 0
         self._clock = Clock(STAGES)
@@ -541,19 +541,19 @@ class Transcriber:
         on_notes: Callable[[list[Note]], None] | None = None,
         velocity: int | str | None = None,
         tempo: float | str | None = None,
-        repeats: bool = False,
+        published: bool = False,
     ) -> Transcription:
         """The notes of an audio file.
 
         Args:
-            path, start, duration, on_progress, on_notes, velocity, repeats: see Request.
+            path, start, duration, on_progress, on_notes, velocity, published: see Request.
             tempo: of the files written of it: beats per minute, or 'auto' to find them; None for 120, and no bars.
 
         Raises:
             AudioError: the file cannot be read as audio; says why.
         """
         with contextlib.closing(
-            self.transcribe_many([Request(path, start, duration, on_progress, on_notes, velocity, None, repeats)])
+            self.transcribe_many([Request(path, start, duration, on_progress, on_notes, velocity, None, published)])
         ) as results:
             result = next(results)
         if isinstance(result, Exception):

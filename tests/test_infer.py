@@ -135,7 +135,7 @@ def test_in_blocks_it_writes_what_the_whole_at_once_gives(written, talkative, tw
     cut = list(segments(read_audio(EXAMPLE, duration=6.0), transcriber.config))
     ids = list(transcriber.generate(cut))
     vocabulary = Vocabulary(transcriber.config.vocabulary)
-    decoded = decode_segments(zip([segment.start_time for segment in cut], ids), vocabulary, repeats=False)
+    decoded = decode_segments(zip([segment.start_time for segment in cut], ids), vocabulary, published=False)
     midi.write_midi(decoded.notes, tmp_path / "once.mid")
     assert (tmp_path / "once.mid").read_bytes() == (folder / "out" / "example.mid").read_bytes()
 

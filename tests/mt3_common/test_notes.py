@@ -245,7 +245,7 @@ class TestNoteDecoder:
         twice = ids_of(TIE, ON, C, C, hit, hit, OFF, C, ON, C, ("shift", 50), C, hit)
         notes = NoteDecoder(MT3).feed(twice, 0.0)
         assert [(note.onset, note.pitch) for note in notes] == [(0, 60), (0, 36), (0, 36), (0, 60), (0, 60), (0.5, 36)]
-        decoder = NoteDecoder(MT3, repeats=False)
+        decoder = NoteDecoder(MT3, published=False)
         notes = decoder.feed(twice, 0.0)
         assert [(note.onset, note.offset, note.pitch) for note in notes] == [
             (0, 0.01, 36),
@@ -257,6 +257,19 @@ class TestNoteDecoder:
         # another program's is another note
         assert decoder.feed(ids_of(TIE, ("shift", 1), C, ("program", 8), C), 2.0) == [Note(0.5, 2.0, 60, 127)]
         assert decoder.sounding == [(60, 0), (60, 8)]
+
+    def test_what_the_first_segment_ties_begins_with_it_or_is_lost(self):
+        """As MT3 has it, lost: nothing was there to be tied."""
+        ids = ids_of(("program", 8), C, E, E, TIE, ON, C, ("shift", 50), G, OFF, E)
+        decoder = NoteDecoder(MT3)
+        assert decoder.feed(ids, 30.0) == []
+        assert decoder.sounding == [(60, 8), (67, 8)]
+        decoder = NoteDecoder(MT3, published=False)
+        assert decoder.feed(ids, 30.0, 32.04) == [Note(30.0, 30.5, 64, 127, 8)]
+        assert (decoder.sounding, decoder.invalid) == ([(60, 8), (67, 8)], 2)
+        # in later segments as MT3 has it
+        assert decoder.feed(ids_of(C, ("program", 40), C, TIE), 32.04) == [Note(30.5, 32.04, 67, 127, 8)]
+        assert decoder.sounding == [(60, 8)]
 
     def test_refuses_a_segment_from_the_past(self):
         decoder = NoteDecoder(MT3)
