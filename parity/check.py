@@ -67,8 +67,8 @@ def check(
     theirs = record.record(candidate, given, precisions, reference=ours)
     found = compare(ours, theirs)
     if source is not None:
-        for side, each in (("reference", ours), ("candidate", theirs)):
-            for row in compare_weights(fingerprint(source), each.weights):
+        for side, weights in (("reference", ours.weights), ("candidate", theirs.weights)):
+            for row in compare_weights(fingerprint(source), weights):
                 row.name = f"{row.name} ({side} against the checkpoint)"
                 found.rows.append(row)
     # what is the same needs no second look, and the memory is needed
