@@ -141,7 +141,10 @@ class Pool:
             worker.begin()
         while loading := [worker for worker in self.workers if not worker.is_ready]:
             for worker in self.workers[0].with_news(loading):
-                self._hear(worker)
+                try:
+                    self._hear(worker)
+                except EOFError:
+                    raise WorkerError(f"{worker.shown} {worker.end()} before the network was loaded") from None
         transcriber, warned = self.workers[0].loaded
         for message in warned:
             warnings.warn(message, UserWarning, stacklevel=2)
@@ -151,12 +154,15 @@ class Pool:
     def generate(self, segments: Iterable[Segment]) -> Iterator[np.ndarray]:
         """Ids of each segment, in order; each goes to the one that has the fewest.
 
+        One that dies is started again, and left out after it has died ATTEMPTS times while its network was loaded.
+
         Raises:
-            WorkerError: a network failed, or some segments have outlived too many processes.
+            WorkerError: a network failed, some segments have outlived too many processes, or no process is left.
         """
         source = enumerate(segments)
         again: collections.deque[tuple[int, Segment]] = collections.deque()
         attempts: collections.Counter[int] = collections.Counter()
+        failures: collections.Counter[_Process | _Actor] = collections.Counter()
         answered: dict[int, np.ndarray] = {}
         number = 0
         for worker in self.workers:
@@ -174,19 +180,27 @@ class Pool:
                 if item is None and not any(worker.has for worker in self.workers):
                     return
                 for worker in self.workers[0].with_news(
-                    [worker for worker in self.workers if worker.has or not worker.is_ready]
+                    [worker for worker in self.workers if worker.has or not (worker.is_ready or worker.is_ended)]
                 ):
+                    was_ready = worker.is_ready
                     try:
                         answered.update(self._hear(worker))
                     except EOFError:
                         lost = sorted(worker.has.items())
                         how = f"{worker.shown} {worker.end()}"
                         attempts.update(index for index, _ in lost)
-                        if max(attempts.values()) >= ATTEMPTS:
+                        if max(attempts.values(), default=0) >= ATTEMPTS:
                             raise WorkerError(f"{how}, as did others with the same segments") from None
-                        print(f"note: {how}; it is started again", file=sys.stderr, flush=True)
                         again.extend(lost)
-                        worker.begin()
+                        failures[worker] += not was_ready
+                        if failures[worker] < ATTEMPTS:
+                            print(f"note: {how}; it is started again", file=sys.stderr, flush=True)
+                            worker.begin()
+                            continue
+                        how += " before the network was loaded"
+                        if all(other.is_ended for other in self.workers):
+                            raise WorkerError(how) from None
+                        print(f"note: {how}; the others go on without it", file=sys.stderr, flush=True)
                 while number in answered:
                     yield answered.pop(number)
                     number += 1
@@ -200,17 +214,12 @@ class Pool:
         """Number -> ids of what a worker answers; nothing where it says that it is ready.
 
         Raises:
-            EOFError: it died over its segments.
-            WorkerError: its network failed, or it died while it was loaded.
+            EOFError: it died over its segments, or while its network was loaded.
+            WorkerError: its network failed.
             ValueError: the network cannot be loaded.
         """
         was_ready = worker.is_ready
-        try:
-            answer = worker.hear()
-        except EOFError:
-            if was_ready:
-                raise
-            raise WorkerError(f"{worker.shown} {worker.end()} before the network was loaded") from None
+        answer = worker.hear()
         if isinstance(answer, str):
             worker.end()
             if was_ready:

@@ -2,9 +2,11 @@
 
 import contextlib
 import importlib
+import itertools
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +33,10 @@ FOLDER = Path(__file__).parent
 def load(device, batch_size=4, **settings):
     if device == "nowhere":
         raise ValueError("no device 'nowhere' here; there are: here")
-    if device == "broken":
+    if device == "broken" or (device == "fragile" and (FOLDER / "began").exists()):
         os._exit(3)
+    if device == "fragile":
+        (FOLDER / "began").touch()
     warnings.warn("careful", UserWarning)
     (FOLDER / f"{os.environ.get('CUDA_VISIBLE_DEVICES', '')}.loaded").touch()
 
@@ -133,6 +137,44 @@ def test_a_segment_that_kills_does_so_a_few_times(pool_of, capfd):
     assert [answer[0] for answer in transcriber.generate(segments_of([1, 2]))] == [1, 2]
     with pytest.raises(WorkerError, match="ended with status 7"):
         list(transcriber.generate(segments_of([LEAVES])))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_one_that_cannot_be_started_again_is_left_out(pool_of, capfd):
+    """As a Ray actor that is placed on a node whose death nobody has noticed yet."""
+    pool, transcriber = pool_of("cpu", "fragile")
+    values = []
+
+    def segments():
+        # until it is left out, and a few more
+        for value in itertools.chain(
+            itertools.takewhile(lambda _: not pool.workers[1].is_ended, range(3000)), range(9)
+        ):
+            time.sleep(0.01)
+            values.append(value)
+            yield from segments_of([value])
+
+    ids = transcriber.generate(segments())
+    found = [next(ids)[0]]
+    pool.workers[1]._process.kill()
+    assert found + [answer[0] for answer in ids] == values
+    again = "note: the process on fragile ended with status 3; it is started again"
+    assert capfd.readouterr().err.splitlines() == [
+        "note: the process on fragile was killed (SIGKILL); it is started again",
+        *[again] * (workers.ATTEMPTS - 1),
+        "note: the process on fragile ended with status 3 before the network was loaded; the others go on without it",
+    ]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_when_none_can_be_started_again_it_is_said(pool_of, capfd):
+    pool, transcriber = pool_of("fragile")
+    ids = transcriber.generate(segments_of(range(100)))
+    next(ids)
+    pool.workers[0]._process.kill()
+    with pytest.raises(WorkerError, match="on fragile ended with status 3 before the network was loaded"):
+        list(ids)
+    assert capfd.readouterr().err.count("started again") == workers.ATTEMPTS
 
 
 def test_a_network_that_fails_is_told(pool_of):
