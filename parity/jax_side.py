@@ -186,7 +186,8 @@ class Side:
             if context.method_name == "__call__" and tap and re.search(pattern, tap):
                 outputs[tap] = output
                 calls[tap] = trace.Call(args, kwargs)
-                self.modules[tap] = context.module.clone(parent=None, name=None)
+                if tap not in self.modules:
+                    self.modules[tap] = context.module.clone(parent=None, name=None)
             return output
 
         with nn.intercept_methods(watch):
