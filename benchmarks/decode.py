@@ -218,7 +218,7 @@ def twin(settings: dict[str, Any], package: str, dtype: str, search: str) -> Cal
         batch.insert(list(range(rows)), segments, [how.uniforms(0)] * rows)
         for half in getattr(batch, "parts", [batch]):
             # JAX computes on until it is asked for something
-            np.asarray(half.cache.cross_values[-1][0, 0, 0])
+            float(half.cache.cross_values[-1][0, 0, 0, 0])
         inserted = time.perf_counter()
         while not batch.advance().all():
             pass
