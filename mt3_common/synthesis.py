@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
-import scipy.signal
 
 from mt3_common.midi import NoteFileError, read_midi_stems
 from mt3_common.notes import Note, trim_overlapping
@@ -580,12 +579,12 @@ def _damage(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             audio = np.tanh(audio * drive) if rng.random() < 0.8 else np.clip(audio * drive * 0.7, -1, 1)
         if rng.random() < 0.3:
             # compressor: level over 50 ms raised to a power below 1
-            level = np.sqrt(scipy.signal.lfilter([0.00125], [1, -0.99875], audio**2)) + 0.02
+            level = np.sqrt(_filtered([0.00125], [1, -0.99875], audio**2)) + 0.02
             audio = audio * (level ** -rng.uniform(0.1, 0.5)).astype(np.float32)
         audio *= np.float32(10 ** (rng.uniform(-26, -1) / 20) / np.abs(audio).max())
     noise = rng.standard_normal(len(audio), np.float32)
     if rng.random() < 0.7:
-        noise = scipy.signal.lfilter([1.0], [1.0, -rng.uniform(0.5, 0.98)], noise)
+        noise = _filtered([1.0], [1.0, -rng.uniform(0.5, 0.98)], noise)
         noise /= noise.std()
     # one mix in ten is as clean as digital silence
     noise_level = 10 ** (rng.uniform(-85, -40) / 20) * (rng.random() > 0.1)
@@ -597,7 +596,14 @@ def _room(rng: np.random.Generator) -> np.ndarray:
     decay = float(np.exp(rng.uniform(np.log(0.1), np.log(1.2))))
     times = np.arange(int(min(1.0, decay) * SAMPLE_RATE)) / SAMPLE_RATE
     tail = rng.standard_normal(len(times)) * np.exp(-6.9 * times / decay) * (times > rng.uniform(0.001, 0.02))
-    tail = scipy.signal.lfilter([1.0], [1.0, -rng.uniform(0.2, 0.8)], tail)
+    tail = _filtered([1.0], [1.0, -rng.uniform(0.2, 0.8)], tail)
     tail *= 10 ** (rng.uniform(-18, 1) / 20) / (np.sqrt(np.sum(tail**2)) + 1e-9)
     tail[0] = 1.0
     return tail.astype(np.float32)
+
+
+def _filtered(b, a, samples):
+    """scipy.signal.lfilter, imported here: it takes half a second, and parity and training load this module."""
+    from scipy.signal import lfilter
+
+    return lfilter(b, a, samples)
