@@ -560,17 +560,7 @@ class Batch:
             num_rows = self.num_rows
         index = np.array(rows + [rows[-1]] * (num_rows - len(rows)))
         self.num_rows = num_rows
-        hypotheses = (index[:, None] * self.settings.num_decodes + np.arange(self.settings.num_decodes)).ravel()
-        self.cache = Cache(
-            self_keys=tuple(array[hypotheses] for array in self.cache.self_keys),
-            self_values=tuple(array[hypotheses] for array in self.cache.self_values),
-            cross_keys=tuple(array[index] for array in self.cache.cross_keys),
-            cross_values=tuple(array[index] for array in self.cache.cross_values),
-            slot=self.cache.slot,
-            age=self.cache.age[index],
-        )
-        hypotheses = Hypotheses(*(array[index] for array in self.hypotheses))
-        self.hypotheses = hypotheses._replace(done=hypotheses.done | (np.arange(num_rows) >= len(rows)))
+        self.cache, self.hypotheses = _keep(self.cache, self.hypotheses, index, len(rows), self.settings.num_decodes)
 
 
 def generate(
@@ -702,3 +692,19 @@ def _follow(cache, parents):
         self_keys=tuple(keys[sources] for keys in cache.self_keys),
         self_values=tuple(values[sources] for values in cache.self_values),
     )
+
+
+@functools.partial(jax.jit, static_argnames="num_decodes")
+def _keep(cache, hypotheses, rows, num_live, num_decodes):
+    """The given rows (r,) alone, in this order; those behind the first num_live are done."""
+    of_decodes = (rows[:, None] * num_decodes + jnp.arange(num_decodes)).ravel()
+    cache = Cache(
+        self_keys=tuple(array[of_decodes] for array in cache.self_keys),
+        self_values=tuple(array[of_decodes] for array in cache.self_values),
+        cross_keys=tuple(array[rows] for array in cache.cross_keys),
+        cross_values=tuple(array[rows] for array in cache.cross_values),
+        slot=cache.slot,
+        age=cache.age[rows],
+    )
+    hypotheses = Hypotheses(*(array[rows] for array in hypotheses))
+    return cache, hypotheses._replace(done=hypotheses.done | (jnp.arange(len(rows)) >= num_live))

@@ -27,7 +27,7 @@ def load(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int = 64,
     positions: str | None = None,
     instruments: str | None = None,
     hold: float | None = None,

@@ -425,7 +425,7 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         default="float32",
         help="computed with: bfloat16 and int8 are faster in PyTorch on a CPU, and round more; default: float32",
     )
-    add("--batch-size", type=POSITIVE, default=16, metavar="N", help="segments decoded at once; default: 16")
+    add("--batch-size", type=POSITIVE, default=64, metavar="N", help="segments decoded at once; default: 64")
     search = parser.add_argument_group("search")
     add = search.add_argument
     add(
