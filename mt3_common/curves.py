@@ -11,6 +11,7 @@ import numpy as np
 
 from mt3_common.config import Config
 from mt3_common.dataset import Batch, roll
+from mt3_common.extras import needed
 from mt3_common.notes import Note, decode_segments
 from mt3_common.vocabulary import Vocabulary
 
@@ -42,10 +43,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, begin: int = 0):
-        try:
+        with needed("--tensorboard needs tensorboardX", "train"):
             import tensorboardX
-        except ImportError as error:
-            raise ValueError('--tensorboard needs tensorboardX: pip install "mt3-twins[train]"') from error
         self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=begin + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

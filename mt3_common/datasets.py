@@ -25,6 +25,7 @@ import numpy as np
 
 from mt3_common import midi
 from mt3_common.audio import audio_duration, read_audio
+from mt3_common.extras import needed
 from mt3_common.notes import Note, trim_overlapping
 from mt3_common.synthesis import SAMPLE_RATE, Example, in_order, split_of
 
@@ -277,10 +278,8 @@ LAYOUTS: dict[str, Callable[[Path], Iterator[Recording]]] = {
 
 def _slakh_stems(about: Path) -> dict[str, dict]:
     """The stems of a track that were rendered, by name, as metadata.yaml describes them."""
-    try:
+    with needed("Slakh needs PyYAML", "train", DatasetError):
         import yaml
-    except ImportError as error:
-        raise DatasetError('Slakh needs PyYAML: pip install "mt3-twins[train]"') from error
     try:
         stems = yaml.safe_load(about.read_text())["stems"]
         return {name: stem for name, stem in stems.items() if stem.get("audio_rendered") and stem.get("midi_saved")}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mt3_common.extras import needed
 from mt3_common.notes import Note
 
 # s; mir_eval's default, which all published figures use
@@ -168,8 +169,6 @@ def _moments(notes: Sequence[Note]) -> np.ndarray:
 
 
 def _mir_eval() -> Any:
-    try:
+    with needed("measuring needs mir_eval", "evaluate"):
         import mir_eval
-    except ImportError as error:
-        raise ValueError('measuring needs mir_eval: pip install "mt3-twins[evaluate]"') from error
     return mir_eval

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import mido
 import pretty_midi
 
+from mt3_common.extras import needed
 from mt3_common.notes import Note, assign_instruments, check_notes
 from mt3_common.tempo import Change, Tempo, TempoMap
 
@@ -353,13 +354,10 @@ def to_note_sequence(notes: Sequence[Note]) -> Any:
     Source: mt3/note_sequences.py, flush_note_decoding_state.
     """
     check_notes(notes)
-    try:
-        # Importing it brings warnings that do not concern us: no ffmpeg for sound, modules soon to be removed.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import note_seq
-    except ImportError as error:
-        raise ValueError('a NoteSequence needs note_seq: pip install "mt3-twins[noteseq]"') from error
+    # Importing it brings warnings that do not concern us: no ffmpeg for sound, modules soon to be removed.
+    with needed("a NoteSequence needs note_seq", "noteseq"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import note_seq
     sequence = note_seq.NoteSequence(ticks_per_quarter=220)
     for note, instrument in zip(notes, assign_instruments(notes)):
         sequence.notes.add(

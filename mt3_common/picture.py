@@ -14,6 +14,7 @@ import pretty_midi
 from mt3_common import midi
 from mt3_common.audio import stream_audio
 from mt3_common.config import SpectrogramConfig
+from mt3_common.extras import needed
 from mt3_common.notes import Note, check_notes
 from mt3_common.spectrogram import log_mel_spectrogram
 
@@ -147,9 +148,7 @@ def library() -> tuple[Any, Any]:
     Raises:
         ValueError: it is not installed.
     """
-    try:
+    with needed("--plot needs matplotlib", "plot"):
         from matplotlib.collections import LineCollection
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError('--plot needs matplotlib: pip install "mt3-twins[plot]"') from error
     return Figure, LineCollection

@@ -15,6 +15,7 @@ from typing import Any
 import pretty_midi
 
 from mt3_common import midi
+from mt3_common.extras import needed
 from mt3_common.notes import Note, check_notes
 from mt3_common.tempo import DEFAULT_BPM, Tempo, TempoMap, constant
 
@@ -98,8 +99,6 @@ def library() -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    try:
+    with needed("MusicXML needs music21", "musicxml"):
         import music21
-    except ImportError as error:
-        raise ValueError('MusicXML needs music21: pip install "mt3-twins[musicxml]"') from error
     return music21

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mt3_common.audio import stream_audio
+from mt3_common.extras import needed
 from mt3_common.notes import Note
 
 AUTO = "auto"
@@ -210,8 +211,6 @@ def librosa() -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    try:
+    with needed("--tempo auto needs librosa", "audio"):
         import librosa as found
-    except ImportError as error:
-        raise ValueError('--tempo auto needs librosa: pip install "mt3-twins[audio]"') from error
     return found

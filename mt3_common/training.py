@@ -32,6 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mt3_common import checkpoint, curves
 from mt3_common.config import Config, ConfigError
 from mt3_common.dataset import ROLL_COLUMNS, Batch, Shards
+from mt3_common.extras import needed
 from mt3_common.initial import arranged_arrays, initial_arrays
 from mt3_common.transcribe import find_checkpoint
 from mt3_common.vocabulary import Vocabulary
@@ -384,11 +385,9 @@ def load_batches(
     if not workers:
         yield from map(make, range(begin, settings.steps))
         return
-    try:
+    with needed("worker processes need grain", "train", TrainingError):
         import grain
         from absl import flags
-    except ImportError as error:
-        raise TrainingError('worker processes need grain: pip install "mt3-twins[train]"') from error
     if not flags.FLAGS.is_parsed():
         # grain has flags, which nobody gave
         flags.FLAGS.mark_as_parsed()

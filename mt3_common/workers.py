@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mt3_common.extras import needed
 from mt3_common.spectrogram import Segment
 from mt3_common.transcribe import Transcriber
 
@@ -88,10 +89,8 @@ def start_on_ray(
         ValueError: Ray is not installed, there is no cluster at the address, or the network cannot be loaded there.
         WorkerError: an actor died over it.
     """
-    try:
+    with needed("--ray needs Ray", "ray"):
         import ray
-    except ImportError as error:
-        raise ValueError('--ray needs Ray: pip install "mt3-twins[ray]"') from error
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
