@@ -1,4 +1,4 @@
-"""Peak memory of both commands on a long recording beside a short one: prints the table in the README.
+"""Peak memory of both commands on a long recording beside a short one: prints the table in docs/long.md.
 
 python benchmarks/memory.py [--hours 3] [--twins torch_mt3,jax_mt3] [--ends 2]
 """

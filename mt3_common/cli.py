@@ -83,7 +83,7 @@ SETTINGS = (
 )
 
 LESSON = """\
-Turns recordings of music into notes (MIDI, JSON, CSV) with an MT3 network.
+Turns recordings of music into notes (MIDI, MusicXML, JSON, CSV) with an MT3 network.
 
   python -m {program}.infer song.wav
       writes song.mid beside song.wav
@@ -205,10 +205,11 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
         extras = [".png"] * arguments.plot + [".played.wav", ".compared.wav"] * arguments.listen
         jobs, failed = plan(names, arguments.output, formats, stdin, extras)
         summary = open_summary(arguments, len(jobs))
-        if any(output.suffix == ".noteseq" for job in jobs for output in job.outputs):
-            # a missing note_seq is said now, not after the work
+        kinds = {kind_of(output) for job in jobs for output in job.outputs}
+        # what is missing is said now, not after the work
+        if "noteseq" in kinds:
             midi.to_note_sequence([])
-        if any(output.suffix == ".musicxml" for job in jobs for output in job.outputs):
+        if "musicxml" in kinds:
             score.library()
         if arguments.plot:
             picture.library()
@@ -356,7 +357,7 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = Parser(
         prog=f"python -m {program}.infer",
-        description="Turns recordings of music into notes (MIDI, JSON, CSV) with an MT3 network.",
+        description="Turns recordings of music into notes (MIDI, MusicXML, JSON, CSV) with an MT3 network.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -989,7 +990,10 @@ def bpm(text: str) -> float | str:
     if text == AUTO:
         return text
     low, high = tempo.SLOWEST, tempo.FASTEST
-    return number(float, f"neither {AUTO} nor a number from {low} to {high}", lambda value: low <= value <= high)(text)
+    with contextlib.suppress(ValueError):
+        if low <= float(text) <= high:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither {AUTO} nor a number from {low} to {high}")
 
 
 def format_names(text: str) -> tuple[str, ...]:

@@ -250,9 +250,6 @@ class FontPlayer:
     Args:
         path: of an .sf2 or .sf3 file.
 
-    Attributes:
-        name: what plays, for messages.
-
     Raises:
         ValueError: it cannot be loaded, has no instruments, or tinysoundfont is not installed.
     """
@@ -267,7 +264,7 @@ class FontPlayer:
             ) from error
         if not Path(path).is_file():
             raise ValueError(f"{path} is no soundfont: there is no such file")
-        self.name = str(path)
+        self._path = str(path)
         self._synth = tinysoundfont.Synth
         synth, font = self._loaded(RATES[0])
         self._presets = {program for program in range(128) if synth.sfpreset_name(font, 0, program) is not None}
@@ -278,9 +275,9 @@ class FontPlayer:
     def _loaded(self, rate: int):
         synth = self._synth(gain=FONT_DB, samplerate=rate)
         try:
-            return synth, synth.sfload(self.name, max_voices=MAX_VOICES)
+            return synth, synth.sfload(self._path, max_voices=MAX_VOICES)
         except Exception as error:
-            raise ValueError(f"{self.name} cannot be loaded as a soundfont") from error
+            raise ValueError(f"{self._path} cannot be loaded as a soundfont") from error
 
     def _preset(self, program: int) -> int:
         """The program, or the nearest of its family, or of all that there are."""
@@ -322,13 +319,7 @@ class FontPlayer:
 
 
 class TonePlayer:
-    """Plays on instruments made of sine waves and noise.
-
-    Attributes:
-        name: what plays, for messages.
-    """
-
-    name = "sine waves"
+    """Plays on instruments made of sine waves and noise."""
 
     def play(self, notes: Sequence[Note], rate: int, count: int) -> Iterator[np.ndarray]:
         """As Player says."""

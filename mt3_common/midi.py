@@ -94,16 +94,13 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
     """
     check_notes(notes)
     end = max((note.offset for note in notes), default=0.0)
-    resolution = next(
-        (resolution for resolution in RESOLUTIONS if (end + 1) * QUARTERS_PER_SECOND * resolution < MAX_TICKS),
-        RESOLUTIONS[-1],
-    )
+    resolutions = RESOLUTIONS if tempo is None else TEMPO_RESOLUTIONS
+    quarters = (end + 1) * QUARTERS_PER_SECOND if tempo is None else TempoMap(tempo, 1).tick(end) + 1
+    resolution = next((ticks for ticks in resolutions if quarters * ticks < MAX_TICKS), resolutions[-1])
     if tempo is None:
         changes, bar = [Change(0, 0.0, 1_000_000 // QUARTERS_PER_SECOND)], 0
         spans = _spans(notes, lambda time: round(time * QUARTERS_PER_SECOND * resolution))
     else:
-        quarters = TempoMap(tempo, 1).tick(end) + 1
-        resolution = next((ticks for ticks in TEMPO_RESOLUTIONS if quarters * ticks < MAX_TICKS), TEMPO_RESOLUTIONS[-1])
         grid = TempoMap(tempo, resolution)
         changes, bar = grid.changes, grid.bar
         spans = _spans(notes, grid.tick)

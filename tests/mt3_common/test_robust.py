@@ -210,9 +210,8 @@ def test_a_full_disk(folder, capsys, ending):
         said = complaint(capsys)
         assert infer("a.wav", "-o", "out", "--format", ending) == SOME_FAILED
     assert f"a.{ending} cannot be written: File too large" in said
-    assert names(folder) == [f"a.{ending}", "a.wav"] if ending == "mid" else names(folder)
+    assert names(folder) == [f"a.{ending}", "a.wav"]
     assert Path(f"a.{ending}").read_bytes() == before
-    assert not [name for name in names(folder) if name.endswith(".tmp")]
 
 
 @POSIX

@@ -1,6 +1,7 @@
 """Beats of recordings, and MIDI files whose quarters are these beats: notes stay where they were in seconds."""
 
 import itertools
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -134,6 +135,6 @@ def test_hours_keep_their_place(tmp_path):
 
 
 def test_without_librosa_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "librosa", None)
+    monkeypatch.setitem(sys.modules, "librosa", None)
     with pytest.raises(ValueError, match=r"mt3-twins\[audio\]"):
         tempo.find(tmp_path / "a.wav")
