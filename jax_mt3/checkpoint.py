@@ -10,6 +10,7 @@ from flax import traverse_util
 
 from mt3_common import checkpoint
 from mt3_common.config import Config
+from mt3_common.hf_t5 import read_any
 
 
 def to_params(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def cast(params: dict[str, Any], dtype: str) -> dict[str, Any]:
 def load(
     path: str | os.PathLike, preset: str | None = None, overrides: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], Config]:
-    """Parameters and config of a checkpoint: a T5X or Orbax directory or a .safetensors file.
+    """Parameters and config of a checkpoint: a T5X or Orbax directory, a .safetensors file or an HF-T5 style .pth.
 
     Args:
         path: local path or gs:// address.
@@ -57,16 +58,14 @@ def load(
 
     Raises:
         CheckpointError: unreadable or incomplete, or its arrays contradict the config; says which array and what to do.
+
+    Warns:
+        UserWarning: a .pth carries the ports' sinusoid table, which its weights need only if they were trained with it.
     """
-    if str(path).endswith((".pth", ".pt", ".ckpt", ".bin")):
-        raise checkpoint.CheckpointError(
-            f"{path}: a PyTorch file, which only PyTorch can open; convert it first: "
-            f"python -m parity convert {path} {os.path.splitext(path)[0]}.safetensors"
-        )
-    found = checkpoint.read(path)
-    config = checkpoint.network_config(found.arrays, path, preset=preset, overrides=overrides)
-    checkpoint.check_arrays(found.arrays, config.network)
-    return jax.device_put(to_params(found.arrays)), config
+    arrays = read_any(path, overrides)
+    config = checkpoint.network_config(arrays, path, preset=preset, overrides=overrides)
+    checkpoint.check_arrays(arrays, config.network)
+    return jax.device_put(to_params(arrays)), config
 
 
 def save(path: str | os.PathLike, params: dict[str, Any], config: Config) -> None:

@@ -328,7 +328,7 @@ def _unpack(data: bytes, where: str) -> dict[str, Any]:
     if data.startswith(b"model_checkpoint_path"):
         raise CheckpointError(f"{where} is a TensorFlow checkpoint, not one of T5X")
     if data.startswith(b"PK\x03\x04"):
-        raise CheckpointError(f"{where} is a zip file, such as PyTorch writes; only torch_mt3 opens those")
+        raise CheckpointError(f"{where} is a zip file, such as PyTorch writes: give it a name that ends in .pth")
     try:
         # the longest list is the shape of an array; what is declared longer would be allocated before it is read
         tree = msgpack.unpackb(

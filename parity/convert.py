@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common import checkpoint
+from mt3_common import checkpoint, hf_t5
 from mt3_common.config import Config
 from parity.compare import SAME
 from parity.trace import digest
 
 LAYOUTS = ("t5x", "orbax", "safetensors", "pth")
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
 
 class ConvertError(ValueError):
@@ -56,7 +55,7 @@ def layout_of(path: str | os.PathLike, wanted: str | None = None) -> str:
         ConvertError: the path's ending contradicts the layout asked for.
     """
     name = os.fspath(path).rstrip("/")
-    ending = "safetensors" if name.endswith(".safetensors") else "pth" if name.endswith(PICKLES) else None
+    ending = "safetensors" if name.endswith(".safetensors") else "pth" if name.endswith(hf_t5.PICKLES) else None
     if wanted is None:
         return ending or "t5x"
     if (wanted in ("safetensors", "pth") or ending) and wanted != ending:
@@ -75,8 +74,8 @@ def read(path: str | os.PathLike, preset: str | None = None, optimizer: bool = F
     Raises:
         CheckpointError: missing, damaged, or not MT3's arrays.
     """
-    if os.fspath(path).endswith(PICKLES):
-        arrays, table = _torch_checkpoint().read_hf_t5(path)
+    if os.fspath(path).endswith(hf_t5.PICKLES):
+        arrays, table = hf_t5.read(path)
         config = checkpoint.network_config(arrays, path, preset=preset)
         return Weights(arrays, config, None, "pth", ports_table=table == "port")
     found = checkpoint.read(path, optimizer=optimizer)
@@ -127,7 +126,7 @@ class _Back:
 
 def _read_back(path: Path, layout: str, optimizer: bool) -> _Back:
     if layout == "pth":
-        return _Back(_torch_checkpoint().read_hf_t5(path)[0], {})
+        return _Back(hf_t5.read(path)[0], {})
     found = checkpoint.read(path, optimizer=optimizer)
     return _Back(found.arrays, found.optimizer)
 
@@ -215,7 +214,7 @@ def mapping(weights: Weights, layout: str) -> list[dict[str, Any]]:
     """One row per array: its name here and there, shape, dtype, whether it is turned, and the sha256 of its bits."""
     rows = []
     for name, array in weights.arrays.items():
-        there = _torch_checkpoint().hf_t5_name(name) if layout == "pth" else name
+        there = hf_t5.hf_t5_name(name) if layout == "pth" else name
         if layout in ("t5x", "orbax"):
             there = f"target.{name.replace('/', '.')}"
         rows.append(

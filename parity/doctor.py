@@ -19,11 +19,11 @@ import numpy as np
 
 from mt3_common import checkpoint
 from mt3_common.config import Config, NetworkConfig
+from mt3_common.hf_t5 import PICKLES, read_tensors
 from parity import matching, network
 from parity.compare import DIFFERENT, REFUSED, SAME
 from parity.examine import Finding, alternatives_at, examine
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 # relative difference up to which an array that matches nothing is the original with noise
 NOISE = 0.1
 # relative error up to which undoing a factor restores an array but for its last bit
@@ -186,24 +186,8 @@ def _read_safetensors(path: Path, config: dict[str, Any]) -> Candidate:
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-
-        from torch_mt3.checkpoint import read_state_dict
-    except ImportError as error:
-        raise DoctorError(
-            f'{path}: a PyTorch file, and PyTorch is not installed here; pip install "mt3-twins[torch]"'
-        ) from error
-    import ml_dtypes
-
-    arrays = {}
-    for key, tensor in read_state_dict(path).items():
-        tensor = tensor.detach().contiguous()
-        if tensor.dtype == torch.bfloat16:
-            arrays[key] = tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-        elif tensor.is_floating_point():
-            arrays[key] = tensor.numpy()
-    return arrays
+    floats = ("float16", "bfloat16", "float32", "float64")
+    return {key: array for key, array in read_tensors(path).items() if array.dtype.name in floats}
 
 
 # --- what an array is meant to be, by its name ---
