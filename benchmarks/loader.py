@@ -2,6 +2,7 @@
 
     python benchmarks/loader.py --preset small                       # made-up segments
     python benchmarks/loader.py --preset small --data DIR --workers 0 1 2
+    python benchmarks/loader.py --midi DIR… --fonts FILE…            # how fast audio is rendered, on one core
 
 Other work on the machine makes the figures worthless.
 """
@@ -22,7 +23,7 @@ from mt3_common import dataset, training
 from mt3_common.config import Config
 from mt3_common.initial import initial_arrays
 from mt3_common.notes import Note
-from mt3_common.synthesis import Example
+from mt3_common.synthesis import Example, Generator, Recipe
 from mt3_common.training import TrainingConfig
 
 
@@ -47,6 +48,21 @@ def loading_rate(shards: dataset.Shards, settings: TrainingConfig, workers: int,
     began = time.perf_counter()
     count = sum(len(batch.targets) for some in batches for batch in some)
     return count / (time.perf_counter() - began)
+
+
+def rendering_rate(generator: Generator, examples: int) -> dict[str, float]:
+    """Seconds of audio with notes that a second of one process makes, end to end, without loading the fonts.
+
+    Of the recipe, and of each kind of example that is among so many.
+    """
+    generator.example(0)
+    took: dict[str, list[float]] = {}
+    for index in range(examples):
+        began = time.perf_counter()
+        kind = generator.example(index).kind
+        took.setdefault(kind, []).append(time.perf_counter() - began)
+    rates = {kind: generator.recipe.seconds * len(times) / sum(times) for kind, times in sorted(took.items())}
+    return {"all": generator.recipe.seconds * examples / sum(map(sum, took.values()))} | rates
 
 
 def step_rate(
@@ -76,9 +92,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", metavar="D", help="of the steps")
     add("--steps", type=int, default=20, help="to measure; default: 20")
     add("--json", type=Path, metavar="FILE", help="writes the figures")
+    add("--midi", type=Path, nargs="+", default=[], metavar="DIR", help="folders of songs: measures rendering alone")
+    add("--fonts", type=Path, nargs="+", default=[], metavar="FILE", help="soundfonts for them")
+    add("--recipe", type=json.loads, default={}, metavar="JSON", help="settings of synthesis.Recipe")
+    add("--examples", type=int, default=120, help="to render; default: 120")
     options = parser.parse_args(argv)
-    config, settings = training.read_config(options.config, options.preset)
     found = {}
+    if options.midi:
+        songs = dataset.read_split(options.midi, "train")
+        generator = Generator(songs, options.fonts, Recipe(**options.recipe))
+        for kind, rate in rendering_rate(generator, options.examples).items():
+            found[f"rendering, {kind}"] = rate
+            print(f"rendering, {kind}: {rate:.0f} x real time")
+        return 0
+    config, settings = training.read_config(options.config, options.preset)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.data or Path(temporary)
         if options.data is None:

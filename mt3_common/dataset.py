@@ -20,7 +20,7 @@ from mt3_common import datasets
 from mt3_common.config import Config
 from mt3_common.notes import Note, NoteEncoder
 from mt3_common.spectrogram import log_mel_spectrogram
-from mt3_common.synthesis import Generator, Recipe, Song, read_songs, split_of
+from mt3_common.synthesis import Generator, Recipe, Song, in_order, read_songs, split_of
 
 # Columns of a frame: pitches that sound, pitches that begin, drums that are hit, MIDI classes that sound.
 ROLL_COLUMNS = 128 + 128 + 128 + 16
@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if path.exists():
                 continue
             first = number * options.examples
-            examples = generator.examples(first, first + options.examples, options.workers)
+            examples = in_order(generator.example, range(first, first + options.examples), options.workers)
             count = write_shard(path, examples, config, [options.seed, number])
             print(f"{path}: {count} segments", file=sys.stderr, flush=True)
     except (ValueError, KeyError, OSError, TypeError) as error:
@@ -302,7 +302,7 @@ def read_split(folders: Sequence[Path], split: str) -> list[Song]:
     Raises:
         ValueError: there are none.
     """
-    songs = [song._replace(name=f"{folder.name}/{song.name}") for folder in folders for song in read_songs(folder)]
+    songs = [Song(f"{folder.name}/{song.name}", song.path) for folder in folders for song in read_songs(folder)]
     chosen = [song for song in songs if split_of(song.name) == split]
     if not chosen:
         raise ValueError(f"of {len(songs)} songs none belongs to the {split} split")
@@ -311,11 +311,7 @@ def read_split(folders: Sequence[Path], split: str) -> list[Song]:
 
 def write_sources(path: Path, songs: Sequence[Song], options: argparse.Namespace) -> None:
     """Writes what the shards are made from, with hashes, so that they can be made again."""
-    folders = {folder.name: folder for folder in options.midi}
-    files = {}
-    for song in songs:
-        folder, _, name = song.name.partition("/")
-        files[song.name] = hashlib.sha256((folders[folder] / name).read_bytes()).hexdigest()
+    files = {song.name: hashlib.sha256(song.path.read_bytes()).hexdigest() for song in songs}
     fonts = {font.name: hashlib.sha256(font.read_bytes()).hexdigest() for font in options.fonts}
     about = {"seed": options.seed, "split": options.split, "recipe": options.recipe, "fonts": fonts, "midi": files}
     about |= {"recordings": [folder.name for folder in options.recordings], "temperature": options.temperature}

@@ -27,7 +27,7 @@ from mt3_common import midi
 from mt3_common.audio import audio_duration, read_audio
 from mt3_common.extras import needed
 from mt3_common.notes import Note, trim_overlapping
-from mt3_common.synthesis import SAMPLE_RATE, Example, in_order, split_of
+from mt3_common.synthesis import SAMPLE_RATE, Example, split_of
 
 SPLITS = ("train", "validation", "test")
 # MT3 draws a data set with n examples in proportion to n ** (1 / this)
@@ -198,10 +198,6 @@ class Excerpts:
                 onset, offset = max(0.0, note.onset - start), min(note.offset, end) - start
                 notes.append(note._replace(onset=onset, offset=offset, program=0 if note.is_drum else program))
         return Example(audio, trim_overlapping(sorted(notes)), recording.layout)
-
-    def examples(self, start: int, stop: int, workers: int = 0) -> Iterator[Example]:
-        """Examples start to stop - 1 in order, made in so many worker processes (0: in this one)."""
-        return in_order(self.example, range(start, stop), workers)
 
 
 def _maestro(folder: Path) -> Iterator[Recording]:

@@ -7,8 +7,8 @@ compressed, and spoiled with noise.
 Rendering needs tinysoundfont (`pip install --no-deps tinysoundfont`) and soxr.
 """
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
 import multiprocessing
@@ -42,11 +42,32 @@ class Stem(NamedTuple):
     notes: tuple[Note, ...]
 
 
-class Song(NamedTuple):
-    """A piece of music: its name, which decides its split, and its stems."""
+class Song:
+    """A piece of music in a MIDI file, which is read when it is first played, in each process anew.
 
-    name: str
-    stems: tuple[Stem, ...]
+    Attributes:
+        name: decides its split.
+        path: the file.
+    """
+
+    def __init__(self, name: str, path: str | Path):
+        self.name = name
+        self.path = Path(path)
+
+    def __getstate__(self):
+        return {"name": self.name, "path": self.path}
+
+    @functools.cached_property
+    def stems(self) -> tuple[tuple[int, bool, np.ndarray], ...]:
+        """Of each stem: program, is_drum, and (n, 4) onsets, offsets (s), pitches, velocities.
+
+        Empty where the file is no MIDI or holds no notes.
+        """
+        try:
+            found = [notes for notes in read_midi_stems(self.path, sustain=True) if notes]
+        except NoteFileError:
+            found = []
+        return tuple((n[0].program, n[0].is_drum, np.array([note[:4] for note in n], np.float64)) for n in found)
 
 
 class Example(NamedTuple):
@@ -114,18 +135,15 @@ def read_songs(folder: str | Path) -> list[Song]:
     """The songs of a folder and those below it, by path; files that are no MIDI are left out.
 
     Raises:
-        ValueError: no MIDI file could be read there.
+        ValueError: there is no MIDI file.
     """
     songs = []
     for path in sorted(Path(folder).rglob("*.mid")):
-        with contextlib.suppress(NoteFileError):
-            stems = tuple(
-                Stem(notes[0].program, notes[0].is_drum, tuple(notes)) for notes in read_midi_stems(path, True) if notes
-            )
-            if stems:
-                songs.append(Song(path.relative_to(folder).as_posix(), stems))
+        with open(path, "rb") as file:
+            if file.read(4) == b"MThd":
+                songs.append(Song(path.relative_to(folder).as_posix(), path))
     if not songs:
-        raise ValueError(f"{folder} holds no MIDI file (*.mid) with notes")
+        raise ValueError(f"{folder} holds no MIDI file (*.mid)")
     return songs
 
 
@@ -262,11 +280,6 @@ class Generator:
             notes = trim_overlapping(sorted(settle(notes, self.recipe.settle)))
         return Example(mix.astype(np.float32), notes, kind)
 
-    def examples(self, start: int = 0, stop: int | None = None, workers: int = 0) -> Iterator[Example]:
-        """Examples start, start + 1, ... in order, made in so many worker processes (0: in this one)."""
-        indices = iter(range(start, stop)) if stop is not None else _count(start)
-        return in_order(self.example, indices, workers)
-
     def _stem_audio(self, stem, font, shift, detune, rng) -> np.ndarray | None:
         """(seconds * 16000,) float32 of one stem at its gain, or None where the font lacks its instrument."""
         if self.recipe.tones and not stem.is_drum and rng.random() < self.recipe.tones:
@@ -317,6 +330,8 @@ class Generator:
             return [Stem(program, False, tuple(made_up_notes(self.recipe.seconds, rng)))]
         for _ in range(20):
             song = self.songs[rng.integers(len(self.songs))]
+            if not song.stems:
+                continue
             stems = self._stretch(song, rng)
             melodic = [stem for stem in stems if not stem.is_drum]
             if kind == "drums":
@@ -338,6 +353,8 @@ class Generator:
                 chosen = self._band(song, stems, rng)
             if sum(len(stem.notes) for stem in chosen) >= 5:
                 return chosen
+        if not any(song.stems for song in self.songs):
+            raise ValueError(f"none of {len(self.songs)} songs has notes; the first is {self.songs[0].path}")
         return []
 
     def _band(self, song: Song, stems: list[Stem], rng: np.random.Generator) -> list[Stem]:
@@ -357,24 +374,23 @@ class Generator:
         tempo = float(rng.uniform(0.8, 1.25))
         transposition = int(rng.integers(-5, 7))
         length = self.recipe.seconds * tempo
-        last = max(note.offset for stem in song.stems for note in stem.notes)
+        last = max(float(played[:, 1].max()) for _, _, played in song.stems)
         begin = float(rng.uniform(-0.5, max(0.0, last - length)))
         stems = []
-        for stem in song.stems:
+        for program, is_drum, played in song.stems:
             gain = float(rng.uniform(0.6, 1.3))
             notes = []
-            for note in stem.notes:
-                if note.offset <= begin or note.onset >= begin + length or note.onset < begin:
-                    continue
-                pitch = note.pitch if stem.is_drum else note.pitch + transposition
+            chosen = (played[:, 1] > begin) & (played[:, 0] < begin + length) & (played[:, 0] >= begin)
+            for start, end, key, loud in played[chosen].tolist():
+                pitch = int(key) if is_drum else int(key) + transposition
                 if 0 <= pitch <= 127:
-                    velocity = int(np.clip(note.velocity * gain + rng.normal(0, 6), 8, 127))
+                    velocity = int(np.clip(loud * gain + rng.normal(0, 6), 8, 127))
                     jitter = float(rng.normal(0, 0.004))
-                    onset = max(0.0, (note.onset - begin) / tempo + jitter)
-                    offset = max(onset + 0.03, (note.offset - begin) / tempo)
-                    notes.append(Note(onset, offset, pitch, velocity, stem.program, stem.is_drum))
+                    onset = max(0.0, (start - begin) / tempo + jitter)
+                    offset = max(onset + 0.03, (end - begin) / tempo)
+                    notes.append(Note(onset, offset, pitch, velocity, program, is_drum))
             if notes:
-                stems.append(Stem(stem.program, stem.is_drum, tuple(notes)))
+                stems.append(Stem(program, is_drum, tuple(notes)))
         return stems
 
 
@@ -418,11 +434,12 @@ def in_order(make: Callable[[int], Example], indices: Iterable[int], workers: in
     if not workers:
         yield from map(make, indices)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_keep, initargs=(make,)) as pool:
         waiting = []
         try:
             for index in indices:
-                waiting.append(pool.submit(make, index))
+                waiting.append(pool.submit(_kept, index))
                 if len(waiting) > 2 * workers:
                     yield waiting.pop(0).result()
             while waiting:
@@ -434,6 +451,15 @@ def in_order(make: Callable[[int], Example], indices: Iterable[int], workers: in
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _keep(make: Callable[[int], Example]) -> None:
+    """Begins a worker process: songs that were read and fonts that were loaded stay for its next example."""
+    _kept.make = make
+
+
+def _kept(index: int) -> Example:
+    return _kept.make(index)
 
 
 def play_tones(
@@ -533,12 +559,6 @@ def made_up_drums(seconds: float, rng: np.random.Generator) -> list[Note]:
             velocity = int(np.clip(rng.normal(loud, 18), 12, 127))
             notes.append(Note(onset, onset + 0.1, drums[drum], velocity, 0, True))
     return sorted(notes)
-
-
-def _count(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
 
 
 def _draw_program(program: int, rng: np.random.Generator) -> int:
