@@ -1,6 +1,6 @@
 """Peak memory of both commands on a long recording beside a short one: prints the table in docs/long.md.
 
-python benchmarks/memory.py [--hours 3] [--twins torch_mt3,jax_mt3] [--ends 2]
+python benchmarks/memory.py [--hours 3] [--twins torch_mt3,jax_mt3] [--ends 2] [--batch-size 16]
 """
 
 import argparse
@@ -58,7 +58,9 @@ def peak(*arguments: str) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"exit status {process.returncode} of {' '.join(arguments)}")
-    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10) * 1.048576, time.perf_counter() - began
+    # bytes on macOS, units of 1,024 elsewhere
+    peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_bytes / 1e6, time.perf_counter() - began
 
 
 def main() -> None:
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=3.0)
     parser.add_argument("--twins", default=",".join(FRAMEWORKS))
     parser.add_argument("--ends", type=float, default=2.0, help="how much the network likes to end a segment")
+    parser.add_argument("--batch-size", type=int, default=16, help="segments at once (default: %(default)s)")
     arguments = parser.parse_args()
     table = Table(
         "twin", "framework alone", "1 minute", f"{arguments.hours:g} hours", "beyond the framework", "notes", "s"
@@ -79,6 +82,8 @@ def main() -> None:
             "--device",
             "cpu",
             "--force",
+            "--batch-size",
+            str(arguments.batch_size),
         )
         short = write_recording(folder / "short.wav", 60.0)
         long = write_recording(folder / "long.wav", 3600.0 * arguments.hours)

@@ -27,6 +27,7 @@ from mt3_common import listen, midi, picture, score, tempo, workers
 from mt3_common.config import PRESETS
 from mt3_common.instruments import parse_instruments
 from mt3_common.notes import Note
+from mt3_common.streams import finish, give_up
 from mt3_common.summary import (
     Summary,
     SummaryError,
@@ -61,26 +62,11 @@ AUDIO_SUFFIXES = {
     *(".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".wma"),
 }
 
-# the arguments that the notes depend on, for the summary
-SETTINGS = (
-    "model",
-    "positions",
-    "dtype",
-    "search",
-    "beams",
-    "temperature",
-    "top_k",
-    "top_p",
-    "seed",
-    "instruments",
-    "hold",
-    "velocity",
-    "tempo",
-    "as_published",
-    "soundfont",
-    "start",
-    "duration",
-)
+# the arguments of infer that a network is loaded with and that its notes depend on
+LOADING = ("model", "positions", "dtype", "search", "beams", "temperature", "top_k", "top_p", "seed")
+LOADING += ("instruments", "hold")
+# all that the notes depend on, for the summary
+SETTINGS = (*LOADING, "velocity", "tempo", "as_published", "soundfont", "start", "duration")
 
 LESSON = """\
 Turns recordings of music into notes (MIDI, MusicXML, JSON, CSV) with an MT3 network.
@@ -187,6 +173,8 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
     except KeyboardInterrupt:
         say("interrupted: what was finished is written, nothing is half-written")
         return INTERRUPTED
+    finally:
+        finish(sys.stdout)
 
 
 def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], stack: contextlib.ExitStack) -> int:
@@ -196,6 +184,8 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
     try:
         arguments = parse(program, argv)
         devices = workers.split_devices(arguments.device)
+        if arguments.hold is not None and (arguments.ray is not None or len(devices) > 1):
+            raise UsageError("--hold-instruments goes from segment to segment, on one device: name one with --device")
         names = arguments.audio + (listed(arguments.list) if arguments.list else [])
         stdin = None
         if STDIN in arguments.audio:
@@ -240,25 +230,8 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
         began = time.perf_counter()
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
-            settings = {
-                "checkpoint": checkpoint,
-                "model": arguments.model,
-                "dtype": arguments.dtype,
-                "search": arguments.search,
-                "beams": arguments.beams,
-                "temperature": arguments.temperature,
-                "top_k": arguments.top_k,
-                "top_p": arguments.top_p,
-                "seed": arguments.seed,
-                "batch_size": arguments.batch_size,
-                "positions": arguments.positions,
-                "instruments": arguments.instruments,
-                "hold": arguments.hold,
-            }
-            if arguments.hold is not None and (arguments.ray is not None or len(devices) > 1):
-                raise UsageError(
-                    "--hold-instruments goes from segment to segment, on one device: name one with --device"
-                )
+            settings = {name: getattr(arguments, name) for name in (*LOADING, "batch_size")}
+            settings["checkpoint"] = checkpoint
             if arguments.ray is not None:
                 transcriber = workers.start_on_ray(load, settings, arguments.ray, stack)
             elif len(devices) > 1:
@@ -357,7 +330,7 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = Parser(
         prog=f"python -m {program}.infer",
-        description="Turns recordings of music into notes (MIDI, MusicXML, JSON, CSV) with an MT3 network.",
+        description=LESSON.splitlines()[0],
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -690,7 +663,7 @@ class Task:
         if self.arguments.tempo is not None:
             asked = self.arguments.start, self.arguments.duration
             transcription = transcription.with_tempo(
-                tempo.of(self.arguments.tempo, job.audio, transcription.notes, *asked)
+                tempo.asked_for(self.arguments.tempo, job.audio, transcription.notes, *asked)
             )
         part = self.arguments.start, transcription.duration
         by_kind = {kind_of(output): output for output in job.outputs}
@@ -912,8 +885,10 @@ def sentence(error: Exception, program: str, names: Mapping[str, str] | None = N
 
 def say(text: str) -> None:
     """Writes a line to stderr, which can hold any file name; if nobody reads it, so be it."""
-    with contextlib.suppress(OSError):
+    try:
         print(printable(text), file=sys.stderr, flush=True)
+    except OSError:
+        give_up(sys.stderr)
 
 
 def printable(text: str) -> str:
@@ -936,8 +911,7 @@ def report(text: str) -> bool:
         # a file name may hold what the terminal's encoding does not
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except OSError as error:
-        # or else Python complains when it closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             raise OSError(error.errno, error.strerror, "stdout") from error
         return False

@@ -28,7 +28,7 @@ import pretty_midi
 
 from mt3_common.extras import needed
 from mt3_common.notes import Note, assign_instruments, check_notes
-from mt3_common.tempo import Change, Tempo, TempoMap
+from mt3_common.tempo import BEATS_PER_BAR, Change, Tempo, TempoMap
 
 DRUM_CHANNEL = 9
 MELODIC_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
@@ -123,7 +123,7 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
         track.append((off, finish))
 
     midi = mido.MidiFile(type=1, ticks_per_beat=resolution)
-    bars = [(0, bar // resolution)] * (bar > 0) + [(bar, 4)]
+    bars = [(0, bar // resolution)] * (bar > 0) + [(bar, BEATS_PER_BAR)]
     conductor = [
         (tick, mido.MetaMessage("time_signature", numerator=quarters, denominator=4)) for tick, quarters in bars
     ]

@@ -57,7 +57,7 @@ class Change(NamedTuple):
     microseconds: int
 
 
-def of(
+def asked_for(
     asked: float | str,
     path: str | os.PathLike,
     notes: Sequence[Note] = (),

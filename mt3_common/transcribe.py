@@ -27,7 +27,7 @@ from mt3_common.config import Config
 from mt3_common.instruments import Instruments
 from mt3_common.notes import Note, NoteDecoder
 from mt3_common.spectrogram import Segment, num_segments, segments
-from mt3_common.tempo import Tempo, of
+from mt3_common.tempo import Tempo, asked_for
 from mt3_common.vocabulary import SPECIAL_IDS, Vocabulary
 
 FORMATS = ("mid", "json", "csv", "noteseq", "musicxml")
@@ -558,7 +558,7 @@ class Transcriber:
             result = next(results)
         if isinstance(result, Exception):
             raise result
-        return result if tempo is None else result.with_tempo(of(tempo, path, result.notes, start, duration))
+        return result if tempo is None else result.with_tempo(asked_for(tempo, path, result.notes, start, duration))
 
     def transcribe_many(self, requests: Iterable[Request], readers: int = 1) -> Iterator[Transcription | Exception]:
         """What comes of each recording, in their order: its notes, or why there are none.

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mt3_common.streams import finish
 from parity.compare import BAD_INPUT
 
 # subcommand -> (module, what it does)
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("parity: interrupted", file=sys.stderr)
         return 130
+    finally:
+        finish(sys.stdout)
 
 
 if __name__ == "__main__":

@@ -45,17 +45,19 @@ def check(
     config = reference.config
     path = inputs.find_audio(audio)
     frames, start_times = inputs.read_segments(path, config, 4)
+    large = is_large(reference)
     if num_segments is None:
-        num_segments = 1 if is_large(reference) else 4
+        num_segments = 1 if large else 4
+    if positions is None:
+        positions = DECODE_POSITIONS if large else config.max_target_length
     if num_segments > len(frames):
         frames, start_times = inputs.read_segments(path, config, num_segments)
     # the traces of a large network are gigabytes: fewer positions show the same
-    segments, length = (1, 128) if is_large(reference) else (2, 256)
+    segments, length = (1, 128) if large else (2, 256)
     # as many positions as frames where that is enough: encoder and decoder are then compiled once
     length = min(length, config.max_target_length, max(config.input_frames, 64))
     given = inputs.with_tokens(frames[-segments:], config, length)
     decoded, decoded_at = list(frames[:num_segments]), start_times[:num_segments]
-    large = is_large(reference)
     if reference.framework == "jax":
         reference = Ahead(reference)
         # what a large network answers now would need memory beside the traces
@@ -74,6 +76,8 @@ def check(
     # what is the same needs no second look, and the memory is needed
     traces = (ours, theirs) if found.exit_code else None
     del ours, theirs
+    if found.refusals and isinstance(reference, Ahead):
+        reference.forget()
     if not found.refusals:
         give_back_memory()
         if large and reference.framework == "jax":
@@ -123,6 +127,10 @@ class Ahead:
         """Has method(*args) computed; the call with these very arguments, once, returns what comes out."""
         self.begun.append((method, args, self.pool.submit(getattr(self.side, method), *args)))
 
+    def forget(self) -> None:
+        """Begins nothing more of what was to be begun."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
     def __getattr__(self, name: str) -> Any:
         plain = getattr(self.side, name)
         if name not in {method for method, _, _ in self.begun}:
@@ -152,16 +160,14 @@ def decoding_rows(
     candidate: Any,
     segments: list[np.ndarray],
     start_times: list[float],
-    positions: int | None = None,
+    positions: int,
 ) -> list[Row]:
-    """Rows of the decode path, tokens and notes."""
+    """Rows of the decode path (in float64 to so many positions at most), tokens and notes."""
     config = reference.config
     length = config.max_target_length
     frames = np.stack(segments)
     given = inputs.with_tokens(frames[:1], config, length, seed=1)
     given["decoder_target_tokens"] = np.ones_like(given["decoder_target_tokens"])
-    if positions is None:
-        positions = DECODE_POSITIONS if is_large(reference) else length
     lengths = {"float64": min(length, positions), "float32": length}
     rows = decoding.compare_decode_path(reference, candidate, given, lengths)
     ids = tuple(side.generate(segments) for side in (reference, candidate))

@@ -218,7 +218,8 @@ def judge_short(truth: np.ndarray, candidate: np.ndarray, noise: np.ndarray, pre
     """
     found = judge(truth, candidate, noise, precision)
     lost = precision in SHORT and found.values and FACTOR["max"] * np.abs(noise).max() > found.largest
-    if lost and np.isfinite(found.max_abs):
+    # what is many times larger than the values is not rounding
+    if lost and found.max_abs <= FACTOR["max"] * found.largest:
         found.ratio = None
     return found
 

@@ -234,7 +234,7 @@ class Side:
             cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
             rows, frames = np.arange(count), _cast(frames, trace.dtype_of(precision))
             step = compile_once(decode.step, self.device, donate_argnums=1)
-            insert = compile_once(lambda *given: decode.insert(*given), self.device, donate_argnums=1)
+            insert = compile_once(decode.insert, self.device, donate_argnums=1)
             cache = insert(weights, cache, rows, frames)
             for place in range(WARM_UP):
                 _, cache = step(weights, cache, tokens[:, [place % length]])

@@ -322,16 +322,19 @@ class Record:
     def __init__(self, path: str | None):
         self.path = path
         self.known: dict[tuple[str, ...], list[Outcome]] = {}
-        lines = Path(path).read_text().splitlines() if path is not None and Path(path).exists() else []
+        text = Path(path).read_text(errors="replace") if path is not None and Path(path).exists() else ""
+        *lines, half = text.split("\n")
         for number, line in enumerate(lines, 1):
             try:
                 found = [Outcome(**each) for each in json.loads(line)]
                 self.known[self._key(found[0])] = found
             except (ValueError, TypeError, IndexError) as error:
-                if number < len(lines):
-                    raise ValueError(f"{path}, line {number}: not outcomes of parity mutants") from error
-                # what was stopped while it wrote has half a last line
-                Path(path).write_text("".join(f"{each}\n" for each in lines[:-1]))
+                raise ValueError(f"{path}, line {number}: not outcomes of parity mutants") from error
+        # what was stopped while it wrote has half a last line
+        if half and not half.startswith("[{"[: len(half)]):
+            raise ValueError(f"{path}, line {len(lines) + 1}: not outcomes of parity mutants")
+        if half:
+            Path(path).write_text("".join(f"{each}\n" for each in lines))
 
     @staticmethod
     def _key(outcome: Outcome) -> tuple[str, ...]:

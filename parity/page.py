@@ -33,7 +33,7 @@ details { margin: .5rem 0; } summary { cursor: pointer; } dl { margin: 0; }
 dt { color: var(--soft); } dd { margin: 0 0 .3rem 0; overflow-wrap: anywhere; }
 """
 
-# lines of the plots, told apart without colour by their dashes
+# lines of the plots: a colour for each precision, dashes for local errors
 LINES = (
     ("float64", "free", "#3e63dd", ""),
     ("float64", "local", "#3e63dd", "2 3"),

@@ -11,11 +11,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# what is written is buffered as it is for users
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 import numpy as np
 import pytest
 
 from mt3_common import checkpoint
 from mt3_common.config import NetworkConfig
+from mt3_common.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
 
 # a shell's background jobs ignore Ctrl-C, and so would every process that they start; one with a handler of its own
 # passes the default on (preexec_fn would do it by a fork, of which JAX warns)
@@ -49,3 +53,17 @@ def decoded() -> dict[str, np.ndarray]:
     """Tokens and scores of T5X's search at several gains on the EOS column of logits_dense."""
     with np.load(GOLDEN / "model" / "decode.npz") as archive:
         return dict(archive)
+
+
+@pytest.fixture(scope="session")
+def talkative(tmp_path_factory) -> Path:
+    """A checkpoint like the bundled random weights, but for short shifts and early ends: more notes of fewer tokens."""
+    bundled = GOLDEN.parents[1] / "checkpoints" / "golden"
+    found = checkpoint.read(bundled)
+    config = checkpoint.network_config(found.arrays, bundled)
+    kernel = found.arrays["decoder/logits_dense/kernel"].copy()
+    kernel[:, SPECIAL_IDS + 15 : SPECIAL_IDS + Vocabulary(config.vocabulary).max_shift_steps + 1] = 0.0
+    kernel[:, EOS_ID] *= 2.0
+    path = tmp_path_factory.mktemp("checkpoint") / "talkative"
+    checkpoint.write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
+    return path

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from mt3_common import checkpoint, metrics, midi
+from mt3_common import metrics, midi
 from mt3_common.audio import read_audio
 from mt3_common.notes import Note, decode_segments
 from mt3_common.spectrogram import segments
 from mt3_common.transcribe import NamedCheckpoint, Request
-from mt3_common.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
+from mt3_common.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "checkpoints" / "golden"
@@ -47,19 +47,6 @@ def infer(twin, *arguments, folder):
     process = start(twin, *arguments, folder=folder)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
-
-
-@pytest.fixture(scope="module")
-def talkative(tmp_path_factory):
-    """A checkpoint like the bundled one, but for short shifts and early ends: more notes of fewer tokens."""
-    found = checkpoint.read(BUNDLED)
-    config = checkpoint.network_config(found.arrays, BUNDLED)
-    kernel = found.arrays["decoder/logits_dense/kernel"].copy()
-    kernel[:, SPECIAL_IDS + 15 : SPECIAL_IDS + Vocabulary(config.vocabulary).max_shift_steps + 1] = 0.0
-    kernel[:, EOS_ID] *= 2.0
-    path = tmp_path_factory.mktemp("checkpoint") / "talkative"
-    checkpoint.write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
-    return path
 
 
 @pytest.fixture(scope="module")

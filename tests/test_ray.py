@@ -11,11 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mt3_common import checkpoint
-from mt3_common.vocabulary import EOS_ID, SPECIAL_IDS
-
 ROOT = Path(__file__).parents[1]
-BUNDLED = ROOT / "checkpoints" / "golden"
 
 # Starts two nodes, transcribes with a Ray actor on each, kills a node when the first notes are there, and prints the
 # exit status and what was said. A process of its own: Ray's warnings are not ours, and its nodes end with it.
@@ -43,19 +39,6 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def brief(tmp_path_factory):
-    """A checkpoint like the bundled one, but for early ends."""
-    found = checkpoint.read(BUNDLED)
-    kernel = found.arrays["decoder/logits_dense/kernel"].copy()
-    kernel[:, EOS_ID] *= 2.0
-    kernel[:, SPECIAL_IDS + 15 : SPECIAL_IDS + 1001] = 0.0
-    config = checkpoint.network_config(found.arrays, BUNDLED)
-    path = tmp_path_factory.mktemp("checkpoint") / "brief"
-    checkpoint.write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
-    return path
-
-
-@pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     """A folder with two recordings of noise: 30 and 5 segments."""
     folder = tmp_path_factory.mktemp("in")
@@ -66,11 +49,11 @@ def recordings(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("twin", "kill"), [("torch_mt3", "kill"), ("jax_mt3", "")])
-def test_a_cluster_writes_what_one_process_writes(recordings, brief, tmp_path, twin, kill):
+def test_a_cluster_writes_what_one_process_writes(recordings, talkative, tmp_path, twin, kill):
     environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="")
     # Ray's workers are nice by default, and starve beside other tests
     environment |= {"RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "OMP_NUM_THREADS": "1"}
-    options = (str(recordings), "--batch-size", "2", "--checkpoint", str(brief))
+    options = (str(recordings), "--batch-size", "2", "--checkpoint", str(talkative))
     command = [sys.executable, "-c", CLUSTER, twin, kill, *options, "-o", "ray", "--jsonl", "-"]
     command += ["--format", "mid,json"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

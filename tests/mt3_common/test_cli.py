@@ -772,8 +772,9 @@ def test_a_score_is_a_format(folder):
     record("a.wav")
     assert infer("a.wav", "--format", "mid,musicxml", "--tempo", "90") == SUCCESS
     assert b"<per-minute>90" in Path("a.musicxml").read_bytes()
-    assert infer("a.wav", "-o", "b.musicxml") == SUCCESS
-    assert names(folder) == ["a.mid", "a.musicxml", "a.wav", "b.musicxml"]
+    assert infer("a.wav", "-o", "b.MUSICXML") == SUCCESS
+    assert Path("b.MUSICXML").read_bytes().startswith(b"<?xml")
+    assert names(folder) == ["a.mid", "a.musicxml", "a.wav", "b.MUSICXML"]
 
 
 def test_a_picture_is_made_beside_the_notes(folder):
@@ -851,10 +852,11 @@ def test_a_missing_matplotlib_is_said_before_the_work(folder, capsys, monkeypatc
     assert 'pip install "mt3-twins[plot]"' in capsys.readouterr().err
 
 
-def test_a_missing_music21_is_said_before_the_work(folder, capsys, monkeypatch):
+@pytest.mark.parametrize("options", [("--format", "musicxml"), ("-o", "b.MusicXML")])
+def test_a_missing_music21_is_said_before_the_work(folder, capsys, monkeypatch, options):
     monkeypatch.setitem(sys.modules, "music21", None)
     record("a.wav")
-    assert infer("a.wav", "--format", "musicxml", load=not_reached) == NOT_STARTED
+    assert infer("a.wav", *options, load=not_reached) == NOT_STARTED
     assert 'pip install "mt3-twins[musicxml]"' in capsys.readouterr().err
 
 

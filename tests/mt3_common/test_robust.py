@@ -299,6 +299,21 @@ def test_a_stderr_that_nobody_reads(folder):
     assert result.returncode == SOME_FAILED
 
 
+@POSIX
+@pytest.mark.parametrize("command", [("torch_mt3.infer", "--help"), ("parity", "inspect", ROOT / "checkpoints/golden")])
+def test_a_stdout_that_nobody_reads(folder, command):
+    read, write = os.pipe()
+    os.close(read)
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", *map(str, command)], stdout=write, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    finally:
+        os.close(write)
+    assert (result.returncode, result.stderr) == (SUCCESS, "")
+
+
 # --- interruptions
 
 

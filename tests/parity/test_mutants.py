@@ -174,9 +174,11 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, capsys, monkeypatch):
     assert cli.main(command) == 0
     assert capsys.readouterr().out == first
     assert len(judged) == count + 1
-    path.write_text("nothing\n" + lines[0])
-    assert cli.main(command) == compare.BAD_INPUT
-    assert "line 1: not outcomes" in capsys.readouterr().err
+    for foreign in ("nothing\n" + lines[0], "nothing\n", "nothing"):
+        path.write_text(foreign)
+        assert cli.main(command) == compare.BAD_INPUT
+        assert "line 1: not outcomes" in capsys.readouterr().err
+        assert path.read_text() == foreign
 
 
 def test_the_bench_inputs_reach_padding_and_late_ids():
