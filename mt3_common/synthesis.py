@@ -30,6 +30,10 @@ SAMPLE_RATE = 16000
 RENDER_RATE = 44100
 # Voices of one stem that sound at once; dense chords with long releases need as many.
 MAX_VOICES = 128
+# dB, of one stem beside the others
+GAIN, CLEAN_GAIN = (-10.0, 4.0), (-6.0, 0.0)
+# dB, deviation of the gains of a stem's equaliser at most, and of the mix's; no gain is more than three times as much
+STEM_EQUALIZER, MIX_EQUALIZER = 3.0, 5.0
 # Programs of one MIDI class are 8 neighbours (0..7 pianos, 8..15 chromatic percussion, ...).
 CLASS_SIZE = 8
 
@@ -101,7 +105,8 @@ class Recipe:
             0 to label them with their own times, as test sets need.
         tones: share of the pitched stems that are added up from sine waves (see play_tones), which sound like none of
             the soundfonts' instruments.
-        damage: mixes get reverb, compression, noise, band limits, detuning and clipping; false for clean test sets.
+        damage: stems get an equaliser, gains of -10 to 4 dB, other formants and a common detuning; mixes an equaliser,
+            reverb, compression, noise, band limits and clipping. False for clean test sets: gains of -6 to 0 dB.
     """
 
     seconds: float = 20.48
@@ -290,8 +295,10 @@ class Generator:
             return None
         count = round(self.recipe.seconds * SAMPLE_RATE)
         audio = np.pad(audio[:count], (0, max(0, count - len(audio))))
+        if self.recipe.damage:
+            audio = _coloured(audio, rng)
         loudness = np.sqrt(np.mean(audio**2)) + 1e-5
-        gain = 10 ** (rng.uniform(-10, 4) / 20) if self.recipe.damage else 10 ** (rng.uniform(-6, 0) / 20)
+        gain = 10 ** (rng.uniform(*(GAIN if self.recipe.damage else CLEAN_GAIN)) / 20)
         # half way to equal loudness: quiet presets come forward, dynamics are kept
         return audio * np.float32(gain * 0.08 / (loudness**0.5 * 0.08**0.5))
 
@@ -574,19 +581,21 @@ def _pedal(notes: Sequence[Note], rng: np.random.Generator) -> list[Note]:
     return trim_overlapping([n._replace(offset=max(n.offset, (n.onset // beat + 1) * beat - 0.05)) for n in notes])
 
 
+def _coloured(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One stem through an equaliser: (n,) float32."""
+    size = scipy.fft.next_fast_len(len(audio) + SAMPLE_RATE // 4, real=True)
+    response = _equalizer(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), STEM_EQUALIZER, rng)
+    return scipy.fft.irfft(scipy.fft.rfft(audio, size) * _factors(response), size)[: len(audio)]
+
+
 def _damage(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The mix in a room, through a microphone, on a medium: (n,) float32 in [-1, 1]."""
     size = scipy.fft.next_fast_len(len(audio) + SAMPLE_RATE, real=True)
     hertz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
-    octaves = np.log2(np.maximum(hertz, 20.0) / 20.0)
-    # equaliser: gains (dB) at knots spread over 20..8000 Hz
-    knots = np.linspace(0, np.log2(400), 7)
-    response = np.interp(octaves, knots, rng.normal(0, rng.uniform(0, 5), 7))
+    response = _equalizer(hertz, MIX_EQUALIZER, rng)
     if rng.random() < 0.25:
-        low, high = rng.uniform(30, 200), rng.uniform(2500, 7000)
-        response += np.where(hertz < low, -24 * np.log2(low / np.maximum(hertz, 1)), 0).clip(-60)
-        response += np.where(hertz > high, -24 * np.log2(np.maximum(hertz, 1) / high), 0)
-    spectrum = scipy.fft.rfft(audio, size) * (10 ** (response / 20)).astype(np.float32)
+        response += _band_limits(hertz, rng)
+    spectrum = scipy.fft.rfft(audio, size) * _factors(response)
     if rng.random() < 0.6:
         spectrum *= scipy.fft.rfft(_room(rng), size)
     audio = scipy.fft.irfft(spectrum, size)[: len(audio)].astype(np.float32)
@@ -594,21 +603,51 @@ def _damage(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if peak > 1e-5:
         audio /= peak
         if rng.random() < 0.3:
-            # louder than the medium takes: soft or, seldom, hard
-            drive = rng.uniform(1, 3)
-            audio = np.tanh(audio * drive) if rng.random() < 0.8 else np.clip(audio * drive * 0.7, -1, 1)
+            audio = _overdriven(audio, rng)
         if rng.random() < 0.3:
-            # compressor: level over 50 ms raised to a power below 1
-            level = np.sqrt(_filtered([0.00125], [1, -0.99875], audio**2)) + 0.02
-            audio = audio * (level ** -rng.uniform(0.1, 0.5)).astype(np.float32)
+            audio = _compressed(audio, rng)
         audio *= np.float32(10 ** (rng.uniform(-26, -1) / 20) / np.abs(audio).max())
-    noise = rng.standard_normal(len(audio), np.float32)
+    return np.clip(audio + _noise(len(audio), rng), -1, 1).astype(np.float32)
+
+
+def _equalizer(hertz: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
+    """An equaliser's gains (dB) at these frequencies: drawn for seven, spread over 20..8000 Hz, smooth between them."""
+    octaves = np.log2(np.maximum(hertz, 20.0) / 20.0)
+    gains = rng.normal(0, rng.uniform(0, deviation), 7).clip(-3 * deviation, 3 * deviation)
+    return np.interp(octaves, np.linspace(0, np.log2(400), 7), gains)
+
+
+def _band_limits(hertz: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Gains (dB) of a medium that lets through from 30..200 to 2500..7000 Hz, 24 dB less an octave further."""
+    low, high = rng.uniform(30, 200), rng.uniform(2500, 7000)
+    below = np.where(hertz < low, -24 * np.log2(low / np.maximum(hertz, 1)), 0).clip(-60)
+    return below + np.where(hertz > high, -24 * np.log2(np.maximum(hertz, 1) / high), 0)
+
+
+def _factors(decibels: np.ndarray) -> np.ndarray:
+    """10 ** (decibels / 20), float32."""
+    return np.exp(decibels.astype(np.float32) * np.float32(np.log(10) / 20))
+
+
+def _overdriven(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Audio with a peak of 1, louder than the medium takes: clipped softly or, seldom, hard."""
+    drive = rng.uniform(1, 3)
+    return np.tanh(audio * drive) if rng.random() < 0.8 else np.clip(audio * drive * 0.7, -1, 1)
+
+
+def _compressed(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Audio whose level over 50 ms is raised to a power of 0.5 to 0.9."""
+    level = np.sqrt(_filtered([0.00125], [1, -0.99875], audio**2)) + 0.02
+    return audio * (level ** -rng.uniform(0.1, 0.5)).astype(np.float32)
+
+
+def _noise(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise of -85 to -40 dB, white or darker; none in one mix of ten, which is as clean as digital silence."""
+    noise = rng.standard_normal(count, np.float32)
     if rng.random() < 0.7:
         noise = _filtered([1.0], [1.0, -rng.uniform(0.5, 0.98)], noise)
         noise /= noise.std()
-    # one mix in ten is as clean as digital silence
-    noise_level = 10 ** (rng.uniform(-85, -40) / 20) * (rng.random() > 0.1)
-    return np.clip(audio + noise * np.float32(noise_level), -1, 1).astype(np.float32)
+    return noise * np.float32(10 ** (rng.uniform(-85, -40) / 20) * (rng.random() > 0.1))
 
 
 def _room(rng: np.random.Generator) -> np.ndarray:
