@@ -282,11 +282,10 @@ class Learner:
         totals, gradients = np.zeros(3), None
         with_decoder = step >= self.settings.auxiliary_steps
         for part, batch in enumerate(batches):
-            events = self._put(training.next_events(batch.rolls), self.shared)
-            rolls = self._put(training.soft_rolls(batch.rolls).astype(self.wide), self.shared)
             # a key for each batch
             number = self._put(np.array([self.settings.seed, step, part], np.int32), self.everywhere)
-            inputs = self._inputs(batch), rolls, events, self._reading(batch), count, len(batches), number, with_decoder
+            taught = self._labels(batch), self._reading(batch)
+            inputs = self._inputs(batch), *taught, count, len(batches), number, with_decoder
             found, losses = self._gradients(self.weights, *inputs)
             gradients = found if gradients is None else jax.tree.map(jnp.add, gradients, found)
             totals += [float(loss) for loss in losses]
@@ -324,8 +323,8 @@ class Learner:
         """What a checkpoint holds beside arrays(): the optimizer's slots, the auxiliary loss's layer, the average."""
         return training.pack(*jax.tree.map(np.array, (self.weights, self.states, self.average)))
 
-    @functools.partial(jax.jit, static_argnums=(0, 9))
-    def _gradients(self, weights, inputs, rolls, events, reading, count, num_batches, number, with_decoder):
+    @functools.partial(jax.jit, static_argnums=(0, 8))
+    def _gradients(self, weights, inputs, labels, reading, count, num_batches, number, with_decoder):
         """Gradients and (all, a token, a frame), so divided that the sum over an update's batches is the update's."""
         frames, ids, targets = inputs
         seed, step, part = number
@@ -341,9 +340,9 @@ class Learner:
                     logits, seen = logits
                     total = self._reading_loss(weights, seen, targets, *reading) / count
                 token = cross_entropy(logits, targets, self.settings.z_loss) / count
-            if self.settings.auxiliary:
+            if labels is not None:
                 head = weights["auxiliary/kernel"], weights["auxiliary/bias"]
-                losses = auxiliary_losses(encoded, *head, rolls, events, self.settings.next_event)
+                losses = auxiliary_losses(encoded, *head, *labels, self.settings.next_event)
                 auxiliary = losses.mean() / num_batches
             total += token + self.settings.auxiliary * auxiliary
             return total, (total, token, auxiliary)
@@ -383,18 +382,27 @@ class Learner:
         encoded = self._call(weights, "encode", frames)
         return cross_entropy(self._call(weights, "decode", encoded, ids, targets), targets, z_loss=0.0)
 
+    def _labels(self, batch: Batch) -> tuple[jax.Array, jax.Array] | None:
+        """What `auxiliary` teaches: rolls and next events; None where it is 0."""
+        if not self.settings.auxiliary:
+            return None
+        rolls = self._put(training.soft_rolls(batch.rolls).astype(self.wide), self.shared)
+        return rolls, self._put(training.next_events(batch.rolls), self.shared)
+
     def _reading(self, batch: Batch) -> tuple[jax.Array, ...] | None:
-        """What `alignment` and `contents` teach: the fields of Places, labels and next events; None for neither."""
+        """What `alignment` teaches, the fields of Places, and `contents`, labels and next events; None for neither."""
         if not (self.settings.alignment or self.settings.contents):
             return None
         where = training.places(batch, self.config)
-        labels, coming = training.contents(batch, training.soft_rolls(batch.rolls), where)
-        arrays = (*where, labels)
-        return (*(self._put(array.astype(self.wide), self.shared) for array in arrays), self._put(coming, self.shared))
+        arrays = [array.astype(self.wide) for array in where]
+        if self.settings.contents:
+            labels, coming = training.contents(batch, training.soft_rolls(batch.rolls), where)
+            arrays += [labels.astype(self.wide), coming]
+        return tuple(self._put(array, self.shared) for array in arrays)
 
     def _reading_loss(self, weights, seen, targets, *reading) -> jax.Array:
         """The losses `alignment` and `contents` on what a call of the decoder kept, weighted, summed over tokens."""
-        *where, labels, coming = reading
+        where, taught = reading[:3], reading[3:]
         total = jnp.zeros((), self.wide)
         if self.settings.alignment:
             width = self.config.network.head_dim
@@ -408,7 +416,7 @@ class Learner:
             for layer in range(self.config.network.num_decoder_layers - 1):
                 head = weights[f"auxiliary/kernel_{layer}"], weights[f"auxiliary/bias_{layer}"]
                 output = seen[f"layers_{layer}"]["__call__"][0]
-                losses = auxiliary_losses(output, *head, labels, coming, self.settings.next_event)
+                losses = auxiliary_losses(output, *head, *taught, self.settings.next_event)
                 total += self.settings.contents * (losses * (targets > 0)).sum()
         return total
 

@@ -159,7 +159,7 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
         done = previous_rows(options)
         for number, pair in enumerate(pairs, 1):
             try:
-                of = _fingerprint(pair, about, options.estimates)
+                of = _row_key(pair, about, options.estimates)
                 row = done.get((pair.name, of))
                 if row is None or options.pictures:
                     row, notes = measure(pair, transcriber, options.estimates)
@@ -288,7 +288,7 @@ def fingerprint(transcriber: Any) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(pair: Recording, about: str, estimates: Path | None) -> str:
+def _row_key(pair: Recording, about: str, estimates: Path | None) -> str:
     """What a row depends on: the files' contents and the transcriber."""
     digest = hashlib.sha256(about.encode())
     for file in [pair.audio, *pair.notes, *([estimates / f"{pair.name}.mid"] if estimates else [])]:

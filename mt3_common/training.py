@@ -33,6 +33,7 @@ from mt3_common import checkpoint, curves
 from mt3_common.config import Config, ConfigError
 from mt3_common.dataset import ROLL_COLUMNS, Batch, Shards
 from mt3_common.extras import needed
+from mt3_common.hf_t5 import read_any
 from mt3_common.initial import arranged_arrays, initial_arrays
 from mt3_common.transcribe import find_checkpoint
 from mt3_common.vocabulary import Vocabulary
@@ -262,12 +263,12 @@ def first_heads(config: Config, settings: TrainingConfig) -> dict[str, np.ndarra
     bias = np.zeros(columns, np.float32)
     # what sounds is rare: sigmoid(-4) = 0.018
     bias[:LABEL_COLUMNS] = -4.0
-    places = [""] if settings.auxiliary else []
-    places += [f"_{layer}" for layer in range(config.network.num_decoder_layers - 1)] if settings.contents else []
+    endings = [""] if settings.auxiliary else []
+    endings += [f"_{layer}" for layer in range(config.network.num_decoder_layers - 1)] if settings.contents else []
     heads = {}
-    for number, place in enumerate(places):
+    for number, ending in enumerate(endings):
         kernel = np.random.default_rng([settings.seed, 2, number]).standard_normal((width, columns)) * 0.3 * width**-0.5
-        heads |= {f"auxiliary/kernel{place}": kernel.astype(np.float32), f"auxiliary/bias{place}": bias}
+        heads |= {f"auxiliary/kernel{ending}": kernel.astype(np.float32), f"auxiliary/bias{ending}": bias}
     return heads
 
 
@@ -318,9 +319,9 @@ def next_events(rolls: np.ndarray) -> np.ndarray:
     begins = rolls[..., 128:384].any(axis=-1)
     begins[:, 1:] |= (rolls[:, :-1, :128] & ~rolls[:, 1:, :128]).any(axis=-1)
     length = rolls.shape[1]
-    places = np.where(begins, np.arange(length), length)
-    # the least of all later places
-    later = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1]
+    frames = np.where(begins, np.arange(length), length)
+    # the least of all later ones
+    later = np.minimum.accumulate(frames[:, ::-1], axis=1)[:, ::-1]
     return np.pad(later[:, 1:], ((0, 0), (0, 1)), constant_values=length).astype(np.int32)
 
 
@@ -356,19 +357,23 @@ def contents(batch: Batch, soft: np.ndarray, where: Places) -> tuple[np.ndarray,
 def batch_of(shards: Shards, settings: TrainingConfig, step: int, part: int) -> Batch:
     """Batch number `part` of a step, equalized at random, targets padded to a multiple of 32."""
     number = step * settings.accumulate + part
-    batch = shards.batch(shards.rows(number, settings.batch_size, settings.seed))
-    padding = -batch.targets.shape[1] % 32
-    batch = batch._replace(targets=np.pad(batch.targets, ((0, 0), (0, padding))))
+    batch = _padded_targets(shards.batch(shards.rows(number, settings.batch_size, settings.seed)))
     if not settings.equalizer:
         return batch
     rng = np.random.default_rng([settings.seed, 3, number])
     size, _, bins = batch.frames.shape
     knots = rng.standard_normal((size, 8)) * settings.equalizer * rng.random((size, 1))
-    curves = np.stack([np.interp(np.linspace(0, 7, bins), np.arange(8), row) for row in knots])
-    curves += rng.uniform(-3.4, 2.3, (size, 1)) * settings.equalizer
+    shifts = np.stack([np.interp(np.linspace(0, 7, bins), np.arange(8), row) for row in knots])
+    shifts += rng.uniform(-3.4, 2.3, (size, 1)) * settings.equalizer
     # frames past the end of the audio stay 0
     real = np.abs(batch.frames).max(axis=-1, keepdims=True) != 0
-    return batch._replace(frames=np.where(real, batch.frames + curves[:, None], 0).astype(np.float32))
+    return batch._replace(frames=np.where(real, batch.frames + shifts[:, None], 0).astype(np.float32))
+
+
+def _padded_targets(batch: Batch) -> Batch:
+    """The batch with targets of a multiple of 32 ids, so that JAX compiles for few lengths."""
+    padding = -batch.targets.shape[1] % 32
+    return batch._replace(targets=np.pad(batch.targets, ((0, 0), (0, padding))))
 
 
 def load_batches(
@@ -498,8 +503,11 @@ def beginning(
 ) -> tuple[Config, dict[str, np.ndarray], dict[str, np.ndarray], int]:
     """The model's config, arrays (empty: to be drawn), slots and step that a run begins with.
 
+    The config of a warm start is the checkpoint's, with what the preset and the file say of the model on top.
+
     Raises:
         CheckpointError: last/ or the warm start cannot be read.
+        ConfigError: what is said contradicts the warm start's arrays.
     """
     last = options.run / "last"
     if last.exists():
@@ -507,12 +515,13 @@ def beginning(
         return checkpoint.network_config(found.arrays, last), found.arrays, found.optimizer, found.step
     if options.warm_start:
         place = find_checkpoint(options.warm_start)
-        found = checkpoint.read(place.path)
-        loaded = checkpoint.network_config(found.arrays, place.path, preset=options.model or place.model or None)
-        # sinusoids are made for any length, so segments of another one can follow, where they are asked for
-        if any("input_frames" in values.get("model", {}) for values in _settings_of(options.config, options.preset)):
-            loaded = dataclasses.replace(loaded, input_frames=config.input_frames)
-        return loaded, found.arrays, {}, 0
+        # what arrays cannot tell may be stated, and what does not hang on them (segments, dropout) may be changed
+        stated: dict[str, Any] = {}
+        for values in _settings_of(options.config, options.preset):
+            stated |= values.get("model", {})
+        arrays = read_any(place.path, stated)
+        model = options.model or place.model or None
+        return checkpoint.network_config(arrays, place.path, preset=model, overrides=stated), arrays, {}, 0
     return config, {}, {}, 0
 
 
@@ -687,8 +696,7 @@ def validation_loss(learner: Learner, validation: Shards, settings: TrainingConf
     total, count = 0.0, 0
     for first in range(0, len(validation), settings.batch_size):
         batch = validation.batch(range(first, min(first + settings.batch_size, len(validation))))
-        padding = -batch.targets.shape[1] % 32
-        loss, targets = learner.token_loss(batch._replace(targets=np.pad(batch.targets, ((0, 0), (0, padding)))))
+        loss, targets = learner.token_loss(_padded_targets(batch))
         total, count = total + loss, count + targets
     return total / count
 
