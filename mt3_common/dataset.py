@@ -1,10 +1,11 @@
 """Examples cut into segments, ready to train on: log-mel frames, target ids, and what sounds in each frame.
 
-Segments are made once, kept in shards (files of some thousand segments) outside the project, and read many times.
+Training reads them from Shards, files of some thousand segments that are made once and kept outside the project, or
+from a Stream, which makes them as they are needed.
 """
 
 import argparse
-import hashlib
+import dataclasses
 import json
 import os
 import struct
@@ -12,15 +13,15 @@ import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mt3_common import datasets
+from mt3_common import datasets, midi, sources
 from mt3_common.config import Config
 from mt3_common.notes import Note, NoteEncoder
 from mt3_common.spectrogram import log_mel_spectrogram
-from mt3_common.synthesis import Generator, Recipe, Song, in_order, read_songs, split_of
+from mt3_common.synthesis import SAMPLE_RATE, Generator, Recipe, Song, in_order, read_songs, split_of
 
 # Columns of a frame: pitches that sound, pitches that begin, drums that are hit, MIDI classes that sound.
 ROLL_COLUMNS = 128 + 128 + 128 + 16
@@ -98,9 +99,7 @@ def write_shard(path: str | Path, examples: Iterable, config: Config, seed: Sequ
     rng = np.random.default_rng(seed)
     segments = []
     for example in examples:
-        # never 0: there, what sounds on from before would count as begun
-        first = int(rng.integers(config.input_frames)) or 1
-        segments += cut(example.audio, example.notes, first, config)
+        segments += cut(example.audio, example.notes, _first_frame(rng, config), config)
     if not segments:
         raise ValueError(
             f"{path}: the examples gave no segment that max_target_length {config.max_target_length} allows"
@@ -144,7 +143,7 @@ class Shards:
             try:
                 with np.load(path) as file:
                     ids, lengths, made_for = (file[name] for name in ("ids", "lengths", "made_for"))
-                self._files[str(path)] = [mapped(path, name) for name in ("frames", "rolls")]
+                self._file(number)
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 raise ValueError(f"{path} is no shard of segments: {error}") from error
             if str(made_for) != _made_for(config):
@@ -183,29 +182,106 @@ class Shards:
         if self._order[0] != (epoch, size, seed):
             rng = np.random.default_rng([seed, epoch])
             order = rng.permutation(len(self))[: per_epoch * size]
-            lengths = np.array([len(ids) for ids in self._ids])
-            batches = []
             # sorted within stretches of 16 batches: across all of them an epoch would always mix the same segments
-            for first in range(0, len(order), 16 * size):
-                stretch = order[first : first + 16 * size]
-                batches.append(stretch[np.argsort(lengths[stretch], kind="stable")].reshape(-1, size))
+            stretches = (order[first : first + 16 * size] for first in range(0, len(order), 16 * size))
+            batches = [_alike(stretch, self._ids, size) for stretch in stretches]
             self._order = (epoch, size, seed), rng.permutation(np.concatenate(batches))
         return self._order[1][place]
+
+    def batch_at(self, number: int, size: int, seed: int = 0) -> Batch:
+        """Batch number `number` of training with batches of this size."""
+        return self.batch(self.rows(number, size, seed))
+
+    def some(self, count: int) -> Batch:
+        """So many segments from all over, fewer where there are fewer."""
+        return self.batch(range(0, len(self), max(1, len(self) // count))[:count])
 
     def batch(self, rows: Iterable[int]) -> Batch:
         """The segments with these indices."""
         rows = list(rows)
-        places = self._places[rows]
-        ids = [self._ids[row] for row in rows]
-        targets = np.zeros((len(rows), max(map(len, ids))), np.int32)
-        for row, some in enumerate(ids):
-            targets[row, : len(some)] = some
-        frames, packed = (np.stack([self._file(shard)[part][row] for shard, row in places]) for part in range(2))
-        return Batch(
-            frames.astype(np.float32),
-            targets,
-            np.unpackbits(packed, axis=-1, count=ROLL_COLUMNS).astype(bool),
-        )
+        files = ([array[row] for array in self._file(shard)] for shard, row in self._places[rows])
+        frames, packed = zip(*files)
+        rolls = np.unpackbits(np.stack(packed), axis=-1, count=ROLL_COLUMNS).astype(bool)
+        return _side_by_side(frames, [self._ids[row] for row in rows], rolls)
+
+
+class Stream:
+    """Segments of examples that are made as they are needed, without end, and the order in which training reads them.
+
+    Blocks of batches are made at once, each from examples of its own whose segments are mixed, so that a batch holds
+    segments of many examples. What a block holds depends on the seed and its number alone.
+
+    Args:
+        generator: synthesis.Generator or datasets.Excerpts.
+        config: of the model to train.
+        together: batches of a block.
+    """
+
+    def __init__(self, generator: Generator | datasets.Excerpts, config: Config, together: int = 1):
+        self.together = together
+        self._generator = generator
+        self._config = config
+        self._block: tuple[tuple[int, int, int], list[Batch]] = ((-1, -1, -1), [])
+
+    def __getstate__(self):
+        return {**self.__dict__, "_block": ((-1, -1, -1), [])}
+
+    def batch_at(self, number: int, size: int, seed: int = 0) -> Batch:
+        """Batch number `number` of training with batches of this size; makes its block, where it is not at hand.
+
+        Raises:
+            ValueError: examples cannot be made, or their segments need more ids than the config has.
+        """
+        block, place = divmod(number, self.together)
+        if self._block[0] != (block, size, seed):
+            self._block = (block, size, seed), self._made(block, size, seed)
+        return self._block[1][place]
+
+    def some(self, count: int) -> Batch:
+        """So many segments of the first examples."""
+        return Stream(self._generator, self._config).batch_at(0, count)
+
+    def _made(self, block: int, size: int, seed: int) -> list[Batch]:
+        """The batches of a block; segments of like length of ids come together, as in Shards."""
+        rng = np.random.default_rng([seed, 5, block])
+        wanted = size * self.together
+        found: list[tuple] = []
+        # an example may give nothing; a block whose examples give less than one segment each is not worth waiting for
+        for index in range(block * wanted, (block + 1) * wanted):
+            example = self._generator.example(index)
+            found += cut(example.audio, example.notes, _first_frame(rng, self._config), self._config)
+            if len(found) >= wanted:
+                break
+        else:
+            raise ValueError(
+                f"{wanted} examples gave {len(found)} segments that max_target_length {self._config.max_target_length} "
+                "allows: too few; longer targets or a sparser recipe give more"
+            )
+        frames, ids, rolls = zip(*found)
+        batches = _alike(rng.permutation(len(found))[:wanted], ids, size)
+        return [
+            _side_by_side(*([part[row] for row in rows] for part in (frames, ids, rolls)))
+            for rows in rng.permutation(batches)
+        ]
+
+
+def _first_frame(rng: np.random.Generator, config: Config) -> int:
+    """Where in an example its first segment begins; never at 0, where what sounds on from before would have begun."""
+    return int(rng.integers(config.input_frames)) or 1
+
+
+def _alike(rows: np.ndarray, ids: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Segments in batches of like length of ids, which hold little padding: (n, size) of the rows."""
+    lengths = np.array([len(ids[row]) for row in rows])
+    return rows[np.argsort(lengths, kind="stable")].reshape(-1, size)
+
+
+def _side_by_side(frames: Sequence[np.ndarray], ids: Sequence[np.ndarray], rolls: Sequence[np.ndarray]) -> Batch:
+    """Segments as a Batch."""
+    targets = np.zeros((len(ids), max(map(len, ids))), np.int32)
+    for row, some in enumerate(ids):
+        targets[row, : len(some)] = some
+    return Batch(np.stack(frames).astype(np.float32), targets, np.asarray(rolls))
 
 
 def mapped(path: str | Path, name: str) -> np.ndarray:
@@ -234,54 +310,90 @@ def _made_for(config: Config) -> str:
     return "; ".join(map(str, about))
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what examples are made from, which generator_of takes."""
+    add = parser.add_argument
+    several: dict[str, Any] = {"type": Path, "nargs": "+", "default": []}
+    add("--fonts", **several, metavar="FILE", help="soundfonts to play on, .sf2 or .sf3")
+    add("--midi", **several, metavar="DIR", help="folders of songs to play; default: music is made up")
+    add("--recipe", type=_recipe, default=Recipe(), metavar="JSON", help="settings of synthesis.Recipe, such as shares")
+    add("--recordings", **several, metavar="DIR", help="data sets, instead of playing (mt3_common/datasets.py)")
+    add("--temperature", type=float, default=datasets.TEMPERATURE, metavar="T", help="of mixing them; default: 10/3")
+
+
+def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generator | datasets.Excerpts:
+    """What makes the examples that the arguments of add_arguments name, out of the songs or recordings of a split.
+
+    Raises:
+        ValueError: they do not go together, a file is missing, or a font that is kept for tests would be trained on.
+    """
+    if bool(options.recordings) == bool(options.fonts):
+        raise ValueError("give either --fonts, with --midi unless music is to be made up, or --recordings")
+    if options.recordings:
+        found = [datasets.recordings(folder, split) for folder in options.recordings]
+        recipe = options.recipe
+        return datasets.Excerpts(found, recipe.seconds, seed, options.temperature, recipe.midi_class)
+    for font in options.fonts:
+        if not font.is_file():
+            raise ValueError(f"{font}: there is no such soundfont")
+        if split == "train" and sources.test_only(font):
+            raise ValueError(
+                f"{font} is kept for validation and test (mt3_common/sources.json), so that models are measured on "
+                "sounds that they were not trained on: leave it out"
+            )
+    songs = read_split(options.midi, split) if options.midi else []
+    return Generator(songs, options.fonts, options.recipe, seed)
+
+
+def _recipe(text: str) -> Recipe:
+    """A Recipe from JSON, for argparse."""
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is no object")
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"there is no {unknown[0]!r}; there are {', '.join(known)}")
+        return Recipe(**values)
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is no recipe: {error}") from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Makes shards of segments: from MIDI files played on soundfonts, or from data sets of recordings.
+    """Makes shards of segments: music played on soundfonts, or data sets of recordings.
 
     Shard k holds examples k * N to k * N + N - 1 of the seed, so that several processes can share the work and a run
-    that was cut off goes on: shards that are there are left alone.
+    that was cut off goes on: what is there is left alone.
     """
     parser = argparse.ArgumentParser(prog="python -m mt3_common.dataset", description=main.__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("output", type=Path, metavar="DIR", help="folder for the shards and sources.json")
-    add("--midi", type=Path, nargs="+", default=[], metavar="DIR", help="folders of MIDI files")
-    add("--fonts", type=Path, nargs="+", default=[], metavar="FILE", help="soundfonts, .sf2 or .sf3")
-    add(
-        "--recordings",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="data sets, instead (mt3_common/datasets.py)",
-    )
-    add(
-        "--temperature",
-        type=float,
-        default=datasets.TEMPERATURE,
-        metavar="T",
-        help="of mixing them; default: MT3's 10/3",
-    )
-    add("--config", type=Path, required=True, metavar="FILE", help="JSON with the model's settings, as for training")
-    add("--recipe", type=json.loads, default={}, metavar="JSON", help="settings of synthesis.Recipe, such as shares")
-    add("--split", choices=("train", "validation", "test"), default="train", help="of the songs; default: train")
+    add_arguments(parser)
+    add("--config", type=Path, metavar="FILE", help="JSON with the model's settings, as for training")
+    add("--split", choices=datasets.SPLITS, default="train", help="of the songs or recordings; default: train")
     add("--shards", type=int, default=32, metavar="N", help="default: 32")
     add("--examples", type=int, default=64, metavar="N", help="of each shard; default: 64")
+    add(
+        "--pairs",
+        action="store_true",
+        help="recordings to measure on instead, KIND__NNNNN.flac and .mid, --examples in all",
+    )
     add("--seed", type=int, default=0, metavar="N", help="default: 0")
     add("--workers", type=int, default=0, metavar="N", help="processes; default: this one")
     options = parser.parse_args(argv)
     try:
-        config = Config.from_dict(Config().to_dict() | json.loads(options.config.read_text())["model"])
-        if bool(options.recordings) == bool(options.midi):
-            raise ValueError("give either --midi with --fonts or --recordings")
-        recipe = Recipe(**options.recipe)
-        songs: list[Song] = []
-        if options.midi:
-            songs = read_split(options.midi, options.split)
-            generator = Generator(songs, options.fonts, recipe, options.seed)
-        else:
-            found = [datasets.recordings(folder, options.split) for folder in options.recordings]
-            generator = datasets.Excerpts(found, recipe.seconds, options.seed, options.temperature, recipe.midi_class)
+        if not options.pairs and not options.config:
+            raise ValueError("shards are made for a model: give its --config, such as mt3_common/presets/small.json")
+        generator = generator_of(options, options.split, options.seed)
         options.output.mkdir(parents=True, exist_ok=True)
-        write_sources(options.output / "sources.json", songs, options)
+        write_sources(options.output / "sources.json", generator, options, options.split)
+        if options.pairs:
+            write_pairs(options.output, generator, options.examples, options.workers)
+            return 0
+        values = json.loads(options.config.read_text())
+        if not isinstance(values, dict) or "model" not in values:
+            raise ValueError(f'{options.config} must hold {{"model": {{…}}}}')
+        config = Config.from_dict(Config().to_dict() | values["model"])
         for number in range(options.shards):
             path = options.output / f"{number:05d}.npz"
             if path.exists():
@@ -290,10 +402,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             examples = in_order(generator.example, range(first, first + options.examples), options.workers)
             count = write_shard(path, examples, config, [options.seed, number])
             print(f"{path}: {count} segments", file=sys.stderr, flush=True)
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def write_pairs(folder: Path, generator: Generator | datasets.Excerpts, count: int, workers: int = 0) -> None:
+    """Writes the first examples as KIND__NNNNN.flac and .mid; those that are there are left alone."""
+    import soundfile
+
+    missing = [index for index in range(count) if not list(folder.glob(f"*__{index:05d}.mid"))]
+    for index, example in zip(missing, in_order(generator.example, missing, workers), strict=True):
+        path = folder / f"{example.kind}__{index:05d}"
+        soundfile.write(path.with_suffix(".flac"), example.audio, SAMPLE_RATE, subtype="PCM_16")
+        # last: where it is, the recording is whole
+        midi.write_midi(example.notes, path.with_suffix(".mid"))
 
 
 def read_split(folders: Sequence[Path], split: str) -> list[Song]:
@@ -309,12 +433,16 @@ def read_split(folders: Sequence[Path], split: str) -> list[Song]:
     return chosen
 
 
-def write_sources(path: Path, songs: Sequence[Song], options: argparse.Namespace) -> None:
-    """Writes what the shards are made from, with hashes, so that they can be made again."""
-    files = {song.name: hashlib.sha256(song.path.read_bytes()).hexdigest() for song in songs}
-    fonts = {font.name: hashlib.sha256(font.read_bytes()).hexdigest() for font in options.fonts}
-    about = {"seed": options.seed, "split": options.split, "recipe": options.recipe, "fonts": fonts, "midi": files}
-    about |= {"recordings": [folder.name for folder in options.recordings], "temperature": options.temperature}
+def write_sources(
+    path: Path, generator: Generator | datasets.Excerpts, options: argparse.Namespace, split: str
+) -> None:
+    """Writes what examples are made from, with hashes, so that they can be made again."""
+    about = {"seed": generator.seed, "split": split, "recipe": dataclasses.asdict(options.recipe)}
+    if isinstance(generator, Generator):
+        about["fonts"] = {font.name: sources.sha256(font) for font in options.fonts}
+        about["midi"] = {song.name: sources.sha256(song.path) for song in generator.songs}
+    else:
+        about |= {"recordings": [folder.name for folder in options.recordings], "temperature": options.temperature}
     path.write_text(json.dumps(about, indent=1) + "\n")
 
 

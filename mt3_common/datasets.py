@@ -41,7 +41,6 @@ URMP_PROGRAMS = {
     **{"ob": 68, "bn": 70, "cl": 71, "fl": 73},
 }
 URMP_VALIDATION = (1, 2, 12, 13, 24, 25, 31, 38, 39)
-AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff")
 NOTE_SUFFIXES = (".mid", ".midi", ".tsv")
 # labels without a velocity get this one
 VELOCITY = 100
@@ -252,13 +251,15 @@ def _urmp(folder: Path) -> Iterator[Recording]:
 
 
 def _pairs(folder: Path) -> Iterator[Recording]:
-    for audio in folder.rglob("*"):
-        if audio.suffix.lower() in AUDIO_SUFFIXES and not audio.name.startswith("."):
-            beside = (audio.with_suffix(suffix) for suffix in NOTE_SUFFIXES)
-            notes = next((path for path in beside if path.exists()), None)
-            if notes is not None:
-                name = audio.relative_to(folder).with_suffix("").as_posix()
-                yield Recording(name, "pairs", split_of(name), audio, (notes,))
+    # what infer takes for recordings; its command line is not loaded by training
+    from mt3_common.cli import recordings as audio_files
+
+    for audio in audio_files(folder):
+        beside = (audio.with_suffix(suffix) for suffix in NOTE_SUFFIXES)
+        notes = next((path for path in beside if path.exists()), None)
+        if notes is not None:
+            name = audio.relative_to(folder).with_suffix("").as_posix()
+            yield Recording(name, "pairs", split_of(name), audio, (notes,))
 
 
 # tried in this order: the last one takes any folder

@@ -136,6 +136,14 @@ def take_pop909(folder: Path, output: Path) -> list[Path]:
     return [Path(shutil.copyfile(path, output / name)) for name, path in songs.items()]
 
 
+def test_only(font: Path) -> bool:
+    """Whether a soundfont is one of those that the manifest keeps for validation and test, by name or content."""
+    kept: dict[str, str] = {}
+    for about in json.loads(MANIFEST.read_text())["packages"].values():
+        kept |= about.get("test_only", {})
+    return font.name in kept or sha256(font) in kept.values()
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:

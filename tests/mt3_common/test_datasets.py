@@ -185,7 +185,12 @@ def test_pairs_are_any_folder(tmp_path):
     write_audio(tmp_path / "two.wav")
     (tmp_path / "two.tsv").write_text("onset\toffset\tpitch\tprogram\tis_drum\n0.5\t1\t36\t0\ttrue\n")
     write_audio(tmp_path / "alone.wav")
-    first, second = datasets.recordings(tmp_path)
+    # the same files as infer finds: other formats too, nothing hidden
+    for name in ("three.au", ".three.wav", ".hidden/three.wav"):
+        write_audio(tmp_path / name)
+        midi.write_midi(NOTES, (tmp_path / name).with_suffix(".mid"))
+    first, third, second = datasets.recordings(tmp_path)
+    assert third.audio.name == "three.au"
     assert (first.name, first.group, second.group) == ("songs/maps__one", "maps", tmp_path.name)
     assert datasets.read_notes(second) == [Note(0.5, 1.0, 36, 100, 0, True)]
     assert [note.pitch for note in datasets.read_notes(first)] == [60, 64, 67]
@@ -286,7 +291,7 @@ def test_the_command_makes_shards_of_published_data(published, tmp_path, capsys)
     assert batch.rolls[..., :384].any()
     assert json.loads((tmp_path / "out" / "sources.json").read_text())["recordings"] == [published.name]
     assert dataset.main(arguments) == 1
-    assert "give either --midi with --fonts or --recordings" in capsys.readouterr().err
+    assert "give either --fonts, with --midi unless music is to be made up, or --recordings" in capsys.readouterr().err
 
 
 def test_a_worker_that_dies_is_said_and_does_not_hang():
