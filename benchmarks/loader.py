@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = options.data or Path(temporary)
         if options.data is None:
             made_up_shard(folder, config, 4 * settings.batch_size)
-        shards = training.open_shards(folder, config)
+        shards = training.open_shards([folder], config)
         for workers in options.workers:
             found[f"loader, {workers} workers"] = loading_rate(shards, settings, workers, options.steps)
         for program in options.twins:

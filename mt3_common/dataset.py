@@ -122,7 +122,8 @@ def write_shard(path: str | Path, examples: Iterable, config: Config, seed: Sequ
 class Shards:
     """The segments of shards, on the disk, and the order in which training reads them.
 
-    Nothing but the ids is kept in memory, and a worker process gets the paths alone.
+    Nothing but the ids is kept in memory, and a worker process gets the paths alone. `together` is as in a Stream: a
+    batch is as easily made anywhere.
 
     Args:
         paths: of files that write_shard wrote.
@@ -131,6 +132,8 @@ class Shards:
     Raises:
         ValueError: there are none, a file is no shard, or it was made for other frames or ids.
     """
+
+    together = 1
 
     def __init__(self, paths: Sequence[str | Path], config: Config):
         if not paths:
@@ -219,7 +222,7 @@ class Stream:
 
     def __init__(self, generator: Generator | datasets.Excerpts, config: Config, together: int = 1):
         self.together = together
-        self._generator = generator
+        self.generator = generator
         self._config = config
         self._block: tuple[tuple[int, int, int], list[Batch]] = ((-1, -1, -1), [])
 
@@ -239,7 +242,7 @@ class Stream:
 
     def some(self, count: int) -> Batch:
         """So many segments of the first examples."""
-        return Stream(self._generator, self._config).batch_at(0, count)
+        return Stream(self.generator, self._config).batch_at(0, count)
 
     def _made(self, block: int, size: int, seed: int) -> list[Batch]:
         """The batches of a block; segments of like length of ids come together, as in Shards."""
@@ -248,7 +251,7 @@ class Stream:
         found: list[tuple] = []
         # an example may give nothing; a block whose examples give less than one segment each is not worth waiting for
         for index in range(block * wanted, (block + 1) * wanted):
-            example = self._generator.example(index)
+            example = self.generator.example(index)
             found += cut(example.audio, example.notes, _first_frame(rng, self._config), self._config)
             if len(found) >= wanted:
                 break

@@ -29,9 +29,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mt3_common import checkpoint, curves
+from mt3_common import checkpoint, curves, dataset
 from mt3_common.config import Config, ConfigError
-from mt3_common.dataset import ROLL_COLUMNS, Batch, Shards
+from mt3_common.dataset import ROLL_COLUMNS, Batch, Shards, Stream
 from mt3_common.extras import needed
 from mt3_common.hf_t5 import read_any
 from mt3_common.initial import arranged_arrays, initial_arrays
@@ -54,6 +54,8 @@ METRICS = (
 )
 # columns of a roll, and the 128 pitches that end
 LABEL_COLUMNS = ROLL_COLUMNS + 128
+# segments of a Stream that are made and mixed at once: from 17 examples of 20 s where segments are of 1.28 s; 40 MB
+SEGMENTS_TOGETHER = 256
 # settings of ours for models and training, by name
 PRESETS = Path(__file__).parent / "presets"
 
@@ -354,10 +356,10 @@ def contents(batch: Batch, soft: np.ndarray, where: Places) -> tuple[np.ndarray,
     return np.take_along_axis(soft, current[..., None], axis=1), np.rint(where.next).astype(np.int64)
 
 
-def batch_of(shards: Shards, settings: TrainingConfig, step: int, part: int) -> Batch:
+def batch_of(source: Shards | Stream, settings: TrainingConfig, step: int, part: int) -> Batch:
     """Batch number `part` of a step, equalized at random, targets padded to a multiple of 32."""
     number = step * settings.accumulate + part
-    batch = _padded_targets(shards.batch(shards.rows(number, settings.batch_size, settings.seed)))
+    batch = _padded_targets(source.batch_at(number, settings.batch_size, settings.seed))
     if not settings.equalizer:
         return batch
     rng = np.random.default_rng([settings.seed, 3, number])
@@ -377,18 +379,22 @@ def _padded_targets(batch: Batch) -> Batch:
 
 
 def load_batches(
-    shards: Shards, settings: TrainingConfig, begin: int = 0, workers: int = 0
+    source: Shards | Stream, settings: TrainingConfig, begin: int = 0, workers: int = 0
 ) -> Iterator[tuple[Batch, ...]]:
     """The batches of each step from `begin` to the last, made by so many worker processes (0: in this one).
 
-    Where a step's batches come from makes no difference to them.
+    Where a step's batches come from makes no difference to them. Steps whose batches a source makes at once are made
+    by one process.
 
     Raises:
         TrainingError: grain is not installed, or a worker process died.
     """
-    make = functools.partial(_step_batches, shards, settings)
+    together = max(1, source.together // settings.accumulate)
+    make = functools.partial(_turn, source, settings, begin, together)
+    turns = begin // together, -(-settings.steps // together)
     if not workers:
-        yield from map(make, range(begin, settings.steps))
+        for turn in range(*turns):
+            yield from make(turn)
         return
     with needed("worker processes need grain", "train", TrainingError):
         import grain
@@ -396,20 +402,26 @@ def load_batches(
     if not flags.FLAGS.is_parsed():
         # grain has flags, which nobody gave
         flags.FLAGS.mark_as_parsed()
-    steps = grain.MapDataset.range(begin, settings.steps).map(make)
     # in the worker, a few steps ahead: grain's own default of 500 would fill the memory
-    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    dataset = steps.to_iter_dataset(reading).mp_prefetch(
-        grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
-    )
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(1, 4 // together))
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, 2 // together))
     try:
-        yield from dataset
+        for steps in grain.MapDataset.range(*turns).map(make).to_iter_dataset(reading).mp_prefetch(options):
+            yield from steps
     except RuntimeError as error:
         raise TrainingError(f"a worker process that makes batches died: {first_line(error)}") from error
 
 
-def _step_batches(shards: Shards, settings: TrainingConfig, step: int) -> tuple[Batch, ...]:
-    return tuple(batch_of(shards, settings, int(step), part) for part in range(settings.accumulate))
+def _turn(
+    source: Shards | Stream, settings: TrainingConfig, begin: int, together: int, turn: int
+) -> tuple[tuple[Batch, ...], ...]:
+    """The batches of each of so many steps, but for those before `begin` and behind the last."""
+    steps = range(max(begin, turn * together), min(settings.steps, (turn + 1) * together))
+    return tuple(_step_batches(source, settings, step) for step in steps)
+
+
+def _step_batches(source: Shards | Stream, settings: TrainingConfig, step: int) -> tuple[Batch, ...]:
+    return tuple(batch_of(source, settings, step, part) for part in range(settings.accumulate))
 
 
 def main(program: str, make_learner: Callable[..., Learner], join: Callable[[], None], argv=None) -> int:
@@ -439,14 +451,16 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments as argparse gives them."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {program}.train",
-        description="Trains an MT3 network on shards (python -m mt3_common.dataset). A run that was cut off goes on.",
+        description="Trains an MT3 network on shards (python -m mt3_common.dataset), on music that is played as it is "
+        "needed, or on recordings. A run that was cut off goes on.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     presets = sorted(path.stem for path in PRESETS.glob("*.json"))
     add("run", type=Path, metavar="RUN", help="folder of the run; one that is there goes on")
-    add("--data", type=Path, required=True, metavar="DIR", help="folder of shards to train on")
-    add("--validation", type=Path, metavar="DIR", help="folder of shards to choose the best checkpoint with")
+    add("--data", type=Path, nargs="+", metavar="DIR", help="folders of shards to train on; without them:")
+    dataset.add_arguments(parser)
+    add("--validation", type=Path, nargs="+", metavar="DIR", help="shards to choose the best checkpoint with")
     add("--preset", choices=presets, metavar="NAME", help=f"settings to begin with: {', '.join(presets)}")
     add("--config", type=Path, metavar="FILE", help='JSON: {"model": {...}, "training": {...}}; default: MT3')
     add("--warm-start", metavar="CHECKPOINT", help="begin with the arrays of any checkpoint that infer reads")
@@ -484,18 +498,20 @@ def run(program: str, make_learner: Callable[..., Learner], join: Callable[[], N
         # no process comes out of this before all of them are there
         join()
     config, arrays, slots, begin = beginning(options, config)
-    shards = open_shards(options.data, config)
+    source = open_source(options, config, settings)
     validation = open_shards(options.validation, config) if options.validation else None
     if not arrays:
-        arrays = drawn_arrays(config, settings, shards)
+        arrays = drawn_arrays(config, settings, source)
     learner = make_learner(config, settings, arrays, slots, options.device)
     if learner.writer:
         options.run.mkdir(parents=True, exist_ok=True)
         text = json.dumps(about(program, config, settings, options), indent=1, default=str)
         write_whole(options.run / "run.json", text)
+        if isinstance(source, Stream):
+            dataset.write_sources(options.run / "sources.json", source.generator, options, "train")
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(log) for log in open_logs(options, begin)] if learner.writer else []
-        fit(learner, config, settings, shards, validation, options.run, begin, options.quiet, options.workers, logs)
+        fit(learner, config, settings, source, validation, options.run, begin, options.quiet, options.workers, logs)
 
 
 def beginning(
@@ -525,24 +541,43 @@ def beginning(
     return config, {}, {}, 0
 
 
-def open_shards(folder: Path, config: Config) -> Shards:
-    """The shards of a folder.
+def open_source(options: argparse.Namespace, config: Config, settings: TrainingConfig) -> Shards | Stream:
+    """What a run trains on.
 
     Raises:
-        ValueError: there are none, or they are not usable.
+        ValueError: it is not said, or not usable.
     """
-    paths = sorted(folder.glob("*.npz"))
-    if not paths:
-        raise TrainingError(f"{folder}: there are no shards here (*.npz); python -m mt3_common.dataset makes them")
+    if bool(options.data) == bool(options.fonts or options.midi or options.recordings):
+        raise TrainingError(
+            "give either --data, folders of shards, or what segments are made from: --fonts and --midi, or --recordings"
+        )
+    if options.data:
+        return open_shards(options.data, config)
+    generator = dataset.generator_of(options, "train", settings.seed)
+    steps = max(1, SEGMENTS_TOGETHER // (settings.batch_size * settings.accumulate))
+    return Stream(generator, config, steps * settings.accumulate)
+
+
+def open_shards(folders: Sequence[Path], config: Config) -> Shards:
+    """The shards of folders.
+
+    Raises:
+        ValueError: in one of them are none, or they are not usable.
+    """
+    paths: list[Path] = []
+    for folder in folders:
+        found = sorted(folder.glob("*.npz"))
+        if not found:
+            raise TrainingError(f"{folder}: there are no shards here (*.npz); python -m mt3_common.dataset makes them")
+        paths += found
     return Shards(paths, config)
 
 
-def drawn_arrays(config: Config, settings: TrainingConfig, shards: Shards) -> dict[str, np.ndarray]:
+def drawn_arrays(config: Config, settings: TrainingConfig, source: Shards | Stream) -> dict[str, np.ndarray]:
     """The weights that training from nothing begins with."""
     if not settings.arranged:
         return initial_arrays(config.network, settings.seed)
-    some = shards.batch(range(0, len(shards), max(1, len(shards) // 500))).frames
-    rows = some.reshape(-1, config.network.input_depth)
+    rows = source.some(500).frames.reshape(-1, config.network.input_depth)
     return arranged_arrays(config, rows[np.abs(rows).max(axis=-1) > 0], settings.seed)
 
 
@@ -560,7 +595,7 @@ def fit(
     learner: Learner,
     config: Config,
     settings: TrainingConfig,
-    shards: Shards,
+    source: Shards | Stream,
     validation: Shards | None,
     folder: Path,
     begin: int = 0,
@@ -584,7 +619,7 @@ def fit(
     with progress(settings, begin, quiet or not learner.writer) as show:
         if enough(rows, settings):
             return
-        for step, batches in enumerate(load_batches(shards, settings, begin, workers), begin):
+        for step, batches in enumerate(load_batches(source, settings, begin, workers), begin):
             values = learner.update(batches, step, settings.rate(step))
             if not all(map(math.isfinite, values.values())):
                 raise TrainingError(f"step {step + 1}: {diverged(values, batches)}; {kept(folder, since)}")
@@ -603,7 +638,7 @@ def fit(
             rows.append({name: str(row[name]) for name in METRICS})
             with said_where(done, folder, since):
                 save(learner, config, rows, folder)
-                write_logs(logs, row, learner, config, validation or shards)
+                write_logs(logs, row, learner, config, validation or source)
             show(done, values["loss"], row)
             sums, since, clock = {}, done, time.monotonic()
             if enough(rows, settings):
@@ -678,12 +713,12 @@ def recover(folder: Path) -> None:
 
 
 def write_logs(
-    logs: Sequence[curves.Log], row: Mapping[str, Any], learner: Learner, config: Config, segments: Shards
+    logs: Sequence[curves.Log], row: Mapping[str, Any], learner: Learner, config: Config, source: Shards | Stream
 ) -> None:
-    """Writes a row of metrics and a picture of the first segments, as a search transcribes them, to every log."""
+    """Writes a row of metrics and a picture of some segments, as a search transcribes them, to every log."""
     if not logs:
         return
-    batch = segments.batch(range(min(4, len(segments))))
+    batch = source.some(4)
     ids = learner.transcribe(batch.frames)
     image = curves.picture(batch, ids, config)
     for log in logs:
