@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from mt3_common import checkpoint
 from mt3_common.config import Config
@@ -91,7 +92,7 @@ def load(
     arrays = read_any(path, overrides)
     config = checkpoint.network_config(arrays, path, preset=preset, overrides=overrides)
     checkpoint.check_arrays(arrays, config.network)
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         model = Transformer(config.network)
     model.load_state_dict(to_state_dict(arrays), strict=True, assign=True)
     return model, config
@@ -107,6 +108,15 @@ def to_hf_t5(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {
         hf_t5_name(name): _to_tensor(array.T if name.endswith("/kernel") else array) for name, array in arrays.items()
     }
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no weights: what would be drawn on the meta device is nothing, and PyTorch takes two seconds to say so."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.init.normal_:
+            return kwargs["tensor"] if "tensor" in (kwargs or {}) else args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _to_tensor(array: np.ndarray) -> torch.Tensor:
