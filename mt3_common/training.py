@@ -391,9 +391,9 @@ def load_batches(
     """
     together = max(1, source.together // settings.accumulate)
     make = functools.partial(_turn, source, settings, begin, together)
-    turns = begin // together, -(-settings.steps // together)
+    first, end = begin // together, -(-settings.steps // together)
     if not workers:
-        for turn in range(*turns):
+        for turn in range(first, end):
             yield from make(turn)
         return
     with needed("worker processes need grain", "train", TrainingError):
@@ -406,7 +406,11 @@ def load_batches(
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(1, 4 // together))
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, 2 // together))
     try:
-        for steps in grain.MapDataset.range(*turns).map(make).to_iter_dataset(reading).mp_prefetch(options):
+        # grain holds on to each worker's last element: these are turns behind the end, in which there is nothing
+        turns = grain.MapDataset.range(first, end + workers)
+        for steps in turns.map(make).to_iter_dataset(reading).mp_prefetch(options):
+            # copied out of the shared memory, which stays behind if it is still used when the process ends
+            steps = [tuple(Batch(*map(np.array, batch)) for batch in batches) for batches in steps]
             yield from steps
     except RuntimeError as error:
         raise TrainingError(f"a worker process that makes batches died: {first_line(error)}") from error
