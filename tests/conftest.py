@@ -1,8 +1,9 @@
-"""The golden network and what the published code computed with it; see tests/golden/README.md."""
+"""The golden network and what the published code computed with it, see tests/golden/README.md; and a soundfont."""
 
 import json
 import os
 import signal
+import struct
 from pathlib import Path
 
 # before either framework is imported, and for the processes that tests start: tests run side by side, one core each,
@@ -66,4 +67,41 @@ def talkative(tmp_path_factory) -> Path:
     kernel[:, EOS_ID] *= 2.0
     path = tmp_path_factory.mktemp("checkpoint") / "talkative"
     checkpoint.write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
+    return path
+
+
+def _soundfont() -> bytes:
+    """A soundfont of two presets, piano (bank 0) and a drum kit (bank 128): one looped sawtooth of 441 Hz."""
+
+    def chunk(name, data):
+        return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+    period = np.linspace(20000, -20000, 100)
+    samples = np.tile(period, 40).astype("<i2").tobytes() + b"\0\0" * 46
+    # generators: 54 loops, 53 names the sample, 41 the instrument
+    presets = [(b"piano", 0), (b"kit", 128)]
+    phdr = b"".join(struct.pack("<20sHHHIII", n, 0, bank, i, 0, 0, 0) for i, (n, bank) in enumerate(presets))
+    phdr += struct.pack("<20sHHHIII", b"EOP", 0, 0, 2, 0, 0, 0)
+    pgen = struct.pack("<HHHHHH", 41, 0, 41, 0, 0, 0)
+    inst = struct.pack("<20sH20sH", b"saw", 0, b"EOI", 1)
+    igen = struct.pack("<HHHHHH", 54, 1, 53, 0, 0, 0)
+    shdr = struct.pack("<20sIIIIIBbHH", b"saw", 0, 4000, 1000, 3000, 44100, 69, 0, 0, 1) + struct.pack("<46s", b"EOS")
+    pdta = b"".join(
+        [
+            *(chunk(b"phdr", phdr), chunk(b"pbag", struct.pack("<HHHHHH", 0, 0, 1, 0, 2, 0))),
+            *(chunk(b"pmod", b"\0" * 10), chunk(b"pgen", pgen), chunk(b"inst", inst)),
+            *(chunk(b"ibag", struct.pack("<HHHH", 0, 0, 2, 0)), chunk(b"imod", b"\0" * 10)),
+            *(chunk(b"igen", igen), chunk(b"shdr", shdr)),
+        ]
+    )
+    info = chunk(b"ifil", struct.pack("<HH", 2, 1)) + chunk(b"isng", b"EMU8000\0") + chunk(b"INAM", b"saw\0")
+    body = chunk(b"LIST", b"INFO" + info) + chunk(b"LIST", b"sdta" + chunk(b"smpl", samples))
+    return chunk(b"RIFF", b"sfbk" + body + chunk(b"LIST", b"pdta" + pdta))
+
+
+@pytest.fixture(scope="session")
+def font(tmp_path_factory) -> Path:
+    """A file with that soundfont."""
+    path = tmp_path_factory.mktemp("fonts") / "saw.sf2"
+    path.write_bytes(_soundfont())
     return path

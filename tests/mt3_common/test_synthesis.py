@@ -1,7 +1,5 @@
 """The generator of training data, with a soundfont and songs made here."""
 
-import struct
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,42 +11,6 @@ from mt3_common.midi import write_midi
 from mt3_common.notes import Note, trim_overlapping
 
 SHARES = dict.fromkeys(("piano", "band", "drums", "solo", "dense", "silence"), 0.0)
-
-
-def soundfont() -> bytes:
-    """A soundfont of two presets, piano (bank 0) and a drum kit (bank 128): one looped sawtooth of 441 Hz."""
-
-    def chunk(name, data):
-        return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
-
-    period = np.linspace(20000, -20000, 100)
-    samples = np.tile(period, 40).astype("<i2").tobytes() + b"\0\0" * 46
-    # generators: 54 loops, 53 names the sample, 41 the instrument
-    presets = [(b"piano", 0), (b"kit", 128)]
-    phdr = b"".join(struct.pack("<20sHHHIII", n, 0, bank, i, 0, 0, 0) for i, (n, bank) in enumerate(presets))
-    phdr += struct.pack("<20sHHHIII", b"EOP", 0, 0, 2, 0, 0, 0)
-    pgen = struct.pack("<HHHHHH", 41, 0, 41, 0, 0, 0)
-    inst = struct.pack("<20sH20sH", b"saw", 0, b"EOI", 1)
-    igen = struct.pack("<HHHHHH", 54, 1, 53, 0, 0, 0)
-    shdr = struct.pack("<20sIIIIIBbHH", b"saw", 0, 4000, 1000, 3000, 44100, 69, 0, 0, 1) + struct.pack("<46s", b"EOS")
-    pdta = b"".join(
-        [
-            *(chunk(b"phdr", phdr), chunk(b"pbag", struct.pack("<HHHHHH", 0, 0, 1, 0, 2, 0))),
-            *(chunk(b"pmod", b"\0" * 10), chunk(b"pgen", pgen), chunk(b"inst", inst)),
-            *(chunk(b"ibag", struct.pack("<HHHH", 0, 0, 2, 0)), chunk(b"imod", b"\0" * 10)),
-            *(chunk(b"igen", igen), chunk(b"shdr", shdr)),
-        ]
-    )
-    info = chunk(b"ifil", struct.pack("<HH", 2, 1)) + chunk(b"isng", b"EMU8000\0") + chunk(b"INAM", b"saw\0")
-    body = chunk(b"LIST", b"INFO" + info) + chunk(b"LIST", b"sdta" + chunk(b"smpl", samples))
-    return chunk(b"RIFF", b"sfbk" + body + chunk(b"LIST", b"pdta" + pdta))
-
-
-@pytest.fixture(scope="module")
-def font(tmp_path_factory):
-    path = tmp_path_factory.mktemp("fonts") / "saw.sf2"
-    path.write_bytes(soundfont())
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +157,208 @@ def test_tones_sound_where_the_notes_are():
             assert abs(np.argmax(spectrum[: int(hertz * 1.5 / 2.5)]) * 2.5 - hertz) <= 5
     # a stem that the soundfont would play sounds otherwise as tones
     assert not np.array_equal(audio, synthesis.play_tones(notes, 40, 0.0, 2.5, np.random.default_rng(4)))
+
+
+def draws(count=200):
+    return map(np.random.default_rng, range(count))
+
+
+def decibels(ratio):
+    return 20 * np.log10(ratio)
+
+
+def test_stretches_have_other_tempos_keys_and_velocities(tmp_path, font):
+    notes = [Note(t / 4, t / 4 + 0.1, 60, 80) for t in range(160)]
+    notes += [Note(t / 4, t / 4 + 0.1, 38, 80, 0, True) for t in range(160)]
+    write_midi(notes, tmp_path / "even.mid")
+    [song] = synthesis.read_songs(tmp_path)
+    generator = synthesis.Generator([song], [font], recipe(piano=1.0))
+    tempos, transpositions, velocities = [], set(), set()
+    for rng in draws():
+        pitched, drums = sorted(generator._stretch(song, rng), key=lambda stem: stem.is_drum)
+        onsets = [note.onset for note in pitched.notes]
+        tempos.append(0.25 / np.polyfit(np.arange(len(onsets)), onsets, 1)[0])
+        transpositions |= {note.pitch - 60 for note in pitched.notes}
+        velocities |= {note.velocity for note in pitched.notes}
+        assert {note.pitch for note in drums.notes} == {38}
+        assert 0 <= min(onsets) <= max(onsets) < 4.02
+    assert 0.795 < min(tempos) < 0.82 < 1.22 < max(tempos) < 1.256
+    assert transpositions == set(range(-5, 7))
+    assert min(velocities) < 50 < 105 < max(velocities) <= 127
+
+
+def test_stems_have_gains_of_their_own(songs, font, monkeypatch):
+    stem = synthesis.Stem(0, False, (Note(0.5, 3.5, 69, 100),))
+    # colour changes loudness, which gains are relative to
+    monkeypatch.setattr(synthesis, "_coloured", lambda audio, rng: audio)
+    for damage, low, high in ((True, -10, 4), (False, -6, 0)):
+        generator = synthesis.Generator(songs, [font], recipe(damage=damage, silence=1.0))
+        generator.example(0)
+        alone = generator._font_audio(stem, 0, 0, 0.0, np.random.default_rng(0))[:64000]
+        rms = np.sqrt(np.mean(alone**2))
+        stems = (generator._stem_audio(stem, 0, 0, 0.0, rng) for rng in draws())
+        gains = [decibels(np.sqrt(np.mean(audio**2)) / np.sqrt(0.08 * rms)) for audio in stems]
+        assert low - 0.1 < min(gains) < low + 0.5
+        assert high - 0.5 < max(gains) < high + 0.1
+
+
+def test_stems_are_left_out_and_have_other_programs_of_their_class(songs, font):
+    generator = synthesis.Generator(songs, [font], recipe(band=1.0))
+    written = (3, 26, 33, 40, 61, 73)
+    stems = [synthesis.Stem(p, False, (Note(0, 1, 60 + i, 80, p),)) for i, p in enumerate(written)]
+    stems.append(synthesis.Stem(0, True, (Note(0, 1, 38, 80, 0, True),)))
+    kept, drawn = [], {program: set() for program in written}
+    for rng in draws(400):
+        band = generator._band(songs[0], stems, rng)
+        kept.append(len(band))
+        for stem in band:
+            if stem.is_drum:
+                assert stem.program == 0
+            else:
+                drawn[written[stem.notes[0].pitch - 60]].add(stem.program)
+    assert min(kept) >= 1
+    assert 0.76 < np.mean(kept) / 7 < 0.84
+    for program, found in drawn.items():
+        assert found == set(range(program // 8 * 8, program // 8 * 8 + 8))
+
+
+def played(monkeypatch, generator, count):
+    """Font, formant and detuning of each pitched stem of so many examples."""
+    found = []
+
+    def stem_audio(self, stem, font, shift, detune, rng):
+        found[-1].append((font, shift, detune))
+        return np.zeros(64000, np.float32)
+
+    monkeypatch.setattr(synthesis.Generator, "_stem_audio", stem_audio)
+    for index in range(count):
+        found.append([])
+        generator.example(index)
+    return [example for example in found if example]
+
+
+def test_fonts_formants_and_detuning_are_drawn(songs, font, monkeypatch):
+    generator = synthesis.Generator(songs, [font] * 3, recipe(piano=1.0, band=1.0))
+    examples = played(monkeypatch, generator, 150)
+    assert {stem[0] for example in examples for stem in example} == {0, 1, 2}
+    assert any(len({stem[0] for stem in example}) > 1 for example in examples)
+    assert {stem[1] for example in examples for stem in example} == set(range(-3, 4))
+    # all of an example are out of tune together, by hundredths of a semitone
+    assert all(len({stem[2] for stem in example}) == 1 for example in examples)
+    detunings = [example[0][2] for example in examples]
+    assert 0.06 < np.std(detunings) < 0.1
+    assert np.abs(detunings).max() < 0.4
+    clean = synthesis.Generator(songs, [font], recipe(piano=1.0, damage=False))
+    assert {stem for example in played(monkeypatch, clean, 20) for stem in example} == {(0, 0, 0.0)}
+
+
+def test_detuning_is_heard(font):
+    audio = synthesis.Fonts([font]).play([Note(0.0, 2.0, 69, 100)], 0, 0, False, 0.5, 2.0)
+    spectrum = np.abs(np.fft.rfft(audio[22050:66150] * np.hanning(44100)))
+    assert abs(int(spectrum.argmax()) - 441 * 2 ** (0.5 / 12)) <= 1
+
+
+def test_each_stem_has_an_equaliser(songs, font, monkeypatch):
+    impulse = np.zeros(32000, np.float32)
+    impulse[16000] = 1.0
+    curves = np.array([decibels(np.abs(np.fft.rfft(synthesis._coloured(impulse, rng)))) for rng in draws(100)])
+    heard = curves[:, 50:15000]
+    assert 3 < np.abs(heard).max() < 9.5
+    assert np.abs(heard).max(axis=1).min() < 1.0
+    assert np.median(heard.std(axis=1)) > 0.5
+    # gentle: a third of an octave apart, no more than 5 dB
+    low = np.arange(100, 11000)
+    assert np.abs(curves[:, (low * 1.26).astype(int)] - curves[:, low]).max() < 5.5
+    monkeypatch.setattr(synthesis, "_coloured", lambda audio, rng: 0 * audio)
+    stem = synthesis.Stem(0, False, (Note(0.5, 3.5, 69, 100),))
+    for damage in (True, False):
+        generator = synthesis.Generator(songs, [font], recipe(damage=damage, silence=1.0))
+        generator.example(0)
+        assert generator._stem_audio(stem, 0, 0, 0.0, np.random.default_rng(0)).any() != damage
+
+
+def test_rooms_have_tails():
+    rooms = [synthesis._room(rng) for rng in draws(100)]
+    assert all(room[0] == 1 and len(room) <= 16000 for room in rooms)
+    tails = [decibels(np.sqrt(np.sum(room[1:] ** 2))) for room in rooms]
+    assert -18.1 < min(tails) < -14 < -3 < max(tails) < 1.1
+    for room in rooms:
+        half = len(room) // 2
+        assert np.sum(room[1:half] ** 2) > 10 * np.sum(room[half:] ** 2)
+    assert max(map(len, rooms)) > 12000
+    assert min(map(len, rooms)) < 3000
+
+
+def test_compression_brings_loud_and_soft_together():
+    tone = np.sin(np.arange(32000) * 0.3).astype(np.float32)
+    tone[:16000] *= 0.1
+    closer = []
+    for rng in draws(60):
+        after = synthesis._compressed(tone, rng)
+        soft, loud = (np.sqrt(np.mean(after[first : first + 8000] ** 2)) for first in (8000, 24000))
+        closer.append(20 - decibels(loud / soft))
+    # 18 dB of level, to powers of 0.1 to 0.5
+    assert 1.5 < min(closer) < 3 < 7.5 < max(closer) < 9.3
+
+
+def test_overdriven_mixes_are_clipped():
+    tone = np.sin(np.arange(16000) * 2 * np.pi * 400 / 16000).astype(np.float32)
+    flat, thirds = 0, []
+    for rng in draws(100):
+        after = synthesis._overdriven(tone, rng)
+        assert np.abs(after).max() <= 1
+        spectrum = np.abs(np.fft.rfft(after))
+        thirds.append(spectrum[1200] / spectrum[400])
+        flat += np.mean(after > 0.999) > 0.05
+    assert max(thirds) > 0.15
+    # one in five is clipped hard, and most of those are driven far enough to be flat
+    assert 5 < flat < 25
+
+
+def test_noise_is_white_or_dark_or_not_there():
+    noises = [synthesis._noise(8000, rng) for rng in draws()]
+    silent = [noise for noise in noises if not noise.any()]
+    assert 8 <= len(silent) <= 34
+    levels = [decibels(noise.std()) for noise in noises if noise.any()]
+    assert -85.5 < min(levels) < -80 < -45 < max(levels) < -39.5
+    dark = [np.corrcoef(noise[1:], noise[:-1])[0, 1] > 0.4 for noise in noises if noise.any()]
+    assert 0.55 < np.mean(dark) < 0.85
+
+
+def test_band_limits_take_the_ends():
+    hertz = np.arange(1, 8001)
+    curves = np.array([synthesis._band_limits(hertz, rng) for rng in draws(100)])
+    assert curves.max() == 0
+    assert not curves[:, 200:2499].any()
+    # 30 Hz is passed by few, 7900 Hz by none
+    assert (curves[:, 30] < 0).mean() > 0.95
+    assert -40 < curves[:, 7899].min() < -30 < -10 < curves[:, 7899].max() < -4
+
+
+def test_every_damage_befalls_its_share_of_mixes(monkeypatch):
+    shares = {"_equalizer": 1, "_band_limits": 0.25, "_room": 0.6, "_overdriven": 0.3, "_compressed": 0.3, "_noise": 1}
+    counts = dict.fromkeys(shares, 0)
+
+    def counted(name, do):
+        def counting(*args):
+            counts[name] += 1
+            return do(*args)
+
+        return counting
+
+    for name in shares:
+        monkeypatch.setattr(synthesis, name, counted(name, getattr(synthesis, name)))
+    tone = np.sin(np.arange(8000) * 0.3).astype(np.float32) * 0.2
+    peaks, lasting = [], []
+    for rng in draws(300):
+        mix = synthesis._damage(np.pad(tone, (0, 8000)), rng)
+        assert mix.dtype == np.float32
+        assert np.abs(mix).max() <= 1
+        peaks.append(decibels(np.abs(mix).max()))
+        lasting.append(np.abs(mix[8200:9000]).max() / np.abs(mix).max())
+    for name, share in shares.items():
+        assert counts[name] / 300 == pytest.approx(share, abs=0.08 if share < 1 else 0)
+    assert -26.1 < min(peaks) < -23 < -3 < max(peaks) < -0.8
+    # what is counted is heard: rooms sound on
+    assert 0.3 < np.mean(np.array(lasting) > 0.05) < 0.7
+    assert not np.array_equal(synthesis._damage(tone, np.random.default_rng(1)), tone)
