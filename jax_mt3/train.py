@@ -99,7 +99,7 @@ def adafactor(
     The step's length is learning_rate times the array's root mean square, which counts as 1e-3 at least.
 
     Source: T5X/adafactor.py, Adafactor.apply_param_gradient, with MT3's settings (mt3/gin/model.gin).
-    Differs from optax.adafactor: the order of clipping and scaling, and what an array's size and epsilon are.
+    Differs from optax.adafactor: the decay is not rounded to float32, and slots are what T5X's checkpoints hold.
     """
     decay = 1.0 - (step + 1.0) ** -decay_rate
     squared = gradient * gradient + 1e-30

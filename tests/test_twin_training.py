@@ -84,6 +84,34 @@ def test_twenty_steps_agree(optimizer, dtype, tolerance, shards):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_twenty_steps_agree_where_adafactor_factors(dtype, tolerance, shards):
+    # matrices of 128 and more on both sides, wide and tall
+    network = dataclasses.replace(
+        CONFIG.network, emb_dim=128, head_dim=72, mlp_dim=136, num_encoder_layers=1, num_decoder_layers=1
+    )
+    config = dataclasses.replace(CONFIG, network=network)
+    settings = TrainingConfig(steps=20, batch_size=2, optimizer="adafactor", dtype=dtype, auxiliary=0.0, warmup_steps=1)
+    learners = [LEARNERS[twin](config, settings, initial_arrays(network, 1), {}, "cpu") for twin in LEARNERS]
+    found = []
+    for step in range(20):
+        batches = [training.batch_of(shards, settings, step, 0)]
+        one, other = (learner.update(batches, step, 0.01)["loss"] for learner in learners)
+        assert one == pytest.approx(other, rel=tolerance), step
+        found.append(one)
+    assert found[-1] < 0.8 * found[0]
+    one, other = (learner.slots() for learner in learners)
+    assert one.keys() == other.keys()
+    kinds = {name.removeprefix("param_states/"): slot.shape for name, slot in one.items()}
+    assert kinds["encoder/layers_0/mlp/wi_0/kernel/v_row"] == (128,)
+    assert kinds["encoder/layers_0/mlp/wi_0/kernel/v_col"] == (136,)
+    assert kinds["encoder/layers_0/mlp/wo/kernel/v_row"] == (128,)
+    # all but the norms, each slot the same to the accuracy of the losses
+    assert {name.rpartition("/")[2] for name in kinds if "norm" not in name} == {"v_row", "v_col"}
+    for name, slot in one.items():
+        np.testing.assert_allclose(other[name], slot, atol=100 * tolerance * np.abs(slot).max())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
 def test_twenty_steps_agree_while_the_decoder_learns_to_read(dtype, tolerance, shards):
     config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, num_decoder_layers=3))
     settings = TrainingConfig(steps=20, batch_size=4, dtype=dtype, warmup_steps=5, alignment=0.3, contents=0.01)
