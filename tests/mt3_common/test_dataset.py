@@ -1,17 +1,19 @@
 """Segments to train on: cut as infer cuts them, with the ids that NoteEncoder gives and rolls that agree with them."""
 
+import argparse
 import json
 import pickle
 
 import numpy as np
 import pytest
 
-from mt3_common import dataset
+from mt3_common import dataset, datasets, sources
+from mt3_common.audio import read_audio
 from mt3_common.config import Config, SpectrogramConfig
 from mt3_common.midi import write_midi
-from mt3_common.notes import Note, decode_segments, encode_segments
+from mt3_common.notes import Note, decode_segments, encode_segments, trim_overlapping
 from mt3_common.spectrogram import segments, start_times
-from mt3_common.synthesis import Example
+from mt3_common.synthesis import Example, Recipe
 from mt3_common.vocabulary import Vocabulary
 
 CONFIG = Config(spectrogram=SpectrogramConfig(hop_width=320), input_frames=64, max_target_length=64)
@@ -163,3 +165,133 @@ def test_shards_stay_on_the_disk_and_go_to_other_processes(tmp_path):
     again = pickle.loads(content)
     for one, other in zip(shards.batch(range(5)), again.batch(range(5)), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+class Numbered:
+    """Examples of 4 s whose number is a pitch that sounds throughout; those of `empty` have too many notes."""
+
+    seed = 0
+
+    def __init__(self, empty=()):
+        self.made = []
+        self.empty = empty
+
+    def example(self, index):
+        self.made.append(index)
+        step = 1 if index in self.empty else 100 // (1 + index % 5)
+        notes = [Note(0.0, 4.0, index % 80, 100)]
+        notes += [Note(t / 100, t / 100 + 0.005, 100, 100) for t in range(0, 400, step)]
+        return Example(audio(4.0, index), trim_overlapping(sorted(notes)), "piano")
+
+
+def test_a_stream_depends_on_seed_and_number_alone():
+    stream, other = (dataset.Stream(Numbered(), CONFIG, together=3) for _ in range(2))
+    batches = [stream.batch_at(number, 4, seed=1) for number in range(9)]
+    other = pickle.loads(pickle.dumps(other))
+    for number in (7, 2, 8, 0):
+        for one, same in zip(batches[number], other.batch_at(number, 4, seed=1), strict=True):
+            np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(batches[0].frames, stream.batch_at(0, 4, seed=2).frames)
+    # a block is made once, from examples that no other block has
+    stream.generator.made.clear()
+    [stream.batch_at(number, 4, seed=1) for number in (3, 4, 5, 3)]
+    assert stream.generator.made == list(range(12, 12 + len(stream.generator.made)))
+    # a stream takes no more to another process than what examples are made from
+    assert len(pickle.dumps(stream)) < 5000
+
+
+def test_segments_of_a_stream_are_mixed_and_none_comes_twice():
+    stream = dataset.Stream(Numbered(), CONFIG, together=8)
+    batches = [stream.batch_at(number, 4) for number in range(8)]
+    frames = np.concatenate([batch.frames for batch in batches])
+    assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) == 32
+    examples = [np.flatnonzero(batch.rolls[..., :80].any(axis=(0, 1))) for batch in batches]
+    # an example has 3 or 4 segments
+    assert np.mean([len(found) for found in examples]) > 2
+    for batch in batches:
+        assert batch.frames.shape == (4, 64, 512)
+        assert batch.rolls.shape == (4, 64, dataset.ROLL_COLUMNS)
+    # like lengths together
+    lengths = [np.sort((batch.targets > 0).sum(axis=1)) for batch in batches]
+    assert np.mean([some[-1] - some[0] for some in lengths]) < np.ptp(lengths) / 4
+    some = stream.some(10)
+    assert len(some.frames) == 10
+
+
+def test_examples_without_a_segment_are_passed_over_unless_nearly_all_are():
+    stream = dataset.Stream(Numbered(empty=(0, 1)), CONFIG)
+    assert len(stream.batch_at(0, 4).frames) == 4
+    with pytest.raises(ValueError, match="4 examples gave 0 segments that max_target_length 64 allows"):
+        dataset.Stream(Numbered(empty=range(4)), CONFIG).batch_at(0, 4)
+
+
+def command(*arguments):
+    parser = argparse.ArgumentParser()
+    dataset.add_arguments(parser)
+    return parser.parse_args([str(argument) for argument in arguments])
+
+
+def test_what_examples_are_made_from_is_checked(tmp_path, font):
+    (tmp_path / "midi").mkdir()
+    for number in range(40):
+        write_midi(NOTES, tmp_path / "midi" / f"{number}.mid")
+    train, test = (
+        dataset.generator_of(command("--midi", tmp_path / "midi", "--fonts", font), split, 3)
+        for split in ("train", "test")
+    )
+    assert (len(train.songs) > 20, len(test.songs) < 10, train.seed) == (True, True, 3)
+    assert not {song.name for song in train.songs} & {song.name for song in test.songs}
+    assert train.songs[0].name.startswith("midi/")
+    # without songs music is made up
+    assert dataset.generator_of(command("--fonts", font), "train", 0).example(0).notes
+    for wrong, message in [
+        (["--midi", tmp_path / "midi"], "give either --fonts"),
+        (["--fonts", font, "--recordings", tmp_path], "give either --fonts"),
+        (["--fonts", tmp_path / "no.sf2"], r"no\.sf2: there is no such soundfont"),
+        (["--fonts", font, "--midi", tmp_path / "none"], "holds no MIDI file"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            dataset.generator_of(command(*wrong), "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is no recipe"), ("[]", "it is no object"), ('{"pian": 1}', "there is no 'pian'; there are seconds, piano")],
+)
+def test_a_recipe_that_is_none_is_said(text, message, capsys):
+    with pytest.raises(SystemExit):
+        command("--recipe", text)
+    assert message in capsys.readouterr().err
+    assert command("--recipe", '{"piano": 0.9}').recipe == Recipe(piano=0.9)
+
+
+def test_a_font_for_tests_is_refused_in_training(tmp_path, font, monkeypatch):
+    kept = tmp_path / "renamed.sf2"
+    kept.write_bytes(font.read_bytes() + b"other")
+    manifest = json.loads(sources.MANIFEST.read_text())
+    manifest["packages"]["csound-soundfont"]["test_only"] = {"sf_GMbank.sf2": sources.sha256(kept)}
+    (tmp_path / "sources.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(sources, "MANIFEST", tmp_path / "sources.json")
+    named = tmp_path / "sf_GMbank.sf2"
+    named.write_bytes(font.read_bytes())
+    for path in (kept, named):
+        with pytest.raises(ValueError, match=rf"{path.name} is kept for validation and test"):
+            dataset.generator_of(command("--fonts", font, path), "train", 0)
+        assert len(dataset.generator_of(command("--fonts", font, path), "test", 0).font_paths) == 2
+    assert dataset.generator_of(command("--fonts", font), "train", 0)
+
+
+def test_the_command_makes_recordings_to_measure_on(tmp_path, font):
+    recipe = '{"seconds": 2.0, "damage": false, "piano": 0, "band": 0, "drums": 1, "solo": 0, "dense": 0, "silence": 0}'
+    arguments = ["--pairs", "--fonts", str(font), "--split", "test", "--recipe", recipe]
+    assert dataset.main([str(tmp_path / "out"), *arguments, "--examples", "2"]) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("drums*")}
+    assert sorted(before) == [f"drums__0000{number}.{suffix}" for number in (0, 1) for suffix in ("flac", "mid")]
+    assert dataset.main([str(tmp_path / "out"), *arguments, "--examples", "3"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("drums__0000[01]*")} == before
+    found = datasets.recordings(tmp_path / "out")
+    assert [recording.group for recording in found] == ["drums"] * 3
+    example = dataset.generator_of(command("--fonts", font, "--recipe", recipe), "test", 0).example(2)
+    assert read_audio(found[2].audio, 16000) == pytest.approx(example.audio, abs=1e-4)
+    assert len(datasets.read_notes(found[2])) == len(example.notes)
+    assert dataset.main([str(tmp_path / "out"), *arguments[1:]]) == 1

@@ -223,11 +223,11 @@ def test_stems_are_left_out_and_have_other_programs_of_their_class(songs, font):
 
 
 def played(monkeypatch, generator, count):
-    """Font, formant and detuning of each pitched stem of so many examples."""
+    """Font, formant, detuning and is_drum of each stem of so many examples."""
     found = []
 
     def stem_audio(self, stem, font, shift, detune, rng):
-        found[-1].append((font, shift, detune))
+        found[-1].append((font, shift, detune, stem.is_drum))
         return np.zeros(64000, np.float32)
 
     monkeypatch.setattr(synthesis.Generator, "_stem_audio", stem_audio)
@@ -242,14 +242,15 @@ def test_fonts_formants_and_detuning_are_drawn(songs, font, monkeypatch):
     examples = played(monkeypatch, generator, 150)
     assert {stem[0] for example in examples for stem in example} == {0, 1, 2}
     assert any(len({stem[0] for stem in example}) > 1 for example in examples)
-    assert {stem[1] for example in examples for stem in example} == set(range(-3, 4))
+    for is_drum, formants in ((False, set(range(-3, 4))), (True, {0})):
+        assert {stem[1] for example in examples for stem in example if stem[3] == is_drum} == formants
     # all of an example are out of tune together, by hundredths of a semitone
     assert all(len({stem[2] for stem in example}) == 1 for example in examples)
     detunings = [example[0][2] for example in examples]
     assert 0.06 < np.std(detunings) < 0.1
     assert np.abs(detunings).max() < 0.4
     clean = synthesis.Generator(songs, [font], recipe(piano=1.0, damage=False))
-    assert {stem for example in played(monkeypatch, clean, 20) for stem in example} == {(0, 0, 0.0)}
+    assert {stem for example in played(monkeypatch, clean, 20) for stem in example} == {(0, 0, 0.0, False)}
 
 
 def test_detuning_is_heard(font):
