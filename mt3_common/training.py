@@ -813,19 +813,27 @@ def about(program: str, config: Config, settings: TrainingConfig, options: argpa
     for name in ("numpy", "jax", "flax", "optax", "torch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    commit = None
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
     return {
         "program": program,
         "model": config.to_dict(),
         "training": dataclasses.asdict(settings),
         "arguments": vars(options),
         "versions": versions | {"python": platform.python_version()},
-        "commit": commit,
+        "commit": commit_of(Path(__file__).parents[1]),
     }
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that is checked out in a folder, with '-dirty' behind it where files were changed since.
+
+    None where the folder is no checkout of its own: installed, the project may lie inside of somebody else's.
+    """
+    if not (folder / ".git").exists():
+        return None
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    return None
 
 
 def write_whole(path: Path, text: str) -> None:

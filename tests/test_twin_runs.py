@@ -1,16 +1,26 @@
 """Run folders: killed at any moment and gone on from, full disks, bad data, dead workers, early stop, curves."""
 
+import contextlib
 import csv
+import dataclasses
+import importlib
+import importlib.metadata
 import json
 import os
+import platform
+import pty
+import re
 import signal
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import torch
 from tensorboardX.proto import event_pb2
 
 from jax_mt3 import train as jax_train
@@ -49,16 +59,21 @@ def data(tmp_path_factory):
     return folder
 
 
+def arguments_of(folder, name, data, *more, training_data=None, validation=True, **settings):
+    """The arguments of train for a run of a name in a folder, with settings of the training on top of these."""
+    plan = {"steps": 8, "batch_size": 4, "validate_every": 2, "arranged": False, "ema": 0.9} | settings
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps({"model": CONFIG.to_dict(), "training": plan}))
+    arguments = [str(folder / name), "--config", str(file), "--data", str(training_data or data / "train")]
+    return [*arguments, *(["--validation", str(data / "validation")] if validation else []), "--device", "cpu", *more]
+
+
 @pytest.fixture
 def command(tmp_path, data):
-    """A function of the run's name, the training settings and more arguments: the arguments of train."""
+    """A function of the run's name, more arguments, and what arguments_of takes: the arguments of a quiet train."""
 
     def make(name, *more, **settings):
-        plan = {"steps": 8, "batch_size": 4, "validate_every": 2, "arranged": False, "ema": 0.9} | settings
-        file = tmp_path / f"{name}.json"
-        file.write_text(json.dumps({"model": CONFIG.to_dict(), "training": plan}))
-        arguments = ["--config", str(file), "--data", str(data / "train"), "--validation", str(data / "validation")]
-        return [str(tmp_path / name), *arguments, "--device", "cpu", "--quiet", *more]
+        return arguments_of(tmp_path, name, data, "--quiet", *more, **settings)
 
     return make
 
@@ -86,11 +101,11 @@ def assert_same_run(run, other):
     assert not [path for path in other.iterdir() if path.name.startswith(".")]
 
 
-# kills itself, without a chance to clean up, at a moment of the second save
-KILL = """
-import os, signal, sys
+# one process of each twin, which starts another for each end that a run may meet: what takes long is loading
+ENDS = """
+import json, os, resource, signal, sys
 from mt3_common import checkpoint, training
-moment, program, *argv = sys.argv[1:]
+program, *ends = sys.argv[1:]
 train = __import__(f"{program}_mt3.train").train
 saves = 0
 
@@ -110,54 +125,71 @@ save = training.save
 def counted(*args):
     global saves
     saves += 1
+    if saves == 2 and end == "full disk":
+        # bytes of a file: the table fits, most arrays do not
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     save(*args)
-training.save = counted
-if moment == "a step":
-    update = train.Learner.update
-    train.Learner.update = lambda self, batches, step, rate: kill() if step == 5 else update(self, batches, step, rate)
-elif moment == "arrays":
-    after(checkpoint, "_write_step", lambda folder, *_: ".last." in str(folder))
-elif moment == "renaming":
-    after(os, "rename", lambda source, target: os.path.basename(source) == "last")
-elif moment == "metrics":
-    after(training, "write_metrics", lambda *_: True)
-elif moment == "best":
-    after(checkpoint, "write_t5x", lambda path, *_: path.name == "best")
-sys.exit(train.main(argv))
+
+def meet():
+    # without a chance to clean up, at a moment of the second save
+    training.save = counted
+    if end == "a step":
+        update = train.Learner.update
+        train.Learner.update = lambda self, some, step, rate: kill() if step == 5 else update(self, some, step, rate)
+    elif end == "arrays":
+        after(checkpoint, "_write_step", lambda folder, *_: ".last." in str(folder))
+    elif end == "renaming":
+        after(os, "rename", lambda source, target: os.path.basename(source) == "last")
+    elif end == "metrics":
+        after(training, "write_metrics", lambda *_: True)
+    elif end == "best":
+        after(checkpoint, "write_t5x", lambda path, *_: path.name == "best")
+
+statuses = {}
+for text in ends:
+    end, errors, *arguments = json.loads(text)
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
+        meet()
+        os._exit(train.main(arguments))
+    statuses[end] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(statuses))
 """
+MOMENTS = ("a step", "arrays", "renaming", "metrics", "best")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, data):
     """The run that nothing happened to, of each twin."""
     folder = tmp_path_factory.mktemp("whole")
-    plan = {"steps": 8, "batch_size": 4, "validate_every": 2, "arranged": False, "ema": 0.9}
-    (folder / "plan.json").write_text(json.dumps({"model": CONFIG.to_dict(), "training": plan}))
     for name, twin in TWINS.items():
-        arguments = ["--config", str(folder / "plan.json"), "--data", str(data / "train"), "--device", "cpu", "--quiet"]
-        assert twin.main([str(folder / name), *arguments, "--validation", str(data / "validation")]) == 0
+        assert twin.main(arguments_of(folder, name, data, "--quiet")) == 0
     return folder
 
 
-@pytest.mark.parametrize(
-    ("program", "moment"),
-    [
-        *(("torch", moment) for moment in ("a step", "arrays", "renaming", "metrics", "best")),
-        ("jax", "renaming"),
-    ],
-)
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(program, moment, command, tmp_path, whole):
-    arguments = command("killed")
-    killed = python("-c", KILL, moment, program, *arguments)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    run = tmp_path / "killed"
-    assert len(exact_rows(run)) < 4
-    assert (run / "last").exists() == (moment != "renaming")
-    training.recover(run)
-    # the last save is there, whole: of step 4, or of step 2 where step 4 was not yet written
-    assert checkpoint.read(run / "last", optimizer=True).step == (4 if moment in ("a step", "renaming") else 2)
-    assert TWINS[program].main(arguments) == 0
-    assert_same_run(whole / program, run)
+@pytest.mark.parametrize("program", TWINS)
+def test_a_run_that_met_any_end_goes_on_as_if_nothing_had_happened(program, tmp_path, data, whole):
+    runs = {end: arguments_of(tmp_path, end, data, "--quiet") for end in (*MOMENTS, "full disk")}
+    texts = [json.dumps([end, str(tmp_path / f"{end}.log"), *arguments]) for end, arguments in runs.items()]
+    result = python("-c", ENDS, program, *texts)
+    assert result.returncode == 0, result.stderr
+    statuses = json.loads(result.stdout)
+    assert statuses == dict.fromkeys(MOMENTS, -signal.SIGKILL) | {"full disk": 1}
+    said = (tmp_path / "full disk.log").read_text()
+    assert said.count("\n") == 1
+    assert "error: step 4 cannot be saved" in said
+    assert "last holds step 2: make room" in said
+    for end, arguments in runs.items():
+        run = tmp_path / end
+        assert len(exact_rows(run)) < 4, end
+        assert (run / "last").exists() == (end != "renaming"), end
+        training.recover(run)
+        # the last save is there, whole: of step 4, or of step 2 where step 4 was not yet written
+        expected = 4 if end in ("a step", "renaming") else 2
+        assert checkpoint.read(run / "last", optimizer=True).step == expected, end
+        assert TWINS[program].main(arguments) == 0, end
+        assert_same_run(whole / program, run)
 
 
 def test_recovering_takes_the_old_folder_where_the_new_one_is_gone(tmp_path):
@@ -179,33 +211,6 @@ def test_half_a_row_of_metrics_is_left_out(tmp_path):
     assert [(row["step"], row["loss"], row["seconds"]) for row in rows] == [("2", "1.5", ""), ("4", "1.2", "")]
 
 
-FULL = """
-import resource, sys
-from mt3_common import checkpoint, training
-from torch_mt3 import train
-save = training.save
-def full(learner, config, rows, folder):
-    if len(rows) == 2:
-        # bytes of a file: the table fits, most arrays do not
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-    save(learner, config, rows, folder)
-training.save = full
-sys.exit(train.main(sys.argv[1:]))
-"""
-
-
-def test_a_full_disk_is_said_and_the_last_save_stays(command, tmp_path, whole):
-    arguments = command("full")
-    result = python("-c", FULL, *arguments)
-    assert result.returncode == 1
-    assert result.stderr.count("\n") == 1
-    assert "error: step 4 cannot be saved" in result.stderr
-    assert "last holds step 2: make room" in result.stderr
-    assert checkpoint.read(tmp_path / "full" / "last", optimizer=True).step == 2
-    assert torch_train.main(arguments) == 0
-    assert_same_run(whole / "torch", tmp_path / "full")
-
-
 def poisoned(folder, target):
     with np.load(folder / "00000.npz") as file:
         arrays = dict(file)
@@ -217,8 +222,7 @@ def poisoned(folder, target):
 
 @pytest.mark.parametrize("twin", TWINS)
 def test_frames_that_are_no_numbers_are_said(twin, command, data, tmp_path, capsys):
-    arguments = command("nan")
-    arguments[arguments.index("--data") + 1] = str(poisoned(data / "train", tmp_path / "poisoned"))
+    arguments = command("nan", training_data=poisoned(data / "train", tmp_path / "poisoned"))
     assert TWINS[twin].main(arguments) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -227,56 +231,179 @@ def test_frames_that_are_no_numbers_are_said(twin, command, data, tmp_path, caps
     assert "nothing was saved yet" in error
 
 
-def test_missing_data_is_said(command, tmp_path, capsys):
-    arguments = command("missing")
-    arguments[arguments.index("--data") + 1] = str(tmp_path / "nowhere")
-    assert torch_train.main(arguments) == 1
+@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
+def test_missing_data_is_said(twin, command, tmp_path, capsys):
+    assert twin.main(command("missing", training_data=tmp_path / "nowhere")) == 1
     assert "nowhere: there are no shards here" in capsys.readouterr().err
-    arguments = command("impatient", patience=1)
-    del arguments[arguments.index("--validation") :][:2]
-    assert torch_train.main([a for a in arguments if "validation" not in a]) == 1
+    assert twin.main(command("impatient", patience=1, validation=False)) == 1
     assert "patience needs --validation" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
 @pytest.mark.parametrize(
     "error",
     [
         MemoryError(),
-        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError("RESOURCE_EXHAUSTED: Failed to allocate"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes."),
     ],
 )
-def test_too_little_memory_is_said(error, command, monkeypatch, capsys):
+def test_too_little_memory_is_said(error, twin, command, monkeypatch, capsys):
     def update(self, *rest):
         raise error
 
-    monkeypatch.setattr(torch_train.Learner, "update", update)
-    assert torch_train.main(command("large")) == 1
-    assert capsys.readouterr().err.startswith("error: not enough memory; a smaller batch_size")
+    monkeypatch.setattr(twin.Learner, "update", update)
+    assert twin.main(command("large")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: not enough memory; a smaller batch_size")
+    assert said.count("\n") == 1
 
 
-def test_patience_ends_a_run_for_good(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
+def test_an_error_of_our_own_is_not_taken_for_too_little_memory(twin, command, monkeypatch):
+    monkeypatch.setattr(twin.Learner, "update", lambda *_: {}["lost"])
+    with pytest.raises(KeyError):
+        twin.main(command("faulty"))
+
+
+@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
+def test_patience_ends_a_run_for_good(twin, command, tmp_path, monkeypatch):
     found = iter([3.0, 2.0, 2.5, 2.6, 2.7, 1.0])
     monkeypatch.setattr(training, "validation_loss", lambda *_: next(found))
+    values = dict.fromkeys(("loss", "token_loss", "auxiliary_loss", "gradient_norm"), 1.0)
+    monkeypatch.setattr(twin.Learner, "update", lambda *_: values)
     arguments = command("patient", patience=2, steps=20)
-    assert torch_train.main(arguments) == 0
+    assert twin.main(arguments) == 0
     run = tmp_path / "patient"
     assert [row["validation_loss"] for row in exact_rows(run)] == ["3.0", "2.0", "2.5", "2.6"]
     assert checkpoint.read(run / "best").step == 4
     assert checkpoint.read(run / "last").step == 8
     # the same command again adds nothing; more patience goes on
-    assert torch_train.main(arguments) == 0
+    assert twin.main(arguments) == 0
     assert len(exact_rows(run)) == 4
-    assert torch_train.main(command("patient", patience=3, steps=20)) == 0
+    assert twin.main(command("patient", patience=3, steps=20)) == 0
     assert len(exact_rows(run)) == 5
 
 
-def test_best_holds_the_average(command, tmp_path):
-    assert torch_train.main(command("averaged", steps=2)) == 0
-    best, last = (checkpoint.read(tmp_path / "averaged" / name, optimizer=name == "last") for name in ("best", "last"))
+@pytest.mark.parametrize("program", TWINS)
+def test_best_holds_the_average_of_the_step_with_the_lowest_validation_loss(program, whole):
+    best, last = (checkpoint.read(whole / program / name, optimizer=name == "last") for name in ("best", "last"))
+    found = [(float(row["validation_loss"]), int(row["step"])) for row in exact_rows(whole / program)]
+    assert min(found)[1] == best.step
+    # it falls in every step of this short run
+    assert best.step == last.step == 8
+    for name, array in best.arrays.items():
+        np.testing.assert_array_equal(array, last.optimizer[f"average/{name}"])
     name = "encoder/encoder_norm/scale"
-    np.testing.assert_array_equal(best.arrays[name], last.optimizer[f"average/{name}"])
     assert np.abs(best.arrays[name] - last.arrays[name]).max() > 0
+
+
+@pytest.mark.parametrize("program", TWINS)
+def test_the_run_folder_says_what_it_is(program, whole):
+    about = json.loads((whole / program / "run.json").read_text())
+    assert about["program"] == f"{program}_mt3"
+    assert Config.from_dict(about["model"]) == CONFIG
+    asked = json.loads((whole / f"{program}.json").read_text())["training"]
+    assert about["training"] == dataclasses.asdict(TrainingConfig(**asked))
+    assert about["arguments"]["device"] == "cpu"
+    assert about["versions"]["python"] == platform.python_version()
+    for name in ("numpy", "jax", "flax", "optax", "torch"):
+        assert about["versions"][name] == importlib.metadata.version(name)
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    assert about["commit"] in ([git.stdout.strip(), f"{git.stdout.strip()}-dirty"] if git.returncode == 0 else [None])
+
+
+def test_the_commit_is_the_projects_own(tmp_path):
+    def git(*arguments):
+        who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+        result = subprocess.run(["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return result.stdout.strip()
+
+    git("init", "--quiet")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "--quiet", "-m", "first")
+    git("tag", "named")
+    assert training.commit_of(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("two")
+    assert training.commit_of(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    # installed somewhere inside
+    (tmp_path / "site-packages").mkdir()
+    assert training.commit_of(tmp_path / "site-packages") is None
+
+
+@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
+def test_steps_and_saves_can_be_asked_for_on_the_command_line(twin, command, tmp_path):
+    assert twin.main(command("asked", "--val-every", "3", "--max-steps", "5")) == 0
+    run = tmp_path / "asked"
+    # and the last step is saved whether it is due or not
+    assert [row["step"] for row in exact_rows(run)] == ["3", "5"]
+    about = json.loads((run / "run.json").read_text())["training"]
+    assert (about["validate_every"], about["steps"]) == (3, 5)
+    assert checkpoint.read(run / "last").step == 5
+
+
+def shown(twin, arguments, monkeypatch):
+    """What a run shows in a terminal of 160 columns."""
+    master, slave = pty.openpty()
+    for name, value in (("TERM", "xterm-256color"), ("COLUMNS", "160")):
+        monkeypatch.setenv(name, value)
+    parts = []
+
+    def listen():
+        # the other end closed: an error on Linux, nothing elsewhere
+        with contextlib.suppress(OSError):
+            while part := os.read(master, 65536):
+                parts.append(part)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    with open(slave, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        status = twin.main(arguments)
+    listener.join()
+    os.close(master)
+    assert status == 0
+    return b"".join(parts).decode()
+
+
+@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
+def test_the_bar_shows_rates_and_the_time_left(twin, data, tmp_path, monkeypatch, capfd):
+    arguments = arguments_of(tmp_path, "run", data)
+    text = shown(twin, arguments, monkeypatch)
+    # the control sequences taken out
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text))
+    pattern = (
+        r"loss (\d+\.\d{3}) \S+ (\d)/8 steps, (\d+\.\d\d) a second, (\d+\.\d) segments a second, "
+        r"(-:--:--|\d:\d\d:\d\d) left"
+    )
+    found = [match.groups() for line in lines if (match := re.search(pattern, line))]
+    loss, done, steps, segments, left = found[-1]
+    assert (done, left) == ("8", "0:00:00")
+    # batches of 4
+    assert float(segments) == pytest.approx(4 * float(steps), abs=0.1)
+    last = float((tmp_path / "run" / "metrics.csv").read_text().splitlines()[-1].split(",")[1])
+    assert 0.5 * last < float(loss) < 2 * last
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
+def test_where_there_is_no_terminal_a_line_a_save_says_the_same(twin, data, tmp_path, capfd):
+    assert twin.main(arguments_of(tmp_path, "run", data, steps=4)) == 0
+    lines = capfd.readouterr().err.splitlines()
+    rows = exact_rows(tmp_path / "run")
+    assert len(lines) == len(rows) == 2
+    for line, row in zip(lines, rows, strict=True):
+        match = re.fullmatch(
+            r"step (\d) of 4: loss ([\d.]+), validation ([\d.]+), ([\d.]+) steps and ([\d.]+) segments a second, "
+            r"(\d+:\d\d:\d\d) left",
+            line,
+        )
+        assert match[1] == row["step"]
+        assert float(match[2]) == pytest.approx(float(row["loss"]), abs=1e-4)
+        assert float(match[3]) == pytest.approx(float(row["validation_loss"]), abs=1e-4)
+        assert float(match[5]) == pytest.approx(4 * float(match[4]), abs=0.1)
+    assert match[6] == "0:00:00"
 
 
 def events(folder):
@@ -312,9 +439,10 @@ def test_tensorboard_gets_curves_and_pictures(twin, command, tmp_path):
     assert max(e.step for e in events(tmp_path / "shown" / "tensorboard")) == 6
 
 
-def test_wandb_gets_the_same_when_it_is_installed(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
+def test_wandb_gets_the_same_when_it_is_installed(twin, command, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert torch_train.main(command("w", "--wandb", "project")) == 1
+    assert twin.main(command("w", "--wandb", "project")) == 1
     assert "--wandb needs wandb" in capsys.readouterr().err
     logged = []
 
@@ -335,7 +463,7 @@ def test_wandb_gets_the_same_when_it_is_installed(command, tmp_path, monkeypatch
             return Run()
 
     monkeypatch.setitem(sys.modules, "wandb", Wandb)
-    assert torch_train.main(command("w", "--wandb", "project", steps=2)) == 0
+    assert twin.main(command("w", "--wandb", "project", steps=2)) == 0
     assert logged[-1] == "finished"
     assert logged[1] == (2, ["notes"])
     assert "loss" in logged[0][1]
@@ -370,31 +498,30 @@ def test_worker_processes_make_the_same_batches(data):
                 np.testing.assert_array_equal(array, same)
 
 
+# a module of its own, which worker processes can import
 DEADLY = """
-import json, os, signal, sys
-from mt3_common import dataset, training
-from mt3_common.config import Config
+import os, signal
+from mt3_common import dataset
 
 class Deadly(dataset.Shards):
     def rows(self, step, size, seed=0):
-        if step == 2:
+        if step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().rows(step, size, seed)
-
-if __name__ == "__main__":
-    shards = Deadly(sys.argv[1:2], Config.from_dict(json.loads(sys.argv[2])))
-    try:
-        list(training.load_batches(shards, training.TrainingConfig(steps=9, batch_size=4), workers=1))
-    except training.TrainingError as error:
-        print(error)
 """
 
 
-def test_a_worker_that_dies_is_said(data, tmp_path):
+@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
+def test_a_worker_that_dies_is_said_and_the_last_save_stays(twin, command, data, tmp_path, monkeypatch, capfd):
     (tmp_path / "deadly.py").write_text(DEADLY)
-    arguments = [str(data / "train" / "00000.npz"), json.dumps(CONFIG.to_dict())]
-    result = python(str(tmp_path / "deadly.py"), *arguments)
-    assert result.stdout.startswith("a worker process that makes batches died"), result.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    shards = importlib.import_module("deadly").Deadly([data / "train" / "00000.npz"], CONFIG)
+    monkeypatch.setattr(training, "open_shards", lambda *_: shards)
+    assert twin.main(command("deadly", "--workers", "1", validate_every=1, validation=False)) == 1
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(said) == 1
+    assert "error: a worker process that makes batches died" in said[0]
+    assert 1 <= checkpoint.read(tmp_path / "deadly" / "last", optimizer=True).step <= 5
 
 
 def test_arrays_that_begin_a_run_need_no_data(data):
