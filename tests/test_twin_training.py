@@ -3,10 +3,12 @@
 import csv
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
+import torch
 
 from jax_mt3 import train as jax_train
 from mt3_common import checkpoint, dataset, training
@@ -15,6 +17,7 @@ from mt3_common.initial import initial_arrays
 from mt3_common.notes import Note
 from mt3_common.synthesis import Example
 from mt3_common.training import TrainingConfig
+from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import model as torch_model
 from torch_mt3 import train as torch_train
 
@@ -251,20 +254,47 @@ def test_the_command_trains_stops_and_goes_on(twin, tmp_path, data):
     assert about["training"]["batch_size"] == 4
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_save(tmp_path, shards):
-    settings = TrainingConfig(steps=6, batch_size=4, validate_every=2)
-
-    class Diverging(torch_train.Learner):
-        def update(self, batches, step, learning_rate):
-            values = super().update(batches, step, learning_rate)
-            return values | {"loss": float("nan")} if step == 4 else values
-
-    learner = Diverging(CONFIG, settings, initial_arrays(CONFIG.network), {}, "cpu")
-    with pytest.raises(training.TrainingError, match="step 5: loss nan"):
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_a_run_that_diverges_ends_and_keeps_the_last_save(twin, tmp_path, shards, monkeypatch):
+    settings = TrainingConfig(steps=6, batch_size=4, validate_every=2, warmup_steps=1)
+    learner = LEARNERS[twin](CONFIG, settings, initial_arrays(CONFIG.network), {}, "cpu")
+    # weights of 1e30 after step 5
+    monkeypatch.setattr(TrainingConfig, "rate", lambda _, step: 1e30 if step == 4 else 1e-3)
+    with pytest.raises(training.TrainingError) as error:
         training.fit(learner, CONFIG, settings, shards, None, tmp_path)
-    assert checkpoint.read(tmp_path / "last", optimizer=True).step == 4
+    assert re.match(r"step 6: loss (nan|inf).*training has diverged, a lower learning_rate may help", str(error.value))
+    assert str(error.value).endswith("last holds step 4")
+    last = checkpoint.read(tmp_path / "last", optimizer=True)
+    assert last.step == 4
+    assert all(np.isfinite(array).all() for array in [*last.arrays.values(), *last.optimizer.values()])
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_gradients_are_clipped_to_their_norm(twin, clip, shards):
+    settings = TrainingConfig(batch_size=4, clip=clip, auxiliary=0.0)
+    batch = training.batch_of(shards, settings, 0, 0)
+    arrays = initial_arrays(CONFIG.network, 1)
+    # by another way to the same gradients, in PyTorch
+    model = torch_model.Transformer(CONFIG.network)
+    model.load_state_dict(torch_checkpoint.to_state_dict(arrays))
+    inputs = (torch.from_numpy(array) for array in (batch.frames, batch.inputs, batch.targets))
+    _, gradients = torch_train.loss_and_gradients(model, *inputs)
+    count = (batch.targets > 0).sum()
+    gradients = {name: array / count for name, array in torch_checkpoint.to_arrays(gradients).items()}
+    norm = np.linalg.norm(np.concatenate([array.ravel() for array in gradients.values()]).astype(np.float64))
+    assert 0.5 < norm < 1e6
+    learner = LEARNERS[twin](CONFIG, settings, arrays, {}, "cpu")
+    assert learner.update([batch], 0, 1e-3)["gradient_norm"] == pytest.approx(norm, rel=1e-5)
+    # AdamW's first moment after a step is a tenth of what it was given
+    slots = learner.slots()
+    factor = clip / norm if clip and norm > clip else 1.0
+    for name, gradient in gradients.items():
+        found = 10 * slots[f"param_states/{name}/m"]
+        np.testing.assert_allclose(found, factor * gradient, atol=1e-5 * factor * np.abs(gradient).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("twin", [jax_train, torch_train], ids=LEARNERS)
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
@@ -276,10 +306,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_save(tmp_path,
         ('{"network": {}}', "must hold"),
     ],
 )
-def test_a_wrong_config_is_said(plan, message, tmp_path, data, capsys):
+def test_a_wrong_config_is_said(plan, message, twin, tmp_path, data, capsys):
     (tmp_path / "plan.json").write_text(plan)
     arguments = [str(tmp_path / "run"), "--config", str(tmp_path / "plan.json"), "--data", str(data)]
-    assert torch_train.main(arguments) == 1
+    assert twin.main(arguments) == 1
     assert message in capsys.readouterr().err
     with pytest.raises(ConfigError):
         training.read_config(tmp_path / "plan.json")
@@ -383,7 +413,8 @@ def test_presets_are_usable_and_a_config_goes_on_top(name, tmp_path):
     assert training.read_config(None, "mt3")[0] == Config()
 
 
-def test_an_unknown_preset_is_said(tmp_path, capsys):
+@pytest.mark.parametrize("twin", [jax_train, torch_train], ids=LEARNERS)
+def test_an_unknown_preset_is_said(twin, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        torch_train.main([str(tmp_path), "--data", str(tmp_path), "--preset", "huge"])
+        twin.main([str(tmp_path), "--data", str(tmp_path), "--preset", "huge"])
     assert "small" in capsys.readouterr().err
