@@ -1,8 +1,10 @@
 """Whether batches come as fast as training takes them: segments a second of the loader, and of a step of each twin.
 
+Where music is played as it is needed, also how fast audio is rendered.
+
     python benchmarks/loader.py --preset small                       # made-up segments
     python benchmarks/loader.py --preset small --data DIR --workers 0 1 2
-    python benchmarks/loader.py --midi DIR… --fonts FILE…            # how fast audio is rendered, on one core
+    python benchmarks/loader.py --preset small --midi DIR… --fonts FILE… --twins
 
 Other work on the machine makes the figures worthless.
 """
@@ -23,8 +25,10 @@ from mt3_common import dataset, training
 from mt3_common.config import Config
 from mt3_common.initial import initial_arrays
 from mt3_common.notes import Note
-from mt3_common.synthesis import Example, Generator, Recipe
+from mt3_common.synthesis import Example, Generator
 from mt3_common.training import TrainingConfig
+
+Source = dataset.Shards | dataset.Stream
 
 
 def made_up_shard(folder: Path, config: Config, segments: int) -> None:
@@ -40,10 +44,11 @@ def made_up_shard(folder: Path, config: Config, segments: int) -> None:
     dataset.write_shard(folder / "00000.npz", examples, config, [0, 0])
 
 
-def loading_rate(shards: dataset.Shards, settings: TrainingConfig, workers: int, steps: int) -> float:
-    """Segments a second that load_batches gives, without its start."""
-    batches = training.load_batches(shards, dataclasses.replace(settings, steps=steps + 8), 0, workers)
-    for _ in range(8):
+def loading_rate(source: Source, settings: TrainingConfig, workers: int, steps: int) -> float:
+    """Segments a second that load_batches gives, without its start: the first 8 steps or those made at once."""
+    start = max(8, source.together // settings.accumulate)
+    batches = training.load_batches(source, dataclasses.replace(settings, steps=steps + start), 0, workers)
+    for _ in range(start):
         next(batches)
     began = time.perf_counter()
     count = sum(len(batch.targets) for some in batches for batch in some)
@@ -66,13 +71,13 @@ def rendering_rate(generator: Generator, examples: int) -> dict[str, float]:
 
 
 def step_rate(
-    program: str, config: Config, settings: TrainingConfig, shards: dataset.Shards, device: str | None, steps: int
+    program: str, config: Config, settings: TrainingConfig, source: Source, device: str | None, steps: int
 ) -> float:
     """Segments a second that a twin's Learner takes, batches at hand, compiled before."""
     learner = importlib.import_module(f"{program}_mt3.train").Learner(
         config, settings, initial_arrays(config.network), {}, device
     )
-    batches = [training.batch_of(shards, settings, 0, part) for part in range(settings.accumulate)]
+    batches = [training.batch_of(source, settings, 0, part) for part in range(settings.accumulate)]
     learner.update(batches, 0, 1e-4)
     began = time.perf_counter()
     for step in range(1, steps + 1):
@@ -86,37 +91,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--preset", default="small", help="of the model and the batch; default: small")
     add("--config", type=Path, metavar="FILE", help="settings on top")
-    add("--data", type=Path, metavar="DIR", help="folder of shards; default: made up")
+    add("--data", type=Path, nargs="+", metavar="DIR", help="folders of shards; default: made up")
+    dataset.add_arguments(parser)
     add("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     add("--twins", nargs="*", default=["jax", "torch"], choices=["jax", "torch"], help="default: both")
     add("--device", metavar="D", help="of the steps")
     add("--steps", type=int, default=20, help="to measure; default: 20")
-    add("--json", type=Path, metavar="FILE", help="writes the figures")
-    add("--midi", type=Path, nargs="+", default=[], metavar="DIR", help="folders of songs: measures rendering alone")
-    add("--fonts", type=Path, nargs="+", default=[], metavar="FILE", help="soundfonts for them")
-    add("--recipe", type=json.loads, default={}, metavar="JSON", help="settings of synthesis.Recipe")
     add("--examples", type=int, default=120, help="to render; default: 120")
+    add("--json", type=Path, metavar="FILE", help="writes the figures")
     options = parser.parse_args(argv)
-    found = {}
-    if options.midi:
-        songs = dataset.read_split(options.midi, "train")
-        generator = Generator(songs, options.fonts, Recipe(**options.recipe))
-        for kind, rate in rendering_rate(generator, options.examples).items():
-            found[f"rendering, {kind}"] = rate
-            print(f"rendering, {kind}: {rate:.0f} x real time")
-        return 0
     config, settings = training.read_config(options.config, options.preset)
+    found = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.data or Path(temporary)
-        if options.data is None:
-            made_up_shard(folder, config, 4 * settings.batch_size)
-        shards = training.open_shards([folder], config)
+        if not options.data and not options.fonts and not options.recordings:
+            made_up_shard(Path(temporary), config, 4 * settings.batch_size)
+            options.data = [Path(temporary)]
+        source = training.open_source(options, config, settings)
+        if options.fonts:
+            for kind, rate in rendering_rate(source.generator, options.examples).items():
+                found[f"rendering, {kind} (x real time)"] = rate
         for workers in options.workers:
-            found[f"loader, {workers} workers"] = loading_rate(shards, settings, workers, options.steps)
+            rate = loading_rate(source, settings, workers, options.steps)
+            found[f"loader, {workers} workers (segments a second)"] = rate
         for program in options.twins:
-            found[f"step, {program}"] = step_rate(program, config, settings, shards, options.device, options.steps)
+            rate = step_rate(program, config, settings, source, options.device, options.steps)
+            found[f"step, {program} (segments a second)"] = rate
     for name, rate in found.items():
-        print(f"{name}: {rate:.1f} segments a second")
+        print(f"{name}: {rate:.1f}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0

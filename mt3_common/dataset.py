@@ -319,7 +319,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     several: dict[str, Any] = {"type": Path, "nargs": "+", "default": []}
     add("--fonts", **several, metavar="FILE", help="soundfonts to play on, .sf2 or .sf3")
     add("--midi", **several, metavar="DIR", help="folders of songs to play; default: music is made up")
-    add("--recipe", type=_recipe, default=Recipe(), metavar="JSON", help="settings of synthesis.Recipe, such as shares")
+    add(
+        "--recipe",
+        type=_recipe,
+        default=Recipe(),
+        metavar="JSON",
+        help='settings of synthesis.Recipe, such as {"piano": 1}',
+    )
     add("--recordings", **several, metavar="DIR", help="data sets, instead of playing (mt3_common/datasets.py)")
     add("--temperature", type=float, default=datasets.TEMPERATURE, metavar="T", help="of mixing them; default: 10/3")
 
@@ -349,7 +355,7 @@ def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generato
 
 
 def _recipe(text: str) -> Recipe:
-    """A Recipe from JSON, for argparse."""
+    """A Recipe from JSON, for argparse; shares that are not named are 0 where one is named."""
     known = [field.name for field in dataclasses.fields(Recipe)]
     try:
         values = json.loads(text)
@@ -357,7 +363,9 @@ def _recipe(text: str) -> Recipe:
             raise ValueError("it is no object")
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"there is no {unknown[0]!r}; there are {', '.join(known)}")
-        return Recipe(**values)
+        shares = Recipe().shares()
+        others = dict.fromkeys(shares, 0.0) if shares.keys() & values.keys() else {}
+        return Recipe(**(others | values))
     except (ValueError, TypeError) as error:
         raise argparse.ArgumentTypeError(f"{text} is no recipe: {error}") from error
 

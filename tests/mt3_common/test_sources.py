@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import re
 import shutil
 import struct
 import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt3_common import sources
+from mt3_common.midi import read_midi
+from mt3_common.synthesis import split_of
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="there is no dpkg-deb here")
 
@@ -57,6 +61,7 @@ def build(folder, name, files):
     for path, content in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(content)
+        (root / path).chmod(0o755)
     (root / "DEBIAN").mkdir()
     control = f"Package: {name}\nVersion: 1.0\nArchitecture: all\nMaintainer: A <a@b.c>\nDescription: test\n"
     (root / "DEBIAN" / "control").write_text(control)
@@ -137,4 +142,106 @@ def test_the_manifest_says_all_of_every_source():
         assert about["licence"], name
         assert about["copyright"], name
         assert ("files" in about) != ("wads" in about), name
-    assert "ublic domain" in manifest["packages"]["csound-soundfont"]["licence"]
+    kept = manifest["packages"]["csound-soundfont"]
+    assert "ublic domain" in kept["licence"]
+    assert list(kept["test_only"]) == ["sf_GMbank.sf2"]
+    for about in (*manifest["players"].values(), manifest["music21"], manifest["pop909"]):
+        assert about["folder"].startswith("midi/")
+        assert about["licence"]
+        assert about["copyright"]
+
+
+# stands for MMA: plays a chart if MMA_HOME has its grooves, and fails at one of them
+MMA = """#!/usr/bin/env python3
+import os, pathlib, sys
+home = pathlib.Path(os.environ["MMA_HOME"])
+if sys.argv[2] == "-G":
+    (home / "database").write_text("made")
+    sys.exit(0)
+_, flag, path, chart = sys.argv[1:]
+text = pathlib.Path(chart).read_text()
+assert (home / "database").exists() and flag == "-f"
+if "Groove Broken" in text:
+    sys.exit(1)
+pathlib.Path(path).write_bytes(b"MThd" + text.encode())
+"""
+ABC2MIDI = """#!/usr/bin/env python3
+import pathlib, sys
+path = pathlib.Path(sys.argv[1])
+for line in path.read_text().splitlines():
+    if line.startswith("X:"):
+        path.with_name(path.stem + line[2:].strip() + ".mid").write_bytes(b"MThd")
+"""
+
+
+def programs(folder):
+    library = "usr/share/mma/lib/stdlib"
+    grooves = {f"{library}/swing.mma": b"Begin\n DefGroove Swing x\nDefGroove SwingSus y\n", f"{library}/none.mma": b""}
+    grooves |= {f"{library}/broken.mma": b"DefGroove Broken\n", f"{library}/metronome.mma": b"DefGroove Metronome\n"}
+    for name, path, text, files in (("mma", "mma", MMA, grooves), ("abcmidi", "abc2midi", ABC2MIDI, {})):
+        build(folder, name, {f"usr/bin/{path}": text.replace("/usr/bin/env python3", sys.executable).encode(), **files})
+
+
+@needs_dpkg
+def test_bands_and_tunes_are_played(packages, tmp_path, capsys):
+    programs(packages)
+    tunes = tmp_path / "tunes"
+    (tunes / "deep").mkdir(parents=True)
+    (tunes / "reels.abc").write_text("X:1\nT:One\nX:2\nT:Two\n")
+    (tunes / "deep" / "a jig.abc").write_text("X:7\nT:Three\n")
+    out = tmp_path / "out"
+    arguments = [str(out), "--packages", str(packages), "--only", "freedm", "--mma", "2", "--abc", str(tunes)]
+    assert sources.main(arguments) == 0
+    found = sorted(path.relative_to(out / "midi").as_posix() for path in (out / "midi").rglob("*") if path.is_file())
+    assert found[:3] == ["abc/a_jig_0_7.mid", "abc/reels_1_1.mid", "abc/reels_1_2.mid"]
+    assert found[-2:] == ["mma/stdlib_swing_0000.mid", "mma/stdlib_swing_0001.mid"]
+    assert len(found) == 6
+    assert split_of(found[-2]) == split_of(found[-1])
+    taken = json.loads((out / "sources.json").read_text())
+    assert taken["mma"]["licence"].startswith("GPL-2")
+    assert len(taken["mma"]["files"]) == 2
+    assert len(taken["abcmidi"]["files"]) == 3
+    assert "mma: 2 files in midi/mma" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert sources.main([*arguments[:-1], str(tmp_path / "empty")]) == 1
+    assert "holds no tunes" in capsys.readouterr().err
+
+
+def test_charts_are_whole_songs_and_the_same_again():
+    chart = sources.chord_chart(["Swing", "SwingSus"], "a 0")
+    assert chart == sources.chord_chart(["Swing", "SwingSus"], "a 0")
+    assert chart != sources.chord_chart(["Swing", "SwingSus"], "a 1")
+    lines = chart.splitlines()
+    assert 70 <= int(re.fullmatch(r"Tempo (\d+)", lines[0])[1]) <= 180
+    assert sum(line in ("Groove Swing", "Groove SwingSus") for line in lines) == 8
+    bars = [re.fullmatch(r"(\d+) [A-G]b?(M7|m|m7|m7b5|7)?", line) for line in lines if line[0].isdigit()]
+    assert [int(bar[1]) for bar in bars] == list(range(1, 65))
+
+
+def test_works_of_music21s_corpus_become_songs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("music21")
+    out = tmp_path / "out"
+    taken = sources.take_music21(["joplin", "corelli"], out)
+    assert sorted(taken) == sorted(out.iterdir())
+    assert {path.name[:-9] for path in taken} == {"joplin_maple_leaf_rag", "corelli_opus3no1"}
+    for path in taken:
+        assert len(read_midi(path)) > 50
+    assert all(taken.values())
+    with pytest.raises(sources.SourceError, match=r"corpus has no nobody; it has airdsAirs, bach"):
+        sources.take_music21(["nobody"], out)
+    monkeypatch.setitem(sys.modules, "music21", None)
+    with pytest.raises(sources.SourceError, match=r'pip install "mt3-twins\[musicxml\]"'):
+        sources.take_music21(["joplin"], out)
+
+
+def test_rights_are_told_as_the_source_tells_them(tmp_path):
+    class Score:
+        metadata = None
+
+    (tmp_path / "a.krn").write_text(
+        "!!!OTL: A\n!!!YEC: Copyright 2000\n!!!EED: An Editor\n**kern\n!!!YEC: Copyright 2000\n"
+    )
+    assert sources._rights(tmp_path / "a.krn", Score()) == "!!!YEC: Copyright 2000; !!!EED: An Editor"
+    (tmp_path / "a.abc").write_text("X:1\nZ: Somebody\nK:C\n")
+    assert sources._rights(tmp_path / "a.abc", Score()) == "Z: Somebody"
+    assert sources._rights(tmp_path / "a.mxl", Score()) == "not said in the file"
