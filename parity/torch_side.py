@@ -49,7 +49,7 @@ def exact_mode(precision: str, device: torch.device):
         torch.get_float32_matmul_precision(),
         torch.backends.cuda.matmul.allow_tf32,
         torch.backends.cudnn.allow_tf32,
-        torch.are_deterministic_algorithms_enabled(),
+        torch.get_deterministic_debug_mode(),
         os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
     )
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -57,14 +57,15 @@ def exact_mode(precision: str, device: torch.device):
     torch.backends.cudnn.allow_tf32 = tf32
     # cuBLAS is deterministic only with a fixed workspace
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    # as use_deterministic_algorithms(True), which imports TorchInductor, a second
+    torch.set_deterministic_debug_mode("error")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cuda.matmul.allow_tf32 = before[1]
         torch.backends.cudnn.allow_tf32 = before[2]
-        torch.use_deterministic_algorithms(before[3])
+        torch.set_deterministic_debug_mode(before[3])
         if before[4] is None:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
