@@ -216,6 +216,8 @@ def test_bundled_checkpoints_are_what_the_manifest_says():
         assert files.keys() == entry["sha256"].keys(), name
         for relative, path in files.items():
             assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"][relative], f"{name}/{relative}"
+    # what a clone can bear
+    assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) < 30e6
 
 
 def test_a_path_comes_before_a_bundled_name(tmp_path, monkeypatch):
