@@ -66,10 +66,15 @@ class Song:
         """Of each stem: program, is_drum, and (n, 4) onsets, offsets (s), pitches, velocities.
 
         Empty where the file is no MIDI or holds no notes.
+
+        Raises:
+            NoteFileError: the file cannot be read: examples without it would be others than with it.
         """
         try:
             found = [notes for notes in read_midi_stems(self.path, sustain=True) if notes]
-        except NoteFileError:
+        except NoteFileError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
             found = []
         return tuple((n[0].program, n[0].is_drum, np.array([note[:4] for note in n], np.float64)) for n in found)
 

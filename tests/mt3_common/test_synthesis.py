@@ -37,6 +37,19 @@ def test_a_folder_without_midi_is_an_error(tmp_path):
         synthesis.read_songs(tmp_path)
 
 
+def test_songs_without_notes_are_passed_over_and_missing_ones_are_said(songs, font, tmp_path):
+    (tmp_path / "broken.mid").write_bytes(b"MThd and no more")
+    broken = synthesis.read_songs(tmp_path)
+    assert broken[0].stems == ()
+    generator = synthesis.Generator(broken * 3 + songs, [font], recipe(piano=1.0))
+    assert all(generator._stems("piano", rng) for rng in draws(10))
+    with pytest.raises(ValueError, match=r"none of 1 songs has notes; the first is .*broken\.mid"):
+        synthesis.Generator(broken, [font], recipe(piano=1.0)).example(0)
+    gone = synthesis.Song("gone.mid", tmp_path / "gone.mid")
+    with pytest.raises(ValueError, match=r"gone\.mid cannot be read"):
+        synthesis.Generator([gone], [font], recipe(piano=1.0)).example(0)
+
+
 def test_splits_hold_nine_tenths_and_keep_versions_together():
     names = [f"songs/{number}.mid" for number in range(2000)]
     splits = [synthesis.split_of(name) for name in names]
