@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mt3_common import metrics, midi
-from mt3_common.audio import audio_duration, read_audio
+from mt3_common.audio import audio_duration
 from mt3_common.datasets import SPLITS, Recording, read_notes, recordings
 from mt3_common.notes import Note
-from mt3_common.spectrogram import log_mel_spectrogram
+from mt3_common.picture import library, write_comparison
 from mt3_common.transcribe import Transcriber, Transcription
 
 # what the table shows; the JSON and the CSV hold every measure
@@ -82,35 +82,6 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 _ABOUT = ("name", "group", "references", "estimates", "invalid", "dropped", "of")
 
 
-def picture(pair: Recording, estimates: Sequence[Note], transcriber: Transcriber, path: Path) -> None:
-    """Writes a PNG: the spectrogram, and the notes below it: found (black), missed (blue), wrong (red)."""
-    from matplotlib.figure import Figure
-
-    spectrogram = transcriber.config.spectrogram
-    log_mel = log_mel_spectrogram(read_audio(pair.audio, spectrogram.sample_rate), spectrogram)
-    references = read_notes(pair)
-    seconds = len(log_mel) / spectrogram.frames_per_second
-    figure = Figure(figsize=(max(8.0, seconds / 2), 7), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    above.imshow(log_mel.T, origin="lower", aspect="auto", extent=(0, seconds, 0, log_mel.shape[1]), vmin=-8, vmax=4)
-    above.set_ylabel("mel bin")
-    below.set(xlabel="s", ylabel="MIDI pitch", title="black: found, blue: missed, red: wrong (onset within 50 ms)")
-    unclaimed = list(estimates)
-    for note in references:
-        same = [n for n in unclaimed if n.pitch == note.pitch and n.is_drum == note.is_drum]
-        near = min(same, key=lambda n: abs(n.onset - note.onset), default=None)
-        hit = near is not None and abs(near.onset - note.onset) <= metrics.ONSET_TOLERANCE
-        if hit:
-            unclaimed.remove(near)
-        below.plot([note.onset, note.offset], [note.pitch] * 2, color="black" if hit else "tab:blue", linewidth=2)
-    for note in unclaimed:
-        below.plot([note.onset, note.offset], [note.pitch] * 2, color="tab:red", linewidth=2)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=80)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.getvalue())
-
-
 class BasicPitch:
     """Spotify's Basic Pitch as a transcriber to compare with, run by its own command, in whatever environment that is.
 
@@ -152,8 +123,8 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
             transcriber = BasicPitch(options.baseline_command)
         elif options.estimates is None:
             transcriber = load(checkpoint=options.checkpoint, device=options.device, search=options.search)
-        if options.pictures and not hasattr(transcriber, "config"):
-            raise ValueError("--pictures need a checkpoint, not --estimates or --baseline")
+        if options.pictures:
+            library("--pictures need")
         rows, failed = [], {}
         about = f"{options.baseline or fingerprint(transcriber)} {options.search}"
         done = previous_rows(options)
@@ -165,7 +136,7 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
                     row, notes = measure(pair, transcriber, options.estimates)
                     row["of"] = of
                     if options.pictures:
-                        picture(pair, notes, transcriber, options.output / f"{pair.name}.png")
+                        write_comparison(read_notes(pair), notes, pair.audio, options.output / f"{pair.name}.png")
                 rows.append(row)
                 write_results(rows, options.output)
                 print(f"{number} of {len(pairs)}: {pair.name}", file=sys.stderr, flush=True)
@@ -226,7 +197,11 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         metavar="DIR",
         help="results.json and results.csv go there; a run goes on from them",
     )
-    add("--pictures", action="store_true", help="a picture of each recording's notes, right and wrong, in the output")
+    add(
+        "--pictures",
+        action="store_true",
+        help="a picture of each recording in the output: its spectrogram, and over it what was found, missed and wrong",
+    )
     options = parser.parse_args(argv)
     if options.pictures and options.output is None:
         parser.error("--pictures need --output")

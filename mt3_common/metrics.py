@@ -116,6 +116,17 @@ def drum_onset_score(references: Sequence[Note], estimates: Sequence[Note]) -> S
     return score(matched, len(mine), len(theirs))
 
 
+def found_notes(references: Sequence[Note], estimates: Sequence[Note]) -> list[tuple[int, int]]:
+    """Pairs of a reference and the estimate that finds it, as places in the two lists, as onset and drums count them:
+    pitched notes by pitch and onset, drums by drum and onset, whatever the program."""
+    found = []
+    for is_drum in (False, True):
+        mine, theirs = ([i for i, n in enumerate(notes) if n.is_drum == is_drum] for notes in (references, estimates))
+        pairs = _pairs([references[i] for i in mine], [estimates[j] for j in theirs])
+        found += [(mine[i], theirs[j]) for i, j in pairs]
+    return sorted(found)
+
+
 def confidence_interval(values: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """The 95 % interval of the mean, from bootstrap samples of the files."""
     values = np.asarray(values, np.float64)
@@ -128,8 +139,15 @@ def _match(
     references: Sequence[Note], estimates: Sequence[Note], offsets: bool = False, velocities: bool = False
 ) -> Score:
     """mir_eval's note matching, one to one, as a Score."""
+    return score(len(_pairs(references, estimates, offsets, velocities)), len(references), len(estimates))
+
+
+def _pairs(
+    references: Sequence[Note], estimates: Sequence[Note], offsets: bool = False, velocities: bool = False
+) -> list[tuple[int, int]]:
+    """mir_eval's note matching, one to one: pairs of places in the two lists."""
     if not references or not estimates:
-        return score(0, len(references), len(estimates))
+        return []
     mir_eval = _mir_eval()
     arrays: list[Any] = []
     for notes in (references, estimates):
@@ -138,8 +156,7 @@ def _match(
         if velocities:
             arrays.append(np.array([n.velocity for n in notes]))
     match: Callable = mir_eval.transcription_velocity.match_notes if velocities else mir_eval.transcription.match_notes
-    matching = match(*arrays, onset_tolerance=ONSET_TOLERANCE, offset_ratio=0.2 if offsets else None)
-    return score(len(matching), len(references), len(estimates))
+    return match(*arrays, onset_tolerance=ONSET_TOLERANCE, offset_ratio=0.2 if offsets else None)
 
 
 def _pitched(notes: Sequence[Note]) -> list[Note]:

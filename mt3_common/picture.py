@@ -1,4 +1,4 @@
-"""A picture of what was heard: the notes over the spectrogram."""
+"""Pictures of what was heard: the notes over the spectrogram, alone or beside those that are right."""
 
 import contextlib
 import io
@@ -6,13 +6,14 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pretty_midi
 
-from mt3_common import midi
-from mt3_common.audio import stream_audio
+from mt3_common import metrics, midi
+from mt3_common.audio import audio_duration, stream_audio
 from mt3_common.config import SpectrogramConfig
 from mt3_common.extras import needed
 from mt3_common.notes import Note, check_notes
@@ -31,6 +32,15 @@ DRUM_KEYS = (35, 81)
 # natural logarithms of magnitudes that are black and white
 DARKEST, BRIGHTEST = -6.0, 5.0
 MAX_LEGEND = 16
+# in a comparison: what a bar stands for, its colour, its height in semitones
+COMPARED = (
+    ("found, reference", "#007a33", 0.9),
+    ("found, estimate", "#7dff8a", 0.4),
+    ("missed", "#2f7bff", 0.9),
+    ("wrong", "#ff3b30", 0.6),
+)
+# every bar can be seen (s)
+MIN_BAR = 0.05
 DPI = 100
 
 # matplotlib is not made for several threads
@@ -66,6 +76,82 @@ def write_picture(
         content = _drawn(notes, image, seconds, figure_type, lines_type)
     # readers of PNG stop at its end
     midi.write_whole(path, content + midi.UNSEALED.encode())
+
+
+def write_comparison(
+    references: Sequence[Note], estimates: Sequence[Note], audio: str | os.PathLike, path: str | os.PathLike
+) -> None:
+    """Writes a PNG: the spectrogram in grey, over it the notes that are right and those that were estimated.
+
+    A reference is a high bar, an estimate a low one: a found note is one in the other, in COMPARED's first two colours,
+    so that one sees how far their ends are apart; a missed reference and a wrong estimate have colours of their own.
+    Drums lie below the pitches.
+
+    Args:
+        references, estimates: 0 s is where the recording begins.
+        audio: path of the recording.
+        path: of the file, which appears whole or not at all; folders above it are made.
+
+    Raises:
+        ValueError: matplotlib or mir_eval is not installed.
+        AudioError: the recording cannot be read.
+        NoteFileError: the file cannot be written.
+    """
+    library("--pictures need")
+    ends = [note.offset for note in [*references, *estimates]]
+    seconds = max(1.0, audio_duration(audio) or 0.0, *ends)
+    image = _spectrogram(audio, 0.0, seconds, int(min(MAX_COLUMNS, max(MIN_COLUMNS, seconds * COLUMNS_PER_SECOND))))
+    with _DRAWING:
+        figure, _ = _compared(references, estimates, image, seconds)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", metadata={"Software": None})
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    midi.write_whole(path, content.getvalue())
+
+
+def _compared(
+    references: Sequence[Note], estimates: Sequence[Note], image: np.ndarray, seconds: float
+) -> tuple[Any, Any]:
+    """The figure of write_comparison and its axes; image as _spectrogram gives it."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.figure import Figure
+
+    pairs = metrics.found_notes(references, estimates)
+    ours, theirs = ({pair[side] for pair in pairs} for side in (0, 1))
+    kinds = [
+        [references[i] for i in sorted(ours)],
+        [estimates[j] for j in sorted(theirs)],
+        [note for i, note in enumerate(references) if i not in ours],
+        [note for j, note in enumerate(estimates) if j not in theirs],
+    ]
+    figure = Figure(figsize=(image.shape[1] / DPI + 2, 8), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    half = 0.5 / ROWS_PER_PITCH
+    extent = (0.0, seconds, LOWEST - half, HIGHEST + 1 - half)
+    axes.imshow(
+        image, origin="lower", aspect="auto", extent=extent, cmap="gray", vmin=DARKEST, vmax=BRIGHTEST, zorder=0
+    )
+    for zorder, ((name, colour, height), notes) in enumerate(zip(COMPARED, kinds, strict=True), 1):
+        bars = []
+        for note in notes:
+            low, high = DRUM_KEYS if note.is_drum else (LOWEST, HIGHEST)
+            key = min(high, max(low, note.pitch))
+            middle = LOWEST - 2 - DRUM_ROWS + (key - low) / (high - low) * DRUM_ROWS if note.is_drum else key
+            # a hit has no length of its own
+            end = note.onset + MIN_BAR if note.is_drum else max(note.offset, note.onset + MIN_BAR)
+            top, bottom = middle + height / 2, middle - height / 2
+            bars.append([(note.onset, bottom), (note.onset, top), (end, top), (end, bottom)])
+        label = f"{name}: {len(notes)}"
+        axes.add_collection(
+            PolyCollection(bars, facecolors=colour, linewidths=0, antialiaseds=False, label=label, zorder=zorder)
+        )
+    drums = any(note.is_drum for note in [*references, *estimates])
+    lowest = LOWEST - DRUM_ROWS - 4 if drums else LOWEST
+    axes.set_facecolor("black")
+    axes.set(xlim=(0.0, seconds), ylim=(lowest, HIGHEST + 1), xlabel="s", ylabel="MIDI pitch, drums below 21")
+    axes.set_yticks(range(24, HIGHEST + 1, 12))
+    figure.legend(loc="outside right upper", fontsize="small", title="onset within 50 ms")
+    return figure, axes
 
 
 def _drawn(notes: Sequence[Note], image: np.ndarray, seconds: float, figure_type: Any, lines_type: Any) -> bytes:
@@ -142,13 +228,13 @@ def _spectrogram(audio: str | os.PathLike, start: float, seconds: float, columns
     return image[sources].T
 
 
-def library() -> tuple[Any, Any]:
-    """matplotlib's Figure and LineCollection.
+def library(what: str = "--plot needs") -> tuple[Any, Any]:
+    """matplotlib's Figure and LineCollection; an error says that `what` matplotlib.
 
     Raises:
         ValueError: it is not installed.
     """
-    with needed("--plot needs matplotlib", "plot"):
+    with needed(f"{what} matplotlib", "plot"):
         from matplotlib.collections import LineCollection
         from matplotlib.figure import Figure
     return Figure, LineCollection

@@ -4,11 +4,14 @@ import csv
 import json
 import sys
 
+import matplotlib.colors
+import matplotlib.image
 import numpy as np
 import pytest
 import soundfile
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from mt3_common import datasets, evaluation, midi
+from mt3_common import datasets, evaluation, midi, picture
 from mt3_common.config import Config
 from mt3_common.notes import Note
 from mt3_common.transcribe import NamedCheckpoint, Transcription
@@ -66,8 +69,59 @@ def test_results_are_written_per_file_and_over_all(folder, tmp_path, capsys):
     with open(out / "results.csv") as file:
         rows = list(csv.DictReader(file))
     assert float(rows[1]["onset"]) == pytest.approx(0.8)
-    assert (out / "piano__one.png").read_bytes().startswith(b"\x89PNG")
     assert "0.800" in capsys.readouterr().out
+    # of each file a picture, with something of the kinds that it has and more of none than the legend's own patch
+    for name, kinds in (("piano__one", {"found", "missed"}), ("drums__two", {"found"})):
+        image = matplotlib.image.imread(out / f"{name}.png")[..., :3]
+        assert image.shape[0] == 800
+        for kind, colour, _ in picture.COMPARED:
+            area = (np.abs(image - matplotlib.colors.to_rgb(colour)).max(axis=-1) < 0.01).sum()
+            assert area > 60, kind
+            assert (area > 200) == (kind.partition(",")[0] in kinds), (name, kind, area)
+
+
+def test_a_picture_has_right_and_estimated_notes_on_top_of_the_spectrogram(tmp_path):
+    times = np.arange(4 * 16000) / 16000
+    soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 440 * times), 16000)
+    references = [Note(0.5, 1.5, 60, 100), Note(1.0, 2.0, 72, 100), Note(2.0, 2.05, 36, 100, 0, True)]
+    estimates = [
+        Note(0.52, 1.0, 60, 100, 5),  # found, of another program, too short
+        Note(1.06, 2.0, 72, 100),  # 60 ms late: the reference is missed, the estimate wrong
+        Note(2.01, 2.02, 36, 100, 0, True),
+        Note(3.0, 3.01, 43, 100, 0, True),
+    ]
+    image = picture._spectrogram(tmp_path / "a.wav", 0.0, 4.0, 800)
+    figure, axes = picture._compared(references, estimates, image, 4.0)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3]
+    reference, estimate, missed, wrong = (
+        tuple(round(255 * part) for part in matplotlib.colors.to_rgb(colour)) for _, colour, _ in picture.COMPARED
+    )
+
+    def at(seconds, height):
+        x, y = axes.transData.transform((seconds, height))
+        return tuple(int(part) for part in pixels[int(y), int(x)])
+
+    def drum(key):
+        low, high = picture.DRUM_KEYS
+        return picture.LOWEST - 2 - picture.DRUM_ROWS + (key - low) / (high - low) * picture.DRUM_ROWS
+
+    # the estimate inside of the reference, which goes on alone
+    assert at(0.7, 60) == estimate
+    assert at(0.7, 60.35) == at(0.7, 59.65) == at(0.51, 60) == at(1.2, 60) == reference
+    assert at(1.03, 72) == at(1.5, 72.4) == missed
+    assert at(1.5, 72) == wrong
+    assert at(2.03, drum(36)) == estimate
+    assert at(2.03, drum(36) + 0.35) == reference
+    assert at(3.03, drum(43)) == wrong
+    # the tone where nobody wrote a note: bright, and dark two semitones above
+    for seconds in (0.3, 1.5, 3.5):
+        bright, dark = at(seconds, 69.1), at(seconds, 71.2)
+        assert len(set(bright)) == len(set(dark)) == 1
+        assert bright[0] > dark[0] + 60
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["found, reference: 2", "found, estimate: 2", "missed: 1", "wrong: 2"]
 
 
 def test_a_run_goes_on_from_its_results(folder, tmp_path, monkeypatch):
@@ -100,7 +154,9 @@ def test_ready_midi_files_are_measured_without_a_network(folder, tmp_path, capsy
     midi.write_midi(PIANO, estimates / "piano__one.mid")
     midi.write_midi(DRUMS[:4], estimates / "drums__two.mid")
     out = tmp_path / "out"
-    assert evaluation.main("jax_mt3", None, [str(folder), "--estimates", str(estimates), "-o", str(out)]) == 0
+    arguments = [str(folder), "--estimates", str(estimates), "-o", str(out), "--pictures"]
+    assert evaluation.main("jax_mt3", None, arguments) == 0
+    assert {path.name for path in out.glob("*.png")} == {"piano__one.png", "drums__two.png"}
     summary = json.loads((out / "results.json").read_text())["summary"]
     assert summary["piano"]["onset"]["mean"] == 1
     assert summary["drums"]["drum_onset"]["mean"] == pytest.approx(2 / 3)

@@ -43,6 +43,53 @@ def test_onset_measures_are_mir_evals(references, estimates):
     assert ours["onset_offset_velocity"] <= ours["onset_offset"] <= ours["onset"]
 
 
+@given(NOTES, NOTES, st.floats(0.2, 1), st.integers(-20, 20))
+@settings(deadline=None, max_examples=60)
+def test_the_velocity_measure_is_mir_evals(references, others, scale, shift):
+    """Of estimates among which many are references, their velocities scaled and moved, unevenly."""
+    moved = [n._replace(velocity=min(127, max(1, round(scale * n.velocity) + shift + n.pitch % 5))) for n in references]
+    estimates = moved + others
+    mine, theirs = ([n for n in notes if not n.is_drum] for notes in (references, estimates))
+    ours = metrics.evaluate(references, estimates)
+    if not mine or not theirs:
+        assert ours["onset_offset_velocity"] == float(not mine and not theirs)
+        return
+    arrays = []
+    for notes in (mine, theirs):
+        arrays += [np.array([n[:2] for n in notes]), 440 * 2 ** ((np.array([n.pitch for n in notes]) - 69) / 12)]
+        arrays += [np.array([n.velocity for n in notes])]
+    expected = mir_eval.transcription_velocity.precision_recall_f1_overlap(*arrays)[:3]
+    names = ("onset_offset_velocity_precision", "onset_offset_velocity_recall", "onset_offset_velocity")
+    assert tuple(ours[name] for name in names) == pytest.approx(expected)
+
+
+def test_velocities_count_by_how_they_rise_and_fall():
+    references = [Note(t, t + 0.5, 60, velocity) for t, velocity in enumerate((20, 60, 100, 120))]
+    halved = [note._replace(velocity=note.velocity // 2) for note in references]
+    assert metrics.evaluate(references, halved)["onset_offset_velocity"] == 1
+    # the loudest as the quietest
+    wrong = [*references[:3], references[3]._replace(velocity=1)]
+    values = metrics.evaluate(references, wrong)
+    assert values["onset_offset"] == 1 > values["onset_offset_velocity"]
+
+
+@given(NOTES, NOTES)
+@settings(deadline=None, max_examples=30)
+def test_found_notes_are_those_that_the_measures_count(references, estimates):
+    pairs = metrics.found_notes(references, estimates)
+    for side in (0, 1):
+        assert len({pair[side] for pair in pairs}) == len(pairs)
+    for i, j in pairs:
+        one, other = references[i], estimates[j]
+        assert (one.pitch, one.is_drum) == (other.pitch, other.is_drum)
+        assert abs(one.onset - other.onset) <= metrics.ONSET_TOLERANCE + 1e-4
+    ours = metrics.evaluate(references, estimates)
+    for name, is_drum in (("onset", False), ("drums", True)):
+        kind = [note for note in references if note.is_drum == is_drum]
+        if kind:
+            assert sum(references[i].is_drum == is_drum for i, _ in pairs) / len(kind) == ours[f"{name}_recall"]
+
+
 @given(NOTES)
 @settings(deadline=None, max_examples=30)
 def test_the_reference_itself_is_perfect(notes):
