@@ -512,7 +512,11 @@ def run(program: str, make_learner: Callable[..., Learner], join: Callable[[], N
         text = json.dumps(about(program, config, settings, options), indent=1, default=str)
         write_whole(options.run / "run.json", text)
         if isinstance(source, Stream):
-            dataset.write_sources(options.run / "sources.json", source.generator, options, "train")
+            path = options.run / "sources.json"
+            before = path.read_text() if begin and path.exists() else None
+            dataset.write_sources(path, source.generator, options, "train")
+            if before not in (None, path.read_text()):
+                print(f"note: {path} was another one: the run goes on with other music than it had", file=sys.stderr)
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(log) for log in open_logs(options, begin)] if learner.writer else []
         fit(learner, config, settings, source, validation, options.run, begin, options.quiet, options.workers, logs)
