@@ -333,17 +333,92 @@ def test_fewer_bits_choose_nearly_the_same_tokens_in_both_twins(dtype, golden_co
         assert sum(firsts) >= 5
 
 
+def first_logits(twin, config, arrays, frames, dtype):
+    """Logits of the first token, and the cache behind it."""
+    decode, build, _ = TWINS[twin]
+    cast = {"jax": jax_checkpoint, "torch": torch_checkpoint}[twin].cast
+    model = cast(build(config, arrays), "float32" if dtype == "int8" else dtype)
+    weights = (
+        decode.pack(model, int8=dtype == "int8") if twin == "torch" else decode.pack(model, config, dtype == "int8")
+    )
+    cache = decode.empty_cache(weights, 2, frames.shape[1], length=8)
+    frames, tokens = (np.asarray(frames), np.zeros((2, 1), np.int64))
+    if twin == "torch":
+        frames, tokens = torch.from_numpy(frames), torch.from_numpy(tokens)
+    cache = decode.insert(weights, cache, [0, 1] if twin == "torch" else np.arange(2), frames)
+    logits, cache = decode.step(weights, cache, tokens)
+    return np.asarray(logits), cache, weights
+
+
 def test_int8_computes_with_whole_numbers_and_is_close(golden_config, golden_arrays, decoded):
-    """The encoder's output, 2 layers; both twins round the same."""
+    """Both twins round the same."""
     frames = decoded["in/frames"][:2]
-    model = torch_model_of(golden_config, golden_arrays)
-    exact = torch_decode.encode(torch_decode.pack(model), torch.from_numpy(frames)).numpy()
-    weights = torch_decode.pack(model, int8=True)
-    assert weights.layers[0].self_out.whole.dtype == torch.int8
-    ours = torch_decode.encode(weights, torch.from_numpy(frames)).numpy()
-    packed = jax_decode.pack(jax_model_of(golden_config, golden_arrays), golden_config, int8=True)
-    theirs = np.asarray(jax_decode.encode(packed, frames))
+    exact = first_logits("torch", golden_config, golden_arrays, frames, "float32")[0]
+    ours, _, weights = first_logits("torch", golden_config, golden_arrays, frames, "int8")
+    assert weights.layers[0].mlp_wo.whole.dtype == torch.int8
+    theirs = first_logits("jax", golden_config, golden_arrays, frames, "int8")[0]
     largest = np.abs(exact).max()
     assert 1e-4 < np.abs(ours - exact).max() / largest < 0.1
     assert np.abs(theirs - exact).max() / largest < 0.1
     assert np.abs(ours - theirs).mean() / largest < 0.01
+
+
+@pytest.mark.parametrize(("coarse", "least", "most"), [(False, 1e-6, 2e-3), (True, 2e-3, 5e-2)])
+def test_bfloat16_rounds_what_pack_says_in_the_decoder_only(
+    coarse, least, most, golden_config, golden_arrays, decoded, monkeypatch
+):
+    """A narrow network's products take float32; the weights are such as bfloat16 holds."""
+    monkeypatch.setattr(torch_decode, "COARSE_WIDTH", 1 if coarse else 10**6)
+    frames = decoded["in/frames"][:2]
+    arrays = {name: torch.from_numpy(array.copy()).bfloat16().float().numpy() for name, array in golden_arrays.items()}
+    exact, _, wide = first_logits("torch", golden_config, arrays, frames, "float32")
+    ours, cache, weights = first_logits("torch", golden_config, arrays, frames, "bfloat16")
+    frames = torch.from_numpy(frames)
+    np.testing.assert_array_equal(torch_decode.encode(weights, frames), torch_decode.encode(wide, frames))
+    assert {array.dtype for arrays in cache[:4] for array in arrays} == {torch.float16}
+    assert least < np.abs(ours - exact).max() / np.abs(exact).max() < most
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 7, 3), (6, 3, 64, 40), (1, 2, 1, 1), (2, 1, 300, 64)])
+def test_sums_of_rows_are_batched_products(shape):
+    num_batches, num_sums, num_rows, width = shape
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn((num_batches, num_sums, num_rows), generator=generator).half()
+    rows = torch.randn((num_batches, num_rows, width), generator=generator).half()
+    exact = torch.bmm(factors.double(), rows.double())
+    for laid in (rows, rows.transpose(1, 2).contiguous().transpose(1, 2)):
+        found = torch_decode._sums_of_rows(factors, laid)
+        assert found.dtype == torch.float16
+        np.testing.assert_allclose(found.double(), exact, rtol=1e-3, atol=1e-4 * num_rows)
+
+
+def test_int8_products_are_those_of_the_rounded_matrix():
+    """What they take has 15 bits; beside them float32."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn((3, 2, 96), generator=generator), torch.randn((40, 96), generator=generator)
+    x[1, 1] = 0
+    quantised = torch_decode._quantised(weight)
+    rounded = quantised.whole * quantised.scales[:, None]
+    found = torch_decode._dense(x, quantised)
+    np.testing.assert_allclose(found, x @ rounded.T, rtol=0, atol=3e-3)
+    assert (found - x @ weight.T).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("search", ["greedy", "beams"])
+def test_short_numbers_do_not_depend_on_the_batch(dtype, search, golden_config, golden_arrays, decoded):
+    """Rows come and go, hypotheses change places, the ring grows: keys and values stay with their rows."""
+    config = dataclasses.replace(Config(), network=golden_config, max_target_length=60)
+    arrays = with_eos_gain(golden_arrays, 3.0)
+    model = torch_checkpoint.cast(torch_model_of(golden_config, arrays), "float32" if dtype == "int8" else dtype)
+    segments = noisy_segments(decoded, 7)
+    found = [
+        [
+            ids.tolist()
+            for ids in torch_decode.generate(
+                model, config, segments, batch_size=rows, int8=dtype == "int8", **SEARCHES[search]
+            )
+        ]
+        for rows in (1, 4)
+    ]
+    assert found[0] == found[1]

@@ -7,6 +7,7 @@ The self-attention cache is a ring: every row writes to the same slot, and a row
 Attention does not depend on the order of keys, so rows of any age share a batch.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -26,6 +27,10 @@ from torch_mt3.model import Transformer, sinusoids
 FIRST_LENGTH = 32
 # segments that are encoded together: enough for full matrix products, few enough for the processor's cache
 ENCODED_TOGETHER = 4
+# width from which products in bfloat16 save more time than it takes to round what they take and give
+COARSE_WIDTH = 512
+# rows that matrices are laid out for: those of a half by default
+ROWS_OF_PRODUCTS = 32
 # rows that are not too few to be halved
 WORTH_HALVING = 8
 # steps between two looks at which rows have ended
@@ -51,31 +56,36 @@ class EncoderLayerWeights(NamedTuple):
 
     norm: torch.Tensor
     qkv: torch.Tensor
-    out: torch.Tensor | Quantised
+    out: torch.Tensor
     mlp_norm: torch.Tensor
-    mlp_wi: torch.Tensor | Quantised
-    mlp_wo: torch.Tensor | Quantised
+    mlp_wi: torch.Tensor
+    mlp_wo: torch.Tensor
 
 
 class LayerWeights(NamedTuple):
     """One decoder layer; matrices are (out, in), those that share an input are packed."""
 
     self_norm: torch.Tensor
-    self_qkv: torch.Tensor
-    self_out: torch.Tensor | Quantised
+    self_qkv: torch.Tensor | torch.ScriptObject
+    self_out: torch.Tensor | torch.ScriptObject
     cross_norm: torch.Tensor
-    cross_query: torch.Tensor
+    cross_query: torch.Tensor | torch.ScriptObject
     cross_kv: torch.Tensor
-    cross_out: torch.Tensor | Quantised
+    cross_out: torch.Tensor | torch.ScriptObject
     mlp_norm: torch.Tensor
-    mlp_wi: torch.Tensor | Quantised
-    mlp_wo: torch.Tensor | Quantised
+    mlp_wi: torch.Tensor | torch.ScriptObject | Quantised
+    mlp_wo: torch.Tensor | torch.ScriptObject | Quantised
 
 
 class Weights(NamedTuple):
-    """The network arranged for decoding."""
+    """The network arranged for decoding.
+
+    Attributes:
+        kept: dtype of the keys and values that are kept.
+    """
 
     config: NetworkConfig
+    kept: torch.dtype
     projection: torch.Tensor
     encoder_layers: tuple[EncoderLayerWeights, ...]
     encoder_norm: torch.Tensor
@@ -91,7 +101,7 @@ class Cache(NamedTuple):
 
     Attributes:
         self_keys, self_values: per layer (b * n, h, length, d): b rows of n hypotheses each, length slots of the ring.
-        cross_keys, cross_values: per layer (b, h, frames, d); of the values, the frames lie side by side in memory.
+        cross_keys, cross_values: per layer (b, h, frames, d). How all four lie in memory: see _kept_zeros.
         slot: the slot that the next token is written to.
         age: (b,) int, tokens that a row has had, the start token included; a row sees its last `age` slots.
     """
@@ -132,75 +142,94 @@ class Hypotheses(NamedTuple):
 
 @torch.inference_mode()
 def pack(model: Transformer, int8: bool = False) -> Weights:
-    """The model's weights arranged for decoding, on its device and in its dtype.
+    """The model's weights arranged for decoding, on its device.
+
+    Of a model in float32 or float64 everything is computed and kept in that dtype. Of one in bfloat16, keys and values
+    are kept in float16, which is as short and eight times finer, and so are the queries and weights of attention that
+    meet them; all else is computed in float32 with weights that bfloat16 can hold, but for the decoder's products in a
+    network of COARSE_WIDTH or wider: all that is multiplied once a token takes and gives bfloat16 there, except logits.
 
     Args:
         model: the network.
-        int8: quantise the matrices behind attention and of the MLPs, a scale for each output. Queries and keys decide
-            where the network looks, which little rounding changes.
+        int8: quantise the decoder's MLPs, a scale for each output; what they take is rounded to 15 bits, a scale for
+            each row. Keys, values and attention as for bfloat16; all else as the model is.
     """
     encoder, decoder = model.encoder, model.decoder
+    narrow = decoder.token_embedder.weight.dtype
+    wide = _wide(narrow)
+    short = narrow == torch.bfloat16
 
-    def packed(block, *names):
-        return _arranged(torch.cat([getattr(block, name).weight for name in names]))
+    def joined(block, *names):
+        return torch.cat([getattr(block, name).weight for name in names])
 
-    def rounded(block, *names):
-        return _quantised(torch.cat([getattr(block, name).weight for name in names])) if int8 else packed(block, *names)
+    def finely(block, *names):
+        return _arranged(joined(block, *names).to(wide))
+
+    def each_step(block, *names):
+        weight = joined(block, *names)
+        return _shortened(weight) if short and model.config.emb_dim < COARSE_WIDTH else _arranged(weight)
+
+    def of_mlp(block, *names):
+        return _quantised(joined(block, *names)) if int8 else each_step(block, *names)
 
     encoder_layers = tuple(
         EncoderLayerWeights(
-            norm=layer.pre_attention_layer_norm.scale,
-            qkv=packed(layer.attention, "query", "key", "value"),
-            out=rounded(layer.attention, "out"),
-            mlp_norm=layer.pre_mlp_layer_norm.scale,
-            mlp_wi=rounded(layer.mlp, "wi_0", "wi_1"),
-            mlp_wo=rounded(layer.mlp, "wo"),
+            norm=layer.pre_attention_layer_norm.scale.to(wide),
+            qkv=finely(layer.attention, "query", "key", "value"),
+            out=finely(layer.attention, "out"),
+            mlp_norm=layer.pre_mlp_layer_norm.scale.to(wide),
+            mlp_wi=finely(layer.mlp, "wi_0", "wi_1"),
+            mlp_wo=finely(layer.mlp, "wo"),
         )
         for layer in encoder.layers
     )
     layers = tuple(
         LayerWeights(
-            self_norm=layer.pre_self_attention_layer_norm.scale,
-            self_qkv=packed(layer.self_attention, "query", "key", "value"),
-            self_out=rounded(layer.self_attention, "out"),
-            cross_norm=layer.pre_cross_attention_layer_norm.scale,
-            cross_query=packed(layer.encoder_decoder_attention, "query"),
-            cross_kv=packed(layer.encoder_decoder_attention, "key", "value"),
-            cross_out=rounded(layer.encoder_decoder_attention, "out"),
-            mlp_norm=layer.pre_mlp_layer_norm.scale,
-            mlp_wi=rounded(layer.mlp, "wi_0", "wi_1"),
-            mlp_wo=rounded(layer.mlp, "wo"),
+            self_norm=layer.pre_self_attention_layer_norm.scale.to(wide),
+            self_qkv=each_step(layer.self_attention, "query", "key", "value"),
+            self_out=each_step(layer.self_attention, "out"),
+            cross_norm=layer.pre_cross_attention_layer_norm.scale.to(wide),
+            cross_query=each_step(layer.encoder_decoder_attention, "query"),
+            cross_kv=finely(layer.encoder_decoder_attention, "key", "value"),
+            cross_out=each_step(layer.encoder_decoder_attention, "out"),
+            mlp_norm=layer.pre_mlp_layer_norm.scale.to(wide),
+            mlp_wi=of_mlp(layer.mlp, "wi_0", "wi_1"),
+            mlp_wo=of_mlp(layer.mlp, "wo"),
         )
         for layer in decoder.layers
     )
     return Weights(
         config=model.config,
-        projection=packed(encoder, "continuous_inputs_projection"),
+        kept=torch.float16 if short or int8 else narrow,
+        projection=finely(encoder, "continuous_inputs_projection"),
         encoder_layers=encoder_layers,
-        encoder_norm=encoder.encoder_norm.scale,
-        embedding=decoder.token_embedder.weight,
+        encoder_norm=encoder.encoder_norm.scale.to(wide),
+        embedding=decoder.token_embedder.weight.to(wide),
         positions=torch.from_numpy(sinusoids(2048, model.config.emb_dim, model.config.position_table)).to(
             decoder.token_embedder.weight.device
         ),
         layers=layers,
-        norm=decoder.decoder_norm.scale,
-        logits=packed(decoder, "logits_dense"),
+        norm=decoder.decoder_norm.scale.to(wide),
+        logits=finely(decoder, "logits_dense"),
     )
 
 
 def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: int = 1, length: int = 1024) -> Cache:
     """A cache of rows that have had no token and seen no frames; `length` tokens fit before it must grow."""
-    config = weights.config
-    like = {"dtype": weights.embedding.dtype, "device": weights.embedding.device}
+    config, device = weights.config, weights.embedding.device
     self_shape = (num_rows * num_decodes, config.num_heads, length, config.head_dim)
     cross_shape = (num_rows, config.num_heads, num_frames, config.head_dim)
+
+    def zeros(shape, values):
+        return tuple(_kept_zeros(shape, weights.kept, device, values) for _ in weights.layers)
+
     return Cache(
-        self_keys=tuple(torch.zeros(self_shape, **like) for _ in weights.layers),
-        self_values=tuple(torch.zeros(self_shape, **like) for _ in weights.layers),
-        cross_keys=tuple(torch.zeros(cross_shape, **like) for _ in weights.layers),
-        cross_values=tuple(_side_by_side(torch.zeros(cross_shape, **like)) for _ in weights.layers),
+        self_keys=zeros(self_shape, False),
+        self_values=zeros(self_shape, True),
+        cross_keys=zeros(cross_shape, False),
+        cross_values=zeros(cross_shape, True),
         slot=0,
-        age=torch.zeros(num_rows, dtype=torch.int64, device=weights.embedding.device),
+        age=torch.zeros(num_rows, dtype=torch.int64, device=device),
     )
 
 
@@ -209,8 +238,7 @@ def encode(weights: Weights, frames: torch.Tensor) -> torch.Tensor:
     """The encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
     heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
     x = _dense(frames.to(weights.embedding.dtype), weights.projection)
-    # the sum of the layers keeps its digits in bfloat16 too
-    x = x.to(_wide(x.dtype)) + weights.positions[: x.shape[1]]
+    x = x + weights.positions[: x.shape[1]]
     for layer in weights.encoder_layers:
         y = _dense(_rms_norm(x, layer.norm), layer.qkv)
         query, key, value = rearrange(y, "b f (three h d) -> three b h f d", three=3, **heads)
@@ -231,7 +259,7 @@ def insert(weights: Weights, cache: Cache, rows: list[int], frames: torch.Tensor
             packed = rearrange(
                 _dense(encoded, layer.cross_kv), "b f (two h d) -> two b h f d", two=2, d=weights.config.head_dim
             )
-            keys[some_rows], values[some_rows] = packed[0], packed[1]
+            keys[some_rows], values[some_rows] = packed.to(weights.kept)
     cache.age[index] = 0
     return cache
 
@@ -252,13 +280,12 @@ def step(weights: Weights, cache: Cache, tokens: torch.Tensor) -> tuple[torch.Te
     heads = {"h": config.num_heads, "d": config.head_dim}
     slots = torch.arange(length, device=tokens.device)
     seen = (cache.slot - slots) % length <= cache.age[:, None]
-    x = F.embedding(tokens, weights.embedding)
-    x = x.to(_wide(x.dtype)) + weights.positions[cache.age][:, None]
-    unseen = torch.where(seen, 0.0, -torch.inf).to(weights.embedding.dtype)
+    x = F.embedding(tokens, weights.embedding) + weights.positions[cache.age][:, None]
+    unseen = torch.where(seen, 0.0, -torch.inf).to(weights.kept)
     unseen = unseen.repeat_interleave(num_decodes * config.num_heads, dim=0)[:, None]
     for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
         y = _dense(_rms_norm(x, layer.self_norm), layer.self_qkv)
-        query, key, value = rearrange(y, "b n (three h d) -> three (b n) h d", three=3, **heads)
+        query, key, value = y.view(-1, 3, config.num_heads, config.head_dim).unbind(1)
         self_keys[:, :, cache.slot], self_values[:, :, cache.slot] = key, value
         y = _attend(query[:, :, None], self_keys, self_values, unseen)
         x = x + _dense(rearrange(y, "(b n) h 1 d -> b n (h d)", b=num_rows), layer.self_out)
@@ -266,7 +293,7 @@ def step(weights: Weights, cache: Cache, tokens: torch.Tensor) -> tuple[torch.Te
         y = _attend(rearrange(y, "b n (h d) -> b h n d", **heads), cross_keys, cross_values)
         x = x + _dense(rearrange(y, "b h n d -> b n (h d)"), layer.cross_out)
         x = x + _mlp(_rms_norm(x, layer.mlp_norm), layer)
-    x = _rms_norm(x, weights.norm.to(x.dtype))
+    x = _rms_norm(x, weights.norm)
     # a row that has ended may wait longer than there are positions
     last = len(weights.positions) - 1
     logits = _dense(x, weights.logits)
@@ -278,7 +305,7 @@ def grow(cache: Cache, length: int) -> Cache:
     old = cache.self_keys[0].shape[2]
 
     def unrolled(ring):
-        wide = ring.new_empty((*ring.shape[:2], length, ring.shape[3]))
+        wide = _empty_like(ring, (*ring.shape[:2], length, ring.shape[3]))
         wide[:, :, : old - cache.slot] = ring[:, :, cache.slot :]
         wide[:, :, old - cache.slot : old] = ring[:, :, : cache.slot]
         wide[:, :, old:] = 0
@@ -536,10 +563,10 @@ class Batch:
         num_decodes = self.settings.num_decodes
         hypotheses = [row * num_decodes + number for row in rows for number in range(num_decodes)]
         self.cache = Cache(
-            self_keys=tuple(array[hypotheses] for array in self.cache.self_keys),
-            self_values=tuple(array[hypotheses] for array in self.cache.self_values),
-            cross_keys=tuple(array[rows] for array in self.cache.cross_keys),
-            cross_values=tuple(_side_by_side(array[rows]) for array in self.cache.cross_values),
+            self_keys=tuple(_rows(array, hypotheses) for array in self.cache.self_keys),
+            self_values=tuple(_rows(array, hypotheses) for array in self.cache.self_values),
+            cross_keys=tuple(_rows(array, rows) for array in self.cache.cross_keys),
+            cross_values=tuple(_rows(array, rows) for array in self.cache.cross_values),
             slot=self.cache.slot,
             age=self.cache.age[rows],
         )
@@ -598,35 +625,69 @@ def _quantised(weight):
     return Quantised((weight / scales.clamp(min=1e-30)[:, None]).round().to(torch.int8), scales)
 
 
+@functools.cache
+def _has_fbgemm(device_type):
+    # Meta's kernels for x86, which PyTorch brings where the processor can run them
+    return device_type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
+
+
 def _arranged(weight):
     # in the order in which oneDNN's kernels read it, which saves them a copy at every product; other devices and
     # dtypes have no such thing
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         return weight
-    return torch.ops.mkldnn._reorder_linear_weight(weight, 64)
+    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_OF_PRODUCTS)
 
 
-def _side_by_side(values):
-    # float32 products with few columns read the memory a quarter faster than those of few rows; in bfloat16 it is the
-    # other way round
-    if values.dtype == torch.bfloat16:
-        return values.contiguous()
-    return values.transpose(2, 3).contiguous().transpose(2, 3)
+def _shortened(weight):
+    # for products in float32 that read the weight in 16 bits: float16 holds what bfloat16 holds, up to 3e-8
+    weight = weight.float()
+    if not _has_fbgemm(weight.device.type):
+        return _arranged(weight)
+    return torch.ops.quantized.linear_prepack_fp16(weight, None)
+
+
+def _kept_zeros(shape, dtype, device, values):
+    # (b, h, length, d). Products read memory fastest from beginning to end: in float32 those of keys lie row by row and
+    # of values the positions side by side; in float16, which are sums of rows, the other way round
+    if (dtype == torch.float16) == values:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.zeros((*shape[:2], shape[3], shape[2]), dtype=dtype, device=device).transpose(2, 3)
+
+
+def _empty_like(kept, shape):
+    if kept.stride(3) == 1:
+        return kept.new_empty(shape)
+    return kept.new_empty((*shape[:2], shape[3], shape[2])).transpose(2, 3)
+
+
+def _rows(kept, rows):
+    if kept.stride(3) == 1:
+        return kept[rows]
+    return kept.transpose(2, 3)[rows].transpose(2, 3)
 
 
 def _dense(x, weight):
+    # of x's dtype, whatever it is computed in
     if isinstance(weight, Quantised):
         return _whole_dense(x, weight)
+    if isinstance(weight, torch.ScriptObject):
+        return torch.ops.quantized.linear_dynamic_fp16(x, weight)
+    narrow = x.to(weight.dtype)
     if weight.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return F.linear(x, weight)
+        return torch.ops.mkldnn._linear_pointwise(narrow, weight, None, "none", [], "").to(x.dtype)
+    return F.linear(narrow, weight).to(x.dtype)
 
 
 def _whole_dense(x, weight):
+    # x in two whole numbers, the second 1/254 of the first: 15 bits
     rows = x.flatten(0, -2)
     scales = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
-    products = torch._int_mm((rows / scales).round().to(torch.int8), weight.whole.t())
-    return (products * scales).mul_(weight.scales).view(*x.shape[:-1], -1)
+    scaled = rows / scales
+    coarse = scaled.round()
+    both = torch.cat([coarse, ((scaled - coarse) * 254).round()]).to(torch.int8)
+    coarse, fine = torch._int_mm(both, weight.whole.t()).chunk(2)
+    return ((coarse + fine / 254) * scales).mul_(weight.scales).view(*x.shape[:-1], -1)
 
 
 def _mlp(x, layer):
@@ -637,20 +698,35 @@ def _mlp(x, layer):
 def _attend(query, keys, values, unseen=None):
     # one or a few queries a head: two batched products, whose kernels read keys and values twice as fast as PyTorch's
     # fused attention, which is made for many queries
-    shape = query.shape
-    query, keys, values = (array.flatten(0, 1) for array in (query, keys, values))
-    if unseen is None:
-        logits = torch.bmm(query, keys.transpose(1, 2))
-    else:
-        logits = torch.baddbmm(unseen, query, keys.transpose(1, 2))
+    shape, dtype = query.shape, query.dtype
+    query, keys, values = (array.flatten(0, 1) for array in (query.to(keys.dtype), keys, values))
+    product = _sums_of_rows if keys.dtype == torch.float16 and _has_fbgemm(keys.device.type) else torch.bmm
+    logits = product(query, keys.transpose(1, 2))
+    if unseen is not None:
+        logits += unseen
     weights = torch.softmax(logits, dim=-1)
     if values.stride(1) == 1:
         return torch.bmm(values.transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2).view(shape)
-    return torch.bmm(weights, values).view(shape)
+    return product(weights, values).view(shape).to(dtype)
+
+
+def _sums_of_rows(factors, rows):
+    # factors (r, n, k) times rows (r, k, m), float16: of PyTorch's kernels those of embedding bags read it fastest, as
+    # fast as batched products read float32, and they add up in float32
+    num_batches, num_sums, num_rows = factors.shape
+    bags = _bags(num_batches, num_sums, num_rows)
+    sums = F.embedding_bag(bags, rows.flatten(0, 1), mode="sum", per_sample_weights=factors.flatten(0, 1))
+    return sums.view(num_batches, num_sums, -1)
+
+
+@functools.lru_cache(maxsize=32)
+def _bags(num_batches, num_sums, num_rows):
+    rows = torch.arange(num_batches * num_rows).view(num_batches, 1, num_rows)
+    return rows.expand(-1, num_sums, -1).flatten(0, 1)
 
 
 def _rms_norm(x, scale):
-    return F.rms_norm(x, scale.shape, scale.to(x.dtype), eps=1e-6).to(scale.dtype)
+    return F.rms_norm(x, scale.shape, scale, eps=1e-6)
 
 
 def _penalty(settings, length):
@@ -674,6 +750,6 @@ def _follow(cache, parents):
     num_rows, num_decodes = parents.shape
     sources = (parents + num_decodes * torch.arange(num_rows, device=parents.device)[:, None]).flatten()
     return cache._replace(
-        self_keys=tuple(keys[sources] for keys in cache.self_keys),
-        self_values=tuple(values[sources] for values in cache.self_values),
+        self_keys=tuple(_rows(keys, sources) for keys in cache.self_keys),
+        self_values=tuple(_rows(values, sources) for values in cache.self_values),
     )
