@@ -22,7 +22,7 @@ def to_params(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     Returns:
         Nested dict of jax arrays of the same dtypes (float64 becomes float32 unless jax_enable_x64 is set).
     """
-    return traverse_util.unflatten_dict({name: jnp.asarray(array) for name, array in arrays.items()}, sep="/")
+    return traverse_util.unflatten_dict(jax.device_put(arrays, may_alias=False), sep="/")
 
 
 def to_arrays(params: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -38,9 +38,14 @@ def cast(params: dict[str, Any], dtype: str) -> dict[str, Any]:
     Source: mt3/network.py, where logits_dense has dtype float32 whatever the network has.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
+
+    def casted(name, array):
+        wanted = wide if "logits_dense" in name else jnp.dtype(dtype)
+        # with NumPy: eagerly, JAX would compile a program for every shape
+        return array if array.dtype == wanted else jax.device_put(np.asarray(array).astype(wanted), array.sharding)
+
     arrays = traverse_util.flatten_dict(params, sep="/")
-    casted = {name: array.astype(wide if "logits_dense" in name else dtype) for name, array in arrays.items()}
-    return traverse_util.unflatten_dict(casted, sep="/")
+    return traverse_util.unflatten_dict({name: casted(name, array) for name, array in arrays.items()}, sep="/")
 
 
 def load(

@@ -9,7 +9,7 @@ Attention does not depend on the order of keys, so rows of any age share a batch
 
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import einsum, rearrange
 
+from jax_mt3 import programs
 from jax_mt3.model import sinusoids
 from mt3_common import batching
 from mt3_common.batching import Held, SearchSettings
@@ -34,6 +35,8 @@ NEG_INF = -1e7
 # numbers of rows that are compiled for, and of segments that are encoded together
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 ENCODED_TOGETHER = 4
+# a batch becomes so many times smaller when its rows fit in that
+FEWER = 4
 
 jax.tree_util.register_static(NetworkConfig)
 
@@ -143,13 +146,17 @@ def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> W
         int8: quantise the matrices behind attention and of the MLPs, a scale for each output. Queries and keys decide
             where the network looks, which little rounding changes.
     """
+    where = params["decoder"]["token_embedder"]["embedding"].sharding
+    # with NumPy: eagerly, JAX would compile a program for every shape
+    params = jax.tree.map(np.asarray, params)
     encoder, decoder = params["encoder"], params["decoder"]
+    kind = np.float32 if _on_cpu(where) else np.int8
 
     def packed(block, *names):
-        return jnp.concatenate([block[name]["kernel"].T for name in names])
+        return np.concatenate([block[name]["kernel"].T for name in names])
 
     def rounded(block, *names):
-        return _quantised(packed(block, *names)) if int8 else packed(block, *names)
+        return _quantised(packed(block, *names), kind) if int8 else packed(block, *names)
 
     encoder_layers = tuple(
         EncoderLayerWeights(
@@ -177,36 +184,39 @@ def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> W
         )
         for layer in (decoder[f"layers_{i}"] for i in range(config.num_decoder_layers))
     )
-    return Weights(
+    weights = Weights(
         config=config,
         projection=packed(encoder, "continuous_inputs_projection"),
         encoder_layers=encoder_layers,
         encoder_norm=encoder["encoder_norm"]["scale"],
         embedding=decoder["token_embedder"]["embedding"],
-        positions=jnp.asarray(sinusoids(2048, config.emb_dim, config.position_table)),
+        positions=sinusoids(2048, config.emb_dim, config.position_table),
         layers=layers,
         norm=decoder["decoder_norm"]["scale"],
         logits=packed(decoder, "logits_dense"),
     )
+    return jax.device_put(weights, where)
 
 
 def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: int = 1, length: int = 1024) -> Cache:
     """A cache of rows that have had no token and seen no frames; `length` tokens fit before it must grow."""
     config = weights.config
     dtype = weights.embedding.dtype
-    if dtype == jnp.bfloat16 and _is_on_cpu(weights.embedding):
+    if dtype == jnp.bfloat16 and _on_cpu(weights.embedding.sharding):
         # XLA's batched products of bfloat16 are twenty times slower there
         dtype = jnp.float32
     self_shape = (num_rows * num_decodes, config.num_heads, length, config.head_dim)
     cross_shape = (num_rows, config.num_heads, num_frames, config.head_dim)
-    return Cache(
-        self_keys=tuple(jnp.zeros(self_shape, dtype) for _ in weights.layers),
-        self_values=tuple(jnp.zeros(self_shape, dtype) for _ in weights.layers),
-        cross_keys=tuple(jnp.zeros(cross_shape, dtype) for _ in weights.layers),
-        cross_values=tuple(jnp.zeros(cross_shape, dtype) for _ in weights.layers),
-        slot=jnp.zeros((), jnp.int32),
-        age=jnp.zeros(num_rows, jnp.int32),
+    cache = Cache(
+        self_keys=tuple(np.zeros(self_shape, dtype) for _ in weights.layers),
+        self_values=tuple(np.zeros(self_shape, dtype) for _ in weights.layers),
+        cross_keys=tuple(np.zeros(cross_shape, dtype) for _ in weights.layers),
+        cross_values=tuple(np.zeros(cross_shape, dtype) for _ in weights.layers),
+        slot=np.zeros((), np.int32),
+        age=np.zeros(num_rows, np.int32),
     )
+    # as in pack; copied, as it will be donated
+    return jax.device_put(cache, weights.embedding.sharding, may_alias=False)
 
 
 def encode(weights: Weights, frames: jax.Array) -> jax.Array:
@@ -223,23 +233,31 @@ def encode(weights: Weights, frames: jax.Array) -> jax.Array:
     return _rms_norm(x, weights.encoder_norm)
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
 def insert(weights: Weights, cache: Cache, rows: jax.Array, frames: jax.Array) -> Cache:
     """The cache with segments begun in the given rows: their frames (r, f, input_depth) encoded, their age 0.
 
     Rows past the last are dropped.
     """
+    seen = cache.cross_keys, cache.cross_values, cache.age
+    return _with_seen(cache, _see(weights, seen, rows, frames))
+
+
+@functools.partial(jax.jit, donate_argnames="seen")
+def _see(weights, seen, rows, frames):
+    """Of a cache, what does not depend on the length of its ring: (cross_keys, cross_values, age) after insert."""
     encoded = encode(weights, frames)
     cross_keys, cross_values = [], []
-    for layer, keys, values in zip(weights.layers, cache.cross_keys, cache.cross_values, strict=True):
+    for layer, keys, values in zip(weights.layers, *seen[:2], strict=True):
         packed = rearrange(
             _dense(encoded, layer.cross_kv), "b f (two h d) -> two b h f d", two=2, d=weights.config.head_dim
         )
         cross_keys.append(keys.at[rows].set(packed[0], mode="drop"))
         cross_values.append(values.at[rows].set(packed[1], mode="drop"))
-    return cache._replace(
-        cross_keys=tuple(cross_keys), cross_values=tuple(cross_values), age=cache.age.at[rows].set(0, mode="drop")
-    )
+    return tuple(cross_keys), tuple(cross_values), seen[2].at[rows].set(0, mode="drop")
+
+
+def _with_seen(cache, seen):
+    return cache._replace(cross_keys=seen[0], cross_values=seen[1], age=seen[2])
 
 
 def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache]:
@@ -306,20 +324,21 @@ def grow(cache: Cache, length: int) -> Cache:
     )
 
 
-def empty_hypotheses(settings: SearchSettings, num_rows: int, num_biased: int = 0) -> Hypotheses:
+def empty_hypotheses(weights: Weights, settings: SearchSettings, num_rows: int, num_biased: int = 0) -> Hypotheses:
     """Hypotheses of rows that have not begun: done, and without tokens; num_biased logits are biased, all or none."""
     shape = (num_rows, settings.num_decodes)
-    return Hypotheses(
-        tokens=jnp.zeros((*shape, settings.max_steps), jnp.int32),
-        scores=jnp.zeros(shape, jnp.float32),
-        finished_tokens=jnp.zeros((*shape, settings.max_steps), jnp.int32),
-        finished_scores=jnp.full(shape, NEG_INF, jnp.float32),
-        finished=jnp.zeros(shape, bool),
-        uniforms=jnp.zeros((num_rows, settings.max_steps), jnp.float32),
-        forced=jnp.zeros((num_rows, settings.max_steps if num_biased else 0), jnp.int32),
-        bias=jnp.zeros((num_rows, num_biased), jnp.float32),
-        done=jnp.ones(num_rows, bool),
+    hypotheses = Hypotheses(
+        tokens=np.zeros((*shape, settings.max_steps), np.int32),
+        scores=np.zeros(shape, np.float32),
+        finished_tokens=np.zeros((*shape, settings.max_steps), np.int32),
+        finished_scores=np.full(shape, NEG_INF, np.float32),
+        finished=np.zeros(shape, bool),
+        uniforms=np.zeros((num_rows, settings.max_steps), np.float32),
+        forced=np.zeros((num_rows, settings.max_steps if num_biased else 0), np.int32),
+        bias=np.zeros((num_rows, num_biased), np.float32),
+        done=np.ones(num_rows, bool),
     )
+    return jax.device_put(hypotheses, weights.embedding.sharding, may_alias=False)
 
 
 @functools.partial(jax.jit, donate_argnames="hypotheses")
@@ -434,17 +453,17 @@ def _choose_t5x(settings, hypotheses, age, log_probs):
     return chosen, jnp.take_along_axis(parents, live, axis=1)
 
 
-@functools.partial(jax.jit, static_argnames="settings")
-def best(settings: SearchSettings, hypotheses: Hypotheses) -> tuple[jax.Array, jax.Array]:
+def best(settings: SearchSettings, hypotheses: Hypotheses) -> tuple[np.ndarray, np.ndarray]:
     """(tokens (b, n, max_steps), scores (b, n)) of rows that are done, the best last.
 
     For 't5x' the finished ones, or the live ones of a row where none finished, as in T5X.
     """
+    tokens, scores = np.asarray(hypotheses.tokens), np.asarray(hypotheses.scores)
     if settings.search != "t5x":
-        return hypotheses.tokens, hypotheses.scores
-    any_finished = hypotheses.finished.any(1)[:, None]
-    tokens = jnp.where(any_finished[:, :, None], hypotheses.finished_tokens, hypotheses.tokens)
-    return tokens, jnp.where(any_finished, hypotheses.finished_scores, hypotheses.scores)
+        return tokens, scores
+    any_finished = np.asarray(hypotheses.finished).any(1)[:, None]
+    tokens = np.where(any_finished[:, :, None], np.asarray(hypotheses.finished_tokens), tokens)
+    return tokens, np.where(any_finished, np.asarray(hypotheses.finished_scores), scores)
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "steps"), donate_argnames=("cache", "hypotheses"))
@@ -478,6 +497,61 @@ def advance(
     return jax.lax.while_loop(unfinished, one_step, (0, cache, hypotheses))[1:]
 
 
+class Compiled:
+    """The functions above, compiled for the numbers of rows and slots that come up.
+
+    Args:
+        weights, settings, num_frames, allowed, hold: see Batch.
+        folder: see programs.Programs.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        settings: SearchSettings,
+        num_frames: int,
+        allowed: jax.Array | None,
+        hold: bool,
+        folder: str | os.PathLike | None,
+    ):
+        where = weights.embedding.sharding
+        shapes = [(array.shape, str(array.dtype)) for array in jax.tree.leaves(weights)]
+        self._programs = programs.find(
+            folder,
+            (weights.config, shapes, str(where), settings, num_frames, allowed is not None, hold, STEPS_AT_ONCE),
+            where,
+        )
+        # smallest examples, for the structure of what goes in and comes out
+        cache = empty_cache(weights, 1, 1, 1, 1)
+        seen = cache.cross_keys, cache.cross_values, cache.age
+        hypotheses = empty_hypotheses(weights, SearchSettings(max_steps=1), 1)
+
+        def lower_advance(shape, weights, cache, hypotheses, allowed):
+            return advance.lower(weights, settings, cache, hypotheses, STEPS_AT_ONCE, allowed)
+
+        def lower_keep(shape, cache, hypotheses, rows, num_live):
+            return _keep.lower(cache, hypotheses, rows, num_live, settings.num_decodes)
+
+        # by kind: what lowers it for a shape, its arguments, what it returns
+        self._kinds = {
+            "see": (lambda shape, *given: _see.lower(*given), (weights, seen, 0, 0), seen),
+            "begin": (lambda shape, *given: begin.lower(*given), (hypotheses, 0, 0, 0, 0), hypotheses),
+            "advance": (lower_advance, (weights, cache, hypotheses, allowed), (cache, hypotheses)),
+            "grow": (lambda shape, cache: grow.lower(cache, shape[-1]), (cache,), cache),
+            "keep": (lower_keep, (cache, hypotheses, 0, 0), (cache, hypotheses)),
+        }
+
+    def __call__(self, kind: str, shape: tuple[int, ...], *given: Any) -> Any:
+        """What the function of that kind returns; shape: all the numbers in which its programs differ."""
+        lower, _, like = self._kinds[kind]
+        return self._programs.get(_name(kind, shape), functools.partial(lower, shape), given, like)(*given)
+
+    def expect(self, kind: str, *shape: int) -> None:
+        """Reads the program from the disk in the background, if it is there."""
+        _, arguments, like = self._kinds[kind]
+        self._programs.expect(_name(kind, shape), arguments, like)
+
+
 def make_batch(
     weights: Weights,
     settings: SearchSettings,
@@ -485,20 +559,29 @@ def make_batch(
     num_frames: int,
     allowed: np.ndarray | None = None,
     hold: bool = False,
+    folder: str | os.PathLike | None = None,
 ) -> batching.RunningBatch:
     """Rows that have not begun: on a CPU with several cores in two halves, where that pays."""
 
     def make_one(rows: int) -> Batch:
-        return Batch(weights, settings, rows, num_frames, allowed, hold)
+        return Batch(weights, settings, rows, num_frames, allowed, hold, folder)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if not _is_on_cpu(weights.embedding) or cores < 2 or num_rows < WORTH_HALVING:
+    if not _is_halved(weights, num_rows):
         return make_one(num_rows)
     return batching.Halves(make_one, num_rows, lambda: None)
 
 
 class Batch:
     """Rows that decode side by side: a batching.RunningBatch.
+
+    Args:
+        weights: of the network.
+        settings: how tokens are chosen.
+        num_rows: segments side by side.
+        num_frames: that each segment has.
+        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
+        hold: whether segments are batching.Held.
+        folder: where compiled programs are kept, see programs.Programs; None for nowhere.
 
     Source: none in MT3, whose batches of 8 run until their longest row has ended.
     """
@@ -511,14 +594,19 @@ class Batch:
         num_frames: int,
         allowed: np.ndarray | None = None,
         hold: bool = False,
+        folder: str | os.PathLike | None = None,
     ):
-        self.num_rows = _row_count(num_rows)
+        self.num_rows = num_rows
         self.weights = weights
         self.settings = settings
-        self.allowed = None if allowed is None else jnp.asarray(allowed)
+        self.allowed = None if allowed is None else jax.device_put(np.asarray(allowed), weights.embedding.sharding)
+        # rows that there is room for, and where in it each row lies
+        self._room = _row_count(num_rows)
+        self._places = np.arange(num_rows)
         length = min(LENGTHS[0], settings.max_steps)
-        self.cache = empty_cache(weights, self.num_rows, num_frames, settings.num_decodes, length)
-        self.hypotheses = empty_hypotheses(settings, self.num_rows, weights.embedding.shape[0] if hold else 0)
+        self.cache = empty_cache(weights, self._room, num_frames, settings.num_decodes, length)
+        self.hypotheses = empty_hypotheses(weights, settings, self._room, weights.embedding.shape[0] if hold else 0)
+        self._compiled = Compiled(weights, settings, num_frames, self.allowed, hold, folder)
 
     def insert(
         self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], held: list[Held] | None = None
@@ -527,46 +615,65 @@ class Batch:
         for begins in range(0, len(rows), ENCODED_TOGETHER):
             some = slice(begins, begins + ENCODED_TOGETHER)
             missing = ENCODED_TOGETHER - len(rows[some])
-            index = np.array(rows[some] + [self.num_rows] * missing)
+            index = np.array([*self._places[rows[some]], *[self._room] * missing], np.int32)
             frames = np.stack(segments[some] + [np.zeros_like(segments[0])] * missing)
-            self.cache = insert(self.weights, self.cache, index, frames)
+            seen = self.cache.cross_keys, self.cache.cross_values, self.cache.age
+            seen = self._compiled("see", (self._room,), self.weights, seen, index, frames)
+            self.cache = _with_seen(self.cache, seen)
             drawn = np.stack(uniforms[some] + [np.zeros_like(uniforms[0])] * missing)
             forced = np.zeros((len(index), self.hypotheses.forced.shape[1]), np.int32)
             bias = np.zeros((len(index), self.hypotheses.bias.shape[1]), np.float32)
             for place, each in enumerate(held[some] if held else []):
                 forced[place, : len(each.forced)], bias[place] = each.forced, each.bias
-            self.hypotheses = begin(self.hypotheses, index, drawn, forced, bias)
+            self.hypotheses = self._compiled("begin", (self._room,), self.hypotheses, index, drawn, forced, bias)
 
     def advance(self) -> np.ndarray:
         """Runs some steps; returns (num_rows,) bool, true for rows that have ended."""
-        length = self.cache.self_keys[0].shape[2]
-        oldest = int(jnp.where(self.hypotheses.done, 0, self.cache.age).max())
-        if oldest + STEPS_AT_ONCE > length:
-            self.cache = grow(self.cache, _longer(length))
-        self.cache, self.hypotheses = advance(
-            self.weights, self.settings, self.cache, self.hypotheses, STEPS_AT_ONCE, self.allowed
+        oldest = np.where(self.hypotheses.done, 0, self.cache.age).max()
+        if oldest + STEPS_AT_ONCE > self._length:
+            self.cache = self._compiled("grow", (self._room, self._length, _longer(self._length)), self.cache)
+        shape = (self._room, self._length)
+        self.cache, self.hypotheses = self._compiled(
+            "advance", shape, self.weights, self.cache, self.hypotheses, self.allowed
         )
-        return np.asarray(self.hypotheses.done)
+        if self._length < self.settings.max_steps:
+            longer = _longer(self._length)
+            self._compiled.expect("grow", *shape, longer)
+            self._compiled.expect("advance", self._room, longer)
+        done = np.array(self.hypotheses.done)
+        if 2 * done.sum() >= self._room >= FEWER:
+            self._compiled.expect("keep", *shape, self._room // FEWER)
+            self._compiled.expect("advance", self._room // FEWER, self._length)
+        return done[self._places]
 
     def take(self, rows: list[int]) -> list[np.ndarray]:
         """The token ids (max_steps,) int32 of ended rows, zeros behind their end."""
-        return list(np.asarray(best(self.settings, self.hypotheses)[0])[rows, -1])
+        return list(best(self.settings, self.hypotheses)[0][self._places[rows], -1])
 
     def shrink(self, rows: list[int]) -> None:
-        """Keeps the given rows only, in this order, where that saves a compiled size."""
-        num_rows = _row_count(len(rows))
-        if 4 * num_rows > self.num_rows:
-            # rather than compile for every size
-            num_rows = self.num_rows
-        index = np.array(rows + [rows[-1]] * (num_rows - len(rows)))
-        self.num_rows = num_rows
-        self.cache, self.hypotheses = _keep(self.cache, self.hypotheses, index, len(rows), self.settings.num_decodes)
+        """Keeps the given rows only, in this order; the others have ended."""
+        room = self._room
+        # rather than compile for every size
+        while room // FEWER >= len(rows):
+            room //= FEWER
+        self.num_rows, self._places = len(rows), self._places[rows]
+        if room < self._room:
+            index = np.append(self._places, [self._places[-1]] * (room - len(rows))).astype(np.int32)
+            shape = (self._room, self._length, room)
+            self.cache, self.hypotheses = self._compiled(
+                "keep", shape, self.cache, self.hypotheses, index, np.int32(len(rows))
+            )
+            self._room, self._places = room, np.arange(len(rows))
+
+    @property
+    def _length(self) -> int:
+        """Slots of the ring."""
+        return self.cache.self_keys[0].shape[2]
 
 
-def generate(
+def generator(
     params: dict[str, Any],
     config: Config,
-    segments: Iterable[np.ndarray],
     search: str = "greedy",
     num_decodes: int = 1,
     alpha: float = 0.6,
@@ -579,21 +686,23 @@ def generate(
     allowed: np.ndarray | None = None,
     hold: bool = False,
     int8: bool = False,
-) -> Iterator[np.ndarray]:
-    """Token ids of each segment, in order.
+    folder: str | os.PathLike | None = None,
+) -> Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]:
+    """What makes token ids of segments, ready to begin.
 
     Args:
         params: on their device, in their dtype (checkpoint.cast).
-        segments: (input_frames, input_depth) float32 each; taken as rows become free.
         batch_size: rows at most.
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
         hold: whether the segments are batching.Held.
         int8: quantise, see pack.
+        folder: where compiled programs are kept, see programs.Programs; None for nowhere.
 
-    Yields:
-        (n,) int32 ids up to and including EOS, or max_steps of them.
+    Returns:
+        Called with segments, (input_frames, input_depth) float32 each, which are taken as rows become free, yields the
+        ids of each in their order: (n,) int32 up to and including EOS, or max_steps of them.
     """
     settings = SearchSettings(
         search, num_decodes, alpha, max_steps or config.max_target_length, temperature, top_k, top_p, seed
@@ -601,9 +710,25 @@ def generate(
     weights = pack(params, config.network, int8)
 
     def make(num_rows: int) -> batching.RunningBatch:
-        return make_batch(weights, settings, num_rows, config.input_frames, allowed, hold)
+        return make_batch(weights, settings, num_rows, config.input_frames, allowed, hold, folder)
 
-    return batching.run(make, segments, settings, batch_size)
+    # read from the disk while the first segments are on their way
+    expected = Compiled(weights, settings, config.input_frames, allowed, hold, folder)
+    rows = _row_count((batch_size + 1) // 2 if _is_halved(weights, batch_size) else batch_size)
+    for kind, *shape in (("see", rows), ("begin", rows), ("advance", rows, min(LENGTHS[0], settings.max_steps))):
+        expected.expect(kind, *shape)
+
+    def generate(segments: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return batching.run(make, segments, settings, batch_size)
+
+    return generate
+
+
+def generate(
+    params: dict[str, Any], config: Config, segments: Iterable[np.ndarray], **how: Any
+) -> Iterator[np.ndarray]:
+    """Token ids of each segment, in order; how: see generator."""
+    return generator(params, config, **how)(segments)
 
 
 def _row_count(rows):
@@ -614,18 +739,26 @@ def _longer(length):
     return next((longer for longer in LENGTHS if longer > length), 2 * length)
 
 
-def _is_on_cpu(array):
-    return all(device.platform == "cpu" for device in array.devices())
+def _name(kind, shape):
+    return "-".join([kind, *map(str, shape)])
+
+
+def _on_cpu(sharding):
+    return all(device.platform == "cpu" for device in sharding.device_set)
+
+
+def _is_halved(weights, num_rows):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return _on_cpu(weights.embedding.sharding) and cores >= 2 and num_rows >= WORTH_HALVING
 
 
 def _wide(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _quantised(weight):
-    scales = jnp.abs(weight).max(axis=1) / 127
-    whole = jnp.round(weight / scales.clip(1e-30)[:, None])
-    return Quantised(whole if _is_on_cpu(weight) else whole.astype(jnp.int8), scales)
+def _quantised(weight, kind):
+    scales = np.abs(weight).max(axis=1) / 127
+    return Quantised(np.round(weight / scales.clip(1e-30)[:, None]).astype(kind), scales)
 
 
 def _dense(x, weight):

@@ -1,0 +1,126 @@
+"""Compiled programs come back from the disk as they were; whatever else lies there costs time alone."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jax_mt3 import programs
+
+ROOT = Path(__file__).parents[2]
+WHERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+# what two searches make of the golden network, and how many programs were compiled for it
+RUN = """
+import dataclasses, json, sys
+import jax
+import numpy as np
+from jax_mt3 import checkpoint, decode
+from mt3_common.checkpoint import read
+from mt3_common.config import Config, NetworkConfig
+
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **about: compiled.append(event) if event.endswith("backend_compile_duration") else None
+)
+golden, folder = sys.argv[1:]
+sizes = json.load(open(golden + "/config.json"))
+sizes = {name: value for name, value in sizes.items() if name in NetworkConfig.__dataclass_fields__}
+config = dataclasses.replace(Config(), network=NetworkConfig(**sizes), max_target_length=60)
+params = checkpoint.to_params(read(golden + "/checkpoints/t5x_zarr").arrays)
+with np.load(golden + "/decode.npz") as archive:
+    frames = list(archive["in/frames"]) * 2
+ids = [
+    [row.tolist() for row in decode.generate(params, config, frames, batch_size=8, folder=folder or None, **how)]
+    for how in ({}, {"search": "t5x", "num_decodes": 2})
+]
+print(json.dumps({"ids": ids, "compiled": len(compiled)}))
+"""
+
+
+def run(folder):
+    """Of a process of its own, in which JAX keeps nothing."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    # compiles sooner
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    command = [sys.executable, "-c", RUN, str(ROOT / "tests" / "golden" / "model"), str(folder)]
+    found = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(found.stdout)
+
+
+def with_digest(content):
+    return hashlib.sha256(content).digest() + content
+
+
+def test_a_second_run_compiles_nothing_and_files_that_are_not_programs_are_replaced(tmp_path):
+    first = run(tmp_path)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    # where two searches need the same program, it is compiled once
+    assert 7 <= first["compiled"] <= len(files)
+    assert run(tmp_path) == {"ids": first["ids"], "compiled": 0}
+
+    whole = [path.read_bytes() for path in files]
+    spoilt = [
+        b"",
+        whole[1][: len(whole[1]) // 2],
+        whole[2][:-1] + bytes([whole[2][-1] ^ 1]),
+        with_digest(b"no program"),
+        with_digest(zlib.compress(b"no program")),
+        # the beginning of a program
+        with_digest(zlib.compress(zlib.decompress(whole[5][32:])[:-100])),
+    ]
+    for path, content in zip(files, spoilt):
+        path.write_bytes(content)
+    files[6].chmod(0o666)
+    again = run(tmp_path)
+    assert again["ids"] == first["ids"]
+    assert 4 <= again["compiled"] <= len(spoilt) + 1
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == files
+    assert run(tmp_path) == {"ids": first["ids"], "compiled": 0}
+
+
+def test_what_cannot_be_kept_is_no_hindrance(tmp_path):
+    """A file lies where the folder should be; files cannot be made for another reason on a full disk."""
+    (tmp_path / "programs").write_text("")
+    kept = programs.find(tmp_path / "programs", "no folder", WHERE)
+    twice = kept.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)
+    assert int(twice(np.int32(4))) == 8
+    assert [path.name for path in tmp_path.rglob("*")] == ["programs"]
+
+
+def test_threads_that_ask_for_the_same_program_wait_for_one():
+    kept = programs.find(None, "threads", WHERE)
+    lowered, both = [], threading.Barrier(4)
+
+    def lower(number):
+        lowered.append(number)
+        return jax.jit(lambda number: number + 1).lower(number)
+
+    def ask():
+        both.wait()
+        results.append(kept.get("one more", lower, (np.int32(4),), 0)(np.int32(4)))
+
+    results = []
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [int(result) for result in results] == [5] * 4
+    assert len(lowered) == 1
+
+
+def test_programs_that_depend_on_something_else_are_others(monkeypatch):
+    first = programs.find(None, ("a", 1), WHERE)
+    assert programs.find(None, ("a", 1), WHERE) is first
+    assert programs.find(None, ("a", 2), WHERE) is not first
+    assert programs.find("folder", ("a", 1), WHERE) is not first
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert programs.find(None, ("a", 1), WHERE) is not first
