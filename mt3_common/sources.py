@@ -260,31 +260,29 @@ def take_music21(composers: Sequence[str], output: Path) -> dict[Path, str]:
         SourceError: music21 is not installed, or its corpus has no such folder.
     """
     with needed("music21's corpus needs music21", "musicxml", SourceError):
-        from music21 import converter, corpus, stream
+        from music21 import converter, corpus
     found: dict[str, list[Path]] = {}
     for path in sorted(map(Path, corpus.getCorePaths())):
-        # analyses (.rntxt) have no notes of their own
-        if path.suffix in (".abc", ".krn", ".musicxml", ".mxl", ".xml"):
+        # analyses (.rntxt) have no notes of their own; of tunes (.abc) music21 plays one a second, abc2midi hundreds
+        if path.suffix in (".krn", ".musicxml", ".mxl", ".xml"):
             found.setdefault(path.parts[path.parts.index("corpus") + 1], []).append(path)
     output.mkdir(parents=True, exist_ok=True)
     written = {}
     for composer in composers:
         if composer not in found:
             raise SourceError(f"music21's corpus has no {composer}; it has {', '.join(sorted(found))}")
+        print(f"music21: {len(found[composer])} works of {composer}", file=sys.stderr, flush=True)
         for path in found[composer]:
             place = path.parts[path.parts.index("corpus") + 1 :]
             # movements of a work stay in one split, as versions of a song do: they differ behind the underscore
             work = place[:-1] if len(place) > 2 else (composer, path.stem)
             title = re.sub(r"[^A-Za-z0-9]", "_", "_".join(work))
+            digest = hashlib.md5("/".join(place).encode(), usedforsecurity=False).hexdigest()
+            target = output / f"{title}_{digest[:4]}.mid"
             try:
                 score = converter.parse(path)
-                scores = list(score.scores) if isinstance(score, stream.Opus) else [score]
-                for number, one in enumerate(scores):
-                    digest = hashlib.md5(f"{'/'.join(place)} {number}".encode(), usedforsecurity=False).hexdigest()
-                    name = f"{title}_{number}" if len(scores) > 1 else title
-                    target = output / f"{name}_{digest[:4]}.mid"
-                    one.write("midi", fp=target)
-                    written[target] = _rights(path, one)
+                score.write("midi", fp=target)
+                written[target] = _rights(path, score)
             except Exception as error:
                 # music21 fails on some of its own files with whatever exception they lead to
                 print(f"note: {'/'.join(place)} is left out: {error}", file=sys.stderr)
@@ -296,10 +294,10 @@ def take_music21(composers: Sequence[str], output: Path) -> dict[Path, str]:
 def _rights(path: Path, score: Any) -> str:
     """What a file of music21's corpus says of its encoder, copyright and conditions."""
     said = [str(score.metadata.copyright)] if score.metadata and score.metadata.copyright else []
-    if path.suffix in (".abc", ".krn"):
-        # Humdrum's records of copyright and editors, ABC's of transcribers
+    if path.suffix == ".krn":
+        # Humdrum's records of copyright, editors and encoders
         lines = path.read_text(errors="replace").splitlines()
-        said += [line.strip() for line in lines if re.match(r"!!!(YE|EED|ENC)|Z:", line)]
+        said += [line.strip() for line in lines if re.match(r"!!!(YE|EED|ENC)", line)]
     return "; ".join(dict.fromkeys(said)) or "not said in the file"
 
 

@@ -227,7 +227,7 @@ def test_works_of_music21s_corpus_become_songs(tmp_path, monkeypatch, capsys):
     for path in taken:
         assert len(read_midi(path)) > 50
     assert all(taken.values())
-    with pytest.raises(sources.SourceError, match=r"corpus has no nobody; it has airdsAirs, bach"):
+    with pytest.raises(sources.SourceError, match=r"corpus has no nobody; it has bach"):
         sources.take_music21(["nobody"], out)
     monkeypatch.setitem(sys.modules, "music21", None)
     with pytest.raises(sources.SourceError, match=r'pip install "mt3-twins\[musicxml\]"'):
@@ -242,6 +242,4 @@ def test_rights_are_told_as_the_source_tells_them(tmp_path):
         "!!!OTL: A\n!!!YEC: Copyright 2000\n!!!EED: An Editor\n**kern\n!!!YEC: Copyright 2000\n"
     )
     assert sources._rights(tmp_path / "a.krn", Score()) == "!!!YEC: Copyright 2000; !!!EED: An Editor"
-    (tmp_path / "a.abc").write_text("X:1\nZ: Somebody\nK:C\n")
-    assert sources._rights(tmp_path / "a.abc", Score()) == "Z: Somebody"
     assert sources._rights(tmp_path / "a.mxl", Score()) == "not said in the file"
