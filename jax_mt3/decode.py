@@ -26,6 +26,8 @@ from mt3_common.vocabulary import EOS_ID
 
 # slots that the ring may have: it grows to the next when a row outgrows it, and every length is compiled once
 LENGTHS = (64, 128, 192, 256, 384, 512, 768, 1024)
+# width from which the products of bfloat16 take and give bfloat16, as in PyTorch, where they are what time goes to
+COARSE_WIDTH = 512
 # rows that are not too few to be halved
 WORTH_HALVING = 8
 # steps between two looks at which rows have ended
@@ -58,10 +60,10 @@ class EncoderLayerWeights(NamedTuple):
 
     norm: jax.Array
     qkv: jax.Array
-    out: jax.Array | Quantised
+    out: jax.Array
     mlp_norm: jax.Array
-    mlp_wi: jax.Array | Quantised
-    mlp_wo: jax.Array | Quantised
+    mlp_wi: jax.Array
+    mlp_wo: jax.Array
 
 
 class LayerWeights(NamedTuple):
@@ -69,11 +71,11 @@ class LayerWeights(NamedTuple):
 
     self_norm: jax.Array
     self_qkv: jax.Array
-    self_out: jax.Array | Quantised
+    self_out: jax.Array
     cross_norm: jax.Array
     cross_query: jax.Array
     cross_kv: jax.Array
-    cross_out: jax.Array | Quantised
+    cross_out: jax.Array
     mlp_norm: jax.Array
     mlp_wi: jax.Array | Quantised
     mlp_wo: jax.Array | Quantised
@@ -138,13 +140,18 @@ class Hypotheses(NamedTuple):
 
 
 def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> Weights:
-    """The parameters arranged for decoding, on their device and in their dtype.
+    """The parameters arranged for decoding, on their device.
+
+    Of float32 or float64 everything is computed and kept in that dtype. Of bfloat16 all is computed and kept in float32
+    with weights that bfloat16 can hold, but for the decoder's products in a network of COARSE_WIDTH or wider: all that
+    is multiplied once a token takes and gives bfloat16 there, except logits. PyTorch keeps keys and values in float16;
+    XLA's batched products of 16 bits are twenty times slower than those of float32 on a CPU.
 
     Args:
         params: of the network.
         config: its sizes.
-        int8: quantise the matrices behind attention and of the MLPs, a scale for each output. Queries and keys decide
-            where the network looks, which little rounding changes.
+        int8: quantise the decoder's MLPs, a scale for each output; what they take is rounded to 15 bits, a scale for
+            each row. All else as the parameters are.
     """
     where = params["decoder"]["token_embedder"]["embedding"].sharding
     # with NumPy: eagerly, JAX would compile a program for every shape
@@ -152,48 +159,57 @@ def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> W
     encoder, decoder = params["encoder"], params["decoder"]
     kind = np.float32 if _on_cpu(where) else np.int8
 
-    def packed(block, *names):
+    narrow = decoder["token_embedder"]["embedding"].dtype
+    wide = _wide(narrow)
+
+    def joined(block, *names):
         return np.concatenate([block[name]["kernel"].T for name in names])
 
-    def rounded(block, *names):
-        return _quantised(packed(block, *names), kind) if int8 else packed(block, *names)
+    def finely(block, *names):
+        return joined(block, *names).astype(wide)
+
+    def each_step(block, *names):
+        return joined(block, *names) if config.emb_dim >= COARSE_WIDTH else finely(block, *names)
+
+    def of_mlp(block, *names):
+        return _quantised(joined(block, *names), kind) if int8 else each_step(block, *names)
 
     encoder_layers = tuple(
         EncoderLayerWeights(
-            norm=layer["pre_attention_layer_norm"]["scale"],
-            qkv=packed(layer["attention"], "query", "key", "value"),
-            out=rounded(layer["attention"], "out"),
-            mlp_norm=layer["pre_mlp_layer_norm"]["scale"],
-            mlp_wi=rounded(layer["mlp"], "wi_0", "wi_1"),
-            mlp_wo=rounded(layer["mlp"], "wo"),
+            norm=layer["pre_attention_layer_norm"]["scale"].astype(wide),
+            qkv=finely(layer["attention"], "query", "key", "value"),
+            out=finely(layer["attention"], "out"),
+            mlp_norm=layer["pre_mlp_layer_norm"]["scale"].astype(wide),
+            mlp_wi=finely(layer["mlp"], "wi_0", "wi_1"),
+            mlp_wo=finely(layer["mlp"], "wo"),
         )
         for layer in (encoder[f"layers_{i}"] for i in range(config.num_encoder_layers))
     )
     layers = tuple(
         LayerWeights(
-            self_norm=layer["pre_self_attention_layer_norm"]["scale"],
-            self_qkv=packed(layer["self_attention"], "query", "key", "value"),
-            self_out=rounded(layer["self_attention"], "out"),
-            cross_norm=layer["pre_cross_attention_layer_norm"]["scale"],
-            cross_query=packed(layer["encoder_decoder_attention"], "query"),
-            cross_kv=packed(layer["encoder_decoder_attention"], "key", "value"),
-            cross_out=rounded(layer["encoder_decoder_attention"], "out"),
-            mlp_norm=layer["pre_mlp_layer_norm"]["scale"],
-            mlp_wi=rounded(layer["mlp"], "wi_0", "wi_1"),
-            mlp_wo=rounded(layer["mlp"], "wo"),
+            self_norm=layer["pre_self_attention_layer_norm"]["scale"].astype(wide),
+            self_qkv=each_step(layer["self_attention"], "query", "key", "value"),
+            self_out=each_step(layer["self_attention"], "out"),
+            cross_norm=layer["pre_cross_attention_layer_norm"]["scale"].astype(wide),
+            cross_query=each_step(layer["encoder_decoder_attention"], "query"),
+            cross_kv=finely(layer["encoder_decoder_attention"], "key", "value"),
+            cross_out=each_step(layer["encoder_decoder_attention"], "out"),
+            mlp_norm=layer["pre_mlp_layer_norm"]["scale"].astype(wide),
+            mlp_wi=of_mlp(layer["mlp"], "wi_0", "wi_1"),
+            mlp_wo=of_mlp(layer["mlp"], "wo"),
         )
         for layer in (decoder[f"layers_{i}"] for i in range(config.num_decoder_layers))
     )
     weights = Weights(
         config=config,
-        projection=packed(encoder, "continuous_inputs_projection"),
+        projection=finely(encoder, "continuous_inputs_projection"),
         encoder_layers=encoder_layers,
-        encoder_norm=encoder["encoder_norm"]["scale"],
-        embedding=decoder["token_embedder"]["embedding"],
+        encoder_norm=encoder["encoder_norm"]["scale"].astype(wide),
+        embedding=decoder["token_embedder"]["embedding"].astype(wide),
         positions=sinusoids(2048, config.emb_dim, config.position_table),
         layers=layers,
-        norm=decoder["decoder_norm"]["scale"],
-        logits=packed(decoder, "logits_dense"),
+        norm=decoder["decoder_norm"]["scale"].astype(wide),
+        logits=finely(decoder, "logits_dense"),
     )
     return jax.device_put(weights, where)
 
@@ -202,9 +218,6 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
     """A cache of rows that have had no token and seen no frames; `length` tokens fit before it must grow."""
     config = weights.config
     dtype = weights.embedding.dtype
-    if dtype == jnp.bfloat16 and _on_cpu(weights.embedding.sharding):
-        # XLA's batched products of bfloat16 are twenty times slower there
-        dtype = jnp.float32
     self_shape = (num_rows * num_decodes, config.num_heads, length, config.head_dim)
     cross_shape = (num_rows, config.num_heads, num_frames, config.head_dim)
     cache = Cache(
@@ -223,8 +236,7 @@ def encode(weights: Weights, frames: jax.Array) -> jax.Array:
     """The encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
     heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
     x = _dense(frames.astype(weights.embedding.dtype), weights.projection)
-    # the sum of the layers keeps its digits in bfloat16 too
-    x = x.astype(_wide(x.dtype)) + weights.positions[: x.shape[1]]
+    x = x + weights.positions[: x.shape[1]]
     for layer in weights.encoder_layers:
         y = _dense(_rms_norm(x, layer.norm), layer.qkv)
         y = _attend(*rearrange(y, "b f (three h d) -> three b h f d", three=3, **heads))
@@ -278,14 +290,13 @@ def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, 
     x = weights.embedding[tokens]
     # a column for each hypothesis: on a CPU, matrix times columns takes a quarter less than rows times matrix, which is
     # what XLA would make of the last product without the barrier
-    x = rearrange(x.astype(_wide(x.dtype)) + weights.positions[cache.age][:, None], "b n e -> e (b n)")
+    x = rearrange(x + weights.positions[cache.age][:, None], "b n e -> e (b n)")
     unseen = jnp.where(seen, 0.0, -jnp.inf).astype(cache.self_keys[0].dtype)
     unseen = jnp.repeat(unseen, num_decodes, axis=0)[:, None, None]
     all_keys, all_values = [], []
     for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
         y = _product(layer.self_qkv, _rms_norm(x, layer.self_norm, 0))
         query, key, value = rearrange(y, "(three h d) r -> three r h 1 d", three=3, **heads)
-        key, value = key.astype(self_keys.dtype), value.astype(self_values.dtype)
         self_keys = jax.lax.dynamic_update_slice_in_dim(self_keys, key, cache.slot, axis=2)
         self_values = jax.lax.dynamic_update_slice_in_dim(self_values, value, cache.slot, axis=2)
         all_keys.append(self_keys)
@@ -296,7 +307,7 @@ def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, 
         y = _attend(rearrange(y, "(h d) (b n) -> b h n d", b=num_rows, **heads), cross_keys, cross_values)
         x = x + _product(layer.cross_out, rearrange(y, "b h n d -> (h d) (b n)"))
         x = x + _mlp_of_columns(_rms_norm(x, layer.mlp_norm, 0), layer)
-    x = _rms_norm(x, weights.norm.astype(x.dtype), 0)
+    x = _rms_norm(x, weights.norm, 0)
     # a row that has ended may wait longer than there are positions
     last = len(weights.positions) - 1
     logits = weights.logits @ x
@@ -764,16 +775,21 @@ def _quantised(weight, kind):
 def _dense(x, weight):
     if isinstance(weight, Quantised):
         return _product(weight, x.reshape(-1, x.shape[-1]).T).T.reshape(*x.shape[:-1], -1)
-    return x @ weight.T
+    return (x.astype(weight.dtype) @ weight.T).astype(x.dtype)
 
 
 def _product(weight, x):
+    # of x's dtype, whatever it is computed in
     if not isinstance(weight, Quantised):
-        return weight @ x
+        return (weight @ x.astype(weight.dtype)).astype(x.dtype)
+    # x in two whole numbers, the second 1/254 of the first: 15 bits
     scales = jnp.abs(x).max(axis=0, keepdims=True).clip(1e-30) / 127
-    whole = jnp.round(x / scales).astype(weight.whole.dtype)
+    scaled = x / scales
+    coarse = jnp.round(scaled)
+    both = jnp.concatenate([coarse, jnp.round((scaled - coarse) * 254)], axis=1).astype(weight.whole.dtype)
     kind = jnp.int32 if weight.whole.dtype == jnp.int8 else None
-    return jnp.matmul(weight.whole, whole, preferred_element_type=kind) * scales * weight.scales[:, None]
+    coarse, fine = jnp.split(jnp.matmul(weight.whole, both, preferred_element_type=kind), 2, axis=1)
+    return (coarse + fine / 254) * scales * weight.scales[:, None]
 
 
 def _mlp(x, layer):
@@ -787,16 +803,15 @@ def _mlp_of_columns(x, layer):
 
 
 def _attend(query, keys, values, unseen=None):
-    logits = einsum(query.astype(keys.dtype), keys, "b h q d, b h k d -> b h q k")
+    logits = einsum(query, keys, "b h q d, b h k d -> b h q k")
     if unseen is not None:
         logits = logits + unseen
-    found = einsum(jax.nn.softmax(logits, axis=-1), values, "b h q k, b h k d -> b h q d")
-    return found.astype(query.dtype)
+    return einsum(jax.nn.softmax(logits, axis=-1), values, "b h q k, b h k d -> b h q d")
 
 
 def _rms_norm(x, scale, axis=-1):
     normed = x * jax.lax.rsqrt((x * x).mean(axis=axis, keepdims=True) + 1e-6)
-    return (normed * jnp.expand_dims(scale, axis + 1)).astype(scale.dtype)
+    return normed * jnp.expand_dims(scale, axis + 1)
 
 
 def _penalty(settings, length):

@@ -39,7 +39,7 @@ def load(
         checkpoint: path, name or address, as find_checkpoint takes them; None for the default one.
         model: 'mt3' or 'ismir2021', where neither the checkpoint nor its name tells.
         device: 'cpu', 'gpu', 'gpu:1', 'tpu'; None for the first that JAX finds.
-        dtype: 'float32', 'bfloat16', 'float64' or 'int8' (whole numbers in most products).
+        dtype: 'float32', 'bfloat16', 'float64' or 'int8' (whole numbers in the decoder's MLPs).
         search: 'greedy', 't5x' (T5X's beam search, as MT3 was published) or 'sample'.
         beams: beams of 't5x'.
         temperature: divides the logits in 'sample'.
