@@ -380,7 +380,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("output", type=Path, metavar="DIR", help="folder for the shards and sources.json")
     add_arguments(parser)
-    add("--config", type=Path, metavar="FILE", help="JSON with the model's settings, as for training")
+    add("--config", type=Path, metavar="FILE", help="JSON with the model's settings, as for training; default: MT3")
     add("--split", choices=datasets.SPLITS, default="train", help="of the songs or recordings; default: train")
     add("--shards", type=int, default=32, metavar="N", help="default: 32")
     add("--examples", type=int, default=64, metavar="N", help="of each shard; default: 64")
@@ -393,15 +393,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--workers", type=int, default=0, metavar="N", help="processes; default: this one")
     options = parser.parse_args(argv)
     try:
-        if not options.pairs and not options.config:
-            raise ValueError("shards are made for a model: give its --config, such as mt3_common/presets/small.json")
         generator = generator_of(options, options.split, options.seed)
         options.output.mkdir(parents=True, exist_ok=True)
         write_sources(options.output / "sources.json", generator, options, options.split)
         if options.pairs:
             write_pairs(options.output, generator, options.examples, options.workers)
             return 0
-        values = json.loads(options.config.read_text())
+        values = json.loads(options.config.read_text()) if options.config else {"model": {}}
         if not isinstance(values, dict) or "model" not in values:
             raise ValueError(f'{options.config} must hold {{"model": {{…}}}}')
         config = Config.from_dict(Config().to_dict() | values["model"])

@@ -303,4 +303,6 @@ def test_the_command_makes_recordings_to_measure_on(tmp_path, font):
     example = dataset.generator_of(command("--fonts", font, "--recipe", recipe), "test", 0).example(2)
     assert read_audio(found[2].audio, 16000) == pytest.approx(example.audio, abs=1e-4)
     assert len(datasets.read_notes(found[2])) == len(example.notes)
-    assert dataset.main([str(tmp_path / "out"), *arguments[1:]]) == 1
+    # without a config, shards are MT3's
+    assert dataset.main([str(tmp_path / "mt3"), *arguments[1:], "--shards", "1", "--examples", "2"]) == 0
+    assert dataset.Shards([tmp_path / "mt3" / "00000.npz"], Config()).some(1).frames.shape == (1, 256, 512)
