@@ -269,7 +269,7 @@ def test_a_run_that_diverges_ends_and_keeps_the_last_save(twin, tmp_path, shards
     assert all(np.isfinite(array).all() for array in [*last.arrays.values(), *last.optimizer.values()])
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])
+@pytest.mark.parametrize("clip", [0.5, 1e6])
 @pytest.mark.parametrize("twin", LEARNERS)
 def test_gradients_are_clipped_to_their_norm(twin, clip, shards):
     settings = TrainingConfig(batch_size=4, clip=clip, auxiliary=0.0)
