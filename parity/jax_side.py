@@ -118,8 +118,7 @@ class Side:
 
     def cast(self, precision: str) -> dict[str, Any]:
         """The parameters for computing in a precision, on the device; call it in exact_mode."""
-        cast = compile_once(checkpoint.cast, self.device, static_argnums=1)
-        return cast(jax.device_put(self.params, self.device), trace.dtype_of(precision))
+        return checkpoint.cast(jax.device_put(self.params, self.device), trace.dtype_of(precision))
 
     def run(
         self,
