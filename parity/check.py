@@ -3,6 +3,7 @@
 import argparse
 import concurrent.futures
 import ctypes
+import dataclasses
 import gc
 import shlex
 import sys
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from parity import counterexample, decoding, inputs, oracle, probes, record, report, training
-from parity.compare import Report, Row, compare, compare_weights, excuse_amplified
+from parity.compare import AGAINST, DIFFERENT, Report, Row, compare, compare_weights, excuse_amplified
 from parity.trace import Trace, fingerprint
 
+# precisions of which the doctor can tell causes
+DIAGNOSED = ("float64", "float32", "bfloat16")
 # above this many parameters fewer positions are traced, and fewer decoded in float64 (see DECODE_POSITIONS)
 LARGE = 10_000_000
 # positions of the decode path in float64 for a large network: enough for the cache to grow and its ring to come round
@@ -71,7 +74,7 @@ def check(
     if source is not None:
         for side, weights in (("reference", ours.weights), ("candidate", theirs.weights)):
             for row in compare_weights(fingerprint(source), weights):
-                row.name = f"{row.name} ({side} against the checkpoint)"
+                row.name = f"{row.name}{AGAINST}{side}"
                 found.rows.append(row)
     # what is the same needs no second look, and the memory is needed
     traces = (ours, theirs) if found.exit_code else None
@@ -93,6 +96,8 @@ def check(
     if original is not None:
         arrays = reference.arrays() if source is None else source
         found.rows += oracle.compare_with_original(original, reference, candidate, arrays, given)
+    if found.exit_code == DIFFERENT:
+        found.causes = name_causes(found, traces, reference, candidate, source)
     found.facts["recording"] = (
         f"{path}: {min(num_segments, len(frames))} segments of {frames.shape[1]} frames for tokens and notes"
     )
@@ -102,6 +107,43 @@ def check(
         f"{len(np.unique(tokens))} different ids, {int((given['decoder_target_tokens'] == 0).sum())} masked positions"
     )
     return found, traces
+
+
+def name_causes(
+    found: Report,
+    traces: tuple[Trace, Trace] | None,
+    reference: Any,
+    candidate: Any,
+    source: dict[str, np.ndarray] | None = None,
+) -> list[str]:
+    """Sentences that say what is wrong, each with what undoing it gives, or why nothing could be named.
+
+    The doctor holds the candidate's trace against its own MT3 in NumPy, and the reference's too where the candidate
+    is right: it is the reference that is wrong then.
+
+    Args:
+        found: the report so far, with a difference.
+        traces: of both sides, if modules or weights differ.
+        source: the checkpoint's arrays; the reference's if None.
+    """
+    if traces is None:
+        places = ", ".join(dict.fromkeys(row.section for row in found.rows if row.verdict != "same"))
+        return [f"no module differs on the reference's own inputs: the fault lies between modules, in {places}"]
+    from parity import doctor
+
+    arrays = reference.arrays() if source is None else source
+    for label, trace, side in (("candidate", traces[1], candidate), ("reference", traces[0], reference)):
+        # TF32 is judged by budgets alone: the doctor's network has no such products
+        passes = {name: run for name, run in trace.passes.items() if name in DIAGNOSED}
+        trace = dataclasses.replace(trace, passes=passes)
+        try:
+            findings = doctor.name_faults(trace, arrays, reference.config, side.arrays())
+        except Exception as error:
+            # whatever a foreign network made the doctor stumble over, the report must not be lost
+            return [f"the doctor could not examine the {label} ({type(error).__name__}: {error})"]
+        if findings:
+            return [f"{label} ({side.framework}): {finding.sentence()}" for finding in findings]
+    return ["the doctor found no cause: alone, every module of both sides does what MT3's does"]
 
 
 def give_back_memory() -> None:
@@ -244,5 +286,8 @@ def run(args: argparse.Namespace) -> int:
         if smallest is not None:
             counterexample.save(args.counterexample, smallest, sides[0])
             found.facts["counter-example"] = counterexample.sentence(smallest, args.counterexample)
+    words = [word for word in (args.checkpoint, args.audio and f"--audio={args.audio}") if word]
+    blindspots = shlex.join(["python", "-m", "parity", "blindspots", *words])
+    found.facts["blind spots"] = f"which kinds of faults these inputs could not have shown: {blindspots}"
     found.facts["seconds"] = round(time.monotonic() - began, 1)
     return report.finish(found, args)

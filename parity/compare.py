@@ -35,6 +35,8 @@ AMPLIFIED = 8.0
 CAP = {"float64": 1e-9, "float32": 1e-2, "tf32": 0.5, "bfloat16": 0.5}
 # precisions in which a network's own noise can reach the size of its activations
 SHORT = ("tf32", "bfloat16")
+# what stands between an array's name and the side that was held against the checkpoint
+AGAINST = " against the checkpoint: "
 # what a row says then
 GREW = "rounding, amplified"
 LOST = "judged module by module: in this precision the reference's own noise is as large as the values"
@@ -83,6 +85,7 @@ class Row:
         local: the error of the module alone, fed the reference's inputs.
         amplification: relative error going out over relative error coming in, free-running.
         note: one sentence for people.
+        only: 'reference' or 'candidate' where the other side has no such thing, so that nothing was compared.
     """
 
     section: str
@@ -93,6 +96,7 @@ class Row:
     local: Measure | None = None
     amplification: float | None = None
     note: str = ""
+    only: str = ""
 
 
 @dataclasses.dataclass
@@ -104,6 +108,7 @@ class Report:
         refusals: reasons why no verdict is given.
         sides: environment and pass modes of both sides.
         facts: other things worth knowing (inputs, coverage, replay command, seconds).
+        causes: sentences of the doctor: what is wrong where the sides part, with the evidence.
         worst: the tap that is nearest its limit or farthest over it: (name, precision, counts, edges) of a histogram
             of its errors relative to its largest value, per power of ten; the first count is of what is equal.
     """
@@ -112,6 +117,7 @@ class Report:
     refusals: list[str] = dataclasses.field(default_factory=list)
     sides: dict[str, Any] = dataclasses.field(default_factory=dict)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    causes: list[str] = dataclasses.field(default_factory=list)
     worst: tuple[str, str, list[int], list[float]] | None = None
 
     @property
@@ -140,12 +146,24 @@ class Report:
         return bad[0] if bad else None
 
     def coverage(self) -> dict[str, str]:
-        """Per section: '118 of 118 compared, 0 skipped'."""
+        """Per section: '118 of 118 compared, 0 skipped', of what the reference has.
+
+        An array counts once, though it is also held against the checkpoint; a tap once per precision.
+        """
         found = {}
         for section in dict.fromkeys(row.section for row in self.rows):
-            rows = [row for row in self.rows if row.section == section]
-            skipped = sum(row.verdict == "skipped" for row in rows)
-            found[section] = f"{len(rows) - skipped} of {len(rows)} compared, {skipped} skipped"
+            things: dict[tuple[str, str], list[Row]] = {}
+            for row in self.rows:
+                if row.section == section:
+                    name = row.name.split(AGAINST)[0] if section == "weights" else row.name
+                    things.setdefault((name, row.precision), []).append(row)
+            extra = sum(any(row.only == "candidate" for row in rows) for rows in things.values())
+            skipped = sum(any(row.verdict == "skipped" for row in rows) for rows in things.values())
+            absent = sum(any(row.only == "reference" for row in rows) for rows in things.values())
+            total = len(things) - extra
+            found[section] = f"{total - skipped - absent} of {total} compared, {skipped} skipped"
+            if extra:
+                found[section] += f", {extra} of the candidate alone"
         return found
 
 
@@ -386,13 +404,14 @@ def compare_weights(reference: dict[str, list], candidate: dict[str, list]) -> l
     rows = []
     for name in [*reference, *(name for name in candidate if name not in reference)]:
         a, b = reference.get(name), candidate.get(name)
-        if a is None or b is None:
-            note = f"only the {'candidate' if a is None else 'reference'} has it"
+        only = "candidate" if a is None else "reference" if b is None else ""
+        if only:
+            note = f"only the {only} has it"
         elif a[:2] != b[:2]:
             note = f"{a[0]} {tuple(a[1])} against {b[0]} {tuple(b[1])}"
         else:
             note = "" if a[2] == b[2] else "other values"
-        rows.append(Row("weights", name, "different" if note else "same", note=note))
+        rows.append(Row("weights", name, "different" if note else "same", note=note, only=only))
     return rows
 
 
@@ -407,8 +426,9 @@ def compare_taps(reference: Trace, candidate: Trace, precision: str) -> list[Row
     culprits: list[str] = []
     for tap in [*run.outputs, *(tap for tap in other.outputs if tap not in run.outputs)]:
         if tap not in run.outputs or tap not in other.outputs:
-            missing = reference.framework if tap not in run.outputs else candidate.framework
-            rows.append(Row("taps", tap, "different", precision, note=f"{missing} has no such tap"))
+            only = "reference" if tap in run.outputs else "candidate"
+            missing = candidate.framework if tap in run.outputs else reference.framework
+            rows.append(Row("taps", tap, "different", precision, note=f"{missing} has no such tap", only=only))
             continue
         a, b = run.outputs[tap], other.outputs[tap]
         if a.shape != b.shape:
@@ -572,4 +592,8 @@ def run(args: argparse.Namespace) -> int:
     """Compares two trace files; neither framework is imported."""
     from parity import report
 
-    return report.finish(compare(load(args.reference), load(args.candidate)), args)
+    found = compare(load(args.reference), load(args.candidate))
+    if found.exit_code == DIFFERENT:
+        # the original's weights, without which no cause can be tested, are in no trace
+        found.facts["cause"] = f"python -m parity diagnose {args.candidate} --against CKPT names it"
+    return report.finish(found, args)

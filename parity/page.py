@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from parity.compare import Report, Row
-from parity.report import cells, columns, describe, grouped, headline, number, worst_verdict
+from parity.report import cells, columns, describe, grouped, headline, number, shown_causes, worst_verdict
 
 STYLE = """
 :root { --ink: #1c2024; --soft: #60646c; --line: #d9d9e0; --paper: #ffffff; --well: #f6f6f8;
@@ -47,7 +47,7 @@ LINES = (
 
 
 def page(report: Report) -> str:
-    """The page: verdict, where the sides part, heat strip, error growth, worst tap, table, environment, replay."""
+    """The page: verdict, where the sides part and why, heat strip, error growth, worst tap, table, environment."""
     taps = [row for row in report.rows if row.section == "taps"]
     first = report.first_difference
     parts = [
@@ -61,6 +61,7 @@ def page(report: Report) -> str:
     if first is not None and not report.refusals:
         where = f"<code>{_text(first.name)}</code> {_text(first.precision)}"
         parts.append(f"<p class='box'><b>First difference</b>: {where}<br>{_text(describe(first))}</p>")
+    parts += [f"<p class='box'><b>Cause</b>: {_text(cause)}</p>" for cause in shown_causes(report)]
     if "replay" in report.facts:
         parts.append(f"<p class='box'>Again: <code>{_text(report.facts['replay'])}</code></p>")
     if taps:

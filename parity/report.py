@@ -17,6 +17,8 @@ from parity.compare import Measure, Report, Row
 
 SCHEMA = "mt3-parity-report"
 SCHEMA_VERSION = 1
+# how many causes people are shown
+CAUSES = 10
 STYLES = {"same": "green", "different": "bold red", "refused": "bold yellow", "skipped": "bold yellow"}
 
 
@@ -60,7 +62,7 @@ def write(path: str | os.PathLike, text: str) -> None:
 
 
 def show(report: Report, everything: bool = False, console: Console | None = None) -> None:
-    """Prints the verdict, where the sides part, and the table."""
+    """Prints the verdict, where the sides part and why, and the table."""
     # wide enough for the table where the output is no terminal
     console = console or Console(width=None if os.isatty(1) else 150, highlight=False)
     console.print(Text(headline(report), style=STYLES[report.verdict]))
@@ -69,6 +71,8 @@ def show(report: Report, everything: bool = False, console: Console | None = Non
     first = report.first_difference
     if first is not None and not report.refusals:
         console.print(f"first difference: [bold]{first.name}[/bold] {first.precision} {describe(first)}")
+    for cause in shown_causes(report):
+        console.print(f"  cause: {cause}", markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("compared", overflow="fold")
     for title in ("same", *columns(report), "verdict"):
@@ -84,6 +88,12 @@ def show(report: Report, everything: bool = False, console: Console | None = Non
         console.print(f"  {row.section}: {row.name} {row.precision}: {row.note or describe(row)}", markup=False)
     for key, value in report.facts.items():
         console.print(f"{key}: {value}", markup=False, style="dim")
+
+
+def shown_causes(report: Report) -> list[str]:
+    """The first ten causes, and how many more there are."""
+    more = len(report.causes) - CAUSES
+    return report.causes[:CAUSES] + ([f"and {more} more (in the JSON report)"] if more > 0 else [])
 
 
 def headline(report: Report) -> str:
@@ -186,6 +196,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "exit_code": report.exit_code,
         "refusals": report.refusals,
         "first_difference": None if first is None or report.refusals else _row(first),
+        "causes": report.causes,
         "coverage": report.coverage(),
         "sides": report.sides,
         "facts": dict(report.facts),
@@ -218,7 +229,10 @@ def _finite(value: float | None) -> float | str | None:
 
 
 def to_junit(report: Report) -> str:
-    """The report as JUnit XML: a test case per row; different and skipped rows fail, refused ones are errors."""
+    """The report as JUnit XML: a test case per row; different and skipped rows fail, refused ones are errors.
+
+    The causes are the text of the first difference's failure.
+    """
     suite = ElementTree.Element(
         "testsuite",
         name="parity",
@@ -227,12 +241,17 @@ def to_junit(report: Report) -> str:
         errors=str(sum(row.verdict == "refused" for row in report.rows)),
         time=str(report.facts.get("seconds", 0)),
     )
+    first = report.first_difference
     for row in report.rows:
         name = f"{row.name} {row.precision}".strip()
         case = ElementTree.SubElement(suite, "testcase", classname=f"parity.{row.section}", name=name)
         if row.verdict != "same":
             kind = "error" if row.verdict == "refused" else "failure"
-            ElementTree.SubElement(case, kind, message=_printable(f"{row.verdict}: {describe(row) or row.note}"))
+            failure = ElementTree.SubElement(
+                case, kind, message=_printable(f"{row.verdict}: {describe(row) or row.note}")
+            )
+            if row is first and report.causes:
+                failure.text = "\n".join(_printable(f"cause: {cause}") for cause in report.causes)
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)
@@ -245,12 +264,14 @@ def _printable(text: str) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    """The report as Markdown: verdict, first difference, the table."""
+    """The report as Markdown: verdict, first difference, causes, the table."""
     lines = [f"## Parity: {report.verdict}", "", headline(report).split("  ", 1)[-1], ""]
     lines += [f"- refused: {reason}" for reason in report.refusals]
     first = report.first_difference
     if first is not None and not report.refusals:
         lines += [f"First difference: `{first.name}` {first.precision} - {describe(first)}", ""]
+    if report.causes:
+        lines += [*(f"- cause: {cause}" for cause in shown_causes(report)), ""]
     titles = list(columns(report))
     lines += [f"| compared | same | {' | '.join(titles)} | verdict |", "|---|" + "---:|" * (len(titles) + 1) + "---|"]
     for label, rows in grouped(report):

@@ -30,8 +30,11 @@ def compare_training(
     rows = []
 
     def add(section: str, name: str, exact: np.ndarray, rough: np.ndarray, found: np.ndarray | None, precision: str):
-        if found is None or found.shape != exact.shape:
-            note = "the candidate has none" if found is None else f"shape {exact.shape} against {found.shape}"
+        if found is None:
+            rows.append(Row(section, name, "different", precision, note="the candidate has none", only="reference"))
+            return
+        if found.shape != exact.shape:
+            note = f"shape {exact.shape} against {found.shape}"
             rows.append(Row(section, name, "different", precision, note=note))
             return
         measured = judge(exact, found, (rough - exact) * scales[precision], precision)
@@ -45,7 +48,8 @@ def compare_training(
         for name, exact in ours["float64"][1].items():
             add("gradients", name, exact, ours[low][1][name], gradients.get(name), precision)
         for name in gradients.keys() - ours["float64"][1].keys():
-            rows.append(Row("gradients", name, "different", precision, note="the reference has none"))
+            note = "the reference has none"
+            rows.append(Row("gradients", name, "different", precision, note=note, only="candidate"))
         del gradients
     # as the lower precision has them: both precisions then start from the same bytes, in less memory
     first = ours[low][1]

@@ -4,12 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from parity import check
+from parity import check, doctor
 from parity.__main__ import COMMANDS, main
+from parity.compare import Report, Row
+from parity.trace import Trace
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINTS = ROOT / "tests" / "golden" / "model" / "checkpoints"
@@ -25,8 +29,81 @@ def test_the_twins_are_the_same(tmp_path, capsys):
         assert line in printed
     report = json.loads(out.read_text())
     assert (report["verdict"], report["exit_code"], report["first_difference"]) == ("same", 0, None)
-    assert report["coverage"]["weights"] == "195 of 195 compared, 0 skipped"
+    # 65 arrays, though each is held against the other side and, on both, against the checkpoint
+    assert sum(row["section"] == "weights" for row in report["rows"]) == 3 * 65
+    assert report["coverage"]["weights"] == "65 of 65 compared, 0 skipped"
+    assert report["causes"] == []
+    assert "python -m parity blindspots" in printed
     assert {row["section"] for row in report["rows"]} >= {"weights", "taps", "logits", "decode path", "tokens", "notes"}
+
+
+def test_every_form_of_the_report_names_the_cause(tmp_path, capsys, monkeypatch):
+    torch = pytest.importorskip("torch")
+    gelu = torch.nn.functional.gelu
+    # what a port does that leaves out approximate="tanh"
+    monkeypatch.setattr(torch.nn.functional, "gelu", lambda x, approximate="none": gelu(x))
+    files = {name: tmp_path / f"report.{name}" for name in ("json", "html", "junit", "markdown")}
+    options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    golden = str(CHECKPOINTS / "t5x_zarr")
+    assert main([golden, "--segments", "1", "--precisions", "float64,float32", "--positions", "8", *options]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    said = "candidate (torch): encoder/layers_0/mlp and 4 more: exact GELU (erf)"
+    assert f"cause: {said}" in printed
+    assert (
+        printed.index("first difference: encoder/layers_0/mlp")
+        < printed.index("cause: ")
+        < printed.index("bit for bit")
+    )
+    report = json.loads(files["json"].read_text())
+    assert report["schema_version"] == 1
+    assert len(report["causes"]) == 1
+    assert report["causes"][0].startswith(said)
+    assert "restores parity" in report["causes"][0]
+    assert f"<b>Cause</b>: {said}" in files["html"].read_text()
+    assert f"- cause: {said}" in files["markdown"].read_text()
+    told = [case for case in ElementTree.parse(files["junit"]).iter("testcase") if (case.findtext("failure") or "")]
+    assert [case.get("name") for case in told] == ["encoder/layers_0/mlp float64"]
+    assert said in told[0].findtext("failure")
+
+
+def test_the_wrong_reference_and_what_lies_between_modules():
+    class Side:
+        framework, config = "torch", None
+
+        def arrays(self):
+            return {}
+
+    found = Report(rows=[Row("taps", "a", "same"), Row("decode path", "cached steps", "different")])
+    [sentence] = check.name_causes(found, None, Side(), Side())
+    assert sentence.endswith("between modules, in decode path")
+
+
+def test_a_wrong_reference_is_told_as_such(monkeypatch):
+    asked = []
+
+    def name_faults(trace, original, config, arrays):
+        asked.append((trace.framework, sorted(trace.passes)))
+        return [doctor.Finding("a", "x", "wrong", 1.0, 0.0)] if trace.framework == "jax" else []
+
+    monkeypatch.setattr(doctor, "name_faults", name_faults)
+
+    def side(framework):
+        return types.SimpleNamespace(framework=framework, config=None, arrays=dict)
+
+    def trace(framework):
+        return Trace(framework, {}, {}, {}, {}, {"float64": None, "tf32": None})
+
+    given = (Report(), (trace("jax"), trace("torch")), side("jax"), side("torch"))
+    [sentence] = check.name_causes(*given)
+    assert sentence.startswith("reference (jax): a: wrong (restores parity")
+    # the doctor's network has no TF32
+    assert asked == [("torch", ["float64"]), ("jax", ["float64"])]
+    monkeypatch.setattr(doctor, "name_faults", lambda *_: [])
+    assert check.name_causes(*given) == [
+        "the doctor found no cause: alone, every module of both sides does what MT3's does"
+    ]
+    monkeypatch.setattr(doctor, "name_faults", lambda *_: {}["gone"])
+    assert check.name_causes(*given) == ["the doctor could not examine the candidate (KeyError: 'gone')"]
 
 
 def refused(capsys, *argv):

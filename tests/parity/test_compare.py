@@ -54,6 +54,19 @@ def test_clean_twins_are_the_same(reference, candidate):
     assert 0.05 < max(ratios) < 0.6
 
 
+def test_what_one_side_alone_has_was_not_compared(reference, candidate):
+    def first_tap(run):
+        tap = next(iter(run.outputs))
+        return dataclasses.replace(run, outputs={tap: run.outputs[tap]})
+
+    poor = dataclasses.replace(candidate, passes={name: first_tap(run) for name, run in candidate.passes.items()})
+    report = compare.compare(reference, poor)
+    assert report.verdict == "different"
+    assert report.coverage()["taps"] == "2 of 234 compared, 0 skipped"
+    report = compare.compare(poor, candidate)
+    assert report.coverage()["taps"] == "2 of 2 compared, 0 skipped, 232 of the candidate alone"
+
+
 def planted(torch_side, change):
     side = type(torch_side)(copy.deepcopy(torch_side.model), torch_side.config)
     change(side.model)

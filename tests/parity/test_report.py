@@ -56,6 +56,18 @@ def test_the_page_shows_what_amplifies():
     assert "What amplifies" not in page(found)
 
 
+def test_people_are_shown_ten_causes_and_programs_all():
+    found = example(causes=[f"module {index} <b>: wrong" for index in range(12)])
+    console = Console(width=150, record=True, file=io.StringIO())
+    report.show(found, console=console)
+    for text in (console.export_text(), page(found), report.to_markdown(found)):
+        assert "module 9 " in text
+        assert "module 10 " not in text
+        assert "and 2 more" in text
+    assert len(report.to_json(found)["causes"]) == 12
+    assert report.to_junit(found).count("cause: module") == 12
+
+
 class Tags(HTMLParser):
     """Every opened tag is closed, and nothing is fetched."""
 
