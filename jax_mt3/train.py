@@ -21,7 +21,7 @@ from einops import einsum
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_mt3.checkpoint import cast, to_params
+from jax_mt3.checkpoint import to_params
 from jax_mt3.decode import generate
 from jax_mt3.infer import find_device
 from jax_mt3.model import DecoderLayer, EncoderLayer, Transformer
@@ -425,9 +425,15 @@ class Learner:
 
         With keep, and what the decoder's layers, and the queries and keys of their cross-attention, gave.
         """
-        network = {name: weight for name, weight in weights.items() if not name.startswith("auxiliary/")}
-        params = cast(to_params(network), self.settings.dtype)
-        first = inputs[0].astype(self.settings.dtype)
+        dtype = self.settings.dtype
+        params = to_params(
+            {
+                name: weight if "logits_dense" in name else weight.astype(dtype)
+                for name, weight in weights.items()
+                if not name.startswith("auxiliary/")
+            }
+        )
+        first = inputs[0].astype(dtype)
         model = Transformer(self.config.network)
         apply = functools.partial(model.apply, {"params": params}, first, *inputs[1:], method=method, rngs=rngs)
         if not keep:
