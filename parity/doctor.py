@@ -11,6 +11,8 @@ import json
 import math
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from mt3_common import checkpoint
 from mt3_common.config import Config, NetworkConfig
 from mt3_common.hf_t5 import PICKLES, read_tensors
 from parity import matching, network
-from parity.compare import DIFFERENT, REFUSED, SAME
+from parity.compare import DIFFERENT, EPSILON, REFUSED, SAME
 from parity.examine import Finding, alternatives_at, examine
 
 # relative difference up to which an array that matches nothing is the original with noise
@@ -136,10 +138,12 @@ def read_candidate(path: str | os.PathLike, config: str | os.PathLike | None = N
         return _read_safetensors(path, found_config)
     if name.endswith(".npz"):
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return Candidate(str(path), "weights", {key: file[key] for key in file.files}, found_config)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise DoctorError(f"{path}: not a readable .npz file ({error})") from error
+        except (AttributeError, TypeError):
+            raise DoctorError(f"{path}: not a .npz file (one bare array, or something else)") from None
     if name.endswith(PICKLES):
         return Candidate(str(path), "weights", _read_pickle(path), found_config)
     raise DoctorError(f"{path}: not a checkpoint folder, .safetensors, .npz, {', '.join(PICKLES)} or config.json")
@@ -147,13 +151,20 @@ def read_candidate(path: str | os.PathLike, config: str | os.PathLike | None = N
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return _parse_settings(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise DoctorError(f"{path}: no such file") from None
-    except (ValueError, OSError, RecursionError) as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise DoctorError(f"{path}: not readable JSON ({error})") from error
+
+
+def _parse_settings(text: str, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DoctorError(f"{where}: not readable JSON ({error})") from error
     if not isinstance(found, dict):
-        raise DoctorError(f"{path}: holds no settings")
+        raise DoctorError(f"{where}: holds no settings (a JSON object of names and values)")
     return found
 
 
@@ -175,7 +186,7 @@ def _read_safetensors(path: Path, config: dict[str, Any]) -> Candidate:
     if "header" in header:
         return Candidate(str(path), "trace", trace=trace.load(path))
     if "config" in header and not config:
-        config = json.loads(header["config"])
+        config = _parse_settings(header["config"], f"{path}: its metadata 'config'")
     arrays = {}
     for name in sorted(tensors):
         kind = _SAFETENSORS.get(tensors[name]["dtype"])
@@ -852,6 +863,22 @@ _ACTIVATIONS = {
     "relu": ("relu", "gated-relu", "relu,linear", "reglu"),
     "silu": ("silu", "swish", "gated-silu", "swiglu", "silu,linear", "swish,linear"),
 }
+_ACTIVATION_KEYS = (
+    "feed_forward_proj",
+    "dense_act_fn",
+    "activation",
+    "hidden_act",
+    "activation_function",
+    "mlp_activations",
+)
+_NORM_KEYS = ("normalization", "norm", "norm_type", "layer_norm_type", "normalization_type")
+_RMS_NORMS = ("rms_norm", "rmsnorm", "rms", "t5", "t5layernorm", "t5_layer_norm", "t5norm")
+_EPSILON_KEYS = ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps", "eps", "epsilon")
+_ID_KEYS = (("decoder_start_token_id", 0), ("bos_token_id", 0), ("pad_token_id", 0), ("eos_token_id", 1))
+_TIED_KEYS = ("tie_word_embeddings", "logits_via_embedding", "tied_head", "tie_embeddings", "share_embeddings")
+_STRICT_KEYS = ("strict", "strict_loading", "load_strict")
+# settings of which None says "not set": the usual default is MT3's
+_MAY_BE_NONE = frozenset({*_ACTIVATION_KEYS, *_NORM_KEYS, *_TIED_KEYS, "bos_token_id", "decoder_start_token_id"})
 _WRONG_ACTIVATION = {
     "gelu_erf": "exact GELU (erf) in place of the tanh approximation",
     "relu": "ReLU in place of GELU",
@@ -875,12 +902,22 @@ def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) ->
     def fault(key: str, cause: str, text: str) -> None:
         findings.append(Finding(f"config: {key}", cause, text, math.nan, undoable=True, sites=[f"config: {key}"]))
 
+    def mistyped(key: str, expected: str) -> None:
+        shown = json.dumps(flat[key], default=str)
+        text = f"{shown if len(shown) < 60 else shown[:57] + '...'} is not {expected}"
+        fault(key, f"{key} of the wrong type", text)
+
     wrong: dict[str, tuple[str, int]] = {}
     right = dataclasses.asdict(config.network)
     for field, names in _NAMES.items():
         for key in names:
-            value = flat.get(key)
-            if not isinstance(value, int) or isinstance(value, bool) or value == right[field]:
+            if key not in flat:
+                continue
+            value = flat[key]
+            if not _whole(value):
+                mistyped(key, f"a whole number; the checkpoint has {right[field]}")
+                continue
+            if value == right[field]:
                 continue
             if field == "vocab_size" and value in (config.vocabulary.num_ids, config.vocabulary.num_ids + 100):
                 notes.append(f"config: {key} {value} against {right[field]} is no fault: {_VOCABULARY}")
@@ -898,34 +935,56 @@ def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) ->
         if field == "num_heads" and joined != config.network.emb_dim:
             text += f" heads of {config.network.head_dim}: {joined} in all, not {config.network.emb_dim}"
         fault(key, f"{field}={value}", text)
-    for key in (
-        "feed_forward_proj",
-        "dense_act_fn",
-        "activation",
-        "hidden_act",
-        "activation_function",
-        "mlp_activations",
-    ):
+    for key in _ACTIVATION_KEYS:
         value = flat.get(key)
-        spelled = ",".join(value) if isinstance(value, list | tuple) else value
+        if value is None:
+            continue
+        parts = value if isinstance(value, list | tuple) else [value]
+        if not parts or not all(isinstance(part, str) for part in parts):
+            mistyped(key, "the name of an activation; MT3 has gated GELU, tanh approximation")
+            continue
+        spelled = ",".join(parts).lower()
         found = next((name for name, spellings in _ACTIVATIONS.items() if spelled in spellings), None)
-        if found in _WRONG_ACTIVATION:
+        if found is None:
+            fault(key, f"activation {spelled}", f"{spelled!r}; MT3 has gated GELU, tanh approximation")
+        elif found in _WRONG_ACTIVATION:
             fault(key, found, f"{value!r}: {_WRONG_ACTIVATION[found]}")
-    for key in ("tie_word_embeddings", "logits_via_embedding", "tied_head", "tie_embeddings", "share_embeddings"):
+    if "is_gated_act" in flat and flat["is_gated_act"] is not True:
+        fault("is_gated_act", "no gate", f"{flat['is_gated_act']!r}; MT3's MLP is gated (true)")
+    for key in _NORM_KEYS:
+        value = flat.get(key)
+        if value is not None and (not isinstance(value, str) or re.sub(r"[\s-]", "_", value.lower()) not in _RMS_NORMS):
+            layer = isinstance(value, str) and re.sub(r"[\s_-]", "", value.lower()) == "layernorm"
+            fault(key, "LayerNorm" if layer else f"{key}={value}", f"{value!r}; MT3 has RMSNorm")
+    for key in (*_TIED_KEYS, *_STRICT_KEYS):
+        if key in flat and not isinstance(flat[key], bool) and not (flat[key] is None and key in _MAY_BE_NONE):
+            mistyped(key, f"true or false; MT3 has {'false' if key in _TIED_KEYS else 'true'}")
+    for key in _TIED_KEYS:
         if flat.get(key) is True:
             fault(key, "tied head", "the head is tied to the embedding; MT3's is separate")
+    if flat.get("scale_embedding"):
+        fault("scale_embedding", "scaled by sqrt(emb_dim)", "embeddings times sqrt(emb_dim); MT3's are not scaled")
     relative = [key for key in flat if re.search(r"relative_(attention|position)|position_bias", key) and flat[key]]
     if relative:
         fault(relative[0], "relative bias", "a relative position bias; MT3 has none (fixed sinusoids are added)")
-    for key in ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps", "eps", "epsilon"):
-        if isinstance(flat.get(key), float) and flat[key] != 1e-6:
-            fault(key, f"eps={flat[key]:g}", f"{flat[key]:g} in place of 1e-06")
-    for key, right_id in (("decoder_start_token_id", 0), ("bos_token_id", 0), ("pad_token_id", 0), ("eos_token_id", 1)):
-        value = flat.get(key)
-        if isinstance(value, int) and value != right_id:
+    for key in _EPSILON_KEYS:
+        if key not in flat:
+            continue
+        value = flat[key]
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
+            mistyped(key, "a number; MT3 has 1e-06")
+        elif value != 1e-6:
+            fault(key, f"eps={value:g}", f"{value:g} in place of 1e-06")
+    for key, right_id in _ID_KEYS:
+        if key not in flat or (flat[key] is None and key in _MAY_BE_NONE):
+            continue
+        value = flat[key]
+        if not _whole(value):
+            mistyped(key, f"a whole number; MT3 has {right_id}")
+        elif value != right_id:
             cause = f"start token {value}" if right_id == 0 and "pad" not in key else f"{key}={value}"
             fault(key, cause, f"{value}; MT3 has {right_id}")
-    for key in ("strict", "strict_loading", "load_strict"):
+    for key in _STRICT_KEYS:
         if flat.get(key) is False:
             fault(key, "strict=False", "arrays that are missing or too many are passed over in silence")
     if flat.get("position_table") == "port" and config.network.position_table != "port":
@@ -933,6 +992,10 @@ def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) ->
     if any(flat.get(key) is not None for key in _NAMES["vocab_size"]) and not notes:
         notes += _vocabulary_note(config)
     return findings
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 # --- everything together ---
@@ -949,11 +1012,16 @@ def diagnose(candidate: Candidate, original: Mapping[str, np.ndarray], config: C
     diagnosis = Diagnosis()
     if candidate.kind == "config":
         known = {name for names in _NAMES.values() for name in names}
-        flat = set(candidate.config) | {k for v in candidate.config.values() if isinstance(v, Mapping) for k in v}
-        if not known & flat:
-            raise DoctorError(
-                f"{candidate.path}: none of its settings is a network's size ({', '.join(sorted(flat)[:4])})"
-            )
+        flat: dict[str, Any] = {}
+        for key, value in candidate.config.items():
+            flat.update(value if isinstance(value, Mapping) else {key: value})
+        stated = sorted(known & set(flat))
+        if not stated:
+            shown = ", ".join(sorted(map(str, flat))[:4])
+            raise DoctorError(f"{candidate.path}: none of its settings is a network's size ({shown})")
+        if not any(_whole(flat[name]) for name in stated):
+            shown = ", ".join(f"{name} is {json.dumps(flat[name], default=str)[:40]}" for name in stated[:3])
+            raise DoctorError(f"{candidate.path}: no size of the network can be read: {shown}, not whole numbers")
         diagnosis.findings = check_config(candidate.config, config, diagnosis.notes)
         return diagnosis
     return diagnose_trace(candidate, original, config)
@@ -1008,7 +1076,7 @@ def name_faults(
     findings = [] if arrays is None else compare_arrays(arrays, original, config.network)
     held = original if arrays is None else arrays
     seen = set()
-    for precision in sorted(trace.passes, key=["float64", "float32", "bfloat16"].index):
+    for precision in sorted(trace.passes, key=list(EPSILON).index):
         for finding in examine(trace.passes[precision].outputs, trace.inputs, held, config.network, precision):
             if (finding.site, finding.cause) not in seen:
                 seen.add((finding.site, finding.cause))

@@ -22,7 +22,7 @@ from parity.network import FRAMES, INPUTS, MT3, TARGETS, Behaviour, Step, run_st
 # a cause is named only if it explains the output to this multiple of the budget; one with fitted numbers in it, whose
 # own arithmetic rounds, to that of FITTED
 EXPLAINED = 1.0
-FITTED = {"float64": 1e3, "float32": 10.0, "bfloat16": 4.0}
+FITTED = {"float64": 1e3, "float32": 10.0, "tf32": 4.0, "bfloat16": 4.0}
 # an alternative that is within this share of a tap's size, but for that share of its values, has its noise measured
 PROMISING, FEW = 1e-2, 0.3
 # a matched filter names a deviation hidden in rounding noise at this many standard deviations ...
@@ -587,7 +587,7 @@ def examine(
         inputs: frames, decoder_input_tokens, decoder_target_tokens, as the candidate was given them.
         arrays: the weights that the candidate should use, under MT3's names.
         config: the sizes and behaviour that it should have.
-        precision: 'float64', 'float32' or 'bfloat16': the candidate's arithmetic.
+        precision: 'float64', 'float32', 'tf32' or 'bfloat16': the candidate's arithmetic.
 
     Returns:
         Findings in the order of execution; equal causes in modules of one kind are one finding with several sites.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 from mt3_common import checkpoint
@@ -386,11 +387,38 @@ def test_the_seeds_case_every_fault_and_nothing_else(seed_case, capsys, tmp_path
         ({"d_model": 48, "feed_forward_proj": "gated-gelu"}, set()),
         ({"d_model": 48, "decoder_start_token_id": 1}, {"start token 1"}),
         ({"network": {"emb_dim": 48, "position_table": "port"}}, {"positions=port"}),
+        ({"d_model": 48, "num_heads": "8"}, {"num_heads of the wrong type"}),
+        ({"d_model": 48, "num_heads": 3.5}, {"num_heads of the wrong type"}),
+        (
+            {"d_model": "x", "num_heads": None, "vocab_size": [1], "d_ff": 41},
+            {f"{key} of the wrong type" for key in ("d_model", "num_heads", "vocab_size")} | {"mlp_dim=41"},
+        ),
+        ({"d_model": 48, "layer_norm_epsilon": "1e-5"}, {"layer_norm_epsilon of the wrong type"}),
+        ({"d_model": 48, "layer_norm_epsilon": 1}, {"eps=1"}),
+        ({"d_model": 48, "hidden_act": "tanh"}, {"activation tanh"}),
+        ({"d_model": 48, "hidden_act": "mish"}, {"activation mish"}),
+        ({"d_model": 48, "mlp_activations": [1, 2]}, {"mlp_activations of the wrong type"}),
+        ({"d_model": 48, "mlp_activations": ["gelu", "linear"]}, set()),
+        ({"d_model": 48, "is_gated_act": False}, {"no gate"}),
+        ({"d_model": 48, "normalization": "layernorm"}, {"LayerNorm"}),
+        ({"d_model": 48, "normalization": "RMSNorm"}, set()),
+        ({"d_model": 48, "pad_token_id": "0"}, {"pad_token_id of the wrong type"}),
+        ({"d_model": 48, "tie_word_embeddings": "no"}, {"tie_word_embeddings of the wrong type"}),
+        ({"d_model": 48, "scale_embedding": True}, {"scaled by sqrt(emb_dim)"}),
     ],
 )
 def test_config_alone(original, settings, expected):
     found = doctor.diagnose(doctor.Candidate("config.json", "config", config=settings), *original)
     assert {finding.cause for finding in found.findings} == expected
+
+
+def test_a_wrong_type_is_told_with_what_was_expected(original):
+    candidate = doctor.Candidate("c", "config", config={"d_model": 48, "num_heads": "8"})
+    (finding,) = doctor.diagnose(candidate, *original).findings
+    assert (finding.site, finding.text) == (
+        "config: num_heads",
+        '"8" is not a whole number; the checkpoint has 3',
+    )
 
 
 def test_1491_is_noted(original):
@@ -519,6 +547,14 @@ def test_a_recorded_trace_is_diagnosed(original, tmp_path, capsys):
     assert "encoder/layers_0/mlp and 4 more: ReLU in place of GELU (restores parity" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("behaviour", "causes"), [(Behaviour(), []), (Behaviour(activation="relu"), ["relu"])])
+def test_a_trace_with_a_tf32_pass_is_diagnosed(original, behaviour, causes):
+    outputs, inputs = behave(original, behaviour, ".*/mlp/dropout", precision="float32")
+    run = trace.Pass("tf32", {}, outputs, outputs["decoder"], True)
+    given = trace.Trace("theirs", {}, {}, {}, inputs, {"tf32": run})
+    assert [finding.cause for finding in doctor.name_faults(given, *original)] == causes
+
+
 def test_a_model_with_its_weights_at_hand(original):
     """Faults of weights are named from the weights, and what modules do with them is judged apart."""
     arrays, config = original
@@ -548,8 +584,27 @@ def test_bad_candidates_are_refused_in_one_sentence(tmp_path, capsys):
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "other.json").write_text('{"a": 1}')
     (tmp_path / "broken.safetensors").write_bytes(b"12345678910")
+    (tmp_path / "sizes.json").write_text('{"d_model": "96"}')
+    (tmp_path / "junk.npz").write_bytes(b"PK\x03\x04junk")
+    np.save(tmp_path / "bare.npy", np.zeros(3))
+    (tmp_path / "bare.npy").rename(tmp_path / "bare.npz")
+    arrays = {"a": np.zeros((2, 2), np.float32)}
+    safetensors.numpy.save_file(arrays, tmp_path / "config.safetensors", {"config": "{"})
+    safetensors.numpy.save_file(arrays, tmp_path / "listed.safetensors", {"config": "[1]"})
     np.savez(tmp_path / "integers.npz", a=np.arange(3))
-    for name in ("empty.pth", "list.json", "other.json", "broken.safetensors", "nothing.pth", "notes.txt"):
+    for name in (
+        "empty.pth",
+        "list.json",
+        "other.json",
+        "sizes.json",
+        "junk.npz",
+        "bare.npz",
+        "config.safetensors",
+        "listed.safetensors",
+        "broken.safetensors",
+        "nothing.pth",
+        "notes.txt",
+    ):
         code, said = refused(capsys, tmp_path / name)
         assert code == 3
         assert name in said
@@ -557,6 +612,17 @@ def test_bad_candidates_are_refused_in_one_sentence(tmp_path, capsys):
     code, said = refused(capsys, tmp_path / "integers.npz")
     assert code in (2, 3)
     assert "same" not in said
+
+
+def test_inspect_refuses_junk_too(tmp_path, capsys):
+    (tmp_path / "junk.npz").write_bytes(b"PK\x03\x04junk")
+    assert cli.main(["inspect", str(tmp_path / "junk.npz")]) == 3
+    assert "junk.npz: not a readable .npz file" in capsys.readouterr().err
+
+
+def test_bad_settings_in_metadata_are_told_as_such(tmp_path, capsys):
+    safetensors.numpy.save_file({"a": np.zeros((2, 2), np.float32)}, tmp_path / "x.safetensors", {"config": "{"})
+    assert "its metadata 'config': not readable JSON" in refused(capsys, tmp_path / "x.safetensors")[1]
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
