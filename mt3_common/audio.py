@@ -210,7 +210,7 @@ def _opened(path) -> Iterator[_Source]:
         if not file.exists():
             raise AudioError(f"{path}: no such file")
         if not file.is_file():
-            raise AudioError(f"{path}: is not a regular file")
+            raise AudioError(f"{path}: is a pipe or a device, not a file: - reads a recording from stdin")
         with open(file, "rb") as handle:
             if not handle.read(1):
                 raise AudioError(f"{path}: is empty (0 bytes)")

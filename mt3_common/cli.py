@@ -1,6 +1,7 @@
 """The command line of both twins' infer: arguments, files in and out, progress, errors and the exit status."""
 
 import argparse
+import codecs
 import collections
 import concurrent.futures
 import contextlib
@@ -27,7 +28,7 @@ from mt3_common import listen, midi, picture, score, tempo, workers
 from mt3_common.config import PRESETS
 from mt3_common.instruments import parse_instruments
 from mt3_common.notes import Note
-from mt3_common.streams import finish, give_up
+from mt3_common.streams import complete, finish, give_up
 from mt3_common.summary import (
     Summary,
     SummaryError,
@@ -154,6 +155,7 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
         load: as the twins' infer.load.
         argv: arguments; None for those of the process.
     """
+    complete()
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         for line in LESSON.format(program=program).rstrip().split("\n"):
@@ -277,7 +279,8 @@ def listed(name: str) -> list[str]:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise UsageError(f"--list {name} cannot be read: {error.strerror}") from error
-    paths = [line for line in (line.removesuffix("\r") for line in os.fsdecode(content).split("\n")) if line.strip()]
+    text = os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
+    paths = [line for line in (line.removesuffix("\r") for line in text.split("\n")) if line.strip()]
     # which here is the name of a file
     paths = [os.path.join(".", path) if path == STDIN else path for path in paths]
     if not paths:
@@ -547,6 +550,9 @@ def plan(
     jobs = []
     for file, place in places.values():
         stem = Path(output) if format_of_output else Path(output) / place if output else file
+        if " " in stem.suffix:
+            # of "Mr. Jones", Jones is no ending
+            stem = stem.with_name(f"{stem.name}.mid")
         named = {format: stem.with_suffix(f".{format}") for format in (("mid",) if formats is None else formats)}
         if format_of_output:
             named[format_of_output] = stem
@@ -589,7 +595,7 @@ def find(name: str) -> list[tuple[Path, Path]]:
         return [(path, Path(path.name))]
     fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
     found = []
-    for match in sorted(map(Path, glob.glob(name, recursive=True))):
+    for match in sorted(map(Path, matches(path))):
         if match.is_dir():
             found += recordings(match)
         elif match.suffix.lower() in AUDIO_SUFFIXES or (path.suffix and not glob.has_magic(path.suffix)):
@@ -597,15 +603,40 @@ def find(name: str) -> list[tuple[Path, Path]]:
     return [(file, file.relative_to(fixed)) for file in found]
 
 
+def matches(pattern: Path) -> Iterator[str]:
+    """What a pattern matches; unlike glob's own, ** goes around no circle of links."""
+    if "**" not in pattern.parts:
+        yield from glob.glob(str(pattern))
+        return
+    place = pattern.parts.index("**")
+    after = pattern.parts[place + 1 :]
+    for folder in filter(os.path.isdir, glob.glob(str(Path(*pattern.parts[:place])))):
+        # behind the last **, folders count with all that is in them
+        for below, _ in folders(folder) if after else [(folder, [])]:
+            yield from matches(Path(glob.escape(below), *after))
+
+
+def folders(folder: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below it, each with the names of its files; what is hidden is passed over.
+
+    Links to folders are followed, but no folder comes twice.
+    """
+    seen = set()
+    for place, below, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        below[:] = [] if real in seen else sorted(name for name in below if not name.startswith("."))
+        if real not in seen:
+            yield place, [name for name in files if not name.startswith(".")]
+        seen.add(real)
+
+
 def recordings(folder: Path) -> list[Path]:
     """The audio files below a folder by name, sorted; hidden files and folders are passed over."""
+    found = (Path(place, name) for place, names in folders(folder) for name in names)
     return sorted(
         path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-        and not listen.is_played(path)
+        for path in found
+        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not listen.is_played(path)
     )
 
 
@@ -715,8 +746,12 @@ def run(
         return {}
     arguments = tasks[0].arguments
     failed: dict[Path, str] = {}
+    total: collections.Counter[str] = collections.Counter()
+    tell = say if arguments.jsonl else report
     # recordings whose files are being written, in order
     written: collections.deque[tuple[Task, concurrent.futures.Future]] = collections.deque()
+
+    began = time.perf_counter()
 
     def fail(task: Task, error: Exception) -> None:
         if arguments.debug:
@@ -737,7 +772,8 @@ def run(
             try:
                 transcription, (record, seconds) = future.result()
                 if not arguments.quiet:
-                    (say if arguments.jsonl else report)(closing_line(task.job, transcription, record["seconds"]))
+                    tell(closing_line(task.job, transcription, None if len(tasks) > 1 else record["seconds"]))
+                total.update(recordings=1, notes=len(transcription.notes), duration=transcription.duration)
                 if arguments.verbose:
                     stages = ", ".join(f"{stage} {took:.2f} s" for stage, took in seconds.items())
                     say(f"{task.job.shown}: {stages}")
@@ -775,13 +811,14 @@ def run(
 
         requests = [request(number, task) for number, task in enumerate(tasks)]
         results = stack.enter_context(contextlib.closing(transcriber.transcribe_many(requests, arguments.jobs)))
-        since = time.perf_counter()
         for task, result in zip(tasks, results):
-            now = time.perf_counter()
-            written.append((task, writers.submit(finish, task, result, now - since)))
-            since = now
+            written.append((task, writers.submit(finish, task, result, time.perf_counter() - began)))
             # so many transcriptions wait in memory
             settle(2 * arguments.jobs)
+    if len(tasks) > 1 and not arguments.quiet:
+        elapsed = time.perf_counter() - began
+        done = plural(total["recordings"], "recording")
+        tell(f"{done}: {plural(total['notes'], 'note')}, {took(total['duration'], elapsed)}")
     return failed
 
 
@@ -840,15 +877,26 @@ def progress(count: int, quiet: bool) -> Iterator[Callable[[int, str, int, int |
         yield show
 
 
-def closing_line(job: Job, transcription: Transcription, elapsed: float) -> str:
-    """What came of a recording, in one line; elapsed is the time it took (s)."""
-    speed = transcription.duration / max(elapsed, 1e-9)
+def closing_line(job: Job, transcription: Transcription, elapsed: float | None) -> str:
+    """What came of a recording, in one line.
+
+    Args:
+        job: the recording and its outputs.
+        transcription: what came of it.
+        elapsed: the time it took (s); None where several shared it.
+    """
+    duration = transcription.duration
     return (
         f"{job.shown} -> {printable(', '.join(map(str, job.outputs))) or 'stdout'}: "
         f"{plural(len(transcription.notes), 'note')}, {plural(transcription.num_instruments, 'instrument')}, "
         f"{transcription.invalid} invalid and {transcription.dropped} dropped events, "
-        f"{transcription.duration:.1f} s of audio in {elapsed:.1f} s ({speed:.1f} x real time)"
+        + (f"{duration:.1f} s of audio" if elapsed is None else took(duration, elapsed))
     )
+
+
+def took(duration: float, elapsed: float) -> str:
+    """How much audio (s) in how much time (s)."""
+    return f"{duration:.1f} s of audio in {elapsed:.1f} s ({duration / max(elapsed, 1e-9):.1f} x real time)"
 
 
 def plural(count: int, noun: str) -> str:
@@ -906,10 +954,8 @@ def report(text: str) -> bool:
     Raises:
         OSError: it cannot be written for another reason, such as a full disk.
     """
-    encoding = sys.stdout.encoding or "utf-8"
     try:
-        # a file name may hold what the terminal's encoding does not
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        print(text, flush=True)
     except OSError as error:
         give_up(sys.stdout)
         if not isinstance(error, BrokenPipeError):

@@ -404,7 +404,8 @@ def write_json(notes: Sequence[Note], path: str | os.PathLike, metadata: dict[st
     lines = ",\n".join(json.dumps(fields(note)) for note in notes)
     head = f'"format": "{JSON_FORMAT}", "version": {JSON_VERSION}, "seal": "{UNSEALED}"'
     text = f'{{{head},\n"metadata": {about},\n"notes": [\n{lines}\n]}}\n'
-    write_whole(path, text.encode())
+    # what is no text in a name becomes JSON's own escape
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
 
 
 def fields(note: Note) -> dict[str, Any]:
@@ -511,6 +512,11 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
     write_pieces(path, [content])
 
 
+def temporary_prefix(path: Path) -> str:
+    """How the name begins under which a process writes a file before it is renamed; short, however long the name is."""
+    return f".mt3-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}."
+
+
 def write_pieces(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
     """Writes the pieces beside the path, seals them and renames, so that the path never holds a part.
 
@@ -522,7 +528,7 @@ def write_pieces(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
         NoteFileError: the file cannot be written.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f"{temporary_prefix(path)}{os.getpid()}.tmp")
     digest = hashlib.sha256()
     place = None
     try:
@@ -536,6 +542,9 @@ def write_pieces(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
                 if place is not None and place >= 0:
                     file.seek(place)
                     file.write(f"mt3-twins {digest.hexdigest()[:32]}".encode())
+                # after a power cut, too, the path holds all or nothing
+                file.flush()
+                os.fsync(file.fileno())
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)

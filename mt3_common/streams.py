@@ -1,8 +1,20 @@
-"""stdout and stderr that nobody reads any more."""
+"""stdin, stdout and stderr that are closed, read by nobody, or narrow."""
 
 import contextlib
+import io
 import os
+import sys
 from typing import TextIO
+
+
+def complete() -> None:
+    """Puts nothing in place of streams that were closed, and has letters that a stream lacks escaped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, until the process ends
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def give_up(stream: TextIO) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mt3_common.midi import temporary_prefix
 from mt3_common.transcribe import kind_of
 
 HEAD = '{"format": "mt3-twins summary", '
@@ -134,15 +135,11 @@ def digest_of_checkpoint(path: str) -> str:
 def remove_leftovers(outputs: Sequence[Path]) -> None:
     """Removes what killed processes of this machine left of files that they were about to write."""
     for output in outputs:
-        for beside in output.parent.glob(f".{_escaped(output.name)}.*.tmp"):
-            number = beside.name.removeprefix(f".{output.name}.").removesuffix(".tmp")
+        prefix = temporary_prefix(output)
+        for beside in output.parent.glob(f"{prefix}*.tmp"):
+            number = beside.name.removeprefix(prefix).removesuffix(".tmp")
             if number.isdigit() and not _is_alive(int(number)):
                 beside.unlink(missing_ok=True)
-
-
-def _escaped(name: str) -> str:
-    """The glob that matches this name alone."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _is_alive(process: int) -> bool:

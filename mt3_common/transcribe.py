@@ -112,7 +112,12 @@ def find_checkpoint(
                 raise
             # TensorStore finds the user's credentials
             return NamedCheckpoint(name, base, model=model)
-    if "://" in name:
+    scheme, separator, _ = name.partition("://")
+    if scheme == "http":
+        raise ValueError(f"checkpoint {name} would come unencrypted: give its https:// address")
+    if separator and offline and scheme not in ("file", "memory"):
+        raise ValueError(f"checkpoint {name} is not on this machine, and --offline keeps it from being read")
+    if separator:
         return NamedCheckpoint(name, base)
     raise ValueError(
         f"no checkpoint {name!r}: there is no such file or folder, the bundled ones are: "

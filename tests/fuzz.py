@@ -228,8 +228,24 @@ def options_case(random: Random, folder: Path) -> Iterator[str]:
         "t5x",
         "sample",
         "cpu",
+        "http://x/y",
+        "s3://x/y",
     ]
-    values += ["cpu,", "mt3", "piano", "99999999999999999999", "csv", ".", "/dev/null", "*", "[", "0.5", "greedy"]
+    values += [
+        "cpu,",
+        "mt3",
+        "http://x/y",
+        "s3://x/y",
+        "piano",
+        "99999999999999999999",
+        "csv",
+        ".",
+        "/dev/null",
+        "*",
+        "[",
+        "0.5",
+        "greedy",
+    ]
     argv = [str(folder / "a.wav")]
     for _ in range(random.randint(1, 5)):
         argv.append(random.choice(options))

@@ -204,7 +204,7 @@ def test_a_folder_called_x_wav(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_named_pipe(tmp_path):
     os.mkfifo(tmp_path / "x.wav")
-    assert refused(tmp_path / "x.wav") == "is not a regular file"
+    assert refused(tmp_path / "x.wav") == "is a pipe or a device, not a file: - reads a recording from stdin"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs users")

@@ -1,5 +1,6 @@
 """What the command line does with files, errors and interruptions; the network is a stand-in."""
 
+import codecs
 import io
 import json
 import os
@@ -147,6 +148,19 @@ def test_settings_reach_load(folder):
     }
     assert infer("song.wav", "--search", "t5x", "--beams", "4", load=load) == SUCCESS
     assert (got["search"], got["beams"], got["checkpoint"].name, got["top_k"]) == ("t5x", 4, DEFAULT, 0)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("s3://bucket/x", "is not on this machine, and --offline keeps it from being read"),
+        ("http://example.com/x", "give its https:// address"),
+    ],
+)
+def test_addresses_that_are_not_read(folder, capsys, address, said):
+    record("a.wav")
+    assert infer("a.wav", "--checkpoint", address, "--offline", load=not_reached) == NOT_STARTED
+    assert said in capsys.readouterr().err
 
 
 def test_offline_takes_the_cache_or_nothing(folder, capsys, monkeypatch):
@@ -471,7 +485,7 @@ def test_resume_does_what_is_not_done(folder, capsys):
 
     def again(*more):
         assert infer(*command, "--resume", *more) == SUCCESS
-        return [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()]
+        return [line.split(" -> ")[0] for line in capsys.readouterr().out.splitlines() if " -> " in line]
 
     Path("out/b.json").unlink()
     assert again() == ["in/b.wav"]
@@ -541,17 +555,38 @@ def test_patterns(folder):
     assert planned(str(folder / "in" / "b.w*"))[0][1] == "out/b.mid"
     jobs, failed = plan(["in/z*", "in/b.wav"])
     assert (len(jobs), list(failed.values())) == (1, ["in/z*: no recordings match this pattern"])
+    assert planned("in/notes.txt") == [("in/notes.txt", "out/notes.mid")]
+    Path("in/Mr. Jones").touch()
+    assert planned("in/Mr. Jones") == [("in/Mr. Jones", "out/Mr. Jones.mid")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_links_to_folders_are_followed_once(folder):
+    record("elsewhere/a.wav")
+    record("in/x.wav")
+    Path("in/album").symlink_to("../elsewhere")
+    Path("in/loop").symlink_to(".")
+    Path("elsewhere/back").symlink_to("../in")
+    expected = {"in": ["in/album/a.wav", "in/x.wav"], "in/**/*.wav": ["in/album/a.wav", "in/x.wav"]}
+    for name, audio in expected.items():
+        jobs, failed = plan([name], "out")
+        assert ([str(job.audio) for job in jobs], failed) == (audio, {}), name
 
 
 def test_a_list_of_recordings(folder, monkeypatch, capsys):
     for name in ("a.wav", "in/b.wav", "c d.wav"):
         record(name)
-    Path("list.txt").write_bytes(b"a.wav\r\n\nin\n  \nc d.wav")
-    assert infer("--list", "list.txt") == SUCCESS
-    assert [line.split(" -> ")[0] for line in capsys.readouterr().out.splitlines()] == ["a.wav", "in/b.wav", "c d.wav"]
+    for mark in (b"", codecs.BOM_UTF8):
+        Path("list.txt").write_bytes(mark + b"a.wav\r\n\nin\n  \nc d.wav")
+        assert infer("--list", "list.txt") == SUCCESS
+        *lines, total = capsys.readouterr().out.splitlines()
+        assert [line.split(" -> ")[0] for line in lines] == ["a.wav", "in/b.wav", "c d.wav"]
+        # what several share is said once
+        assert all(line.endswith(", 1.0 s of audio") for line in lines)
+        assert re.fullmatch(r"3 recordings: \d+ notes, 3\.0 s of audio in \d+\.\d s \(\d+\.\d x real time\)", total)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"in/b.wav\n")))
     assert infer("a.wav", "--list", "-") == SUCCESS
-    assert [line.split(" -> ")[0] for line in capsys.readouterr().out.splitlines()] == ["a.wav", "in/b.wav"]
+    assert [line.split(" -> ")[0] for line in capsys.readouterr().out.splitlines()][:-1] == ["a.wav", "in/b.wav"]
     Path("empty.txt").write_text("\n")
     for argv, said in (
         (("--list", "empty.txt"), "names no recordings"),

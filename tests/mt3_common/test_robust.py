@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -138,9 +139,12 @@ def test_a_folder_called_x_wav(folder, capsys):
         ("*[a]?.wav", "*[a]?"),
         (os.fsdecode(b"no\xfftext.wav"), r"no\udcfftext"),
         ("x" * 240 + ".wav", "x" * 240),
+        ("音" * 83 + ".wav", "音" * 83),
     ],
 )
-def test_odd_names(folder, capsys, name, shown):
+def test_odd_names(folder, capsys, monkeypatch, name, shown):
+    # as long as numbers of processes become
+    monkeypatch.setattr("os.getpid", lambda: 4194303)
     given = f"./{name}" if name.startswith("-") else name
     soundfile.write(os.fsencode(name), noise(1.0), 16000)
     assert infer(given) == SUCCESS
@@ -151,6 +155,8 @@ def test_odd_names(folder, capsys, name, shown):
     assert out.count("\n") == 1
     assert infer(given, "--jsonl", "-", "--quiet") == SUCCESS
     assert {json.loads(line)["audio"] for line in capsys.readouterr().out.splitlines()} == {name}
+    assert infer(given, "-o", "x.json", "--quiet") == SUCCESS
+    assert json.loads(Path("x.json").read_text())["metadata"]["audio"].endswith(os.path.basename(name))
     Path(name).write_bytes(b"no sound")
     assert infer(given) == SOME_FAILED
     assert complaint(capsys).startswith(f"error: {shown.removeprefix('./')}.wav: is not audio")
@@ -314,6 +320,26 @@ def test_a_stdout_that_nobody_reads(folder, command):
     assert (result.returncode, result.stderr) == (SUCCESS, "")
 
 
+@POSIX
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_streams_that_are_closed(folder, closed):
+    soundfile.write("a.wav", noise(1.0), 16000)
+    command = [sys.executable, "-c", SLOW, "a.wav", "-o", "a.mid", "--checkpoint", "golden"]
+    shell = f"exec {shlex.join(command)} " + " ".join(f"{number}>&-" for number in closed)
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    result = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, env=environment, timeout=100)
+    assert result.returncode == SUCCESS, result.stderr
+    assert "Traceback" not in result.stderr
+    assert Path("a.mid").exists()
+
+
+def test_help_where_letters_are_few(folder):
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONIOENCODING="ascii")
+    command = [sys.executable, "-m", "torch_mt3.infer", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert (result.returncode, result.stderr) == (SUCCESS, "")
+
+
 # --- interruptions
 
 
@@ -389,7 +415,7 @@ def test_any_number_of_jobs_writes_the_same(album, tmp_path, jobs):
     assert result.returncode == SUCCESS, result.stderr
     assert notes_in(tmp_path) == notes_in(album / "whole")
     # in order, whoever is written first
-    said = [Path(line.split(" -> ")[0]).name for line in result.stdout.splitlines()]
+    said = [Path(line.split(" -> ")[0]).name for line in result.stdout.splitlines()][:-1]
     assert said == sorted(path.name for path in (album / "in").iterdir())
     summary = [json.loads(line) for line in (tmp_path / "summary.jsonl").read_text().splitlines()]
     assert [Path(line["audio"]).name for line in summary] == said

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from mt3_common import checkpoint, storage, summary
+from mt3_common.midi import temporary_prefix
 from mt3_common.summary import Summary, SummaryError, describe_file, digest_of_checkpoint, remove_leftovers
 
 ROOT = Path(__file__).parents[2]
@@ -144,8 +145,11 @@ def test_leftovers_of_the_dead_go(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     output = tmp_path / "so[n]g*.mid"
-    dead = tmp_path / f".so[n]g*.mid.{process.pid}.tmp"
-    others = [tmp_path / name for name in (f".so[n]g*.mid.{os.getpid()}.tmp", ".so[n]g*.mid.x.tmp", ".song.mid.1.tmp")]
+    prefix, another = map(temporary_prefix, (output, tmp_path / "song.mid"))
+    dead = tmp_path / f"{prefix}{process.pid}.tmp"
+    others = [
+        tmp_path / name for name in (f"{prefix}{os.getpid()}.tmp", f"{prefix}x.tmp", f"{another}{process.pid}.tmp")
+    ]
     for path in (dead, *others):
         path.touch()
     remove_leftovers([output])
