@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mt3_common.streams import finish
+from mt3_common.streams import complete, finish
 from parity.compare import BAD_INPUT
 
 # subcommand -> (module, what it does)
@@ -31,6 +31,7 @@ EXIT = "exit status: 0 same, 1 different, 2 refused (not comparable), 3 bad inpu
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; the exit status is the verdict."""
+    complete()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in ("-h", "--help"):
         print("usage: python -m parity [COMMAND] …\n\ncommands:")
@@ -53,6 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("PARITY_DEBUG"):
             raise
         print(f"parity: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except Exception as error:
+        # exit status 1 is a verdict, and Python's own for a crash
+        if os.environ.get("PARITY_DEBUG"):
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        print(f"parity: {name} could not use this input ({said}); PARITY_DEBUG=1 shows where", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("parity: interrupted", file=sys.stderr)

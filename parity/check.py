@@ -14,7 +14,7 @@ import numpy as np
 
 from parity import counterexample, decoding, inputs, oracle, probes, record, report, training
 from parity.compare import AGAINST, DIFFERENT, Report, Row, compare, compare_weights, excuse_amplified
-from parity.trace import Trace, fingerprint
+from parity.trace import Trace, fingerprint, weights_digest
 
 # precisions of which the doctor can tell causes
 DIAGNOSED = ("float64", "float32", "bfloat16")
@@ -95,7 +95,12 @@ def check(
         excuse_amplified(found.rows)
     if original is not None:
         arrays = reference.arrays() if source is None else source
-        found.rows += oracle.compare_with_original(original, reference, candidate, arrays, given)
+        try:
+            found.rows += oracle.compare_with_original(original, reference, candidate, arrays, given)
+        except Exception as error:
+            # a foreign program's error, after everything else was compared: skipped, which is no verdict of "same"
+            note = f"the original failed ({type(error).__name__}: {error})"
+            found.rows.append(Row("original", "taps", "skipped", "float32", note=" ".join(note.split())))
     if found.exit_code == DIFFERENT:
         found.causes = name_causes(found, traces, reference, candidate, source)
     found.facts["recording"] = (
@@ -277,9 +282,12 @@ def run(args: argparse.Namespace) -> int:
         record.load_side(name, path, device=device, preset=args.model)
         for name, device in zip(names, devices(args.device), strict=True)
     ]
+    if args.oracle is not None:
+        oracle.check_original(args.oracle, sides[0].config)
     source = checkpoint.read(path).arrays
     found, traces = check(*sides, args.audio, args.segments, source, args.oracle, precisions, args.positions)
     found.facts["checkpoint"] = path
+    found.facts["weights"] = weights_digest(source)
     found.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
     if traces is not None and args.counterexample:
         smallest = counterexample.shrink(found, *sides, traces)

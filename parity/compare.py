@@ -141,7 +141,7 @@ class Report:
                 return row
         for precision in sorted({row.precision for row in bad}, key=lambda p: EPSILON.get(p, 1.0)):
             for row in bad:
-                if row.section == "taps" and row.precision == precision and _over(row.local):
+                if row.section == "taps" and row.precision == precision and over(row.local):
                     return row
         return bad[0] if bad else None
 
@@ -167,7 +167,8 @@ class Report:
         return found
 
 
-def _over(measure: Measure | None) -> bool:
+def over(measure: Measure | None) -> bool:
+    """Whether an error was judged and is over its budget; NaN is."""
     return measure is not None and measure.ratio is not None and not measure.ratio <= 1.0
 
 
@@ -457,15 +458,15 @@ def compare_taps(reference: Trace, candidate: Trace, precision: str) -> list[Row
         local_noise = (real(low.outputs[tap]) - exact_local) * scale
         local_truth = exact64 if precision == "float64" else exact_local
         local = judge_short(local_truth, real(other.local[tap]), local_noise, precision)
-        row = Row("taps", tap, "different" if _over(free) or _over(local) else "same", precision, free, local)
+        row = Row("taps", tap, "different" if over(free) or over(local) else "same", precision, free, local)
         row.amplification = amplification(tap, run, other, targets)
         if not np.isfinite(free.max_abs) or not np.isfinite(local.max_abs):
             row.note = "not finite"
-        elif _over(local):
+        elif over(local):
             inside = next((name for name in culprits if name.startswith(f"{tap}/")), None)
             row.note = f"local: contains {inside}" if inside else "local: differs on the reference's own inputs"
             culprits.append(tap)
-        elif _over(free):
+        elif over(free):
             row.note = "inherited: right on the reference's inputs"
         elif free.ratio is None:
             row.note = LOST
@@ -485,12 +486,12 @@ def excuse_amplified(rows: list[Row]) -> None:
     """
     taps = [row for row in rows if row.section == "taps"]
     exact = [row for row in rows if row.precision == "float64"]
-    if any(row.local is None or _over(row.local) for row in taps):
+    if any(row.local is None or over(row.local) for row in taps):
         return
     if not exact or not all(row.free is not None and row.free.ratio <= AMPLIFIED for row in exact):
         return
     for row in rows:
-        if row.verdict == "different" and _over(row.free) and row.free.ratio <= AMPLIFIED:
+        if row.verdict == "different" and over(row.free) and row.free.ratio <= AMPLIFIED:
             row.verdict = "same"
             row.note = f"{GREW} to {row.free.ratio:.1f} budgets: every module is right on its own inputs"
 
@@ -530,7 +531,7 @@ def compare_logits(reference: Trace, candidate: Trace, precision: str) -> list[R
     note = f"best token differs at {moved} of {int(real.sum())} positions"
     if free.ratio is None:
         note += f"; {LOST}"
-    return [Row("logits", "logits", "different" if _over(free) else "same", precision, free, note=note)]
+    return [Row("logits", "logits", "different" if over(free) else "same", precision, free, note=note)]
 
 
 def compare(reference: Trace, candidate: Trace) -> Report:

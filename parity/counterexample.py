@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.compare import EPSILON, Report, judge
+from parity.compare import EPSILON, Report, judge, over
 from parity.report import write
 from parity.trace import Call, Trace
 
@@ -94,9 +94,7 @@ def shrink(report: Report, reference: Any, candidate: Any, traces: tuple[Trace, 
     row = report.first_difference
     if row is None or row.section != "taps" or row.local is None:
         # weights that differ come first in the report; their effect is what can be shrunk
-        row = next(
-            (r for r in report.rows if r.section == "taps" and r.local is not None and not r.local.ratio <= 1.0), None
-        )
+        row = next((row for row in report.rows if row.section == "taps" and over(row.local)), None)
     if row is None:
         return None
     tap, precision = row.name, row.precision

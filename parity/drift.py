@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,38 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from parity.compare import DIFFERENT, REFUSED, SAME
+from parity.compare import DIFFERENT, REFUSED, SAME, VERDICTS
 from parity.report import SCHEMA, SCHEMA_VERSION, number, write
 
 FORMAT = "mt3-parity-drift"
 VERSION = 1
 # a tap has drifted when its error is this many times what was accepted, and by this much of a budget at least
 FACTOR, STEP = 1.5, 0.05
+# what a side's environment says of the machine, beside versions
+MACHINE = ("system", "cpu", "cores", "threads", "device")
+
+
+def read_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: not JSON, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def wanted(value: Any, kinds: Any, name: str) -> Any:
+    """The value, if it is of the kinds.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ValueError(f"its {name} is {value!r}"[:80])
+    return value
 
 
 def check_report(report: Any) -> None:
@@ -28,6 +54,38 @@ def check_report(report: Any) -> None:
         raise ValueError(
             f"a report of version {report.get('schema_version')}, this program reads version {SCHEMA_VERSION}"
         )
+    if report.get("verdict") not in VERDICTS[: REFUSED + 1]:
+        raise ValueError(f"a report without a verdict: {report.get('verdict')!r}"[:80])
+    facts = wanted(report.get("facts"), dict, "facts")
+    for name in ("checkpoint", "weights"):
+        wanted(facts.get(name, ""), str, name)
+    for name, side in wanted(report.get("sides"), dict, "sides").items():
+        for part in ("environment", "modes"):
+            wanted(wanted(side, dict, f"side {name}").get(part), dict, f"{name}'s {part}")
+    for row in wanted(report.get("rows"), list, "rows"):
+        wanted(row, dict, "row")
+        for name in ("section", "name", "precision"):
+            wanted(row.get(name), str, f"row's {name}")
+        for name in ("free", "local"):
+            measure = wanted(row.get(name), dict | None, f"row's {name} error")
+            if measure is not None:
+                wanted(measure.get("ratio"), int | float | str | None, f"row's {name} ratio")
+
+
+def check_record(record: Any) -> None:
+    """Raises ValueError unless this is a record of a ledger of this program's version."""
+    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+        raise ValueError(f"not a record of version {VERSION} of a drift ledger")
+    for name in ("date", "commit", "verdict", "checkpoint", "accepted"):
+        wanted(record.get(name), str, name)
+    wanted(record.get("weights", ""), str, "weights")
+    for name in ("versions", "precision"):
+        wanted(record.get(name), dict, name)
+    taps = wanted(record.get("taps"), dict, "taps")
+    if not taps:
+        raise ValueError("it has no taps")
+    for name, ratio in taps.items():
+        wanted(ratio, int | float | None, f"tap {name}")
 
 
 def make_record(report: dict[str, Any], commit: str = "", reason: str = "") -> dict[str, Any]:
@@ -47,7 +105,7 @@ def make_record(report: dict[str, Any], commit: str = "", reason: str = "") -> d
         measures = [each for each in (row["free"], row["local"]) if each is not None]
         ratios = [each["ratio"] for each in measures if each["ratio"] is not None]
         if ratios:
-            finite = [ratio for ratio in ratios if isinstance(ratio, int | float)]
+            finite = [ratio for ratio in ratios if isinstance(ratio, int | float) and math.isfinite(ratio)]
             # what is not finite is worse than any number
             taps[f"{row['section']}: {row['name']} {row['precision']}"] = (
                 max(finite) if len(finite) == len(ratios) else None
@@ -66,7 +124,9 @@ def make_record(report: dict[str, Any], commit: str = "", reason: str = "") -> d
             for name, value in found["environment"].items()
         },
         "precision": {side: found["modes"] for side, found in report["sides"].items()},
-        "checkpoint": report["facts"].get("checkpoint", ""),
+        # the same wherever the project lies
+        "checkpoint": "/".join(Path(report["facts"].get("checkpoint", "")).parts[-2:]),
+        "weights": report["facts"].get("weights", ""),
         "taps": taps,
         "accepted": reason,
     }
@@ -96,9 +156,10 @@ def changed_versions(record: dict[str, Any], accepted: dict[str, Any]) -> list[s
         for name in [*before, *(name for name in after if name not in before)]
         if before.get(name) != after.get(name)
     ]
-    for name in ("commit", "checkpoint"):
-        if record[name] != accepted[name]:
-            found.append(f"{name}: {accepted[name] or 'none'} -> {record[name] or 'none'}")
+    if record["commit"] != accepted["commit"]:
+        found.append(f"commit: {accepted['commit'] or 'none'} -> {record['commit'] or 'none'}")
+    if not same_checkpoint(record, accepted):
+        found.append(f"checkpoint: {_name(accepted)} -> {_name(record)}")
     if record["precision"] != accepted["precision"]:
         found.append("precision switches")
     return found
@@ -113,14 +174,16 @@ def read_ledger(path: str | os.PathLike) -> list[dict[str, Any]]:
     records = []
     if not os.path.exists(path):
         return records
-    for count, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a ledger ({error})") from error
+    for count, line in enumerate(text.splitlines(), start=1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {count}: not JSON ({error})") from error
-        if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
-            raise ValueError(f"{path}, line {count}: not a record of version {VERSION} of a drift ledger")
-        records.append(record)
+            records.append(read_json(line))
+            check_record(records[-1])
+        except ValueError as error:
+            raise ValueError(f"{path}, line {count}: not a record that can be read ({error})") from error
     return records
 
 
@@ -147,32 +210,61 @@ def run(args: argparse.Namespace) -> int:
     if args.accept is not None and not args.accept.strip():
         raise ValueError("--accept needs a reason")
     try:
-        report = json.loads(Path(args.report).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        report = read_json(Path(args.report).read_text(encoding="utf-8"))
+        check_report(report)
+        if report["verdict"] == "refused":
+            print("refused: a run without a verdict is not recorded")
+            return REFUSED
+        accepted = next((record for record in reversed(records) if record["accepted"]), None)
+        reason = args.accept or ("" if accepted or report["verdict"] != "same" else "the first record")
+        record = make_record(report, args.commit, reason)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{args.report}: not a readable report ({error})") from error
-    check_report(report)
-    if report["verdict"] == "refused":
-        print("refused: a run without a verdict is not recorded")
+    if accepted and not args.accept and not same_checkpoint(record, accepted):
+        print(
+            f"refused: the accepted record is of the checkpoint {_name(accepted)}, this report of {_name(record)}; "
+            "errors of two checkpoints are not compared (--accept REASON begins anew with this one)"
+        )
         return REFUSED
-    accepted = next((record for record in reversed(records) if record["accepted"]), None)
-    reason = args.accept or ("" if accepted or report["verdict"] != "same" else "the first record")
-    record = make_record(report, args.commit, reason)
     lines = [json.dumps(each, sort_keys=True) for each in [*records, record]]
     write(args.ledger, "\n".join(lines) + "\n")
-    found = drifted(record, accepted) if accepted else []
+    comparable = accepted is not None and same_checkpoint(record, accepted)
+    found = drifted(record, accepted) if comparable else []
     changes = changed_versions(record, accepted) if accepted else []
+    judged = accepted is None or not other_machine(record, accepted)
     if args.json:
-        print(json.dumps({"verdict": record["verdict"], "drifted": found, "changed": changes, "accepted": reason}))
+        said = {"verdict": record["verdict"], "drifted": found, "judged": judged, "changed": changes}
+        print(json.dumps(said | {"accepted": reason}))
     else:
         worse = f"{len(found)} of {len(record['taps'])} worse"
-        print(f"{args.ledger}: record {len(lines)}, verdict {record['verdict']}, {worse}")
+        told = "" if judged else " than on another machine: told, not judged"
+        print(f"{args.ledger}: record {len(lines)}, verdict {record['verdict']}, {worse}{told}")
         for tap, then, now in found[:10]:
             print(f"  {tap}: {_figure(then)} -> {_figure(now)} times its budget")
         for change in changes:
             print(f"  changed: {change}")
         if reason:
             print(f"  accepted: {reason}")
-    return SAME if reason or (record["verdict"] == "same" and not found) else DIFFERENT
+    return SAME if reason or (record["verdict"] == "same" and not (found and judged)) else DIFFERENT
+
+
+def same_checkpoint(record: dict[str, Any], accepted: dict[str, Any]) -> bool:
+    """Whether two records are of the same weights; by the checkpoint's name where one does not say which they were."""
+    for name in ("weights", "checkpoint"):
+        if record.get(name) and accepted.get(name):
+            return record[name] == accepted[name]
+    return True
+
+
+def other_machine(record: dict[str, Any], accepted: dict[str, Any]) -> bool:
+    """Whether the processor, its threads or a device is another one: sums are then taken in another order."""
+    names = {name for name in record["versions"] | accepted["versions"] if name.split(" ", 1)[-1] in MACHINE}
+    return any(record["versions"].get(name) != accepted["versions"].get(name) for name in names)
+
+
+def _name(record: dict[str, Any]) -> str:
+    weights = record.get("weights", "")
+    return record["checkpoint"] + (f" ({weights[:12]})" if weights else "")
 
 
 def _figure(value: float | None) -> str:

@@ -7,7 +7,8 @@ activations that it computed earlier, as tests/golden/model/activations.npz.
 import importlib
 import os
 import re
-from pathlib import Path
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from mt3_common.config import Config
 from parity.compare import Row, judge, real_rows
 from parity.trace import Trace
 
+# what np.load raises on a file that is no .npz, on a damaged one, and on a single array
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 # our tap -> the original's, whose unnamed modules are numbered
 NAMES = (
     (r"(encoder|decoder)/positions", r"\1/FixedEmbed_0"),
@@ -46,9 +49,10 @@ def read_activations(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
         ValueError: not such a file.
     """
     try:
-        with np.load(Path(path), allow_pickle=False) as archive:
+        # opened here: NumPy leaves a file open that is no archive
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             found = dict(archive)
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path}: not a readable .npz file ({error})") from error
     names = {"frames": "in/frames", "decoder_input_tokens": "in/decoder_inputs", "decoder_target_tokens": "in/targets"}
     missing = [key for key in (*names.values(), "out/logits") if key not in found]
@@ -58,19 +62,44 @@ def read_activations(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
     return {name: found[key] for name, key in names.items()}, outputs | {"logits": found["out/logits"]}
 
 
+def import_original() -> Any:
+    """The module mt3.network of the original.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return importlib.import_module("mt3.network")
+    except Exception as error:
+        # its many requirements fail in many ways when their versions do not fit
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"--oracle needs the original, which cannot be imported here ({said}); "
+            "install mt3 and t5x from git (docs/parity.md), or name a file of its activations: --oracle FILE.npz"
+        ) from error
+
+
+def check_original(source: str, config: Config) -> None:
+    """Raises ValueError unless source can be a third side for such a network: what would fail late fails at once."""
+    if source == "t5x":
+        import_original()
+        return
+    given, _ = read_activations(source)
+    frames, tokens = given["frames"], given["decoder_input_tokens"]
+    if frames.ndim != 3 or frames.shape[2] != config.network.input_depth or tokens.ndim != 2:
+        raise ValueError(
+            f"{source}: frames of shape {frames.shape}, tokens of shape {tokens.shape}; "
+            f"this network takes (b, frames, {config.network.input_depth}) and (b, l)"
+        )
+
+
 def run_original(arrays: dict[str, np.ndarray], config: Config, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs by the original's names, with 'logits', of mt3.network.Transformer in float32.
 
     Raises:
         ValueError: the original is not installed.
     """
-    try:
-        network = importlib.import_module("mt3.network")
-    except ImportError as error:
-        raise ValueError(
-            f"--oracle needs the original, which is not here ({error}); install mt3 and t5x from git, "
-            "or name a file of its activations: --oracle FILE.npz"
-        ) from error
+    network = import_original()
     import jax
     from flax import traverse_util
 

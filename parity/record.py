@@ -10,7 +10,7 @@ import numpy as np
 from parity import trace
 
 FRAMEWORKS = ("jax", "torch")
-PRECISIONS = ("float64", "float32", "bfloat16", "tf32")
+PRECISIONS = trace.PRECISIONS
 
 
 def load_side(framework: str, path: str, device: str = "cpu", **options: Any) -> Any:

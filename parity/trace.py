@@ -22,6 +22,7 @@ FORMAT = "mt3-parity-trace"
 VERSION = 1
 # tokens that a cache has had before the ones that are compared, so that its ring comes round
 WARM_UP = 37
+PRECISIONS = ("float64", "float32", "bfloat16", "tf32")
 
 
 class TraceError(ValueError):
@@ -95,8 +96,20 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
+        "cpu": processor(),
         "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
     }
+
+
+def processor() -> str:
+    """The processor's model, as Linux or Python knows it; kernels, and so roundings, are chosen by it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
 
 
 def digest(array: np.ndarray) -> str:
@@ -180,6 +193,11 @@ def fingerprint(arrays: dict[str, np.ndarray]) -> dict[str, list]:
     return {name: [array.dtype.name, list(array.shape), digest(array)] for name, array in sorted(arrays.items())}
 
 
+def weights_digest(arrays: dict[str, np.ndarray]) -> str:
+    """sha256 of all arrays' names, dtypes, shapes and bits: which checkpoint it is, wherever it lies."""
+    return hashlib.sha256(json.dumps(fingerprint(arrays)).encode()).hexdigest()
+
+
 def save(path: str | os.PathLike, trace: Trace) -> None:
     """Writes a trace to one .safetensors file, every distinct array once, under its sha256."""
     arrays: dict[str, np.ndarray] = {}
@@ -250,14 +268,14 @@ def load(path: str | os.PathLike) -> Trace:
                     "record it again"
                 )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (safetensors.SafetensorError, json.JSONDecodeError, OSError, RecursionError, TypeError) as error:
         raise TraceError(f"{path}: not a readable trace file ({error})") from error
     damaged = [name for name, array in arrays.items() if digest(array) != name]
     if damaged:
         raise TraceError(f"{path}: {len(damaged)} of {len(arrays)} arrays are damaged; record it again")
     try:
         trace = _assemble(header, arrays)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TraceError(f"{path}: incomplete trace ({error!r}); record it again") from error
     if not trace.passes or not all(run.outputs for run in trace.passes.values()):
         raise TraceError(f"{path}: an empty trace: no taps were recorded")
@@ -268,8 +286,32 @@ def _assemble(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
     def value(spec: dict[str, Any]) -> Any:
         return arrays[spec["array"]] if "array" in spec else spec["value"]
 
+    def wanted(name: str, found: Any, kind: type) -> None:
+        if not isinstance(found, kind):
+            raise ValueError(f"{name} is {found!r}"[:80])
+
+    for name, kind in (
+        ("framework", str),
+        ("environment", dict),
+        ("config", dict),
+        ("weights", dict),
+        ("inputs", dict),
+    ):
+        wanted(name, header[name], kind)
+    for name, entry in header["weights"].items():
+        wanted(f"weight {name}", entry, list)
+        dtype, shape, sha256 = entry
+        wanted(f"dtype of weight {name}", dtype, str)
+        wanted(f"shape of weight {name}", shape, list)
+        wanted(f"sha256 of weight {name}", sha256, str)
     passes = {}
     for precision, run in header["passes"].items():
+        if precision not in PRECISIONS or run["precision"] != precision:
+            raise ValueError(f"pass {precision} of precision {run['precision']}")
+        wanted(f"mode of {precision}", run["mode"], dict)
+        wanted(f"other dtypes of {precision}", run["mode"].get("other dtypes", {}), dict)
+        wanted(f"input dtypes of {precision}", run["mode"].get("inputs") or [], list)
+        wanted(f"capture_is_neutral of {precision}", run["capture_is_neutral"], bool)
         passes[precision] = Pass(
             precision=run["precision"],
             mode=run["mode"],

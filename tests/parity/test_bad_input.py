@@ -75,6 +75,24 @@ def test_the_traces_of_this_file_are_the_same_when_nothing_is_wrong(tmp_path):
         (lambda header: header["passes"]["float32"].update(outputs=[]), 3, "an empty trace"),
         (lambda header: header["weights"].clear(), 2, "no weights were recorded"),
         (lambda header: header["passes"].pop("float64"), 2, "different precisions were recorded"),
+        (lambda header: header.update(passes=None), 3, "incomplete trace"),
+        (lambda header: header.update(passes=[]), 3, "incomplete trace"),
+        (lambda header: header.update(passes={"float64": "x"}), 3, "incomplete trace"),
+        (lambda header: header["passes"].update(float8=header["passes"]["float32"]), 3, "pass float8"),
+        (lambda header: header["passes"]["float32"].update(precision="float64"), 3, "pass float32 of precision"),
+        (lambda header: header["passes"]["float32"].update(mode=None), 3, "mode of float32 is None"),
+        (lambda header: header["passes"]["float32"].update(mode={"other dtypes": [1]}), 3, "other dtypes of"),
+        (lambda header: header["passes"]["float32"].update(mode={"inputs": 7}), 3, "input dtypes of"),
+        (lambda header: header["passes"]["float32"].update(capture_is_neutral="no"), 3, "capture_is_neutral"),
+        (lambda header: header["passes"]["float32"]["calls"].insert(0, [1, 2]), 3, "incomplete trace"),
+        (lambda header: header["passes"]["float32"].update(outputs=[["a", []]]), 3, "incomplete trace"),
+        (lambda header: header.update(weights=["a/kernel"]), 3, "weights is ['a/kernel']"),
+        (lambda header: header.update(weights={"a/kernel": 1}), 3, "weight a/kernel is 1"),
+        (lambda header: header.update(weights={"a/kernel": ["float32", 1, "0"]}), 3, "shape of weight a/kernel"),
+        (lambda header: header.update(environment=None), 3, "environment is None"),
+        (lambda header: header.update(config=None), 3, "config is None"),
+        (lambda header: header.update(framework=7), 3, "framework is 7"),
+        (lambda header: header.update(inputs=[]), 3, "inputs is []"),
     ],
 )
 def test_traces_that_give_no_verdict(tmp_path, change, status, reason):
@@ -84,6 +102,23 @@ def test_traces_that_give_no_verdict(tmp_path, change, status, reason):
         assert found == status, said
         assert reason in said
         assert status == 2 or len(said.strip().splitlines()) == 1
+
+
+def test_only_a_verdict_ends_with_1(tmp_path, capsys, monkeypatch):
+    from parity import compare
+    from parity.__main__ import main
+
+    def broken(args):
+        return {}["one\ntwo"]
+
+    monkeypatch.setattr(compare, "run", broken)
+    assert main(["compare", "a", "b"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("parity: compare could not use this input (KeyError: 'one")
+    assert len(said.splitlines()) == 1
+    monkeypatch.setenv("PARITY_DEBUG", "1")
+    with pytest.raises(KeyError):
+        main(["compare", "a", "b"])
 
 
 def test_traces_of_two_sizes(tmp_path):

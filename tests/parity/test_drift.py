@@ -17,7 +17,7 @@ from parity.compare import Measure, Report, Row
 from parity.report import to_json
 
 
-def report(ratio=0.3, torch="2.13.0", verdict="same"):
+def report(ratio=0.3, torch="2.13.0", verdict="same", cpu="A", weights="", checkpoint="golden"):
     measure = Measure(1e-6, 1e-7, 1.0, 2.0, 1e-5, 1e-6, 10, ratio)
     mode = {"float32": {"allow_tf32": False}}
     return to_json(
@@ -28,10 +28,10 @@ def report(ratio=0.3, torch="2.13.0", verdict="same"):
                 Row("taps", "b", "same", "float32", measure, None),
             ],
             sides={
-                "reference": {"environment": {"jax": "0.10.2", "device": "cpu"}, "modes": mode},
-                "candidate": {"environment": {"torch": torch, "device": "cpu"}, "modes": mode},
+                "reference": {"environment": {"jax": "0.10.2", "device": "cpu", "cpu": cpu}, "modes": mode},
+                "candidate": {"environment": {"torch": torch, "device": "cpu", "cpu": cpu}, "modes": mode},
             },
-            facts={"checkpoint": "golden"},
+            facts={"checkpoint": checkpoint, "weights": weights},
         )
     )
 
@@ -57,7 +57,7 @@ def test_a_regression_is_flagged_and_the_version_named(ledger, capsys):
     assert (status, found["accepted"]) == (0, "the first record")
     assert ledger.append(capsys, report(0.33), "--commit", "abc") == (
         0,
-        {"verdict": "same", "drifted": [], "changed": [], "accepted": ""},
+        {"verdict": "same", "drifted": [], "judged": True, "changed": [], "accepted": ""},
     )
     status, found = ledger.append(capsys, report(0.6, torch="2.14.0"), "--commit", "def")
     assert status == 1
@@ -80,6 +80,34 @@ def drift_json(ledger, capsys):
     return capsys.readouterr().out
 
 
+def test_another_checkpoint_is_refused_until_it_is_accepted(ledger, capsys):
+    assert ledger.append(capsys, report(weights="aa", checkpoint="/here/ckpt/small"))[0] == 0
+    # the same weights wherever they lie
+    assert ledger.append(capsys, report(weights="aa", checkpoint="/there/other"))[0] == 0
+    for other in (report(weights="bb", checkpoint="/here/ckpt/small"), report(checkpoint="/here/ckpt/large")):
+        status, printed = ledger.append(capsys, other)
+        assert status == 2
+        assert printed.startswith("refused: the accepted record is of the checkpoint ckpt/small (aa)")
+    assert len(drift.read_ledger(ledger.path)) == 2
+    status, found = ledger.append(capsys, report(0.9, weights="bb"), "--accept", "another default")
+    assert (status, found["drifted"]) == (0, [])
+    assert found["changed"] == ["checkpoint: ckpt/small (aa) -> golden (bb)"]
+    assert ledger.append(capsys, report(0.9, weights="bb"))[0] == 0
+
+
+def test_on_another_machine_it_is_told_and_not_judged(ledger, capsys):
+    ledger.append(capsys, report())
+    status, found = ledger.append(capsys, report(0.6, cpu="B"))
+    assert (status, found["judged"], len(found["drifted"])) == (0, False, 2)
+    assert found["changed"] == ["candidate cpu: A -> B", "reference cpu: A -> B"]
+    # a different verdict is one anywhere, and so is what is worse on the same machine
+    assert ledger.append(capsys, report(7.0, cpu="B", verdict="different"))[0] == 1
+    assert ledger.append(capsys, report(0.6))[0] == 1
+    (ledger.path.parent / "report.json").write_text(json.dumps(report(0.6, cpu="B")))
+    assert main(["drift", str(ledger.path), str(ledger.path.parent / "report.json")]) == 0
+    assert "2 of 2 worse than on another machine: told, not judged" in capsys.readouterr().out
+
+
 def test_a_different_verdict_is_never_the_first_accepted(ledger, capsys):
     status, found = ledger.append(capsys, report(7.0, verdict="different"))
     assert (status, found["accepted"]) == (1, "")
@@ -100,15 +128,76 @@ def test_taps_that_vanish_or_are_not_finite_have_drifted():
     assert drift.drifted(new, accepted) == [("taps: d float32", None, 1.1)]
 
 
+def changed(found, *path, to):
+    """What a report or a record becomes as JSON with one place in it set, or taken away if `to` is None."""
+    found = copy.deepcopy(found)
+    part = found
+    for key in path[:-1]:
+        part = part[key]
+    if to is None:
+        del part[path[-1]]
+    else:
+        part[path[-1]] = to
+    return json.dumps(found).encode()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("junk", "not a readable report"), ("[]", "not a report"), ('{"schema": "mt3-parity-report"}', "version None")],
+    [
+        (b"junk", "Expecting value"),
+        (b"[]", "not a report"),
+        (b'{"schema": "mt3-parity-report"}', "version None"),
+        (b'{"schema": "mt3-parity-report", "schema_version": 1}', "without a verdict"),
+        (b'{"schema": "mt3-parity-report", "schema_version": 1, "verdict": "same"}', "its facts is None"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b"\xff\xfe\x00", "can't decode"),
+        (changed(report(), "verdict", to=[]), "without a verdict"),
+        (changed(report(), "rows", to=7), "its rows is 7"),
+        (changed(report(), "rows", to=[{}]), "its row's section is None"),
+        (changed(report(), "rows", to=[]), "no errors to keep"),
+        (changed(report(), "rows", 1, "free", to=3), "its row's free error is 3"),
+        (changed(report(), "rows", 1, "free", "ratio", to=[]), "its row's free ratio is []"),
+        (changed(report(), "rows", 1, "precision", to=None), "its row's precision is None"),
+        (changed(report(), "sides", to=[]), "its sides is []"),
+        (changed(report(), "sides", "candidate", to={}), "its candidate's environment is None"),
+        (changed(report(), "facts", "checkpoint", to=4), "its checkpoint is 4"),
+    ],
 )
 def test_bad_reports_are_one_sentence(tmp_path, capsys, content, message):
-    (tmp_path / "r.json").write_text(content)
+    (tmp_path / "r.json").write_bytes(content)
     assert main(["drift", str(tmp_path / "l"), str(tmp_path / "r.json")]) == 3
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert "r.json" in said
+    assert len(said.splitlines()) == 1
     assert not (tmp_path / "l").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"format": "mt3-parity-drift", "version": 1}',
+        b"[" * 200_000,
+        b"\xff\xfe",
+        b"7",
+        changed(drift.make_record(report()), "taps", to={}),
+        changed(drift.make_record(report()), "taps", to={"a": "b"}),
+        changed(drift.make_record(report()), "taps", to=[]),
+        changed(drift.make_record(report()), "versions", to=[]),
+        changed(drift.make_record(report()), "accepted", to=[]),
+        changed(drift.make_record(report()), "commit", to=7),
+        changed(drift.make_record(report()), "weights", to=7),
+    ],
+)
+def test_lines_that_are_no_records_are_one_sentence(ledger, capsys, line):
+    good = json.dumps(drift.make_record(report(), reason="x")).encode()
+    ledger.path.write_bytes(good + b"\n" + line + b"\n")
+    status, said = ledger.append(capsys, report())
+    assert status == 3
+    assert "drift.jsonl" in said
+    assert len(said.splitlines()) == 1
+    assert main(["drift", str(ledger.path)]) == 3
+    assert ledger.path.read_bytes() == good + b"\n" + line + b"\n"
 
 
 def test_bad_ledgers_are_one_sentence(tmp_path, capsys, ledger):
@@ -132,6 +221,16 @@ def test_history_names_the_worst_tap():
     printed = console.export_text()
     assert "2.13.0 -> 2.14.0" in printed
     assert "0.50" in printed
+
+
+def test_the_projects_own_ledger_is_of_the_default_checkpoint():
+    from mt3_common import checkpoint
+    from mt3_common.transcribe import find_checkpoint
+    from parity.trace import weights_digest
+
+    records = drift.read_ledger(Path(__file__).parents[2] / "docs" / "drift.jsonl")
+    accepted = next(record for record in reversed(records) if record["accepted"])
+    assert accepted["weights"] == weights_digest(checkpoint.read(find_checkpoint(None).path).arrays)
 
 
 def test_the_workflow_judges_and_accepts(tmp_path):

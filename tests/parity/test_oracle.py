@@ -9,6 +9,7 @@ import pytest
 
 from parity import oracle, record
 
+NAMES = ("in/frames", "in/decoder_inputs", "in/targets", "out/logits")
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
 
 
@@ -71,8 +72,36 @@ def test_what_is_not_there_is_one_sentence(tmp_path, traces):
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     with pytest.raises(ValueError, match="in/frames is missing"):
         oracle.read_activations(tmp_path / "other.npz")
+    (tmp_path / "zip.npz").write_bytes(b"PK\x03\x04" + bytes(100))
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    cut = (GOLDEN / "activations.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(cut[:1000])
+    (tmp_path / "bit.npz").write_bytes(cut[:4000] + b"junk" + cut[4004:])
+    for name in ("zip.npz", "single.npy", "cut.npz", "bit.npz"):
+        with pytest.raises(ValueError, match=f"{name}: not a readable"):
+            oracle.read_activations(tmp_path / name)
     with pytest.raises(ValueError, match="install mt3 and t5x from git"):
         oracle.run_original({}, copy.copy(traces[0].config), {})
+
+
+def test_a_third_side_that_cannot_be_is_told_before_anything_is_computed(tmp_path, capsys, monkeypatch):
+    from parity import check
+    from parity.__main__ import main
+
+    monkeypatch.setattr(check, "check", lambda *_: pytest.fail("computed first"))
+    checkpoint = str(GOLDEN / "checkpoints" / "t5x_zarr")
+    (tmp_path / "zip.npz").write_bytes(b"PK\x03\x04" + bytes(100))
+    np.savez(tmp_path / "other.npz", **{f"{name}": np.zeros((1, 2)) for name in NAMES})
+    for source, reason in (
+        ("t5x", "install mt3"),
+        (tmp_path / "zip.npz", "not a readable"),
+        (tmp_path / "other.npz", "takes"),
+    ):
+        assert main([checkpoint, "--oracle", str(source)]) == 3
+        said = capsys.readouterr().err
+        assert reason in said
+        assert len(said.splitlines()) == 1
+    oracle.check_original(str(GOLDEN / "activations.npz"), record.load_side("jax", checkpoint).config)
 
 
 def test_a_file_of_activations_is_the_third_side():
