@@ -91,11 +91,7 @@ def start_on_ray(
     """
     with needed("--ray needs Ray", "ray"):
         import ray
-    try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        raise ValueError(f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}") from error
-    stack.callback(ray.shutdown)
+    stack.enter_context(_joined(ray, address))
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
     if num_gpus:
         places = [{"num_gpus": 1, "num_cpus": 0} for _ in range(num_gpus)]
@@ -106,6 +102,35 @@ def start_on_ray(
     pool = Pool(workers, settings["batch_size"])
     stack.callback(pool.close)
     return pool.transcriber()
+
+
+@contextlib.contextmanager
+def _joined(ray: Any, address: str) -> Iterator[None]:
+    """As long as this process is of a cluster; what Ray prints goes to stderr, since notes may go to stdout."""
+    stdout = sys.stdout
+    ours = threading.enumerate()
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            ray.init(address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+            raise ValueError(f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}") from error
+        try:
+            # log_to_driver=False does not keep its threads from printing to stdout that a node died
+            with contextlib.redirect_stdout(_Stdout(stdout, [t for t in threading.enumerate() if t not in ours])):
+                yield
+        finally:
+            ray.shutdown()
+
+
+class _Stdout:
+    """A stream, but for some threads, whose stdout is stderr."""
+
+    def __init__(self, stream: Any, threads: Sequence[threading.Thread]):
+        self._stream = stream
+        self._threads = threads
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr if threading.current_thread() in self._threads else self._stream, name)
 
 
 def _on_node(ray: Any, node: Mapping[str, Any]) -> dict[str, Any]:
@@ -450,7 +475,11 @@ def _work(connection, load: Callable[..., Transcriber], settings: dict[str, Any]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(environment)
     generate, found = _loaded(load, settings)
-    connection.send(found)
+    try:
+        connection.send(found)
+    except OSError:
+        # nobody waits for it any more
+        return
     if generate is None:
         return
     arrived: queue.Queue[tuple[int, Segment]] = queue.Queue()

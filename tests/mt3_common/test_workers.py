@@ -3,9 +3,11 @@
 import contextlib
 import importlib
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -204,6 +206,31 @@ def test_a_network_that_cannot_be_loaded(stand_in):
         with pytest.raises(kind, match=f"^{said}$"):
             pool.transcriber()
         assert pool.workers[0]._process is None
+
+
+def test_a_process_that_nobody_waits_for_ends_quietly(stand_in, capfd):
+    """As when the one that started it was killed while it loaded its network."""
+    context = multiprocessing.get_context("spawn")
+    connection, theirs = context.Pipe()
+    process = context.Process(target=workers._work, args=(theirs, stand_in.load, {"device": "cpu"}, {}))
+    process.start()
+    connection.close()
+    theirs.close()
+    process.join()
+    assert process.exitcode == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_what_other_threads_print_does_not_go_among_the_notes(capsys):
+    """As Ray's, which tell of a dead node."""
+    begun = threading.Event()
+    other = threading.Thread(target=lambda: begun.wait() and print("a node died", flush=True))
+    with contextlib.redirect_stdout(workers._Stdout(sys.stdout, [other])):
+        other.start()
+        print("a note")
+        begun.set()
+        other.join()
+    assert capsys.readouterr() == ("a note\n", "a node died\n")
 
 
 def test_each_process_sees_its_own_gpu(stand_in, tmp_path, monkeypatch, pool_of):
