@@ -87,7 +87,8 @@ def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: boo
     """Writes weights in a layout, reads them back, and keeps the file only if every bit is the same.
 
     Raises:
-        ConvertError: there is something at the path already, or what came back differs.
+        ConvertError: there is something at the path already, what came back differs, or a config.json lies there with
+            which it would be read as another network.
     """
     target = Path(path)
     if os.path.lexists(target) and not overwrite:
@@ -111,11 +112,11 @@ def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: boo
             raise ConvertError(
                 f"{target}: {len(wrong)} arrays came back different, first {wrong[0]}; nothing was written"
             )
+        if layout == "pth":
+            _agree_on_config(target, beside, weights, overwrite)
         _put_in_place(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
-    if layout == "pth":
-        _write_config_beside(target, weights.config)
 
 
 @dataclasses.dataclass
@@ -193,13 +194,40 @@ def _write_pickle(path: Path, weights: Weights) -> None:
     torch.save(_torch_checkpoint().to_hf_t5(weights.arrays), path)
 
 
-def _write_config_beside(target: Path, config: Config) -> None:
-    """config.json beside a PyTorch file, which cannot hold one; one that is there already stays."""
-    beside = target.parent / "config.json"
-    if not beside.exists():
-        temporary = beside.with_name(f".{os.getpid()}.config.json")
-        temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, beside)
+def _agree_on_config(target: Path, written: Path, weights: Weights, overwrite: bool) -> None:
+    """Sees to it that a PyTorch file, which cannot hold its config, is read with the source's from the folder it is in.
+
+    Args:
+        target: where it will lie; config.json is put beside it unless one that says the same is there.
+        written: the same under a name for the meantime, in the same folder.
+    """
+    settings = target.parent / "config.json"
+
+    def contradiction() -> str:
+        try:
+            found = read(written).config
+        except ValueError as error:
+            return str(error)
+        wanted, there = weights.config.to_dict(), found.to_dict()
+        return ", ".join(f"{name} {there[name]} for {wanted[name]}" for name in wanted if there[name] != wanted[name])
+
+    old = settings.read_bytes() if settings.exists() else None
+    if old is not None:
+        wrong = contradiction()
+        if not wrong:
+            return
+        if not overwrite:
+            raise ConvertError(
+                f"{settings} is of another model, and {target.name} would be read with it ({wrong}); "
+                "choose another folder, or add --overwrite to replace that config.json too"
+            )
+    temporary = settings.with_name(f".{os.getpid()}.config.json")
+    temporary.write_text(json.dumps(weights.config.to_dict(), indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, settings)
+    wrong = contradiction()
+    if wrong:
+        settings.unlink() if old is None else settings.write_bytes(old)
+        raise ConvertError(f"{target.parent}: another file there says what {target.name} is ({wrong}); choose another")
 
 
 def _torch_checkpoint():

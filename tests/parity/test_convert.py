@@ -44,6 +44,38 @@ def test_every_pair_is_bit_exact(written, golden_arrays, tmp_path, capsys, sourc
     assert left == {ENDINGS[target]}
 
 
+def test_a_foreign_config_beside_it_is_not_taken_over(tmp_path, capsys):
+    source, target, settings = str(ORIGINAL), tmp_path / "w.pth", tmp_path / "config.json"
+    own = convert.read(ORIGINAL).config
+    # the arrays alone fit six heads of eight as well as three of sixteen
+    foreign = json.dumps(own.to_dict() | {"num_heads": 6, "head_dim": 8})
+    settings.write_text(foreign)
+    assert cli.main(["convert", source, str(target)]) == 3
+    said = capsys.readouterr().err
+    assert "num_heads 6 for 3, head_dim 8 for 16" in said
+    assert "--overwrite" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert settings.read_text() == foreign
+    # nor one that fits no such arrays
+    settings.write_text(json.dumps(own.to_dict() | {"emb_dim": 4096}))
+    assert cli.main(["convert", source, str(target)]) == 3
+    assert not target.exists()
+    assert cli.main(["convert", source, str(target), "--overwrite"]) == 0
+    assert convert.read(target).config == own
+    # one that says the same stays as it is
+    same = json.dumps(own.to_dict(), indent=7)
+    settings.write_text(same)
+    assert cli.main(["convert", source, str(tmp_path / "second.pth")]) == 0
+    assert settings.read_text() == same
+
+
+def test_a_gin_beside_it_that_says_otherwise_is_refused(tmp_path, capsys):
+    (tmp_path / "model.gin").write_text("network.T5Config.num_heads = 6\nnetwork.T5Config.head_dim = 8\n")
+    assert cli.main(["convert", str(ORIGINAL), str(tmp_path / "w.pth")]) == 3
+    assert "another file there says" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gin"]
+
+
 @pytest.mark.parametrize("name", ["t5x_inline_scales", "t5x_single_file", "t5x_orbax_ocdbt", "orbax_placeholders"])
 def test_golden_layouts_convert(name, golden_arrays, tmp_path):
     assert cli.main(["convert", str(CHECKPOINTS / name), str(tmp_path / "w.safetensors")]) == 0
