@@ -289,11 +289,11 @@ def run(args: argparse.Namespace) -> int:
     found.facts["checkpoint"] = path
     found.facts["weights"] = weights_digest(source)
     found.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
-    if traces is not None and args.counterexample:
-        smallest = counterexample.shrink(found, *sides, traces)
+    if found.exit_code == DIFFERENT and args.counterexample:
+        smallest = None if traces is None else counterexample.shrink(found, *sides, traces)
         if smallest is not None:
-            counterexample.save(args.counterexample, smallest, sides[0])
-            found.facts["counter-example"] = counterexample.sentence(smallest, args.counterexample)
+            counterexample.save(args.counterexample, smallest, *sides)
+        found.facts["counter-example"] = counterexample.sentence(smallest, args.counterexample, found)
     words = [word for word in (args.checkpoint, args.audio and f"--audio={args.audio}") if word]
     blindspots = shlex.join(["python", "-m", "parity", "blindspots", *words])
     found.facts["blind spots"] = f"which kinds of faults these inputs could not have shown: {blindspots}"

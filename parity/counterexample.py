@@ -11,53 +11,63 @@ import numpy as np
 
 from parity.compare import EPSILON, Report, judge, over
 from parity.report import write
-from parity.trace import Call, Trace
+from parity.trace import Call, Trace, input_dtype
 
-COMMON = """\"\"\"What {framework} makes of the counter-example beside it, against what {reference} made of it.\"\"\"
+# one script per framework, each with the weights that the side of its framework has: 20 lines of code
+BEGIN = """\"\"\"What {framework} makes of the counter-example beside it, against what {reference} made of it.\"\"\"
 import json
-from pathlib import Path
 
-import numpy as np
 {imports}
-from mt3_common.config import NetworkConfig
 
-stored = np.load(Path(__file__).with_name("counterexample.npz"))
-about = json.loads(str(stored["about"]))
-weights = {{name[8:]: stored[name] for name in stored.files if name.startswith("weights/")}}
-args = [stored[spec["array"]] if "array" in spec else spec["value"] for spec in about["args"]]
-config = NetworkConfig(**about["config"])
-{body}
-error = np.abs(output - stored["expected"])
-print(about["tap"], about["precision"], "largest error", error.max(), "of", np.abs(stored["expected"]).max())
+stored = dict(np.load(__file__.rpartition("replay_")[0] + "counterexample.npz"))
+about = json.loads(str(stored.pop("about")))
 """
 
 JAX = (
     """import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
-from jax_mt3.model import Transformer""",
+from jax_mt3.model import Transformer
+from mt3_common.config import NetworkConfig""",
     """jax.config.update("jax_enable_x64", about["precision"] == "float64")
 jax.config.update("jax_default_matmul_precision", "highest")
-module = Transformer(config).bind({"params": traverse_util.unflatten_dict(weights, sep="/")})
+given = {name: jax.numpy.asarray(a, about["dtype"] if a.dtype.kind == "f" else None) for name, a in stored.items()}
+weights = {name.removeprefix("jax/"): array for name, array in given.items() if name.startswith("jax/")}
+args = [given[spec["array"]] if "array" in spec else spec["value"] for spec in about["args"]]
+module = Transformer(NetworkConfig(**about["config"])).bind({"params": traverse_util.unflatten_dict(weights, sep="/")})
 for part in about["tap"].split("/"):
     stem, _, index = part.rpartition("_")
     module = getattr(module, part) if hasattr(module, part) else getattr(module, stem)[int(index)]
-output = np.asarray(module(*[jnp.asarray(a) if isinstance(a, np.ndarray) else a for a in args], **about["kwargs"]))""",
+output = np.asarray(module(*args, **about["kwargs"]), np.float64)
+""",
 )
 
 TORCH = (
-    """import torch
+    """import numpy as np
+import torch
 
+from mt3_common.config import NetworkConfig
 from torch_mt3.checkpoint import to_state_dict
 from torch_mt3.model import Transformer""",
-    """model = Transformer(config).to(getattr(torch, about["precision"]))
+    """dtype = getattr(torch, about["dtype"])
+weights = {name.removeprefix("torch/"): array for name, array in stored.items() if name.startswith("torch/")}
+args = [stored[spec["array"]] if "array" in spec else spec["value"] for spec in about["args"]]
+args = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in args]
+args = [a.to(dtype) if torch.is_tensor(a) and a.is_floating_point() else a for a in args]
+model = Transformer(NetworkConfig(**about["config"])).to(dtype)
 model.load_state_dict(to_state_dict(weights), strict=False)  # this module's weights alone; the others are not used
 module = model.get_submodule(about["tap"].replace("layers_", "layers.").replace("/", "."))
 with torch.no_grad():
-    given = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in args]
-    output = module(*given, **about["kwargs"]).numpy()""",
+    output = module(*args, **about["kwargs"]).double().numpy()
+""",
 )
+
+SCRIPTS = (("jax", *JAX), ("torch", *TORCH))
+
+END = """error = np.abs(output - stored["expected"])
+print(about["tap"], about["precision"], "largest error", error.max(), "of", np.abs(stored["expected"]).max())
+"""
 
 
 @dataclasses.dataclass
@@ -166,7 +176,7 @@ def _first_head(tap: str, expected: np.ndarray, found: np.ndarray, network: dict
     return int(np.flatnonzero(error > error.max() / 1000)[0]) if error.max() > 0 else None
 
 
-def save(folder: str | os.PathLike, found: Counterexample, reference: Any) -> list[Path]:
+def save(folder: str | os.PathLike, found: Counterexample, reference: Any, candidate: Any) -> list[Path]:
     """Writes counterexample.npz and a script for each framework; returns their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,14 +184,17 @@ def save(folder: str | os.PathLike, found: Counterexample, reference: Any) -> li
     args = []
     for index, value in enumerate(found.call.args):
         if isinstance(value, np.ndarray):
-            arrays[f"args/{index}"] = value
+            arrays[f"args/{index}"] = _storable(value)
         args.append({"array": f"args/{index}"} if isinstance(value, np.ndarray) else {"value": value})
-    for name, array in reference.arrays().items():
-        if name.startswith(f"{found.tap}/"):
-            arrays[f"weights/{name}"] = array.astype(found.precision)
+    sides = {framework: reference for framework, _, _ in SCRIPTS} | {candidate.framework: candidate}
+    for framework, side in sides.items():
+        for name, array in side.arrays().items():
+            if name.startswith(f"{found.tap}/"):
+                arrays[f"{framework}/{name}"] = _storable(array)
     about = {
         "tap": found.tap,
         "precision": found.precision,
+        "dtype": input_dtype(found.tap, found.precision),
         "args": args,
         "kwargs": found.call.kwargs,
         "config": dataclasses.asdict(reference.config.network),
@@ -193,15 +206,23 @@ def save(folder: str | os.PathLike, found: Counterexample, reference: Any) -> li
         np.savez(file, about=np.array(json.dumps(about)), **arrays)
     os.replace(beside, path)
     paths = [path]
-    for framework, (imports, body) in (("jax", JAX), ("torch", TORCH)):
-        text = COMMON.format(framework=framework, reference=reference.framework, imports=imports, body=body)
-        write(folder / f"replay_{framework}.py", text)
+    for framework, imports, body in SCRIPTS:
+        begin = BEGIN.format(framework=framework, reference=reference.framework, imports=imports)
+        write(folder / f"replay_{framework}.py", begin + body + END)
         paths.append(folder / f"replay_{framework}.py")
     return paths
 
 
-def sentence(found: Counterexample, folder: str | os.PathLike) -> str:
-    """What was found and where it lies."""
+def _storable(array: np.ndarray) -> np.ndarray:
+    # .npz has no bfloat16; the scripts round back to it, which changes nothing
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def sentence(found: Counterexample | None, folder: str | os.PathLike, report: Report) -> str:
+    """What was found and where it lies, or why there is none."""
+    if found is None:
+        sections = ", ".join(dict.fromkeys(row.section for row in report.rows if row.verdict != "same"))
+        return f"none: the difference is in {sections} and not in one module on the reference's inputs"
     shapes = ", ".join(str(a.shape) for a in found.call.args if isinstance(a, np.ndarray))
     head = "" if found.head is None else f", first in head {found.head}"
     return f"{found.tap} {found.precision} on inputs {shapes}{head}: {folder}"

@@ -73,24 +73,63 @@ def test_clean_twins_have_none(reference, trace, inputs):
     assert shrunk(reference, trace, inputs, lambda model: None) is None
 
 
+def test_what_is_in_no_module_has_none_and_says_so(tmp_path):
+    lost = compare.Measure(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1, None)
+    rows = [
+        compare.Row("weights", "a/kernel", "different"),
+        # in bfloat16 noise can be as large as the values, so that nothing is judged
+        compare.Row("taps", "a", "same", "bfloat16", lost, lost),
+        compare.Row("decode path", "cached steps", "different", "float64"),
+    ]
+    report = compare.Report(rows=rows)
+    assert counterexample.shrink(report, None, None, (None, None)) is None
+    said = counterexample.sentence(None, tmp_path, report)
+    assert said.startswith("none: the difference is in weights, decode path and not in one module")
+
+
+def replayed(path):
+    """(tap, precision, largest error, largest value) that a script prints; it has at most 20 lines of code."""
+    code = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith('"""')]
+    assert len(code) <= 20
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    words = result.stdout.split()
+    return words[0], words[1], float(words[4]), float(words[6])
+
+
+@pytest.mark.parametrize("tap", ["encoder/layers_1/attention/query", "decoder/logits_dense"])
+def test_bfloat16_is_replayed_in_bfloat16(reference, trace, inputs, tmp_path, tap):
+    run = record.record(reference, inputs, ("float64", "bfloat16")).passes["bfloat16"]
+    expected = run.outputs[tap].astype(np.float64)
+    found = counterexample.Counterexample(tap, "bfloat16", run.calls[tap], expected, expected)
+    for path in counterexample.save(tmp_path, found, reference, record.load_side("torch", CHECKPOINT))[1:]:
+        name, precision, error, largest = replayed(path)
+        assert (name, precision) == (tap, "bfloat16")
+        assert error <= 2.0**-7 * largest
+        # computed in bfloat16, JAX gives the very bits
+        assert "torch" in path.name or error == 0.0
+
+
 def test_the_scripts_replay_it(reference, trace, inputs, tmp_path):
+    wrong = record.load_side("torch", CHECKPOINT)
+    wrong = type(wrong)(copy.deepcopy(wrong.model), wrong.config)
+
     def change(model):
         model.encoder.layers[0].mlp.wo.weight *= 1.01
 
     found = shrunk(reference, trace, inputs, change)
-    paths = counterexample.save(tmp_path, found, reference)
+    with torch.no_grad():
+        change(wrong.model)
+    paths = counterexample.save(tmp_path, found, reference, wrong)
     assert [path.name for path in paths] == ["counterexample.npz", "replay_jax.py", "replay_torch.py"]
     assert found.tap == "encoder/layers_0/mlp/wo"
     stored = np.load(paths[0])
     assert np.abs(stored["found"] / stored["expected"] - 1.01).max() < 1e-5
-    for path in paths[1:]:
-        assert len(path.read_text().splitlines()) < 35
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, str(path)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        # the code is right, only the planted weights were not: what both scripts compute is what is expected
-        words = result.stdout.split()
-        assert words[:2] == ["encoder/layers_0/mlp/wo", "float64"]
-        assert float(words[4]) <= 1e-13 * float(words[6])
-    assert "encoder/layers_0/mlp/wo float64 on inputs (1, 1, 40)" in counterexample.sentence(found, tmp_path)
+    # each with its own side's weights: the reference's make what is expected, the candidate's do not
+    by_jax, by_torch = (replayed(path) for path in paths[1:])
+    assert by_jax[:2] == by_torch[:2] == ("encoder/layers_0/mlp/wo", "float64")
+    assert by_jax[2] <= 1e-13 * by_jax[3]
+    assert abs(by_torch[2] / by_torch[3] - 0.01) < 1e-5
+    said = counterexample.sentence(found, tmp_path, compare.Report())
+    assert "encoder/layers_0/mlp/wo float64 on inputs (1, 1, 40)" in said
