@@ -16,20 +16,23 @@ ROOT = Path(__file__).parents[1]
 # Starts two nodes, transcribes with a Ray actor on each, kills a node when the first notes are there, and prints the
 # exit status and what was said. A process of its own: Ray's warnings are not ours, and its nodes end with it.
 CLUSTER = """
-import json, subprocess, sys
+import json, subprocess, sys, tempfile
 from ray.cluster_utils import Cluster
 
 twin, kill, *arguments = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 second = cluster.add_node(num_cpus=1)
 command = [sys.executable, "-m", f"{twin}.infer", *arguments, "--ray", cluster.address]
-with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-    first = process.stdout.readline()
-    if kill == "kill":
-        cluster.remove_node(second, allow_graceful=False)
-    out, err = process.communicate()
+with tempfile.TemporaryFile("w+") as said:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process:
+        out = process.stdout.readline()
+        if kill == "kill":
+            cluster.remove_node(second, allow_graceful=False)
+        out += process.stdout.read()
+    said.seek(0)
+    err = said.read()
 cluster.shutdown()
-print("RESULT", json.dumps([process.returncode, first + out, err]))
+print("RESULT", json.dumps([process.returncode, out, err]))
 """
 
 pytestmark = pytest.mark.skipif(
