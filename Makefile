@@ -69,7 +69,7 @@ parity: $(READY) ## run both twins and compare: CKPT=path AUDIO=file DEVICE=cpu
 
 drift: $(READY) ## the distance of the twins over time: REPORT=parity.json adds a run, else the history
 	@cp docs/drift.jsonl $(VENV)/drift.jsonl
-	@$(BIN)/python -m parity drift $(VENV)/drift.jsonl $(REPORT) || true
+	@$(BIN)/python -m parity drift $(VENV)/drift.jsonl $(REPORT)
 
 diff: ## the twins side by side, lines that differ marked: FILE=model.py
 	@for file in $(or $(FILE),$(notdir $(wildcard jax_mt3/*.py))); do \

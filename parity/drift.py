@@ -231,12 +231,16 @@ def run(args: argparse.Namespace) -> int:
     comparable = accepted is not None and same_checkpoint(record, accepted)
     found = drifted(record, accepted) if comparable else []
     changes = changed_versions(record, accepted) if accepted else []
-    judged = accepted is None or not other_machine(record, accepted)
+    judged = not comparable or not other_machine(record, accepted)
     if args.json:
         said = {"verdict": record["verdict"], "drifted": found, "judged": judged, "changed": changes}
         print(json.dumps(said | {"accepted": reason}))
     else:
         worse = f"{len(found)} of {len(record['taps'])} worse"
+        if not comparable:
+            worse = (
+                "nothing to compare it with" if accepted is None else "of another checkpoint than the accepted record"
+            )
         told = "" if judged else " than on another machine: told, not judged"
         print(f"{args.ledger}: record {len(lines)}, verdict {record['verdict']}, {worse}{told}")
         for tap, then, now in found[:10]:

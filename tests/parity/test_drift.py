@@ -233,6 +233,39 @@ def test_the_projects_own_ledger_is_of_the_default_checkpoint():
     assert accepted["weights"] == weights_digest(checkpoint.read(find_checkpoint(None).path).arrays)
 
 
+def test_make_drift_judges_a_copy_of_the_projects_ledger(tmp_path):
+    root = Path(__file__).parents[2]
+    lines = (root / "Makefile").read_text().split("drift: $(READY)")[1].split("\n\n")[0].splitlines()[1:]
+    commands = "\n".join(line.strip().removeprefix("@") for line in lines)
+    for name, value in (("VENV", tmp_path), ("REPORT", tmp_path / "report.json")):
+        commands = commands.replace(f"$({name})", str(value))
+    commands = commands.replace("$(BIN)/python", sys.executable)
+    ledger = root / "docs" / "drift.jsonl"
+    before = ledger.read_bytes()
+
+    def status(found):
+        (tmp_path / "report.json").write_text(json.dumps(found))
+        return subprocess.run(["bash", "-ec", commands], cwd=root, capture_output=True, check=False).returncode
+
+    # another checkpoint is refused, and a report that is none is bad input
+    assert status(report(weights="other")) == 2
+    assert status({}) == 3
+    accepted = drift.read_ledger(ledger)[-1]
+    environments = {"reference": {}, "candidate": {}}
+    for name, value in accepted["versions"].items():
+        side, _, part = name.partition(" ")
+        environments[side][part] = value
+    found = report(weights=accepted["weights"])
+    found["sides"] = {
+        side: {"environment": environments[side], "modes": accepted["precision"][side]} for side in environments
+    }
+    # a network with hardly a tap left, on the very machine, is worse; on another one it is told
+    assert status(found) == 1
+    found["sides"]["reference"]["environment"]["cpu"] = "another"
+    assert status(found) == 0
+    assert ledger.read_bytes() == before
+
+
 def test_the_workflow_judges_and_accepts(tmp_path):
     yaml = pytest.importorskip("yaml")
     root = Path(__file__).parents[2]
