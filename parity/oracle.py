@@ -75,7 +75,7 @@ def import_original() -> Any:
         said = " ".join(str(error).split())
         raise ValueError(
             f"--oracle needs the original, which cannot be imported here ({said}); "
-            "install mt3 and t5x from git (docs/parity.md), or name a file of its activations: --oracle FILE.npz"
+            "install mt3 and t5x from git (the extra t5x), or name a file of its activations: --oracle FILE.npz"
         ) from error
 
 

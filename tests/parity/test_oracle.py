@@ -80,7 +80,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path, traces):
     for name in ("zip.npz", "single.npy", "cut.npz", "bit.npz"):
         with pytest.raises(ValueError, match=f"{name}: not a readable"):
             oracle.read_activations(tmp_path / name)
-    with pytest.raises(ValueError, match="install mt3 and t5x from git"):
+    with pytest.raises(ValueError, match="extra t5x"):
         oracle.run_original({}, copy.copy(traces[0].config), {})
 
 
