@@ -30,6 +30,8 @@ from parity.examine import Finding, alternatives_at, examine
 NOISE = 0.1
 # relative error up to which undoing a factor restores an array but for its last bit
 TINY = 1e-6
+# of the conventions of arrays without readable names, so many go into the verdict
+CONVENTIONS_SHOWN = 12
 # share of the original's arrays that a candidate must hold for a diagnosis to mean anything
 RECOGNISABLE = 0.1
 
@@ -71,6 +73,7 @@ class Diagnosis:
         placed: original name -> the candidate's array in MT3's layout.
         matched: of the candidate's arrays, for repair.
         logits_error: largest relative error of the logits with the candidate's weights; None where it has none.
+        conventions: how arrays without readable names were mapped, in words, where all siblings share it.
     """
 
     findings: list[Finding] = dataclasses.field(default_factory=list)
@@ -84,6 +87,7 @@ class Diagnosis:
     placed: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     matched: matching.Matching | None = None
     logits_error: float | None = None
+    conventions: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -107,6 +111,7 @@ class Diagnosis:
             "unused": self.unused,
             "missing": self.missing,
             "logits_error": self.logits_error,
+            "mapped_with": self.conventions,
         }
 
 
@@ -539,14 +544,15 @@ def _exchanged_layers(causes: dict, original: Mapping[str, np.ndarray]) -> list[
 
 def place(
     arrays: Mapping[str, np.ndarray], original: Mapping[str, np.ndarray], found: matching.Matching
-) -> tuple[dict[str, np.ndarray], dict[str, str], list[str]]:
+) -> tuple[dict[str, np.ndarray], dict[str, str], list[str], bool | None]:
     """The candidate's arrays under the names that they are meant to have, in MT3's layout.
 
     Names are read; a naming that calls the same thing by another name throughout is believed for what its arrays hold.
     Kernels are turned if most of the candidate's kernels are (out, in), as PyTorch keeps them.
 
     Returns:
-        (MT3's name -> array, MT3's name -> the candidate's name, notes).
+        (MT3's name -> array, MT3's name -> the candidate's name, notes, whether kernels are (out, in) or None where
+        no kernel was placed).
     """
     meant = {key: read_name(key, original) for key in arrays}
     notes = []
@@ -601,7 +607,7 @@ def place(
             turn = torch_layout and said.name.endswith("kernel")
             placed[said.name] = array.T if turn else array
             source[said.name] = key
-    return placed, source, notes
+    return placed, source, notes, torch_layout if turned else None
 
 
 def _holds(found: matching.Matching, key: str, name: str) -> bool:
@@ -627,20 +633,21 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
     for key, match in found.matches.items():
         words = matching.describe(match, original, head_dim)
         diagnosis.mapping[key] = {"holds": match.owners, "how": words or ["copied"], "exact": match.exact}
-    placed, source, notes = place(candidate.arrays, original, found)
+    placed, source, notes, torch_layout = place(candidate.arrays, original, found)
     diagnosis.notes += notes
     for name, array in list(placed.items()):
         placed[name] = _uncropped(name, array, original, diagnosis.notes)
+    rest = [name for name in original if name not in placed]
+    told = {*placed, *(said.name for key in candidate.arrays if (said := read_name(key, original)))}
+    loaded = matching.load_as_siblings(found, candidate.arrays, original, rest, told, torch_layout, head_dim)
+    diagnosis.conventions = loaded.conventions
+    _as_named(loaded, found)
+    for name, array in loaded.arrays.items():
+        placed[name] = _uncropped(name, array, original, diagnosis.notes)
     findings = compare_arrays(placed, original, config.network, indices)
-    whole = matching.restore(found, candidate.arrays, {n: a for n, a in original.items() if n not in placed})
-    absent = []
-    for name in original:
-        if name in placed:
-            continue
-        if name in whole:
-            placed[name] = whole[name]
-        else:
-            absent.append(name)
+    placed |= matching.restore(found, candidate.arrays, {name: original[name] for name in loaded.odd})
+    absent = [name for name in original if name not in placed and name not in loaded.odd]
+    findings += _unexplained_findings(loaded, found, findings)
     diagnosis.counts = {"of": len(original), "found": len(original) - len(found.missing)}
     recognised = len(original) - len(found.missing) + sum(name in placed for name in found.missing)
     right_shapes = sum(name in placed and placed[name].shape == original[name].shape for name in found.missing)
@@ -661,6 +668,45 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
     diagnosis.placed = placed
     measure(diagnosis, original, config.network)
     return diagnosis
+
+
+def _unexplained_findings(loaded: matching.Loaded, found: matching.Matching, findings: list[Finding]) -> list[Finding]:
+    """Faults of arrays without readable names that no array under MT3's name shows: orders, and numbers too many."""
+    known = {site for finding in findings for site in finding.sites}
+    more = []
+    for name, why in loaded.odd.items():
+        text = f"{why}; what is meant cannot be told without its name"
+        more.append(Finding(_module(name), "order", text, math.nan, sites=[name]))
+    for key, match in found.matches.items():
+        sites = list(dict.fromkeys(_module(name) for name in match.owners if name in loaded.arrays))
+        if not sites or known & set(sites) or any(name in found.missing for name in match.owners):
+            continue
+        used = sum(len(np.unique(match.fibre[match.owner == i])) for i in range(len(match.owners)))
+        extra = int((match.owner != -1).sum()) - used
+        if extra:
+            text = f"{extra} rows or columns of {key} are none of the original's, or are there twice"
+            more.append(Finding(sites[0], "rows too many", text, math.nan, sites=[key]))
+    return more
+
+
+def _as_named(loaded: matching.Loaded, found: matching.Matching) -> None:
+    """Gives the parts of a fused array to those that its name says, in its order: 'qkv_proj', 'to_kv'."""
+    for key, match in found.matches.items():
+        said = _FUSED.search(key.lower())
+        if not said:
+            continue
+        parts = [_LETTERS[letter] for letter in said[1] if letter != "_"]
+        held: dict[str, list[str]] = {}
+        for name in sorted(set(match.owners) & set(loaded.starts), key=lambda name: loaded.starts[name]):
+            held.setdefault(name.rsplit("/", 2)[0], []).append(name)
+        for module, names in held.items():
+            meant = [f"{module}/{part}/kernel" for part in parts]
+            if set(meant) == set(names):
+                loaded.arrays |= dict(zip(meant, [loaded.arrays[name] for name in names]))
+
+
+_LETTERS = {"q": "query", "k": "key", "v": "value"}
+_FUSED = re.compile(r"(?:^|[^a-z])(?:w|c_|to_|in_|fused_)?([qkv](?:_?[qkv]){1,2})(?![a-z])")
 
 
 def _uncropped(name: str, array: np.ndarray, original: Mapping[str, np.ndarray], notes: list[str]) -> np.ndarray:
@@ -757,7 +803,11 @@ def _extra_findings(candidate, original, source, found, notes) -> list[Finding]:
         "bias": "biases that are not zero; MT3 has none",
     }
     for cause, keys in biases.items():
-        if cause == "unused":
+        if cause == "unused" and not used and any(candidate.arrays[key].any() for key in keys):
+            shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+            text = f"nothing of the original, and no name says what is meant ({len(keys)} in all: {shown})"
+            findings.append(Finding(keys[0], "unexplained", text, math.nan, sites=keys))
+        elif cause == "unused":
             notes.append(f"unused: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''} ({len(keys)} in all)")
         elif cause in texts:
             shown = f"{texts[cause]}: {', '.join(keys[:2])}" + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
@@ -1091,7 +1141,10 @@ def print_diagnosis(diagnosis: Diagnosis, path: str, against: str, show_mapping:
         return
     faults = len(diagnosis.findings)
     verdict = "same: nothing is wrong" if not faults else f"different: {faults} fault{'s' * (faults > 1)}"
-    print(f"{verdict} ({path} against {against})")
+    shown = "; ".join(diagnosis.conventions[:CONVENTIONS_SHOWN])
+    if len(diagnosis.conventions) > CONVENTIONS_SHOWN:
+        shown += f"; and {len(diagnosis.conventions) - CONVENTIONS_SHOWN} more, in --json"
+    print(f"{verdict}{', mapped with: ' + shown if shown else ''} ({path} against {against})")
     for number, finding in enumerate(diagnosis.findings, 1):
         print(f"  {number}. {_sentence(finding)}")
     for note in diagnosis.notes:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -280,6 +281,216 @@ def test_bias_relative_bias_and_the_ports_table_show_in_the_inventory(original):
     found = diagnose(arrays, original)
     assert sorted(finding.cause for finding in found.findings) == ["bias", "positions=port", "relative bias"]
     assert any("zero bias" in note for note in found.notes)
+
+
+# --- weights whose names say nothing, fused and stacked weights ---
+
+QUERY = "decoder/layers_1/self_attention/query/kernel"
+WO = "decoder/layers_1/mlp/wo/kernel"
+NORM = "decoder/layers_1/pre_mlp_layer_norm/scale"
+
+
+def to_bfloat16(array):
+    return array.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def wave(array):
+    return 1e-4 * np.sin(np.arange(array.size)).reshape(array.shape).astype(np.float32)
+
+
+def nameless(arrays, change=lambda name, array: array):
+    """p0, p1, …: every array changed by its original's name, none of which is left."""
+    return {f"p{i}": np.ascontiguousarray(change(name, array)) for i, (name, array) in enumerate(arrays.items())}
+
+
+def one(which, change):
+    return lambda name, array: change(array) if name == which else array
+
+
+def all_of(part, change):
+    return lambda name, array: change(array) if part in name else array
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda name, array: to_bfloat16(array), {"bfloat16 weights": 65}),
+        (lambda name, array: array.astype(ml_dtypes.bfloat16), {"bfloat16 weights": 65}),
+        (lambda name, array: array.astype(np.float16), {"float16 weights": 65}),
+        (one(WO, lambda w: w + wave(w)), {"noise": "decoder/layers_1/mlp/wo"}),
+        (one(WO, lambda w: -w), {"times -1": "decoder/layers_1/mlp/wo"}),
+        (one(WO, lambda w: w * (np.arange(48) != 5)), {"1 column zeroed": "decoder/layers_1/mlp/wo"}),
+        (one(QUERY, lambda w: w / 4), {"times 0.25": "decoder/layers_1/self_attention/query"}),
+        (one(QUERY, lambda w: w.T), {"transposed": "decoder/layers_1/self_attention/query"}),
+        (
+            one(QUERY, lambda w: w.reshape(48, 3, 16)[:, ::-1].reshape(48, 48)),
+            {"heads in the order [2, 1, 0]": "decoder/layers_1/self_attention/query"},
+        ),
+        (
+            all_of("query", lambda w: w.reshape(48, 3, 16)[:, ::-1].reshape(48, 48)),
+            {"heads in the order [2, 1, 0]": 8},
+        ),
+        (one(NORM, lambda w: 2 * w), {"times 2": "decoder/layers_1/pre_mlp_layer_norm"}),
+        (one("decoder/decoder_norm/scale", lambda w: w - 1), {"-1 added": "decoder/decoder_norm"}),
+        (one("decoder/token_embedder/embedding", lambda w: np.roll(w, 3, 0)), {"rows rolled by -3": 1}),
+        (one("encoder/layers_1/attention/value/kernel", lambda w: -w), {"times -1": 1}),
+        (one("encoder/layers_1/mlp/wi_0/kernel", lambda w: w.T), {"transposed": 1}),
+        (all_of("query", lambda w: (w * np.float32(48**-0.5)).astype(ml_dtypes.bfloat16)), {"bfloat16 weights": 8}),
+        (one(WO, lambda w: w.astype(np.float64) * (1 + 1e-12)), {"noise": "decoder/layers_1/mlp/wo"}),
+    ],
+)
+def test_what_is_wrong_under_names_that_say_nothing(original, change, expected):
+    """Held against its siblings: other layers' arrays and the other norms. The value is the site, or how many."""
+    found = diagnose(nameless(original[0], change), original)
+    assert found.exit_code == 1
+    assert {
+        each.cause: len(each.sites) if isinstance(expected[each.cause], int) else each.site for each in found.findings
+    } == (expected)
+    assert found.logits_error > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "conventions"),
+    [
+        (lambda name, array: array, []),
+        (lambda name, array: array.astype(np.float64), []),
+        (lambda name, array: array.T, ["every kernel transposed", "decoder/token_embedder transposed"]),
+        (all_of("scale", lambda w: w - 1), ["every norm scale -1 added"]),
+        (
+            all_of("query", lambda w: w / 4),
+            ["decoder/layers_#/encoder_decoder_attention/query times 0.25 (and 2 more)"],
+        ),
+        (
+            all_of("query", lambda w: w * np.float32(48**-0.5)),
+            ["decoder/layers_#/encoder_decoder_attention/query times 0.144338 (and 2 more)"],
+        ),
+        (all_of("embedding", lambda w: w[:1491]), []),
+        (
+            all_of("query", lambda w: w.reshape(48, 3, 16)),
+            ["decoder/layers_#/encoder_decoder_attention/query split to 48x3x16 (and 2 more)"],
+        ),
+    ],
+)
+def test_what_all_siblings_share_is_a_convention_and_is_told(original, change, conventions):
+    found = diagnose(nameless(original[0], change), original)
+    assert found.exit_code == 0
+    assert found.conventions == conventions
+    assert found.logits_error < 1e-13
+
+
+def test_conventions_stand_in_the_verdict(original, tmp_path, capsys):
+    np.savez(tmp_path / "turned.npz", **nameless(original[0], lambda name, array: array.T))
+    assert cli.main(["diagnose", str(tmp_path / "turned.npz"), "--against", str(ORIGINAL)]) == 0
+    assert "same: nothing is wrong, mapped with: every kernel transposed; " in capsys.readouterr().out
+
+
+def test_names_that_say_what_it_is_allow_no_factor(original):
+    """Query kernels under MT3's names, cut into heads: a factor that all of them share is a fault all the same."""
+    cut = {name: array.reshape(48, 3, 16) if "query" in name else array for name, array in original[0].items()}
+    assert diagnose(cut, original).exit_code == 0
+    scaled = {name: array / 4 if "query" in name else array for name, array in cut.items()}
+    (finding,) = diagnose(scaled, original).findings
+    assert (finding.cause, len(finding.sites)) == ("times 0.25", 8)
+
+
+def test_an_array_that_nothing_explains_is_a_fault_where_no_name_explains_it(original):
+    candidate = nameless(original[0]) | {"extra": np.full(48, 0.1, np.float32)}
+    assert causes(diagnose(candidate, original)) == {"extra": "unexplained"}
+
+
+def fused(arrays, join, stack="decoder", module="self_attention", name="x.{}.qkv_proj.weight"):
+    """The query, key and value kernels of a stack joined by join(layer, parts (out, in)); other names MT3's."""
+    arrays = dict(arrays)
+    for i in range(2 if stack == "encoder" else 3):
+        parts = [arrays.pop(f"{stack}/layers_{i}/{module}/{part}/kernel").T for part in ("query", "key", "value")]
+        arrays[name.format(i)] = np.ascontiguousarray(join(i, parts))
+    return arrays
+
+
+def in_turn(parts):
+    """(144, 48): heads of query, key and value in turn."""
+    return np.concatenate(parts).reshape(3, 3, 16, 48).swapaxes(0, 1).reshape(144, 48)
+
+
+def swapped(parts):
+    return np.concatenate([parts[0], parts[2], parts[1]])
+
+
+BASE = "decoder/layers_1/self_attention"
+
+
+@pytest.mark.parametrize(
+    ("join", "expected"),
+    [
+        (lambda i, parts: np.concatenate(parts), {}),
+        (lambda i, parts: in_turn(parts), {}),
+        (
+            lambda i, parts: swapped(parts) if i == 1 else np.concatenate(parts),
+            {f"{BASE}/key": f"exchanged with {BASE}/value/kernel"},
+        ),
+        (lambda i, parts: np.concatenate(parts) * (-1 if i == 1 else 1), {f"{BASE}/key": "times -1"}),
+        (
+            lambda i, parts: to_bfloat16(np.concatenate(parts)),
+            {"decoder/layers_0/self_attention/key": "bfloat16 weights"},
+        ),
+        (
+            lambda i, parts: swapped(parts),
+            {
+                f"{base}/key": f"exchanged with {base}/value/kernel"
+                for base in (BASE.replace("1", str(i)) for i in range(3))
+            },
+        ),
+    ],
+)
+def test_fused_arrays_are_held_against_each_other_and_their_names(original, join, expected):
+    assert causes(diagnose(fused(original[0], join), original)) == expected
+
+
+def test_heads_in_turn_in_one_fused_array_are_a_fault_there(original):
+    found = diagnose(fused(original[0], lambda i, parts: in_turn(parts) if i == 1 else np.concatenate(parts)), original)
+    assert {site for finding in found.findings for site in finding.sites} == {
+        f"{BASE}/{part}" for part in ("query", "key", "value")
+    }
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+@pytest.mark.parametrize("how", [swapped, in_turn])
+def test_two_layers_that_differ_are_never_the_same(original, odd, how):
+    def join(i, parts):
+        return how(parts) if i == odd else np.concatenate(parts)
+
+    assert diagnose(fused(original[0], join, "encoder", "attention", "w{}"), original).exit_code == 1
+
+
+def test_a_lone_fused_array_in_no_usual_order_cannot_be_judged(original):
+    arrays = dict(original[0])
+    parts = [arrays.pop(f"{BASE}/{part}/kernel") for part in ("query", "key", "value")]
+    usual = diagnose(nameless(arrays) | {"z": np.concatenate(parts, 1)}, original)
+    assert (usual.exit_code, usual.conventions) == (
+        0,
+        ["decoder/layers_#/self_attention/key joined as query, key, value (and 2 more)"],
+    )
+    found = diagnose(nameless(arrays) | {"z": np.concatenate(parts[::-1], 1)}, original)
+    assert found.exit_code == 1
+    assert {finding.cause for finding in found.findings} == {"order"}
+    assert "cannot be told without its name" in found.findings[0].text
+
+
+@pytest.mark.parametrize(
+    ("order", "change", "expected"),
+    [
+        ((0, 1, 2), lambda w: w, {}),
+        ((0, 2, 1), lambda w: w, {"decoder/layers_1/mlp/wo": "exchanged with decoder/layers_2/mlp/wo/kernel"}),
+        ((0, 1, 2), to_bfloat16, {"decoder/layers_0/mlp/wo": "bfloat16 weights"}),
+        ((0, 1, 2), lambda w: w * np.float32([1, -1, 1])[:, None, None], {"decoder/layers_1/mlp/wo": "times -1"}),
+        ((0, 1, 1), lambda w: w, {"decoder/layers_0/mlp/wo": "rows too many", "decoder/layers_2/mlp/wo": "missing"}),
+    ],
+)
+def test_layers_stand_in_the_order_of_their_stack(original, order, change, expected):
+    arrays = dict(original[0])
+    kernels = [arrays.pop(f"decoder/layers_{i}/mlp/wo/kernel").T for i in range(3)]
+    arrays["decoder.layers.mlp.wo.weight"] = change(np.stack([kernels[i] for i in order]))
+    assert causes(diagnose(arrays, original)) == expected
 
 
 # --- the case from the seeds ---

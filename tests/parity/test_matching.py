@@ -163,6 +163,31 @@ def test_any_mixture_is_undone(arrays, data):
     assert all(back[name].tobytes() == arrays[name].tobytes() for name in arrays)
 
 
+def test_what_siblings_share_is_undone_and_what_one_has_alone_is_left_in(arrays):
+    name = "decoder/layers_1/self_attention/query/kernel"
+    candidate = {f"t{i}": -array.T if other == name else array.T for i, (other, array) in enumerate(arrays.items())}
+    loaded = matching.load_as_siblings(matching.match(candidate, arrays), candidate, arrays, arrays)
+    assert loaded.conventions == ["every kernel transposed", "decoder/token_embedder transposed"]
+    assert not loaded.odd
+    assert all((loaded.arrays[each] == (-array if each == name else array)).all() for each, array in arrays.items())
+
+
+@settings(deadline=None, max_examples=15)
+@given(data=st.data())
+def test_positions_say_where_every_number_stands(arrays, data):
+    """Whatever array holds it, and however it is turned, cut or joined there."""
+    parts = data.draw(st.permutations([Q, K, V]))
+    joined = np.concatenate([arrays[part] for part in parts], axis=1)
+    if data.draw(st.booleans()):
+        joined = joined.reshape(48, 3, 3, 16)[:, :, ::-1]
+    if data.draw(st.booleans()):
+        joined = joined.T
+    joined = np.ascontiguousarray(joined)
+    found = matching.match({"x": joined}, arrays).matches["x"]
+    for part in parts:
+        assert (joined.ravel()[matching.positions(found, part, (48, 48))] == arrays[part]).all()
+
+
 def test_full_size_with_meaningless_names_is_recovered_whole():
     """189 arrays, 45.9 million numbers: 100 % found, in less than 4 GB."""
     arrays = network.random_arrays(NetworkConfig(), 3)
