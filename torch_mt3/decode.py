@@ -8,8 +8,8 @@ Attention does not depend on the order of keys, so rows of any age share a batch
 """
 
 import functools
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -318,8 +318,9 @@ def grow(cache: Cache, length: int) -> Cache:
     )
 
 
-def empty_hypotheses(settings: SearchSettings, num_rows: int, device: torch.device, num_biased: int = 0) -> Hypotheses:
+def empty_hypotheses(weights: Weights, settings: SearchSettings, num_rows: int, num_biased: int = 0) -> Hypotheses:
     """Hypotheses of rows that have not begun: done, and without tokens; num_biased logits are biased, all or none."""
+    device = weights.embedding.device
     shape = (num_rows, settings.num_decodes)
     return Hypotheses(
         tokens=torch.zeros((*shape, settings.max_steps), dtype=torch.int64, device=device),
@@ -521,9 +522,7 @@ class Batch:
         self.allowed = None if allowed is None else torch.from_numpy(allowed).to(weights.embedding.device)
         length = min(FIRST_LENGTH, settings.max_steps)
         self.cache = empty_cache(weights, num_rows, num_frames, settings.num_decodes, length)
-        self.hypotheses = empty_hypotheses(
-            settings, num_rows, weights.embedding.device, weights.embedding.shape[0] if hold else 0
-        )
+        self.hypotheses = empty_hypotheses(weights, settings, num_rows, weights.embedding.shape[0] if hold else 0)
 
     @torch.inference_mode()
     def insert(
@@ -573,10 +572,9 @@ class Batch:
         self.hypotheses = Hypotheses(*(array[rows] for array in self.hypotheses))
 
 
-def generate(
+def generator(
     model: Transformer,
     config: Config,
-    segments: Iterable[np.ndarray],
     search: str = "greedy",
     num_decodes: int = 1,
     alpha: float = 0.6,
@@ -589,12 +587,11 @@ def generate(
     allowed: np.ndarray | None = None,
     hold: bool = False,
     int8: bool = False,
-) -> Iterator[np.ndarray]:
-    """Token ids of each segment, in order.
+) -> Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]:
+    """What makes token ids of segments, ready to begin.
 
     Args:
         model: on its device, in its dtype (checkpoint.cast).
-        segments: (input_frames, input_depth) float32 each; taken as rows become free.
         batch_size: rows at most.
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
@@ -602,8 +599,9 @@ def generate(
         hold: whether the segments are batching.Held.
         int8: quantise, see pack.
 
-    Yields:
-        (n,) int32 ids up to and including EOS, or max_steps of them.
+    Returns:
+        Called with segments, (input_frames, input_depth) float32 each, which are taken as rows become free, yields the
+        ids of each in their order: (n,) int32 up to and including EOS, or max_steps of them.
     """
     settings = SearchSettings(
         search, num_decodes, alpha, max_steps or config.max_target_length, temperature, top_k, top_p, seed
@@ -613,7 +611,15 @@ def generate(
     def make(num_rows: int) -> batching.RunningBatch:
         return make_batch(weights, settings, num_rows, config.input_frames, allowed, hold)
 
-    return batching.run(make, segments, settings, batch_size)
+    def generate(segments: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return batching.run(make, segments, settings, batch_size)
+
+    return generate
+
+
+def generate(model: Transformer, config: Config, segments: Iterable[np.ndarray], **how: Any) -> Iterator[np.ndarray]:
+    """Token ids of each segment, in order; how: see generator."""
+    return generator(model, config, **how)(segments)
 
 
 def _wide(dtype):

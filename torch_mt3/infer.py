@@ -5,7 +5,6 @@ transcription = infer.load().transcribe("song.wav")
 transcription.write("song.mid")
 """
 
-import functools
 import os
 import sys
 
@@ -64,8 +63,7 @@ def load(
     if dtype == "int8" and place.type != "cpu":
         raise ValueError(f"PyTorch computes int8 on the CPU only, not on {place}: bfloat16 is the fast one there")
     module = weights.cast(module, "float32" if dtype == "int8" else dtype).to(place).eval()
-    generate = functools.partial(
-        decode.generate,
+    generate = decode.generator(
         module,
         config,
         search=search,
