@@ -276,7 +276,8 @@ def load(path: str | os.PathLike) -> Trace:
     try:
         trace = _assemble(header, arrays)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TraceError(f"{path}: incomplete trace ({error!r}); record it again") from error
+        said = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise TraceError(f"{path}: incomplete trace ({said}); record it again") from error
     if not trace.passes or not all(run.outputs for run in trace.passes.values()):
         raise TraceError(f"{path}: an empty trace: no taps were recorded")
     return trace
@@ -290,14 +291,9 @@ def _assemble(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
         if not isinstance(found, kind):
             raise ValueError(f"{name} is {found!r}"[:80])
 
-    for name, kind in (
-        ("framework", str),
-        ("environment", dict),
-        ("config", dict),
-        ("weights", dict),
-        ("inputs", dict),
-    ):
-        wanted(name, header[name], kind)
+    wanted("framework", header["framework"], str)
+    for name in ("environment", "config", "weights", "inputs", "passes"):
+        wanted(name, header[name], dict)
     for name, entry in header["weights"].items():
         wanted(f"weight {name}", entry, list)
         dtype, shape, sha256 = entry
@@ -306,6 +302,7 @@ def _assemble(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
         wanted(f"sha256 of weight {name}", sha256, str)
     passes = {}
     for precision, run in header["passes"].items():
+        wanted(f"pass {precision}", run, dict)
         if precision not in PRECISIONS or run["precision"] != precision:
             raise ValueError(f"pass {precision} of precision {run['precision']}")
         wanted(f"mode of {precision}", run["mode"], dict)
