@@ -132,8 +132,12 @@ def name_causes(
         source: the checkpoint's arrays; the reference's if None.
     """
     if traces is None:
-        places = ", ".join(dict.fromkeys(row.section for row in found.rows if row.verdict != "same"))
-        return [f"no module differs on the reference's own inputs: the fault lies between modules, in {places}"]
+        places = dict.fromkeys(row.section for row in found.rows if row.verdict != "same")
+        if list(places) == ["original"]:
+            return ["the sides are the same as each other: what differs is the third side, the original"]
+        return [
+            f"no module differs on the reference's own inputs: the fault lies between modules, in {', '.join(places)}"
+        ]
     from parity import doctor
 
     arrays = reference.arrays() if source is None else source

@@ -66,7 +66,7 @@ def test_every_form_of_the_report_names_the_cause(tmp_path, capsys, monkeypatch)
     assert said in told[0].findtext("failure")
 
 
-def test_the_wrong_reference_and_what_lies_between_modules():
+def test_what_lies_between_modules_has_no_module_to_name():
     class Side:
         framework, config = "torch", None
 
@@ -76,6 +76,17 @@ def test_the_wrong_reference_and_what_lies_between_modules():
     found = Report(rows=[Row("taps", "a", "same"), Row("decode path", "cached steps", "different")])
     [sentence] = check.name_causes(found, None, Side(), Side())
     assert sentence.endswith("between modules, in decode path")
+    found = Report(rows=[Row("taps", "a", "same"), Row("original", "a", "different")])
+    [sentence] = check.name_causes(found, None, Side(), Side())
+    assert sentence.endswith("the third side, the original")
+
+
+def test_a_difference_between_modules_has_no_counterexample_and_says_so(tmp_path, capsys, monkeypatch):
+    found = Report(rows=[Row("taps", "a", "same"), Row("decode path", "cached steps", "different", "float64")])
+    monkeypatch.setattr(check, "check", lambda *_: (found, None))
+    assert main([str(CHECKPOINTS / "t5x_zarr"), "--counterexample", str(tmp_path / "folder")]) == 1
+    assert "counter-example: none: the difference is in decode path and not in one module" in capsys.readouterr().out
+    assert not (tmp_path / "folder").exists()
 
 
 def test_a_wrong_reference_is_told_as_such(monkeypatch):
