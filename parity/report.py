@@ -43,9 +43,10 @@ def finish(report: Report, args: argparse.Namespace) -> int:
     if args.junit:
         write(args.junit, to_junit(report))
     if args.markdown:
-        # a step summary is one file that several steps write to
-        before = Path(args.markdown).read_text(encoding="utf-8") if os.path.exists(args.markdown) else ""
-        write(args.markdown, before + to_markdown(report))
+        # a step summary is one file that several steps write to, in whatever encoding
+        Path(args.markdown).parent.mkdir(parents=True, exist_ok=True)
+        with open(args.markdown, "a", encoding="utf-8") as file:
+            file.write(to_markdown(report))
     return report.exit_code
 
 
