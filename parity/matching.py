@@ -230,7 +230,7 @@ def _match_one(name, array, original, names, indices) -> Match | None:
         or not np.isfinite(array.astype(np.float64)).all()
     ):
         return None
-    for offset in (0.0, -1.0) if array.ndim == 1 else (0.0,):
+    for offset in (0.0, -1.0) if array.ndim <= 2 else (0.0,):
         shifted = array if not offset else (array.astype(np.float64) - offset)
         best = None
         for axis in sorted(range(array.ndim), key=lambda axis: -array.shape[axis]):
@@ -682,7 +682,7 @@ def _undone(values: np.ndarray, own: np.ndarray, factor: float, offset: float) -
     if values.shape == own.shape:
         for each in _near(factor):
             want = own.astype(np.float64) * each + offset
-            if np.array_equal(exact, want.astype(wide).astype(np.float64)):
+            if any(np.array_equal(exact, want.astype(kind).astype(np.float64)) for kind in (wide, own.dtype)):
                 return own.copy()
             for low in (ml_dtypes.bfloat16, np.float16):
                 if np.array_equal(exact, want.astype(np.float32).astype(low).astype(np.float64)):

@@ -493,6 +493,15 @@ def test_layers_stand_in_the_order_of_their_stack(original, order, change, expec
     assert causes(diagnose(arrays, original)) == expected
 
 
+def test_stacked_scales_may_be_kept_as_scale_minus_one(original):
+    arrays = {name: array - 1 if name.endswith("scale") else array for name, array in original[0].items()}
+    scales = [arrays.pop(f"decoder/layers_{i}/pre_mlp_layer_norm/scale") for i in range(3)]
+    found = diagnose(nameless(arrays) | {"z": np.stack(scales)}, original)
+    assert (found.exit_code, found.conventions[0]) == (0, "every norm scale -1 added")
+    found = diagnose(nameless(arrays) | {"z": np.stack([scales[0], scales[2], scales[1]])}, original)
+    assert found.exit_code == 1
+
+
 # --- the case from the seeds ---
 
 
