@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mt3_common.streams import complete, finish
+from mt3_common.streams import complete, finish, give_up
 from parity.compare import BAD_INPUT
 
 # subcommand -> (module, what it does)
@@ -50,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as stopped:
             # argparse ends with 2 on a wrong argument, which here means refused
             return BAD_INPUT if stopped.code else 0
+    except BrokenPipeError:
+        # nobody reads on: a list was long enough, but a verdict that was not heard is none
+        give_up(sys.stdout)
+        return 0 if name == "inspect" else BAD_INPUT
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("PARITY_DEBUG"):
             raise

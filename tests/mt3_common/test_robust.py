@@ -306,7 +306,7 @@ def test_a_stderr_that_nobody_reads(folder):
 
 
 @POSIX
-@pytest.mark.parametrize("command", [("torch_mt3.infer", "--help"), ("parity", "inspect", ROOT / "checkpoints/golden")])
+@pytest.mark.parametrize("command", [("torch_mt3.infer", "--help"), ("parity", "inspect", ROOT / "checkpoints/small")])
 def test_a_stdout_that_nobody_reads(folder, command):
     read, write = os.pipe()
     os.close(read)
