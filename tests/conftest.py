@@ -1,9 +1,11 @@
 """The golden network and what the published code computed with it, see tests/golden/README.md; and a soundfont."""
 
+import gc
 import json
 import os
 import signal
 import struct
+import sys
 from pathlib import Path
 
 # before either framework is imported, and for the processes that tests start: tests run side by side, one core each,
@@ -105,3 +107,12 @@ def font(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("fonts") / "saw.sf2"
     path.write_bytes(_soundfont())
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Has JAX forget what a file's tests compiled: gigabytes, if all of it stays to the end."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
