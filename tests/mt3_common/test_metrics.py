@@ -25,6 +25,11 @@ NOTES = st.lists(
 )
 
 
+def heard(notes):
+    """Intervals (s) and pitches (Hz), as mir_eval takes notes."""
+    return np.array([n[:2] for n in notes]), 440 * 2 ** ((np.array([n.pitch for n in notes]) - 69) / 12)
+
+
 @given(NOTES, NOTES)
 @settings(deadline=None, max_examples=60)
 def test_onset_measures_are_mir_evals(references, estimates):
@@ -33,9 +38,7 @@ def test_onset_measures_are_mir_evals(references, estimates):
     if not mine or not theirs:
         assert ours["onset"] == float(not mine and not theirs)
         return
-    arrays = []
-    for notes in (mine, theirs):
-        arrays += [np.array([n[:2] for n in notes]), 440 * 2 ** ((np.array([n.pitch for n in notes]) - 69) / 12)]
+    arrays = [*heard(mine), *heard(theirs)]
     precision, recall, f1, _ = mir_eval.transcription.precision_recall_f1_overlap(*arrays, offset_ratio=None)
     assert (ours["onset_precision"], ours["onset_recall"], ours["onset"]) == pytest.approx((precision, recall, f1))
     _, _, f1, _ = mir_eval.transcription.precision_recall_f1_overlap(*arrays)
@@ -56,8 +59,7 @@ def test_the_velocity_measure_is_mir_evals(references, others, scale, shift):
         return
     arrays = []
     for notes in (mine, theirs):
-        arrays += [np.array([n[:2] for n in notes]), 440 * 2 ** ((np.array([n.pitch for n in notes]) - 69) / 12)]
-        arrays += [np.array([n.velocity for n in notes])]
+        arrays += [*heard(notes), np.array([n.velocity for n in notes])]
     expected = mir_eval.transcription_velocity.precision_recall_f1_overlap(*arrays)[:3]
     names = ("onset_offset_velocity_precision", "onset_offset_velocity_recall", "onset_offset_velocity")
     assert tuple(ours[name] for name in names) == pytest.approx(expected)
