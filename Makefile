@@ -72,7 +72,7 @@ drift: $(READY) ## the distance of the twins over time: REPORT=parity.json adds 
 	@$(BIN)/python -m parity drift $(VENV)/drift.jsonl $(REPORT)
 
 diff: ## the twins side by side, lines that differ marked: FILE=model.py
-	@for file in $(or $(FILE),$(notdir $(wildcard jax_mt3/*.py))); do \
+	@for file in $(or $(FILE),$(filter $(notdir $(wildcard torch_mt3/*.py)),$(notdir $(wildcard jax_mt3/*.py)))); do \
 	  echo; echo "== jax_mt3/$$file | torch_mt3/$$file"; \
 	  diff --side-by-side --expand-tabs --width=240 jax_mt3/$$file torch_mt3/$$file; [ $$? -le 1 ] || exit 1; \
 	done

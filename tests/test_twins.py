@@ -3,6 +3,8 @@
 import ast
 import itertools
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -314,3 +316,13 @@ class State:
     assert public_outline(jax_source) == public_outline(torch_source)
     assert old in torch_source
     assert public_outline(jax_source) != public_outline(torch_source.replace(old, new))
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_diff_shows_every_file_of_both():
+    shown = subprocess.run(["make", "diff"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    files = {file.name for file in JAX.glob("*.py")} - ONE_SIDED_FILES
+    assert {line for line in shown.stdout.splitlines() if line.startswith("== ")} == {
+        f"== jax_mt3/{name} | torch_mt3/{name}" for name in files
+    }
