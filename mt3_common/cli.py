@@ -678,7 +678,7 @@ class Task:
 
         Args:
             transcription: of the recording.
-            elapsed: time that it took (s).
+            elapsed: since the run began (s).
 
         Returns:
             Its line of the summary, but for checkpoint and settings, and the seconds of each stage.
@@ -775,14 +775,14 @@ def run(
                     tell(closing_line(task.job, transcription, None if len(tasks) > 1 else record["seconds"]))
                 total.update(recordings=1, notes=len(transcription.notes), duration=transcription.duration)
                 if arguments.verbose:
-                    stages = ", ".join(f"{stage} {took:.2f} s" for stage, took in seconds.items())
+                    stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in seconds.items())
                     say(f"{task.job.shown}: {stages}")
                 if summary is not None:
                     summary.append(record | about)
             except Exception as error:
                 fail(task, error)
 
-    def finish(task: Task, result: Transcription | Exception, elapsed: float) -> tuple[Transcription, Any]:
+    def written_files(task: Task, result: Transcription | Exception, elapsed: float) -> tuple[Transcription, Any]:
         if isinstance(result, Exception):
             raise result
         return result, task.finish(result, elapsed)
@@ -812,7 +812,7 @@ def run(
         requests = [request(number, task) for number, task in enumerate(tasks)]
         results = stack.enter_context(contextlib.closing(transcriber.transcribe_many(requests, arguments.jobs)))
         for task, result in zip(tasks, results):
-            written.append((task, writers.submit(finish, task, result, time.perf_counter() - began)))
+            written.append((task, writers.submit(written_files, task, result, time.perf_counter() - began)))
             # so many transcriptions wait in memory
             settle(2 * arguments.jobs)
     if len(tasks) > 1 and not arguments.quiet:

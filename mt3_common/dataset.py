@@ -336,7 +336,7 @@ def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generato
     Raises:
         ValueError: they do not go together, a file is missing, or a font that is kept for tests would be trained on.
     """
-    if bool(options.recordings) == bool(options.fonts):
+    if bool(options.recordings) == bool(options.fonts) or (options.recordings and options.midi):
         raise ValueError("give either --fonts, with --midi unless music is to be made up, or --recordings")
     if options.recordings:
         found = [datasets.recordings(folder, split) for folder in options.recordings]

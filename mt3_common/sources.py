@@ -385,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--pop909", type=Path, metavar="DIR", help="folder with POP909; default: do without")
     parser.add_argument(
-        "--mma", type=int, default=0, metavar="N", help="N songs for each of MMA's 270 files of grooves"
+        "--mma", type=int, default=0, metavar="N", help="N songs for each of MMA's 272 files of grooves"
     )
     parser.add_argument("--abc", type=Path, metavar="DIR", help="folder with tunes in ABC notation, for abc2midi")
     parser.add_argument(
