@@ -102,7 +102,7 @@ def make_record(report: dict[str, Any], commit: str = "", reason: str = "") -> d
     check_report(report)
     taps: dict[str, float | None] = {}
     for row in report["rows"]:
-        measures = [each for each in (row["free"], row["local"]) if each is not None]
+        measures = [each for each in (row.get("free"), row.get("local")) if each is not None]
         ratios = [each["ratio"] for each in measures if each["ratio"] is not None]
         if ratios:
             finite = [ratio for ratio in ratios if isinstance(ratio, int | float) and math.isfinite(ratio)]

@@ -345,7 +345,7 @@ def test_what_is_wrong_under_names_that_say_nothing(original, change, expected):
     assert found.exit_code == 1
     assert {
         each.cause: len(each.sites) if isinstance(expected[each.cause], int) else each.site for each in found.findings
-    } == (expected)
+    } == expected
     assert found.logits_error > 0
 
 

@@ -250,7 +250,7 @@ def test_make_drift_judges_a_copy_of_the_projects_ledger(tmp_path):
     # another checkpoint is refused, and a report that is none is bad input
     assert status(report(weights="other")) == 2
     assert status({}) == 3
-    accepted = drift.read_ledger(ledger)[-1]
+    accepted = next(record for record in reversed(drift.read_ledger(ledger)) if record["accepted"])
     environments = {"reference": {}, "candidate": {}}
     for name, value in accepted["versions"].items():
         side, _, part = name.partition(" ")
