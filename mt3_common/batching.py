@@ -101,7 +101,7 @@ class RunningBatch(Protocol):
         """The token ids of ended rows, best hypothesis, each as long as the search left it."""
 
     def shrink(self, rows: list[int]) -> None:
-        """Keeps the given rows only, in this order; num_rows may stay larger than their number."""
+        """Keeps the given rows only, in this order; the others have ended."""
 
 
 class Halves:

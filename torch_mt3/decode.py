@@ -557,7 +557,7 @@ class Batch:
         return list(tokens.cpu().numpy().astype(np.int32))
 
     def shrink(self, rows: list[int]) -> None:
-        """Keeps the given rows only, in this order."""
+        """Keeps the given rows only, in this order; the others have ended."""
         self.num_rows = len(rows)
         num_decodes = self.settings.num_decodes
         hypotheses = [row * num_decodes + number for row in rows for number in range(num_decodes)]
