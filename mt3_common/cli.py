@@ -746,7 +746,7 @@ def run(
         return {}
     arguments = tasks[0].arguments
     failed: dict[Path, str] = {}
-    total: collections.Counter[str] = collections.Counter()
+    totals: collections.Counter[str] = collections.Counter()
     tell = say if arguments.jsonl else report
     # recordings whose files are being written, in order
     written: collections.deque[tuple[Task, concurrent.futures.Future]] = collections.deque()
@@ -773,7 +773,7 @@ def run(
                 transcription, (record, seconds) = future.result()
                 if not arguments.quiet:
                     tell(closing_line(task.job, transcription, None if len(tasks) > 1 else record["seconds"]))
-                total.update(recordings=1, notes=len(transcription.notes), duration=transcription.duration)
+                totals.update(recordings=1, notes=len(transcription.notes), duration=transcription.duration)
                 if arguments.verbose:
                     stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in seconds.items())
                     say(f"{task.job.shown}: {stages}")
@@ -817,8 +817,8 @@ def run(
             settle(2 * arguments.jobs)
     if len(tasks) > 1 and not arguments.quiet:
         elapsed = time.perf_counter() - began
-        done = plural(total["recordings"], "recording")
-        tell(f"{done}: {plural(total['notes'], 'note')}, {took(total['duration'], elapsed)}")
+        done = plural(totals["recordings"], "recording")
+        tell(f"{done}: {plural(totals['notes'], 'note')}, {took(totals['duration'], elapsed)}")
     return failed
 
 

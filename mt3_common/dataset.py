@@ -197,7 +197,8 @@ class Shards:
 
     def some(self, count: int) -> Batch:
         """So many segments from all over, fewer where there are fewer."""
-        return self.batch(range(0, len(self), max(1, len(self) // count))[:count])
+        count = min(count, len(self))
+        return self.batch(number * len(self) // count for number in range(count))
 
     def batch(self, rows: Iterable[int]) -> Batch:
         """The segments with these indices."""

@@ -68,12 +68,11 @@ def write_picture(
         NoteFileError: the file cannot be written.
     """
     check_notes(notes)
-    figure_type, lines_type = library()
+    library()
     seconds = max(1.0, seconds)
-    columns = int(min(MAX_COLUMNS, max(MIN_COLUMNS, seconds * COLUMNS_PER_SECOND)))
-    image = _spectrogram(audio, start, seconds, columns)
+    image = _spectrogram(audio, start, seconds, _columns(seconds))
     with _DRAWING:
-        content = _drawn(notes, image, seconds, figure_type, lines_type)
+        content = _png(_drawn(notes, image, seconds))
     # readers of PNG stop at its end
     midi.write_whole(path, content + midi.UNSEALED.encode())
 
@@ -100,21 +99,16 @@ def write_comparison(
     library("--pictures need")
     ends = [note.offset for note in [*references, *estimates]]
     seconds = max(1.0, audio_duration(audio) or 0.0, *ends)
-    image = _spectrogram(audio, 0.0, seconds, int(min(MAX_COLUMNS, max(MIN_COLUMNS, seconds * COLUMNS_PER_SECOND))))
+    image = _spectrogram(audio, 0.0, seconds, _columns(seconds))
     with _DRAWING:
-        figure, _ = _compared(references, estimates, image, seconds)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", metadata={"Software": None})
+        content = _png(_compared(references, estimates, image, seconds))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    midi.write_whole(path, content.getvalue())
+    midi.write_whole(path, content)
 
 
-def _compared(
-    references: Sequence[Note], estimates: Sequence[Note], image: np.ndarray, seconds: float
-) -> tuple[Any, Any]:
-    """The figure of write_comparison and its axes; image as _spectrogram gives it."""
+def _compared(references: Sequence[Note], estimates: Sequence[Note], image: np.ndarray, seconds: float) -> Any:
+    """The figure of write_comparison; image as _spectrogram gives it."""
     from matplotlib.collections import PolyCollection
-    from matplotlib.figure import Figure
 
     pairs = metrics.found_notes(references, estimates)
     ours, theirs = ({pair[side] for pair in pairs} for side in (0, 1))
@@ -124,19 +118,12 @@ def _compared(
         [note for i, note in enumerate(references) if i not in ours],
         [note for j, note in enumerate(estimates) if j not in theirs],
     ]
-    figure = Figure(figsize=(image.shape[1] / DPI + 2, 8), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    half = 0.5 / ROWS_PER_PITCH
-    extent = (0.0, seconds, LOWEST - half, HIGHEST + 1 - half)
-    axes.imshow(
-        image, origin="lower", aspect="auto", extent=extent, cmap="gray", vmin=DARKEST, vmax=BRIGHTEST, zorder=0
-    )
+    figure, axes = _canvas(image, seconds, any(note.is_drum for note in [*references, *estimates]))
+    axes.set_facecolor("black")
     for zorder, ((name, colour, height), notes) in enumerate(zip(COMPARED, kinds, strict=True), 1):
         bars = []
         for note in notes:
-            low, high = DRUM_KEYS if note.is_drum else (LOWEST, HIGHEST)
-            key = min(high, max(low, note.pitch))
-            middle = LOWEST - 2 - DRUM_ROWS + (key - low) / (high - low) * DRUM_ROWS if note.is_drum else key
+            middle = _drum_row(note.pitch) if note.is_drum else min(HIGHEST, max(LOWEST, note.pitch))
             # a hit has no length of its own
             end = note.onset + MIN_BAR if note.is_drum else max(note.offset, note.onset + MIN_BAR)
             top, bottom = middle + height / 2, middle - height / 2
@@ -145,46 +132,65 @@ def _compared(
         axes.add_collection(
             PolyCollection(bars, facecolors=colour, linewidths=0, antialiaseds=False, label=label, zorder=zorder)
         )
-    drums = any(note.is_drum for note in [*references, *estimates])
-    lowest = LOWEST - DRUM_ROWS - 4 if drums else LOWEST
-    axes.set_facecolor("black")
-    axes.set(xlim=(0.0, seconds), ylim=(lowest, HIGHEST + 1), xlabel="s", ylabel="MIDI pitch, drums below 21")
-    axes.set_yticks(range(24, HIGHEST + 1, 12))
-    figure.legend(loc="outside right upper", fontsize="small", title="onset within 50 ms")
-    return figure, axes
+    title = f"onset within {1000 * metrics.ONSET_TOLERANCE:g} ms"
+    figure.legend(loc="outside right upper", fontsize="small", title=title)
+    return figure
 
 
-def _drawn(notes: Sequence[Note], image: np.ndarray, seconds: float, figure_type: Any, lines_type: Any) -> bytes:
-    """The PNG; image as _spectrogram gives it."""
-    columns = image.shape[1]
-    figure = figure_type(figsize=(columns / DPI + 2, 8), dpi=DPI, layout="constrained")
+def _drawn(notes: Sequence[Note], image: np.ndarray, seconds: float) -> Any:
+    """The figure of write_picture; image as _spectrogram gives it."""
+    from matplotlib.collections import LineCollection
+
+    parts: dict[tuple[bool, int], list[Note]] = defaultdict(list)
+    for note in notes:
+        parts[note.is_drum, 0 if note.is_drum else note.program].append(note)
+    figure, axes = _canvas(image, seconds, any(is_drum for is_drum, _ in parts))
+    for number, ((is_drum, program), played) in enumerate(sorted(parts.items())):
+        colour = f"C{number % 10}"
+        name = "Drums" if is_drum else f"{program} {pretty_midi.program_to_instrument_name(program)}"
+        if is_drum:
+            hits = [(note.onset, _drum_row(note.pitch)) for note in played]
+            axes.scatter(*np.transpose(hits), s=6, color=colour, label=name, linewidths=0)
+        else:
+            ends = [[(note.onset, note.pitch), (note.offset, note.pitch)] for note in played]
+            axes.add_collection(LineCollection(ends, colors=colour, linewidths=2.5, label=name))
+            axes.scatter(*np.transpose([end[0] for end in ends]), s=14, color=colour, linewidths=0, zorder=3)
+    if parts:
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles[:MAX_LEGEND], labels[:MAX_LEGEND], loc="outside right upper", fontsize="small")
+    return figure
+
+
+def _columns(seconds: float) -> int:
+    """How many columns so many seconds are drawn in."""
+    return int(min(MAX_COLUMNS, max(MIN_COLUMNS, seconds * COLUMNS_PER_SECOND)))
+
+
+def _drum_row(key: int) -> float:
+    """Where a drum lies, as a pitch."""
+    low, high = DRUM_KEYS
+    return LOWEST - 2 - DRUM_ROWS + (min(high, max(low, key)) - low) / (high - low) * DRUM_ROWS
+
+
+def _canvas(image: np.ndarray, seconds: float, drums: bool) -> tuple[Any, Any]:
+    """A figure of a spectrogram and its axes, with room below for drums if there are any."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(image.shape[1] / DPI + 2, 8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     half = 0.5 / ROWS_PER_PITCH
     extent = (0.0, seconds, LOWEST - half, HIGHEST + 1 - half)
     axes.imshow(
         image, origin="lower", aspect="auto", extent=extent, cmap="gray", vmin=DARKEST, vmax=BRIGHTEST, zorder=0
     )
-    parts: dict[tuple[bool, int], list[Note]] = defaultdict(list)
-    for note in notes:
-        parts[note.is_drum, 0 if note.is_drum else note.program].append(note)
-    for number, ((is_drum, program), played) in enumerate(sorted(parts.items())):
-        colour = f"C{number % 10}"
-        name = "Drums" if is_drum else f"{program} {pretty_midi.program_to_instrument_name(program)}"
-        if is_drum:
-            low, high = DRUM_KEYS
-            keys = np.clip([note.pitch for note in played], low, high)
-            height = LOWEST - 2 - DRUM_ROWS + (keys - low) / (high - low) * DRUM_ROWS
-            axes.scatter([note.onset for note in played], height, s=6, color=colour, label=name, linewidths=0)
-        else:
-            ends = [[(note.onset, note.pitch), (note.offset, note.pitch)] for note in played]
-            axes.add_collection(lines_type(ends, colors=colour, linewidths=2.5, label=name))
-            axes.scatter(*np.transpose([end[0] for end in ends]), s=14, color=colour, linewidths=0, zorder=3)
-    lowest = LOWEST - DRUM_ROWS - 4 if any(is_drum for is_drum, _ in parts) else LOWEST
-    axes.set(xlim=(0.0, seconds), ylim=(lowest, HIGHEST + 1), xlabel="s", ylabel="MIDI pitch")
+    lowest, label = (LOWEST - DRUM_ROWS - 4, f"MIDI pitch, drums below {LOWEST}") if drums else (LOWEST, "MIDI pitch")
+    axes.set(xlim=(0.0, seconds), ylim=(lowest, HIGHEST + 1), xlabel="s", ylabel=label)
     axes.set_yticks(range(24, HIGHEST + 1, 12))
-    if parts:
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles[:MAX_LEGEND], labels[:MAX_LEGEND], loc="outside right upper", fontsize="small")
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    """The figure as a PNG, the same bytes for the same figure."""
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
@@ -228,13 +234,11 @@ def _spectrogram(audio: str | os.PathLike, start: float, seconds: float, columns
     return image[sources].T
 
 
-def library(what: str = "--plot needs") -> tuple[Any, Any]:
-    """matplotlib's Figure and LineCollection; an error says that `what` matplotlib.
+def library(what: str = "--plot needs") -> None:
+    """Nothing, if matplotlib is there; what needs it is said.
 
     Raises:
         ValueError: it is not installed.
     """
     with needed(f"{what} matplotlib", "plot"):
-        from matplotlib.collections import LineCollection
-        from matplotlib.figure import Figure
-    return Figure, LineCollection
+        import matplotlib.figure  # noqa: F401

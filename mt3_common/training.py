@@ -421,11 +421,8 @@ def _turn(
 ) -> tuple[tuple[Batch, ...], ...]:
     """The batches of each of so many steps, but for those before `begin` and behind the last."""
     steps = range(max(begin, turn * together), min(settings.steps, (turn + 1) * together))
-    return tuple(_step_batches(source, settings, step) for step in steps)
-
-
-def _step_batches(source: Shards | Stream, settings: TrainingConfig, step: int) -> tuple[Batch, ...]:
-    return tuple(batch_of(source, settings, step, part) for part in range(settings.accumulate))
+    parts = range(settings.accumulate)
+    return tuple(tuple(batch_of(source, settings, step, part) for part in parts) for step in steps)
 
 
 def main(program: str, make_learner: Callable[..., Learner], join: Callable[[], None], argv=None) -> int:

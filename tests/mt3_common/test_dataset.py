@@ -108,6 +108,16 @@ def test_batches_depend_on_seed_and_step_alone(tmp_path):
     assert len(set(seen)) == len(seen) == per_epoch * 8
 
 
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [0]), (3, [0, 2, 4]), (4, [0, 1, 3, 5]), (7, range(7)), (9, range(7))]
+)
+def test_some_segments_are_from_all_over(tmp_path, count, expected):
+    path = tmp_path / "00000.npz"
+    assert dataset.write_shard(path, [Example(audio(9.0), NOTES, "piano")], CONFIG, [1, 0]) == 7
+    shards = dataset.Shards([path], CONFIG)
+    np.testing.assert_array_equal(shards.some(count).frames, shards.batch(expected).frames)
+
+
 def test_shards_of_another_config_are_refused(tmp_path):
     path = tmp_path / "00000.npz"
     dataset.write_shard(path, [Example(audio(), NOTES, "piano")], CONFIG, [1, 0])
@@ -253,6 +263,7 @@ def test_what_examples_are_made_from_is_checked(tmp_path, font):
     for wrong, message in [
         (["--midi", tmp_path / "midi"], "give either --fonts"),
         (["--fonts", font, "--recordings", tmp_path], "give either --fonts"),
+        (["--midi", tmp_path / "midi", "--recordings", tmp_path], "give either --fonts"),
         (["--fonts", tmp_path / "no.sf2"], r"no\.sf2: there is no such soundfont"),
         (["--fonts", font, "--midi", tmp_path / "none"], "holds no MIDI file"),
     ]:

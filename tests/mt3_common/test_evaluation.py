@@ -91,7 +91,8 @@ def test_a_picture_has_right_and_estimated_notes_on_top_of_the_spectrogram(tmp_p
         Note(3.0, 3.01, 43, 100, 0, True),
     ]
     image = picture._spectrogram(tmp_path / "a.wav", 0.0, 4.0, 800)
-    figure, axes = picture._compared(references, estimates, image, 4.0)
+    figure = picture._compared(references, estimates, image, 4.0)
+    (axes,) = figure.axes
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3]
@@ -103,24 +104,26 @@ def test_a_picture_has_right_and_estimated_notes_on_top_of_the_spectrogram(tmp_p
         x, y = axes.transData.transform((seconds, height))
         return tuple(int(part) for part in pixels[int(y), int(x)])
 
-    def drum(key):
-        low, high = picture.DRUM_KEYS
-        return picture.LOWEST - 2 - picture.DRUM_ROWS + (key - low) / (high - low) * picture.DRUM_ROWS
-
     # the estimate inside of the reference, which goes on alone
     assert at(0.7, 60) == estimate
     assert at(0.7, 60.35) == at(0.7, 59.65) == at(0.51, 60) == at(1.2, 60) == reference
     assert at(1.03, 72) == at(1.5, 72.4) == missed
     assert at(1.5, 72) == wrong
-    assert at(2.03, drum(36)) == estimate
-    assert at(2.03, drum(36) + 0.35) == reference
-    assert at(3.03, drum(43)) == wrong
+    assert at(2.03, picture._drum_row(36)) == estimate
+    assert at(2.03, picture._drum_row(36) + 0.35) == reference
+    assert at(3.03, picture._drum_row(43)) == wrong
+    below = [picture._drum_row(key) for key in (35, 36, 43, 81, picture.LOWEST)]
+    assert below[4] == below[0] < below[1] < below[2] < below[3] < picture.LOWEST
+    assert axes.get_ylim()[0] < below[0]
+    assert axes.get_ylabel() == "MIDI pitch, drums below 21"
     # the tone where nobody wrote a note: bright, and dark two semitones above
     for seconds in (0.3, 1.5, 3.5):
         bright, dark = at(seconds, 69.1), at(seconds, 71.2)
         assert len(set(bright)) == len(set(dark)) == 1
         assert bright[0] > dark[0] + 60
-    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == "onset within 50 ms"
+    said = [text.get_text() for text in legend.get_texts()]
     assert said == ["found, reference: 2", "found, estimate: 2", "missed: 1", "wrong: 2"]
 
 
