@@ -36,7 +36,9 @@ EXACT = [name for name in training.METRICS if name not in ("seconds", "segments_
 
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("songs")
+    # which split a song belongs to depends on the folder's name
+    folder = tmp_path_factory.mktemp("music") / "songs"
+    folder.mkdir()
     for number in range(4):
         notes = [Note(t / 5, t / 5 + 0.15, 45 + (7 * t + number) % 30, 80) for t in range(100)]
         write_midi(notes, folder / f"{number}.mid")
