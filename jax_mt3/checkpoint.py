@@ -70,7 +70,7 @@ def load(
     arrays = read_any(path, overrides)
     config = checkpoint.network_config(arrays, path, preset=preset, overrides=overrides)
     checkpoint.check_arrays(arrays, config.network)
-    return jax.device_put(to_params(arrays)), config
+    return to_params(arrays), config
 
 
 def save(path: str | os.PathLike, params: dict[str, Any], config: Config) -> None:

@@ -7,6 +7,7 @@ The self-attention cache is a ring: every row writes to the same slot, and a row
 Attention does not depend on the order of keys, so rows of any age share a batch.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +27,7 @@ from mt3_common.vocabulary import EOS_ID
 
 # slots that the ring may have: it grows to the next when a row outgrows it, and every length is compiled once
 LENGTHS = (64, 128, 192, 256, 384, 512, 768, 1024)
-# width from which the products of bfloat16 take and give bfloat16, as in PyTorch, where they are what time goes to
+# width from which rounding is coarse, as in PyTorch, where it pays
 COARSE_WIDTH = 512
 # rows that are not too few to be halved
 WORTH_HALVING = 8
@@ -48,10 +49,12 @@ class Quantised(NamedTuple):
 
     Attributes:
         whole: (out, in) int8; float32 on a CPU, where XLA's products of int8 are slow and those of float32 as exact.
+        rest: (out, in) likewise, what rounding left, in 254ths of one; None where it is let go.
         scales: (out,) float32, what one is worth in each row.
     """
 
     whole: jax.Array
+    rest: jax.Array | None
     scales: jax.Array
 
 
@@ -143,15 +146,16 @@ def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> W
     """The parameters arranged for decoding, on their device.
 
     Of float32 or float64 everything is computed and kept in that dtype. Of bfloat16 all is computed and kept in float32
-    with weights that bfloat16 can hold, but for the decoder's products in a network of COARSE_WIDTH or wider: all that
-    is multiplied once a token takes and gives bfloat16 there, except logits. PyTorch keeps keys and values in float16;
-    XLA's batched products of 16 bits are twenty times slower than those of float32 on a CPU.
+    with weights that bfloat16 can hold, but for products in a network of COARSE_WIDTH or wider: they take and give
+    bfloat16 there, except those of frames, of what the decoder keeps of the encoder's output, and logits. PyTorch keeps
+    keys and values in float16; XLA's batched products of 16 bits are twenty times slower than those of float32 on a
+    CPU.
 
     Args:
         params: of the network.
         config: its sizes.
-        int8: quantise the decoder's MLPs, a scale for each output; what they take is rounded to 15 bits, a scale for
-            each row. All else as the parameters are.
+        int8: quantise the decoder's MLPs, a scale for each output: to 8 bits in a network of COARSE_WIDTH or wider, in
+            a narrower one to 15, which is what MLPs take, a scale for each row. All else as the parameters are.
     """
     where = params["decoder"]["token_embedder"]["embedding"].sharding
     # with NumPy: eagerly, JAX would compile a program for every shape
@@ -161,6 +165,7 @@ def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> W
 
     narrow = decoder["token_embedder"]["embedding"].dtype
     wide = _wide(narrow)
+    coarse = config.emb_dim >= COARSE_WIDTH
 
     def joined(block, *names):
         return np.concatenate([block[name]["kernel"].T for name in names])
@@ -168,32 +173,32 @@ def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> W
     def finely(block, *names):
         return joined(block, *names).astype(wide)
 
-    def each_step(block, *names):
-        return joined(block, *names) if config.emb_dim >= COARSE_WIDTH else finely(block, *names)
+    def coarsely(block, *names):
+        return joined(block, *names) if coarse else finely(block, *names)
 
     def of_mlp(block, *names):
-        return _quantised(joined(block, *names), kind) if int8 else each_step(block, *names)
+        return _quantised(joined(block, *names), coarse, kind) if int8 else coarsely(block, *names)
 
     encoder_layers = tuple(
         EncoderLayerWeights(
             norm=layer["pre_attention_layer_norm"]["scale"].astype(wide),
-            qkv=finely(layer["attention"], "query", "key", "value"),
-            out=finely(layer["attention"], "out"),
+            qkv=coarsely(layer["attention"], "query", "key", "value"),
+            out=coarsely(layer["attention"], "out"),
             mlp_norm=layer["pre_mlp_layer_norm"]["scale"].astype(wide),
-            mlp_wi=finely(layer["mlp"], "wi_0", "wi_1"),
-            mlp_wo=finely(layer["mlp"], "wo"),
+            mlp_wi=coarsely(layer["mlp"], "wi_0", "wi_1"),
+            mlp_wo=coarsely(layer["mlp"], "wo"),
         )
         for layer in (encoder[f"layers_{i}"] for i in range(config.num_encoder_layers))
     )
     layers = tuple(
         LayerWeights(
             self_norm=layer["pre_self_attention_layer_norm"]["scale"].astype(wide),
-            self_qkv=each_step(layer["self_attention"], "query", "key", "value"),
-            self_out=each_step(layer["self_attention"], "out"),
+            self_qkv=coarsely(layer["self_attention"], "query", "key", "value"),
+            self_out=coarsely(layer["self_attention"], "out"),
             cross_norm=layer["pre_cross_attention_layer_norm"]["scale"].astype(wide),
-            cross_query=each_step(layer["encoder_decoder_attention"], "query"),
+            cross_query=coarsely(layer["encoder_decoder_attention"], "query"),
             cross_kv=finely(layer["encoder_decoder_attention"], "key", "value"),
-            cross_out=each_step(layer["encoder_decoder_attention"], "out"),
+            cross_out=coarsely(layer["encoder_decoder_attention"], "out"),
             mlp_norm=layer["pre_mlp_layer_norm"]["scale"].astype(wide),
             mlp_wi=of_mlp(layer["mlp"], "wi_0", "wi_1"),
             mlp_wo=of_mlp(layer["mlp"], "wo"),
@@ -526,10 +531,12 @@ class Compiled:
         folder: str | os.PathLike | None,
     ):
         where = weights.embedding.sharding
+        # what is drawn goes in with each segment
+        settings = dataclasses.replace(settings, seed=0)
         shapes = [(array.shape, str(array.dtype)) for array in jax.tree.leaves(weights)]
         self._programs = programs.find(
             folder,
-            (weights.config, shapes, str(where), settings, num_frames, allowed is not None, hold, STEPS_AT_ONCE),
+            (weights.config, shapes, str(where), settings, num_frames, allowed is not None, hold),
             where,
         )
         # smallest examples, for the structure of what goes in and comes out
@@ -726,8 +733,9 @@ def generator(
     # read from the disk while the first segments are on their way
     expected = Compiled(weights, settings, config.input_frames, allowed, hold, folder)
     rows = _row_count((batch_size + 1) // 2 if _is_halved(weights, batch_size) else batch_size)
-    for kind, *shape in (("see", rows), ("begin", rows), ("advance", rows, min(LENGTHS[0], settings.max_steps))):
-        expected.expect(kind, *shape)
+    expected.expect("see", rows)
+    expected.expect("begin", rows)
+    expected.expect("advance", rows, min(LENGTHS[0], settings.max_steps))
 
     def generate(segments: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         return batching.run(make, segments, settings, batch_size)
@@ -759,22 +767,26 @@ def _on_cpu(sharding):
 
 
 def _is_halved(weights, num_rows):
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return _on_cpu(weights.embedding.sharding) and cores >= 2 and num_rows >= WORTH_HALVING
+    return _on_cpu(weights.embedding.sharding) and programs.num_cores() >= 2 and num_rows >= WORTH_HALVING
 
 
 def _wide(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _quantised(weight, kind):
-    scales = np.abs(weight).max(axis=1) / 127
-    return Quantised(np.round(weight / scales.clip(1e-30)[:, None]).astype(kind), scales)
+def _quantised(weight, coarse, kind):
+    scales = np.abs(weight).max(axis=1).clip(1e-30) / 127
+    whole, rest = _in_two(weight / scales[:, None], np)
+    return Quantised(whole.astype(kind), None if coarse else rest.astype(kind), scales)
+
+
+def _in_two(scaled, library):
+    # numbers up to 127 as whole ones and what that leaves, in 254ths: 15 bits
+    whole = library.round(scaled)
+    return whole, library.round((scaled - whole) * 254)
 
 
 def _dense(x, weight):
-    if isinstance(weight, Quantised):
-        return _product(weight, x.reshape(-1, x.shape[-1]).T).T.reshape(*x.shape[:-1], -1)
     return (x.astype(weight.dtype) @ weight.T).astype(x.dtype)
 
 
@@ -782,14 +794,13 @@ def _product(weight, x):
     # of x's dtype, whatever it is computed in
     if not isinstance(weight, Quantised):
         return (weight @ x.astype(weight.dtype)).astype(x.dtype)
-    # x in two whole numbers, the second 1/254 of the first: 15 bits
     scales = jnp.abs(x).max(axis=0, keepdims=True).clip(1e-30) / 127
-    scaled = x / scales
-    coarse = jnp.round(scaled)
-    both = jnp.concatenate([coarse, jnp.round((scaled - coarse) * 254)], axis=1).astype(weight.whole.dtype)
-    kind = jnp.int32 if weight.whole.dtype == jnp.int8 else None
-    coarse, fine = jnp.split(jnp.matmul(weight.whole, both, preferred_element_type=kind), 2, axis=1)
-    return (coarse + fine / 254) * scales * weight.scales[:, None]
+    both = jnp.concatenate(_in_two(x / scales, jnp), axis=1).astype(weight.whole.dtype)
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.int32 if both.dtype == jnp.int8 else None)
+    wholes, rests = jnp.split(product(weight.whole, both), 2, axis=1)
+    if weight.rest is not None:
+        rests = rests + product(weight.rest, both[:, : x.shape[1]])
+    return (wholes + rests / 254) * scales * weight.scales[:, None]
 
 
 def _mlp(x, layer):

@@ -133,17 +133,21 @@ def _digest(depends, device):
     """Another one wherever a program could be another one."""
     sources = [Path(__file__).with_name(name).read_bytes() for name in ("decode.py", "programs.py")]
     settings = {name: value for name, value in jax.config.values.items() if isinstance(value, bool | int | float | str)}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = (
         *(hashlib.sha256(source).hexdigest() for source in sources),
         *(sys.version, jax.__version__, jaxlib.__version__, einops.__version__),
-        *(platform.machine(), _processor(), cores),
+        *(platform.machine(), _processor(), num_cores()),
         *(device.platform, device.device_kind, device.id, device.client.platform_version, len(device.client.devices())),
         *(os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")),
         sorted(settings.items()),
         depends,
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def num_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor():

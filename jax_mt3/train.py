@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from einops import einsum
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_mt3.checkpoint import to_params
@@ -426,12 +427,13 @@ class Learner:
         With keep, and what the decoder's layers, and the queries and keys of their cross-attention, gave.
         """
         dtype = self.settings.dtype
-        params = to_params(
+        params = traverse_util.unflatten_dict(
             {
                 name: weight if "logits_dense" in name else weight.astype(dtype)
                 for name, weight in weights.items()
                 if not name.startswith("auxiliary/")
-            }
+            },
+            sep="/",
         )
         first = inputs[0].astype(dtype)
         model = Transformer(self.config.network)

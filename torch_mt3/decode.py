@@ -27,7 +27,7 @@ from torch_mt3.model import Transformer, sinusoids
 FIRST_LENGTH = 32
 # segments that are encoded together: enough for full matrix products, few enough for the processor's cache
 ENCODED_TOGETHER = 4
-# width from which products in bfloat16 save more time than it takes to round what they take and give
+# width from which coarse rounding pays: narrower networks spend their time elsewhere, and would change more notes
 COARSE_WIDTH = 512
 # rows that matrices are laid out for: those of a half by default
 ROWS_OF_PRODUCTS = 32
@@ -44,10 +44,12 @@ class Quantised(NamedTuple):
 
     Attributes:
         whole: (out, in) int8.
+        rest: (out, in) int8, what rounding left, in 254ths of one; None where it is let go.
         scales: (out,) float32, what one is worth in each row.
     """
 
     whole: torch.Tensor
+    rest: torch.Tensor | None
     scales: torch.Tensor
 
 
@@ -146,18 +148,21 @@ def pack(model: Transformer, int8: bool = False) -> Weights:
 
     Of a model in float32 or float64 everything is computed and kept in that dtype. Of one in bfloat16, keys and values
     are kept in float16, which is as short and eight times finer, and so are the queries and weights of attention that
-    meet them; all else is computed in float32 with weights that bfloat16 can hold, but for the decoder's products in a
-    network of COARSE_WIDTH or wider: all that is multiplied once a token takes and gives bfloat16 there, except logits.
+    meet them; all else is computed in float32 with weights that bfloat16 can hold, but for products in a network of
+    COARSE_WIDTH or wider: they take and give bfloat16 there, except those of frames, of what the decoder keeps of the
+    encoder's output, and logits.
 
     Args:
         model: the network.
-        int8: quantise the decoder's MLPs, a scale for each output; what they take is rounded to 15 bits, a scale for
-            each row. Keys, values and attention as for bfloat16; all else as the model is.
+        int8: quantise the decoder's MLPs, a scale for each output: to 8 bits in a network of COARSE_WIDTH or wider, in
+            a narrower one to 15, which is what MLPs take, a scale for each row. Keys, values and attention as for
+            bfloat16; all else as the model is.
     """
     encoder, decoder = model.encoder, model.decoder
     narrow = decoder.token_embedder.weight.dtype
     wide = _wide(narrow)
     short = narrow == torch.bfloat16
+    coarse = model.config.emb_dim >= COARSE_WIDTH
 
     def joined(block, *names):
         return torch.cat([getattr(block, name).weight for name in names])
@@ -165,21 +170,24 @@ def pack(model: Transformer, int8: bool = False) -> Weights:
     def finely(block, *names):
         return _arranged(joined(block, *names).to(wide))
 
+    def each_frame(block, *names):
+        return _arranged(joined(block, *names)) if coarse else finely(block, *names)
+
     def each_step(block, *names):
         weight = joined(block, *names)
-        return _shortened(weight) if short and model.config.emb_dim < COARSE_WIDTH else _arranged(weight)
+        return _shortened(weight) if short and not coarse else _arranged(weight)
 
     def of_mlp(block, *names):
-        return _quantised(joined(block, *names)) if int8 else each_step(block, *names)
+        return _quantised(joined(block, *names), coarse) if int8 else each_step(block, *names)
 
     encoder_layers = tuple(
         EncoderLayerWeights(
             norm=layer.pre_attention_layer_norm.scale.to(wide),
-            qkv=finely(layer.attention, "query", "key", "value"),
-            out=finely(layer.attention, "out"),
+            qkv=each_frame(layer.attention, "query", "key", "value"),
+            out=each_frame(layer.attention, "out"),
             mlp_norm=layer.pre_mlp_layer_norm.scale.to(wide),
-            mlp_wi=finely(layer.mlp, "wi_0", "wi_1"),
-            mlp_wo=finely(layer.mlp, "wo"),
+            mlp_wi=each_frame(layer.mlp, "wi_0", "wi_1"),
+            mlp_wo=each_frame(layer.mlp, "wo"),
         )
         for layer in encoder.layers
     )
@@ -285,7 +293,7 @@ def step(weights: Weights, cache: Cache, tokens: torch.Tensor) -> tuple[torch.Te
     unseen = unseen.repeat_interleave(num_decodes * config.num_heads, dim=0)[:, None]
     for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
         y = _dense(_rms_norm(x, layer.self_norm), layer.self_qkv)
-        query, key, value = y.view(-1, 3, config.num_heads, config.head_dim).unbind(1)
+        query, key, value = rearrange(y, "b n (three h d) -> three (b n) h d", three=3, **heads)
         self_keys[:, :, cache.slot], self_values[:, :, cache.slot] = key, value
         y = _attend(query[:, :, None], self_keys, self_values, unseen)
         x = x + _dense(rearrange(y, "(b n) h 1 d -> b n (h d)", b=num_rows), layer.self_out)
@@ -504,6 +512,14 @@ def make_batch(
 class Batch:
     """Rows that decode side by side: a batching.RunningBatch.
 
+    Args:
+        weights: of the network.
+        settings: how tokens are chosen.
+        num_rows: segments side by side.
+        num_frames: that each segment has.
+        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
+        hold: whether segments are batching.Held.
+
     Source: none in MT3, whose batches of 8 run until their longest row has ended.
     """
 
@@ -626,9 +642,16 @@ def _wide(dtype):
     return torch.promote_types(dtype, torch.float32)
 
 
-def _quantised(weight):
-    scales = weight.abs().amax(dim=1) / 127
-    return Quantised((weight / scales.clamp(min=1e-30)[:, None]).round().to(torch.int8), scales)
+def _quantised(weight, coarse):
+    scales = weight.abs().amax(dim=1).clamp(min=1e-30) / 127
+    whole, rest = _in_two(weight / scales[:, None])
+    return Quantised(whole.to(torch.int8), None if coarse else rest.to(torch.int8), scales)
+
+
+def _in_two(scaled):
+    # numbers up to 127 as whole ones and what that leaves, in 254ths: 15 bits
+    whole = scaled.round()
+    return whole, ((scaled - whole) * 254).round()
 
 
 @functools.cache
@@ -686,14 +709,13 @@ def _dense(x, weight):
 
 
 def _whole_dense(x, weight):
-    # x in two whole numbers, the second 1/254 of the first: 15 bits
     rows = x.flatten(0, -2)
     scales = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
-    scaled = rows / scales
-    coarse = scaled.round()
-    both = torch.cat([coarse, ((scaled - coarse) * 254).round()]).to(torch.int8)
-    coarse, fine = torch._int_mm(both, weight.whole.t()).chunk(2)
-    return ((coarse + fine / 254) * scales).mul_(weight.scales).view(*x.shape[:-1], -1)
+    both = torch.cat(_in_two(rows / scales)).to(torch.int8)
+    wholes, rests = torch._int_mm(both, weight.whole.t()).chunk(2)
+    if weight.rest is not None:
+        rests = rests + torch._int_mm(both[: len(rows)], weight.rest.t())
+    return ((wholes + rests / 254) * scales).mul_(weight.scales).view(*x.shape[:-1], -1)
 
 
 def _mlp(x, layer):

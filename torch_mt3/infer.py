@@ -61,7 +61,7 @@ def load(
     module, config = weights.load(found.path, preset=model or found.model or None, overrides=overrides)
     place = find_device(device)
     if dtype == "int8" and place.type != "cpu":
-        raise ValueError(f"PyTorch computes int8 on the CPU only, not on {place}: bfloat16 is the fast one there")
+        raise ValueError(f"PyTorch computes int8 on the CPU only, not on {place}: take float32 or bfloat16 there")
     module = weights.cast(module, "float32" if dtype == "int8" else dtype).to(place).eval()
     generate = decode.generator(
         module,

@@ -70,7 +70,8 @@ def test_a_second_run_compiles_nothing_and_files_that_are_not_programs_are_repla
     spoilt = [
         b"",
         whole[1][: len(whole[1]) // 2],
-        whole[2][:-1] + bytes([whole[2][-1] ^ 1]),
+        # a program that is not the one that was written
+        bytes(32) + whole[2][32:],
         with_digest(b"no program"),
         with_digest(zlib.compress(b"no program")),
         # the beginning of a program
@@ -83,6 +84,9 @@ def test_a_second_run_compiles_nothing_and_files_that_are_not_programs_are_repla
     assert again["ids"] == first["ids"]
     assert 4 <= again["compiled"] <= len(spoilt) + 1
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == files
+    assert not {path.read_bytes() for path in files} & set(spoilt)
+    # others could have written it
+    assert not files[6].stat().st_mode & 0o022
     assert run(tmp_path) == {"ids": first["ids"], "compiled": 0}
 
 
