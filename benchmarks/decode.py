@@ -35,6 +35,7 @@ from mt3_common.vocabulary import EOS_ID  # noqa: E402
 
 PARTS = ("decode", "search", "end", "spectrogram", "agreement", "start")
 TWINS = ("torch_mt3", "jax_mt3")
+EXAMPLE = ROOT / "audio" / "example.flac"
 DTYPES = ("float32", "bfloat16", "int8")
 # what mt3-infer needs and this project's environment does not have; its model needs no torchvision and no torchaudio,
 # which its metadata asks for
@@ -354,11 +355,11 @@ def environment_of_mt3_infer(folder: Path) -> str | None:
 
 
 def recording(settings: dict[str, Any], folder: Path) -> Path:
-    """A FLAC file of so many seconds, 44.1 kHz, stereo: the bundled example, or what --audio names, over and over."""
+    """A FLAC file of so many seconds, 44.1 kHz, stereo: the bundled example, or what --audio names first, repeated."""
     import soundfile
     import soxr
 
-    samples, rate = soundfile.read(settings["audio"], dtype="float32", always_2d=True)
+    samples, rate = soundfile.read((settings["audio"] or [EXAMPLE])[0], dtype="float32", always_2d=True)
     samples = soxr.resample(samples, rate, 44100)[:, [0, -1]]
     wanted = round(settings["seconds"] * 44100)
     path = folder / "song.flac"
@@ -378,7 +379,7 @@ def end_to_end(settings: dict[str, Any], package: str, dtype: str, size: str) ->
         config = dataclasses.replace(config, max_target_length=round(seconds * TOKENS_PER_SECOND))
         source = os.path.join(folder.name, "full.safetensors")
         checkpoint.write_safetensors(source, arrays, config)
-    transcriber = infer.load(source, device="cpu", dtype=dtype, batch_size=settings["rows"])
+    transcriber = infer.load(source, device=settings["device"], dtype=dtype, batch_size=settings["rows"])
 
     def measure() -> dict[str, float]:
         began = time.perf_counter()
@@ -540,38 +541,53 @@ def spectrogram_part(settings: dict[str, Any]) -> None:
 def agreement_part(settings: dict[str, Any]) -> None:
     """How many tokens and notes stay the same with fewer bits, the twin's own float32 being the truth."""
     table = Table(
-        "agreement with float32", "tokens before the first other one", "segments, whole", "notes", "within 50 ms"
+        "agreement with float32", "tokens before the first other one", "segments, whole", "notes", "F1, 50 ms"
     )
     with tempfile.TemporaryDirectory() as name:
-        path = recording(settings, Path(name))
+        paths = settings["audio"] or [recording(settings, Path(name))]
         for package in settings["twins"]:
             infer = importlib.import_module(f"{package}.infer")
-            exact = None
-            for dtype in ("float32", *(dtype for dtype in settings["dtypes"] if dtype != "float32")):
-                transcriber = infer.load(settings["checkpoint"], device="cpu", dtype=dtype, batch_size=settings["rows"])
-                ids: list[np.ndarray] = []
-                generate = transcriber.generate
 
-                def kept(segments, generate=generate, ids=ids):
-                    for one in generate(segments):
-                        ids.append(one)
-                        yield one
+            def heard(dtype, infer=infer):
+                """Of each path: the ids of every segment, and the notes."""
+                transcriber = infer.load(
+                    settings["checkpoint"], device=settings["device"], dtype=dtype, batch_size=settings["rows"]
+                )
+                generate, found = transcriber.generate, []
+                for path in paths:
+                    ids: list[np.ndarray] = []
 
-                transcriber.generate = kept
-                notes = transcriber.transcribe(path).notes
-                if exact is None:
-                    exact = ids, notes
+                    def kept(segments, ids=ids):
+                        for one in generate(segments):
+                            ids.append(one)
+                            yield one
+
+                    transcriber.generate = kept
+                    found.append((ids, transcriber.transcribe(path).notes))
+                return found
+
+            exact = heard("float32")
+            for dtype in settings["dtypes"]:
+                if dtype == "float32":
                     continue
-                same = [common_beginning(ours, theirs) for ours, theirs in zip(ids, exact[0], strict=True)]
-                lengths = [max(len(ours), len(theirs)) for ours, theirs in zip(ids, exact[0], strict=True)]
-                whole = sum(common == length for common, length in zip(same, lengths, strict=True))
-                most = max(len(notes), len(exact[1]), 1)
+                same = length = whole = count = matched = notes = 0
+                for (ids, ours), (exact_ids, theirs) in zip(heard(dtype), exact, strict=True):
+                    for one, other in zip(ids, exact_ids, strict=True):
+                        longer, common = max(len(one), len(other)), common_beginning(one, other)
+                        same, length, whole, count = (
+                            same + common,
+                            length + longer,
+                            whole + (common == longer),
+                            count + 1,
+                        )
+                    matched += matching(ours, theirs, 0.05)
+                    notes += len(ours) + len(theirs)
                 table.add_row(
                     f"{package} {dtype}",
-                    f"{sum(same) / sum(lengths):.2%}",
-                    f"{whole} of {len(ids)}",
-                    f"{matching(notes, exact[1], 0.0) / most:.2%} of {most}",
-                    f"{matching(notes, exact[1], 0.05) / most:.2%}",
+                    f"{same / length:.2%}",
+                    f"{whole} of {count}",
+                    f"{sum(len(theirs) for _, theirs in exact)}",
+                    f"{2 * matched / max(notes, 1):.2%}",
                 )
     show(table)
 
@@ -643,8 +659,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=256)
     parser.add_argument("--cores", type=int, default=0, help="run on so many; default: all")
     parser.add_argument("--checkpoint", help="for end, agreement and start; default: the bundled one")
-    parser.add_argument("--audio", default=str(ROOT / "audio" / "example.flac"), help="for end and agreement")
+    parser.add_argument("--audio", nargs="+", metavar="FILE", help="for agreement; for end the first of them, repeated")
     parser.add_argument("--seconds", type=float, default=180.0, help="of audio")
+    parser.add_argument("--device", default="cpu", help="for end and agreement: cpu, gpu, tpu, cuda:1 ...")
     parser.add_argument("--folder", default=str(ROOT / "build" / "bench"), help="for mt3-infer")
     parser.add_argument("--without-mt3-infer", action="store_true")
     parser.add_argument("--quick", action="store_true", help="toy sizes, one round: does it run?")
@@ -657,7 +674,8 @@ def main() -> None:
         settings[name] = settings[name].split(",")
     if arguments.quick:
         settings |= {"rounds": 1, "rows": 4, "steps": 16, "seconds": 5.0}
-    print(f"{platform.processor() or platform.machine()}, {settings['cores'] or len(os.sched_getaffinity(0))} cores")
+    cores = settings["cores"] or len(os.sched_getaffinity(0))
+    print(f"{platform.processor() or platform.machine()}, {cores} cores; end and agreement on {settings['device']}")
     for part in settings["parts"]:
         run = {
             "decode": decode_part,
