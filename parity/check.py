@@ -3,7 +3,6 @@
 import argparse
 import concurrent.futures
 import ctypes
-import dataclasses
 import gc
 import shlex
 import sys
@@ -13,11 +12,9 @@ from typing import Any
 import numpy as np
 
 from parity import counterexample, decoding, inputs, oracle, probes, record, report, training
-from parity.compare import AGAINST, DIFFERENT, Report, Row, compare, compare_weights, excuse_amplified
+from parity.compare import AGAINST, DIFFERENT, ORIGINAL, Report, Row, compare, compare_weights, excuse_amplified
 from parity.trace import Trace, fingerprint, weights_digest
 
-# precisions of which the doctor can tell causes
-DIAGNOSED = ("float64", "float32", "bfloat16")
 # above this many parameters fewer positions are traced, and fewer decoded in float64 (see DECODE_POSITIONS)
 LARGE = 10_000_000
 # positions of the decode path in float64 for a large network: enough for the cache to grow and its ring to come round
@@ -72,8 +69,10 @@ def check(
     theirs = record.record(candidate, given, precisions, reference=ours)
     found = compare(ours, theirs)
     if source is not None:
+        stored = fingerprint(source)
+        found.facts["weights"] = weights_digest(stored)
         for side, weights in (("reference", ours.weights), ("candidate", theirs.weights)):
-            for row in compare_weights(fingerprint(source), weights):
+            for row in compare_weights(stored, weights):
                 row.name = f"{row.name}{AGAINST}{side}"
                 found.rows.append(row)
     # what is the same needs no second look, and the memory is needed
@@ -132,19 +131,14 @@ def name_causes(
         source: the checkpoint's arrays; the reference's if None.
     """
     if traces is None:
-        places = dict.fromkeys(row.section for row in found.rows if row.verdict != "same")
-        if list(places) == ["original"]:
-            return ["the sides are the same as each other: what differs is the third side, the original"]
-        return [
-            f"no module differs on the reference's own inputs: the fault lies between modules, in {', '.join(places)}"
-        ]
+        if found.differing == [ORIGINAL]:
+            return [f"both sides are the same as each other: only {ORIGINAL} differs, or could not be compared"]
+        places = ", ".join(found.differing)
+        return [f"no module differs on the reference's own inputs: the fault lies between modules, in {places}"]
     from parity import doctor
 
     arrays = reference.arrays() if source is None else source
     for label, trace, side in (("candidate", traces[1], candidate), ("reference", traces[0], reference)):
-        # TF32 is judged by budgets alone: the doctor's network has no such products
-        passes = {name: run for name, run in trace.passes.items() if name in DIAGNOSED}
-        trace = dataclasses.replace(trace, passes=passes)
         try:
             findings = doctor.name_faults(trace, arrays, reference.config, side.arrays())
         except Exception as error:
@@ -291,7 +285,6 @@ def run(args: argparse.Namespace) -> int:
     source = checkpoint.read(path).arrays
     found, traces = check(*sides, args.audio, args.segments, source, args.oracle, precisions, args.positions)
     found.facts["checkpoint"] = path
-    found.facts["weights"] = weights_digest(source)
     found.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
     if found.exit_code == DIFFERENT and args.counterexample:
         smallest = None if traces is None else counterexample.shrink(found, *sides, traces)

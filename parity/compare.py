@@ -37,6 +37,8 @@ CAP = {"float64": 1e-9, "float32": 1e-2, "tf32": 0.5, "bfloat16": 0.5}
 SHORT = ("tf32", "bfloat16")
 # what stands between an array's name and the side that was held against the checkpoint
 AGAINST = " against the checkpoint: "
+# what the section 'original' is called in sentences
+ORIGINAL = "the original (the published MT3 that --oracle names)"
 # what a row says then
 GREW = "rounding, amplified"
 LOST = "judged module by module: in this precision the reference's own noise is as large as the values"
@@ -144,6 +146,12 @@ class Report:
                 if row.section == "taps" and row.precision == precision and over(row.local):
                     return row
         return bad[0] if bad else None
+
+    @property
+    def differing(self) -> list[str]:
+        """The sections in which something is not the same, as sentences name them."""
+        sections = dict.fromkeys(row.section for row in self.rows if row.verdict != "same")
+        return [ORIGINAL if section == "original" else section for section in sections]
 
     def coverage(self) -> dict[str, str]:
         """Per section: '118 of 118 compared, 0 skipped', of what the reference has.

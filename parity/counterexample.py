@@ -221,8 +221,8 @@ def _storable(array: np.ndarray) -> np.ndarray:
 def sentence(found: Counterexample | None, folder: str | os.PathLike, report: Report) -> str:
     """What was found and where it lies, or why there is none."""
     if found is None:
-        sections = ", ".join(dict.fromkeys(row.section for row in report.rows if row.verdict != "same"))
-        return f"none: the difference is in {sections} and not in one module on the reference's inputs"
+        places = ", ".join(report.differing)
+        return f"none: the difference is in {places} and not in one module on the reference's inputs"
     shapes = ", ".join(str(a.shape) for a in found.call.args if isinstance(a, np.ndarray))
     head = "" if found.head is None else f", first in head {found.head}"
     return f"{found.tap} {found.precision} on inputs {shapes}{head}: {folder}"

@@ -7,7 +7,7 @@ import numpy as np
 from mt3_common.config import Config
 from mt3_common.notes import Note, decode_segments
 from mt3_common.vocabulary import EOS_ID, Vocabulary
-from parity.compare import EPSILON, Row, judge
+from parity.compare import EPSILON, Row, judge, over
 from parity.inputs import shift_right
 
 CACHED_TAPS = r"^decoder/.*attention/(key|value)$"
@@ -42,8 +42,7 @@ def compare_decode_path(reference: Any, candidate: Any, inputs: dict[str, np.nda
                 rows.append(Row("decode path", name, "different", precision, note=note))
                 return
             found = judge(exact, array, (rough - exact) * scale, precision)
-            fine = found.ratio is not None and found.ratio <= 1.0
-            rows.append(Row("decode path", name, "same" if fine else "different", precision, found))
+            rows.append(Row("decode path", name, "different" if over(found) else "same", precision, found))
 
         for side in (reference, candidate):
             # the reference's float64 forward pass is the truth itself

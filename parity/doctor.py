@@ -11,8 +11,6 @@ import json
 import math
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from mt3_common.hf_t5 import PICKLES, read_tensors
 from parity import matching, network
 from parity.compare import DIFFERENT, EPSILON, REFUSED, SAME
 from parity.examine import Finding, alternatives_at, examine
+from parity.trace import read_npz
 
 # relative difference up to which an array that matches nothing is the original with noise
 NOISE = 0.1
@@ -126,7 +125,7 @@ def read_candidate(path: str | os.PathLike, config: str | os.PathLike | None = N
         config: the config.json that goes with it; by default the one beside it.
 
     Raises:
-        DoctorError: nothing there, or nothing that can be read.
+        ValueError: nothing there, or nothing that can be read.
     """
     path = Path(path)
     name = path.name.lower()
@@ -142,13 +141,7 @@ def read_candidate(path: str | os.PathLike, config: str | os.PathLike | None = N
     if name.endswith(".safetensors"):
         return _read_safetensors(path, found_config)
     if name.endswith(".npz"):
-        try:
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                return Candidate(str(path), "weights", {key: file[key] for key in file.files}, found_config)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            raise DoctorError(f"{path}: not a readable .npz file ({error})") from error
-        except (AttributeError, TypeError):
-            raise DoctorError(f"{path}: not a .npz file (one bare array, or something else)") from None
+        return Candidate(str(path), "weights", read_npz(path), found_config)
     if name.endswith(PICKLES):
         return Candidate(str(path), "weights", _read_pickle(path), found_config)
     raise DoctorError(f"{path}: not a checkpoint folder, .safetensors, .npz, {', '.join(PICKLES)} or config.json")
@@ -944,9 +937,7 @@ def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) ->
         config: the original's.
         notes: gets what looks like a fault and is none.
     """
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(value if isinstance(value, Mapping) else {key: value})
+    flat = _flat(values)
     findings = []
 
     def fault(key: str, cause: str, text: str) -> None:
@@ -1044,6 +1035,14 @@ def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) ->
     return findings
 
 
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without their sections."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found.update(value if isinstance(value, Mapping) else {key: value})
+    return found
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -1062,9 +1061,7 @@ def diagnose(candidate: Candidate, original: Mapping[str, np.ndarray], config: C
     diagnosis = Diagnosis()
     if candidate.kind == "config":
         known = {name for names in _NAMES.values() for name in names}
-        flat: dict[str, Any] = {}
-        for key, value in candidate.config.items():
-            flat.update(value if isinstance(value, Mapping) else {key: value})
+        flat = _flat(candidate.config)
         stated = sorted(known & set(flat))
         if not stated:
             shown = ", ".join(sorted(map(str, flat))[:4])

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from parity.compare import DIFFERENT, REFUSED, SAME, VERDICTS
 from parity.report import SCHEMA, SCHEMA_VERSION, number, write
+from parity.trace import wanted
 
 FORMAT = "mt3-parity-drift"
 VERSION = 1
@@ -33,17 +34,6 @@ def read_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-
-
-def wanted(value: Any, kinds: Any, name: str) -> Any:
-    """The value, if it is of the kinds.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        raise ValueError(f"its {name} is {value!r}"[:80])
-    return value
 
 
 def check_report(report: Any) -> None:
@@ -92,14 +82,13 @@ def make_record(report: dict[str, Any], commit: str = "", reason: str = "") -> d
     """A ledger's record of a JSON report.
 
     Args:
-        report: what `parity --json` wrote.
+        report: what `parity --json` wrote, as check_report takes it.
         commit: of the code that ran.
         reason: why this state is accepted; empty if nobody has accepted it.
 
     Raises:
         ValueError: the report holds no errors.
     """
-    check_report(report)
     taps: dict[str, float | None] = {}
     for row in report["rows"]:
         measures = [each for each in (row.get("free"), row.get("local")) if each is not None]

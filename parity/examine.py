@@ -715,6 +715,9 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
                 if fitted is None:
                     continue
                 found, error = scale.ratio(fitted, lambda f=fitted: f + (values.compute(path, low=True) - exact))
+                if error > before / 2:
+                    # what removes less than half of the error explains nothing, however wide the budget
+                    continue
                 found /= FITTED[values.precision]
             else:
                 changed = dict.fromkeys(target, hypothesis)
@@ -837,9 +840,9 @@ def _filtered(scale: _Scale, exact: np.ndarray) -> Finding | None:
     if strength is not None and eps > 0:
         left = float(((gains - strength * shape) ** 2).sum())
         # a fitted number always fits a little better: it must by three standard deviations, and be another number
-        known = min(fitting, key=lambda each: each[0], default=(np.inf, None))
+        known = min(fitting, key=lambda each: each[0], default=(np.inf, Hypothesis("", "")))
         better = known[0] - left > 9 * left / len(gains)
-        other = known[1] is None or known[1].behaviour.eps_outside or abs(eps / known[1].behaviour.eps - 1) > READING
+        other = known[1].behaviour.eps_outside or abs(eps / known[1].behaviour.eps - 1) > READING
         if better and other:
             text = f"epsilon about {eps:.1e} in place of 1e-6"
             fitting.insert(0, (-1.0, Hypothesis(f"eps={eps:.1e}", text, Behaviour(eps=eps))))

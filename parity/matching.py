@@ -62,9 +62,7 @@ class Match:
 
     def uniform_factor(self) -> float | None:
         """The one factor of all fibres, or None where they differ."""
-        found = self.factor[self.owner >= 0]
-        middle = float(np.median(found))
-        return middle if np.all(np.abs(found - middle) <= 1e-2 * abs(middle)) else None
+        return _one_factor(self.factor[self.owner >= 0])
 
 
 @dataclasses.dataclass
@@ -290,18 +288,20 @@ def expected(found: Match, original: Mapping[str, np.ndarray]) -> np.ndarray:
     return values
 
 
-def _snap(found: Match) -> None:
-    """Makes a factor that all fibres share one number, exactly a power of two or its root where it is near one."""
-    usable = found.owner >= 0
-    uniform = found.uniform_factor()
-    if uniform is not None:
-        near = np.sign(uniform) * 2.0 ** (np.round(np.log2(np.abs(uniform)) * 2) / 2)
-        # casts to bfloat16 move the norm of a fibre by less than this
-        found.factor[usable] = near if abs(near - uniform) <= 3e-3 * abs(uniform) else uniform
+def _one_factor(factors: np.ndarray) -> float | None:
+    """The factor that fibres share, exactly a power of two or its root where it is near one; None where they differ."""
+    middle = float(np.median(factors))
+    if not np.all(np.abs(factors - middle) <= 1e-2 * abs(middle)):
+        return None
+    near = float(np.sign(middle) * 2.0 ** (np.round(np.log2(np.abs(middle)) * 2) / 2))
+    # casts to bfloat16 move the norm of a fibre by less than this
+    return near if abs(near - middle) <= 3e-3 * abs(middle) else middle
 
 
 def _verify(found: Match, array: np.ndarray, original: Mapping[str, np.ndarray]) -> None:
-    _snap(found)
+    factor = found.uniform_factor()
+    if factor is not None:
+        found.factor[found.owner >= 0] = factor
     values = expected(found, original)
     usable = found.owner != -2
     have = _fibres(array, found.axis)[usable]
@@ -473,13 +473,7 @@ def _standing(found: Match, name: str, shape: tuple[int, ...]) -> Standing:
         turned = bool(down < along)
     order = hashlib.blake2b((places - start).astype(np.int32).tobytes()).hexdigest() if whole else ""
     stacked = sum(role_of(other) == role_of(name) for other in found.owners) > 1
-    factors = found.factor[found.owner == found.owners.index(name)]
-    factor: float | None = float(np.median(factors))
-    if np.any(np.abs(factors - factor) > 1e-2 * abs(factor)):
-        factor = None
-    else:
-        near = float(np.sign(factor) * 2.0 ** (np.round(np.log2(np.abs(factor)) * 2) / 2))
-        factor = near if abs(near - factor) <= 3e-3 * abs(factor) else factor
+    factor = _one_factor(found.factor[found.owner == found.owners.index(name)])
     return Standing(name, found, start, order, plain, turned, stacked, factor)
 
 
@@ -526,14 +520,15 @@ def load_as_siblings(
     for name, standing in standings.items():
         template, (factor, offset) = templates.get((role_of(name), standing.found.shape)), factors[role_of(name)]
         array = np.squeeze(candidate[standing.found.candidate])
-        siblings = [each for each in standings.values() if role_of(each.name) == role_of(name)]
-        role_turned = turned
-        if name.endswith("kernel") and len(siblings) > 1 and sum(each.turned for each in siblings) * 2 != len(siblings):
-            role_turned = sum(each.turned for each in siblings) * 2 > len(siblings)
         if template is not None:
             values, start = _as_template(standing, template, standings, array, original[name].shape)
         else:
             start = standing.start
+            siblings = [each for each in standings.values() if role_of(each.name) == role_of(name)]
+            votes = sum(each.turned for each in siblings) * 2
+            role_turned = turned
+            if name.endswith("kernel") and len(siblings) > 1 and votes != len(siblings):
+                role_turned = votes > len(siblings)
             alone = len(siblings) + sum(role_of(other) == role_of(name) for other in believed) < 2
             values = _as_it_stands(standing, array, original[name], role_turned, alone)
         if values is None:

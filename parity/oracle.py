@@ -7,18 +7,14 @@ activations that it computed earlier, as tests/golden/model/activations.npz.
 import importlib
 import os
 import re
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 
 from mt3_common.config import Config
-from parity.compare import Row, judge, real_rows
-from parity.trace import Trace
+from parity.compare import Row, judge, over, real_rows
+from parity.trace import Trace, read_npz
 
-# what np.load raises on a file that is no .npz, on a damaged one, and on a single array
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 # our tap -> the original's, whose unnamed modules are numbered
 NAMES = (
     (r"(encoder|decoder)/positions", r"\1/FixedEmbed_0"),
@@ -48,12 +44,7 @@ def read_activations(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
     Raises:
         ValueError: not such a file.
     """
-    try:
-        # opened here: NumPy leaves a file open that is no archive
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = dict(archive)
-    except UNREADABLE as error:
-        raise ValueError(f"{path}: not a readable .npz file ({error})") from error
+    found = read_npz(path)
     names = {"frames": "in/frames", "decoder_input_tokens": "in/decoder_inputs", "decoder_target_tokens": "in/targets"}
     missing = [key for key in (*names.values(), "out/logits") if key not in found]
     if missing:
@@ -161,14 +152,10 @@ def vote(original: dict[str, np.ndarray], reference: Trace, candidate: Trace) ->
             continue
         truth, low, third = (real_rows(label, array, targets) for array in (truth, low, third))
         ours = judge(third, low, low - truth, "float32")
-        good = {reference.framework: ours.ratio <= 1.0}
-        if theirs is not None and theirs.shape[-1:] == third.shape[-1:]:
-            good[candidate.framework] = (
-                judge(third, real_rows(label, theirs, targets), low - truth, "float32").ratio <= 1.0
-            )
-        else:
-            good[candidate.framework] = False
-        wrong = [framework for framework, fine in good.items() if not fine]
+        wrong = [reference.framework] if over(ours) else []
+        fits = theirs is not None and theirs.shape[-1:] == third.shape[-1:]
+        if not fits or over(judge(third, real_rows(label, theirs, targets), low - truth, "float32")):
+            wrong.append(candidate.framework)
         note = f"differs from the original: {' and '.join(wrong)}" if wrong else ""
         if len(wrong) == 2:
             note += " (both: is this the original's checkpoint?)"

@@ -6,7 +6,7 @@ import numpy as np
 
 from mt3_common.config import Config
 from mt3_common.spectrogram import log_mel_spectrogram
-from parity.compare import EPSILON, Row, judge
+from parity.compare import EPSILON, Row, judge, over
 from parity.inputs import shift_right
 
 
@@ -87,6 +87,6 @@ def compare_probes(
                 continue
             noise = (rough[at] - exact[at]) * (EPSILON[precision] / EPSILON[low])
             found = judge(exact[at], logits[at], noise, precision)
-            fine = found.ratio is not None and found.ratio <= 1.0 and found.values > 0
-            rows.append(Row("probes", name, "same" if fine else "different", precision, found))
+            verdict = "different" if over(found) or found.values == 0 else "same"
+            rows.append(Row("probes", name, verdict, precision, found))
     return rows

@@ -10,7 +10,6 @@ import numpy as np
 from parity import trace
 
 FRAMEWORKS = ("jax", "torch")
-PRECISIONS = trace.PRECISIONS
 
 
 def load_side(framework: str, path: str, device: str = "cpu", **options: Any) -> Any:
@@ -63,7 +62,7 @@ def add_precisions(parser: argparse.ArgumentParser) -> None:
         "--precisions",
         default="float64,float32,bfloat16",
         metavar="LIST",
-        help=f"passes to run, of {', '.join(PRECISIONS)}; float64 and another at least; tf32 needs a GPU "
+        help=f"passes to run, of {', '.join(trace.PRECISIONS)}; float64 and another at least; tf32 needs a GPU "
         "(default: %(default)s)",
     )
 
@@ -75,9 +74,9 @@ def read_precisions(text: str) -> tuple[str, ...]:
         ValueError: an unknown one, one named twice, or too few for a budget.
     """
     precisions = tuple(text.split(","))
-    unknown = [name for name in precisions if name not in PRECISIONS]
+    unknown = [name for name in precisions if name not in trace.PRECISIONS]
     if unknown:
-        raise ValueError(f"--precisions {text}: {unknown[0]!r} is none of {', '.join(PRECISIONS)}")
+        raise ValueError(f"--precisions {text}: {unknown[0]!r} is none of {', '.join(trace.PRECISIONS)}")
     if "float64" not in precisions or len(precisions) < 2 or len(set(precisions)) < len(precisions):
         raise ValueError(f"--precisions {text}: float64 and at least one other, each once: budgets come from both")
     return precisions

@@ -92,7 +92,7 @@ def show(report: Report, everything: bool = False, console: Console | None = Non
 
 
 def shown_causes(report: Report) -> list[str]:
-    """The first ten causes, and how many more there are."""
+    """The first CAUSES causes, and how many more there are."""
     more = len(report.causes) - CAUSES
     return report.causes[:CAUSES] + ([f"and {more} more (in the JSON report)"] if more > 0 else [])
 

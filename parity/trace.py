@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import platform
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ VERSION = 1
 # tokens that a cache has had before the ones that are compared, so that its ring comes round
 WARM_UP = 37
 PRECISIONS = ("float64", "float32", "bfloat16", "tf32")
+# what np.load raises on a file that is no .npz, and on a damaged one
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class TraceError(ValueError):
@@ -193,9 +197,37 @@ def fingerprint(arrays: dict[str, np.ndarray]) -> dict[str, list]:
     return {name: [array.dtype.name, list(array.shape), digest(array)] for name, array in sorted(arrays.items())}
 
 
-def weights_digest(arrays: dict[str, np.ndarray]) -> str:
-    """sha256 of all arrays' names, dtypes, shapes and bits: which checkpoint it is, wherever it lies."""
-    return hashlib.sha256(json.dumps(fingerprint(arrays)).encode()).hexdigest()
+def weights_digest(weights: dict[str, list]) -> str:
+    """sha256 of a fingerprint, so of all names, dtypes, shapes and bits: which checkpoint it is, wherever it lies."""
+    return hashlib.sha256(json.dumps(weights).encode()).hexdigest()
+
+
+def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays in an .npz file.
+
+    Raises:
+        ValueError: missing, damaged, or not such a file.
+    """
+    try:
+        # opened here: NumPy leaves a file open that is no archive
+        with open(path, "rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                raise ValueError("one bare array")
+            return dict(found)
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: not a readable .npz file ({error})") from error
+
+
+def wanted(value: Any, kinds: Any, name: str) -> Any:
+    """The value, if it is of the kinds; true and false are no numbers.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        raise ValueError(f"its {name} is {value!r}"[:80])
+    return value
 
 
 def save(path: str | os.PathLike, trace: Trace) -> None:
@@ -287,31 +319,26 @@ def _assemble(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
     def value(spec: dict[str, Any]) -> Any:
         return arrays[spec["array"]] if "array" in spec else spec["value"]
 
-    def wanted(name: str, found: Any, kind: type) -> None:
-        if not isinstance(found, kind):
-            raise ValueError(f"{name} is {found!r}"[:80])
-
-    wanted("framework", header["framework"], str)
+    wanted(header["framework"], str, "framework")
     for name in ("environment", "config", "weights", "inputs", "passes"):
-        wanted(name, header[name], dict)
+        wanted(header[name], dict, name)
     for name, entry in header["weights"].items():
-        wanted(f"weight {name}", entry, list)
-        dtype, shape, sha256 = entry
-        wanted(f"dtype of weight {name}", dtype, str)
-        wanted(f"shape of weight {name}", shape, list)
-        wanted(f"sha256 of weight {name}", sha256, str)
+        dtype, shape, sha256 = wanted(entry, list, f"weight {name}")
+        wanted(dtype, str, f"dtype of weight {name}")
+        wanted(shape, list, f"shape of weight {name}")
+        wanted(sha256, str, f"sha256 of weight {name}")
     passes = {}
     for precision, run in header["passes"].items():
-        wanted(f"pass {precision}", run, dict)
+        wanted(run, dict, f"pass {precision}")
         if precision not in PRECISIONS or run["precision"] != precision:
             raise ValueError(f"pass {precision} of precision {run['precision']}")
-        wanted(f"mode of {precision}", run["mode"], dict)
-        wanted(f"other dtypes of {precision}", run["mode"].get("other dtypes", {}), dict)
-        wanted(f"input dtypes of {precision}", run["mode"].get("inputs") or [], list)
-        wanted(f"capture_is_neutral of {precision}", run["capture_is_neutral"], bool)
+        mode = wanted(run["mode"], dict, f"mode of {precision}")
+        wanted(mode.get("other dtypes", {}), dict, f"other dtypes of {precision}")
+        wanted(mode.get("inputs") or [], list, f"input dtypes of {precision}")
+        wanted(run["capture_is_neutral"], bool, f"capture_is_neutral of {precision}")
         passes[precision] = Pass(
             precision=run["precision"],
-            mode=run["mode"],
+            mode=mode,
             outputs={tap: arrays[key] for tap, key in run["outputs"]},
             logits=arrays[run["logits"]],
             capture_is_neutral=run["capture_is_neutral"],

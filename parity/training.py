@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.compare import EPSILON, Row, judge
+from parity.compare import EPSILON, Row, judge, over
 
 OPTIMIZERS = ("adafactor", "adamw")
 
@@ -38,8 +38,7 @@ def compare_training(
             rows.append(Row(section, name, "different", precision, note=note))
             return
         measured = judge(exact, found, (rough - exact) * scales[precision], precision)
-        fine = measured.ratio is not None and measured.ratio <= 1.0
-        rows.append(Row(section, name, "same" if fine else "different", precision, measured))
+        rows.append(Row(section, name, "different" if over(measured) else "same", precision, measured))
 
     ours = {precision: reference.gradients(inputs, precision) for precision in ("float64", low)}
     for precision in precisions:

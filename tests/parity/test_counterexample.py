@@ -85,6 +85,8 @@ def test_what_is_in_no_module_has_none_and_says_so(tmp_path):
     assert counterexample.shrink(report, None, None, (None, None)) is None
     said = counterexample.sentence(None, tmp_path, report)
     assert said.startswith("none: the difference is in weights, decode path and not in one module")
+    said = counterexample.sentence(None, tmp_path, compare.Report(rows=[compare.Row("original", "a", "different")]))
+    assert said.startswith("none: the difference is in the original (the published MT3 that --oracle names) and not")
 
 
 def replayed(path):

@@ -226,11 +226,11 @@ def test_history_names_the_worst_tap():
 def test_the_projects_own_ledger_is_of_the_default_checkpoint():
     from mt3_common import checkpoint
     from mt3_common.transcribe import find_checkpoint
-    from parity.trace import weights_digest
+    from parity.trace import fingerprint, weights_digest
 
     records = drift.read_ledger(Path(__file__).parents[2] / "docs" / "drift.jsonl")
     accepted = next(record for record in reversed(records) if record["accepted"])
-    assert accepted["weights"] == weights_digest(checkpoint.read(find_checkpoint(None).path).arrays)
+    assert accepted["weights"] == weights_digest(fingerprint(checkpoint.read(find_checkpoint(None).path).arrays))
 
 
 def test_make_drift_judges_a_copy_of_the_projects_ledger(tmp_path):

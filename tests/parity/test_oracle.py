@@ -80,6 +80,8 @@ def test_what_is_not_there_is_one_sentence(tmp_path, traces):
     for name in ("zip.npz", "single.npy", "cut.npz", "bit.npz"):
         with pytest.raises(ValueError, match=f"{name}: not a readable"):
             oracle.read_activations(tmp_path / name)
+    with pytest.raises(ValueError, match="one bare array"):
+        oracle.read_activations(tmp_path / "single.npy")
     with pytest.raises(ValueError, match="extra t5x"):
         oracle.run_original({}, copy.copy(traces[0].config), {})
 
@@ -91,7 +93,7 @@ def test_a_third_side_that_cannot_be_is_told_before_anything_is_computed(tmp_pat
     monkeypatch.setattr(check, "check", lambda *_: pytest.fail("computed first"))
     checkpoint = str(GOLDEN / "checkpoints" / "t5x_zarr")
     (tmp_path / "zip.npz").write_bytes(b"PK\x03\x04" + bytes(100))
-    np.savez(tmp_path / "other.npz", **{f"{name}": np.zeros((1, 2)) for name in NAMES})
+    np.savez(tmp_path / "other.npz", **{name: np.zeros((1, 2)) for name in NAMES})
     for source, reason in (
         ("t5x", "install mt3"),
         (tmp_path / "zip.npz", "not a readable"),

@@ -12,7 +12,7 @@ import torch_mt3.model
 from jax_mt3.checkpoint import to_params
 from mt3_common.arrays import array_shapes
 from mt3_common.config import Config, NetworkConfig
-from parity import compare, jax_side, record, torch_side, trace
+from parity import check, compare, doctor, jax_side, record, torch_side, trace
 from parity.inputs import with_tokens
 from torch_mt3.checkpoint import to_state_dict
 from torch_mt3.model import Transformer
@@ -209,20 +209,47 @@ def test_a_clean_pair_is_the_same_in_tf32(tf32):
     assert report.sides["reference"]["modes"]["tf32"]["jax_default_matmul_precision"] == "tensorfloat32"
 
 
-def test_a_fault_in_tf32_alone_is_found_where_it_is(tf32):
+@pytest.mark.parametrize("change", ["coarse", "relu"])
+def test_a_fault_in_tf32_alone_is_found_where_it_is_and_named(tf32, change, monkeypatch):
     reference, candidate, given = sides(1)
-    mlp = candidate.model.encoder.layers[0].mlp
+    if change == "coarse":
+        mlp = candidate.model.encoder.layers[0].mlp
 
-    class Coarse(type(mlp)):
-        def forward(self, *args, **kwargs):
-            found = super().forward(*args, **kwargs)
-            return torch.from_numpy(rounded(found.numpy(), 5)) if tf32["precision"] == "tf32" else found
+        class Coarse(type(mlp)):
+            def forward(self, *args, **kwargs):
+                found = super().forward(*args, **kwargs)
+                return torch.from_numpy(rounded(found.numpy(), 5)) if tf32["precision"] == "tf32" else found
 
-    mlp.__class__ = Coarse
-    report = report_of(reference, candidate, given, "tf32")
+        mlp.__class__ = Coarse
+        # no constant or anything else undoes a rounding, however wide the budget of TF32
+        cause, names = "unknown", "encoder/layers_0/mlp: differs (error "
+    else:
+        gelu = torch_mt3.model.F.gelu
+        wrong = {"tf32": lambda x, approximate: torch.relu(x)}
+        monkeypatch.setattr(
+            torch_mt3.model.F,
+            "gelu",
+            lambda x, approximate: wrong.get(tf32["precision"], gelu)(x, approximate=approximate),
+        )
+        cause, names = "relu", "encoder/layers_0/mlp and 2 more: ReLU in place of GELU (restores parity"
+    precisions = ("float64", "float32", "tf32")
+    ours = record.record(reference, given, precisions)
+    theirs = record.record(candidate, given, precisions, reference=ours)
+    report = compare.compare(ours, theirs)
     assert report.verdict == "different"
     first = report.first_difference
     assert (first.name, first.precision) == ("encoder/layers_0/mlp", "tf32")
+    assert [each.cause for each in doctor.name_faults(theirs, reference.arrays(), CONFIG)] == [cause]
+    [sentence] = check.name_causes(report, (ours, theirs), reference, candidate)
+    assert sentence.startswith(f"candidate (torch): {names}")
+
+
+@pytest.mark.parametrize(("seed", "gain"), [(0, 1.0), (1, 2.0), (2, 1.0)])
+def test_the_doctor_finds_nothing_in_a_clean_pair_in_any_precision(tf32, seed, gain):
+    *pair, given = sides(seed, gain)
+    for side in pair:
+        found = record.record(side, given, trace.PRECISIONS)
+        assert doctor.name_faults(found, side.arrays(), CONFIG) == [], side.framework
 
 
 @pytest.mark.parametrize("bits", [7, 23])
