@@ -14,6 +14,9 @@ import numpy as np
 from mt3_common.spectrogram import Segment
 from mt3_common.vocabulary import EOS_ID
 
+# a smaller batch has so many times fewer rows
+FEWER = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchSettings:
@@ -178,12 +181,16 @@ def until_eos(ids: np.ndarray) -> np.ndarray:
 
 
 def run(
-    make_batch, segments: Iterable[np.ndarray | Segment | Held | None], settings: SearchSettings, batch_size: int
+    make_batch: Callable[[int], RunningBatch],
+    segments: Iterable[np.ndarray | Segment | Held | None],
+    settings: SearchSettings,
+    batch_size: int,
 ) -> Iterator[np.ndarray]:
     """Token ids of each segment, in the segments' order, whatever order they end in.
 
     Segments are taken from the iterable only when a row is free, and an ended segment waits only for those before it;
-    so memory does not grow with the recording. The result does not depend on how fast segments arrive.
+    so memory does not grow with the recording. The result does not depend on how fast segments arrive. Where few may
+    begin at a time, as when each needs the ids of the one before, a smaller batch takes them.
 
     Args:
         make_batch: called with a number of rows, returns a RunningBatch.
@@ -209,24 +216,29 @@ def run(
         exhausted = len(found) < at_most
         return found
 
-    arrivals = arrived(batch_size)
-    if not arrivals:
-        return
+    waiting = arrived(batch_size)
     # held segments: there are never more at once than in the beginning
-    batch_size = len(arrivals)
-    batch = make_batch(batch_size)
+    batch_size = len(waiting)
+    batches: dict[int, RunningBatch] = {}
     in_row: dict[int, int] = {}
     ended: dict[int, np.ndarray] = {}
     next_out = 0
-    while arrivals or in_row:
-        if arrivals:
-            free = [row for row in range(batch.num_rows) if row not in in_row][: len(arrivals)]
-            held = [segment for _, segment in arrivals if isinstance(segment, Held)]
-            plain = [(number, segment.segment if held else segment) for number, segment in arrivals]
+    while waiting or in_row:
+        if not in_row:
+            size = batch_size
+            while size // FEWER >= len(waiting):
+                size //= FEWER
+            batch = batches[size] = batches.get(size) or make_batch(size)
+        # those that a smaller batch has no room for wait until it is empty
+        if waiting and len(waiting) <= batch.num_rows - len(in_row):
+            free = [row for row in range(batch.num_rows) if row not in in_row][: len(waiting)]
+            held = [segment for _, segment in waiting if isinstance(segment, Held)]
+            plain = [(number, segment.segment if held else segment) for number, segment in waiting]
             known = [(s.frames, s.index) if isinstance(s, Segment) else (s, number) for number, s in plain]
             uniforms = [settings.uniforms(index) for _, index in known]
             batch.insert(free, [frames for frames, _ in known], uniforms, *[held] * bool(held))
-            in_row.update(zip(free, (number for number, _ in arrivals), strict=True))
+            in_row.update(zip(free, (number for number, _ in waiting), strict=True))
+            waiting = []
         done = batch.advance()
         rows = [row for row in in_row if done[row]]
         for row, ids in zip(rows, batch.take(rows) if rows else [], strict=True):
@@ -234,12 +246,11 @@ def run(
         while next_out in ended:
             yield ended.pop(next_out)
             next_out += 1
-        arrivals = []
-        num_free = batch_size - len(in_row)
+        num_free = batch_size - len(in_row) - len(waiting)
         # encoding a few segments together costs less than one by one
         if not exhausted and num_free >= max(1, batch_size // 16):
-            arrivals = arrived(num_free)
-        if exhausted and not arrivals and 0 < len(in_row) <= batch.num_rows // 2:
+            waiting += arrived(num_free)
+        if exhausted and not waiting and 0 < len(in_row) <= batch.num_rows // 2:
             live = sorted(in_row)
             batch.shrink(live)
             in_row = {new: in_row[old] for new, old in enumerate(live)}

@@ -69,3 +69,67 @@ def test_every_segment_comes_back_in_order_from_halves(lengths, batch_size, hold
     assert [ids.tolist() for ids in found] == [[number + 2] * length for number, length in enumerate(lengths)]
     assert 1 <= len(begun) <= 2
     assert threading.main_thread() not in begun
+
+
+def held(number, length):
+    frames = np.array([[number, length]], np.float32)
+    return Held(Segment(number, 0.0, frames, 1), np.zeros(0, np.int32), np.zeros(4, np.float32))
+
+
+def decode_held(lengths, needed, batch_size):
+    """Runs segments of which each may begin when so many are back; returns the batches, and the answers' numbers."""
+    made, back = [], []
+
+    class Recorded(Counting):
+        """Knows how many rows lived at each step."""
+
+        def __init__(self, num_rows):
+            super().__init__(num_rows)
+            self.most, self.lived = num_rows, []
+            made.append(self)
+
+        def advance(self):
+            self.lived.append(sum(done < length for _, length, done in self.rows))
+            assert sum(sum(done < length for _, length, done in each.rows) for each in made) == self.lived[-1]
+            return super().advance()
+
+    def asked():
+        for number, length in enumerate(lengths):
+            while len(back) < needed[number]:
+                yield None
+            yield held(number, length)
+
+    for ids in batching.run(Recorded, asked(), Numbered(max_steps=LONGEST), batch_size):
+        assert ids.tolist() == [len(back) + 2] * lengths[len(back)]
+        back.append(ids)
+    assert len(back) == len(lengths)
+    return made
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_segments_that_need_others_come_back_in_order_from_batches_of_any_size(data):
+    lengths = data.draw(st.lists(st.integers(1, LONGEST), min_size=1, max_size=60))
+    needed = [data.draw(st.integers(max(0, number - 20), number)) for number in range(len(lengths))]
+    for batch in decode_held(lengths, needed, data.draw(st.integers(1, 40))):
+        assert max(batch.lived) <= batch.most
+
+
+def test_one_after_the_other_has_a_small_batch_to_itself():
+    """16 side by side, 10 of which each needs the one before, 16 side by side again."""
+    lengths = [5] * 42
+    needed = [0] * 16 + list(range(16, 26)) + [26] * 16
+    large, small = decode_held(lengths, needed, 16)
+    assert large.lived == [16] * 5 + [16] * 5
+    assert small.num_rows == 1
+    assert small.lived == [1] * 50
+
+
+def test_a_small_batch_lets_a_crowd_go_on_together():
+    """While one is under way, what it has no room for waits for its end, and is not taken one by one."""
+    lengths = [5] * 17 + [20] + [5] * 16
+    needed = [0] * 16 + [16] * 2 + [17] * 16
+    large, small = decode_held(lengths, needed, 16)
+    assert small.num_rows == 4
+    assert small.lived == [2] * 5 + [1] * 15
+    assert large.lived == [16] * 5 + [16] * 5
