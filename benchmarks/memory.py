@@ -1,6 +1,6 @@
 """Peak memory of both commands on a long recording beside a short one: prints the table in docs/long.md.
 
-python benchmarks/memory.py [--hours 3] [--twins torch_mt3,jax_mt3] [--ends 2] [--batch-size 16]
+python benchmarks/memory.py [--hours 3] [--twins torch_mt3,jax_mt3] [--ends 2] [--batch-size 64]
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=3.0)
     parser.add_argument("--twins", default=",".join(FRAMEWORKS))
     parser.add_argument("--ends", type=float, default=2.0, help="how much the network likes to end a segment")
-    parser.add_argument("--batch-size", type=int, default=16, help="segments at once (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="segments at once (default: %(default)s)")
     arguments = parser.parse_args()
     table = Table(
         "twin", "framework alone", "1 minute", f"{arguments.hours:g} hours", "beyond the framework", "notes", "s"
