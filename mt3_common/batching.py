@@ -16,6 +16,8 @@ from mt3_common.vocabulary import EOS_ID
 
 # a smaller batch has so many times fewer rows
 FEWER = 4
+# temperature and top_p at least: further down float32 has only 0 and infinity
+LEAST = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +60,14 @@ class SearchSettings:
             raise ValueError(f"{self.num_decodes} beams need search 't5x'; {self.search!r} follows one")
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, not {self.max_steps}")
-        if not self.temperature > 0.0:
-            raise ValueError(f"temperature must be above 0, not {self.temperature}; search 'greedy' is its limit")
+        if not self.temperature >= LEAST:
+            raise ValueError(
+                f"temperature must be above 0, at least {LEAST:g}, not {self.temperature}; search 'greedy' is its limit"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (all) or more, not {self.top_k}")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        if not LEAST <= self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in [{LEAST:g}, 1], not {self.top_p}")
 
     def uniforms(self, index: int) -> np.ndarray:
         """The numbers that 'sample' draws for segment index: (max_steps,) float32 in [0, 1); zeros otherwise."""

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mt3_common import listen, midi, picture, score, tempo, workers
+from mt3_common.batching import LEAST
 from mt3_common.config import PRESETS
 from mt3_common.instruments import parse_instruments
 from mt3_common.notes import Note
@@ -196,7 +197,7 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
         formats = () if streamed_only else arguments.formats
         extras = [".png"] * arguments.plot + [".played.wav", ".compared.wav"] * arguments.listen
         jobs, failed = plan(names, arguments.output, formats, stdin, extras)
-        summary = open_summary(arguments, len(jobs))
+        summary = open_summary(arguments, jobs)
         kinds = {kind_of(output) for job in jobs for output in job.outputs}
         # what is missing is said now, not after the work
         if "noteseq" in kinds:
@@ -279,6 +280,8 @@ def listed(name: str) -> list[str]:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise UsageError(f"--list {name} cannot be read: {error.strerror}") from error
+    if b"\0" in content:
+        raise UsageError(f"--list {name} is no list of paths, or in UTF-16: it must have one path a line, in UTF-8")
     text = os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
     paths = [line for line in (line.removesuffix("\r") for line in text.split("\n")) if line.strip()]
     # which here is the name of a file
@@ -288,20 +291,24 @@ def listed(name: str) -> list[str]:
     return paths
 
 
-def open_summary(arguments: argparse.Namespace, num_jobs: int) -> Summary | None:
+def open_summary(arguments: argparse.Namespace, jobs: Sequence[Job]) -> Summary | None:
     """The summary that --summary names, or that belongs into the folder of -o if there is more than one recording.
 
     Raises:
-        UsageError: --resume without a summary to look into.
+        UsageError: --resume without a summary to look into, or a summary that is a recording or an output.
         SummaryError: the file is there and something else.
     """
     path = arguments.summary
     folder = arguments.output if arguments.output and not is_file_name(arguments.output) else None
-    if path is None and folder and (num_jobs > 1 or arguments.resume):
+    if path is None and folder and (len(jobs) > 1 or arguments.resume):
         path = Path(folder) / "summary.jsonl"
     if path is None and arguments.resume:
         raise UsageError("--resume looks into a summary for what is done: name it with --summary, or give -o a folder")
-    return None if path is None else Summary(path)
+    if path is None:
+        return None
+    if os.path.realpath(path) in {os.path.realpath(file) for job in jobs for file in (job.audio, *job.outputs)}:
+        raise UsageError(f"--summary {path} is also a recording or an output; give it a name of its own")
+    return Summary(path)
 
 
 def to_do(jobs: Sequence[Job], summary: Summary, about: dict[str, Any]) -> list[Job]:
@@ -314,8 +321,8 @@ def to_do(jobs: Sequence[Job], summary: Summary, about: dict[str, Any]) -> list[
     """
     left = []
     for job in jobs:
-        remove_leftovers(job.outputs)
         try:
+            remove_leftovers(job.outputs)
             done = summary.is_done({"input": describe_file(job.audio)} | about, job.outputs)
         except OSError:
             # its turn will tell
@@ -339,9 +346,21 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("audio", nargs="*", metavar="AUDIO", help="a recording, a folder to search, a 'pattern*', or - for stdin")
-    add("--list", metavar="FILE", help="a file that names more of them, one a line; - for stdin")
-    add("-o", "--output", metavar="OUT", help="file or folder to write to; default: beside the recording")
+    add(
+        "audio",
+        nargs="*",
+        type=path_name,
+        metavar="AUDIO",
+        help="a recording, a folder to search, a 'pattern*', or - for stdin",
+    )
+    add("--list", type=path_name, metavar="FILE", help="a file that names more of them, one a line; - for stdin")
+    add(
+        "-o",
+        "--output",
+        type=path_name,
+        metavar="OUT",
+        help="file or folder to write to; default: beside the recording",
+    )
     add("--format", dest="formats", type=format_names, metavar="F,…", help=f"of {', '.join(FORMATS)}; default: mid")
     add(
         "--plot",
@@ -356,6 +375,7 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--soundfont",
+        type=path_name,
         metavar="FILE",
         help="of --listen: an .sf2 or .sf3 file; default: the largest of this system, or else sine waves",
     )
@@ -367,6 +387,7 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     add = many.add_argument
     add(
         "--summary",
+        type=path_name,
         metavar="FILE",
         help="add a JSON line per recording: what came of what; default: summary.jsonl in the folder of -o where there "
         "are several",
@@ -526,20 +547,24 @@ def plan(
     """
     # where each recording's output lies below -o, by absolute path: naming a file twice means it once
     places: dict[str, tuple[Path, Path]] = {}
-    failed = {}
+    failed: dict[Path, str] = {}
+
+    def unread(error: OSError) -> None:
+        failed[Path(error.filename)] = f"{error.filename}: this folder cannot be searched: {error.strerror}"
+
     for name in audio:
-        found = [(stdin, Path(stdin.name))] if name == STDIN and stdin else find(name)
-        if not found:
-            path = Path(name)
+        found = [(stdin, Path(stdin.name))] if name == STDIN and stdin else find(name, unread)
+        path = Path(name)
+        if not found and path not in failed:
             failed[path] = f"{path}: no recordings in this folder; name files whose endings are not usual for audio"
-            if not path.is_dir():
+            if not os.path.isdir(name):
                 failed[path] = f"{path}: no recordings match this pattern"
         for file, place in found:
             places.setdefault(os.path.abspath(file), (file, place))
 
     format_of_output = SUFFIXES.get(Path(output).suffix.lower()) if output and is_file_name(output) else None
     if format_of_output:
-        if len(places) > 1 or len(audio) > 1 or Path(audio[0]).is_dir():
+        if len(places) > 1 or len(audio) > 1 or os.path.isdir(audio[0]):
             raise UsageError(f"-o {output} is one file, for one recording; name a folder for the outputs of several")
         formats = formats or (format_of_output,)
         if format_of_output not in formats:
@@ -576,34 +601,36 @@ def plan(
 
 
 def is_file_name(output: str) -> bool:
-    """Whether -o names a file: by its ending, unless a folder has that name."""
-    return Path(output).suffix.lower() in SUFFIXES and not Path(output).is_dir()
+    """Whether -o names a file: by its ending, unless a folder has that name or there is a slash behind it."""
+    return os.path.splitext(output)[1].lower() in SUFFIXES and not os.path.isdir(output)
 
 
-def find(name: str) -> list[tuple[Path, Path]]:
+def find(name: str, unread: Callable[[OSError], None]) -> list[tuple[Path, Path]]:
     """The recordings that an argument names, and where the outputs of each lie below -o.
 
     Args:
         name: of a file or a folder, or else a pattern with *, ?, [abc] or ** for any folders. Of a folder's files, and
             of those that match a pattern without an ending, only those are taken whose endings are usual for audio;
             what --listen wrote is passed over.
+        unread: called of each folder that cannot be searched.
     """
     path = Path(name)
     if os.path.lexists(name) or not glob.has_magic(name):
-        if path.is_dir():
-            return [(file, file.relative_to(path)) for file in recordings(path)]
+        # a name may be too long to ask of a Path
+        if os.path.isdir(name):
+            return [(file, file.relative_to(path)) for file in recordings(path, unread)]
         return [(path, Path(path.name))]
     fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
     found = []
-    for match in sorted(map(Path, matches(path))):
+    for match in sorted(map(Path, matches(path, unread))):
         if match.is_dir():
-            found += recordings(match)
+            found += recordings(match, unread)
         elif match.suffix.lower() in AUDIO_SUFFIXES or (path.suffix and not glob.has_magic(path.suffix)):
             found += [match] * (not listen.is_played(match))
     return [(file, file.relative_to(fixed)) for file in found]
 
 
-def matches(pattern: Path) -> Iterator[str]:
+def matches(pattern: Path, unread: Callable[[OSError], None]) -> Iterator[str]:
     """What a pattern matches; unlike glob's own, ** goes around no circle of links."""
     if "**" not in pattern.parts:
         yield from glob.glob(str(pattern))
@@ -612,17 +639,19 @@ def matches(pattern: Path) -> Iterator[str]:
     after = pattern.parts[place + 1 :]
     for folder in filter(os.path.isdir, glob.glob(str(Path(*pattern.parts[:place])))):
         # behind the last **, folders count with all that is in them
-        for below, _ in folders(folder) if after else [(folder, [])]:
-            yield from matches(Path(glob.escape(below), *after))
+        for below, _ in folders(folder, unread) if after else [(folder, [])]:
+            yield from matches(Path(glob.escape(below), *after), unread)
 
 
-def folders(folder: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
+def folders(
+    folder: str | os.PathLike, unread: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """A folder and those below it, each with the names of its files; what is hidden is passed over.
 
-    Links to folders are followed, but no folder comes twice.
+    Links to folders are followed, but no folder comes twice. `unread` is called of each that cannot be searched.
     """
     seen = set()
-    for place, below, files in os.walk(folder, followlinks=True):
+    for place, below, files in os.walk(folder, onerror=unread, followlinks=True):
         real = os.path.realpath(place)
         below[:] = [] if real in seen else sorted(name for name in below if not name.startswith("."))
         if real not in seen:
@@ -630,9 +659,9 @@ def folders(folder: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
         seen.add(real)
 
 
-def recordings(folder: Path) -> list[Path]:
-    """The audio files below a folder by name, sorted; hidden files and folders are passed over."""
-    found = (Path(place, name) for place, names in folders(folder) for name in names)
+def recordings(folder: Path, unread: Callable[[OSError], None] | None = None) -> list[Path]:
+    """The audio files below a folder by name, sorted; hidden files and folders are passed over, `unread` as folders."""
+    found = (Path(place, name) for place, names in folders(folder, unread) for name in names)
     return sorted(
         path
         for path in found
@@ -685,7 +714,6 @@ class Task:
 
         Raises:
             ValueError: the recording was changed, or an output cannot be written.
-            OSError: an output's folder cannot be made.
         """
         job = self.job
         if self.input and modified(job.audio) != self._state:
@@ -699,7 +727,10 @@ class Task:
         part = self.arguments.start, transcription.duration
         by_kind = {kind_of(output): output for output in job.outputs}
         for kind, output in by_kind.items():
-            output.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                output.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"{output} cannot be written: {error.filename}: {error.strerror}") from error
             if kind == "plot":
                 picture.write_picture(transcription.notes, job.audio, output, *part)
             elif kind not in EXTRAS.values():
@@ -981,11 +1012,18 @@ def number(kind: type, description: str, accepted: Callable[[float], bool]) -> C
 
 SECONDS = number(float, "a time of 0 s or more", lambda value: 0 <= value < math.inf)
 DURATION = number(float, "a time above 0 s", lambda value: 0 < value < math.inf)
-TEMPERATURE = number(float, "a number above 0", lambda value: 0 < value < math.inf)
+TEMPERATURE = number(float, f"a number from {LEAST:g} up", lambda value: LEAST <= value < math.inf)
 BIAS = number(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
-PROBABILITY = number(float, "above 0 and at most 1", lambda value: 0 < value <= 1)
+PROBABILITY = number(float, f"a number from {LEAST:g} to 1", lambda value: LEAST <= value <= 1)
 POSITIVE = number(int, "a whole number from 1 up", lambda value: value >= 1)
 SEED = number(int, "a whole number from 0 to 2^64 - 1", lambda value: 0 <= value < 2**64)
+
+
+def path_name(text: str) -> str:
+    """The text, if it is not empty, as a variable of the shell that is not set is: that would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
 
 
 def instruments(text: str) -> str:
@@ -1018,7 +1056,7 @@ def bpm(text: str) -> float | str:
 
 def format_names(text: str) -> tuple[str, ...]:
     """'mid,json' -> ('mid', 'json')."""
-    found = tuple(dict.fromkeys(text.lower().split(",")))
+    found = tuple(dict.fromkeys(name.strip() for name in text.lower().split(",")))
     unknown = [name for name in found if name not in FORMATS]
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(FORMATS)}")

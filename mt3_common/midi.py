@@ -484,6 +484,9 @@ def _json_note(item: dict[str, Any]) -> Note:
 
 def written_here(path: str | os.PathLike) -> bool:
     """Whether the file was written by this project and nobody has changed it since."""
+    # to open a pipe would wait for its writer
+    if not os.path.isfile(path):
+        return False
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:

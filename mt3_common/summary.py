@@ -34,8 +34,10 @@ class Summary:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.done: dict[str, list[dict[str, str]]] = {}
+        if os.path.lexists(self.path) and not self.path.is_file():
+            raise SummaryError(f"{self.path} is no file; name another one")
         try:
-            text = self.path.read_bytes().decode("utf-8", "surrogateescape") if os.path.lexists(self.path) else ""
+            text = self.path.read_bytes().decode("utf-8", "surrogateescape") if self.path.exists() else ""
         except OSError as error:
             raise SummaryError(f"{self.path} cannot be read: {error.strerror}") from error
         for line in text.split("\n"):

@@ -3,6 +3,7 @@
 import threading
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,13 @@ from mt3_common.batching import Halves, Held, SearchSettings
 from mt3_common.spectrogram import Segment
 
 LONGEST = 30
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 1e-10}, {"top_p": 1e-300}, {"top_p": 1.1}])
+def test_what_float32_takes_for_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"temperature must be above 0, at least 1e-06|top_p must be in \[1e-06, 1\]"):
+        SearchSettings("sample", **wrong)
+    assert SearchSettings("sample", temperature=1e-6, top_p=1e-6)
 
 
 class Counting:

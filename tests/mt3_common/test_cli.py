@@ -1,6 +1,7 @@
 """What the command line does with files, errors and interruptions; the network is a stand-in."""
 
 import codecs
+import errno
 import io
 import json
 import os
@@ -94,8 +95,18 @@ def test_help_lists_options_and_exit_statuses(capsys):
         (("--format", "wav"), "'wav' is not one of mid, json, csv, noteseq"),
         (("--beams", "4"), "--beams belongs to --search t5x, not to --search greedy"),
         (("--search", "t5x", "--top-k", "4"), "--top-k belongs to --search sample, not to --search t5x"),
-        (("--search", "sample", "--top-p", "1.5"), "'1.5' is not above 0 and at most 1"),
-        (("--search", "sample", "--temperature", "0"), "'0' is not a number above 0"),
+        (("--search", "sample", "--top-p", "1.5"), "'1.5' is not a number from 1e-06 to 1"),
+        (("--search", "sample", "--temperature", "0"), "'0' is not a number from 1e-06 up"),
+        (("--search", "sample", "--temperature", "1e-300"), "'1e-300' is not a number from 1e-06 up"),
+        (("",), "AUDIO: the name is empty"),
+        (("-o", ""), "-o/--output: the name is empty"),
+        (("--list", ""), "--list: the name is empty"),
+        (("--summary", ""), "--summary: the name is empty"),
+        (("--listen", "--soundfont", ""), "--soundfont: the name is empty"),
+        (("--summary", "song.mid"), "--summary song.mid is also a recording or an output"),
+        (("--plot", "--summary", "./song.png"), "--summary ./song.png is also a recording or an output"),
+        (("--summary", "song.wav"), "--summary song.wav is also a recording or an output"),
+        (("--summary", "."), ". is no file; name another one"),
         (("--search", "sample", "--seed", "-1"), "'-1' is not a whole number from 0 to 2^64 - 1"),
         (("--start", "-1"), "'-1' is not a time of 0 s or more"),
         (("--start", "nan"), "'nan' is not a time of 0 s or more"),
@@ -203,8 +214,36 @@ def test_plan_searches_folders_and_keeps_their_shape(folder):
 
 
 def test_plan_takes_a_folder_whose_name_ends_like_a_file(folder):
+    assert plan(["song.wav"], "takes.mid/")[0][0].outputs == (Path("takes.mid/song.mid"),)
     Path("takes.mid").mkdir()
     assert plan(["song.wav"], "takes.mid")[0][0].outputs == (Path("takes.mid/song.mid"),)
+
+
+def test_a_folder_that_cannot_be_searched_has_failed_and_no_other(folder, capsys, monkeypatch):
+    record("in/deep/a.wav")
+    record("in/x/b.wav")
+    scandir = os.scandir
+
+    def refused(place):
+        if Path(place).name == "deep":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    for name in ("in", "in/**/*.wav"):
+        assert infer(name, "-o", name.replace("*", "s"), "--quiet") == SOME_FAILED
+        said = "in/deep: this folder cannot be searched: Permission denied"
+        assert capsys.readouterr().err == f"error: {said}\nerror: 1 of 2 inputs failed: in/deep\n"
+    assert infer("in/deep") == SOME_FAILED
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_name_that_is_too_long_has_failed_and_no_other(folder, capsys):
+    record("a.wav")
+    for name in ("a" * 300 + ".wav", "a" * 300 + "*"):
+        assert infer(name, "a.wav", "-o", "out", "--resume", "--force") == SOME_FAILED
+        assert f"error: {name}: " in capsys.readouterr().err
+    assert names(folder / "out") == ["a.mid", "summary.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +275,7 @@ def test_two_recordings_for_one_output_stop_everything(folder, capsys):
 
 def test_a_run_says_what_it_did(folder, capsys):
     record("song.wav", 3.0)
-    assert infer("song.wav", "--format", "mid,json") == SUCCESS
+    assert infer("song.wav", "--format", "mid, JSON,mid") == SUCCESS
     out, err = capsys.readouterr()
     assert re.fullmatch(
         r"song\.wav -> song\.mid, song\.json: 2 notes, 2 instruments, 0 invalid and 0 dropped events, "
@@ -365,6 +404,8 @@ def test_an_output_folder_that_cannot_be_made(folder, capsys):
     Path("file").touch()
     assert infer("song.wav", "-o", "file/below") == SOME_FAILED
     assert "file/below" in capsys.readouterr().err
+    assert infer("song.wav", "-o", "song.wav/x.mid") == SOME_FAILED
+    assert "error: song.wav/x.mid cannot be written: song.wav: " in capsys.readouterr().err
 
 
 def interrupted_network(segments):
@@ -588,8 +629,11 @@ def test_a_list_of_recordings(folder, monkeypatch, capsys):
     assert infer("a.wav", "--list", "-") == SUCCESS
     assert [line.split(" -> ")[0] for line in capsys.readouterr().out.splitlines()][:-1] == ["a.wav", "in/b.wav"]
     Path("empty.txt").write_text("\n")
+    Path("utf16.txt").write_text("a.wav\n", encoding="utf-16")
     for argv, said in (
         (("--list", "empty.txt"), "names no recordings"),
+        (("--list", "utf16.txt"), "--list utf16.txt is no list of paths, or in UTF-16"),
+        (("--list", "a.wav"), "--list a.wav is no list of paths"),
         (("--list", "absent.txt"), "--list absent.txt cannot be read"),
         (("--quiet",), "no AUDIO and no --list"),
     ):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import re
 import subprocess
@@ -562,6 +563,14 @@ class TestWholeFiles:
         assert not written_here(path)
         path.write_bytes(re.sub(rb"mt3-twins [0-9a-f]{32}", b"mt3-twins " + 32 * b"0", content))
         assert not written_here(path)
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes")
+    def test_a_pipe_is_not_waited_for(self, tmp_path, write):
+        path = tmp_path / "song"
+        os.mkfifo(path)
+        assert not written_here(path)
+        write(golden_notes()[0], path)
+        assert written_here(path)
 
     def test_a_folder_that_is_not_there_is_named(self, tmp_path, write):
         with pytest.raises(NoteFileError, match=r"nowhere.song cannot be written: No such file"):

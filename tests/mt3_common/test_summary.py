@@ -100,8 +100,15 @@ def test_a_file_of_somebody_else_is_refused(tmp_path, content):
     with pytest.raises(SummaryError, match="is no summary of this program"):
         Summary(path)
     assert path.read_bytes() == content
-    with pytest.raises(SummaryError, match="cannot be read"):
+    with pytest.raises(SummaryError, match="is no file"):
         Summary(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SummaryError, match="is no file"):
+        Summary(tmp_path / "pipe")
 
 
 def test_a_summary_that_cannot_be_written(tmp_path, output):
