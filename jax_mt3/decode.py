@@ -29,7 +29,7 @@ from mt3_common.vocabulary import EOS_ID
 LENGTHS = (64, 128, 192, 256, 384, 512, 768, 1024)
 # width from which rounding is coarse, as in PyTorch, where it pays
 COARSE_WIDTH = 512
-# rows that are not too few to be halved
+# rows that are not too few to be halved; in PyTorch, which computes less at a time outside Python, there must be more
 WORTH_HALVING = 8
 # steps between two looks at which rows have ended
 STEPS_AT_ONCE = 8

@@ -31,8 +31,8 @@ ENCODED_TOGETHER = 4
 COARSE_WIDTH = 512
 # rows that matrices are laid out for: those of a half by default
 ROWS_OF_PRODUCTS = 32
-# rows that are not too few to be halved
-WORTH_HALVING = 8
+# rows that are not too few to be halved: below, two threads wait for Python more than they gain
+WORTH_HALVING = 64
 # steps between two looks at which rows have ended
 STEPS_AT_ONCE = 8
 # T5X's stand-in for minus infinity
