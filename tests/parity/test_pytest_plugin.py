@@ -79,13 +79,13 @@ def test_the_example_in_the_documentation_runs(tmp_path):
     text = (root / "docs" / "parity.md").read_text()
     example = text.split("```python\n")[1].split("```")[0]
     (tmp_path / "test_example.py").write_text(example)
+    (tmp_path / "test_fault.py").write_text(example.replace("functional.silu", "functional.gelu"))
     # the classes, the test and their imports, without blank lines
     assert len([line for line in example.splitlines() if line]) <= 30
     command = [sys.executable, "-m", "pytest", "-q", "-p", "parity.pytest_plugin", "-p", "no:cacheprovider", "."]
     environment = os.environ | {"PYTHONPATH": str(root)}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    (tmp_path / "test_example.py").write_text(example.replace("functional.silu", "functional.gelu"))
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "1 failed, 1 passed" in result.stdout
+    assert "FAILED test_fault.py::test_parity" in result.stdout
     assert "different; first difference: down float64" in result.stdout
