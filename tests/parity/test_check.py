@@ -22,7 +22,8 @@ AUDIO = ROOT / "audio" / "example.flac"
 
 def test_the_twins_are_the_same(tmp_path, capsys):
     out = tmp_path / "report.json"
-    assert main([str(CHECKPOINTS / "t5x_zarr"), "--segments", "1", "--json", str(out)]) == 0
+    short = ["--segments", "1", "--precisions", "float64,float32"]
+    assert main([str(CHECKPOINTS / "t5x_zarr"), *short, "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("SAME")
     for line in ("weights, bit for bit", "decoder/layers_2", "logits", "decode path", "tokens: segment 0", "notes"):
@@ -216,17 +217,19 @@ def test_traces_of_two_processes(tmp_path):
         command = [sys.executable, "-m", "parity", *[str(arg) for arg in argv]]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
+    def record(*argv):
+        recorded = parity("record", *argv, "--precisions", "float64,float32")
+        assert recorded.returncode == 0, recorded.stderr
+
     golden, a, b = CHECKPOINTS / "t5x_single_file", tmp_path / "a", tmp_path / "b"
     # the other way round for once: PyTorch is the reference
-    recorded = parity("record", golden, "--framework", "torch", "--audio", AUDIO, "-o", a)
-    assert recorded.returncode == 0, recorded.stderr
-    recorded = parity("record", CHECKPOINTS / "t5x_zarr", "--framework", "jax", "--on", a, "-o", b)
-    assert recorded.returncode == 0, recorded.stderr
+    record(golden, "--framework", "torch", "--audio", AUDIO, "-o", a)
+    record(CHECKPOINTS / "t5x_zarr", "--framework", "jax", "--on", a, "-o", b)
     compared = parity("compare", a, b)
     assert compared.returncode == 0, compared.stdout + compared.stderr
     # a candidate that was not fed the reference's inputs leaves local errors unknown, which is no verdict of "same"
     assert parity("compare", b, a).returncode == 1
-    assert parity("record", CHECKPOINTS / "t5x_bfloat16", "--framework", "torch", "--on", a, "-o", b).returncode == 0
+    record(CHECKPOINTS / "t5x_bfloat16", "--framework", "torch", "--on", a, "-o", b)
     compared = parity("compare", a, b)
     assert compared.returncode == 1
     assert compared.stdout.startswith("DIFFERENT")
