@@ -574,12 +574,10 @@ def agreement_part(settings: dict[str, Any]) -> None:
                 for (ids, ours), (exact_ids, theirs) in zip(heard(dtype), exact, strict=True):
                     for one, other in zip(ids, exact_ids, strict=True):
                         longer, common = max(len(one), len(other)), common_beginning(one, other)
-                        same, length, whole, count = (
-                            same + common,
-                            length + longer,
-                            whole + (common == longer),
-                            count + 1,
-                        )
+                        same += common
+                        length += longer
+                        whole += common == longer
+                        count += 1
                     matched += matching(ours, theirs, 0.05)
                     notes += len(ours) + len(theirs)
                 table.add_row(

@@ -38,8 +38,6 @@ NEG_INF = -1e7
 # numbers of rows that are compiled for, and of segments that are encoded together
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 ENCODED_TOGETHER = 4
-# a batch becomes so many times smaller when its rows fit in that
-FEWER = 4
 
 jax.tree_util.register_static(NetworkConfig)
 
@@ -659,9 +657,9 @@ class Batch:
             self._compiled.expect("grow", *shape, longer)
             self._compiled.expect("advance", self._room, longer)
         done = np.array(self.hypotheses.done)
-        if 2 * done.sum() >= self._room >= FEWER:
-            self._compiled.expect("keep", *shape, self._room // FEWER)
-            self._compiled.expect("advance", self._room // FEWER, self._length)
+        if 2 * done.sum() >= self._room >= batching.FEWER:
+            self._compiled.expect("keep", *shape, self._room // batching.FEWER)
+            self._compiled.expect("advance", self._room // batching.FEWER, self._length)
         return done[self._places]
 
     def take(self, rows: list[int]) -> list[np.ndarray]:
@@ -670,10 +668,8 @@ class Batch:
 
     def shrink(self, rows: list[int]) -> None:
         """Keeps the given rows only, in this order; the others have ended."""
-        room = self._room
         # rather than compile for every size
-        while room // FEWER >= len(rows):
-            room //= FEWER
+        room = batching.fitting(self._room, len(rows))
         self.num_rows, self._places = len(rows), self._places[rows]
         if room < self._room:
             index = np.append(self._places, [self._places[-1]] * (room - len(rows))).astype(np.int32)
@@ -776,14 +772,14 @@ def _wide(dtype):
 
 def _quantised(weight, coarse, kind):
     scales = np.abs(weight).max(axis=1).clip(1e-30) / 127
-    whole, rest = _in_two(weight / scales[:, None], np)
+    whole, rest = _in_two(weight / scales[:, None])
     return Quantised(whole.astype(kind), None if coarse else rest.astype(kind), scales)
 
 
-def _in_two(scaled, library):
+def _in_two(scaled):
     # numbers up to 127 as whole ones and what that leaves, in 254ths: 15 bits
-    whole = library.round(scaled)
-    return whole, library.round((scaled - whole) * 254)
+    whole = scaled.round()
+    return whole, ((scaled - whole) * 254).round()
 
 
 def _dense(x, weight):
@@ -795,7 +791,7 @@ def _product(weight, x):
     if not isinstance(weight, Quantised):
         return (weight @ x.astype(weight.dtype)).astype(x.dtype)
     scales = jnp.abs(x).max(axis=0, keepdims=True).clip(1e-30) / 127
-    both = jnp.concatenate(_in_two(x / scales, jnp), axis=1).astype(weight.whole.dtype)
+    both = jnp.concatenate(_in_two(x / scales), axis=1).astype(weight.whole.dtype)
     product = functools.partial(jnp.matmul, preferred_element_type=jnp.int32 if both.dtype == jnp.int8 else None)
     wholes, rests = jnp.split(product(weight.whole, both), 2, axis=1)
     if weight.rest is not None:

@@ -178,6 +178,13 @@ class Halves:
         self._places = [places[place] for place in range(len(rows))]
 
 
+def fitting(num_rows: int, needed: int) -> int:
+    """num_rows, or as many times FEWER of them as still has room for the needed (1 or more)."""
+    while num_rows // FEWER >= needed:
+        num_rows //= FEWER
+    return num_rows
+
+
 def until_eos(ids: np.ndarray) -> np.ndarray:
     """ids (n,) up to and including the first EOS, all of them where there is none."""
     ends = np.flatnonzero(ids == EOS_ID)
@@ -229,9 +236,7 @@ def run(
     next_out = 0
     while waiting or in_row:
         if not in_row:
-            size = batch_size
-            while size // FEWER >= len(waiting):
-                size //= FEWER
+            size = fitting(batch_size, len(waiting))
             batch = batches[size] = batches.get(size) or make_batch(size)
         # those that a smaller batch has no room for wait until it is empty
         if waiting and len(waiting) <= batch.num_rows - len(in_row):

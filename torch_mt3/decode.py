@@ -170,12 +170,11 @@ def pack(model: Transformer, int8: bool = False) -> Weights:
     def finely(block, *names):
         return _arranged(joined(block, *names).to(wide))
 
-    def each_frame(block, *names):
+    def coarsely(block, *names):
         return _arranged(joined(block, *names)) if coarse else finely(block, *names)
 
     def each_step(block, *names):
-        weight = joined(block, *names)
-        return _shortened(weight) if short and not coarse else _arranged(weight)
+        return _shortened(joined(block, *names)) if short and not coarse else coarsely(block, *names)
 
     def of_mlp(block, *names):
         return _quantised(joined(block, *names), coarse) if int8 else each_step(block, *names)
@@ -183,11 +182,11 @@ def pack(model: Transformer, int8: bool = False) -> Weights:
     encoder_layers = tuple(
         EncoderLayerWeights(
             norm=layer.pre_attention_layer_norm.scale.to(wide),
-            qkv=each_frame(layer.attention, "query", "key", "value"),
-            out=each_frame(layer.attention, "out"),
+            qkv=coarsely(layer.attention, "query", "key", "value"),
+            out=coarsely(layer.attention, "out"),
             mlp_norm=layer.pre_mlp_layer_norm.scale.to(wide),
-            mlp_wi=each_frame(layer.mlp, "wi_0", "wi_1"),
-            mlp_wo=each_frame(layer.mlp, "wo"),
+            mlp_wi=coarsely(layer.mlp, "wi_0", "wi_1"),
+            mlp_wo=coarsely(layer.mlp, "wo"),
         )
         for layer in encoder.layers
     )
