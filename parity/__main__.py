@@ -10,20 +10,20 @@ import sys
 from collections.abc import Sequence
 
 from mt3_common.streams import complete, finish, give_up
-from parity.compare import BAD_INPUT
+from parity.compare.traces import BAD_INPUT
 
 # subcommand -> (module, what it does)
 COMMANDS = {
-    "check": ("parity.check", "run both twins on a checkpoint and compare everything (the default)"),
-    "record": ("parity.record", "run one side and write its trace"),
-    "compare": ("parity.compare", "compare two traces; needs neither framework"),
-    "drift": ("parity.drift", "keep a ledger of runs and flag what got worse"),
-    "blindspots": ("parity.blindspots", "say which kinds of faults the given inputs could not have shown"),
-    "diagnose": ("parity.doctor", "say what is wrong with weights, a config.json or a trace"),
-    "inspect": ("parity.inspection", "list what a checkpoint holds"),
-    "convert": ("parity.convert", "write a checkpoint in another layout, bit for bit"),
-    "repair": ("parity.repair", "write the weights put right, and prove it"),
-    "mutants": ("parity.mutants", "measure the harness and the doctor on planted faults"),
+    "check": ("parity.commands.check", "run both twins on a checkpoint and compare everything (the default)"),
+    "record": ("parity.sides.record", "run one side and write its trace"),
+    "compare": ("parity.compare.traces", "compare two traces; needs neither framework"),
+    "drift": ("parity.ci.drift", "keep a ledger of runs and flag what got worse"),
+    "blindspots": ("parity.mutation.blindspots", "say which kinds of faults the given inputs could not have shown"),
+    "diagnose": ("parity.diagnosis.diagnose", "say what is wrong with weights, a config.json or a trace"),
+    "inspect": ("parity.checkpoints.inspect", "list what a checkpoint holds"),
+    "convert": ("parity.checkpoints.convert", "write a checkpoint in another layout, bit for bit"),
+    "repair": ("parity.diagnosis.repair", "write the weights put right, and prove it"),
+    "mutants": ("parity.mutation.mutants", "measure the harness and the doctor on planted faults"),
 }
 
 EXIT = "exit status: 0 same, 1 different, 2 refused (not comparable), 3 bad input"

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity.compare import Report, compare
-from parity.record import record
+from parity.compare.traces import Report, compare
+from parity.sides.record import record
 
 
 def compare_twins(flax_module: Any, params: dict[str, Any], torch_module: Any, inputs: dict[str, np.ndarray]) -> Report:
@@ -20,7 +20,7 @@ def compare_twins(flax_module: Any, params: dict[str, Any], torch_module: Any, i
         torch_module: `torch_module(*inputs)` is the candidate; 'layers.0' of a ModuleList is Flax's 'layers_0'.
         inputs: name -> array, passed in this order to both. Floating ones follow the precision of the pass.
     """
-    from parity import jax_side, torch_side
+    from parity.sides import jax_side, torch_side
 
     reference = record(jax_side.Plain(flax_module, params), inputs)
     return compare(reference, record(torch_side.Plain(torch_module), inputs, reference=reference))
@@ -31,8 +31,8 @@ def assert_parity(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..
     """compare_twins that fails the test unless the verdict is 'same', saying where the twins part."""
 
     def check(flax_module: Any, params: dict[str, Any], torch_module: Any, inputs: dict[str, np.ndarray]) -> Report:
-        from parity.page import page
-        from parity.report import describe, write
+        from parity.report.files import describe, write
+        from parity.report.html import page
 
         report = compare_twins(flax_module, params, torch_module, inputs)
         if report.exit_code:

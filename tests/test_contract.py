@@ -81,7 +81,7 @@ def undeclared(folder: Path, extras: tuple[str, ...]) -> set[str]:
     """'file: module' for what the files of a folder import as they load and no declared distribution brings."""
     distributions = metadata.packages_distributions()
     found = set()
-    for file in sorted(folder.glob("*.py")):
+    for file in sorted(folder.rglob("*.py")):
         for node in ast.parse(file.read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []

@@ -1,0 +1,1 @@
+"""Checkpoints listed and converted."""

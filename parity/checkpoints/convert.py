@@ -1,0 +1,298 @@
+"""`parity convert`: the same weights in another layout, bit for bit, read back and compared before it says so.
+
+Layouts: T5X (a folder of Zarr arrays), Orbax (a folder, OCDBT), .safetensors under MT3's names, and .pth as HF-T5 style
+ports keep them (the public mt3.pth). What is written is whole or not there at all.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt3_common import checkpoint, hf_t5
+from mt3_common.config import Config
+from parity.compare.traces import SAME
+from parity.trace.trace import digest
+
+LAYOUTS = ("t5x", "orbax", "safetensors", "pth")
+
+
+class ConvertError(ValueError):
+    """Weights that cannot be converted, or came back different."""
+
+
+@dataclasses.dataclass
+class Weights:
+    """Everything that a conversion carries over.
+
+    Attributes:
+        arrays: MT3's names -> arrays.
+        config: of the model.
+        step: training step; None where the source does not say.
+        layout: of the source.
+        optimizer: slots, where they were asked for.
+        ports_table: the source carries the sinusoid table of the PyTorch ports beside its weights.
+    """
+
+    arrays: dict[str, np.ndarray]
+    config: Config
+    step: int | None
+    layout: str
+    optimizer: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    ports_table: bool = False
+
+
+def layout_of(path: str | os.PathLike, wanted: str | None = None) -> str:
+    """'t5x', 'orbax', 'safetensors' or 'pth': the layout to write at a path.
+
+    Raises:
+        ConvertError: the path's ending contradicts the layout asked for.
+    """
+    name = os.fspath(path).rstrip("/")
+    ending = "safetensors" if name.endswith(".safetensors") else "pth" if name.endswith(hf_t5.PICKLES) else None
+    if wanted is None:
+        return ending or "t5x"
+    if (wanted in ("safetensors", "pth") or ending) and wanted != ending:
+        raise ConvertError(f"{path}: its ending does not say {wanted}; use .safetensors, .pth or a folder's name")
+    return wanted
+
+
+def read(path: str | os.PathLike, preset: str | None = None, optimizer: bool = False) -> Weights:
+    """Weights and config from any of the layouts.
+
+    Args:
+        path: folder, .safetensors or HF-T5 style PyTorch file.
+        preset: 'mt3' or 'ismir2021', where there is no config.
+        optimizer: carry the optimizer's slots too; folders only.
+
+    Raises:
+        CheckpointError: missing, damaged, or not MT3's arrays.
+    """
+    if os.fspath(path).endswith(hf_t5.PICKLES):
+        arrays, table = hf_t5.read(path)
+        config = checkpoint.network_config(arrays, path, preset=preset)
+        return Weights(arrays, config, None, "pth", ports_table=table == "port")
+    found = checkpoint.read(path, optimizer=optimizer)
+    config = checkpoint.network_config(found.arrays, found, preset=preset)
+    return Weights(found.arrays, config, found.step, found.layout, found.optimizer)
+
+
+def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: bool = False) -> None:
+    """Writes weights in a layout, reads them back, and keeps the file only if every bit is the same.
+
+    Raises:
+        ConvertError: there is something at the path already, what came back differs, or a config.json lies there with
+            which it would be read as another network.
+    """
+    target = Path(path)
+    if os.path.lexists(target) and not overwrite:
+        raise ConvertError(f"{target} is there already; add --overwrite to replace it")
+    beside = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if layout == "t5x":
+            checkpoint.write_t5x(
+                beside, weights.arrays, weights.step or 0, weights.optimizer or None, config=weights.config
+            )
+        elif layout == "orbax":
+            _write_orbax(beside, weights)
+        elif layout == "safetensors":
+            checkpoint.write_safetensors(beside, weights.arrays, weights.config, weights.step)
+        else:
+            _write_pickle(beside, weights)
+        back = _read_back(beside, layout, bool(weights.optimizer))
+        wrong = differing(weights.arrays, back.arrays) + differing(weights.optimizer, back.optimizer)
+        if wrong:
+            raise ConvertError(
+                f"{target}: {len(wrong)} arrays came back different, first {wrong[0]}; nothing was written"
+            )
+        if layout == "pth":
+            _agree_on_config(target, beside, weights, overwrite)
+        _put_in_place(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass
+class _Back:
+    arrays: dict[str, np.ndarray]
+    optimizer: dict[str, np.ndarray]
+
+
+def _read_back(path: Path, layout: str, optimizer: bool) -> _Back:
+    if layout == "pth":
+        return _Back(hf_t5.read(path)[0], {})
+    found = checkpoint.read(path, optimizer=optimizer)
+    return _Back(found.arrays, found.optimizer)
+
+
+def differing(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of arrays that are not the same in dtype, shape and every bit, or on one side only."""
+    return [
+        name
+        for name in sorted(a.keys() | b.keys())
+        if name not in a
+        or name not in b
+        or a[name].dtype != b[name].dtype
+        or a[name].shape != b[name].shape
+        or np.ascontiguousarray(a[name]).tobytes() != np.ascontiguousarray(b[name]).tobytes()
+    ]
+
+
+def _put_in_place(beside: Path, target: Path) -> None:
+    old = target.with_name(f".{os.getpid()}.{target.name}.old")
+    if os.path.lexists(target) and target.is_dir() and not target.is_symlink():
+        os.rename(target, old)
+        try:
+            os.rename(beside, target)
+        except OSError:
+            os.rename(old, target)
+            raise
+        shutil.rmtree(old)
+    else:
+        os.replace(beside, target)
+
+
+def _write_orbax(path: Path, weights: Weights) -> None:
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError as error:
+        raise ConvertError('writing Orbax needs orbax-checkpoint; pip install "mt3-twins[jax]"') from error
+    tree: dict[str, Any] = {"target": _nested(weights.arrays)}
+    state = _nested(weights.optimizer)
+    if weights.step is not None:
+        state["step"] = np.asarray(weights.step, np.int32)
+    if state:
+        tree["state"] = state
+    # the reader in mt3_common takes Zarr 2, as T5X writes it
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)) as writer:
+        writer.save(path.absolute(), tree)
+    text = weights.config.to_dict() | ({} if weights.step is None else {"step": weights.step})
+    (path / "config.json").write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+
+
+def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *path, leaf = name.split("/")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = np.ascontiguousarray(array)
+    return tree
+
+
+def _write_pickle(path: Path, weights: Weights) -> None:
+    import torch
+
+    torch.save(_torch_checkpoint().to_hf_t5(weights.arrays), path)
+
+
+def _agree_on_config(target: Path, written: Path, weights: Weights, overwrite: bool) -> None:
+    """Sees to it that a PyTorch file, which cannot hold its config, is read with the source's from the folder it is in.
+
+    Args:
+        target: where it will lie; config.json is put beside it unless one that says the same is there.
+        written: the same under a name for the meantime, in the same folder.
+    """
+    settings = target.parent / "config.json"
+
+    def contradiction() -> str:
+        try:
+            found = read(written).config
+        except ValueError as error:
+            return str(error)
+        wanted, there = weights.config.to_dict(), found.to_dict()
+        return ", ".join(f"{name} {there[name]} for {wanted[name]}" for name in wanted if there[name] != wanted[name])
+
+    old = settings.read_bytes() if settings.exists() else None
+    if old is not None:
+        wrong = contradiction()
+        if not wrong:
+            return
+        if not overwrite:
+            raise ConvertError(
+                f"{settings} is of another model, and {target.name} would be read with it ({wrong}); "
+                "choose another folder, or add --overwrite to replace that config.json too"
+            )
+    temporary = settings.with_name(f".{os.getpid()}.config.json")
+    temporary.write_text(json.dumps(weights.config.to_dict(), indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, settings)
+    wrong = contradiction()
+    if wrong:
+        settings.unlink() if old is None else settings.write_bytes(old)
+        raise ConvertError(f"{target.parent}: another file there says what {target.name} is ({wrong}); choose another")
+
+
+def _torch_checkpoint():
+    try:
+        from torch_mt3 import checkpoint as found
+    except ImportError as error:
+        raise ConvertError('PyTorch files need PyTorch; pip install "mt3-twins[torch]"') from error
+    return found
+
+
+def mapping(weights: Weights, layout: str) -> list[dict[str, Any]]:
+    """One row per array: its name here and there, shape, dtype, whether it is turned, and the sha256 of its bits."""
+    rows = []
+    for name, array in weights.arrays.items():
+        there = hf_t5.hf_t5_name(name) if layout == "pth" else name
+        if layout in ("t5x", "orbax"):
+            there = f"target.{name.replace('/', '.')}"
+        rows.append(
+            {
+                "name": name,
+                "there": there,
+                "shape": list(array.shape),
+                "dtype": array.dtype.name,
+                "transposed": layout == "pth" and name.endswith("/kernel"),
+                "sha256": digest(array),
+            }
+        )
+    return rows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `parity convert`."""
+    parser.add_argument("source", help="T5X or Orbax folder, .safetensors, or HF-T5 style .pth")
+    parser.add_argument("target", help="what to write: a folder, .safetensors or .pth")
+    parser.add_argument("--to", choices=LAYOUTS, help="layout (default: by the target's ending; a folder is T5X's)")
+    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the source has no config")
+    parser.add_argument("--step", type=int, help="training step to write, where the source does not say")
+    parser.add_argument("--optimizer", action="store_true", help="carry the optimizer's slots (folders only)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--report", metavar="FILE", help="write the parameter mapping as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts, verifies, reports."""
+    layout = layout_of(args.target, args.to)
+    if args.optimizer and layout not in ("t5x", "orbax"):
+        raise ConvertError(f"{args.target}: only T5X and Orbax folders hold an optimizer's slots")
+    weights = read(args.source, args.model, args.optimizer)
+    if args.step is not None:
+        weights.step = args.step
+    write(args.target, weights, layout, args.overwrite)
+    rows = mapping(weights, layout)
+    if args.report:
+        from parity.diagnosis.diagnose import write_json
+
+        write_json(args.report, {"source": str(args.source), "target": str(args.target), "arrays": rows})
+    turned = sum(row["transposed"] for row in rows)
+    parameters = sum(array.size for array in weights.arrays.values())
+    print(
+        f"{args.target}: {len(rows)} arrays, {parameters:,} parameters from {weights.layout} to {layout}, "
+        f"{turned} transposed; read back, every bit the same"
+    )
+    if weights.ports_table:
+        print(
+            f"note: {args.source} carries the ports' sinusoid table (2k/d), which is not a weight and was left out; "
+            "weights trained with it need position_table 'port' in config.json, converted ones MT3's"
+        )
+    return SAME

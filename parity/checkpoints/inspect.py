@@ -1,0 +1,94 @@
+"""`parity inspect`: what a checkpoint holds: arrays, shapes, dtypes, sizes, layout, step, config, what lies inline."""
+
+import argparse
+import math
+from typing import Any
+
+from mt3_common import checkpoint
+from parity.compare.traces import SAME
+from parity.diagnosis.diagnose import PICKLES, read_candidate, write_json
+
+
+def describe(path: str, preset: str | None = None) -> dict[str, Any]:
+    """Everything about a checkpoint that can be said without an original.
+
+    Args:
+        path: T5X or Orbax folder, .safetensors, .npz or PyTorch file.
+        preset: 'mt3' or 'ismir2021', where there is no config.
+
+    Raises:
+        ValueError: nothing there, or nothing that can be read.
+    """
+    if str(path).endswith((*PICKLES, ".npz", ".safetensors")):
+        candidate = read_candidate(path)
+        if candidate.kind == "trace":
+            raise ValueError(f"{path}: a trace, not a checkpoint; python -m parity compare reads it")
+        arrays = {name: (array.shape, array.dtype, "") for name, array in candidate.arrays.items()}
+        found: dict[str, Any] = {"layout": path.rpartition(".")[2], "step": candidate.config.get("step")}
+        found |= {"optimizer": 0, "passed_over": [], "location": str(path), "settings": candidate.config}
+    else:
+        listed = checkpoint.inspect(path, optimizer=True)
+        arrays = {name: (entry.shape, entry.dtype, entry.place) for name, entry in listed.arrays.items()}
+        found = {"layout": listed.layout, "step": listed.step, "optimizer": len(listed.optimizer)}
+        found |= {"passed_over": list(listed.passed_over), "location": listed.location}
+        found["settings"] = _config(path, listed.arrays, preset)
+    rows = [
+        {
+            "name": name,
+            "shape": list(shape),
+            "dtype": dtype.name,
+            "bytes": math.prod(shape) * dtype.itemsize,
+            "inline": place == "inline",
+        }
+        for name, (shape, dtype, place) in arrays.items()
+    ]
+    found["arrays"] = rows
+    found["parameters"] = sum(math.prod(row["shape"]) for row in rows)
+    found["bytes"] = sum(row["bytes"] for row in rows)
+    found["inline"] = sum(row["inline"] for row in rows)
+    found["dtypes"] = {name: sum(row["dtype"] == name for row in rows) for name in {row["dtype"] for row in rows}}
+    return found
+
+
+def _config(path: str, arrays: dict[str, Any], preset: str | None) -> dict[str, Any]:
+    try:
+        resolved = checkpoint.config_origins(arrays, path, preset)
+    except ValueError as error:
+        return {"problem": str(error)}
+    return {
+        name: {"value": value, "from": resolved.origins.get(name, "")}
+        for name, value in resolved.config.to_dict().items()
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `parity inspect`."""
+    parser.add_argument("checkpoint", help="T5X or Orbax folder, .safetensors, .npz or PyTorch file")
+    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where there is no config")
+    parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what a checkpoint holds."""
+    found = describe(args.checkpoint, args.model)
+    for row in found["arrays"]:
+        shape = "x".join(map(str, row["shape"]))
+        print(
+            f"{row['name']:64} {shape:>12} {row['dtype']:9} {row['bytes']:>10,} B{'  inline' if row['inline'] else ''}"
+        )
+    dtypes = ", ".join(f"{count} {name}" for name, count in sorted(found["dtypes"].items()))
+    print(
+        f"{found['location']}: {found['layout']}, step {found['step']}, {len(found['arrays'])} arrays ({dtypes}), "
+        f"{found['parameters']:,} parameters, {found['bytes']:,} bytes, {found['inline']} inline, "
+        f"{found['optimizer']} optimizer slots"
+    )
+    for newer in found["passed_over"]:
+        print(f"passed over, incomplete: {newer}")
+    for name, setting in found["settings"].items():
+        if isinstance(setting, dict):
+            print(f"  {name} = {setting['value']}  ({setting['from']})")
+        else:
+            print(f"  {name}: {setting}")
+    if args.json:
+        write_json(args.json, found)
+    return SAME

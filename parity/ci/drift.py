@@ -1,0 +1,281 @@
+"""A ledger of runs: how every tap's error moved with versions, devices and commits."""
+
+import argparse
+import datetime
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from parity.compare.traces import DIFFERENT, REFUSED, SAME, VERDICTS
+from parity.report.files import SCHEMA, SCHEMA_VERSION, number, write
+from parity.trace.trace import wanted
+
+FORMAT = "mt3-parity-drift"
+VERSION = 1
+# a tap has drifted when its error is this many times what was accepted, and by this much of a budget at least
+FACTOR, STEP = 1.5, 0.05
+# what a side's environment says of the machine, beside versions
+MACHINE = ("system", "cpu", "cores", "threads", "device")
+
+
+def read_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: not JSON, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def check_report(report: Any) -> None:
+    """Raises ValueError unless this is a JSON report of this program's version."""
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise ValueError("not a report; make one with python -m parity --json FILE")
+    if report.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"a report of version {report.get('schema_version')}, this program reads version {SCHEMA_VERSION}"
+        )
+    if report.get("verdict") not in VERDICTS[: REFUSED + 1]:
+        raise ValueError(f"a report without a verdict: {report.get('verdict')!r}"[:80])
+    facts = wanted(report.get("facts"), dict, "facts")
+    for name in ("checkpoint", "weights"):
+        wanted(facts.get(name, ""), str, name)
+    for name, side in wanted(report.get("sides"), dict, "sides").items():
+        for part in ("environment", "modes"):
+            wanted(wanted(side, dict, f"side {name}").get(part), dict, f"{name}'s {part}")
+    for row in wanted(report.get("rows"), list, "rows"):
+        wanted(row, dict, "row")
+        for name in ("section", "name", "precision"):
+            wanted(row.get(name), str, f"row's {name}")
+        for name in ("free", "local"):
+            measure = wanted(row.get(name), dict | None, f"row's {name} error")
+            if measure is not None:
+                wanted(measure.get("ratio"), int | float | str | None, f"row's {name} ratio")
+
+
+def check_record(record: Any) -> None:
+    """Raises ValueError unless this is a record of a ledger of this program's version."""
+    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+        raise ValueError(f"not a record of version {VERSION} of a drift ledger")
+    for name in ("date", "commit", "verdict", "checkpoint", "accepted"):
+        wanted(record.get(name), str, name)
+    wanted(record.get("weights", ""), str, "weights")
+    for name in ("versions", "precision"):
+        wanted(record.get(name), dict, name)
+    taps = wanted(record.get("taps"), dict, "taps")
+    if not taps:
+        raise ValueError("it has no taps")
+    for name, ratio in taps.items():
+        wanted(ratio, int | float | None, f"tap {name}")
+
+
+def make_record(report: dict[str, Any], commit: str = "", reason: str = "") -> dict[str, Any]:
+    """A ledger's record of a JSON report.
+
+    Args:
+        report: what `parity --json` wrote, as check_report takes it.
+        commit: of the code that ran.
+        reason: why this state is accepted; empty if nobody has accepted it.
+
+    Raises:
+        ValueError: the report holds no errors.
+    """
+    taps: dict[str, float | None] = {}
+    for row in report["rows"]:
+        measures = [each for each in (row.get("free"), row.get("local")) if each is not None]
+        ratios = [each["ratio"] for each in measures if each["ratio"] is not None]
+        if ratios:
+            finite = [ratio for ratio in ratios if isinstance(ratio, int | float) and math.isfinite(ratio)]
+            # what is not finite is worse than any number
+            taps[f"{row['section']}: {row['name']} {row['precision']}"] = (
+                max(finite) if len(finite) == len(ratios) else None
+            )
+    if not taps:
+        raise ValueError(f"the report holds no errors to keep (verdict: {report['verdict']})")
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "verdict": report["verdict"],
+        "versions": {
+            f"{side} {name}": value
+            for side, found in report["sides"].items()
+            for name, value in found["environment"].items()
+        },
+        "precision": {side: found["modes"] for side, found in report["sides"].items()},
+        # the same wherever the project lies
+        "checkpoint": "/".join(Path(report["facts"].get("checkpoint", "")).parts[-2:]),
+        "weights": report["facts"].get("weights", ""),
+        "taps": taps,
+        "accepted": reason,
+    }
+
+
+def drifted(record: dict[str, Any], accepted: dict[str, Any]) -> list[tuple[str, float | None, float | None]]:
+    """What is worse than in the accepted record, worst first: (tap, then, now); None for not finite or not there."""
+    found = []
+    for tap in [*accepted["taps"], *(tap for tap in record["taps"] if tap not in accepted["taps"])]:
+        then, now = accepted["taps"].get(tap), record["taps"].get(tap)
+        if now is None:
+            worse = then is not None
+        elif tap not in accepted["taps"]:
+            worse = now > 1.0
+        else:
+            worse = then is not None and now > FACTOR * then and now > then + STEP
+        if worse:
+            found.append((tap, then, now))
+    return sorted(found, key=lambda each: -(float("inf") if each[2] is None else each[2] - (each[1] or 0.0)))
+
+
+def changed_versions(record: dict[str, Any], accepted: dict[str, Any]) -> list[str]:
+    """'candidate torch: 2.12.0 -> 2.13.0' for everything that is not as in the accepted record."""
+    before, after = accepted["versions"], record["versions"]
+    found = [
+        f"{name}: {before.get(name, 'none')} -> {after.get(name, 'none')}"
+        for name in [*before, *(name for name in after if name not in before)]
+        if before.get(name) != after.get(name)
+    ]
+    if record["commit"] != accepted["commit"]:
+        found.append(f"commit: {accepted['commit'] or 'none'} -> {record['commit'] or 'none'}")
+    if not same_checkpoint(record, accepted):
+        found.append(f"checkpoint: {_name(accepted)} -> {_name(record)}")
+    if record["precision"] != accepted["precision"]:
+        found.append("precision switches")
+    return found
+
+
+def read_ledger(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a ledger, oldest first; none if there is no such file.
+
+    Raises:
+        ValueError: a line is not a record of this version.
+    """
+    records = []
+    if not os.path.exists(path):
+        return records
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a ledger ({error})") from error
+    for count, line in enumerate(text.splitlines(), start=1):
+        try:
+            records.append(read_json(line))
+            check_record(records[-1])
+        except ValueError as error:
+            raise ValueError(f"{path}, line {count}: not a record that can be read ({error})") from error
+    return records
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `parity drift`."""
+    parser.add_argument("ledger", help="file of JSON lines, made if it is not there")
+    parser.add_argument("report", nargs="?", help="JSON report to append; without it the history is shown")
+    parser.add_argument("--commit", default="", help="of the code that ran")
+    parser.add_argument("--accept", metavar="REASON", help="accept this record, and say why")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Appends a record and compares it with the last accepted one, or shows the history."""
+    records = read_ledger(args.ledger)
+    if args.report is None:
+        if not records:
+            raise ValueError(f"{args.ledger}: no records yet; append one with python -m parity drift LEDGER REPORT")
+        if args.json:
+            print(json.dumps(records))
+        else:
+            show(records)
+        return SAME
+    if args.accept is not None and not args.accept.strip():
+        raise ValueError("--accept needs a reason")
+    try:
+        report = read_json(Path(args.report).read_text(encoding="utf-8"))
+        check_report(report)
+        if report["verdict"] == "refused":
+            print("refused: a run without a verdict is not recorded")
+            return REFUSED
+        accepted = next((record for record in reversed(records) if record["accepted"]), None)
+        reason = args.accept or ("" if accepted or report["verdict"] != "same" else "the first record")
+        record = make_record(report, args.commit, reason)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{args.report}: not a readable report ({error})") from error
+    if accepted and not args.accept and not same_checkpoint(record, accepted):
+        print(
+            f"refused: the accepted record is of the checkpoint {_name(accepted)}, this report of {_name(record)}; "
+            "errors of two checkpoints are not compared (--accept REASON begins anew with this one)"
+        )
+        return REFUSED
+    lines = [json.dumps(each, sort_keys=True) for each in [*records, record]]
+    write(args.ledger, "\n".join(lines) + "\n")
+    comparable = accepted is not None and same_checkpoint(record, accepted)
+    found = drifted(record, accepted) if comparable else []
+    changes = changed_versions(record, accepted) if accepted else []
+    judged = not comparable or not other_machine(record, accepted)
+    if args.json:
+        said = {"verdict": record["verdict"], "drifted": found, "judged": judged, "changed": changes}
+        print(json.dumps(said | {"accepted": reason}))
+    else:
+        worse = f"{len(found)} of {len(record['taps'])} worse"
+        if not comparable:
+            worse = (
+                "nothing to compare it with" if accepted is None else "of another checkpoint than the accepted record"
+            )
+        told = "" if judged else " than on another machine: told, not judged"
+        print(f"{args.ledger}: record {len(lines)}, verdict {record['verdict']}, {worse}{told}")
+        for tap, then, now in found[:10]:
+            print(f"  {tap}: {_figure(then)} -> {_figure(now)} times its budget")
+        for change in changes:
+            print(f"  changed: {change}")
+        if reason:
+            print(f"  accepted: {reason}")
+    return SAME if reason or (record["verdict"] == "same" and not (found and judged)) else DIFFERENT
+
+
+def same_checkpoint(record: dict[str, Any], accepted: dict[str, Any]) -> bool:
+    """Whether two records are of the same weights; by the checkpoint's name where one does not say which they were."""
+    for name in ("weights", "checkpoint"):
+        if record.get(name) and accepted.get(name):
+            return record[name] == accepted[name]
+    return True
+
+
+def other_machine(record: dict[str, Any], accepted: dict[str, Any]) -> bool:
+    """Whether the processor, its threads or a device is another one: sums are then taken in another order."""
+    names = {name for name in record["versions"] | accepted["versions"] if name.split(" ", 1)[-1] in MACHINE}
+    return any(record["versions"].get(name) != accepted["versions"].get(name) for name in names)
+
+
+def _name(record: dict[str, Any]) -> str:
+    weights = record.get("weights", "")
+    return record["checkpoint"] + (f" ({weights[:12]})" if weights else "")
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else number(value)
+
+
+def show(records: list[dict[str, Any]], console: Console | None = None) -> None:
+    """Prints the history: one line per record with its worst tap, and what had changed since the one before."""
+    console = console or Console(width=None if os.isatty(1) else 150, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("date", "commit", "verdict", "worst x", "worst tap", "changed since the one before", "accepted"):
+        table.add_column(title, overflow="fold")
+    before = None
+    for record in records:
+        worst, ratio = max(record["taps"].items(), key=lambda item: float("inf") if item[1] is None else item[1])
+        changes = changed_versions(record, before) if before else []
+        figure = _figure(ratio)
+        cells = (record["date"], record["commit"][:10], record["verdict"], figure, worst, "; ".join(changes))
+        table.add_row(*cells, record["accepted"])
+        before = record
+    console.print(table)

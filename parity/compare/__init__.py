@@ -1,0 +1,1 @@
+"""Two traces, or two sides, to rows of a report."""

@@ -1,0 +1,198 @@
+"""The decode path against the full forward pass, tokens with a rule for ties, and what differing tokens do to notes."""
+
+from typing import Any
+
+import numpy as np
+
+from mt3_common.config import Config
+from mt3_common.notes import Note, decode_segments
+from mt3_common.vocabulary import EOS_ID, Vocabulary
+from parity.compare.traces import EPSILON, Row, judge, over
+from parity.trace.inputs import shift_right
+
+CACHED_TAPS = r"^decoder/.*attention/(key|value)$"
+
+
+def compare_decode_path(reference: Any, candidate: Any, inputs: dict[str, np.ndarray], lengths: dict[str, int]):
+    """Rows of the matrix full forward | prefill | cached steps, for both sides, in every precision.
+
+    The reference's float64 forward pass is the truth for all of them. 'prefill' are the keys and values of the frames,
+    which are made once per segment; the cache's self-attention keys and values come from the steps.
+
+    Args:
+        reference, candidate: Sides.
+        inputs: frames (b, f, input_depth); decoder tokens (b, l) without masked positions.
+        lengths: precision -> positions to decode, at most l; 'float64' and one lower precision at least.
+    """
+    longest = _cut(inputs, max(lengths.values()))
+    low_name = next(name for name in lengths if name != "float64")
+    truth, truth_taps = reference.observe(longest, "float64", CACHED_TAPS)
+    low, low_taps = reference.observe(longest, low_name, CACHED_TAPS)
+    rows = []
+    for precision, length in lengths.items():
+        given = _cut(inputs, length)
+        scale = EPSILON[precision] / EPSILON[low_name]
+
+        def add(name: str, tap: str, array: np.ndarray, precision=precision, scale=scale, length=length):
+            exact, rough = (truth, low) if tap == "logits" else (truth_taps[tap], low_taps[tap])
+            if "encoder_decoder" not in tap:
+                exact, rough = exact[:, :length], rough[:, :length]
+            if exact.shape != array.shape:
+                note = f"shape {exact.shape} against {array.shape}"
+                rows.append(Row("decode path", name, "different", precision, note=note))
+                return
+            found = judge(exact, array, (rough - exact) * scale, precision)
+            rows.append(Row("decode path", name, "different" if over(found) else "same", precision, found))
+
+        for side in (reference, candidate):
+            # the reference's float64 forward pass is the truth itself
+            if side is not reference or precision != "float64":
+                name = f"{side.framework}: full forward, positions 0..{length - 1}"
+                add(name, "logits", side.logits(given, precision))
+            logits, cache = side.cached(given["frames"], given["decoder_input_tokens"], precision)
+            add(f"{side.framework}: cached steps, positions 0..{length - 1}", "logits", logits)
+            for tap in dict.fromkeys([*truth_taps, *cache]):
+                kind = "prefill" if "encoder_decoder" in tap else "cache"
+                name = f"{side.framework}: {kind} {tap}"
+                if tap not in cache or tap not in truth_taps:
+                    rows.append(Row("decode path", name, "different", precision, note="only one of them has it"))
+                else:
+                    add(name, tap, cache[tap])
+    return rows
+
+
+def _cut(inputs: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
+    return {name: array if name == "frames" else array[:, :length] for name, array in inputs.items()}
+
+
+def compare_tokens(
+    reference: Any,
+    candidate: Any,
+    frames: np.ndarray,
+    ids: tuple[list[np.ndarray], list[np.ndarray]],
+    length: int = 0,
+) -> list[Row]:
+    """Rows of the greedy tokens: one per segment as they were generated, then one for every prefix of the reference's.
+
+    Where the sides part, the rest of a segment says nothing; so both are put on the reference's prefix at every
+    position and asked for the next token there. A disagreement is a 'tie' where the float64 margin between the two
+    tokens is within the noise, measured at that position, that float32 makes in either side's logits; else 'real'.
+
+    Args:
+        reference, candidate: Sides.
+        frames: (n, f, input_depth), the segments' frames.
+        ids: what each side generated, a list of (n,) arrays per side.
+        length: positions to which prefixes are padded, so that one shape is compiled; what follows changes nothing.
+    """
+    rows, asked, ties, real = [], 0, 0, []
+    for index, (ours, theirs) in enumerate(zip(*ids, strict=True)):
+        targets = np.pad(ours, (0, max(0, length - len(ours))))[np.newaxis].astype(np.int32)
+        inputs = {
+            "frames": frames[index : index + 1],
+            "decoder_input_tokens": shift_right(targets),
+            # every position is asked, also those where the reference chose 0
+            "decoder_target_tokens": np.ones_like(targets),
+        }
+        low = [side.logits(inputs, "float32")[0, : len(ours)] for side in (reference, candidate)]
+        asked += len(ours)
+        places = np.flatnonzero(low[0].argmax(-1) != low[1].argmax(-1))
+        verdicts = {}
+        if len(places):
+            truth = reference.logits(inputs, "float64")[0]
+            for place in places:
+                verdicts[int(place)] = tie_rule(truth[place], low[0][place], low[1][place])
+        ties += sum(tie for tie, _ in verdicts.values())
+        real += [f"segment {index}, position {place}: {why}" for place, (tie, why) in verdicts.items() if not tie]
+        parted = first_parting(ours, theirs)
+        if parted is None:
+            row = Row("tokens", f"segment {index}", "same", "float32", note=f"{len(ours)} tokens, equal")
+        else:
+            tie, why = verdicts.get(parted, (False, "the cached path alone chose another token"))
+            note = f"parted at position {parted} of {len(ours)}: {'tie' if tie else 'real'}, {why}"
+            row = Row("tokens", f"segment {index}", "same" if tie else "different", "float32", note=note)
+        rows.append(row)
+    note = f"{asked - ties - len(real)} of {asked} equal, {ties} ties, {len(real)} real"
+    if real:
+        note += f"; first at {real[0]}"
+    verdict = "different" if real or not asked else "same"
+    rows.append(Row("tokens", "next token on the reference's prefixes", verdict, "float32", note=note))
+    return rows
+
+
+def first_parting(ours: np.ndarray, theirs: np.ndarray) -> int | None:
+    """The first position at which two token sequences differ, one having ended counting; None if they are equal."""
+    length = min(len(ours), len(theirs))
+    places = np.flatnonzero(ours[:length] != theirs[:length])
+    if len(places):
+        return int(places[0])
+    return None if len(ours) == len(theirs) else length
+
+
+def tie_rule(truth: np.ndarray, reference: np.ndarray, candidate: np.ndarray) -> tuple[bool, str]:
+    """Whether two choices of a token are a tie, and why: margin against noise.
+
+    Args:
+        truth: (vocab_size,) the reference's logits in float64.
+        reference, candidate: (vocab_size,) the sides' own logits, whose largest entries differ.
+    """
+    a, b = int(reference.argmax()), int(candidate.argmax())
+    noise = max(float(np.abs(reference - truth).max()), float(np.abs(candidate - truth).max()))
+    # the candidate alone can be wrong by as much as it likes: only the reference's noise can excuse it, 8 times over
+    allowed = 2 * min(noise, 8 * float(np.abs(reference - truth).max()))
+    margin = abs(float(truth[a] - truth[b]))
+    times = margin / allowed if allowed else float("inf")
+    return margin <= allowed, f"margin {margin:.2g} of ids {a} and {b} is {times:.2g} times the noise"
+
+
+def compare_notes(
+    config: Config, start_times: list[float], ids: tuple[list[np.ndarray], list[np.ndarray]], token_rows: list[Row]
+) -> list[Row]:
+    """One row: the notes of both sides' tokens, with the effect of a difference as precision and recall.
+
+    Notes that differ only because tokens parted at a tie are the same by that rule; the row says how much they differ.
+    """
+    vocabulary = Vocabulary(config.vocabulary)
+    ours, theirs = (decode_segments(list(zip(start_times, side, strict=True)), vocabulary).notes for side in ids)
+    if ours == theirs:
+        tokens = sum(len(each) for each in ids[0])
+        ended = sum(bool(len(each)) and int(each[-1]) == EOS_ID for each in ids[0])
+        note = f"{len(ours)} notes, equal, from {tokens} tokens; {ended} of {len(ids[0])} segments ended"
+        return [Row("notes", "notes", "same", "float32", note=note)]
+    effect = ", ".join(f"{name} F1 {value:.3f}" for name, value in note_effect(ours, theirs).items())
+    tied = all(row.verdict == "same" for row in token_rows)
+    note = f"{len(ours)} and {len(theirs)} notes: {effect}{' (ties only)' if tied else ''}"
+    return [Row("notes", "notes", "same" if tied else "different", "float32", note=note)]
+
+
+def note_effect(reference: list[Note], estimate: list[Note]) -> dict[str, float]:
+    """F1 of two lists of notes: 'onset' (time alone), 'pitch' (and pitch), 'program' (and program and drum flag).
+
+    A note is found when an unused one of the same class begins within 50 ms; 1.0 where neither side has notes.
+    """
+    keys = {
+        "onset": lambda note: (),
+        "pitch": lambda note: (note.is_drum, note.pitch),
+        "program": lambda note: (note.is_drum, note.pitch, 0 if note.is_drum else note.program),
+    }
+    found = {}
+    for name, key in keys.items():
+        matched = 0
+        for group in {key(note) for note in reference}:
+            ours = sorted(note.onset for note in reference if key(note) == group)
+            theirs = sorted(note.onset for note in estimate if key(note) == group)
+            matched += _matched(ours, theirs)
+        total = len(reference) + len(estimate)
+        found[name] = 2 * matched / total if total else 1.0
+    return found
+
+
+def _matched(ours: list[float], theirs: list[float]) -> int:
+    # both sorted: taking the earliest that still fits is the largest matching
+    matched, at = 0, 0
+    for onset in ours:
+        # a microsecond, because onsets are sums of hundredths
+        while at < len(theirs) and theirs[at] < onset - 0.05 - 1e-6:
+            at += 1
+        if at < len(theirs) and theirs[at] <= onset + 0.05 + 1e-6:
+            matched, at = matched + 1, at + 1
+    return matched

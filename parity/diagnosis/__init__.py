@@ -1,0 +1,1 @@
+"""The cause of a difference, tested by undoing it."""

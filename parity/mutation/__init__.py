@@ -1,0 +1,1 @@
+"""Planted faults, and what the harness sees of them."""

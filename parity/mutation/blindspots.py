@@ -1,0 +1,122 @@
+"""What the given inputs could not have shown: every kind of planted fault against them, in the PyTorch twin."""
+
+import argparse
+import json
+import os
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from parity.compare import probes
+from parity.compare.traces import DIFFERENT, SAME
+from parity.sides import record
+from parity.trace import inputs
+from parity.trace.inputs import shift_right
+
+# a change of the logits is seen in float64 above this share of their largest value: clean twins stay below 1e-12
+SEEN = 1e-11
+# and in float32 above this many times the largest rounding error there
+TIMES_NOISE = 8.0
+LEVELS = ("unseen", "float64", "float32")
+
+
+def input_sets(side: Any, audio: str | None) -> dict[str, dict[str, np.ndarray]]:
+    """Name -> inputs: the recording with the tokens that the network gives it, drawn tokens, and the probes."""
+    frames, _ = inputs.read_segments(inputs.find_audio(audio), side.config, 4)
+    length = min(64, side.config.max_target_length)
+    targets = np.ones((1, length), np.int32)
+    ids = side.generate([frames[0]], max_steps=length)[0]
+    targets[0, : len(ids)] = ids
+    drawn = inputs.with_tokens(frames[-2:], side.config, min(256, side.config.max_target_length))
+    return {
+        "recording": {
+            "frames": frames[:1],
+            "decoder_input_tokens": shift_right(targets),
+            "decoder_target_tokens": targets,
+        },
+        "drawn ids": drawn,
+        "probes": probes.make_probes(side.config, frames, drawn["decoder_input_tokens"])[1],
+    }
+
+
+def visible(
+    side: Any, kinds: list[Any], given: dict[str, dict[str, np.ndarray]], seed: int = 0
+) -> dict[str, dict[str, str]]:
+    """Kind of fault -> input set -> 'unseen', 'float64' (seen in float64 alone) or 'float32'.
+
+    Each kind is planted at its first and its last site, and the better of both counts.
+
+    Args:
+        side: the PyTorch Side.
+        kinds: of parity.mutation.faults, without equivalents.
+    """
+    import torch
+
+    clean = {}
+    for name, each in given.items():
+        exact, rough = (side.logits(each, precision).astype(np.float64) for precision in ("float64", "float32"))
+        real = each["decoder_target_tokens"] > 0
+        clean[name] = (exact[real], float(np.abs(rough - exact)[real].max()), real)
+    found: dict[str, dict[str, str]] = {}
+    for kind in kinds:
+        sites = kind.sites(side.config.network)
+        levels = dict.fromkeys(given, 0)
+        for site in dict.fromkeys([*sites[:1], *sites[-1:]]):
+            model = side.cast("float64")
+            torch.manual_seed(seed)
+            kind.plant(model, site, np.random.default_rng([seed, 7]))
+            for name, each in given.items():
+                exact, noise, real = clean[name]
+                with torch.no_grad():
+                    logits = model(*side.on_device(each, "float64")).double().cpu().numpy()[real]
+                change = np.abs(logits - exact).max() if logits.shape == exact.shape else np.inf
+                # NaN compares as seen: no comparison with it is true
+                level = 0 if change <= SEEN * np.abs(exact).max() else 1 if change <= TIMES_NOISE * noise else 2
+                levels[name] = max(levels[name], level)
+        found[kind.name] = {name: LEVELS[level] for name, level in levels.items()}
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `parity blindspots`."""
+    parser.add_argument("checkpoint", nargs="?", help="T5X or Orbax directory, or .safetensors (default: the bundled)")
+    parser.add_argument("--audio", metavar="FILE", help="recording to judge (default: the bundled one)")
+    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints which kinds of faults each set of inputs shows; 0 if every kind is shown by one of them, else 1."""
+    from mt3_common.transcribe import find_checkpoint
+    from parity.mutation import faults
+
+    side = record.load_side("torch", find_checkpoint(args.checkpoint).path, preset=args.model)
+    kinds = [kind for kind in faults.kinds() if not kind.equivalent]
+    found = visible(side, kinds, input_sets(side, args.audio))
+    hidden = [name for name, levels in found.items() if set(levels.values()) == {"unseen"}]
+    if args.json:
+        print(json.dumps({"kinds": found, "hidden": hidden}))
+    else:
+        show(found, hidden)
+    return DIFFERENT if hidden else SAME
+
+
+def show(found: dict[str, dict[str, str]], hidden: list[str], console: Console | None = None) -> None:
+    """Prints the kinds that some inputs do not show, and how many each shows."""
+    console = console or Console(width=None if os.isatty(1) else 120, highlight=False)
+    names = list(next(iter(found.values()), {}))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("fault", *names):
+        table.add_column(title)
+    for kind, levels in found.items():
+        if set(levels.values()) != {"float32"}:
+            table.add_row(kind, *levels.values())
+    for level in LEVELS[::-1]:
+        counts = [sum(levels[name] == level for levels in found.values()) for name in names]
+        table.add_row(f"[bold]{level}[/bold], of {len(found)} kinds", *[str(count) for count in counts])
+    console.print(table)
+    if hidden:
+        console.print(f"no inputs show: {', '.join(hidden)}", markup=False)

@@ -1,0 +1,258 @@
+"""A report as one self-contained HTML page."""
+
+import html
+import math
+from typing import Any
+
+from parity.compare.traces import Report, Row
+from parity.report.files import cells, columns, describe, grouped, headline, number, shown_causes, worst_verdict
+
+STYLE = """
+:root { --ink: #1c2024; --soft: #60646c; --line: #d9d9e0; --paper: #ffffff; --well: #f6f6f8;
+  --same: #2b7a3e; --different: #ce2c31; --refused: #ab6400; --skipped: #ab6400; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #edeef0; --soft: #b0b4ba; --line: #363a3f; --paper: #111113; --well: #1c1c1f;
+    --same: #5ec46f; --different: #ff8b8b; --refused: #ffca16; --skipped: #ffca16; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 1rem; color: var(--ink); background: var(--paper);
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: .5rem 0 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+p { margin: .4rem 0; } code, td.n, th.n { font-family: ui-monospace, monospace; font-size: .85rem; }
+code { overflow-wrap: anywhere; }
+.same { color: var(--same); } .different { color: var(--different); font-weight: 600; }
+.refused, .skipped { color: var(--refused); font-weight: 600; }
+.soft { color: var(--soft); } .box { background: var(--well); border: 1px solid var(--line); border-radius: 6px;
+  padding: .6rem .9rem; margin: .6rem 0; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .2rem .6rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.n, th.n { text-align: right; white-space: nowrap; } td:first-child { overflow-wrap: anywhere; min-width: 9rem; }
+svg { display: block; width: 100%; min-width: 44rem; height: auto; }
+svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
+.axis { stroke: var(--line); } .limit { stroke: var(--different); stroke-dasharray: 4 3; }
+details { margin: .5rem 0; } summary { cursor: pointer; } dl { margin: 0; }
+dt { color: var(--soft); } dd { margin: 0 0 .3rem 0; overflow-wrap: anywhere; }
+"""
+
+# lines of the plots: a colour for each precision, dashes for local errors
+LINES = (
+    ("float64", "free", "#3e63dd", ""),
+    ("float64", "local", "#3e63dd", "2 3"),
+    ("float32", "free", "#d6409f", ""),
+    ("float32", "local", "#d6409f", "2 3"),
+    ("bfloat16", "free", "#ad5700", ""),
+    ("bfloat16", "local", "#ad5700", "2 3"),
+    ("tf32", "free", "#30a46c", ""),
+    ("tf32", "local", "#30a46c", "2 3"),
+)
+
+
+def page(report: Report) -> str:
+    """The page: verdict, where the sides part and why, heat strip, error growth, worst tap, table, environment."""
+    taps = [row for row in report.rows if row.section == "taps"]
+    first = report.first_difference
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>parity: {report.verdict}</title><style>{STYLE}</style></head><body>",
+        f"<h1 class='{report.verdict}'>{report.verdict.capitalize()}</h1>",
+        f"<p>{_text(headline(report).split('  ', 1)[-1])}</p>",
+    ]
+    parts += [f"<p class='box refused'>Refused: {_text(reason)}</p>" for reason in report.refusals]
+    if first is not None and not report.refusals:
+        where = f"<code>{_text(first.name)}</code> {_text(first.precision)}"
+        parts.append(f"<p class='box'><b>First difference</b>: {where}<br>{_text(describe(first))}</p>")
+    parts += [f"<p class='box'><b>Cause</b>: {_text(cause)}</p>" for cause in shown_causes(report)]
+    if "replay" in report.facts:
+        parts.append(f"<p class='box'>Again: <code>{_text(report.facts['replay'])}</code></p>")
+    if taps:
+        parts += [
+            "<h2>Every tap, in execution order</h2>",
+            "<p class='soft'>Colour: error in multiples of its measured budget; 1 is the limit. "
+            "Local: the module was fed the reference's inputs.</p>",
+            _wide(heat_strip(taps)),
+            "<h2>How the error grows</h2>",
+            "<p class='soft'>Largest error relative to the tap's largest value.</p>",
+            _wide(growth(taps)),
+        ]
+        if any(row.amplification for row in taps):
+            parts += [
+                "<h2>What amplifies errors</h2>",
+                "<p class='soft'>Relative error that comes out over the largest that comes in, free-running: "
+                "the taps with the most.</p>",
+                amplifiers(taps),
+            ]
+    if report.worst is not None:
+        name, precision, counts, edges = report.worst
+        parts += [
+            f"<h2>The worst tap: <code>{_text(name)}</code> {_text(precision)}</h2>",
+            "<p class='soft'>How many of its values are how far off, in units of the tap's largest value.</p>",
+            _wide(histogram(counts, edges)),
+        ]
+    parts += ["<h2>Everything that was compared</h2>", _table(report)]
+    notes = [row for row in report.rows if row.note and row.section in ("tokens", "notes")]
+    if notes:
+        parts.append("<h2>Tokens and notes</h2>")
+        parts += [f"<p><b>{_text(row.name)}</b>: {_text(row.note)}</p>" for row in notes]
+    parts += ["<h2>What was run, and on what</h2>", _facts(report.facts)]
+    for name, side in report.sides.items():
+        parts.append(f"<details><summary>{_text(name)}: {_text(side.get('framework', ''))}</summary>")
+        parts.append(f"{_facts(side)}</details>")
+    parts.append("<details><summary>Why they may be compared</summary><dl>")
+    parts += [
+        f"<dt>{_text(row.name)}</dt><dd class='{row.verdict}'>{_text(row.note)}</dd>"
+        for row in report.rows
+        if row.section == "comparability"
+    ]
+    parts.append("</dl></details></body></html>\n")
+    return "\n".join(parts)
+
+
+def heat_strip(taps: list[Row]) -> str:
+    """An SVG of a coloured cell per tap and measure; its titles say which."""
+    names = list(dict.fromkeys(row.name for row in taps))
+    place = {name: index for index, name in enumerate(names)}
+    lines = [line for line in LINES if any(row.precision == line[0] for row in taps)]
+    width, left, high = 1000, 92, 20
+    cell = (width - left) / len(names)
+    parts = [f"<svg viewBox='0 0 {width} {high * len(lines) + 24}' role='img' aria-label='error of every tap'>"]
+    for line, (precision, kind, _, _) in enumerate(lines):
+        parts.append(f"<text x='0' y='{line * high + 14}'>{precision} {kind}</text>")
+        for row in taps:
+            measure = getattr(row, kind)
+            if row.precision != precision or measure is None:
+                continue
+            title = f"{row.name} {precision} {kind}: {number(measure.ratio)} x budget"
+            parts.append(
+                f"<rect x='{left + place[row.name] * cell:.2f}' y='{line * high}' width='{cell + 0.1:.2f}' "
+                f"height='{high - 2}' fill='{colour(measure.ratio)}'><title>{_text(title)}</title></rect>"
+            )
+    y = high * len(lines) + 14
+    for mark, at in _stacks(names):
+        parts.append(f"<text x='{left + at * cell:.1f}' y='{y}'>{_text(mark)}</text>")
+    return "".join(parts) + "</svg>"
+
+
+def _stacks(names: list[str]) -> list[tuple[str, int]]:
+    found = []
+    for stack in ("encoder", "decoder"):
+        at = next((index for index, name in enumerate(names) if name.startswith(stack)), None)
+        if at is not None:
+            found.append((stack, at))
+    return found or [(names[0], 0)]
+
+
+def colour(ratio: float | None) -> str:
+    """White-blue below the limit, red above it, black for what is not finite."""
+    if ratio is None:
+        return "#b0b4ba"
+    if not math.isfinite(ratio):
+        return "#000000"
+    if ratio > 1.0:
+        return f"hsl(358 75% {max(30, 60 - 4 * math.log10(ratio)):.0f}%)"
+    return f"hsl(226 70% {93 - 35 * ratio:.0f}%)"
+
+
+def growth(taps: list[Row]) -> str:
+    """An SVG of relative error against execution order, one line per precision and kind, logarithmic."""
+    names = list(dict.fromkeys(row.name for row in taps))
+    place = {name: index for index, name in enumerate(names)}
+    series = []
+    for precision, kind, ink, dash in LINES:
+        points = [
+            (place[row.name], math.log10(measure.relative))
+            for row in taps
+            if row.precision == precision
+            and (measure := getattr(row, kind)) is not None
+            and 0.0 < measure.relative < math.inf
+        ]
+        if points:
+            series.append((f"{precision} {kind}", points, ink, dash))
+    if not series:
+        return "<p>No error at all: every tap is equal to the bit.</p>"
+    low = math.floor(min(y for _, points, _, _ in series for _, y in points))
+    high = max(low + 1, math.ceil(max(y for _, points, _, _ in series for _, y in points)))
+    width, height, left = 1000, 260, 52
+
+    def at(x: float, y: float) -> str:
+        down = 8 + (high - y) / (high - low) * (height - 40)
+        return f"{left + x / max(1, len(names) - 1) * (width - left - 8):.1f},{down:.1f}"
+
+    parts = [f"<svg viewBox='0 0 {width} {height + 18}' role='img' aria-label='error against execution order'>"]
+    for y in range(low, high + 1, max(1, (high - low) // 6)):
+        x1, y1 = at(0, y).split(",")
+        parts.append(f"<line class='axis' x1='{x1}' y1='{y1}' x2='{width - 8}' y2='{y1}'/>")
+        parts.append(f"<text x='0' y='{float(y1) + 4:.1f}'>1e{y}</text>")
+    for index, (label, points, ink, dash) in enumerate(series):
+        path = " ".join(at(x, y) for x, y in points)
+        stroke = f"stroke='{ink}' stroke-width='1.6' fill='none' stroke-dasharray='{dash}'"
+        parts.append(f"<polyline points='{path}' {stroke}><title>{label}</title></polyline>")
+        x = left + index * 130
+        parts.append(f"<line x1='{x}' x2='{x + 26}' y1='{height - 4}' y2='{height - 4}' {stroke}/>")
+        parts.append(f"<text x='{x + 32}' y='{height}'>{label}</text>")
+    for mark, x in _stacks(names):
+        parts.append(f"<text x='{at(x, low).split(',')[0]}' y='{height + 14}'>{_text(mark)} begins</text>")
+    return "".join(parts) + "</svg>"
+
+
+def amplifiers(taps: list[Row], count: int = 8) -> str:
+    """A table of the taps that amplify the most, with the factor in every precision."""
+    precisions = list(dict.fromkeys(row.precision for row in taps))
+    factors: dict[str, dict[str, float]] = {}
+    for row in taps:
+        if row.amplification is not None and math.isfinite(row.amplification):
+            factors.setdefault(row.name, {})[row.precision] = row.amplification
+    most = sorted(factors, key=lambda name: -max(factors[name].values()))[:count]
+    head = "".join(f"<th class='n'>{_text(precision)}</th>" for precision in precisions)
+    lines = [f"<div class='wide'><table><thead><tr><th>tap</th>{head}</tr></thead><tbody>"]
+    for name in most:
+        figures = (number(factors[name].get(precision)) for precision in precisions)
+        cells_of_tap = "".join(f"<td class='n'>{_text(figure)}</td>" for figure in figures)
+        lines.append(f"<tr><td>{_text(name)}</td>{cells_of_tap}</tr>")
+    return "\n".join(lines) + "</tbody></table></div>"
+
+
+def histogram(counts: list[int], edges: list[float]) -> str:
+    """An SVG of counts per decade of error; the first bar is what is exactly equal."""
+    width, height = 1000, 180
+    bar = width / len(counts)
+    top = max(1, max(counts))
+    parts = [f"<svg viewBox='0 0 {width} {height + 20}' role='img' aria-label='histogram of the worst tap'>"]
+    for index, count in enumerate(counts):
+        label = "equal" if index == 0 else f"<1e{edges[index]:.0f}"
+        # logarithmic, so that a single value can be seen
+        tall = (height - 24) * math.log1p(count) / math.log1p(top)
+        parts.append(
+            f"<rect x='{index * bar + 4:.1f}' y='{height - tall:.1f}' width='{bar - 8:.1f}' height='{tall:.1f}' "
+            f"fill='#3e63dd'><title>{count} values {label}</title></rect>"
+            f"<text x='{index * bar + 6:.1f}' y='{height - tall - 4:.1f}'>{count}</text>"
+            f"<text x='{index * bar + 6:.1f}' y='{height + 14}'>{label.replace('<', '&lt;')}</text>"
+        )
+    return "".join(parts) + "</svg>"
+
+
+def _wide(picture: str) -> str:
+    # a phone scrolls it sideways, so that its words stay readable
+    return f"<div class='wide'>{picture}</div>"
+
+
+def _table(report: Report) -> str:
+    head = "".join(f"<th class='n'>{_text(title)}</th>" for title in ("same", *columns(report)))
+    lines = [f"<div class='wide'><table><thead><tr><th>compared</th><th>verdict</th>{head}</tr></thead><tbody>"]
+    for label, rows in grouped(report):
+        verdict = worst_verdict(rows)
+        figures = "".join(f"<td class='n'>{_text(cell)}</td>" for cell in cells(report, rows))
+        lines.append(f"<tr><td>{_text(label)}</td><td class='{verdict}'>{verdict}</td>{figures}</tr>")
+    return "\n".join(lines) + "</tbody></table></div>"
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    lines = []
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {each}" for name, each in value.items())
+        lines.append(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>")
+    return f"<dl>{''.join(lines)}</dl>"
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))

@@ -1,0 +1,1 @@
+"""The twins, NumPy's network and the published code behind one protocol."""

@@ -1,0 +1,376 @@
+"""The Flax twin under observation: parity/sides/torch_side.py offers the same for PyTorch."""
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import traverse_util
+
+from jax_mt3 import checkpoint, decode, train
+from jax_mt3.infer import keep_compiled
+from jax_mt3.model import Transformer
+from mt3_common.config import Config
+from parity.trace import trace
+from parity.trace.trace import WARM_UP, unrolled
+
+
+def find_device(name: str) -> jax.Device:
+    """The first device of a kind: 'cpu', 'gpu' or 'tpu'.
+
+    Raises:
+        ValueError: there is none here.
+    """
+    try:
+        return jax.devices(name)[0]
+    except RuntimeError:
+        found = ", ".join(sorted({device.platform for device in jax.devices()}))
+        raise ValueError(f"device {name}: JAX finds none here (it finds {found})") from None
+
+
+@contextlib.contextmanager
+def exact_mode(precision: str, device: jax.Device):
+    """JAX set so that it computes in `precision` and nothing less; x64 is on only for float64.
+
+    Raises:
+        ValueError: TF32 where there is none.
+    """
+    trace.check_device(precision, device.platform)
+    with (
+        jax.enable_x64(precision == "float64"),
+        jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "highest"),
+        jax.default_device(device),
+    ):
+        yield
+
+
+def read_mode(precision: str) -> dict[str, Any]:
+    """JAX's precision switches as they are now, and what a product makes of its inputs."""
+    left, right = (jax.device_put(_cast(matrix, trace.dtype_of(precision))) for matrix in trace.product_test())
+    product = jax.lax.dot_general(left, right, (((1,), (0,)), ((), ())))
+    return {
+        "jax_enable_x64": bool(jax.config.jax_enable_x64),
+        "jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
+        "product_bits": trace.product_bits(_Keeper()(product)),
+    }
+
+
+def compile_once(function: Callable, device: jax.Device, **options: Any) -> Callable:
+    """jax.jit for what runs a few times: on a CPU it is made for a third less and runs nearly as fast.
+
+    What `infer` and training compile for themselves (decode.generate) stays as it is.
+    """
+    quick = {"xla_backend_optimization_level": 0} if device.platform == "cpu" else None
+    return jax.jit(function, compiler_options=quick, **options)
+
+
+class Side:
+    """The Flax twin: loads, runs with and without observation, runs single modules.
+
+    Attributes:
+        params: nested dict under MT3's names, in the checkpoint's dtypes.
+        config: the checkpoint's config.
+        device: where it runs.
+    """
+
+    framework = "jax"
+
+    def __init__(self, params: dict[str, Any], config: Config, device: str = "cpu"):
+        self.params = params
+        self.config = config
+        self.device = find_device(device)
+        self.model = Transformer(config.network)
+        self.compiled = compile_once(self.model.apply, self.device)
+        # tap -> its module alone, once the network has run
+        self.modules: dict[str, nn.Module] = {}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str = "cpu", **options: Any) -> "Side":
+        """The twin with a checkpoint's weights, read by the twin's own loader; options go to it."""
+        keep_compiled()
+        found = find_device(device)
+        with jax.default_device(found):
+            params, config = checkpoint.load(path, **options)
+        return cls(params, config, device)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The weights taken back out of the framework, under MT3's names."""
+        return checkpoint.to_arrays(self.params)
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and machine."""
+        return {
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "flax": flax.__version__,
+            "device": f"{self.device.platform} ({self.device.device_kind})",
+            **trace.machine(),
+        }
+
+    def cast(self, precision: str) -> dict[str, Any]:
+        """The parameters for computing in a precision, on the device; call it in exact_mode."""
+        return checkpoint.cast(jax.device_put(self.params, self.device), trace.dtype_of(precision))
+
+    def run(
+        self,
+        inputs: dict[str, np.ndarray],
+        precision: str,
+        feed: trace.Pass | None = None,
+        exact: bool = False,
+    ) -> trace.Pass:
+        """Runs the network once in a precision and writes down every module's output and input.
+
+        Args:
+            inputs: frames (b, f, input_depth), decoder_input_tokens and decoder_target_tokens (b, l).
+            precision: 'float64', 'float32', 'bfloat16' or 'tf32'.
+            feed: another side's pass in this precision; every module also runs on its inputs.
+            exact: every module also runs in float64 on this pass's own inputs.
+
+        Returns:
+            The pass.
+        """
+        with exact_mode(precision, self.device):
+            params = self.cast(precision)
+            given = self.on_device(inputs, precision)
+            logits, outputs, calls = self._watched(params, *given)
+            plain = self.model.apply({"params": params}, *given)
+            weights = {"/".join((*path[:-1], "weights")): a for path, a in traverse_util.flatten_dict(params).items()}
+            mode = read_mode(precision) | {
+                "inputs": sorted({x.dtype.name for x in given if jnp.issubdtype(x.dtype, jnp.floating)}),
+                "other dtypes": {
+                    name: array.dtype.name
+                    for name, array in (weights | outputs).items()
+                    if array.dtype != trace.dtype_of(precision)
+                },
+            }
+            keep = _Keeper()
+            found = trace.Pass(
+                precision=precision,
+                mode=mode,
+                outputs={tap: keep(output) for tap, output in outputs.items()},
+                logits=keep(logits),
+                capture_is_neutral=trace.same_bits(np.asarray(logits), np.asarray(plain)),
+                calls={tap: keep.call(call) for tap, call in calls.items()},
+            )
+            del outputs, calls, logits, plain
+            if feed is not None:
+                found.local = self.run_modules(feed.calls, precision, params)
+        if exact:
+            with exact_mode("float64", self.device):
+                found.exact = self.run_modules(found.calls, "float64", self.cast("float64"))
+        return found
+
+    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
+        names, dtype = ("frames", "decoder_input_tokens", "decoder_target_tokens"), trace.dtype_of(precision)
+        return tuple(jax.device_put(_cast(inputs[name], dtype), self.device) for name in names)
+
+    def _watched(
+        self, params: dict[str, Any], *inputs: jax.Array, pattern: str = ""
+    ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, trace.Call]]:
+        outputs: dict[str, jax.Array] = {}
+        calls: dict[str, trace.Call] = {}
+
+        def watch(call, args, kwargs, context):
+            output = call(*args, **kwargs)
+            tap = "/".join(context.module.path)
+            if context.method_name == "__call__" and tap and re.search(pattern, tap):
+                outputs[tap] = output
+                calls[tap] = trace.Call(args, kwargs)
+                if tap not in self.modules:
+                    self.modules[tap] = context.module.clone(parent=None, name=None)
+            return output
+
+        with nn.intercept_methods(watch):
+            logits = self.model.apply({"params": params}, *inputs)
+        return logits, outputs, calls
+
+    def observe(
+        self, inputs: dict[str, np.ndarray], precision: str, pattern: str
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits (b, l, vocab_size), and the outputs of the taps whose names the pattern is found in."""
+        with exact_mode(precision, self.device):
+            watched = compile_once(
+                lambda params, *inputs: self._watched(params, *inputs, pattern=pattern)[:2], self.device
+            )
+            logits, outputs = watched(self.cast(precision), *self.on_device(inputs, precision))
+            keep = _Keeper()
+            return keep(logits), {tap: keep(output) for tap, output in outputs.items()}
+
+    def logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
+        """Logits (b, l, vocab_size) of the compiled network, unobserved."""
+        with exact_mode(precision, self.device):
+            logits = self.compiled({"params": self.cast(precision)}, *self.on_device(inputs, precision))
+            return _Keeper()(logits)
+
+    def cached(
+        self, frames: np.ndarray, tokens: np.ndarray, precision: str
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits of decode.py, one token at a time through its cache, and what the cache holds in the end.
+
+        The ring begins as decode.py begins it, has had WARM_UP tokens of an earlier segment, grows once to the length
+        that is needed and comes round.
+
+        Args:
+            frames: (b, f, input_depth).
+            tokens: (b, l) decoder inputs, the start token first.
+
+        Returns:
+            (logits (b, l, vocab_size), tap -> keys or values (b, l or f, heads * head_dim)).
+        """
+        with exact_mode(precision, self.device):
+            count, length = tokens.shape
+            weights = decode.pack(self.cast(precision), self.config.network)
+            first = min(decode.LENGTHS[0], length)
+            cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
+            rows, frames = np.arange(count), _cast(frames, trace.dtype_of(precision))
+            step = compile_once(decode.step, self.device, donate_argnums=1)
+            insert = compile_once(decode.insert, self.device, donate_argnums=1)
+            cache = insert(weights, cache, rows, frames)
+            for place in range(WARM_UP):
+                _, cache = step(weights, cache, tokens[:, [place % length]])
+            cache = insert(weights, cache, rows, frames)
+            keep, logits = _Keeper(), []
+            for place in range(length):
+                if place == first:
+                    cache = decode.grow(cache, length)
+                found, cache = step(weights, cache, tokens[:, [place]])
+                logits.append(np.asarray(found)[:, 0])
+            return np.stack(logits, axis=1), unrolled(
+                *([keep(array) for array in arrays] for arrays in cache[:4]), slot=int(cache.slot), length=length
+            )
+
+    def generate(self, segments: list[np.ndarray], max_steps: int | None = None) -> list[np.ndarray]:
+        """Greedy token ids of segments (input_frames, input_depth), in float32 as `infer` computes them.
+
+        One after the other: every number of rows would be compiled for itself.
+        """
+        with exact_mode("float32", self.device):
+            found = decode.generate(self.cast("float32"), self.config, segments, batch_size=1, max_steps=max_steps)
+            return list(found)
+
+    def gradients(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The training loss (a 0-d array) and its gradients under MT3's names."""
+        with exact_mode(precision, self.device):
+            params = self.cast(precision)
+            compiled = compile_once(train.loss_and_gradients, self.device, static_argnums=1)
+            loss, found = compiled(params, self.config.network, *self.on_device(inputs, precision))
+            return np.asarray(loss), checkpoint.to_arrays(found)
+
+    def optimize(
+        self, optimizer: str, gradients: list[dict[str, np.ndarray]], precision: str, learning_rate: float = 1e-3
+    ) -> dict[str, np.ndarray]:
+        """The weights after steps of 'adafactor' or 'adamw' (weight decay 0.01), one per set of gradients."""
+        with exact_mode(precision, self.device):
+            adamw = train.adamw(learning_rate, weight_decay=0.01)
+
+            def begin(array):
+                return adamw.init(array) if optimizer == "adamw" else train.adafactor_slots(array)
+
+            def one_step(carried, given):
+                array, state = carried
+                step, gradient = given
+                if optimizer == "adamw":
+                    update, state = adamw.update(gradient, state, array)
+                    array = optax.apply_updates(array, update)
+                else:
+                    array, state = train.adafactor(array, gradient, state, step, learning_rate)
+                return (array, state), None
+
+            # array by array: few shapes to compile, and no second copy of everything in memory
+            @functools.partial(compile_once, device=self.device)
+            def steps(array, gradients):
+                given = (jnp.arange(len(gradients)), gradients)
+                return jax.lax.scan(one_step, (array, begin(array)), given)[0][0]
+
+            after = {}
+            for name, array in traverse_util.flatten_dict(self.params, sep="/").items():
+                dtype = np.dtype(trace.dtype_of(precision))
+                stacked = np.stack([each[name].astype(dtype) for each in gradients])
+                after[name] = np.asarray(steps(np.asarray(array).astype(dtype), stacked))
+            return after
+
+    def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
+        """Every module's output on the given inputs, once the network has run as a whole."""
+        with exact_mode(precision, self.device):
+            return self.run_modules(calls, precision, self.cast(precision))
+
+    def run_modules(
+        self, calls: dict[str, trace.Call], precision: str, params: dict[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """Every module's output on the given inputs, one module at a time; call it in exact_mode(precision)."""
+        keep = _Keeper()
+        given: dict[tuple[int, str], jax.Array] = {}
+
+        def give(value: Any, dtype: str) -> Any:
+            if not isinstance(value, np.ndarray):
+                return value
+            if (id(value), dtype) not in given:
+                given[id(value), dtype] = jax.device_put(_cast(value, dtype), self.device)
+            return given[id(value), dtype]
+
+        outputs = {}
+        for tap, call in calls.items():
+            if tap not in self.modules:
+                continue
+            subtree = functools.reduce(lambda tree, part: tree.get(part, {}), tap.split("/"), params)
+            dtype = trace.input_dtype(tap, precision)
+            args = tuple(give(value, dtype) for value in call.args)
+            kwargs = {key: give(value, dtype) for key, value in call.kwargs.items()}
+            outputs[tap] = keep(self.modules[tap].apply({"params": subtree}, *args, **kwargs))
+        return outputs
+
+
+def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
+    # in NumPy: JAX would compile every shape
+    return array.astype(jnp.dtype(dtype)) if np.issubdtype(array.dtype, np.floating) else array
+
+
+class Plain(Side):
+    """Any Flax module under observation: its taps are its submodules, its inputs are passed in the order given.
+
+    Args:
+        module: its `__call__` takes the inputs and nothing else.
+        params: of the module, without the outer {'params': …}.
+    """
+
+    def __init__(self, module: nn.Module, params: dict[str, Any], device: str = "cpu"):
+        self.model, self.params, self.config = module, params, {}
+        self.device = find_device(device)
+        self.compiled = compile_once(module.apply, self.device)
+        self.modules = {}
+
+    def cast(self, precision: str) -> dict[str, Any]:
+        """The parameters in a precision, on the device; call it in exact_mode."""
+        return jax.tree.map(lambda array: jnp.asarray(array).astype(trace.dtype_of(precision)), self.params)
+
+    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
+        dtype = trace.dtype_of(precision)
+        return tuple(jax.device_put(_cast(array, dtype), self.device) for array in inputs.values())
+
+
+class _Keeper:
+    """Framework arrays to NumPy, the same array once; bfloat16 as float32, which holds it exactly."""
+
+    def __init__(self):
+        self.kept: dict[int, tuple[jax.Array, np.ndarray]] = {}
+
+    def __call__(self, array: jax.Array) -> np.ndarray:
+        if id(array) not in self.kept:
+            found = np.asarray(array)
+            self.kept[id(array)] = (array, found.astype(np.float32) if array.dtype == jnp.bfloat16 else found)
+        return self.kept[id(array)][1]
+
+    def call(self, call: trace.Call) -> trace.Call:
+        def keep(value: Any) -> Any:
+            return self(value) if isinstance(value, jax.Array) else value
+
+        return trace.Call(tuple(keep(v) for v in call.args), {k: keep(v) for k, v in call.kwargs.items()})

@@ -1,0 +1,472 @@
+"""MT3's network in NumPy, one step per tap, with every known misbehaviour of ports as a declared option.
+
+A *step* computes one tap from earlier taps. Running all steps is the forward pass; running one step on what somebody
+else's model put out tells whether that model's module does what MT3's does; running it with another `Behaviour` tells
+what the module does instead. Taps are named as Flax's `capture_intermediates` names them in jax_mt3/model.py; steps
+whose last name begins with a dot are no module's output (the residual stream after the attention, the context).
+
+Source: mt3/network.py and mt3/layers.py for the defaults of Behaviour; for the others, the ports and issues that
+parity/mutation/faults.py names kind by kind.
+Differs from the twins: arithmetic in the dtype given, float64 throughout if it is float64, and one step at a time.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from mt3_common.arrays import array_shapes
+from mt3_common.config import NetworkConfig
+
+FRAMES, TOKENS, TARGETS = "frames", "decoder_input_tokens", "decoder_target_tokens"
+INPUTS = (FRAMES, TOKENS, TARGETS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Behaviour:
+    """What a module does; the defaults are MT3's.
+
+    Attributes:
+        norm: 'rms'; 'layer' (the mean taken off), 'none' (the norm left out), 'unbiased' (n - 1 in the mean).
+        eps: added to the mean square.
+        eps_outside: eps added to the root instead of under it.
+        norm_scale: 'scale'; 'ones' (left out), 'plus_one' (1 + scale, as Gemma stores it).
+        activation: 'gelu_tanh'; 'gelu_erf', 'relu', 'silu', 'quick_gelu', 'linear', 'sigmoid', 'tanh'.
+        gate: 'wi_0'; 'wi_1' (the activation on the other branch), 'none' (wi_1 left out), 'both', 'sum' (added, not
+            multiplied), 'after' (the activation of the product).
+        attention_scale: factor on the logits of the attention: 1; head_dim ** -0.5 in most other networks.
+        heads: number of heads; 0 for the config's.
+        head_axis: 'outer' (h d); 'inner' (d h).
+        causal: 'causal'; 'none' (the future is seen), 'strict' (the position itself is hidden), 'ahead' (one too many).
+        padding: padded targets are hidden from the decoder's self-attention.
+        encoder_mask: 'none'; 'zeros' (frames that are all zero are hidden).
+        relative_bias: 'none'; 't5' (needs an array `relative_bias` (buckets, heads)), 'alibi'.
+        softmax: 'keys'; 'queries' (over the wrong axis), 'off_by_one' (1 added to the denominator), 'none'.
+        residual: 'add'; 'none' (the input left out), 'half' (half the sum), 'twice' (the branch twice), 'normed'
+            (the norm's output is added to), 'branch_left_out'.
+        positions: 'mt3'; 'port' (2k/d), 'interleaved', 'cosine_first', 'none', 'paper' (2k/d, interleaved).
+        first_position: number of the first position: 0.
+        position_scale: factor on the position table.
+        embedding_scale: factor on the embedding or projection before positions are added.
+        token_shift: added to every token id.
+        start_token: the first decoder input, where it is not MT3's.
+        unshifted: decoder inputs are the targets themselves (no shift by one).
+        head: 'logits_dense'; 'tied' (the embedding).
+        logits_scale: factor on the logits.
+        skip: the module hands its input on.
+        time_shift: the module's output is that of the position before (1) or behind (-1).
+    """
+
+    norm: str = "rms"
+    eps: float = 1e-6
+    eps_outside: bool = False
+    norm_scale: str = "scale"
+    activation: str = "gelu_tanh"
+    gate: str = "wi_0"
+    attention_scale: float = 1.0
+    heads: int = 0
+    head_axis: str = "outer"
+    causal: str = "causal"
+    padding: bool = True
+    encoder_mask: str = "none"
+    relative_bias: str = "none"
+    softmax: str = "keys"
+    residual: str = "add"
+    positions: str = "mt3"
+    first_position: int = 0
+    position_scale: float = 1.0
+    embedding_scale: float = 1.0
+    token_shift: int = 0
+    start_token: int = 0
+    unshifted: bool = False
+    head: str = "logits_dense"
+    logits_scale: float = 1.0
+    skip: bool = False
+    time_shift: int = 0
+
+
+MT3 = Behaviour()
+
+
+class Step(NamedTuple):
+    """One tap: its name, the kind of module, the taps and inputs it reads, and the array it owns (or '')."""
+
+    name: str
+    kind: str
+    reads: tuple[str, ...]
+    array: str = ""
+
+    @property
+    def is_tap(self) -> bool:
+        """Whether a module of the twins puts this out."""
+        return not self.name.rpartition("/")[2].startswith(".")
+
+
+@functools.lru_cache(maxsize=8)
+def steps(config: NetworkConfig) -> tuple[Step, ...]:
+    """Every step of the network in the order of execution; the last one, named '', is the whole model's output."""
+    found = []
+
+    def step(name: str, kind: str, *reads: str, array: str = "") -> str:
+        found.append(Step(name, kind, reads, array))
+        return name
+
+    def dense(name: str, source: str) -> str:
+        return step(name, "dense", source, array=f"{name}/kernel")
+
+    def norm(name: str, source: str) -> str:
+        return step(name, "norm", source, array=f"{name}/scale")
+
+    def attention(name: str, inputs_q: str, inputs_kv: str, kind: str) -> str:
+        query = dense(f"{name}/query", inputs_q)
+        key = dense(f"{name}/key", inputs_kv)
+        value = dense(f"{name}/value", inputs_kv)
+        weights = step(f"{name}/dropout", kind, query, key, FRAMES if kind == "encoder_weights" else TARGETS)
+        context = step(f"{name}/.context", "context", weights, value)
+        return step(name, "same", dense(f"{name}/out", context))
+
+    def mlp(name: str, source: str) -> str:
+        gated = step(f"{name}/dropout", "gate", dense(f"{name}/wi_0", source), dense(f"{name}/wi_1", source))
+        return step(name, "same", dense(f"{name}/wo", gated))
+
+    x = dense("encoder/continuous_inputs_projection", FRAMES)
+    x = step("encoder/input_dropout", "add_positions", x, step("encoder/positions", "positions", x))
+    for i in range(config.num_encoder_layers):
+        layer = f"encoder/layers_{i}"
+        y = norm(f"{layer}/pre_attention_layer_norm", x)
+        z = step(f"{layer}/attention_dropout", "same", attention(f"{layer}/attention", y, y, "encoder_weights"))
+        x = step(f"{layer}/.after_attention", "residual", x, z, y)
+        y = norm(f"{layer}/pre_mlp_layer_norm", x)
+        x = step(layer, "residual", x, step(f"{layer}/mlp_dropout", "same", mlp(f"{layer}/mlp", y)), y)
+    y = norm("encoder/encoder_norm", x)
+    encoded = step("encoder", "same", step("encoder/output_dropout", "same", y))
+
+    x = step("decoder/token_embedder", "embed", TOKENS, TARGETS, array="decoder/token_embedder/embedding")
+    x = step("decoder/input_dropout", "add_positions", x, step("decoder/positions", "positions", x))
+    for i in range(config.num_decoder_layers):
+        layer = f"decoder/layers_{i}"
+        y = norm(f"{layer}/pre_self_attention_layer_norm", x)
+        z = attention(f"{layer}/self_attention", y, y, "self_weights")
+        x = step(f"{layer}/.after_self_attention", "residual", x, step(f"{layer}/self_attention_dropout", "same", z), y)
+        y = norm(f"{layer}/pre_cross_attention_layer_norm", x)
+        z = attention(f"{layer}/encoder_decoder_attention", y, encoded, "cross_weights")
+        x = step(
+            f"{layer}/.after_cross_attention", "residual", x, step(f"{layer}/cross_attention_dropout", "same", z), y
+        )
+        y = norm(f"{layer}/pre_mlp_layer_norm", x)
+        x = step(layer, "residual", x, step(f"{layer}/mlp_dropout", "same", mlp(f"{layer}/mlp", y)), y)
+    y = step("decoder/output_dropout", "same", norm("decoder/decoder_norm", x))
+    logits = step("decoder/logits_dense", "head", y, array="decoder/logits_dense/kernel")
+    step("", "same", step("decoder", "same", logits))
+    return tuple(found)
+
+
+def positions(length: int, width: int, behaviour: Behaviour = MT3) -> np.ndarray:
+    """The position table that a behaviour has: (length, width) float32; MT3's by default.
+
+    Source: mt3/layers.py, sinusoidal.
+    """
+    half = width // 2
+    divisor = half if behaviour.positions in ("port", "paper") else half - 1
+    frequencies = np.exp(-np.log(10000.0) / divisor * np.arange(half))
+    angles = (np.arange(length) + behaviour.first_position)[:, np.newaxis] * frequencies
+    sines, cosines = np.sin(angles), np.cos(angles)
+    if behaviour.positions == "none":
+        table = np.zeros((length, width))
+    elif behaviour.positions in ("interleaved", "paper"):
+        table = np.stack([sines, cosines], axis=-1).reshape(length, width)
+    elif behaviour.positions == "cosine_first":
+        table = np.concatenate([cosines, sines], axis=1)
+    else:
+        table = np.concatenate([sines, cosines], axis=1)
+    return (table * behaviour.position_scale).astype(np.float32)
+
+
+def relative_buckets(queries: int, keys: int, bidirectional: bool, buckets: int = 32, reach: int = 128) -> np.ndarray:
+    """T5's bucket of every distance: (queries, keys) int. MT3 has no relative positions; ports that kept T5's do.
+
+    Source: the T5 paper, section 2.1; mesh-tensorflow's relative_position_bucket for the numbers.
+    """
+    distance = np.arange(keys)[np.newaxis] - np.arange(queries)[:, np.newaxis]
+    base = np.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        base = (distance > 0) * buckets
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(-distance, 0)
+    exact = buckets // 2
+    far = exact + (np.log(np.maximum(distance, 1) / exact) / math.log(reach / exact) * (buckets - exact)).astype(int)
+    return base + np.where(distance < exact, distance, np.minimum(far, buckets - 1))
+
+
+def erf(x: np.ndarray) -> np.ndarray:
+    """The error function, elementwise, to double precision."""
+    return np.vectorize(math.erf, otypes=[np.float64])(x.astype(np.float64)).astype(x.dtype)
+
+
+def _sigmoid(x):
+    return 0.5 * (1 + np.tanh(x / 2))
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "gelu_tanh": lambda x: (
+        x * 0.5 * (1 + np.tanh(x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x**3)))
+    ),
+    "gelu_erf": lambda x: x * 0.5 * (1 + erf(x / x.dtype.type(math.sqrt(2)))),
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x * _sigmoid(x),
+    "quick_gelu": lambda x: x * _sigmoid(x.dtype.type(1.702) * x),
+    "linear": lambda x: x,
+    "sigmoid": _sigmoid,
+    "tanh": np.tanh,
+}
+
+
+def _norm(behaviour, arrays, config, step, x):
+    if behaviour.norm == "none":
+        return x * arrays[step.array].astype(x.dtype)
+    dtype = x.dtype
+    wide = x
+    if behaviour.norm == "layer":
+        wide = x - x.mean(axis=-1, keepdims=True)
+    mean = np.mean(wide * wide, axis=-1, keepdims=True)
+    if behaviour.norm == "unbiased":
+        mean = mean * dtype.type(x.shape[-1] / (x.shape[-1] - 1))
+    eps = dtype.type(behaviour.eps)
+    normed = wide / (np.sqrt(mean) + eps if behaviour.eps_outside else np.sqrt(mean + eps))
+    if behaviour.norm_scale == "ones":
+        return normed
+    scale = arrays[step.array].astype(dtype)
+    return normed * (scale + 1 if behaviour.norm_scale == "plus_one" else scale)
+
+
+def _dense(behaviour, arrays, config, step, x):
+    return x @ arrays[step.array].astype(x.dtype)
+
+
+def _positions(behaviour, arrays, config, step, x):
+    if behaviour == MT3:
+        return _mt3_table(x.shape[1], x.shape[2], config.position_table)[np.newaxis].astype(x.dtype)
+    return positions(x.shape[1], x.shape[2], behaviour)[np.newaxis].astype(x.dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def _mt3_table(length, width, table):
+    return positions(length, width, Behaviour(positions=table))
+
+
+def _add_positions(behaviour, arrays, config, step, x, table):
+    if (behaviour.positions, behaviour.first_position) != ("mt3", 0):
+        table = positions(x.shape[1], x.shape[2], behaviour)[np.newaxis].astype(x.dtype)
+    scaled = x * x.dtype.type(behaviour.embedding_scale) if behaviour.embedding_scale != 1 else x
+    return scaled + table * x.dtype.type(behaviour.position_scale)
+
+
+def split_heads(x: np.ndarray, behaviour: Behaviour, config: NetworkConfig) -> np.ndarray:
+    """(b, l, joined) as (b, heads, l, width of a head)."""
+    heads = behaviour.heads or config.num_heads
+    batch, length, joined = x.shape
+    if behaviour.head_axis == "inner":
+        return x.reshape(batch, length, joined // heads, heads).transpose(0, 3, 1, 2)
+    return x.reshape(batch, length, heads, joined // heads).transpose(0, 2, 1, 3)
+
+
+def _weights(behaviour, arrays, config, step, query, key, targets_or_frames):
+    query, key = split_heads(query, behaviour, config), split_heads(key, behaviour, config)
+    logits = query @ key.swapaxes(-1, -2)
+    dtype = logits.dtype
+    if behaviour.attention_scale != 1:
+        logits = logits * dtype.type(behaviour.attention_scale)
+    queries, keys = logits.shape[-2:]
+    if behaviour.relative_bias == "t5":
+        buckets = relative_buckets(queries, keys, bidirectional=step.kind == "encoder_weights")
+        logits = logits + arrays["relative_bias"].astype(dtype)[buckets].transpose(2, 0, 1)
+    elif behaviour.relative_bias == "alibi":
+        slopes = 2.0 ** (-8 * np.arange(1, logits.shape[1] + 1) / logits.shape[1])
+        distance = np.abs(np.arange(keys)[np.newaxis] - np.arange(queries)[:, np.newaxis])
+        logits = logits - (slopes[:, np.newaxis, np.newaxis] * distance).astype(dtype)
+    mask = None
+    if step.kind == "encoder_weights":
+        if behaviour.encoder_mask == "zeros":
+            mask = np.any(targets_or_frames != 0, axis=-1)[:, np.newaxis, np.newaxis, :]
+    else:
+        real = targets_or_frames > 0
+        mask = np.broadcast_to(real[:, np.newaxis, :, np.newaxis], logits[:, :1].shape)
+        if step.kind == "self_weights":
+            if behaviour.causal != "none":
+                mask = mask & np.tril(
+                    np.ones((queries, keys), bool), k={"causal": 0, "strict": -1, "ahead": 1}[behaviour.causal]
+                )
+            if behaviour.padding:
+                mask = mask & real[:, np.newaxis, np.newaxis, :]
+    if mask is not None:
+        logits = logits + np.where(mask, 0.0, -1e10).astype(dtype)
+    if behaviour.softmax == "none":
+        return logits
+    axis = -2 if behaviour.softmax == "queries" else -1
+    shifted = logits - logits.max(axis=axis, keepdims=True)
+    exps = np.exp(shifted)
+    total = exps.sum(axis=axis, keepdims=True)
+    if behaviour.softmax == "off_by_one":
+        total = total + np.exp(-logits.max(axis=axis, keepdims=True))
+    return exps / total
+
+
+def _context(behaviour, arrays, config, step, weights, value):
+    if behaviour.heads and behaviour.heads != weights.shape[1]:
+        raise ValueError(f"{step.name}: {weights.shape[1]} heads of weights for {behaviour.heads} heads of values")
+    heads = split_heads(value, dataclasses.replace(behaviour, heads=weights.shape[1]), config)
+    context = weights @ heads
+    batch, count, length, width = context.shape
+    order = (0, 2, 3, 1) if behaviour.head_axis == "inner" else (0, 2, 1, 3)
+    return context.transpose(order).reshape(batch, length, count * width)
+
+
+def _gate(behaviour, arrays, config, step, wi_0, wi_1):
+    activation = ACTIVATIONS[behaviour.activation]
+    if behaviour.gate == "wi_1":
+        return wi_0 * activation(wi_1)
+    if behaviour.gate == "none":
+        return activation(wi_0)
+    if behaviour.gate == "both":
+        return activation(wi_0) * activation(wi_1)
+    if behaviour.gate == "sum":
+        return activation(wi_0) + wi_1
+    if behaviour.gate == "after":
+        return activation(wi_0 * wi_1)
+    return activation(wi_0) * wi_1
+
+
+def _residual(behaviour, arrays, config, step, x, branch, normed):
+    if behaviour.residual == "none":
+        return branch
+    if behaviour.residual == "half":
+        return (x + branch) / 2
+    if behaviour.residual == "normed":
+        return normed + branch
+    if behaviour.residual == "twice":
+        return x + 2 * branch
+    if behaviour.residual == "branch_left_out":
+        return x
+    return x + branch
+
+
+def _embed(behaviour, arrays, config, step, tokens, targets):
+    table = arrays[step.array]
+    ids = np.array(tokens)
+    if behaviour.unshifted:
+        ids = np.array(targets)
+    if behaviour.start_token:
+        ids[:, 0] = behaviour.start_token
+    ids = ids + behaviour.token_shift
+    known = (ids >= 0) & (ids < len(table))
+    return table[np.where(known, ids, 0)] * known[..., np.newaxis].astype(table.dtype)
+
+
+def _head(behaviour, arrays, config, step, x):
+    kernel = arrays["decoder/token_embedder/embedding"].T if behaviour.head == "tied" else arrays[step.array]
+    logits = x @ kernel.astype(x.dtype)
+    return logits * x.dtype.type(behaviour.logits_scale) if behaviour.logits_scale != 1 else logits
+
+
+def _same(behaviour, arrays, config, step, x):
+    return x
+
+
+KINDS = {
+    "dense": _dense,
+    "norm": _norm,
+    "positions": _positions,
+    "add_positions": _add_positions,
+    "encoder_weights": _weights,
+    "self_weights": _weights,
+    "cross_weights": _weights,
+    "context": _context,
+    "gate": _gate,
+    "residual": _residual,
+    "embed": _embed,
+    "head": _head,
+    "same": _same,
+}
+
+
+def run_step(
+    step: Step,
+    values: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
+    config: NetworkConfig,
+    behaviour: Behaviour = MT3,
+    dtype: str = "float64",
+) -> np.ndarray:
+    """What one step puts out, in dtype, given the values that it reads.
+
+    Args:
+        step: one of steps(config).
+        values: name -> array, at least those in step.reads; floating ones are converted to dtype.
+        arrays: MT3's names -> arrays; converted to dtype as they are used.
+        config: sizes.
+        behaviour: what the module does; MT3's by default.
+        dtype: 'float64' or 'float32'.
+    """
+    if step.kind == "embed":
+        reads = [np.asarray(values[name]) for name in step.reads]
+    else:
+        reads = [values[name] if name in (TOKENS, TARGETS) else values[name].astype(dtype) for name in step.reads]
+    if behaviour.skip:
+        return np.array(reads[0], dtype=dtype)
+    found = KINDS[step.kind](behaviour, arrays, config, step, *reads).astype(dtype, copy=False)
+    if behaviour.time_shift:
+        found = np.roll(found, behaviour.time_shift, axis=1)
+        found[:, 0 if behaviour.time_shift > 0 else -1] = 0
+    return found
+
+
+def forward(
+    arrays: Mapping[str, np.ndarray],
+    config: NetworkConfig,
+    inputs: Mapping[str, np.ndarray],
+    behaviour: Behaviour | Callable[[str], Behaviour] = MT3,
+    dtype: str = "float64",
+) -> dict[str, np.ndarray]:
+    """Every step's output by name, the inputs among them; '' is the logits (b, l, vocab_size).
+
+    Args:
+        arrays: MT3's names -> arrays.
+        config: sizes.
+        inputs: frames (b, f, input_depth), decoder_input_tokens and decoder_target_tokens (b, l).
+        behaviour: of every module, or a function from a step's name to its behaviour.
+        dtype: of the arithmetic.
+
+    Source: mt3/network.py, Transformer.
+    """
+    choose = behaviour if callable(behaviour) else lambda name: behaviour
+    values: dict[str, np.ndarray] = {name: np.asarray(inputs[name]) for name in INPUTS}
+    for step in steps(config):
+        values[step.name] = run_step(step, values, arrays, config, choose(step.name), dtype)
+    return values
+
+
+def random_arrays(config: NetworkConfig, seed: int, dtype: str = "float32") -> dict[str, np.ndarray]:
+    """Weights drawn so that nothing is neutral: norm scales 0.4..1.8, kernels of MT3's initial variance.
+
+    Args:
+        config: sizes.
+        seed: of NumPy's PCG64.
+        dtype: of the arrays.
+    """
+    random = np.random.default_rng(seed)
+    arrays = {}
+    for name, shape in array_shapes(config).items():
+        if name.endswith("scale"):
+            arrays[name] = random.uniform(0.4, 1.8, shape).astype(dtype)
+            continue
+        deviation = 1.0 if name.endswith("embedding") else shape[0] ** -0.5
+        if name.endswith("query/kernel"):
+            # the initialiser carries the 1/sqrt(head_dim) that attention lacks
+            deviation *= config.head_dim**-0.5
+        arrays[name] = (random.standard_normal(shape) * deviation).astype(dtype)
+    return arrays

@@ -1,0 +1,1 @@
+"""Traces: inputs, what a side computed on them, and the file."""

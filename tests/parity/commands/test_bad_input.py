@@ -1,0 +1,171 @@
+"""What cannot be used is refused by the command itself: exit status 2 or 3, no traceback, never "same"."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from mt3_common import checkpoint
+from mt3_common.config import Config, NetworkConfig
+from parity.sides import numpy_network
+from parity.trace.trace import Call, Pass, Trace, save
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests" / "golden" / "model" / "checkpoints" / "t5x_zarr"
+SMALL = NetworkConfig(emb_dim=32, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1)
+
+
+def parity(*argv):
+    command = [sys.executable, "-m", "parity", *[str(arg) for arg in argv]]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    said = found.stdout + found.stderr
+    assert "Traceback" not in said
+    assert "same:" not in said.lower()
+    assert not said.startswith("SAME")
+    return found.returncode, said
+
+
+def make_trace(path, sizes=SMALL, change=None):
+    """A trace of one tap in two precisions, with the config of a network of given sizes."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 4, sizes.emb_dim))
+
+    def one(precision):
+        y = x.astype(precision)
+        kinds = ({"a": y}, {"a": Call((y,))}, {"a": y}, {"a": x})
+        return Pass(precision, {}, kinds[0], y, True, *kinds[1:])
+
+    trace = Trace(
+        framework="jax",
+        environment={"jax": "1"},
+        config=dataclasses.asdict(Config(network=sizes)),
+        weights={"a/kernel": ["float32", [sizes.emb_dim], "0"]},
+        inputs={"frames": x.astype(np.float32)},
+        passes={precision: one(precision) for precision in ("float64", "float32")},
+    )
+    save(path, trace)
+    if change is not None:
+        with safetensors.safe_open(path, framework="np") as file:
+            header = json.loads(file.metadata()["header"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        change(header)
+        safetensors.numpy.save_file(arrays, path, metadata={"header": json.dumps(header)})
+    return path
+
+
+def test_the_traces_of_this_file_are_the_same_when_nothing_is_wrong(tmp_path):
+    a, b = make_trace(tmp_path / "a"), make_trace(tmp_path / "b")
+    command = [sys.executable, "-m", "parity", "compare", str(a), str(b)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout[:4]) == (0, "SAME")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "reason"),
+    [
+        (lambda header: header.update(version=99), 3, "a trace of version 99"),
+        (lambda header: header["passes"].clear(), 3, "an empty trace"),
+        (lambda header: header["passes"]["float32"].update(outputs=[]), 3, "an empty trace"),
+        (lambda header: header["weights"].clear(), 2, "no weights were recorded"),
+        (lambda header: header["passes"].pop("float64"), 2, "different precisions were recorded"),
+        (lambda header: header.update(passes=None), 3, "incomplete trace"),
+        (lambda header: header.update(passes=[]), 3, "incomplete trace"),
+        (lambda header: header.update(passes={"float64": "x"}), 3, "incomplete trace"),
+        (lambda header: header["passes"].update(float8=header["passes"]["float32"]), 3, "pass float8"),
+        (lambda header: header["passes"]["float32"].update(precision="float64"), 3, "pass float32 of precision"),
+        (lambda header: header["passes"]["float32"].update(mode=None), 3, "mode of float32 is None"),
+        (lambda header: header["passes"]["float32"].update(mode={"other dtypes": [1]}), 3, "other dtypes of"),
+        (lambda header: header["passes"]["float32"].update(mode={"inputs": 7}), 3, "input dtypes of"),
+        (lambda header: header["passes"]["float32"].update(capture_is_neutral="no"), 3, "capture_is_neutral"),
+        (lambda header: header["passes"]["float32"]["calls"].insert(0, [1, 2]), 3, "incomplete trace"),
+        (lambda header: header["passes"]["float32"].update(outputs=[["a", []]]), 3, "incomplete trace"),
+        (lambda header: header.update(weights=["a/kernel"]), 3, "weights is ['a/kernel']"),
+        (lambda header: header.update(weights={"a/kernel": 1}), 3, "weight a/kernel is 1"),
+        (lambda header: header.update(weights={"a/kernel": ["float32", 1, "0"]}), 3, "shape of weight a/kernel"),
+        (lambda header: header.update(environment=None), 3, "environment is None"),
+        (lambda header: header.update(config=None), 3, "config is None"),
+        (lambda header: header.update(framework=7), 3, "framework is 7"),
+        (lambda header: header.update(inputs=[]), 3, "inputs is []"),
+    ],
+)
+def test_traces_that_give_no_verdict(tmp_path, change, status, reason):
+    a, b = make_trace(tmp_path / "a"), make_trace(tmp_path / "b", change=change)
+    for pair in ((a, b), (b, a)):
+        found, said = parity("compare", *pair)
+        assert found == status, said
+        assert reason in said
+        assert status == 2 or len(said.strip().splitlines()) == 1
+
+
+def test_only_a_verdict_ends_with_1(tmp_path, capsys, monkeypatch):
+    from parity.__main__ import main
+    from parity.compare import traces
+
+    def broken(args):
+        return {}["one\ntwo"]
+
+    monkeypatch.setattr(traces, "run", broken)
+    assert main(["compare", "a", "b"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("parity: compare could not use this input (KeyError: 'one")
+    assert len(said.splitlines()) == 1
+    monkeypatch.setenv("PARITY_DEBUG", "1")
+    with pytest.raises(KeyError):
+        main(["compare", "a", "b"])
+
+
+def test_traces_of_two_sizes(tmp_path):
+    a = make_trace(tmp_path / "a")
+    b = make_trace(tmp_path / "b", dataclasses.replace(SMALL, emb_dim=48))
+    status, said = parity("compare", a, b)
+    assert status == 2
+    assert "the configs differ: network.emb_dim is 32 and 48" in said
+
+
+def test_files_that_are_no_traces(tmp_path):
+    a = make_trace(tmp_path / "a")
+    cut = tmp_path / "cut"
+    cut.write_bytes(a.read_bytes()[:-100])
+    safetensors.numpy.save_file({"w": np.zeros(3)}, tmp_path / "weights")
+    for name in ("cut", "weights", "nothing"):
+        status, said = parity("compare", a, tmp_path / name)
+        assert (status, len(said.strip().splitlines())) == (3, 1), said
+        assert name in said
+
+
+def test_a_corrupt_checkpoint(tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(GOLDEN, damaged)
+    array = next(path for path in damaged.glob("target.encoder.layers_0.mlp.wo*/*") if path.name[0].isdigit())
+    array.write_bytes(array.read_bytes()[:20])
+    cut = tmp_path / "cut.safetensors"
+    checkpoint.write_safetensors(cut, numpy_network.random_arrays(SMALL, 0), config=Config(network=SMALL))
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    for path in (damaged, cut):
+        status, said = parity(path)
+        assert (status, len(said.strip().splitlines())) == (3, 1), said
+
+
+def test_another_models_state_dict(tmp_path):
+    torch = pytest.importorskip("torch")
+    other = tmp_path / "other.pth"
+    torch.save(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)).state_dict(), other)
+    status, said = parity(other)
+    assert (status, len(said.strip().splitlines())) == (3, 1), said
+    status, said = parity("diagnose", other, "--against", GOLDEN)
+    assert status == 2, said
+    assert "not this model" in said
+
+
+def test_two_checkpoints_of_different_sizes(tmp_path):
+    small = tmp_path / "small.safetensors"
+    checkpoint.write_safetensors(small, numpy_network.random_arrays(SMALL, 0), config=Config(network=SMALL))
+    status, said = parity("diagnose", small, "--against", GOLDEN)
+    assert status == 2, said

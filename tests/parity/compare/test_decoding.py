@@ -1,0 +1,174 @@
+"""The tie rule, the decode path matrix and the effect on notes, each with faults that it must see."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mt3_common.notes import Note
+from parity.compare import decoding
+from parity.sides import record
+from parity.trace import inputs
+
+
+@pytest.fixture(scope="module")
+def sides(golden_checkpoint):
+    return tuple(record.load_side(name, golden_checkpoint) for name in ("jax", "torch"))
+
+
+@pytest.fixture(scope="module")
+def golden_checkpoint():
+    from pathlib import Path
+
+    return str(Path(__file__).parents[2] / "golden" / "model" / "checkpoints" / "t5x_zarr")
+
+
+def test_every_path_of_both_sides_is_within_budget(sides, decoded):
+    # long enough for both rings to grow (64 and 128) and to come round
+    given = inputs.with_tokens(decoded["in/frames"][:1], sides[0].config, 150)
+    given["decoder_target_tokens"] = np.ones_like(given["decoder_target_tokens"])
+    rows = decoding.compare_decode_path(*sides, given, {"float64": 150, "float32": 150})
+    assert [row.name for row in rows if row.verdict != "same"] == []
+    # two precisions, two sides: forward, steps, keys and values of two attentions in three layers; less the truth
+    assert len(rows) == 2 * 2 * (2 + 12) - 1
+
+
+class Late:
+    """A side whose cached steps see every position one too late."""
+
+    framework = "late"
+
+    def __init__(self, side):
+        self.side = side
+        self.logits, self.observe = side.logits, side.observe
+
+    def cached(self, frames, tokens, precision):
+        tokens = np.concatenate([tokens[:, :1], tokens[:, :-1]], axis=1)
+        return self.side.cached(frames, tokens, precision)
+
+
+def test_a_cache_off_by_one_is_found(sides, decoded):
+    given = inputs.with_tokens(decoded["in/frames"][:1], sides[0].config, 12)
+    given["decoder_target_tokens"] = np.ones_like(given["decoder_target_tokens"])
+    rows = decoding.compare_decode_path(sides[0], Late(sides[1]), given, {"float64": 12, "float32": 12})
+    bad = [row for row in rows if row.verdict != "same"]
+    assert bad[0].name == "late: cached steps, positions 0..11"
+    assert {row.name.split(":")[0] for row in bad} == {"late"}
+    # what the frames made is right
+    assert not [row for row in bad if "prefill" in row.name]
+
+
+class Spoken:
+    """A side that says what it is told: logits (l, vocab) in float32, with the same in float64 where it is asked."""
+
+    framework = "spoken"
+
+    def __init__(self, logits, exact=None):
+        self.given, self.exact = logits, exact
+
+    def logits(self, inputs, precision):
+        return (self.given if precision == "float32" else self.exact)[np.newaxis]
+
+
+def logits(*rows):
+    return np.array(rows, np.float32)
+
+
+FRAMES = np.zeros((1, 2, 2), np.float32)
+
+
+def test_a_tie_is_excused_and_the_rest_still_counts():
+    exact = logits([0, 5, 5 + 1e-6, 0], [9, 0, 0, 0], [0, 0, 0, 7.0]).astype(np.float64)
+    ours = exact + np.array([[0, 2e-6, 0, 0], [1e-6, 0, 0, 0], [0, 0, 0, 1e-6]])
+    theirs = exact + np.array([[0, 0, 2e-6, 0], [1e-6, 0, 0, 0], [0, 0, 0, 1e-6]])
+    ids = ([np.array([1, 0, 3], np.int32)], [np.array([2, 0, 0], np.int32)])
+    rows = decoding.compare_tokens(Spoken(ours, exact), Spoken(theirs), FRAMES, ids)
+    assert [row.verdict for row in rows] == ["same", "same"]
+    assert rows[0].note.startswith("parted at position 0 of 3: tie")
+    assert rows[1].note == "2 of 3 equal, 1 ties, 0 real"
+    # the same tie, and behind it, on the same prefix, another token without any doubt
+    theirs[2] = [0, 0, 7, 0]
+    rows = decoding.compare_tokens(Spoken(ours, exact), Spoken(theirs), FRAMES, ids)
+    assert [row.verdict for row in rows] == ["same", "different"]
+    assert "1 of 3 equal, 1 ties, 1 real; first at segment 0, position 2" in rows[1].note
+
+
+def test_a_wrong_candidate_cannot_make_its_own_noise():
+    exact = np.array([0.0, 5.0, 4.0])
+    assert decoding.tie_rule(exact, exact + 1e-6, np.array([0.0, 4.0, 5.0]))[0] is False
+
+
+def test_a_cached_path_that_parts_alone_is_real():
+    exact = np.zeros((1, 4))
+    exact[0, 1] = 5
+    side = Spoken(exact + 1e-7, exact)
+    ids = ([np.array([1], np.int32)], [np.array([2], np.int32)])
+    rows = decoding.compare_tokens(side, side, FRAMES, ids)
+    assert [row.verdict for row in rows] == ["different", "same"]
+    assert "the cached path alone" in rows[0].note
+
+
+def test_no_tokens_at_all_is_not_the_same():
+    side = Spoken(np.zeros((0, 4)))
+    rows = decoding.compare_tokens(side, side, FRAMES[:0], ([], []))
+    assert rows[-1].verdict == "different"
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(0, 2), max_size=6), st.lists(st.integers(0, 2), max_size=6))
+def test_first_parting(a, b):
+    found = decoding.first_parting(np.array(a), np.array(b))
+    if a == b:
+        assert found is None
+    else:
+        assert a[:found] == b[:found]
+        assert a[found : found + 1] != b[found : found + 1]
+
+
+def note(onset, pitch=60, program=0, is_drum=False):
+    return Note(onset, onset + 0.1, pitch, 100, program, is_drum)
+
+
+def test_note_effect():
+    ours = [note(0.0), note(1.0), note(2.0, is_drum=True), note(3.0, program=40)]
+    assert set(decoding.note_effect(ours, ours).values()) == {1.0}
+    assert decoding.note_effect([], []) == {"onset": 1.0, "pitch": 1.0, "program": 1.0}
+    assert decoding.note_effect(ours, []) == {"onset": 0.0, "pitch": 0.0, "program": 0.0}
+    theirs = [note(0.05), note(1.06), note(2.0), note(3.0, program=41)]
+    effect = decoding.note_effect(ours, theirs)
+    assert effect == {"onset": 0.75, "pitch": 0.5, "program": 0.25}
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.integers(0, 60), min_size=1, max_size=12),
+    st.lists(st.integers(0, 60), min_size=1, max_size=12),
+)
+def test_onset_effect_is_mir_evals(a, b):
+    transcription = pytest.importorskip("mir_eval.transcription")
+    # hundredths of a second, as onsets are; sevenths avoid differences of exactly 50 ms, where rounding decides
+    a, b = [x / 100 for x in sorted(a)], [x / 100 + 1 / 700 for x in sorted(b)]
+    intervals = [np.array([[x, x + 0.1] for x in side]) for side in (a, b)]
+    expected = transcription.precision_recall_f1_overlap(
+        intervals[0], np.full(len(a), 440.0), intervals[1], np.full(len(b), 440.0), offset_ratio=None
+    )[2]
+    found = decoding.note_effect([note(x) for x in a], [note(x) for x in b])
+    assert found["pitch"] == pytest.approx(expected)
+
+
+def test_notes_row(sides):
+    config = sides[0].config
+    # velocity on, pitch 60 at 0 s and at 0.5 s; one side plays another pitch
+    on, pitch = 1133, 1004 + 60
+    ours, theirs = [on, pitch, 53, pitch, 1], [on, pitch, 53, pitch + 1, 1]
+    ids = ([np.array(ours)], [np.array(theirs)])
+    tie = np.array([1134])
+    ids = tuple([np.concatenate([tie, side[0]])] for side in ids)
+    rows = decoding.compare_notes(config, [0.0], ids, [decoding.Row("tokens", "a", "different")])
+    assert rows[0].verdict == "different"
+    assert "pitch F1 0.500" in rows[0].note
+    rows = decoding.compare_notes(config, [0.0], ids, [decoding.Row("tokens", "a", "same")])
+    assert rows[0].verdict == "same"
+    assert "ties only" in rows[0].note
+    rows = decoding.compare_notes(config, [0.0], (ids[0], ids[0]), [])
+    assert rows[0].note == "2 notes, equal, from 6 tokens; 1 of 1 segments ended"

@@ -1,0 +1,85 @@
+"""Gradients and optimizer steps of the sides: clean twins agree, planted faults do not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity.compare import training
+from parity.sides import record
+
+CHECKPOINT = str(Path(__file__).parents[2] / "golden" / "model" / "checkpoints" / "t5x_zarr")
+
+
+@pytest.fixture(scope="module")
+def inputs(activations):
+    return {
+        "frames": activations["in/frames"][:1, :64],
+        "decoder_input_tokens": activations["in/decoder_inputs"][:1],
+        "decoder_target_tokens": activations["in/targets"][:1],
+    }
+
+
+@pytest.fixture(scope="module")
+def sides():
+    return tuple(record.load_side(name, CHECKPOINT) for name in ("jax", "torch"))
+
+
+def test_clean_twins_train_alike(sides, inputs):
+    rows = training.compare_training(*sides, inputs)
+    assert [row.name for row in rows if row.verdict != "same"] == []
+    # a loss, and 65 arrays three times, in two precisions
+    assert len(rows) == 2 * (1 + 3 * 65)
+    exact = [row.free for row in rows if row.precision == "float64"]
+    assert max(measure.relative for measure in exact) < 1e-10
+
+
+class Faulty:
+    """A side whose gradients and steps are changed."""
+
+    framework = "faulty"
+
+    def __init__(self, side, gradients=lambda found: found, optimize=lambda found: found):
+        self.side, self.change, self.change_step = side, gradients, optimize
+
+    def gradients(self, inputs, precision):
+        loss, found = self.side.gradients(inputs, precision)
+        return loss, self.change(dict(found))
+
+    def optimize(self, optimizer, gradients, precision):
+        return self.change_step(dict(self.side.optimize(optimizer, gradients, precision)))
+
+
+NAME = "decoder/layers_1/mlp/wo/kernel"
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda found: found | {NAME: found[NAME] * (1 + 1e-6)}, ""),
+        (lambda found: found | {NAME: np.zeros_like(found[NAME])}, ""),
+        (lambda found: found | {NAME: found[NAME].T}, "shape"),
+        (lambda found: found | {NAME: found[NAME] * np.nan}, ""),
+        (lambda found: {name: array for name, array in found.items() if name != NAME}, "the candidate has none"),
+    ],
+)
+def test_a_wrong_gradient_is_found(sides, inputs, change, note):
+    faulty = Faulty(sides[1], gradients=change)
+    rows = training.compare_training(sides[0], faulty, inputs, ("float64", "float32"))
+    bad = [row for row in rows if row.verdict != "same"]
+    assert {(row.section, row.name) for row in bad} == {("gradients", NAME)}
+    assert "float64" in {row.precision for row in bad}
+    assert note in bad[0].note
+
+
+def test_an_extra_gradient_and_a_wrong_step_are_found(sides, inputs):
+    faulty = Faulty(
+        sides[1],
+        gradients=lambda found: found | {"new": found[NAME]},
+        optimize=lambda found: found | {NAME: found[NAME] * (1 + 1e-9)},
+    )
+    rows = training.compare_training(sides[0], faulty, inputs)
+    bad = [(row.section, row.name, row.precision) for row in rows if row.verdict != "same"]
+    assert ("gradients", "new", "float64") in bad
+    assert ("two steps of adafactor", NAME, "float64") in bad
+    assert ("two steps of adamw", NAME, "float64") in bad
