@@ -47,7 +47,7 @@ $(READY): pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps tinysoundfont==0.3.7
 	@touch $@
 
-test: $(READY) ## run the tests: all, or ARGS='tests/test_twins.py -k planted'
+test: $(READY) ## run the tests: all, or ARGS='tests/twins/test_twins.py -k planted'
 	@$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 check: lint contract test ## format, lint, import contract, tests: before every commit
@@ -81,7 +81,7 @@ bench: $(READY) ## measure the speed: all, or ARGS='--parts decode --rounds 3 --
 	@$(BIN)/python benchmarks/decode.py $(ARGS)
 
 isolation: $(READY) ## install each twin alone in a fresh environment and transcribe with it
-	@$(BIN)/python tests/isolation.py
+	@$(BIN)/python tests/tools/isolation.py
 
 lock: $(READY) ## write requirements.lock from what .venv holds
 	@echo "# Exact versions of everything that .[dev] installs, as constraints for pip; written by 'make lock'." > $(VENV)/lock

@@ -28,10 +28,10 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mt3_common import checkpoint  # noqa: E402
+from mt3_common.checkpoint import checkpoint  # noqa: E402
 from mt3_common.config import PRESETS, Config, NetworkConfig  # noqa: E402
-from mt3_common.initial import initial_arrays  # noqa: E402
-from mt3_common.vocabulary import EOS_ID  # noqa: E402
+from mt3_common.notes.vocabulary import EOS_ID  # noqa: E402
+from mt3_common.training.initial import initial_arrays  # noqa: E402
 
 PARTS = ("decode", "search", "end", "spectrogram", "agreement", "start")
 TWINS = ("torch_mt3", "jax_mt3")
@@ -205,7 +205,7 @@ def prepared(twin: str, config: Config, arrays: dict[str, np.ndarray], dtype: st
 
 def twin(settings: dict[str, Any], package: str, dtype: str, search: str) -> Callable[[], dict[str, float]]:
     """Measures a twin: so many steps of so many rows, and what it takes to begin them (s)."""
-    from mt3_common.batching import SearchSettings
+    from mt3_common.transcription.batching import SearchSettings
 
     config, arrays = full_size(settings["quick"])
     decode, weights = prepared(package, config, arrays, dtype)
@@ -402,7 +402,7 @@ def end_to_end(settings: dict[str, Any], package: str, dtype: str, size: str) ->
 
 def spectrogram(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """Measures audio to segments on one core."""
-    from mt3_common.spectrogram import segments
+    from mt3_common.audio.spectrogram import segments
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
     samples = np.random.default_rng(3).normal(0, 0.1, round(settings["seconds"] * 16000)).astype(np.float32)

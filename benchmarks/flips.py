@@ -27,10 +27,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mt3_common import cli, metrics, midi
-from mt3_common.notes import Note
-from mt3_common.spectrogram import start_times
-from mt3_common.transcribe import Request
+from mt3_common.audio.spectrogram import start_times
+from mt3_common.cli import infer as cli
+from mt3_common.evaluation import metrics
+from mt3_common.formats import midi
+from mt3_common.notes.notes import Note
+from mt3_common.transcription.pipeline import Request
 
 # rounding alone; a pitch that goes on does so at once (s)
 CUT_WITHIN = 1e-3

@@ -24,9 +24,10 @@ from test_twin_model import our_name, relative_error  # noqa: E402
 from jax_mt3 import checkpoint as jax_checkpoint  # noqa: E402
 from jax_mt3 import decode as jax_decode  # noqa: E402
 from jax_mt3 import model as jax_model  # noqa: E402
-from mt3_common import checkpoint, spectrogram  # noqa: E402
-from mt3_common.batching import SearchSettings, until_eos  # noqa: E402
+from mt3_common.audio import spectrogram  # noqa: E402
+from mt3_common.checkpoint import checkpoint  # noqa: E402
 from mt3_common.config import PRESETS, NetworkConfig, SpectrogramConfig  # noqa: E402
+from mt3_common.transcription.batching import SearchSettings, until_eos  # noqa: E402
 from torch_mt3 import checkpoint as torch_checkpoint  # noqa: E402
 from torch_mt3 import decode as torch_decode  # noqa: E402
 from torch_mt3 import model as torch_model  # noqa: E402

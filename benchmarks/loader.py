@@ -21,12 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3_common import dataset, training
 from mt3_common.config import Config
-from mt3_common.initial import initial_arrays
-from mt3_common.notes import Note
-from mt3_common.synthesis import Example, Generator
-from mt3_common.training import TrainingConfig
+from mt3_common.data import shards as dataset
+from mt3_common.data.synthesis import Example, Generator
+from mt3_common.notes.notes import Note
+from mt3_common.training import training
+from mt3_common.training.initial import initial_arrays
+from mt3_common.training.training import TrainingConfig
 
 Source = dataset.Shards | dataset.Stream
 

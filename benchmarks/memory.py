@@ -16,8 +16,9 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from mt3_common import checkpoint, midi
-from mt3_common.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
+from mt3_common.checkpoint import checkpoint
+from mt3_common.formats import midi
+from mt3_common.notes.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "checkpoints" / "golden"

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from mt3_common import checkpoint
+from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint.torch_pickle import read_any
 from mt3_common.config import Config
-from mt3_common.hf_t5 import read_any
 
 
 def to_params(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from einops import einsum, rearrange
 
 from jax_mt3 import programs
 from jax_mt3.model import sinusoids
-from mt3_common import batching
-from mt3_common.batching import Held, SearchSettings
 from mt3_common.config import Config, NetworkConfig
-from mt3_common.vocabulary import EOS_ID
+from mt3_common.notes.vocabulary import EOS_ID
+from mt3_common.transcription import batching
+from mt3_common.transcription.batching import Held, SearchSettings
 
 # slots that the ring may have: it grows to the next when a row outgrows it, and every length is compiled once
 LENGTHS = (64, 128, 192, 256, 384, 512, 768, 1024)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from jax_mt3.infer import load
-from mt3_common import evaluation
+from mt3_common.evaluation import evaluate as evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,9 +10,9 @@ import sys
 
 import platformdirs
 
-from mt3_common import cli
-from mt3_common.instruments import allowed_tokens, parse_instruments
-from mt3_common.transcribe import Hold, NamedCheckpoint, Transcriber, find_checkpoint
+from mt3_common.cli import infer as cli
+from mt3_common.notes.instruments import allowed_tokens, parse_instruments
+from mt3_common.transcription.pipeline import Hold, NamedCheckpoint, Transcriber, find_checkpoint
 
 
 def load(

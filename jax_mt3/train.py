@@ -26,10 +26,10 @@ from jax_mt3.checkpoint import to_params
 from jax_mt3.decode import generate
 from jax_mt3.infer import find_device
 from jax_mt3.model import DecoderLayer, EncoderLayer, Transformer
-from mt3_common import training
 from mt3_common.config import Config, NetworkConfig
-from mt3_common.dataset import Batch
-from mt3_common.training import TrainingConfig
+from mt3_common.data.shards import Batch
+from mt3_common.training import training
+from mt3_common.training.training import TrainingConfig
 
 # an array is factored when its second largest side is at least this
 MIN_FACTORED = 128

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mt3_common.streams import complete, finish, give_up
+from mt3_common.io.stdio import complete, finish, give_up
 from parity.compare.traces import BAD_INPUT
 
 # subcommand -> (module, what it does)

@@ -14,9 +14,9 @@ import seqio
 import tensorflow as tf
 
 from mt3_common.config import Config
-from mt3_common.dataset import Shards
-from mt3_common.datasets import TEMPERATURE
-from mt3_common.vocabulary import EOS_ID, Vocabulary
+from mt3_common.data.corpora import TEMPERATURE
+from mt3_common.data.shards import Shards
+from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
 
 
 def add_task(name: str, folders: Mapping[str, str | Path], config: Config) -> seqio.Task:
@@ -24,7 +24,7 @@ def add_task(name: str, folders: Mapping[str, str | Path], config: Config) -> se
 
     Args:
         name: in seqio's registry.
-        folders: split -> folder of shards (python -m mt3_common.dataset).
+        folders: split -> folder of shards (python -m mt3_common.data.shards).
         config: of the model that they were made for.
 
     Raises:

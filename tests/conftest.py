@@ -20,9 +20,9 @@ os.environ.pop("PYTHONUNBUFFERED", None)
 import numpy as np
 import pytest
 
-from mt3_common import checkpoint
+from mt3_common.checkpoint import checkpoint
 from mt3_common.config import NetworkConfig
-from mt3_common.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
+from mt3_common.notes.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
 
 # a shell's background jobs ignore Ctrl-C, and so would every process that they start; one with a handler of its own
 # passes the default on (preexec_fn would do it by a fork, of which JAX warns)

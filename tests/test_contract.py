@@ -101,3 +101,9 @@ def test_an_undeclared_import_is_seen(tmp_path):
     (tmp_path / "planted.py").write_text("import hypothesis.strategies\nfrom torch import nn\nimport numpy, sys\n")
     assert undeclared(tmp_path, ()) == {"planted.py: hypothesis", "planted.py: torch"}
     assert undeclared(tmp_path, ("torch",)) == {"planted.py: hypothesis"}
+
+
+def test_every_folder_with_code_is_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {file.parent.relative_to(ROOT) for name in PACKAGES for file in (ROOT / name).rglob("*.py")}
+    assert {".".join(folder.parts) for folder in folders} == set(project["packages"]) - {"mt3_checkpoints"}

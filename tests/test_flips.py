@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from mt3_common import midi
-from mt3_common.batching import Held
 from mt3_common.config import PRESETS
-from mt3_common.notes import Note
-from mt3_common.transcribe import Hold, Transcriber
-from mt3_common.vocabulary import Vocabulary
+from mt3_common.formats import midi
+from mt3_common.notes.notes import Note
+from mt3_common.notes.vocabulary import Vocabulary
+from mt3_common.transcription.batching import Held
+from mt3_common.transcription.pipeline import Hold, Transcriber
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("flips", ROOT / "benchmarks" / "flips.py")

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mt3_common import checkpoint
+from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint.torch_pickle import hf_t5_name, read_any
 from mt3_common.config import Config
-from mt3_common.hf_t5 import hf_t5_name, read_any
 from torch_mt3.model import Transformer
 
 # last name in MT3 -> (last name here, transposed): nn.Linear keeps (out, in) where MT3 keeps (in, out)

@@ -16,10 +16,10 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
-from mt3_common import batching
-from mt3_common.batching import Held, SearchSettings
 from mt3_common.config import Config, NetworkConfig
-from mt3_common.vocabulary import EOS_ID
+from mt3_common.notes.vocabulary import EOS_ID
+from mt3_common.transcription import batching
+from mt3_common.transcription.batching import Held, SearchSettings
 from torch_mt3.model import Transformer, sinusoids
 
 # slots that the ring starts with, and by how many it grows when a row outgrows it: copying the ring every 32 steps

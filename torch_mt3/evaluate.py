@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from mt3_common import evaluation
+from mt3_common.evaluation import evaluate as evaluation
 from torch_mt3.infer import load
 
 

@@ -19,10 +19,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mt3_common import training
 from mt3_common.config import Config
-from mt3_common.dataset import Batch
-from mt3_common.training import TrainingConfig
+from mt3_common.data.shards import Batch
+from mt3_common.training import training
+from mt3_common.training.training import TrainingConfig
 from torch_mt3.checkpoint import _renamed, to_state_dict
 from torch_mt3.decode import generate
 from torch_mt3.infer import find_device

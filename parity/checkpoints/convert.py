@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common import checkpoint, hf_t5
+from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import torch_pickle as hf_t5
 from mt3_common.config import Config
 from parity.compare.traces import SAME
 from parity.trace.trace import digest

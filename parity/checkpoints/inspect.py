@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Any
 
-from mt3_common import checkpoint
+from mt3_common.checkpoint import checkpoint
 from parity.compare.traces import SAME
 from parity.diagnosis.diagnose import PICKLES, read_candidate, write_json
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import Config
-from mt3_common.spectrogram import log_mel_spectrogram
 from parity.compare.traces import EPSILON, Row, judge, over
 from parity.trace.inputs import shift_right
 

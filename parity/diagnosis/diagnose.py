@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common import checkpoint
+from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint.torch_pickle import PICKLES, read_tensors
 from mt3_common.config import Config, NetworkConfig
-from mt3_common.hf_t5 import PICKLES, read_tensors
 from parity.compare.traces import DIFFERENT, EPSILON, REFUSED, SAME
 from parity.diagnosis import fibres
 from parity.diagnosis.modules import Finding, alternatives_at, examine

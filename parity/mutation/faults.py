@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.arrays import array_shapes
+from mt3_common.checkpoint.names import array_shapes
 from mt3_common.config import NetworkConfig
 from parity.diagnosis.modules import sites_of
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mt3_common.arrays import array_shapes
+from mt3_common.checkpoint.names import array_shapes
 from mt3_common.config import NetworkConfig
 
 FRAMES, TOKENS, TARGETS = "frames", "decoder_input_tokens", "decoder_target_tokens"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jax_mt3 import checkpoint, decode
-from mt3_common import batching
-from mt3_common.batching import Held, SearchSettings
-from mt3_common.spectrogram import Segment
-from mt3_common.vocabulary import EOS_ID
+from mt3_common.audio.spectrogram import Segment
+from mt3_common.notes.vocabulary import EOS_ID
+from mt3_common.transcription import batching
+from mt3_common.transcription.batching import Held, SearchSettings
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mt3_common import config
 from mt3_common.config import PRESETS, Config, ConfigError, NetworkConfig, SpectrogramConfig, VocabularyConfig
-from mt3_common.vocabulary import Vocabulary
+from mt3_common.notes.vocabulary import Vocabulary
 
 GOLDEN = Path(__file__).parents[1] / "golden/model/config.json"
 FULL = {

@@ -12,7 +12,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from mt3_common import checkpoint
+from mt3_common.checkpoint import checkpoint
 from mt3_common.config import Config, NetworkConfig
 from parity.sides import numpy_network
 from parity.trace.trace import Call, Pass, Trace, save

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from jax_mt3.checkpoint import to_params
-from mt3_common.arrays import array_shapes
+from mt3_common.checkpoint.names import array_shapes
 from mt3_common.config import Config, NetworkConfig
 from parity.compare import traces
 from parity.sides import jax_side, record, torch_side

@@ -10,7 +10,7 @@ import torch
 import jax_mt3.model
 import torch_mt3.model
 from jax_mt3.checkpoint import to_params
-from mt3_common.arrays import array_shapes
+from mt3_common.checkpoint.names import array_shapes
 from mt3_common.config import Config, NetworkConfig
 from parity.commands import check
 from parity.compare import traces

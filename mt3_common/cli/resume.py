@@ -1,0 +1,157 @@
+"""What was done: a file with one JSON line per recording, by which a later run knows what need not be done again.
+
+A recording is done if a line tells of the same content, checkpoint and settings, and every file that is wanted of it is
+what that line says, byte for byte. Names play no part: folders may move.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mt3_common.formats.midi import temporary_prefix
+from mt3_common.transcription.pipeline import kind_of
+
+HEAD = '{"format": "mt3-twins summary", '
+
+
+class SummaryError(ValueError):
+    """A summary that cannot be read or written; the text says which and why."""
+
+
+class Summary:
+    """A summary file; it need not exist yet.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        SummaryError: it cannot be read, or is something else.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.done: dict[str, list[dict[str, str]]] = {}
+        if os.path.lexists(self.path) and not self.path.is_file():
+            raise SummaryError(f"{self.path} is no file; name another one")
+        try:
+            text = self.path.read_bytes().decode("utf-8", "surrogateescape") if self.path.exists() else ""
+        except OSError as error:
+            raise SummaryError(f"{self.path} cannot be read: {error.strerror}") from error
+        for line in text.split("\n"):
+            if not line.startswith(HEAD) and not HEAD.startswith(line):
+                raise SummaryError(f"{self.path} is no summary of this program; name another file")
+            try:
+                self._remember(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                # a line that was cut short when its writer was killed or the disk was full
+                continue
+
+    def _remember(self, record: Mapping[str, Any]) -> None:
+        if record["status"] == "done":
+            digests = {format: output["sha256"] for format, output in record["outputs"].items()}
+            self.done.setdefault(_key(record), []).append(digests)
+
+    def is_done(self, about: Mapping[str, Any], outputs: Sequence[Path]) -> bool:
+        """Whether these outputs are there, as they were written of the same.
+
+        Args:
+            about: the entries 'input', 'checkpoint' and 'settings' of its line.
+            outputs: files of which kind_of knows what they are.
+        """
+        written = self.done.get(_key(about), [])
+        if not written:
+            return False
+        present = {kind_of(output): digest_of(output) for output in outputs if output.is_file()}
+        return len(present) == len(outputs) and any(present.items() <= digests.items() for digests in written)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a line, in one write and on the disk when this returns.
+
+        Raises:
+            SummaryError: it cannot be written.
+        """
+        line = HEAD + json.dumps(record, ensure_ascii=True, allow_nan=False)[1:] + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a+b", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 1))
+                data = (b"\n" if file.read(1) not in (b"", b"\n") else b"") + line.encode()
+                if file.write(data) != len(data):
+                    raise SummaryError(f"{self.path} cannot be written whole: is the disk full?")
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SummaryError(f"{self.path} cannot be written: {error.strerror}") from error
+        self._remember(record)
+
+
+def _key(record: Mapping[str, Any]) -> str:
+    """What must be the same for the results to be the same, as text; raises KeyError where some is missing."""
+    same = {
+        "input": record["input"]["sha256"],
+        "checkpoint": record["checkpoint"]["sha256"],
+        "settings": record["settings"],
+    }
+    return json.dumps(same, sort_keys=True)
+
+
+def digest_of(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_file(path: str | os.PathLike) -> dict[str, Any]:
+    """{'size': bytes, 'sha256': …} of a file."""
+    return {"size": os.path.getsize(path), "sha256": digest_of(path)}
+
+
+def digest_of_checkpoint(path: str) -> str:
+    """SHA-256 of the names and contents of all files of a checkpoint, and of the config files that may go with it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    from mt3_common.checkpoint.storage import locate
+
+    folder, file, _ = locate(path)
+    total = hashlib.sha256()
+
+    def add(name: str, content: bytes | None) -> None:
+        if content is not None:
+            total.update(f"{len(name.encode())} {name} {len(content)} ".encode() + hashlib.sha256(content).digest())
+
+    for key in [file] if file else folder.keys():
+        add(key, folder.read(key))
+    # see checkpoint.config_origins
+    for level in range(1, 4):
+        folder = folder.above if level > 1 or not file else folder
+        for name in folder.config_names(None):
+            add(f"{level} {name}", folder.read(name))
+    return total.hexdigest()
+
+
+def remove_leftovers(outputs: Sequence[Path]) -> None:
+    """Removes what killed processes of this machine left of files that they were about to write."""
+    for output in outputs:
+        prefix = temporary_prefix(output)
+        for beside in output.parent.glob(f"{prefix}*.tmp"):
+            number = beside.name.removeprefix(prefix).removesuffix(".tmp")
+            if number.isdigit() and not _is_alive(int(number)):
+                beside.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether there is a process of this number; where that cannot be known, yes."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""Songs, soundfonts, synthesis, published corpora, shards."""

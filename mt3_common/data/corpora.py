@@ -1,0 +1,353 @@
+"""Recordings whose notes are known: published data sets in the layout they are published in, and folders of pairs.
+
+A folder is recognised by what it holds:
+
+    maestro    maestro-v3.0.0.csv, with the columns split, midi_filename, audio_filename
+    slakh      train|validation|test/TrackNNNNN/{metadata.yaml, mix.flac, MIDI/SNN.mid} (Slakh2100 redux)
+    musicnet   {train,test}_{data,labels}/ID.{wav,csv}, label times in samples at 44.1 kHz
+    guitarset  annotation/NAME.jams and audio_mono-mic/NAME_mic.wav
+    urmp       NN_Title_instruments/{AuMix_*.wav, Notes_N_instrument_*.txt}
+    pairs      NAME.flac (or another audio file) with NAME.mid or NAME.tsv beside it, anywhere below
+
+Sources: the data sets' own pages; mt3/preprocessors.py and mt3/tasks.py for programs, the pedal and the temperature;
+the MT3 paper's appendix for the splits of GuitarSet and URMP, which have none of their own.
+"""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mt3_common.audio.files import audio_duration, read_audio
+from mt3_common.data.synthesis import SAMPLE_RATE, Example, split_of
+from mt3_common.formats import midi
+from mt3_common.io.optional import needed
+from mt3_common.notes.notes import Note, trim_overlapping
+
+SPLITS = ("train", "validation", "test")
+# MT3 draws a data set with n examples in proportion to n ** (1 / this)
+TEMPERATURE = 10 / 3
+# Hz, of MusicNet's recordings, in whose samples its labels count
+MUSICNET_RATE = 44100
+# a nylon guitar, as MT3 labels GuitarSet
+GUITAR = 24
+URMP_PROGRAMS = {
+    **{"vn": 40, "va": 41, "vc": 42, "db": 43, "tpt": 56, "tbn": 57, "tba": 58, "hn": 60, "sax": 64},
+    **{"ob": 68, "bn": 70, "cl": 71, "fl": 73},
+}
+URMP_VALIDATION = (1, 2, 12, 13, 24, 25, 31, 38, 39)
+NOTE_SUFFIXES = (".mid", ".midi", ".tsv")
+# labels without a velocity get this one
+VELOCITY = 100
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be read: says which file and why."""
+
+
+class Recording(NamedTuple):
+    """A recording and where its notes are.
+
+    Attributes:
+        name: its path within the data set, no suffix.
+        layout: of LAYOUTS.
+        split: 'train', 'validation' or 'test'.
+        audio: the file.
+        notes: the files that read_notes takes the notes from.
+    """
+
+    name: str
+    layout: str
+    split: str
+    audio: Path
+    notes: tuple[Path, ...]
+
+    @property
+    def group(self) -> str:
+        """The layout; of pairs 'maps' of 'maps__song', the folder's name where there is no double underscore."""
+        if self.layout != "pairs":
+            return self.layout
+        head, found, _ = Path(self.name).name.partition("__")
+        return head if found else self.audio.parent.name
+
+
+def recordings(folder: str | os.PathLike, split: str | None = None) -> list[Recording]:
+    """The recordings of a data set, by name; those of one split, or all.
+
+    Raises:
+        DatasetError: there are none, or a file that should be there is not.
+    """
+    folder = Path(folder)
+    found: list[Recording] = []
+    for find in LAYOUTS.values():
+        found = sorted(find(folder))
+        if found:
+            break
+    if not found:
+        raise DatasetError(
+            f"{folder}: no data set is recognised here ({', '.join(LAYOUTS)}), and no recording here has its notes "
+            "beside it (NAME.flac with NAME.mid or NAME.tsv)"
+        )
+    layout = found[0].layout
+    chosen = [recording for recording in found if split in (None, recording.split)]
+    if not chosen:
+        raise DatasetError(f"{folder}: of {len(found)} recordings ({layout}) none is of the {split} split")
+    for recording in chosen:
+        for file in (recording.audio, *recording.notes):
+            if not file.exists():
+                raise DatasetError(f"{folder}: {file.relative_to(folder)} is missing, the rest of {layout} is there")
+    return chosen
+
+
+def read_notes(recording: Recording) -> list[Note]:
+    """The notes of a recording, by onset; MIDI with the sustain pedal applied.
+
+    Raises:
+        ValueError: a file cannot be read or is not what its layout says.
+    """
+    readers: dict[str, Callable[[Sequence[Path]], list[Note]]] = {
+        "slakh": _slakh_notes,
+        "musicnet": _musicnet_notes,
+        "guitarset": _guitarset_notes,
+        "urmp": _urmp_notes,
+    }
+    if recording.layout in readers:
+        try:
+            return sorted(readers[recording.layout](recording.notes))
+        except (KeyError, TypeError, IndexError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{recording.notes[0]} is not as {recording.layout} has it: {error!r}") from error
+    [path] = recording.notes
+    return read_tsv(path) if path.suffix.lower() == ".tsv" else midi.read_midi(path, sustain=True)
+
+
+def read_tsv(path: Path) -> list[Note]:
+    """The notes of a table with the columns onset, offset (s), MIDI pitch, program, is_drum; a header is skipped.
+
+    Raises:
+        DatasetError: a line is no note.
+    """
+    notes = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        fields = line.replace(",", "\t").split("\t")
+        if not line.strip() or (number == 1 and not _is_number(fields[0])):
+            continue
+        try:
+            onset, offset, pitch, program, is_drum = fields[:5]
+            drum = {"0": False, "1": True, "false": False, "true": True}[is_drum.strip().lower()]
+            notes.append(Note(float(onset), float(offset), round(float(pitch)), VELOCITY, int(program), drum))
+        except (ValueError, KeyError) as error:
+            raise DatasetError(
+                f"{path}, line {number}: not onset, offset, pitch, program, is_drum: {line!r}"
+            ) from error
+    return notes
+
+
+def mixing_rates(sizes: Sequence[int], temperature: float = TEMPERATURE) -> np.ndarray:
+    """How often data sets of these sizes are drawn: (n,) float64 that add up to 1.
+
+    Source: seqio, mixing_rate_num_examples.
+    """
+    rates = np.asarray(sizes, np.float64) ** (1 / temperature)
+    return rates / rates.sum()
+
+
+class Excerpts:
+    """Examples cut out of recordings, by number, as synthesis.Generator makes them up.
+
+    Args:
+        datasets: the recordings of each data set.
+        seconds: length of an example.
+        seed: examples differ between seeds.
+        temperature: of mixing_rates; 1 draws every recording as often as another.
+        midi_class: label notes with the first program of their MIDI class instead of their own.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Sequence[Recording]],
+        seconds: float = 20.48,
+        seed: int = 0,
+        temperature: float = TEMPERATURE,
+        midi_class: bool = False,
+    ):
+        self.datasets = [list(recordings) for recordings in datasets]
+        self.rates = mixing_rates([len(recordings) for recordings in self.datasets], temperature)
+        self.seconds = seconds
+        self.seed = seed
+        self.midi_class = midi_class
+
+    def example(self, index: int) -> Example:
+        """Example number index; the same bits whenever and wherever it is made."""
+        rng = np.random.default_rng([self.seed, index])
+        recordings = self.datasets[rng.choice(len(self.datasets), p=self.rates)]
+        recording = recordings[rng.integers(len(recordings))]
+        length = audio_duration(recording.audio) or 0.0
+        start = float(rng.uniform(0, max(0.0, length - self.seconds)))
+        audio = read_audio(recording.audio, SAMPLE_RATE, start=start, duration=self.seconds)
+        end = start + len(audio) / SAMPLE_RATE
+        notes = []
+        for note in read_notes(recording):
+            if note.offset > start and note.onset < end:
+                program = note.program - note.program % 8 if self.midi_class else note.program
+                onset, offset = max(0.0, note.onset - start), min(note.offset, end) - start
+                notes.append(note._replace(onset=onset, offset=offset, program=0 if note.is_drum else program))
+        return Example(audio, trim_overlapping(sorted(notes)), recording.layout)
+
+
+def _maestro(folder: Path) -> Iterator[Recording]:
+    for table in sorted(folder.glob("maestro-v*.csv"))[-1:]:
+        for row in _rows(table, ("split", "midi_filename", "audio_filename")):
+            audio = folder / row["audio_filename"]
+            name = Path(row["audio_filename"]).with_suffix("").as_posix()
+            yield Recording(name, "maestro", row["split"], audio, (folder / row["midi_filename"],))
+
+
+def _slakh(folder: Path) -> Iterator[Recording]:
+    for about in folder.glob("*/Track*/metadata.yaml"):
+        track = about.parent
+        if track.parent.name in SPLITS:
+            name = f"{track.parent.name}/{track.name}"
+            stems = (track / "MIDI" / f"{stem}.mid" for stem in _slakh_stems(about))
+            yield Recording(name, "slakh", track.parent.name, track / "mix.flac", (about, *stems))
+
+
+def _musicnet(folder: Path) -> Iterator[Recording]:
+    about = folder / "musicnet_metadata.csv"
+    pieces = {}
+    if about.exists():
+        pieces = {
+            row["id"]: f"{row['composer']} {row['composition']}" for row in _rows(about, ("composer", "composition"))
+        }
+    for part in ("train", "test"):
+        for labels in folder.glob(f"{part}_labels/*.csv"):
+            # movements of a piece stay together; the test set is the published one
+            group = split_of(pieces.get(labels.stem, labels.stem))
+            split = "test" if part == "test" else "train" if group == "train" else "validation"
+            audio = folder / f"{part}_data" / f"{labels.stem}.wav"
+            yield Recording(f"{part}_data/{labels.stem}", "musicnet", split, audio, (labels,))
+
+
+def _guitarset(folder: Path) -> Iterator[Recording]:
+    for jams in folder.glob("annotation/*.jams"):
+        # 00_BN1-129-Eb_comp: player, style and progression, tempo, key, part; MT3 validates on the third progression
+        progression = jams.stem.split("_")[1].split("-")[0][-1]
+        audio = folder / "audio_mono-mic" / f"{jams.stem}_mic.wav"
+        yield Recording(jams.stem, "guitarset", "validation" if progression == "3" else "train", audio, (jams,))
+
+
+def _urmp(folder: Path) -> Iterator[Recording]:
+    for audio in [*folder.glob("*/AuMix_*.wav"), *folder.glob("Dataset/*/AuMix_*.wav")]:
+        number = audio.parent.name.split("_")[0]
+        split = "validation" if number.isdecimal() and int(number) in URMP_VALIDATION else "train"
+        notes = tuple(sorted(audio.parent.glob("Notes_*.txt")))
+        if not notes:
+            raise DatasetError(f"{audio.parent}: there is no Notes_*.txt beside {audio.name}")
+        yield Recording(audio.parent.name, "urmp", split, audio, notes)
+
+
+def _pairs(folder: Path) -> Iterator[Recording]:
+    # what infer takes for recordings; its command line is not loaded by training
+    from mt3_common.cli.infer import recordings as audio_files
+
+    for audio in audio_files(folder):
+        beside = (audio.with_suffix(suffix) for suffix in NOTE_SUFFIXES)
+        notes = next((path for path in beside if path.exists()), None)
+        if notes is not None:
+            name = audio.relative_to(folder).with_suffix("").as_posix()
+            yield Recording(name, "pairs", split_of(name), audio, (notes,))
+
+
+# tried in this order: the last one takes any folder
+LAYOUTS: dict[str, Callable[[Path], Iterator[Recording]]] = {
+    "maestro": _maestro,
+    "slakh": _slakh,
+    "musicnet": _musicnet,
+    "guitarset": _guitarset,
+    "urmp": _urmp,
+    "pairs": _pairs,
+}
+
+
+def _slakh_stems(about: Path) -> dict[str, dict]:
+    """The stems of a track that were rendered, by name, as metadata.yaml describes them."""
+    with needed("Slakh needs PyYAML", "train", DatasetError):
+        import yaml
+    try:
+        stems = yaml.safe_load(about.read_text())["stems"]
+        return {name: stem for name, stem in stems.items() if stem.get("audio_rendered") and stem.get("midi_saved")}
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{about} is not as slakh has it: {error!r}") from error
+
+
+def _slakh_notes(files: Sequence[Path]) -> list[Note]:
+    about, *stems = files
+    described = _slakh_stems(about)
+    notes = []
+    for path in stems:
+        stem = described[path.stem]
+        program = 0 if stem["is_drum"] else int(stem["program_num"])
+        for note in midi.read_midi(path, sustain=True):
+            notes.append(note._replace(program=program, is_drum=bool(stem["is_drum"])))
+    return notes
+
+
+def _musicnet_notes(files: Sequence[Path]) -> list[Note]:
+    notes = []
+    for row in _rows(files[0], ("start_time", "end_time", "instrument", "note")):
+        times = (int(row[name]) / MUSICNET_RATE for name in ("start_time", "end_time"))
+        # instruments are General MIDI programs counted from 1
+        notes.append(Note(*times, int(row["note"]), VELOCITY, int(row["instrument"]) - 1))
+    return notes
+
+
+def _guitarset_notes(files: Sequence[Path]) -> list[Note]:
+    try:
+        annotations = json.loads(files[0].read_text())["annotations"]
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{files[0]} is no JSON: {error}") from error
+    notes = []
+    for annotation in annotations:
+        # one for each string; pitches are MIDI numbers with fractions
+        if annotation["namespace"] == "note_midi":
+            for item in annotation["data"]:
+                offset = item["time"] + item["duration"]
+                notes.append(Note(float(item["time"]), float(offset), round(item["value"]), VELOCITY, GUITAR))
+    return notes
+
+
+def _urmp_notes(files: Sequence[Path]) -> list[Note]:
+    notes = []
+    for path in files:
+        # Notes_1_vn_01_Jupiter.txt: the part's number and its instrument
+        program = URMP_PROGRAMS[path.stem.split("_")[2]]
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                onset, hertz, duration = map(float, line.split()[:3])
+                pitch = round(69 + 12 * math.log2(hertz / 440))
+                notes.append(Note(onset, onset + duration, pitch, VELOCITY, program))
+            except (ValueError, OverflowError) as error:
+                raise DatasetError(f"{path}, line {number}: not onset, Hz, duration: {line!r}") from error
+    return notes
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if missing := [name for name in columns if name not in (rows.fieldnames or ())]:
+            raise DatasetError(f"{path} has no column {missing[0]!r}")
+        return list(rows)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

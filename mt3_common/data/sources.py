@@ -1,0 +1,419 @@
+"""Gets the songs and soundfonts that training data is made from: python -m mt3_common.data.sources FOLDER.
+
+They come out of Debian packages, without root, and POP909 out of a folder that the user names; for more variety there
+are bands that MMA plays, tunes in ABC notation that abcmidi plays, and music21's corpus. sources.json beside this file
+lists all of them with licences and SHA-256. FOLDER gets midi/NAME/*.mid, soundfonts/*, the licences, and sources.json
+with what was really taken.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mt3_common.io.optional import needed
+
+MANIFEST = Path(__file__).with_name("sources.json")
+
+
+class SourceError(ValueError):
+    """A source that cannot be had: says which and what to do."""
+
+
+def download(package: str, folder: Path) -> Path:
+    """The .deb of a package, fetched by apt-get, which needs no root for it.
+
+    Raises:
+        SourceError: there is no apt-get, or it has no such package.
+    """
+    if shutil.which("apt-get") is None:
+        raise SourceError(
+            "there is no apt-get here; fetch the .deb files elsewhere and give their folder: --packages DIR"
+        )
+    result = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True, text=True)
+    if result.returncode:
+        said = (result.stderr.strip() or "nothing").splitlines()[-1]
+        raise SourceError(f"{package}: apt-get cannot download it: {said} (apt-get update first?)")
+    return find_package(package, folder)
+
+
+def find_package(package: str, folder: Path) -> Path:
+    """The .deb of a package in a folder.
+
+    Raises:
+        SourceError: it is not there.
+    """
+    found = sorted(folder.glob(f"{package}_*.deb"))
+    if not found:
+        raise SourceError(f"{folder} holds no {package}_*.deb")
+    return found[-1]
+
+
+def unpack(deb: Path, folder: Path) -> None:
+    """Unpacks a package's files below a folder.
+
+    Raises:
+        SourceError: there is no dpkg-deb, or the file is no package.
+    """
+    if shutil.which("dpkg-deb") is None:
+        raise SourceError(f"unpacking {deb.name} needs dpkg-deb (Debian's dpkg)")
+    result = subprocess.run(["dpkg-deb", "-x", str(deb), str(folder)], capture_output=True, text=True)
+    if result.returncode:
+        raise SourceError(f"{deb} cannot be unpacked: {result.stderr.strip()}")
+
+
+def wad_songs(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The MIDI files in a WAD (Doom's archive: a header, the entries, and a directory of 16 bytes an entry).
+
+    Yields:
+        (entry's name, content).
+
+    Raises:
+        SourceError: the file is no WAD.
+    """
+    content = path.read_bytes()
+    if content[:4] not in (b"IWAD", b"PWAD") or len(content) < 12:
+        raise SourceError(f"{path} is no WAD")
+    count, directory = struct.unpack("<II", content[4:12])
+    if directory + 16 * count > len(content):
+        raise SourceError(f"{path} ends before its directory does")
+    for place in range(directory, directory + 16 * count, 16):
+        first, size, name = struct.unpack("<II8s", content[place : place + 16])
+        if content[first : first + 4] == b"MThd":
+            yield name.rstrip(b"\0").decode("ascii", "replace"), content[first : first + size]
+
+
+def take_package(name: str, about: dict[str, Any], root: Path, output: Path, seen: set[str]) -> list[Path]:
+    """Copies what is wanted out of an unpacked package, and its copyright file; returns the files written.
+
+    Args:
+        seen: digests of songs that were written; those come once, Freedoom has some several times.
+
+    Raises:
+        SourceError: a file that should be in the package is not.
+    """
+    folder = output / about["folder"]
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for pattern in about.get("files", ()):
+        found = sorted(root.glob(pattern))
+        if not found:
+            raise SourceError(f"package {name} has no {pattern}; its version is another one than {about['version']}?")
+        for path in found:
+            written.append(Path(shutil.copyfile(path, folder / path.name)))
+    for wad in about.get("wads", ()):
+        if not (root / wad).exists():
+            raise SourceError(f"package {name} has no {wad}; its version is another one than {about['version']}?")
+        for title, content in wad_songs(root / wad):
+            digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            if digest not in seen:
+                seen.add(digest)
+                # the split goes by the title, so that versions of a song stay together
+                path = folder / f"{re.sub(r'[^A-Za-z0-9_]', '_', title)}_{digest[:4]}.mid"
+                path.write_bytes(content)
+                written.append(path)
+    licence = output / "licences" / f"{name}.txt"
+    licence.parent.mkdir(exist_ok=True)
+    shutil.copyfile(root / "usr" / "share" / "doc" / name / "copyright", licence)
+    return written
+
+
+def take_pop909(folder: Path, output: Path) -> list[Path]:
+    """Copies the songs of POP909; returns the files written.
+
+    Raises:
+        SourceError: there are none.
+    """
+    songs = {path.name: path for path in sorted(folder.rglob("*.mid")) if re.fullmatch(r"\d{3}\.mid", path.name)}
+    if not songs:
+        raise SourceError(f"{folder} holds no song of POP909 (001.mid, 002.mid, …)")
+    output.mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copyfile(path, output / name)) for name, path in songs.items()]
+
+
+def test_only(font: Path) -> bool:
+    """Whether a soundfont is one of those that the manifest keeps for validation and test, by name or content."""
+    kept: dict[str, str] = {}
+    for about in json.loads(MANIFEST.read_text())["packages"].values():
+        kept |= about.get("test_only", {})
+    return font.name in kept or sha256(font) in kept.values()
+
+
+def take_mma(root: Path, output: Path, count: int) -> list[Path]:
+    """Has MMA play made-up chord charts, so many for each file of its library of grooves; returns the files written.
+
+    Args:
+        root: the unpacked package.
+        output: the folder for them.
+
+    Raises:
+        SourceError: MMA does not run, or plays none of them.
+    """
+    home = root / "usr" / "share" / "mma"
+    output.mkdir(parents=True, exist_ok=True)
+
+    def mma(*arguments: str | Path) -> bool:
+        command = [sys.executable, root / "usr" / "bin" / "mma", "-w", *arguments]
+        run = subprocess.run(command, env={**os.environ, "MMA_HOME": str(home)}, capture_output=True, text=True)
+        return run.returncode == 0
+
+    if not mma("-G"):
+        raise SourceError(f"MMA cannot read its library in {home / 'lib'}")
+    written = []
+    for library in sorted(home.glob("lib/*/*.mma")):
+        text = library.read_text(errors="replace")
+        grooves = re.findall(r"^\s*DefGroove\s+(\S+)", text, re.MULTILINE | re.IGNORECASE)
+        title = f"{library.parent.name}_{library.stem}"
+        # metronomes, and what only changes other grooves
+        if not grooves or title.startswith("stdlib_metronome"):
+            continue
+        for number in range(count):
+            chart = output / f"{title}.mma"
+            chart.write_text(chord_chart(grooves, f"{title} {number}"))
+            # all of a file are one song to the split, as they are played alike
+            path = output / f"{title}_{number:04x}.mid"
+            if mma("-f", path, chart) and path.exists():
+                written.append(path)
+            chart.unlink()
+    if not written:
+        raise SourceError(f"MMA plays none of the grooves in {home / 'lib'}")
+    return written
+
+
+def chord_chart(grooves: Sequence[str], name: str) -> str:
+    """A chart of 64 bars for MMA, the same for the same name: every eight bars another groove and progression."""
+    draw = random.Random(name)
+    lines = [f"Tempo {draw.randint(70, 180)}"]
+    keys = ["C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B"]
+    tonic, minor = draw.randrange(12), draw.random() < 0.4
+    # degrees of the key, in semitones, with their chords and how often they come
+    major_chords = {
+        (0, "M7"): 3,
+        (0, ""): 3,
+        (2, "m7"): 2,
+        (4, "m"): 1,
+        (5, ""): 3,
+        (7, "7"): 3,
+        (9, "m7"): 2,
+        (2, "7"): 1,
+    }
+    minor_chords = {(0, "m"): 5, (2, "m7b5"): 1, (3, ""): 2, (5, "m7"): 3, (7, "7"): 3, (8, "M7"): 2, (10, "7"): 2}
+    chords = minor_chords if minor else major_chords
+    bar = 1
+    for _ in range(8):
+        lines.append(f"Groove {draw.choice(grooves)}")
+        for degree, kind in draw.choices(list(chords), list(chords.values()), k=8):
+            lines.append(f"{bar} {keys[(tonic + degree) % 12]}{kind}")
+            bar += 1
+    return "\n".join(lines) + "\n"
+
+
+def take_abc(root: Path, tunes: Path, output: Path) -> list[Path]:
+    """Has abc2midi play the tunes of a folder of .abc files, a song each; returns the files written.
+
+    Args:
+        root: the unpacked package abcmidi.
+        tunes: the folder.
+        output: the folder for the songs.
+
+    Raises:
+        SourceError: there are none, or abc2midi does not run here.
+    """
+    found = sorted(tunes.rglob("*.abc"))
+    if not found:
+        raise SourceError(f"{tunes} holds no tunes (*.abc)")
+    output.mkdir(parents=True, exist_ok=True)
+    for number, path in enumerate(found):
+        # the tunes' numbers follow the name that is given
+        target = output / f"{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}_{number}_.abc"
+        shutil.copyfile(path, target)
+        try:
+            subprocess.run([root / "usr" / "bin" / "abc2midi", target, "-silent"], cwd=output, capture_output=True)
+        except OSError as error:
+            raise SourceError(f"abc2midi does not run here: {error}") from error
+        finally:
+            target.unlink()
+    written = sorted(output.glob("*.mid"))
+    if not written:
+        raise SourceError(f"abc2midi plays none of the {len(found)} files in {tunes}")
+    return written
+
+
+def take_music21(composers: Sequence[str], output: Path) -> dict[Path, str]:
+    """Writes works of music21's corpus as MIDI; returns the files written, each with what its source says of rights.
+
+    Args:
+        composers: the corpus's folders.
+        output: the folder for the songs.
+
+    Raises:
+        SourceError: music21 is not installed, or its corpus has no such folder.
+    """
+    with needed("music21's corpus needs music21", "musicxml", SourceError):
+        from music21 import converter, corpus
+    found: dict[str, list[Path]] = {}
+    for path in sorted(map(Path, corpus.getCorePaths())):
+        # analyses (.rntxt) have no notes of their own; of tunes (.abc) music21 plays one a second, abc2midi hundreds
+        if path.suffix in (".krn", ".musicxml", ".mxl", ".xml"):
+            found.setdefault(path.parts[path.parts.index("corpus") + 1], []).append(path)
+    output.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for composer in composers:
+        if composer not in found:
+            raise SourceError(f"music21's corpus has no {composer}; it has {', '.join(sorted(found))}")
+        print(f"music21: {len(found[composer])} works of {composer}", file=sys.stderr, flush=True)
+        for path in found[composer]:
+            place = path.parts[path.parts.index("corpus") + 1 :]
+            # movements of a work stay in one split, as versions of a song do: they differ behind the underscore
+            work = place[:-1] if len(place) > 2 else (composer, path.stem)
+            title = re.sub(r"[^A-Za-z0-9]", "_", "_".join(work))
+            digest = hashlib.md5("/".join(place).encode(), usedforsecurity=False).hexdigest()
+            target = output / f"{title}_{digest[:4]}.mid"
+            try:
+                score = converter.parse(path)
+                score.write("midi", fp=target)
+                written[target] = _rights(path, score)
+            except Exception as error:
+                # music21 fails on some of its own files with whatever exception they lead to
+                print(f"note: {'/'.join(place)} is left out: {error}", file=sys.stderr)
+    if not written:
+        raise SourceError(f"music21 plays none of {', '.join(composers)}")
+    return written
+
+
+def _rights(path: Path, score: Any) -> str:
+    """What a file of music21's corpus says of its encoder, copyright and conditions."""
+    said = [str(score.metadata.copyright)] if score.metadata and score.metadata.copyright else []
+    if path.suffix == ".krn":
+        # Humdrum's records of copyright, editors and encoders
+        lines = path.read_text(errors="replace").splitlines()
+        said += [line.strip() for line in lines if re.match(r"!!!(YE|EED|ENC)", line)]
+    return "; ".join(dict.fromkeys(said)) or "not said in the file"
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def get(
+    output: Path,
+    packages: Path | None = None,
+    pop909: Path | None = None,
+    names: Sequence[str] = (),
+    mma: int = 0,
+    abc: Path | None = None,
+    music21: Sequence[str] = (),
+) -> list[str]:
+    """Fills a folder with the sources, and writes sources.json there; returns what differs from the manifest, in words.
+
+    Args:
+        output: the folder.
+        packages: where the .deb files are; None to download them.
+        pop909: where POP909 is; None to leave it out.
+        names: packages to get; none for all.
+        mma: songs for each file of MMA's grooves.
+        abc: folder of tunes in ABC notation; None for none.
+        music21: composers of its corpus.
+
+    Raises:
+        SourceError: a source cannot be had.
+    """
+    manifest = json.loads(MANIFEST.read_text())
+    output.mkdir(parents=True, exist_ok=True)
+    taken: dict[str, Any] = {}
+    differing: list[str] = []
+    seen: set[str] = set()
+    with tempfile.TemporaryDirectory(dir=output) as temporary:
+
+        def unpacked(name: str, about: dict[str, Any]) -> Path:
+            deb = find_package(name, packages) if packages else download(name, Path(temporary))
+            digest = sha256(deb)
+            if digest != about["sha256"]:
+                differing.append(f"{deb.name} is not the {name} {about['version']} of the manifest")
+            taken[name] = {**about, "package": deb.name, "sha256": digest}
+            unpack(deb, Path(temporary) / name)
+            return Path(temporary) / name
+
+        for name in names or manifest["packages"]:
+            about = manifest["packages"][name]
+            files = take_package(name, about, unpacked(name, about), output, seen)
+            taken[name]["files"] = _digests(files, output)
+        if mma:
+            about = manifest["players"]["mma"]
+            files = take_mma(unpacked("mma", about), output / about["folder"], mma)
+            taken["mma"]["files"] = _digests(files, output)
+        if abc:
+            about = manifest["players"]["abcmidi"]
+            files = take_abc(unpacked("abcmidi", about), abc, output / about["folder"])
+            taken["abcmidi"]["files"] = _digests(files, output)
+    if pop909:
+        files = take_pop909(pop909, output / manifest["pop909"]["folder"])
+        taken["pop909"] = {**manifest["pop909"], "files": _digests(files, output)}
+    if music21:
+        about = manifest["music21"]
+        rights = take_music21(music21, output / about["folder"])
+        said = {path.relative_to(output).as_posix(): text for path, text in rights.items()}
+        taken["music21"] = {**about, "rights": said, "files": _digests(list(rights), output)}
+    (output / "sources.json").write_text(json.dumps(taken, indent=1) + "\n")
+    return differing
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status of the command line: 0, or 1 if a source cannot be had."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mt3_common.data.sources",
+        description="Gets the songs and soundfonts that training data is made from, out of Debian packages.",
+        allow_abbrev=False,
+    )
+    manifest = json.loads(MANIFEST.read_text())
+    known = list(manifest["packages"])
+    parser.add_argument("output", type=Path, metavar="DIR", help="folder for midi/, soundfonts/ and sources.json")
+    parser.add_argument(
+        "--packages", type=Path, metavar="DIR", help="folder with the .deb files; default: download them"
+    )
+    parser.add_argument("--pop909", type=Path, metavar="DIR", help="folder with POP909; default: do without")
+    parser.add_argument(
+        "--mma", type=int, default=0, metavar="N", help="N songs for each of MMA's 272 files of grooves"
+    )
+    parser.add_argument("--abc", type=Path, metavar="DIR", help="folder with tunes in ABC notation, for abc2midi")
+    parser.add_argument(
+        "--music21",
+        nargs="*",
+        metavar="COMPOSER",
+        help=f"of music21's corpus; without a name: {', '.join(manifest['music21']['composers'])}",
+    )
+    parser.add_argument("--only", nargs="+", choices=known, default=[], metavar="NAME", help=f"of {', '.join(known)}")
+    options = parser.parse_args(argv)
+    try:
+        composers = manifest["music21"]["composers"] if options.music21 == [] else options.music21 or []
+        about = options.packages, options.pop909, options.only, options.mma, options.abc, composers
+        differing = get(options.output, *about)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for sentence in differing:
+        print(f"note: {sentence}", file=sys.stderr)
+    taken = json.loads((options.output / "sources.json").read_text())
+    for name, about in taken.items():
+        print(f"{name}: {len(about['files'])} files in {about['folder']}, {about['licence']}")
+    return 0
+
+
+def _digests(files: Sequence[Path], output: Path) -> dict[str, str]:
+    return {path.relative_to(output).as_posix(): sha256(path) for path in files}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

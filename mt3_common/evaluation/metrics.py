@@ -1,0 +1,191 @@
+"""How close estimated notes come to reference notes: the measures that MT3's paper and mir_eval define.
+
+Needs mir_eval (`pip install "mt3-twins[evaluate]"`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mt3_common.io.optional import needed
+from mt3_common.notes.notes import Note
+
+# s; mir_eval's default, which all published figures use
+ONSET_TOLERANCE = 0.05
+# frames per second of the frame measure, and the velocity from which a reference note counts (mt3/metrics.py)
+FRAME_RATE = 62.5
+FRAME_VELOCITY = 30
+# every note lasts as long at least in the frame measure (s)
+FRAME_MIN_DURATION = 0.05
+# programs of one MIDI class
+CLASS_SIZE = 8
+GRANULARITIES = ("flat", "midi_class", "full")
+
+
+class Score(NamedTuple):
+    """Of the estimates, the share that is right (precision); of the references, the share that is found (recall)."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def score(num_matched: float, num_references: float, num_estimates: float) -> Score:
+    """The Score of counts. Nothing to find and nothing found is perfect: 1."""
+    if not num_references and not num_estimates:
+        return Score(1.0, 1.0, 1.0)
+    precision = num_matched / num_estimates if num_estimates else 0.0
+    recall = num_matched / num_references if num_references else 0.0
+    return Score(precision, recall, 2 * precision * recall / (precision + recall) if num_matched else 0.0)
+
+
+def evaluate(references: Sequence[Note], estimates: Sequence[Note]) -> dict[str, float]:
+    """Every measure by its name, in 0..1.
+
+    onset, onset_offset and onset_offset_velocity leave drums out and pay no regard to programs; drums counts hits at
+    the right time on the right drum, drum_onset at the right time; onset_class asks for the MIDI class too (drums are a
+    class of their own that needs the right drum); program_flat, program_midi_class and program_full are MT3's
+    program-aware F1. Each also as NAME_precision and NAME_recall.
+    """
+    pitched, estimated = _pitched(references), _pitched(estimates)
+    scores = {
+        "onset": _match(pitched, estimated),
+        "onset_offset": _match(pitched, estimated, offsets=True),
+        "onset_offset_velocity": _match(pitched, estimated, offsets=True, velocities=True),
+        "frame": frame_score(references, estimates),
+        "drums": _match(_drums(references), _drums(estimates)),
+        "drum_onset": drum_onset_score(references, estimates),
+        "onset_class": program_score(references, estimates, "midi_class", offsets=False),
+    }
+    scores |= {f"program_{name}": program_score(references, estimates, name) for name in GRANULARITIES}
+    values: dict[str, float] = {}
+    for name, (precision, recall, f1) in scores.items():
+        values |= {name: f1, f"{name}_precision": precision, f"{name}_recall": recall}
+    return values
+
+
+def program_score(
+    references: Sequence[Note], estimates: Sequence[Note], granularity: str = "full", offsets: bool = True
+) -> Score:
+    """MT3's program-aware score: each note must have the right program; drums count by onset alone.
+
+    Args:
+        references: the right notes.
+        estimates: the notes to judge.
+        granularity: "flat" (drums or not), "midi_class" (8 neighbouring programs are one) or "full".
+        offsets: pitched notes must end right, too; MT3 asks for it.
+
+    Raises:
+        ValueError: no such granularity.
+
+    Source: mt3/metrics.py, program_aware_note_scores: precisions and recalls of the programs are pooled by numbers of
+    notes.
+    """
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {granularity!r}")
+    size = {"flat": 128, "midi_class": CLASS_SIZE, "full": 1}[granularity]
+
+    def group(note: Note) -> tuple[bool, int]:
+        return note.is_drum, 0 if note.is_drum else note.program // size
+
+    matched = 0.0
+    for key in {group(note) for note in [*references, *estimates]}:
+        mine = [note for note in references if group(note) == key]
+        theirs = [note for note in estimates if group(note) == key]
+        if mine and theirs:
+            matched += _match(mine, theirs, offsets=offsets and not key[0]).recall * len(mine)
+    return score(matched, len(references), len(estimates))
+
+
+def frame_score(references: Sequence[Note], estimates: Sequence[Note]) -> Score:
+    """Pitches that sound, 62.5 times a second; drums left out, reference notes of velocity 30 or less too.
+
+    Source: mt3/metrics_utils.py, get_prettymidi_pianoroll and frame_metrics.
+    """
+    loud = [note for note in references if note.velocity > FRAME_VELOCITY]
+    mine, theirs = _sounding(loud), _sounding(estimates)
+    return score(len(mine & theirs), len(mine), len(theirs))
+
+
+def drum_onset_score(references: Sequence[Note], estimates: Sequence[Note]) -> Score:
+    """Moments at which some drum is hit, whichever it is; hits less than 20 ms apart are one."""
+    mir_eval = _mir_eval()
+    mine, theirs = (_moments(_drums(notes)) for notes in (references, estimates))
+    matched = len(mir_eval.util.match_events(mine, theirs, ONSET_TOLERANCE)) if len(mine) and len(theirs) else 0
+    return score(matched, len(mine), len(theirs))
+
+
+def found_notes(references: Sequence[Note], estimates: Sequence[Note]) -> list[tuple[int, int]]:
+    """Pairs of a reference and the estimate that finds it, as places in the two lists, as onset and drums count them:
+    pitched notes by pitch and onset, drums by drum and onset, whatever the program."""
+    found = []
+    for is_drum in (False, True):
+        mine, theirs = ([i for i, n in enumerate(notes) if n.is_drum == is_drum] for notes in (references, estimates))
+        pairs = _pairs([references[i] for i in mine], [estimates[j] for j in theirs])
+        found += [(mine[i], theirs[j]) for i, j in pairs]
+    return sorted(found)
+
+
+def confidence_interval(values: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of the mean, from bootstrap samples of the files."""
+    values = np.asarray(values, np.float64)
+    rows = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _match(
+    references: Sequence[Note], estimates: Sequence[Note], offsets: bool = False, velocities: bool = False
+) -> Score:
+    """mir_eval's note matching, one to one, as a Score."""
+    return score(len(_pairs(references, estimates, offsets, velocities)), len(references), len(estimates))
+
+
+def _pairs(
+    references: Sequence[Note], estimates: Sequence[Note], offsets: bool = False, velocities: bool = False
+) -> list[tuple[int, int]]:
+    """mir_eval's note matching, one to one: pairs of places in the two lists."""
+    if not references or not estimates:
+        return []
+    mir_eval = _mir_eval()
+    arrays: list[Any] = []
+    for notes in (references, estimates):
+        intervals = np.array([(n.onset, max(n.offset, n.onset + 1e-3)) for n in notes], np.float64)
+        arrays += [intervals, 440.0 * 2.0 ** ((np.array([n.pitch for n in notes]) - 69) / 12)]
+        if velocities:
+            arrays.append(np.array([n.velocity for n in notes]))
+    match: Callable = mir_eval.transcription_velocity.match_notes if velocities else mir_eval.transcription.match_notes
+    return match(*arrays, onset_tolerance=ONSET_TOLERANCE, offset_ratio=0.2 if offsets else None)
+
+
+def _pitched(notes: Sequence[Note]) -> list[Note]:
+    return [note for note in notes if not note.is_drum]
+
+
+def _drums(notes: Sequence[Note]) -> list[Note]:
+    return [note for note in notes if note.is_drum]
+
+
+def _sounding(notes: Sequence[Note]) -> set[tuple[int, int]]:
+    """(pitch, frame) of every frame in which a pitched note sounds."""
+    cells = set()
+    for note in _pitched(notes):
+        last = max(note.offset, note.onset + FRAME_MIN_DURATION)
+        cells |= {(note.pitch, frame) for frame in range(int(note.onset * FRAME_RATE), int(last * FRAME_RATE))}
+    return cells
+
+
+def _moments(notes: Sequence[Note]) -> np.ndarray:
+    """Onsets in order, those less than 20 ms after one that was taken left out."""
+    taken: list[float] = []
+    for onset in sorted(note.onset for note in notes):
+        if not taken or onset - taken[-1] >= 0.02:
+            taken.append(onset)
+    return np.array(taken)
+
+
+def _mir_eval() -> Any:
+    with needed("measuring needs mir_eval", "evaluate"):
+        import mir_eval
+    return mir_eval

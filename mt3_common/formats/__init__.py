@@ -1,0 +1,1 @@
+"""Notes as files: MIDI, JSON, CSV, NoteSequence, MusicXML, pictures, sound."""

@@ -1,0 +1,555 @@
+"""Notes as files: MIDI, JSON, CSV and note_seq.NoteSequence.
+
+Every file written here is sealed: it holds "mt3-twins" and a digest of itself, by which written_here tells it from
+files of others, and from files of ours that somebody has changed.
+
+MIDI has 15 channels beside the drums', programs are 128. Up to 15 programs have a channel each, from the beginning of
+the file. Beyond that a program that begins to play takes the channel that has been silent longest, and a program
+change comes just before the note; only where more than 15 programs sound at one moment does the rest go to tracks for
+a second port (meta event 0x21), which players without ports play on the same channels. Every program has its own
+track, so a reader that looks at tracks, as pretty_midi does, and a player that looks at channels hear the same.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import mmap
+import os
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mido
+import pretty_midi
+
+from mt3_common.io.optional import needed
+from mt3_common.notes.notes import Note, assign_instruments, check_notes
+from mt3_common.notes.tempo import BEATS_PER_BAR, Change, Tempo, TempoMap
+
+DRUM_CHANNEL = 9
+MELODIC_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
+
+# At 120 quarters a minute, 500 ticks per quarter make 1 ms a tick. MT3's 10 ms steps fall on ticks exactly with all of
+# these; the coarser ones are for files of more than 2.7, 5.5 and 13.8 hours.
+RESOLUTIONS = (500, 250, 100, 50)
+QUARTERS_PER_SECOND = 2
+# of files with a tempo of their own
+TEMPO_RESOLUTIONS = (960, 480, 240, 120, 60, 24)
+# pretty_midi, and with it note_seq, takes a file with more ticks for a corrupt one.
+MAX_TICKS = 10_000_000
+
+SUSTAIN_CONTROL = 64
+SUSTAIN_DOWN = 64
+
+CSV_HEADER = "onset,offset,pitch,velocity,program,is_drum,seal\n"
+
+JSON_FORMAT = "mt3-twins notes"
+JSON_VERSION = 1
+
+# The seal: a name, and half of the SHA-256 of the file as it is with zeros in the place of these 32 digits.
+SEAL = re.compile(rb"mt3-twins ([0-9a-f]{32})")
+UNSEALED = "mt3-twins " + 32 * "0"
+# bytes of a file that are read at once
+PIECE = 2**20
+
+
+class NoteFileError(ValueError):
+    """A file of notes that cannot be read or written; the message says which, why and what to do."""
+
+
+class _Span(NamedTuple):
+    """A note on the tick grid: from tick on to tick off, with on < off."""
+
+    on: int
+    off: int
+    note: Note
+
+
+class _Place(NamedTuple):
+    """Where a note is played: port 0 is the only one unless more than 15 programs sound at once."""
+
+    port: int
+    channel: int
+
+
+def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | None = None) -> None:
+    """Writes a MIDI file, format 1: a track per program, drums on channel 10.
+
+    Without a tempo there are 120 quarters per minute; with one, its beats are the quarters, and the first full bar, of
+    four, begins on its downbeat. Each time is rounded on its own, to half a tick: nothing adds up. A tick is 1 ms, or 2
+    in files of more than 2.7 hours; with a tempo, a 960th of a quarter up to 10,000 quarters. The same notes in any
+    order give the same bytes. Of one pitch and program, a note is ended where the next begins (there is one key), and
+    notes that begin on the same tick end together; none is shorter than a tick. The file appears whole or not at all.
+
+    Raises:
+        ValueError: a note that MIDI cannot hold (check_notes).
+        NoteFileError: the file cannot be written.
+
+    Differs from pretty_midi.write and note_seq: they give the 16th program a channel that is taken, with both program
+    changes at the beginning, and the later one wins.
+    """
+    check_notes(notes)
+    end = max((note.offset for note in notes), default=0.0)
+    resolutions = RESOLUTIONS if tempo is None else TEMPO_RESOLUTIONS
+    quarters = (end + 1) * QUARTERS_PER_SECOND if tempo is None else TempoMap(tempo, 1).tick(end) + 1
+    resolution = next((ticks for ticks in resolutions if quarters * ticks < MAX_TICKS), resolutions[-1])
+    if tempo is None:
+        changes, bar = [Change(0, 0.0, 1_000_000 // QUARTERS_PER_SECOND)], 0
+        spans = _spans(notes, lambda time: round(time * QUARTERS_PER_SECOND * resolution))
+    else:
+        grid = TempoMap(tempo, resolution)
+        changes, bar = grid.changes, grid.bar
+        spans = _spans(notes, grid.tick)
+    tracks: dict[tuple[int, bool, int], list[tuple[int, mido.Message]]] = defaultdict(list)
+    placed = list(zip(_places(spans), spans))
+    # In the order in which a player that merges the tracks comes to them, which decides what a channel plays.
+    placed.sort(key=lambda item: (item[1].on, item[0].port, item[1].note.is_drum, item[1].note.program))
+    on_channel: dict[int, int] = {}
+    at_place: dict[_Place, int] = {}
+    for place, (on, off, note) in placed:
+        track = tracks[place.port, note.is_drum, note.program]
+        channel = place.channel
+        if on_channel.get(channel) != note.program or at_place.get(place) != note.program:
+            change = mido.Message("program_change", channel=channel, program=note.program)
+            track.append((on if channel in on_channel else 0, change))
+            on_channel[channel] = at_place[place] = note.program
+        begin = mido.Message("note_on", channel=channel, note=note.pitch, velocity=note.velocity)
+        finish = mido.Message("note_on", channel=channel, note=note.pitch, velocity=0)
+        track.append((on, begin))
+        track.append((off, finish))
+
+    midi = mido.MidiFile(type=1, ticks_per_beat=resolution)
+    bars = [(0, bar // resolution)] * (bar > 0) + [(bar, BEATS_PER_BAR)]
+    conductor = [
+        (tick, mido.MetaMessage("time_signature", numerator=quarters, denominator=4)) for tick, quarters in bars
+    ]
+    last = None
+    for change in changes:
+        if change.microseconds != last:
+            conductor.append((change.tick, mido.MetaMessage("set_tempo", tempo=change.microseconds)))
+            last = change.microseconds
+    conductor.append((0, mido.MetaMessage("text", text=UNSEALED)))
+    midi.tracks.append(_track([], sorted(conductor, key=lambda event: (event[0], event[1].type != "set_tempo"))))
+    for (port, is_drum, program), events in sorted(tracks.items()):
+        name = "Drums" if is_drum else pretty_midi.program_to_instrument_name(program)
+        head = [mido.MetaMessage("track_name", name=name)]
+        if port:
+            head.append(mido.MetaMessage("midi_port", port=port))
+        # A stable sort: of one tick, ends stand first, having been listed with earlier beginnings.
+        midi.tracks.append(_track(head, sorted(events, key=lambda event: event[0])))
+    content = io.BytesIO()
+    midi.save(file=content)
+    write_whole(path, content.getvalue())
+
+
+def _track(head: list[mido.Message], events: Sequence[tuple[int, mido.Message]]) -> mido.MidiTrack:
+    """The head, and the events (tick, message) in their order, as a track."""
+    track = mido.MidiTrack(head)
+    now = 0
+    for tick, message in events:
+        message.time = tick - now
+        now = tick
+        track.append(message)
+    return track
+
+
+def _spans(notes: Sequence[Note], tick: Callable[[float], int]) -> list[_Span]:
+    """The notes on the tick grid, by beginning; of one key, no two overlap unless they begin and end together."""
+    spans = []
+    by_key: dict[tuple[bool, int, int], list[tuple[int, int, Note]]] = defaultdict(list)
+    for note in notes:
+        on, off = tick(note.onset), tick(note.offset)
+        by_key[note.is_drum, note.program, note.pitch].append((on, max(off, on + 1), note))
+    for key in by_key.values():
+        begins = sorted({on for on, _, _ in key})
+        ends: dict[int, int] = defaultdict(int)
+        for on, off, _ in key:
+            ends[on] = max(ends[on], off)
+        for on, following in itertools.pairwise(begins):
+            ends[on] = min(ends[on], following)
+        spans += [_Span(on, ends[on], note) for on, _, note in key]
+    return sorted(spans, key=lambda span: (span.on, span.note.is_drum, span.note.program, span.note))
+
+
+def _places(spans: Sequence[_Span]) -> list[_Place]:
+    """A place for each span (by beginning): no two programs at one place while either sounds."""
+    places = []
+    place_of: dict[int, _Place] = {}
+    silent_from: dict[_Place, int] = {}
+    for on, off, note in spans:
+        if note.is_drum:
+            places.append(_Place(0, DRUM_CHANNEL))
+            continue
+        place = place_of.get(note.program)
+        # Who had to go to another port comes back when it can.
+        if place is None or (place.port and silent_from[place] < on):
+            found = _free_place(on, silent_from)
+            if place is None or found.port < place.port:
+                place = found
+                place_of = {program: taken for program, taken in place_of.items() if taken != place}
+                place_of[note.program] = place
+        silent_from[place] = max(silent_from.get(place, -1), off)
+        places.append(place)
+    return places
+
+
+def _free_place(on: int, silent_from: dict[_Place, int]) -> _Place:
+    """The place on the lowest port that has been silent longest, and at tick on already was; unused ones first."""
+    for port in itertools.count():
+        places = [_Place(port, channel) for channel in MELODIC_CHANNELS]
+        free = [place for place in places if silent_from.get(place, -1) < on]
+        if free:
+            return min(free, key=lambda place: silent_from.get(place, -1))
+
+
+def read_midi(path: str | os.PathLike, sustain: bool = False) -> list[Note]:
+    """The notes of a MIDI file, by onset, then drums last, program, pitch: read_midi_stems in one list.
+
+    Arguments and errors are those of read_midi_stems.
+    """
+    return sorted(
+        itertools.chain.from_iterable(read_midi_stems(path, sustain)),
+        key=lambda note: (note.onset, note.is_drum, note.program, note.pitch, note.offset, note.velocity),
+    )
+
+
+def read_midi_stems(path: str | os.PathLike, sustain: bool = False) -> list[list[Note]]:
+    """The notes of each instrument of a MIDI file: one list for each program on each track and channel.
+
+    Tempo changes count on whichever track they are. Notes that are never ended are left out.
+
+    Args:
+        path: of a .mid file.
+        sustain: hold notes for as long as the sustain pedal is down, as MT3 does for its training data.
+
+    Raises:
+        NoteFileError: the file cannot be read or is not MIDI.
+
+    Source: pretty_midi for files; note_seq, apply_sustain_control_changes, for the pedal.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise NoteFileError(f"{path} cannot be read: {error.strerror}") from error
+    # mido and pretty_midi fail on bad bytes with whatever exception the bytes lead to.
+    try:
+        midi = mido.MidiFile(file=io.BytesIO(content))
+        if midi.ticks_per_beat <= 0:
+            raise ValueError("its times are in SMPTE frames, not in quarters")
+        _gather_tempos(midi)
+        instruments = pretty_midi.PrettyMIDI(mido_object=midi).instruments
+    except Exception as error:
+        reason = "it ends too early" if isinstance(error, EOFError) else str(error) or type(error).__name__
+        raise NoteFileError(f"{path} is not a MIDI file that can be read: {reason}") from error
+    notes = [
+        [
+            Note(
+                float(note.start),
+                float(note.end),
+                note.pitch,
+                note.velocity,
+                int(instrument.program),
+                instrument.is_drum,
+            )
+            for note in instrument.notes
+        ]
+        for instrument in instruments
+    ]
+    if sustain:
+        pedals = [
+            [
+                (float(change.time), change.value >= SUSTAIN_DOWN)
+                for change in instrument.control_changes
+                if change.number == SUSTAIN_CONTROL
+            ]
+            for instrument in instruments
+        ]
+        notes = _sustained(notes, pedals)
+    return notes
+
+
+def _gather_tempos(midi: mido.MidiFile) -> None:
+    """Moves every tempo change to a new first track, where pretty_midi looks; drops key and time signatures."""
+    tempos = []
+    for track in midi.tracks:
+        tick = 0
+        for position, message in enumerate(track):
+            tick += message.time
+            if message.type in ("set_tempo", "key_signature", "time_signature"):
+                if message.type == "set_tempo":
+                    tempos.append((tick, message.tempo))
+                track[position] = mido.MetaMessage("text", time=message.time)
+    tempos.sort(key=lambda change: change[0])
+    now = 0
+    conductor = mido.MidiTrack()
+    for tick, tempo in tempos:
+        conductor.append(mido.MetaMessage("set_tempo", tempo=tempo, time=tick - now))
+        now = tick
+    conductor.append(mido.MetaMessage("end_of_track"))
+    midi.tracks.insert(0, conductor)
+
+
+def _sustained(notes: list[list[Note]], pedals: list[list[tuple[float, bool]]]) -> list[list[Note]]:
+    """The notes of each instrument, held while its pedal is down: to its rise or the next note of the pitch.
+
+    Args:
+        notes: per instrument; drums stay as they are.
+        pedals: per instrument, (time in seconds, whether it is down from then on).
+
+    Source: note_seq/sequences_lib.py, apply_sustain_control_changes.
+    """
+    times = [time for changes in pedals for time, _ in changes]
+    times += [note.offset for instrument in notes for note in instrument if not note.is_drum]
+    last_time = max(times, default=0.0)
+    return [_sustained_instrument(*both, last_time) for both in zip(notes, pedals)]
+
+
+def _sustained_instrument(notes: list[Note], pedal: list[tuple[float, bool]], last_time: float) -> list[Note]:
+    """One instrument's notes, held; those that the pedal never lets go end at last_time."""
+    # At one time: pedal down, pedal up, beginnings, ends.
+    events = [(time, 0 if down else 1, -1) for time, down in pedal]
+    events += [(note.onset, 2, number) for number, note in enumerate(notes) if not note.is_drum]
+    events += [(note.offset, 3, number) for number, note in enumerate(notes)]
+    offsets = [note.offset for note in notes]
+    down = False
+    held: list[int] = []
+    gone: set[int] = set()
+    for time, kind, number in sorted(events, key=lambda event: event[:2]):
+        if kind < 2:
+            down = kind == 0
+            if not down:
+                still = [other for other in held if offsets[other] >= time]
+                for other in set(held) - set(still):
+                    offsets[other] = time
+                held = still
+        elif kind == 2:
+            if down:
+                struck = [other for other in held if notes[other].pitch == notes[number].pitch]
+                for other in struck:
+                    offsets[other] = time
+                    if notes[other].onset == time:
+                        gone.add(other)
+                held = [other for other in held if other not in struck]
+            held.append(number)
+        elif not down and number in held:
+            held.remove(number)
+    for number in held:
+        offsets[number] = last_time
+    return [note._replace(offset=offsets[number]) for number, note in enumerate(notes) if number not in gone]
+
+
+def to_note_sequence(notes: Sequence[Note]) -> Any:
+    """A note_seq.NoteSequence, notes in the order given and instruments numbered as MT3 numbers them.
+
+    Raises:
+        ValueError: a note that MIDI cannot hold (check_notes), or note_seq is not installed.
+
+    Source: mt3/note_sequences.py, flush_note_decoding_state.
+    """
+    check_notes(notes)
+    # Importing it brings warnings that do not concern us: no ffmpeg for sound, modules soon to be removed.
+    with needed("a NoteSequence needs note_seq", "noteseq"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import note_seq
+    sequence = note_seq.NoteSequence(ticks_per_quarter=220)
+    for note, instrument in zip(notes, assign_instruments(notes)):
+        sequence.notes.add(
+            start_time=note.onset,
+            end_time=note.offset,
+            pitch=note.pitch,
+            velocity=note.velocity,
+            program=note.program,
+            is_drum=note.is_drum,
+            instrument=instrument,
+        )
+    sequence.total_time = max((note.offset for note in notes), default=0.0)
+    return sequence
+
+
+def write_note_sequence(notes: Sequence[Note], path: str | os.PathLike) -> None:
+    """Writes to_note_sequence(notes) as a serialised protocol buffer; the file appears whole or not at all.
+
+    Its id is the seal.
+
+    Raises:
+        ValueError: as to_note_sequence.
+        NoteFileError: the file cannot be written.
+    """
+    sequence = to_note_sequence(notes)
+    sequence.id = UNSEALED
+    write_whole(path, sequence.SerializeToString(deterministic=True))
+
+
+def write_json(notes: Sequence[Note], path: str | os.PathLike, metadata: dict[str, Any] | None = None) -> None:
+    """Writes notes and metadata as JSON, one note a line, times unrounded; the file appears whole or not at all.
+
+    Args:
+        notes: in the order in which they are to stand.
+        path: of the file.
+        metadata: whatever JSON can hold: counts of invalid and dropped tokens, checkpoint, …
+
+    Raises:
+        ValueError: a note that MIDI cannot hold (check_notes), or metadata that JSON cannot.
+        NoteFileError: the file cannot be written.
+    """
+    check_notes(notes)
+    try:
+        about = json.dumps(metadata or {}, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata must be what JSON can hold: {error}") from error
+    lines = ",\n".join(json.dumps(fields(note)) for note in notes)
+    head = f'"format": "{JSON_FORMAT}", "version": {JSON_VERSION}, "seal": "{UNSEALED}"'
+    text = f'{{{head},\n"metadata": {about},\n"notes": [\n{lines}\n]}}\n'
+    # what is no text in a name becomes JSON's own escape
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
+
+
+def fields(note: Note) -> dict[str, Any]:
+    """The note as JSON holds it: a name for every field, Python's own types."""
+    return {
+        "onset": float(note.onset),
+        "offset": float(note.offset),
+        "pitch": int(note.pitch),
+        "velocity": int(note.velocity),
+        "program": int(note.program),
+        "is_drum": bool(note.is_drum),
+    }
+
+
+def write_csv(notes: Sequence[Note], path: str | os.PathLike) -> None:
+    """Writes notes as CSV under CSV_HEADER, a note a line, times unrounded; the file appears whole or not at all.
+
+    The seal is in a column of its own, in the first note's line. is_drum is true or false.
+
+    Args:
+        notes: in the order in which they are to stand.
+        path: of the file.
+
+    Raises:
+        ValueError: a note that MIDI cannot hold (check_notes).
+        NoteFileError: the file cannot be written.
+    """
+    check_notes(notes)
+    seals = itertools.chain([UNSEALED], itertools.repeat(""))
+    lines = [",".join([*map(json.dumps, fields(note).values()), seal]) + "\n" for note, seal in zip(notes, seals)]
+    write_whole(path, "".join([CSV_HEADER, *lines]).encode())
+
+
+def read_json(path: str | os.PathLike) -> tuple[list[Note], dict[str, Any]]:
+    """Notes and metadata of a file that write_json wrote.
+
+    Raises:
+        NoteFileError: the file cannot be read, is not JSON, or is not of this format and version.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise NoteFileError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise NoteFileError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != JSON_FORMAT:
+        raise NoteFileError(f'{path} does not hold notes: "format" must be "{JSON_FORMAT}"')
+    if content.get("version") != JSON_VERSION:
+        raise NoteFileError(f'{path} has "version" {content.get("version")!r}; this program reads {JSON_VERSION}')
+    try:
+        notes = [_json_note(item) for item in content["notes"]]
+        metadata = dict(content["metadata"])
+        check_notes(notes)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise NoteFileError(f"{path} holds something else than notes: {error}") from error
+    return notes, metadata
+
+
+def _json_note(item: dict[str, Any]) -> Note:
+    """The note of one JSON object; a missing, unknown or wrongly typed field is a ValueError."""
+    types = {
+        "onset": (int, float),
+        "offset": (int, float),
+        "pitch": int,
+        "velocity": int,
+        "program": int,
+        "is_drum": bool,
+    }
+    if not isinstance(item, dict) or item.keys() != types.keys():
+        raise ValueError(f"a note has {', '.join(types)}, not {item!r}")
+    for field, kind in types.items():
+        if not isinstance(item[field], kind) or (isinstance(item[field], bool) and kind is not bool):
+            raise ValueError(f"{field} of {item!r}")
+    return Note(float(item["onset"]), float(item["offset"]), *(item[field] for field in Note._fields[2:]))
+
+
+def written_here(path: str | os.PathLike) -> bool:
+    """Whether the file was written by this project and nobody has changed it since."""
+    # to open a pipe would wait for its writer
+    if not os.path.isfile(path):
+        return False
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == len(CSV_HEADER) and file.read() == CSV_HEADER.encode():
+                # without a note there is no line for the seal
+                return True
+            # sounds are large: mapped, they are no memory of ours
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                found = SEAL.search(content)
+                seal, place = (found[1], found.start(1)) if found else (b"", 0)
+                # it refers to the map, which would not close
+                found = None
+            file.seek(0)
+            digest.update(file.read(place) + len(seal) * b"0")
+            file.seek(len(seal), os.SEEK_CUR)
+            while piece := file.read(PIECE):
+                digest.update(piece)
+    except (OSError, ValueError):
+        # ValueError: there is nothing to map
+        return False
+    return digest.hexdigest()[: len(seal)].encode() == seal != b""
+
+
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Seals the content and writes it as write_pieces does."""
+    write_pieces(path, [content])
+
+
+def temporary_prefix(path: Path) -> str:
+    """How the name begins under which a process writes a file before it is renamed; short, however long the name is."""
+    return f".mt3-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}."
+
+
+def write_pieces(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
+    """Writes the pieces beside the path, seals them and renames, so that the path never holds a part.
+
+    Args:
+        path: of the file.
+        pieces: of its content; UNSEALED, if it is there, is in the first.
+
+    Raises:
+        NoteFileError: the file cannot be written.
+    """
+    path = Path(path)
+    beside = path.with_name(f"{temporary_prefix(path)}{os.getpid()}.tmp")
+    digest = hashlib.sha256()
+    place = None
+    try:
+        try:
+            with open(beside, "wb") as file:
+                for piece in pieces:
+                    if place is None:
+                        place = piece.find(UNSEALED.encode())
+                    digest.update(piece)
+                    file.write(piece)
+                if place is not None and place >= 0:
+                    file.seek(place)
+                    file.write(f"mt3-twins {digest.hexdigest()[:32]}".encode())
+                # after a power cut, too, the path holds all or nothing
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise NoteFileError(f"{path} cannot be written: {error.strerror}") from error

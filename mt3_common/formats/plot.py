@@ -1,0 +1,245 @@
+"""Pictures of what was heard: the notes over the spectrogram, alone or beside those that are right."""
+
+import contextlib
+import io
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pretty_midi
+
+from mt3_common.audio.files import audio_duration, stream_audio
+from mt3_common.audio.spectrogram import log_mel_spectrogram
+from mt3_common.config import SpectrogramConfig
+from mt3_common.evaluation import metrics
+from mt3_common.formats import midi
+from mt3_common.io.optional import needed
+from mt3_common.notes.notes import Note, check_notes
+
+# columns of the picture: so many a second, down to what fits into the widest
+COLUMNS_PER_SECOND = 50
+MAX_COLUMNS = 12_000
+MIN_COLUMNS = 800
+# MIDI pitches shown, and rows for each
+LOWEST, HIGHEST = 21, 108
+ROWS_PER_PITCH = 3
+# the drums lie below the pitches, this far (pitches) apart for all of General MIDI's 35 to 81 together
+DRUM_ROWS = 12
+DRUM_KEYS = (35, 81)
+# natural logarithms of magnitudes that are black and white
+DARKEST, BRIGHTEST = -6.0, 5.0
+MAX_LEGEND = 16
+# in a comparison: what a bar stands for, its colour, its height in semitones
+COMPARED = (
+    ("found, reference", "#007a33", 0.9),
+    ("found, estimate", "#7dff8a", 0.4),
+    ("missed", "#2f7bff", 0.9),
+    ("wrong", "#ff3b30", 0.6),
+)
+# every bar can be seen (s)
+MIN_BAR = 0.05
+DPI = 100
+
+# matplotlib is not made for several threads
+_DRAWING = threading.Lock()
+
+
+def write_picture(
+    notes: Sequence[Note], audio: str | os.PathLike, path: str | os.PathLike, start: float = 0.0, seconds: float = 0.0
+) -> None:
+    """Writes a PNG: time to the right, pitch upward, the spectrogram in grey, a line per note, a colour per program.
+
+    Drums are dots below. Long recordings are drawn closer together: a picture has MAX_COLUMNS columns at most, and
+    memory does not grow with the recording.
+
+    Args:
+        notes: 0 s is where the reading of the audio begins.
+        audio: path of the recording.
+        path: of the file, which appears whole or not at all.
+        start: where the reading begins (s).
+        seconds: how much to show; at least a second is.
+
+    Raises:
+        ValueError: a note that MIDI cannot hold (check_notes), or matplotlib is not installed.
+        AudioError: the recording cannot be read.
+        NoteFileError: the file cannot be written.
+    """
+    check_notes(notes)
+    library()
+    seconds = max(1.0, seconds)
+    image = _spectrogram(audio, start, seconds, _columns(seconds))
+    with _DRAWING:
+        content = _png(_drawn(notes, image, seconds))
+    # readers of PNG stop at its end
+    midi.write_whole(path, content + midi.UNSEALED.encode())
+
+
+def write_comparison(
+    references: Sequence[Note], estimates: Sequence[Note], audio: str | os.PathLike, path: str | os.PathLike
+) -> None:
+    """Writes a PNG: the spectrogram in grey, over it the notes that are right and those that were estimated.
+
+    A reference is a high bar, an estimate a low one: a found note is one in the other, in COMPARED's first two colours,
+    so that one sees how far their ends are apart; a missed reference and a wrong estimate have colours of their own.
+    Drums lie below the pitches.
+
+    Args:
+        references, estimates: 0 s is where the recording begins.
+        audio: path of the recording.
+        path: of the file, which appears whole or not at all; folders above it are made.
+
+    Raises:
+        ValueError: matplotlib or mir_eval is not installed.
+        AudioError: the recording cannot be read.
+        NoteFileError: the file cannot be written.
+    """
+    library("--pictures need")
+    ends = [note.offset for note in [*references, *estimates]]
+    seconds = max(1.0, audio_duration(audio) or 0.0, *ends)
+    image = _spectrogram(audio, 0.0, seconds, _columns(seconds))
+    with _DRAWING:
+        content = _png(_compared(references, estimates, image, seconds))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    midi.write_whole(path, content)
+
+
+def _compared(references: Sequence[Note], estimates: Sequence[Note], image: np.ndarray, seconds: float) -> Any:
+    """The figure of write_comparison; image as _spectrogram gives it."""
+    from matplotlib.collections import PolyCollection
+
+    pairs = metrics.found_notes(references, estimates)
+    ours, theirs = ({pair[side] for pair in pairs} for side in (0, 1))
+    kinds = [
+        [references[i] for i in sorted(ours)],
+        [estimates[j] for j in sorted(theirs)],
+        [note for i, note in enumerate(references) if i not in ours],
+        [note for j, note in enumerate(estimates) if j not in theirs],
+    ]
+    figure, axes = _canvas(image, seconds, any(note.is_drum for note in [*references, *estimates]))
+    axes.set_facecolor("black")
+    for zorder, ((name, colour, height), notes) in enumerate(zip(COMPARED, kinds, strict=True), 1):
+        bars = []
+        for note in notes:
+            middle = _drum_row(note.pitch) if note.is_drum else min(HIGHEST, max(LOWEST, note.pitch))
+            # a hit has no length of its own
+            end = note.onset + MIN_BAR if note.is_drum else max(note.offset, note.onset + MIN_BAR)
+            top, bottom = middle + height / 2, middle - height / 2
+            bars.append([(note.onset, bottom), (note.onset, top), (end, top), (end, bottom)])
+        label = f"{name}: {len(notes)}"
+        axes.add_collection(
+            PolyCollection(bars, facecolors=colour, linewidths=0, antialiaseds=False, label=label, zorder=zorder)
+        )
+    title = f"onset within {1000 * metrics.ONSET_TOLERANCE:g} ms"
+    figure.legend(loc="outside right upper", fontsize="small", title=title)
+    return figure
+
+
+def _drawn(notes: Sequence[Note], image: np.ndarray, seconds: float) -> Any:
+    """The figure of write_picture; image as _spectrogram gives it."""
+    from matplotlib.collections import LineCollection
+
+    parts: dict[tuple[bool, int], list[Note]] = defaultdict(list)
+    for note in notes:
+        parts[note.is_drum, 0 if note.is_drum else note.program].append(note)
+    figure, axes = _canvas(image, seconds, any(is_drum for is_drum, _ in parts))
+    for number, ((is_drum, program), played) in enumerate(sorted(parts.items())):
+        colour = f"C{number % 10}"
+        name = "Drums" if is_drum else f"{program} {pretty_midi.program_to_instrument_name(program)}"
+        if is_drum:
+            hits = [(note.onset, _drum_row(note.pitch)) for note in played]
+            axes.scatter(*np.transpose(hits), s=6, color=colour, label=name, linewidths=0)
+        else:
+            ends = [[(note.onset, note.pitch), (note.offset, note.pitch)] for note in played]
+            axes.add_collection(LineCollection(ends, colors=colour, linewidths=2.5, label=name))
+            axes.scatter(*np.transpose([end[0] for end in ends]), s=14, color=colour, linewidths=0, zorder=3)
+    if parts:
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles[:MAX_LEGEND], labels[:MAX_LEGEND], loc="outside right upper", fontsize="small")
+    return figure
+
+
+def _columns(seconds: float) -> int:
+    """How many columns so many seconds are drawn in."""
+    return int(min(MAX_COLUMNS, max(MIN_COLUMNS, seconds * COLUMNS_PER_SECOND)))
+
+
+def _drum_row(key: int) -> float:
+    """Where a drum lies, as a pitch."""
+    low, high = DRUM_KEYS
+    return LOWEST - 2 - DRUM_ROWS + (min(high, max(low, key)) - low) / (high - low) * DRUM_ROWS
+
+
+def _canvas(image: np.ndarray, seconds: float, drums: bool) -> tuple[Any, Any]:
+    """A figure of a spectrogram and its axes, with room below for drums if there are any."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(image.shape[1] / DPI + 2, 8), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    half = 0.5 / ROWS_PER_PITCH
+    extent = (0.0, seconds, LOWEST - half, HIGHEST + 1 - half)
+    axes.imshow(
+        image, origin="lower", aspect="auto", extent=extent, cmap="gray", vmin=DARKEST, vmax=BRIGHTEST, zorder=0
+    )
+    lowest, label = (LOWEST - DRUM_ROWS - 4, f"MIDI pitch, drums below {LOWEST}") if drums else (LOWEST, "MIDI pitch")
+    axes.set(xlim=(0.0, seconds), ylim=(lowest, HIGHEST + 1), xlabel="s", ylabel=label)
+    axes.set_yticks(range(24, HIGHEST + 1, 12))
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    """The figure as a PNG, the same bytes for the same figure."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def _spectrogram(audio: str | os.PathLike, start: float, seconds: float, columns: int) -> np.ndarray:
+    """(rows, columns) float32 log magnitudes by pitch, each the loudest of its time."""
+    config = SpectrogramConfig()
+    pitches = np.arange((HIGHEST + 1 - LOWEST) * ROWS_PER_PITCH) / ROWS_PER_PITCH + LOWEST
+    low, high, wanted = (
+        1127.0 * np.log1p(hz / 700.0)
+        for hz in (config.mel_lo_hz, config.mel_hi_hz, 440.0 * 2.0 ** ((pitches - 69) / 12))
+    )
+    bins = np.clip(np.rint((wanted - low) / (high - low) * (config.num_mel_bins + 1)) - 1, 0, config.num_mel_bins - 1)
+    image = np.full((columns, len(pitches)), DARKEST, np.float32)
+    frame = 0
+
+    def draw(rows: np.ndarray) -> None:
+        nonlocal frame
+        # a frame is about its middle
+        times = (
+            np.arange(frame, frame + len(rows)) + config.fft_size / config.hop_width / 2
+        ) / config.frames_per_second
+        places = np.minimum((times / seconds * columns).astype(np.int64), columns - 1)
+        np.maximum.at(image, places, rows[:, bins.astype(np.int64)])
+        frame += len(rows)
+
+    kept = np.zeros(0, np.float32)
+    with contextlib.closing(stream_audio(audio, config.sample_rate, start=start, duration=seconds)) as blocks:
+        for block in blocks:
+            kept = np.concatenate([kept, block])
+            whole = max(0, (len(kept) - config.fft_size) // config.hop_width + 1)
+            if whole:
+                draw(log_mel_spectrogram(kept[: (whole - 1) * config.hop_width + config.fft_size], config)[:whole])
+                kept = kept[whole * config.hop_width :]
+    if len(kept):
+        draw(log_mel_spectrogram(kept, config))
+    # where columns are narrower than frames, the one before goes on; the first frame's middle is not at 0 s
+    filled = ~(image == DARKEST).all(axis=1)
+    sources = np.maximum.accumulate(np.where(filled, np.arange(columns), np.argmax(filled)))
+    return image[sources].T
+
+
+def library(what: str = "--plot needs") -> None:
+    """Nothing, if matplotlib is there; what needs it is said.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    with needed(f"{what} matplotlib", "plot"):
+        import matplotlib.figure  # noqa: F401

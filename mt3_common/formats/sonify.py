@@ -1,0 +1,400 @@
+"""A transcription as sound: its notes played, and beside the recording, to compare by ear.
+
+A soundfont plays where there is one and tinysoundfont; else instruments that are added up from sine waves. Everything
+goes block by block, so memory does not grow with the recording.
+"""
+
+import contextlib
+import functools
+import itertools
+import math
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pretty_midi
+
+from mt3_common.audio.files import stream_audio
+from mt3_common.formats import midi
+from mt3_common.notes.notes import Note, check_notes
+from mt3_common.transcription.pipeline import kind_of
+
+# the first at which two channels of 16 bits fit into a WAV: beyond 6.7, 13.5 and 26.9 hours
+RATES = (44100, 22050, 11025, 4000)
+WAV_BYTES = 2**32 - 2**16
+BLOCK = 8192
+# s that are left to the last notes to die away
+TAIL = 2.0
+LOUDEST = 0.9
+# a gain that had to go down comes back by so much a block
+RECOVERY = 1.02
+# the notes are made as loud as the recording, by so much at most
+MOST_GAIN = 10.0
+
+# where systems keep soundfonts; of all that are found, the largest below this size plays
+FOLDERS = (
+    "/usr/share/sounds/sf2",
+    "/usr/share/sounds/sf3",
+    "/usr/share/soundfonts",
+    "/usr/local/share/soundfonts",
+    "/opt/homebrew/share/soundfonts",
+    "~/.local/share/soundfonts",
+    "~/Library/Audio/Sounds/Banks",
+)
+LARGEST_FONT = 200_000_000
+MAX_VOICES = 256
+DRUMS = 128
+# of soundfonts at full velocity: some twenty notes below LOUDEST
+FONT_DB = -12.0
+
+# samples of one period
+TABLE = 4096
+# of one note at full velocity
+TONE_LEVEL = 0.15
+
+
+class Timbre(NamedTuple):
+    """A family of instruments made of sine waves.
+
+    Attributes:
+        slope: partial n has the weight n ** -slope.
+        even: even partials have this much of it.
+        attack, decay, release: s; decay is infinite for what is held.
+    """
+
+    slope: float
+    even: float
+    attack: float
+    decay: float
+    release: float
+
+
+# of General MIDI's 16 families
+TIMBRES = (
+    Timbre(1.6, 1.0, 0.003, 1.2, 0.12),
+    Timbre(2.2, 0.3, 0.002, 0.5, 0.20),
+    Timbre(1.0, 0.6, 0.010, math.inf, 0.06),
+    Timbre(1.4, 1.0, 0.003, 0.7, 0.10),
+    Timbre(1.3, 1.0, 0.005, 0.8, 0.08),
+    Timbre(1.2, 1.0, 0.060, math.inf, 0.12),
+    Timbre(1.3, 1.0, 0.090, math.inf, 0.20),
+    Timbre(1.0, 0.9, 0.030, math.inf, 0.08),
+    Timbre(1.2, 0.35, 0.030, math.inf, 0.08),
+    Timbre(2.5, 0.6, 0.040, math.inf, 0.10),
+    Timbre(1.0, 0.8, 0.010, math.inf, 0.08),
+    Timbre(1.8, 1.0, 0.150, math.inf, 0.30),
+    Timbre(1.6, 0.7, 0.080, math.inf, 0.30),
+    Timbre(1.3, 0.8, 0.003, 0.6, 0.10),
+    Timbre(1.8, 0.4, 0.002, 0.3, 0.10),
+    Timbre(1.0, 1.0, 0.010, math.inf, 0.20),
+)
+
+
+class Player(Protocol):
+    """What turns notes into sound."""
+
+    def play(self, notes: Sequence[Note], rate: int, count: int) -> Iterator[np.ndarray]:
+        """(BLOCK,) float32 each, the last one shorter, of count samples together; not yet within [-1, 1]."""
+
+
+def write_sounds(
+    notes: Sequence[Note],
+    audio: str | os.PathLike,
+    played: str | os.PathLike,
+    compared: str | os.PathLike,
+    player: Player,
+    start: float = 0.0,
+    seconds: float = 0.0,
+) -> None:
+    """Writes two WAV files of 16 bits: the notes played; and the recording on the left with the notes on the right.
+
+    Args:
+        notes: 0 s is where the reading of the audio begins.
+        audio: path of the recording.
+        played, compared: paths of the files, which appear whole or not at all.
+        player: as find_player gives it.
+        start: where the reading begins (s).
+        seconds: how much of the recording to play beside the notes.
+
+    Raises:
+        ValueError: a note that MIDI cannot hold (check_notes).
+        AudioError: the recording cannot be read.
+        NoteFileError: a file cannot be written.
+    """
+    check_notes(notes)
+    longest = max(seconds, max((note.offset for note in notes), default=0.0)) + TAIL
+    rate = next((rate for rate in RATES if longest * rate * 4 < WAV_BYTES), RATES[-1])
+    count = round(longest * rate)
+    # the energy of what is played
+    energy = 0.0
+
+    def mono() -> Iterator[np.ndarray]:
+        nonlocal energy
+        for block in limited(player.play(notes, rate, count)):
+            energy += float(np.dot(block, block))
+            yield block
+
+    write_wav(played, mono(), rate, 1, count)
+    left_energy, peak = 0.0, 1.0
+    with contextlib.closing(_recording(audio, rate, start, seconds)) as blocks:
+        for block in blocks:
+            left_energy += float(np.dot(block, block))
+            peak = max(peak, float(np.abs(block).max()))
+    gain = math.sqrt(left_energy / energy) / peak if energy and left_energy else 1.0
+    gain = min(MOST_GAIN, max(1 / MOST_GAIN, gain))
+
+    def stereo() -> Iterator[np.ndarray]:
+        with (
+            contextlib.closing(_recording(audio, rate, start, seconds)) as blocks,
+            contextlib.closing(stream_audio(played, rate)) as notes_again,
+        ):
+            left = _in_blocks(blocks, count)
+            for right in limited(gain * block for block in _in_blocks(notes_again, count)):
+                yield np.stack([next(left) / peak, right], axis=1)
+
+    write_wav(compared, stereo(), rate, 2, count)
+
+
+def _recording(audio: str | os.PathLike, rate: int, start: float, seconds: float) -> Iterator[np.ndarray]:
+    return stream_audio(audio, rate, start=start, duration=max(seconds, 1 / rate))
+
+
+def _in_blocks(blocks: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """The same samples in blocks of BLOCK, of count samples together: cut, or followed by silence."""
+    kept = np.zeros(0, np.float32)
+    arriving = itertools.chain(blocks, itertools.repeat(np.zeros(BLOCK, np.float32)))
+    for first in range(0, count, BLOCK):
+        size = min(BLOCK, count - first)
+        while len(kept) < size:
+            kept = np.concatenate([kept, next(arriving)])
+        yield kept[:size]
+        kept = kept[size:]
+
+
+def limited(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The blocks, turned down where they would be louder than LOUDEST, a block before and slowly back after."""
+    gain = 1.0
+    last: np.ndarray | None = None
+    allowed_last = 1.0
+    for block in itertools.chain(blocks, [None]):
+        allowed = 1.0 if block is None else LOUDEST / max(LOUDEST, float(np.abs(block).max(initial=0.0)))
+        if last is not None:
+            end = min(allowed_last, allowed, gain * RECOVERY)
+            yield last * np.linspace(gain, end, len(last), endpoint=False, dtype=np.float32)
+            gain = end
+        else:
+            gain = allowed
+        last, allowed_last = block, allowed
+
+
+def write_wav(path: str | os.PathLike, blocks: Iterable[np.ndarray], rate: int, channels: int, count: int) -> None:
+    """Writes a sealed WAV file of 16 bits from blocks (n,) or (n, channels) within [-1, 1], of count frames together.
+
+    Raises:
+        NoteFileError: the file cannot be written.
+    """
+    size = 2 * channels * count
+    seal = midi.UNSEALED.encode()
+    about = b"INFO" + b"ISFT" + struct.pack("<I", len(seal)) + seal
+    head = b"WAVE" + b"fmt " + struct.pack("<IHHIIHH", 16, 1, channels, rate, 2 * channels * rate, 2 * channels, 16)
+    head += b"LIST" + struct.pack("<I", len(about)) + about + b"data" + struct.pack("<I", size)
+    head = b"RIFF" + struct.pack("<I", len(head) + size) + head
+    samples = (np.rint(np.clip(block, -1, 1) * 32767).astype("<i2").tobytes() for block in blocks)
+    midi.write_pieces(path, itertools.chain([head], samples))
+
+
+def is_played(path: Path) -> bool:
+    """Whether write_sounds wrote the file, by its name and its head; somebody may have changed it since."""
+    if kind_of(path) not in ("played", "compared"):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return midi.SEAL.search(file.read(512)) is not None
+    except OSError:
+        return False
+
+
+def find_player(soundfont: str | os.PathLike | None = None) -> Player:
+    """What plays: the soundfont; or None for the largest of this system, or sine waves if there is no tinysoundfont.
+
+    Raises:
+        ValueError: the soundfont that is named cannot be loaded, or tinysoundfont is not installed.
+    """
+    if soundfont is not None:
+        return FontPlayer(soundfont)
+    try:
+        import tinysoundfont  # noqa: F401 (whether it is there)
+    except ImportError:
+        return TonePlayer()
+    found = find_soundfont()
+    return TonePlayer() if found is None else FontPlayer(found)
+
+
+def find_soundfont() -> Path | None:
+    """The largest soundfont in FOLDERS that is not over LARGEST_FONT, or pretty_midi's, or None."""
+    folders = [*(Path(folder).expanduser() for folder in FOLDERS), Path(pretty_midi.__file__).parent]
+    found = []
+    for folder in folders:
+        for path in sorted(folder.glob("*.[sS][fF][23]")):
+            with contextlib.suppress(OSError):
+                found.append((path.stat().st_size, path))
+    return max((item for item in found if item[0] <= LARGEST_FONT), key=lambda item: item[0], default=(0, None))[1]
+
+
+class FontPlayer:
+    """Plays on a soundfont.
+
+    Args:
+        path: of an .sf2 or .sf3 file.
+
+    Raises:
+        ValueError: it cannot be loaded, has no instruments, or tinysoundfont is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        try:
+            import tinysoundfont
+        except ImportError as error:
+            raise ValueError(
+                "playing on a soundfont needs tinysoundfont: pip install --no-deps tinysoundfont "
+                "(--listen alone plays on sine waves)"
+            ) from error
+        if not Path(path).is_file():
+            raise ValueError(f"{path} is no soundfont: there is no such file")
+        self._path = str(path)
+        self._synth = tinysoundfont.Synth
+        synth, font = self._loaded(RATES[0])
+        self._presets = {program for program in range(128) if synth.sfpreset_name(font, 0, program) is not None}
+        self._kits = [kit for kit in range(128) if synth.sfpreset_name(font, DRUMS, kit) is not None]
+        if not self._presets:
+            raise ValueError(f"{path} has no instruments in bank 0: name another soundfont")
+
+    def _loaded(self, rate: int):
+        synth = self._synth(gain=FONT_DB, samplerate=rate)
+        try:
+            return synth, synth.sfload(self._path, max_voices=MAX_VOICES)
+        except Exception as error:
+            raise ValueError(f"{self._path} cannot be loaded as a soundfont") from error
+
+    def _preset(self, program: int) -> int:
+        """The program, or the nearest of its family, or of all that there are."""
+        return min(self._presets, key=lambda preset: (preset // 8 != program // 8, abs(preset - program)))
+
+    def play(self, notes: Sequence[Note], rate: int, count: int) -> Iterator[np.ndarray]:
+        """As Player says; drums are left out where the font has none."""
+        synth, font = self._loaded(rate)
+        # a channel per program: there are more than MIDI's
+        for program in sorted({note.program for note in notes if not note.is_drum}):
+            synth.program_select(program, font, 0, self._preset(program))
+        if self._kits:
+            synth.program_select(DRUMS, font, DRUMS, self._kits[0], True)
+        events = []
+        for note in notes:
+            if note.is_drum and not self._kits:
+                continue
+            channel = DRUMS if note.is_drum else note.program
+            first, last = (round(time * rate) for time in (note.onset, max(note.offset, note.onset + 0.02)))
+            # ends come before beginnings, so that a repeated pitch sounds again
+            events += [(first, 1, channel, note.pitch, note.velocity), (last, 0, channel, note.pitch, 0)]
+        events.sort()
+        coming = iter(events)
+        event = next(coming, None)
+        for begin in range(0, count, BLOCK):
+            end = min(count, begin + BLOCK)
+            block = np.empty(end - begin, np.float32)
+            position = begin
+            while position < end:
+                while event is not None and event[0] <= position:
+                    _, is_onset, channel, pitch, velocity = event
+                    synth.noteon(channel, pitch, velocity) if is_onset else synth.noteoff(channel, pitch)
+                    event = next(coming, None)
+                stop = end if event is None else min(end, event[0])
+                both = np.frombuffer(synth.generate(stop - position), np.float32)
+                np.add(both[0::2], both[1::2], out=block[position - begin : stop - begin])
+                position = stop
+            yield block
+
+
+class TonePlayer:
+    """Plays on instruments made of sine waves and noise."""
+
+    def play(self, notes: Sequence[Note], rate: int, count: int) -> Iterator[np.ndarray]:
+        """As Player says."""
+        coming = iter(sorted(notes))
+        note = next(coming, None)
+        sounding: list[Note] = []
+        for begin in range(0, count, BLOCK):
+            end = min(count, begin + BLOCK)
+            block = np.zeros(end - begin, np.float32)
+            while note is not None and round(note.onset * rate) < end:
+                sounding.append(note)
+                note = next(coming, None)
+            lasting = []
+            for each in sounding:
+                first = round(each.onset * rate)
+                place = max(first, begin)
+                wave = _sound(each, rate, place - first, end - first)
+                block[place - begin :][: len(wave)] += wave
+                if place + len(wave) >= end:
+                    lasting.append(each)
+            sounding = lasting
+            yield block
+
+
+def _sound(note: Note, rate: int, first: int, last: int) -> np.ndarray:
+    """Samples first..last of a note, fewer where it ends; (n,) float32."""
+    level = np.float32(TONE_LEVEL * (note.velocity / 127) ** 1.5)
+    if note.is_drum:
+        return level * _drum(note.pitch, rate)[first:last]
+    timbre = TIMBRES[note.program // 8]
+    length = note.offset - note.onset
+    # by then it has died away to a thousandth
+    last = min(last, round((length + 7 * timbre.release) * rate))
+    time = np.arange(first, max(first, last)) / rate
+    frequency = 440.0 * 2.0 ** ((note.pitch - 69) / 12)
+    partials = int(min(16, 0.45 * rate / frequency))
+    if partials < 1:
+        return np.zeros(len(time), np.float32)
+    places = (time * (frequency * TABLE)).astype(np.int64) % TABLE
+    wave = _table(timbre.slope + 1.0, timbre.even, partials)[places]
+    bright = _table(timbre.slope, timbre.even, partials)[places]
+    # what is struck loses its overtones first; what is held keeps them
+    wave += (bright - wave) * np.exp(-time * (4.0 / timbre.decay)).astype(np.float32)
+    envelope = np.minimum(time / timbre.attack, 1.0) * np.exp(-time / timbre.decay)
+    envelope *= np.exp(-np.maximum(time - length, 0.0) / timbre.release)
+    return level * wave * envelope.astype(np.float32)
+
+
+@functools.cache
+def _table(slope: float, even: float, partials: int) -> np.ndarray:
+    """One period: (TABLE,) float32, its weights summing up to 1."""
+    numbers = np.arange(1, partials + 1)
+    weights = numbers**-slope * np.where(numbers % 2, 1.0, even)
+    turns = np.arange(TABLE) / TABLE
+    return (np.sin(2 * np.pi * numbers[:, None] * turns).T @ (weights / weights.sum())).astype(np.float32)
+
+
+@functools.cache
+def _drum(key: int, rate: int) -> np.ndarray:
+    """A key of General MIDI's drums, whole: (n,) float32."""
+    time = np.arange(round(1.5 * rate)) / rate
+    noise = np.random.default_rng(key).normal(0.0, 0.5, len(time))
+    hiss = np.diff(noise, 2, prepend=[0.0, 0.0]) / 2
+    falling = 1 - np.exp(-30 * time)
+    if key in (35, 36):
+        sound = 3 * np.sin(2 * np.pi * (50 * time + 3 * falling)) * np.exp(-time / 0.12)
+    elif key in (37, 38, 39, 40):
+        sound = noise * np.exp(-time / 0.08) + np.sin(2 * np.pi * 185 * time) * np.exp(-time / 0.06)
+    elif key in (41, 43, 45, 47, 48, 50):
+        sound = 2 * np.sin(2 * np.pi * (70 * 2 ** ((key - 41) / 10) * time + 2 * falling)) * np.exp(-time / 0.18)
+    elif key in (42, 44, 54, 69, 70, 82):
+        sound = hiss * np.exp(-time / 0.03)
+    elif key in (46, 49, 51, 52, 53, 55, 57, 59):
+        sound = hiss * np.exp(-time / (0.2 if key == 46 else 0.4))
+    else:
+        pitch = 200 * 2 ** ((key % 24) / 12)
+        sound = np.sin(2 * np.pi * pitch * time) * np.exp(-time / 0.06) + 0.3 * hiss * np.exp(-time / 0.02)
+    return sound.astype(np.float32)

@@ -1,0 +1,1 @@
+"""Writing, hashing and showing: what every room needs."""

@@ -1,0 +1,1 @@
+"""Notes, events and token ids, and the way between them."""

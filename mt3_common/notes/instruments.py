@@ -1,0 +1,82 @@
+"""Instruments by name, and the tokens that a search may choose where only some of them play."""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+import pretty_midi
+
+from mt3_common.config import Config
+from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
+
+# General MIDI's 16 families of 8 programs each, in order
+FAMILIES = tuple(name.lower() for name in pretty_midi.INSTRUMENT_CLASSES)
+PROGRAM_NAMES = tuple(pretty_midi.program_to_instrument_name(program).lower() for program in range(128))
+DRUMS = "drums"
+
+
+class Instruments(NamedTuple):
+    """What may play: programs in 0..127, and whether there are drums."""
+
+    programs: frozenset[int]
+    drums: bool
+
+    def __str__(self) -> str:
+        return ",".join([*map(str, sorted(self.programs)), *[DRUMS] * self.drums])
+
+
+def parse_instruments(text: str) -> Instruments:
+    """The instruments that a list such as 'piano,violin,33,drums' names.
+
+    Args:
+        text: families of General MIDI, names of its programs, programs (0..127, from 0 as in files) and 'drums', with
+            commas between; case, and what is neither letter nor digit, do not matter.
+
+    Raises:
+        ValueError: a name is none of these; says which there are.
+    """
+    known = {_plain(name): {program} for program, name in enumerate(PROGRAM_NAMES)}
+    known |= {_plain(name): set(range(8 * number, 8 * number + 8)) for number, name in enumerate(FAMILIES)}
+    programs: set[int] = set()
+    drums = False
+    for name in text.split(","):
+        plain = _plain(name)
+        if plain == DRUMS:
+            drums = True
+        elif plain in known:
+            programs |= known[plain]
+        elif re.fullmatch(r"\s*[0-9]{1,3}\s*", name) and int(name) < 128:
+            programs.add(int(name))
+        else:
+            raise ValueError(
+                f"no instrument {name.strip()!r}; there are {', '.join(FAMILIES)}, {DRUMS}, the programs 0 to 127, and "
+                "their names in General MIDI, such as violin or electric bass (finger)"
+            )
+    return Instruments(frozenset(programs), drums)
+
+
+def allowed_tokens(instruments: Instruments, config: Config) -> np.ndarray:
+    """Which ids a search may choose where only these instruments play: (num_embeddings,) bool.
+
+    Without a program there are no pitches either; everything that is not about instruments stays.
+
+    Raises:
+        ValueError: the model does not tell instruments apart.
+    """
+    if not config.vocabulary.use_programs:
+        raise ValueError("this model knows one instrument only, so --instruments has nothing to choose from")
+    vocabulary = Vocabulary(config.vocabulary)
+    allowed = np.ones(vocabulary.num_embeddings, bool)
+
+    def ids(kind: str) -> np.ndarray:
+        first, last = vocabulary.ranges[kind]
+        return allowed[SPECIAL_IDS + first : SPECIAL_IDS + last + 1]
+
+    ids("program")[:] = np.isin(np.arange(128), list(instruments.programs))
+    ids("pitch")[:] = bool(instruments.programs)
+    ids("drum")[:] = instruments.drums
+    return allowed
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,0 +1,1 @@
+"""Settings, batches and the training loop that both twins share."""

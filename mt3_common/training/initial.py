@@ -1,0 +1,184 @@
+"""The weights that training begins with, the same for both twins.
+
+Drawn as MT3 draws them, then, where frames of the data are given, arranged so that a small network learns in hours
+what it would otherwise need days for: the projection of the frames is whitened, some heads look a fixed number of
+frames back or ahead, and the shift tokens' embeddings know which frame they mean. The architecture stays MT3's.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mt3_common.checkpoint.names import array_shapes
+from mt3_common.config import Config, NetworkConfig
+from mt3_common.notes.vocabulary import Vocabulary
+
+# dimensions of the residual stream that the encoder's positions get to themselves; 64 positions need no more
+POSITION_DIMS = 24
+# frames that heads of the first encoder layers look ahead (None: left as drawn), and those of cross-attention from the
+# frame of a shift token
+ENCODER_OFFSETS = ((-2, 2, -5, 5), (-1, 1, -4, 8), (-3, 3, None, None), (0, -2, None, None))
+CROSS_OFFSETS = (0, 3, None, None)
+
+
+def initial_arrays(config: NetworkConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random weights as MT3 draws them: MT3's names -> float32.
+
+    Kernels are truncated normal with variance 1 / inputs (the queries' a further 1 / head_dim smaller), embeddings
+    standard normal, scales 1.
+
+    Source: mt3/network.py and mt3/layers.py; the draws themselves differ.
+    """
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for name, shape in array_shapes(config).items():
+        if name.endswith("scale"):
+            arrays[name] = np.ones(shape, np.float32)
+        elif name.endswith("embedding"):
+            arrays[name] = rng.standard_normal(shape, np.float32)
+        else:
+            deviation = (shape[0] * (config.head_dim if "/query/" in name else 1)) ** -0.5
+            arrays[name] = (_truncated(rng, shape) * deviation).astype(np.float32)
+    return arrays
+
+
+def arranged_arrays(config: Config, frames: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """initial_arrays, arranged for the data.
+
+    Args:
+        config: of the model; its emb_dim must exceed POSITION_DIMS.
+        frames: (n, mel bins) log-mel rows of the training data, padding left out.
+        seed: of all draws.
+
+    Raises:
+        ValueError: there are fewer frames than mel bins, or emb_dim is too small.
+    """
+    network = config.network
+    width = network.emb_dim
+    if len(frames) < network.input_depth:
+        raise ValueError(f"{len(frames)} frames are too few for {network.input_depth} mel bins")
+    if width <= POSITION_DIMS or network.head_dim < POSITION_DIMS:
+        raise ValueError(f"emb_dim and head_dim must be above {POSITION_DIMS}, not {width} and {network.head_dim}")
+    arrays = initial_arrays(network, seed)
+    rng = np.random.default_rng([seed, 1])
+
+    positions = _sinusoids(np.arange(config.input_frames), network)
+    _, _, rows = np.linalg.svd(positions)
+    basis, rest = rows[:POSITION_DIMS].T, rows[POSITION_DIMS:].T
+
+    # not centred: there are no biases, so the mean is one of the directions that are scaled down
+    moments = frames.astype(np.float64).T @ frames / len(frames)
+    scales, directions = np.linalg.eigh(moments)
+    kept = min(rest.shape[1], network.input_depth)
+    # 0.02: directions of less variance are noise between neighbouring bins
+    whitened = directions[:, ::-1][:, :kept] / np.sqrt(scales[::-1][:kept] + 0.02)
+    projection = whitened @ _rotation(rng, kept) @ rest[:, :kept].T
+    arrays["encoder/continuous_inputs_projection/kernel"] = projection.astype(np.float32)
+
+    for layer, offsets in zip(range(network.num_encoder_layers), ENCODER_OFFSETS):
+        _look(arrays, f"encoder/layers_{layer}/attention", offsets, basis, np.eye(width), network, rng)
+    # the decoder's own positions lie where they lie; times of shift tokens are turned away from them
+    turned = _rotation(rng, width)
+    vocabulary = Vocabulary(config.vocabulary)
+    first, last = vocabulary.ranges["shift"]
+    times = np.arange(last - first + 1) / config.vocabulary.steps_per_second
+    embedding = _sinusoids(times * config.spectrogram.frames_per_second, network) @ turned.T
+    # 1.2: as large as the standard normal rows beside them
+    arrays["decoder/token_embedder/embedding"][3 + first : 3 + last + 1] = 1.2 * embedding + 0.1 * rng.standard_normal(
+        embedding.shape
+    )
+    for layer in range(network.num_decoder_layers):
+        name = f"decoder/layers_{layer}/encoder_decoder_attention"
+        _look(arrays, name, CROSS_OFFSETS, basis, turned, network, rng)
+    _carry_time(arrays, embedding, basis, turned, config, rng)
+    return arrays
+
+
+def _carry_time(
+    arrays: dict[str, np.ndarray],
+    shifts: np.ndarray,
+    basis: np.ndarray,
+    turned: np.ndarray,
+    config: Config,
+    rng: np.random.Generator,
+) -> None:
+    """Makes the first self-attention head of the decoder bring the time of the last shift token; changes arrays.
+
+    Then every token's query of cross-attention holds the frame that is being written about. The head's key asks
+    whether a token is a shift (all of them share the slow cosines) and how near it is; its value is the time.
+
+    Args:
+        shifts: (n, emb_dim), embeddings of the shift tokens.
+    """
+    network = config.network
+    positions = _sinusoids(np.arange(256), network)
+    near = np.linalg.svd(positions)[2][: network.head_dim - 1].T
+    constant, shift = positions.mean(axis=0), shifts[: config.vocabulary.steps_per_second].mean(axis=0)
+    kernels = {"query": near, "key": near, "value": turned @ basis}
+    # 2: enough to beat nearness over some twenty tokens, little more than the shifts differ among themselves
+    flags = {"query": 2.0 * constant / np.linalg.norm(constant), "key": shift / np.linalg.norm(shift)}
+    name = "decoder/layers_0/self_attention"
+    for part, kernel in kernels.items():
+        head = 0.02 * rng.standard_normal((network.emb_dim, network.head_dim))
+        head[:, : kernel.shape[1]] = kernel
+        if part in flags:
+            head[:, -1] = flags[part]
+        arrays[f"{name}/{part}/kernel"][:, : network.head_dim] = head
+    out = 0.02 * rng.standard_normal((network.head_dim, network.emb_dim))
+    out[:POSITION_DIMS] = (turned @ basis).T
+    arrays[f"{name}/out/kernel"][: network.head_dim] = out
+
+
+def _look(
+    arrays: dict[str, np.ndarray],
+    name: str,
+    offsets: Sequence[int | None],
+    basis: np.ndarray,
+    turned: np.ndarray,
+    network: NetworkConfig,
+    rng: np.random.Generator,
+) -> None:
+    """Makes heads of an attention look at the frame so many after their own; changes arrays.
+
+    A query that holds the sinusoids of position p, and a key that holds those of position q, have the product
+    sum(cos(w * (p - q))), which is largest at p = q; turning the query's pairs by an angle of w * offset moves that.
+    """
+    for head, offset in zip(range(network.num_heads), offsets):
+        if offset is None:
+            continue
+        columns = slice(head * network.head_dim, (head + 1) * network.head_dim)
+        for part, position in (("key", basis), ("query", turned @ basis @ basis.T @ _turn(offset, network).T @ basis)):
+            kernel = 0.02 * rng.standard_normal((network.emb_dim, network.head_dim))
+            kernel[:, :POSITION_DIMS] = position
+            arrays[f"{name}/{part}/kernel"][:, columns] = kernel
+
+
+def _frequencies(network: NetworkConfig) -> np.ndarray:
+    half = network.emb_dim // 2
+    return np.exp(-np.log(10000.0) / (half - 1 if network.position_table == "mt3" else half) * np.arange(half))
+
+
+def _sinusoids(positions: np.ndarray, network: NetworkConfig) -> np.ndarray:
+    """The network's position table at any positions, whole or not: (n, emb_dim) float64."""
+    angles = np.asarray(positions, np.float64)[:, None] * _frequencies(network)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def _turn(offset: float, network: NetworkConfig) -> np.ndarray:
+    """The matrix that takes the sinusoids of p to those of p + offset: (emb_dim, emb_dim), applied from the left."""
+    angles = offset * _frequencies(network)
+    sines, cosines = np.diag(np.sin(angles)), np.diag(np.cos(angles))
+    return np.block([[cosines, sines], [-sines, cosines]])
+
+
+def _rotation(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A random orthogonal matrix."""
+    return np.linalg.qr(rng.standard_normal((size, size)))[0]
+
+
+def _truncated(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+    """Normal draws within two deviations, scaled to variance 1."""
+    draws = rng.standard_normal(shape)
+    while (outside := np.abs(draws) > 2).any():
+        draws[outside] = rng.standard_normal(outside.sum())
+    return draws / 0.87962566103423978

@@ -1,0 +1,142 @@
+"""Where training shows itself beside metrics.csv: TensorBoard, Weights & Biases, and pictures of what the model writes.
+
+Needs tensorboardX and pillow (`pip install "mt3-twins[train]"`), or wandb.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mt3_common.config import Config
+from mt3_common.data.shards import Batch, roll
+from mt3_common.io.optional import needed
+from mt3_common.notes.notes import Note, decode_segments
+from mt3_common.notes.vocabulary import Vocabulary
+
+# in a picture: nothing, a note that was missed, a wrong one, a right one
+COLOURS = np.array([[255, 255, 255], [30, 100, 220], [220, 40, 40], [0, 0, 0]], np.uint8)
+# log mel values (natural) of black and white
+DARKEST, BRIGHTEST = 3.0, -8.0
+
+
+class Log(Protocol):
+    """A place for curves and pictures; a context manager that closes it."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to each curve."""
+
+    def image(self, step: int, image: np.ndarray) -> None:
+        """Adds a picture: (height, width, 3) uint8."""
+
+    def __enter__(self) -> "Log": ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+class TensorBoard:
+    """Event files of TensorBoard in a folder; what an earlier run wrote after step `begin` is taken back.
+
+    Raises:
+        ValueError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: Path, begin: int = 0):
+        with needed("--tensorboard needs tensorboardX", "train"):
+            import tensorboardX
+        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=begin + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to each curve."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def image(self, step: int, image: np.ndarray) -> None:
+        """Adds a picture: (height, width, 3) uint8."""
+        self._writer.add_image("notes", image, step, dataformats="HWC")
+        self._writer.flush()
+
+    def __enter__(self) -> "TensorBoard":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases, the same one again when training goes on.
+
+    Raises:
+        ValueError: wandb is not installed.
+    """
+
+    def __init__(self, project: str, folder: Path, begin: int = 0):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError("--wandb needs wandb: pip install wandb") from error
+        self._wandb = wandb
+        name = folder.resolve().name
+        self._run = wandb.init(project=project, name=name, id=name, dir=str(folder), resume="allow")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to each curve."""
+        self._run.log(dict(values), step=step)
+
+    def image(self, step: int, image: np.ndarray) -> None:
+        """Adds a picture: (height, width, 3) uint8."""
+        self._run.log({"notes": self._wandb.Image(image)}, step=step)
+
+    def __enter__(self) -> "WandB":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._run.finish()
+
+
+def picture(batch: Batch, ids: Sequence[np.ndarray], config: Config) -> np.ndarray:
+    """Segments side by side: spectrogram above, pitches that sound and drums below: (height, width, 3) uint8.
+
+    Found is black, missed blue, wrong red, frame by frame.
+
+    Args:
+        batch: the segments.
+        ids: what was transcribed from each.
+        config: of the model.
+    """
+    columns = []
+    for frames, right, some in zip(batch.frames, batch.rolls, ids, strict=True):
+        found = roll(segment_notes(some, config), config.input_frames, config)
+        # drums are hit for a moment: three frames can be seen
+        kinds = [right[:, :128] + 2 * found[:, :128], widened(right[:, 256:384]) + 2 * widened(found[:, 256:384])]
+        kinds = np.concatenate(kinds, axis=1)[:, ::-1].T
+        notes = COLOURS[kinds]
+        mel = frames[:, : frames.shape[1] // 4 * 4].reshape(len(frames), -1, 4).mean(axis=-1)[:, ::-1].T
+        grey = 255 * np.clip((mel - DARKEST) / (BRIGHTEST - DARKEST), 0, 1)
+        image = np.concatenate([np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1), notes])
+        columns += [image.repeat(2, axis=1), np.full((len(image), 4, 3), 128, np.uint8)]
+    return np.concatenate(columns[:-1], axis=1).repeat(2, axis=0)
+
+
+def segment_notes(ids: np.ndarray, config: Config) -> list[Note]:
+    """The notes of one segment alone, in seconds from its beginning; those that it takes over begin at 0."""
+    vocabulary = Vocabulary(config.vocabulary)
+    if not config.vocabulary.use_ties:
+        return decode_segments([(0.0, ids)], vocabulary).notes
+    tie, on = vocabulary.encode([vocabulary.index("tie", 0), vocabulary.index("velocity", 1)])
+    ends = np.flatnonzero(ids == tie)
+    # a segment before this one in which they began
+    before = np.concatenate([[tie, on], ids[: ends[0] if len(ends) else 0]])
+    notes = decode_segments([(0.0, before), (1.0, ids)], vocabulary).notes
+    moved = [note._replace(onset=max(0.0, note.onset - 1), offset=note.offset - 1) for note in notes]
+    return [note for note in moved if note.offset > 0]
+
+
+def widened(hits: np.ndarray) -> np.ndarray:
+    """(f, n) bool: true also in the two frames behind."""
+    wide = hits.copy()
+    wide[1:] |= hits[:-1]
+    wide[2:] |= hits[:-2]
+    return wide

@@ -1,0 +1,265 @@
+"""The order in which segments share a running batch: a row that ends makes room for the next segment.
+
+Framework-free: the twins' decode.py bring the batch, this module fills and empties it.
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from mt3_common.audio.spectrogram import Segment
+from mt3_common.notes.vocabulary import EOS_ID
+
+# a smaller batch has so many times fewer rows
+FEWER = 4
+# temperature and top_p at least: further down float32 has only 0 and infinity
+LEAST = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """How tokens are chosen.
+
+    Attributes:
+        search: 'greedy'; 't5x' for T5X's beam search, which with one beam is not greedy (an EOS ranked second may end
+            the segment) and is what the published MT3 uses; or 'sample'.
+        num_decodes: beams of 't5x'.
+        alpha: 't5x' divides a hypothesis' log probability by ((5 + length) / 6) ** alpha.
+        max_steps: tokens at most, EOS included.
+        temperature: 'sample' divides the logits by it.
+        top_k: 'sample' keeps that many of the likeliest tokens; 0 keeps all.
+        top_p: 'sample' keeps the likeliest tokens until their probabilities reach it; 1.0 keeps all.
+        seed: 'sample' draws from it; a segment's draws depend on the seed and its index alone, and both twins draw the
+            same numbers.
+
+    Raises:
+        ValueError: a setting is out of range, or two of them contradict each other.
+
+    Source: T5X/decoding.py, beam_search; T5X/models.py, DecoderParams.
+    """
+
+    search: str = "greedy"
+    num_decodes: int = 1
+    alpha: float = 0.6
+    max_steps: int = 1024
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.search not in ("greedy", "t5x", "sample"):
+            raise ValueError(f"search must be 'greedy', 't5x' or 'sample', not {self.search!r}")
+        if self.num_decodes < 1:
+            raise ValueError(f"num_decodes (beams) must be at least 1, not {self.num_decodes}")
+        if self.num_decodes > 1 and self.search != "t5x":
+            raise ValueError(f"{self.num_decodes} beams need search 't5x'; {self.search!r} follows one")
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, not {self.max_steps}")
+        if not self.temperature >= LEAST:
+            raise ValueError(
+                f"temperature must be above 0, at least {LEAST:g}, not {self.temperature}; search 'greedy' is its limit"
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all) or more, not {self.top_k}")
+        if not LEAST <= self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in [{LEAST:g}, 1], not {self.top_p}")
+
+    def uniforms(self, index: int) -> np.ndarray:
+        """The numbers that 'sample' draws for segment index: (max_steps,) float32 in [0, 1); zeros otherwise."""
+        if self.search != "sample":
+            return np.zeros(self.max_steps, np.float32)
+        bits = np.random.Philox(key=np.array([self.seed, index], np.uint64))
+        return np.random.Generator(bits).random(self.max_steps, dtype=np.float32)
+
+
+class Held(NamedTuple):
+    """A segment that goes on from the one before it.
+
+    Attributes:
+        segment: its frames and index.
+        forced: (n,) int32, the ids that its tokens begin with, whatever the network would choose; not over max_steps.
+        bias: (vocab_size,) float32, added to the logits of every later token.
+    """
+
+    segment: Segment
+    forced: np.ndarray
+    bias: np.ndarray
+
+
+class RunningBatch(Protocol):
+    """What a framework brings: rows that decode side by side."""
+
+    num_rows: int
+
+    def insert(
+        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], held: list[Held] | None = None
+    ) -> None:
+        """Starts the segments (input_frames, mel bins) in the given rows; held, they go on from others."""
+
+    def advance(self) -> np.ndarray:
+        """Runs some steps; returns (num_rows,) bool, true for rows that have ended (or never began)."""
+
+    def take(self, rows: list[int]) -> list[np.ndarray]:
+        """The token ids of ended rows, best hypothesis, each as long as the search left it."""
+
+    def shrink(self, rows: list[int]) -> None:
+        """Keeps the given rows only, in this order; the others have ended."""
+
+
+class Halves:
+    """Rows in two RunningBatches, each with a thread of its own: a RunningBatch.
+
+    One half multiplies matrices, which takes the processor's time, while the other reads keys and values, which takes
+    the memory's. Neighbouring rows lie in different halves.
+
+    Args:
+        make_batch: called with a number of rows, returns a RunningBatch.
+        num_rows: of both halves, 2 or more.
+        begin: called first in each of the two threads.
+
+    Attributes:
+        parts: the two.
+    """
+
+    def __init__(self, make_batch: Callable[[int], RunningBatch], num_rows: int, begin: Callable[[], None]):
+        self.num_rows = num_rows
+        self._threads = concurrent.futures.ThreadPoolExecutor(2, initializer=begin)
+        self.parts = list(self._threads.map(make_batch, ((num_rows + 1) // 2, num_rows // 2)))
+        # of each row: its half and its row there
+        self._places = [(row % 2, row // 2) for row in range(num_rows)]
+
+    def _each(self, work: Callable[[int, RunningBatch], Any]) -> list[Any]:
+        """What work returns for each half, done side by side."""
+        return list(self._threads.map(work, range(2), self.parts))
+
+    def _split(self, rows: list[int]) -> list[list[int]]:
+        """Which of the rows lie in each half, by their place in the list."""
+        return [[place for place, row in enumerate(rows) if self._places[row][0] == half] for half in range(2)]
+
+    def insert(
+        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], held: list[Held] | None = None
+    ) -> None:
+        """As RunningBatch.insert."""
+        split = self._split(rows)
+
+        def insert(half: int, batch: RunningBatch) -> None:
+            if mine := split[half]:
+                theirs = [[given[place] for place in mine] for given in (segments, uniforms, *[held] * bool(held))]
+                batch.insert([self._places[rows[place]][1] for place in mine], *theirs)
+
+        self._each(insert)
+
+    def advance(self) -> np.ndarray:
+        """As RunningBatch.advance."""
+        done = self._each(lambda half, batch: batch.advance())
+        return np.array([done[half][row] for half, row in self._places])
+
+    def take(self, rows: list[int]) -> list[np.ndarray]:
+        """As RunningBatch.take."""
+        found: dict[int, np.ndarray] = {}
+        for batch, mine in zip(self.parts, self._split(rows), strict=True):
+            if mine:
+                found |= zip(mine, batch.take([self._places[rows[place]][1] for place in mine]), strict=True)
+        return [found[place] for place in range(len(rows))]
+
+    def shrink(self, rows: list[int]) -> None:
+        """As RunningBatch.shrink."""
+        places: dict[int, tuple[int, int]] = {}
+        for half, (batch, mine) in enumerate(zip(self.parts, self._split(rows), strict=True)):
+            # a half that has nothing to do keeps a row, which has ended
+            batch.shrink([self._places[rows[place]][1] for place in mine] or [0])
+            places |= {place: (half, new) for new, place in enumerate(mine)}
+        self.num_rows = len(rows)
+        self._places = [places[place] for place in range(len(rows))]
+
+
+def fitting(num_rows: int, needed: int) -> int:
+    """num_rows, or as many times FEWER of them as still has room for the needed (1 or more)."""
+    while num_rows // FEWER >= needed:
+        num_rows //= FEWER
+    return num_rows
+
+
+def until_eos(ids: np.ndarray) -> np.ndarray:
+    """ids (n,) up to and including the first EOS, all of them where there is none."""
+    ends = np.flatnonzero(ids == EOS_ID)
+    return ids[: ends[0] + 1] if len(ends) else ids
+
+
+def run(
+    make_batch: Callable[[int], RunningBatch],
+    segments: Iterable[np.ndarray | Segment | Held | None],
+    settings: SearchSettings,
+    batch_size: int,
+) -> Iterator[np.ndarray]:
+    """Token ids of each segment, in the segments' order, whatever order they end in.
+
+    Segments are taken from the iterable only when a row is free, and an ended segment waits only for those before it;
+    so memory does not grow with the recording. The result does not depend on how fast segments arrive. Where few may
+    begin at a time, as when each needs the ids of the one before, a smaller batch takes them.
+
+    Args:
+        make_batch: called with a number of rows, returns a RunningBatch.
+        segments: (input_frames, mel bins) float32 each; or Segments, of several recordings one after the other, of
+            which each is numbered by its own index; or all Held, and None where the next one needs ids that have not
+            come out yet.
+        batch_size: rows at most.
+
+    Yields:
+        (n,) int32 ids up to and including EOS, or max_steps of them.
+    """
+    arriving = iter(segments)
+    numbers = itertools.count()
+    exhausted = False
+
+    def arrived(at_most: int) -> list[tuple[int, np.ndarray | Segment | Held]]:
+        nonlocal exhausted
+        found: list[tuple[int, np.ndarray | Segment | Held]] = []
+        for segment in itertools.islice(arriving, at_most):
+            if segment is None:
+                return found
+            found.append((next(numbers), segment))
+        exhausted = len(found) < at_most
+        return found
+
+    waiting = arrived(batch_size)
+    # held segments: there are never more at once than in the beginning
+    batch_size = len(waiting)
+    batches: dict[int, RunningBatch] = {}
+    in_row: dict[int, int] = {}
+    ended: dict[int, np.ndarray] = {}
+    next_out = 0
+    while waiting or in_row:
+        if not in_row:
+            size = fitting(batch_size, len(waiting))
+            batch = batches[size] = batches.get(size) or make_batch(size)
+        # those that a smaller batch has no room for wait until it is empty
+        if waiting and len(waiting) <= batch.num_rows - len(in_row):
+            free = [row for row in range(batch.num_rows) if row not in in_row][: len(waiting)]
+            held = [segment for _, segment in waiting if isinstance(segment, Held)]
+            plain = [(number, segment.segment if held else segment) for number, segment in waiting]
+            known = [(s.frames, s.index) if isinstance(s, Segment) else (s, number) for number, s in plain]
+            uniforms = [settings.uniforms(index) for _, index in known]
+            batch.insert(free, [frames for frames, _ in known], uniforms, *[held] * bool(held))
+            in_row.update(zip(free, (number for number, _ in waiting), strict=True))
+            waiting = []
+        done = batch.advance()
+        rows = [row for row in in_row if done[row]]
+        for row, ids in zip(rows, batch.take(rows) if rows else [], strict=True):
+            ended[in_row.pop(row)] = until_eos(ids)
+        while next_out in ended:
+            yield ended.pop(next_out)
+            next_out += 1
+        num_free = batch_size - len(in_row) - len(waiting)
+        # encoding a few segments together costs less than one by one
+        if not exhausted and num_free >= max(1, batch_size // 16):
+            waiting += arrived(num_free)
+        if exhausted and not waiting and 0 < len(in_row) <= batch.num_rows // 2:
+            live = sorted(in_row)
+            batch.shrink(live)
+            in_row = {new: in_row[old] for new, old in enumerate(live)}

@@ -1,0 +1,479 @@
+"""Audio files of every kind, whole and broken, through real files in tmp_path."""
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mt3_common.audio.files import AudioError, audio_duration, read_audio, stream_audio
+
+# name -> (format, subtype) of libsndfile
+FORMATS = {
+    "wav": ("WAV", "PCM_16"),
+    "24_bit.wav": ("WAV", "PCM_24"),
+    "float.wav": ("WAV", "FLOAT"),
+    "double.wav": ("WAV", "DOUBLE"),
+    "adpcm.wav": ("WAV", "MS_ADPCM"),
+    "rf64": ("RF64", "PCM_16"),
+    "w64": ("W64", "PCM_16"),
+    "aiff": ("AIFF", "PCM_16"),
+    "au": ("AU", "PCM_16"),
+    "caf": ("CAF", "PCM_16"),
+    "flac": ("FLAC", "PCM_16"),
+    "ogg": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+}
+# Those that say how long they should be; each of the others is read as far as it goes, or not at all.
+CUT_IS_SEEN = ["wav", "24_bit.wav", "float.wav", "adpcm.wav", "rf64", "aiff", "au", "flac", "ogg", "opus", "mp3"]
+RATE = 48000
+
+
+def noise(frames, channels=2, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, (frames, channels)).astype(np.float32)
+
+
+def written(path, samples=None, rate=RATE, kind="wav"):
+    """The path of a file with these samples, by default 3 s of stereo noise."""
+    file_format, subtype = FORMATS[kind]
+    soundfile.write(path, noise(3 * rate) if samples is None else samples, rate, format=file_format, subtype=subtype)
+    return path
+
+
+@pytest.fixture
+def no_decoders(monkeypatch, tmp_path):
+    """No ffmpeg to be found."""
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+
+
+# --- what is read
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats_are_mixed_to_mono_and_resampled(tmp_path, kind):
+    path = written(tmp_path / f"song.{kind}", kind=kind)
+    decoded, rate = soundfile.read(path, dtype="float32")
+    wanted = soxr.resample(decoded.mean(axis=1), rate, 16000, quality="HQ")
+    samples = read_audio(path)
+    assert samples.dtype == np.float32
+    # One more zero where soxr rounds the length down.
+    assert len(samples) == -(-len(decoded) * 16000 // rate)
+    np.testing.assert_array_equal(samples[: len(wanted)], wanted)
+    assert not samples[len(wanted) :].any()
+    assert audio_duration(path) == len(decoded) / rate
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated and slated for removal:DeprecationWarning")
+def test_the_samples_are_those_of_librosa(tmp_path):
+    librosa = pytest.importorskip("librosa")
+    path = written(tmp_path / "song.flac", noise(132317), 44100, "flac")
+    wanted, _ = librosa.load(path, sr=16000)
+    np.testing.assert_array_equal(read_audio(path), wanted)
+
+
+def test_mono_is_the_mean_of_the_channels(tmp_path):
+    channels = np.tile(np.float32([0.5, -0.25, 0.125, 0, 0, 0, 0, 0.625]), (100, 1))
+    samples = read_audio(written(tmp_path / "x.wav", channels, 16000, "float.wav"))
+    np.testing.assert_array_equal(samples, np.full(100, 0.125, np.float32))
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000, 192000])
+def test_a_tone_keeps_its_pitch_phase_and_level(tmp_path, rate):
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    samples = read_audio(written(tmp_path / "x.wav", tone, rate, "float.wav"))
+    wanted = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    assert samples.shape == (16000,)
+    np.testing.assert_allclose(samples[1000:-1000], wanted[1000:-1000], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 192000])
+@pytest.mark.parametrize("frames", [1, 2, 7, 1000])
+def test_even_one_sample_gives_one(tmp_path, rate, frames):
+    samples = read_audio(written(tmp_path / "x.wav", noise(frames, 1), rate))
+    assert samples.shape == (-(-frames * 16000 // rate),)
+
+
+def test_other_rates_can_be_asked_for(tmp_path):
+    path = written(tmp_path / "x.wav", noise(48000, 1), 48000, "float.wav")
+    np.testing.assert_array_equal(read_audio(path, sample_rate=48000), noise(48000, 1)[:, 0])
+    assert read_audio(path, sample_rate=22050).shape == (22050,)
+
+
+@pytest.mark.parametrize("name", ["ünï cödé 🎵.wav", "-x.wav", "100%:d.wav", "no_suffix", "two\nlines.wav"])
+def test_odd_names(tmp_path, name):
+    assert len(read_audio(written(tmp_path / name))) == 48000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_no_text(tmp_path):
+    path = written(tmp_path / "x.wav").rename(tmp_path / os.fsdecode(b"\xff\xfe.wav"))
+    assert len(read_audio(path)) == 48000
+
+
+# --- blocks, start and duration
+
+
+@pytest.fixture(scope="module")
+def cd_file(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("audio") / "cd.flac", noise(66167), 44100, "flac")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(1e-3, 4), st.sampled_from([0.0, 0.1, 0.7]), st.sampled_from([None, 0.3, 5.0]))
+def test_the_samples_do_not_depend_on_the_blocks(cd_file, block_seconds, start, duration):
+    whole = read_audio(cd_file, start=start, duration=duration)
+    blocks = list(stream_audio(cd_file, block_seconds=block_seconds, start=start, duration=duration))
+    assert all(len(block) and block.dtype == np.float32 for block in blocks)
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_start_and_duration_are_exact(tmp_path, kind):
+    path = written(tmp_path / f"song.{kind}", kind=kind)
+    whole = read_audio(path, sample_rate=RATE)
+    for start, duration in ((0.5, 1.0), (1.25, 0.001), (2.5, None)):
+        first = round(start * RATE)
+        wanted = whole[first:] if duration is None else whole[first : first + round(duration * RATE)]
+        np.testing.assert_array_equal(read_audio(path, RATE, start, duration), wanted)
+
+
+def test_a_duration_past_the_end_is_what_there_is(tmp_path):
+    assert len(read_audio(written(tmp_path / "x.wav"), start=2, duration=100)) == 16000
+
+
+def test_memory_does_not_grow_with_the_length(tmp_path):
+    path = written(tmp_path / "long.wav", np.zeros((300 * 8000, 1), np.float32), 8000)
+    tracemalloc.start()
+    total = sum(len(block) for block in stream_audio(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total == 300 * 16000
+    assert peak < 1e6  # the whole is 19 MB
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"start": -1}, "start must be 0 s or later, not -1"),
+        ({"start": float("nan")}, "start must be 0 s or later, not nan"),
+        ({"duration": 0}, "duration must be a positive number, not 0"),
+        ({"duration": float("nan")}, "duration must be a positive number, not nan"),
+        ({"sample_rate": 0}, "sample_rate must be a positive number, not 0"),
+        ({"start": 3}, r"x\.wav: start 3 s is at or past the end \(3\.00 s\)"),
+        ({"start": 99}, r"x\.wav: start 99 s is at or past the end \(3\.00 s\)"),
+    ],
+)
+def test_arguments_out_of_range(tmp_path, arguments, words):
+    path = written(tmp_path / "x.wav")
+    with pytest.raises(AudioError, match=words):
+        read_audio(path, **arguments)
+
+
+# --- what is refused
+
+
+def refused(path, **arguments):
+    """The one sentence with which a file is refused; it begins with the file's name."""
+    with pytest.raises(AudioError) as caught:
+        read_audio(path, **arguments)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def test_missing(tmp_path):
+    assert refused(tmp_path / "x.wav") == "no such file"
+
+
+def test_a_folder_called_x_wav(tmp_path):
+    (tmp_path / "x.wav").mkdir()
+    assert refused(tmp_path / "x.wav") == "is a folder, not an audio file"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe(tmp_path):
+    os.mkfifo(tmp_path / "x.wav")
+    assert refused(tmp_path / "x.wav") == "is a pipe or a device, not a file: - reads a recording from stdin"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs users")
+def test_unreadable(tmp_path):
+    path = written(tmp_path / "x.wav")
+    path.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)  # root may read anything
+        assert refused(path) == "cannot be read: Permission denied"
+    finally:
+        os.seteuid(user)
+
+
+def test_empty(tmp_path):
+    (tmp_path / "x.wav").touch()
+    assert refused(tmp_path / "x.wav") == "is empty (0 bytes)"
+
+
+@pytest.mark.parametrize("kind", ["wav", "aiff", "caf"])
+def test_without_samples(tmp_path, kind):
+    assert refused(written(tmp_path / f"x.{kind}", noise(0), kind=kind)) == "contains no samples"
+
+
+@pytest.mark.usefixtures("no_decoders")
+@pytest.mark.parametrize("name", ["x.txt", "x.wav", "x.mp3", "x.raw", "x.m4a"])
+def test_not_audio(tmp_path, name):
+    (tmp_path / name).write_text("do re mi\n" * 100)
+    message = refused(tmp_path / name)
+    assert message.startswith("is not audio that can be read (")
+    assert message.endswith("; if other programs play it, install ffmpeg")
+
+
+@pytest.mark.usefixtures("no_decoders")
+def test_without_audioread_the_message_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "audioread", None)
+    (tmp_path / "x.m4a").write_bytes(b"\0\0\0 ftypM4A " * 10)
+    assert 'pip install "mt3-twins[audio]"' in refused(tmp_path / "x.m4a")
+
+
+@pytest.mark.usefixtures("no_decoders")
+def test_a_header_that_breaks_off(tmp_path):
+    path = written(tmp_path / "x.wav")
+    path.write_bytes(path.read_bytes()[:20])
+    assert "Malformed 'fmt ' chunk" in refused(path)
+
+
+@pytest.mark.parametrize("kind", CUT_IS_SEEN)
+def test_truncated(tmp_path, kind):
+    path = written(tmp_path / f"x.{kind}", kind=kind)
+    whole = read_audio(path, RATE)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    message = refused(path)
+    assert message.startswith("truncated or damaged: only the first ")
+    readable = float(message.removeprefix("truncated or damaged: only the first ").split(" s")[0])
+    assert 0.9 <= readable < 2.5
+    # What the message offers is there, and is right.
+    part = read_audio(path, RATE, duration=readable)
+    np.testing.assert_array_equal(part, whole[: len(part)])
+    assert len(part) == round(readable * RATE)
+    # What is wanted beyond it is refused too, not shortened.
+    assert refused(path, duration=2.9).startswith("truncated or damaged")
+    assert refused(path, start=2.8).startswith("truncated or damaged")
+
+
+@pytest.mark.parametrize("kind", ["wav", "24_bit.wav", "aiff", "au", "rf64"])
+def test_the_length_that_a_truncated_file_should_have_is_named(tmp_path, kind):
+    path = written(tmp_path / f"x.{kind}", kind=kind)
+    path.write_bytes(path.read_bytes()[:-100000])
+    assert " s of 3.00 s can be read" in refused(path)
+    assert 2 < audio_duration(path) < 3
+
+
+def test_a_flac_with_a_damaged_middle(tmp_path):
+    path = written(tmp_path / "x.flac", kind="flac")
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 300] = bytes(byte ^ 0x5A for byte in data[middle : middle + 300])
+    path.write_bytes(data)
+    message = refused(path)
+    assert message.startswith("truncated or damaged: only the first 1.00 s of 3.00 s can be read (")
+    # libsndfile says "decoder lost sync" or "unknown error", as the noise would have it.
+    assert "flac decoder" in message
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0xFFFFFFD7, 0x7FFFF000, 0x7FFFFFFF, 0x80000000])
+def test_a_wav_from_a_pipe_promises_nothing(tmp_path, size):
+    path = written(tmp_path / "x.wav")
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + struct.pack("<I", size) + data[8:40] + struct.pack("<I", size) + data[44:])
+    assert len(read_audio(path)) == 48000
+
+
+def test_a_flac_from_a_pipe_promises_nothing(tmp_path):
+    path = written(tmp_path / "x.flac", kind="flac")
+    wanted = read_audio(path)
+    data = bytearray(path.read_bytes())
+    # The low 36 bits of these 8 bytes of STREAMINFO are the number of samples; 0 is unknown.
+    (word,) = struct.unpack(">Q", data[18:26])
+    data[18:26] = struct.pack(">Q", word >> 36 << 36)
+    path.write_bytes(data)
+    assert audio_duration(path) is None
+    np.testing.assert_array_equal(read_audio(path), wanted)
+    np.testing.assert_array_equal(read_audio(path, RATE, start=2.5), read_audio(path, RATE)[round(2.5 * RATE) :])
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (1e20, "1e+20"), (3e38, "inf")]
+)
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_samples_that_are_no_sound(tmp_path, value, shown, start):
+    samples = noise(2 * 44100)
+    samples[round(1.5 * 44100) :] = value
+    path = written(tmp_path / "x.wav", samples, 44100, "float.wav")
+    assert refused(path, start=start) == (f"the sample at 1.500 s is {shown}, which is no sound; export the file again")
+    assert len(read_audio(path, duration=1.25)) == 20000
+
+
+def test_integers_stored_as_floats_are_loud_but_sound(tmp_path):
+    path = written(tmp_path / "x.wav", noise(16000) * 2**31, 16000, "float.wav")
+    assert np.abs(read_audio(path)).max() > 2**28
+
+
+@pytest.mark.parametrize("rate", [1, 100, 999, 768001, 0x7FFFFFFF])
+def test_absurd_sample_rates(tmp_path, rate):
+    path = written(tmp_path / "x.wav")
+    data = path.read_bytes()
+    path.write_bytes(data[:24] + struct.pack("<I", rate) + data[28:])
+    assert refused(path) == (
+        f"its header says {rate} samples per second, not between 1000 and 768000: damaged, or not audio"
+    )
+    with pytest.raises(AudioError, match="samples per second"):
+        audio_duration(path)
+
+
+def test_a_thousand_channels(tmp_path):
+    path = written(tmp_path / "x.wav", noise(9000, 1000), 48000)
+    assert len(read_audio(path)) == 3000
+
+
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    kinds = ("wav", "float.wav", "aiff", "flac", "ogg", "au", "caf", "rf64")
+    return {kind: written(folder / f"x.{kind}", noise(2000), 16000, kind).read_bytes() for kind in kinds}
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_broken_bytes_give_sound_or_one_sentence(small_files, tmp_path_factory, data):
+    kind = data.draw(st.sampled_from(sorted(small_files)))
+    content = bytearray(small_files[kind])
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(len(content), 200) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "broken"
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    message, samples = "", np.zeros(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        try:
+            samples = read_audio(path)
+        except AudioError as error:
+            message = str(error)
+    assert not message or message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert len(samples)
+    assert np.isfinite(samples).all()
+
+
+# --- other decoders
+
+# A stand-in for ffmpeg, whose "format" is three letters before an AU file; CUT breaks off with an error.
+FFMPEG = """#!{python}
+import sys
+data = open(sys.argv[sys.argv.index("-i") + 1].removeprefix("file:"), "rb").read()
+if data[:3] not in (b"TOY", b"CUT"):
+    sys.exit("[in#0 @ 0x5561] moov atom not found.")
+sys.stdout.buffer.write(data[3:])
+if data[:3] == b"CUT":
+    sys.exit("[mov @ 0x1][mp4 @ 0x2] partial file")
+"""
+
+
+@pytest.fixture
+def toy_ffmpeg(monkeypatch, tmp_path):
+    """A folder with a toy ffmpeg, the only one on the PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "ffmpeg").write_text(FFMPEG.format(python=sys.executable))
+    (folder / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def toy(path, name):
+    """A file for the toy ffmpeg; 3 s."""
+    data = written(path.with_suffix(".au"), kind="au").read_bytes()
+    # AU's length field, as ffmpeg writes it into a pipe: unknown.
+    path.write_bytes(name + data[:8] + b"\xff\xff\xff\xff" + data[12:])
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the toy is a script")
+@pytest.mark.usefixtures("toy_ffmpeg")
+class TestFfmpeg:
+    def test_what_it_decodes_is_read(self, tmp_path):
+        path = toy(tmp_path / "x.m4a", b"TOY")
+        np.testing.assert_array_equal(read_audio(path), read_audio(tmp_path / "x.au"))
+        assert audio_duration(path) is None
+
+    def test_start_and_duration(self, tmp_path):
+        path = toy(tmp_path / "x.m4a", b"TOY")
+        np.testing.assert_array_equal(read_audio(path, RATE, 1.5, 0.5), read_audio(tmp_path / "x.au", RATE, 1.5, 0.5))
+        assert refused(path, start=4) == "start 4 s is at or past the end (3.00 s)"
+
+    def test_its_errors_are_passed_on(self, tmp_path):
+        (tmp_path / "x.m4a").write_bytes(b"x" * 1000)
+        assert refused(tmp_path / "x.m4a") == (
+            "is not audio that can be read (Format not recognised; ffmpeg: moov atom not found)"
+        )
+
+    def test_damage_is_no_shorter_file(self, tmp_path):
+        assert refused(toy(tmp_path / "x.m4a", b"CUT")) == (
+            "truncated or damaged: only the first 3.00 s can be read (ffmpeg: partial file); "
+            "get a whole copy, or ask for a duration that ends before"
+        )
+
+    def test_a_reader_that_stops_early_leaves_no_process(self, tmp_path):
+        stream = stream_audio(toy(tmp_path / "x.m4a", b"TOY"), block_seconds=0.01)
+        next(stream)
+        stream.close()
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@pytest.mark.parametrize("codec", ["aac", "alac"])
+def test_m4a_through_the_real_ffmpeg(tmp_path, codec):
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(3 * RATE) / RATE)
+    source = written(tmp_path / "x.wav", tone)
+    path = tmp_path / "x.m4a"
+    command = ["ffmpeg", "-v", "error", "-i", source, "-c:a", codec, "-movflags", "+faststart", path]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    samples = read_audio(path)
+    np.testing.assert_allclose(samples[2000:46000], read_audio(source)[2000:46000], rtol=0, atol=0.05)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    assert refused(path).startswith("truncated or damaged: only the first ")
+
+
+@pytest.mark.usefixtures("no_decoders")
+@pytest.mark.filterwarnings("ignore:.*deprecated and slated for removal:DeprecationWarning")
+def test_the_decoders_of_the_system_through_audioread(tmp_path, monkeypatch):
+    audioread = pytest.importorskip("audioread")
+    from audioread.rawread import RawAudioFile
+
+    class ToyDecoder(RawAudioFile):
+        """Reads wav files behind three letters, as Core Audio reads m4a."""
+
+        def __init__(self, name):
+            plain = Path(name).with_suffix(".plain")
+            plain.write_bytes(Path(name).read_bytes().removeprefix(b"TOY"))
+            super().__init__(str(plain))
+
+    monkeypatch.setattr(audioread, "BACKENDS", [ToyDecoder])
+    source = written(tmp_path / "x.wav")
+    path = tmp_path / "x.m4a"
+    path.write_bytes(b"TOY" + source.read_bytes())
+    np.testing.assert_array_equal(read_audio(path), read_audio(source))
+    np.testing.assert_array_equal(read_audio(path, start=1, duration=0.5), read_audio(source, start=1, duration=0.5))

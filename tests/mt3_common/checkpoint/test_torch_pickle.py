@@ -1,0 +1,175 @@
+"""PyTorch's files without PyTorch: the same bits as PyTorch reads, and nothing that a file could run."""
+
+import collections
+import io
+import os
+import pickle
+import resource
+import zipfile
+
+import ml_dtypes
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mt3_common.checkpoint import torch_pickle as hf_t5
+from mt3_common.checkpoint.names import CheckpointError
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+
+
+def as_numpy(tensor):
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def views():
+    """Tensors of every kind that files hold: dtypes, turned, cut, shared, without axes, empty, parameters."""
+    torch.manual_seed(0)
+    tensors = {str(dtype): (torch.randn(3, 4) * 3).to(dtype) for dtype in DTYPES}
+    whole = torch.randn(6, 5)
+    tensors |= {"turned": whole.T, "cut": whole[1:5:2, 2:], "shared": whole, "number": torch.tensor(2.5)}
+    return tensors | {"empty": torch.zeros(0, 3), "parameter": torch.nn.Parameter(torch.randn(4))}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_are_those_that_pytorch_reads(zipped, tmp_path):
+    path = tmp_path / "w.pth"
+    tree = collections.OrderedDict(views(), epoch=3, size=torch.Size([3]), note={"a": [1.5, None, "b"]})
+    tree._metadata = {"": {"version": 1}}
+    torch.save(tree, path, _use_new_zipfile_serialization=zipped)
+    found, expected = hf_t5.read_tensors(path), torch.load(path, weights_only=True)
+    assert list(found) == [name for name, value in expected.items() if torch.is_tensor(value)]
+    for name, array in found.items():
+        tensor = as_numpy(expected[name].detach())
+        assert (array.dtype, array.shape) == (tensor.dtype, tensor.shape), name
+        assert array.tobytes() == tensor.tobytes(), name
+        assert array.flags.writeable
+
+
+class Trap:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_code_is_refused(zipped, tmp_path):
+    content = {"proj.weight": torch.ones(2), "more": Trap(tmp_path / "owned")}
+    torch.save(content, tmp_path / "bad.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"opened safely: it asks for \w+\.open"):
+        hf_t5.read_tensors(tmp_path / "bad.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+def zipped(path, pickled, **storages):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("w/data.pkl", pickled)
+        for name, content in storages.items():
+            archive.writestr(f"w/data/{name[1:]}", content)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "says"),
+    [
+        (b"cbuiltins\neval\n(S'1'\ntR.", "it asks for builtins.eval"),
+        (b"cmt3_common.checkpoint.torch_pickle\nread\n.", "it asks for mt3_common.checkpoint.torch_pickle.read"),
+        (b"ccollections\nOrderedDict.__init__\n.", "it asks for collections.OrderedDict.__init__"),
+        # what makes tensors, given other attributes
+        (b"ctorch._utils\n_rebuild_tensor_v2\n(N(dS'_make'\nI0\nstb.", "is changed"),
+        (b"ctorch\nFloatStorage\n)R.", "a type of storage is called"),
+        (b"(S'storage'\nctorch\nFloatStorage\nS'../../data.pkl'\nS'cpu'\nI3\ntQ.", "data.pkl"),
+        (b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI9\ntQ.", "storage 0 is damaged"),
+        (b"(S'storage'\nS'float'\nS'0'\nS'cpu'\nI3\ntQ.", "a storage is damaged"),
+        (b"", "EOFError"),
+    ],
+)
+def test_what_only_malice_writes_is_refused(pickled, says, tmp_path):
+    zipped(tmp_path / "bad.pth", pickled, _0=bytes(12))
+    with pytest.raises(CheckpointError, match="opened safely") as error:
+        hf_t5.read_tensors(tmp_path / "bad.pth")
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride"),
+    [(0, (4,), (1,)), (1, (3,), (1,)), (0, (2, 2), (2, 1)), (-1, (1,), (1,)), (0, (1 << 40,), (0,)), (0, (2,), (-1,))],
+)
+def test_a_tensor_beyond_its_storage_is_refused(offset, size, stride, tmp_path):
+    class Tensor:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (Storage(), offset, size, stride, False, collections.OrderedDict())
+
+    class Storage:
+        pass
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, thing):
+            return ("storage", torch.FloatStorage, "0", "cpu", 3) if isinstance(thing, Storage) else None
+
+    stream = io.BytesIO()
+    Pickler(stream, 2).dump({"a": Tensor()})
+    zipped(tmp_path / "bad.pth", stream.getvalue(), _0=bytes(12))
+    with pytest.raises(CheckpointError, match="a tensor"):
+        hf_t5.read_tensors(tmp_path / "bad.pth")
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_damaged_file_is_one_sentence_or_the_tensors(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damaged") / "w.pth"
+    torch.save({"a": torch.arange(6.0)}, path, _use_new_zipfile_serialization=data.draw(st.booleans()))
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content[: data.draw(st.integers(place, len(content)))])
+    found, said = {}, f"{path}: one line"
+    try:
+        found = hf_t5.read_tensors(path)
+    except CheckpointError as error:
+        said = str(error)
+    assert all(array.size <= 6 for array in found.values())
+    assert said.startswith(f"{path}: ")
+    assert "\n" not in said
+
+
+def test_a_memo_of_gigabytes_is_not_made(tmp_path):
+    # LONG_BINPUT, 2 ** 32 - 1
+    zipped(tmp_path / "bad.pth", b"}r\xff\xff\xff\xff.")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="holds no dictionary of tensors"):
+        hf_t5.read_tensors(tmp_path / "bad.pth")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 1e5
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no such file"),
+        (b"", "opened safely"),
+        (b"not a checkpoint", "opened safely"),
+        (pickle.dumps([1]), "it is not what torch.save writes"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_sentence(content, says, tmp_path):
+    path = tmp_path / "x.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=says) as error:
+        hf_t5.read_any(os.fspath(path))
+    assert "\n" not in str(error.value)
+    torch.save([torch.ones(2)], path)
+    with pytest.raises(CheckpointError, match="holds no dictionary of tensors"):
+        hf_t5.read_any(path)
+
+
+def test_a_name_with_a_huge_number_is_refused_at_once(tmp_path):
+    torch.save({"encoder.block.999999999.layer.0.layer_norm.weight": torch.ones(2)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="not an HF-T5 style MT3"):
+        hf_t5.read(tmp_path / "w.pth")

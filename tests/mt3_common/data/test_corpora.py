@@ -1,0 +1,309 @@
+"""Data sets in the layouts that they are published in, made small here; excerpts and mixtures of them."""
+
+import csv
+import json
+import os
+
+import mido
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mt3_common.config import Config, SpectrogramConfig
+from mt3_common.data import corpora as datasets
+from mt3_common.data import shards as dataset
+from mt3_common.data.corpora import DatasetError, Recording
+from mt3_common.data.synthesis import in_order
+from mt3_common.formats import midi
+from mt3_common.notes.notes import Note
+
+NOTES = [Note(0.5, 1.0, 60, 100), Note(1.0, 1.5, 64, 80), Note(2.0, 2.5, 67, 90)]
+
+
+def write_audio(path, seconds=4.0, rate=16000, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.random.default_rng(seed).uniform(-0.1, 0.1, int(seconds * rate)), rate)
+
+
+def write_table(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_pedalled(path):
+    """A MIDI file with two notes, the first held by the pedal until the pedal goes up at 2 s."""
+    track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=500000)])
+    events = [
+        *(
+            (480, mido.Message("note_on", note=60, velocity=70)),
+            (720, mido.Message("control_change", control=64, value=127)),
+        ),
+        *((960, mido.Message("note_off", note=60)), (1920, mido.Message("control_change", control=64, value=0))),
+        *((1920, mido.Message("note_on", note=62, velocity=70)), (2400, mido.Message("note_off", note=62))),
+    ]
+    now = 0
+    for tick, message in events:
+        track.append(message.copy(time=tick - now))
+        now = tick
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = mido.MidiFile(ticks_per_beat=480)
+    file.tracks.append(track)
+    file.save(path)
+
+
+def maestro(folder):
+    rows = []
+    for split, year in (("train", 2004), ("train", 2006), ("validation", 2008), ("test", 2009)):
+        name = f"{year}/MIDI-Unprocessed_{split}_{year}"
+        write_audio(folder / f"{name}.wav")
+        write_pedalled(folder / f"{name}.midi")
+        rows.append(
+            {"canonical_composer": "A", "canonical_title": "B, with a comma", "split": split, "year": year}
+            | {"midi_filename": f"{name}.midi", "audio_filename": f"{name}.wav", "duration": 4.0}
+        )
+    write_table(folder / "maestro-v3.0.0.csv", rows)
+
+
+def slakh(folder):
+    for split, track in (("train", "Track00001"), ("validation", "Track01501"), ("test", "Track01876")):
+        place = folder / split / track
+        write_audio(place / "mix.flac")
+        midi_folder = place / "MIDI"
+        midi_folder.mkdir()
+        # programs in the files are not those of the metadata
+        midi.write_midi([note._replace(program=5) for note in NOTES], midi_folder / "S00.mid")
+        midi.write_midi([Note(0.25, 0.3, 38, 100)], midi_folder / "S01.mid")
+        midi.write_midi(NOTES, midi_folder / "S02.mid")
+        stem = (
+            "    audio_rendered: {}\n    inst_class: {}\n    is_drum: {}\n    midi_saved: true\n    program_num: {}\n"
+        )
+        lines = "UUID: 1a81ae\naudio_dir: stems\nstems:\n"
+        lines += "  S00:\n" + stem.format("true", "Bass", "false", 33)
+        lines += "  S01:\n" + stem.format("true", "Drums", "true", 128)
+        lines += "  S02:\n" + stem.format("false", "Piano", "false", 0)
+        (place / "metadata.yaml").write_text(lines)
+    write_audio(folder / "omitted" / "Track00049" / "mix.flac")
+    (folder / "omitted" / "Track00049" / "metadata.yaml").write_text("stems: {}\n")
+
+
+def musicnet(folder):
+    about = []
+    for part, number, composition in (("train", 1727, "Quintet"), ("train", 1728, "Quintet"), ("test", 2303, "Sonata")):
+        write_audio(folder / f"{part}_data" / f"{number}.wav", rate=44100)
+        row = {"start_time": 22050, "end_time": 44100, "instrument": 43, "note": 48}
+        row |= {"start_beat": 0.0, "end_beat": 1.0, "note_value": "Quarter"}
+        later = row | {"start_time": 44100, "end_time": 88200, "instrument": 1, "note": 60}
+        write_table(folder / f"{part}_labels" / f"{number}.csv", [later, row])
+        about.append({"id": number, "composer": "Schubert", "composition": composition, "movement": "1"})
+    write_table(folder / "musicnet_metadata.csv", about)
+
+
+def guitarset(folder):
+    for name in ("00_BN1-129-Eb_comp", "00_Rock2-85-F_solo", "05_SS3-98-C_comp"):
+        write_audio(folder / "audio_mono-mic" / f"{name}_mic.wav", rate=44100)
+        string = {"namespace": "note_midi", "annotation_metadata": {"data_source": "0"}}
+        string["data"] = [{"time": 0.5, "duration": 0.25, "value": 51.08, "confidence": None}]
+        other = string | {"data": [{"time": 0.25, "duration": 1.0, "value": 57.9, "confidence": None}]}
+        contour = {"namespace": "pitch_contour", "data": {"time": [0.0], "duration": [0.0], "value": [{}]}}
+        (folder / "annotation").mkdir(exist_ok=True)
+        content = {"annotations": [contour, string, other], "file_metadata": {}, "sandbox": {}}
+        (folder / "annotation" / f"{name}.jams").write_text(json.dumps(content))
+
+
+def urmp(folder):
+    for piece in ("01_Jupiter_vn_vc", "03_Dance_fl_cl"):
+        number, title, *instruments = piece.split("_")
+        write_audio(folder / piece / f"AuMix_{piece}.wav", rate=48000)
+        for part, instrument in enumerate(instruments, 1):
+            lines = "0.500\t\t440.003\t\t0.400\n1.000\t\t466.2\t\t0.5\n"
+            (folder / piece / f"Notes_{part}_{instrument}_{number}_{title}.txt").write_text(lines)
+
+
+LAYOUTS = {"maestro": maestro, "slakh": slakh, "musicnet": musicnet, "guitarset": guitarset, "urmp": urmp}
+
+
+@pytest.fixture(params=LAYOUTS)
+def published(request, tmp_path):
+    folder = tmp_path / request.param
+    folder.mkdir()
+    LAYOUTS[request.param](folder)
+    return folder
+
+
+SPLITS = {
+    "maestro": ["train", "train", "validation", "test"],
+    "slakh": ["test", "train", "validation"],
+    "musicnet": ["test", "train", "train"],
+    "guitarset": ["train", "train", "validation"],
+    "urmp": ["validation", "train"],
+}
+EXPECTED = {
+    "maestro": [(0.5, 2.0, 60, 70, 0, False), (2.0, 2.5, 62, 70, 0, False)],
+    "slakh": [(0.25, 0.3, 38, 100, 0, True), *((n.onset, n.offset, n.pitch, n.velocity, 33, False) for n in NOTES)],
+    "musicnet": [(0.5, 1.0, 48, 100, 42, False), (1.0, 2.0, 60, 100, 0, False)],
+    "guitarset": [(0.25, 1.25, 58, 100, 24, False), (0.5, 0.75, 51, 100, 24, False)],
+    "urmp": [
+        *((0.5, 0.9, 69, 100, 40, False), (0.5, 0.9, 69, 100, 42, False)),
+        *((1.0, 1.5, 70, 100, 40, False), (1.0, 1.5, 70, 100, 42, False)),
+    ],
+}
+
+
+def test_a_published_layout_is_recognised_and_read(published):
+    found = datasets.recordings(published)
+    layout = published.name
+    assert {recording.layout for recording in found} == {recording.group for recording in found} == {layout}
+    splits = [recording.split for recording in found]
+    # movements of one piece are in one split, whichever a hash gives them
+    assert splits == SPLITS[layout] or (layout == "musicnet" and splits == ["test", "validation", "validation"])
+    notes = datasets.read_notes(found[0] if layout != "guitarset" else found[1])
+    assert len(notes) == len(EXPECTED[layout])
+    for note, expected in zip(notes, EXPECTED[layout], strict=True):
+        assert note[:2] == pytest.approx(expected[:2], abs=1e-3)
+        assert note[2:] == expected[2:]
+    for split in set(splits):
+        assert [r.split for r in datasets.recordings(published, split)] == [s for s in splits if s == split]
+
+
+def test_a_missing_file_is_said(published):
+    recording = datasets.recordings(published)[0]
+    recording.audio.unlink()
+    if published.name == "urmp":
+        # the mix is what a piece is found by
+        assert recording.name not in [other.name for other in datasets.recordings(published)]
+        return
+    with pytest.raises(DatasetError, match=rf"{recording.audio.name} is missing"):
+        datasets.recordings(published)
+
+
+def test_pairs_are_any_folder(tmp_path):
+    write_audio(tmp_path / "songs" / "maps__one.flac")
+    midi.write_midi(NOTES, tmp_path / "songs" / "maps__one.mid")
+    write_audio(tmp_path / "two.wav")
+    (tmp_path / "two.tsv").write_text("onset\toffset\tpitch\tprogram\tis_drum\n0.5\t1\t36\t0\ttrue\n")
+    write_audio(tmp_path / "alone.wav")
+    # the same files as infer finds: other formats too, nothing hidden
+    for name in ("three.au", ".three.wav", ".hidden/three.wav"):
+        write_audio(tmp_path / name)
+        midi.write_midi(NOTES, (tmp_path / name).with_suffix(".mid"))
+    first, third, second = datasets.recordings(tmp_path)
+    assert third.audio.name == "three.au"
+    assert (first.name, first.group, second.group) == ("songs/maps__one", "maps", tmp_path.name)
+    assert datasets.read_notes(second) == [Note(0.5, 1.0, 36, 100, 0, True)]
+    assert [note.pitch for note in datasets.read_notes(first)] == [60, 64, 67]
+    assert datasets.recordings(tmp_path, first.split)
+    with pytest.raises(DatasetError, match="none is of the nothing split"):
+        datasets.recordings(tmp_path, "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no data set is recognised"):
+        datasets.recordings(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "content", "message"),
+    [
+        ("maestro", "maestro-v3.0.0.csv", "split,title\n", "no column 'midi_filename'"),
+        ("slakh", "test/Track01876/metadata.yaml", "stems: [", "is not as slakh has it"),
+        ("slakh", "test/Track01876/metadata.yaml", "stems: 5", "is not as slakh has it"),
+        ("musicnet", "test_labels/2303.csv", "start_time,note\n1,2\n", "no column 'end_time'"),
+        ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", "{", "is no JSON"),
+        ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", '{"annotations": [{}]}', "is not as guitarset has it"),
+        ("urmp", "01_Jupiter_vn_vc/Notes_1_vn_01_Jupiter.txt", "0.1 -5 0.2\n", "line 1: not onset, Hz, duration"),
+        ("urmp", "01_Jupiter_vn_vc/Notes_1_xx_01_Jupiter.txt", "0.1 440 0.2\n", "is not as urmp has it"),
+    ],
+)
+def test_a_file_that_is_not_as_its_layout_says_is_said(layout, file, content, message, tmp_path):
+    LAYOUTS[layout](tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(DatasetError, match=message):
+        [datasets.read_notes(recording) for recording in datasets.recordings(tmp_path)]
+
+
+def test_mixing_is_mt3s():
+    # the sizes' 0.3rd powers, as seqio's temperature 10/3 gives them
+    rates = datasets.mixing_rates([1000, 10])
+    assert rates == pytest.approx([1000**0.3 / (1000**0.3 + 10**0.3), 10**0.3 / (1000**0.3 + 10**0.3)])
+    assert datasets.mixing_rates([30, 10], 1.0) == pytest.approx([0.75, 0.25])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=6), st.floats(1, 20))
+def test_mixing_rates_add_up_and_keep_the_order(sizes, temperature):
+    rates = datasets.mixing_rates(sizes, temperature)
+    assert rates.sum() == pytest.approx(1)
+    assert (np.diff(rates[np.argsort(sizes)]) >= -1e-12).all()
+
+
+def test_excerpts_hold_the_notes_of_their_stretch(tmp_path):
+    samples = np.zeros(160000, np.float32)
+    notes = []
+    for number in range(19):
+        # a click where each note begins
+        samples[8000 * number + 4000] = 0.9
+        notes.append(Note(number / 2 + 0.25, number / 2 + 0.6, 40 + number, 100, 43))
+    soundfile.write(tmp_path / "clicks.wav", samples, 16000, subtype="FLOAT")
+    midi.write_midi(notes, tmp_path / "clicks.mid")
+    excerpts = datasets.Excerpts([datasets.recordings(tmp_path)], seconds=2.0, seed=3, midi_class=True)
+    starts = set()
+    for index in range(6):
+        example = excerpts.example(index)
+        assert len(example.audio) == 32000
+        clicks = np.flatnonzero(example.audio > 0.5) / 16000
+        begun = [note.onset for note in example.notes if note.onset > 0]
+        assert begun == pytest.approx(clicks, abs=1e-3)
+        assert {note.program for note in example.notes} == {40}
+        assert max(note.offset for note in example.notes) <= 2.0
+        starts.add(round(clicks[0], 4))
+        again = excerpts.example(index)
+        np.testing.assert_array_equal(example.audio, again.audio)
+        assert example.notes == again.notes
+    assert len(starts) > 3
+
+
+def test_data_sets_are_drawn_by_their_rates(tmp_path):
+    found = []
+    for name, count in (("large", 12), ("small", 2)):
+        for number in range(count):
+            write_audio(tmp_path / name / f"{number}.wav", seconds=1.2)
+            midi.write_midi(NOTES, tmp_path / name / f"{number}.mid")
+        found.append([r._replace(layout="pairs") for r in datasets.recordings(tmp_path / name)])
+    excerpts = datasets.Excerpts(found, seconds=1.0)
+    drawn = np.random.default_rng(0).choice(2, 400, p=excerpts.rates)
+    assert excerpts.rates[1] == pytest.approx(2**0.3 / (2**0.3 + 12**0.3))
+    assert abs(drawn.mean() - excerpts.rates[1]) < 0.06
+
+
+CONFIG = Config(spectrogram=SpectrogramConfig(hop_width=320), input_frames=64, max_target_length=64)
+
+
+def test_the_command_makes_shards_of_published_data(published, tmp_path, capsys):
+    (tmp_path / "plan.json").write_text(json.dumps({"model": CONFIG.to_dict()}))
+    arguments = [str(tmp_path / "out"), "--config", str(tmp_path / "plan.json"), "--shards", "1", "--examples", "3"]
+    arguments += ["--recipe", '{"seconds": 3.0, "midi_class": false}']
+    split = [] if published.name != "musicnet" else ["--split", "test"]
+    assert dataset.main([*arguments, *split, "--recordings", str(published)]) == 0
+    shards = dataset.Shards(sorted((tmp_path / "out").glob("*.npz")), CONFIG)
+    batch = shards.batch(range(len(shards)))
+    assert batch.targets.shape[1] <= 64
+    assert batch.rolls[..., :384].any()
+    assert json.loads((tmp_path / "out" / "sources.json").read_text())["recordings"] == [published.name]
+    assert dataset.main(arguments) == 1
+    assert "give either --fonts, with --midi unless music is to be made up, or --recordings" in capsys.readouterr().err
+
+
+def test_a_worker_that_dies_is_said_and_does_not_hang():
+    found = in_order(abs, range(5), 2)
+    assert list(found) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="a worker process died"):
+        list(in_order(os._exit, range(1, 5), 1))
+
+
+def test_recordings_say_their_group():
+    recording = Recording("x/maps__a", "pairs", "train", datasets.Path("x/maps__a.wav"), ())
+    assert recording.group == "maps"
+    assert recording._replace(layout="slakh").group == "slakh"

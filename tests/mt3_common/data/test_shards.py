@@ -1,0 +1,321 @@
+"""Segments to train on: cut as infer cuts them, with the ids that NoteEncoder gives and rolls that agree with them."""
+
+import argparse
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from mt3_common.audio.files import read_audio
+from mt3_common.audio.spectrogram import segments, start_times
+from mt3_common.config import Config, SpectrogramConfig
+from mt3_common.data import corpora as datasets
+from mt3_common.data import shards as dataset
+from mt3_common.data import sources
+from mt3_common.data.synthesis import Example, Recipe
+from mt3_common.formats.midi import write_midi
+from mt3_common.notes.notes import Note, decode_segments, encode_segments, trim_overlapping
+from mt3_common.notes.vocabulary import Vocabulary
+
+CONFIG = Config(spectrogram=SpectrogramConfig(hop_width=320), input_frames=64, max_target_length=64)
+NOTES = [
+    Note(0.10, 0.50, 60, 100, 0),
+    Note(0.50, 2.00, 64, 100, 40),
+    Note(1.00, 1.05, 36, 100, 0, True),
+    Note(2.50, 2.90, 60, 100, 0),
+]
+
+
+def audio(seconds=3.0, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, int(seconds * 16000)).astype(np.float32)
+
+
+def test_segments_are_those_that_infer_sees():
+    samples = audio()
+    ours = list(dataset.cut(samples, NOTES, 0, CONFIG))
+    theirs = list(segments(samples, CONFIG))
+    assert len(ours) == len(theirs) == 3
+    for (frames, _, _), segment in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(frames, segment.frames, rtol=1e-3, atol=1e-3)
+    expected = encode_segments(NOTES, len(samples) // 320 + 1, CONFIG)
+    for (_, ids, _), right in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(ids, right)
+    times = start_times(3, CONFIG)
+    decoded = decode_segments([(times[i], ids) for i, (_, ids, _) in enumerate(ours)], Vocabulary(CONFIG.vocabulary))
+    assert sorted((n.pitch, n.is_drum) for n in decoded.notes) == sorted((n.pitch, n.is_drum) for n in NOTES)
+
+
+def test_a_later_first_frame_moves_everything():
+    samples = audio()
+    frames, _, sounding = next(dataset.cut(samples, NOTES, 20, CONFIG))
+    again, _, same = next(
+        dataset.cut(samples[20 * 320 :], [n._replace(onset=max(0, n.onset - 0.4)) for n in NOTES[1:]], 0, CONFIG)
+    )
+    np.testing.assert_array_equal(frames, again)
+    assert sounding[5, 128 + 64]
+    assert same[5, 128 + 64]
+
+
+def test_rolls_say_what_sounds():
+    columns = dataset.roll(NOTES, 150, CONFIG)
+    assert columns.shape == (150, dataset.ROLL_COLUMNS)
+    assert np.flatnonzero(columns[:, 60]).tolist() == [*range(5, 25), *range(125, 145)]
+    assert np.flatnonzero(columns[:, 128 + 60]).tolist() == [5, 125]
+    assert np.flatnonzero(columns[:, 256 + 36]).tolist() == [50]
+    # a violin is of class 5; drums are of none
+    assert np.flatnonzero(columns[50, 384:]).tolist() == [5]
+    assert dataset.roll([Note(9.0, 9.5, 60, 100)], 150, CONFIG).sum() == 0
+
+
+def test_what_needs_too_many_ids_is_left_out():
+    dense = [Note(0.01 * i, 0.01 * i + 0.005, 30 + i % 80, 100) for i in range(100)]
+    assert len(list(dataset.cut(audio(), dense, 0, CONFIG))) == 2
+
+
+def test_shards_give_back_every_segment(tmp_path):
+    examples = [Example(audio(seed=i), NOTES, "piano") for i in range(3)]
+    path = tmp_path / "00000.npz"
+    count = dataset.write_shard(path, examples, CONFIG, [1, 0])
+    assert [file.name for file in tmp_path.iterdir()] == ["00000.npz"]
+    shards = dataset.Shards([path], CONFIG)
+    assert len(shards) == count
+    again = tmp_path / "again.npz"
+    dataset.write_shard(again, examples, CONFIG, [1, 0])
+    assert path.read_bytes() == again.read_bytes()
+    batch = shards.batch(range(count))
+    assert batch.frames.shape == (count, 64, 512)
+    assert batch.rolls.shape == (count, 64, dataset.ROLL_COLUMNS)
+    rng = np.random.default_rng([1, 0])
+    expected = [s for e in examples for s in dataset.cut(e.audio, NOTES, int(rng.integers(64)), CONFIG)]
+    for row, (frames, ids, sounding) in enumerate(expected):
+        np.testing.assert_array_equal(batch.frames[row], frames.astype(np.float32))
+        np.testing.assert_array_equal(batch.targets[row, : len(ids)], ids)
+        assert not batch.targets[row, len(ids) :].any()
+        np.testing.assert_array_equal(batch.rolls[row], sounding)
+    np.testing.assert_array_equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+    assert not batch.inputs[:, 0].any()
+
+
+def test_batches_depend_on_seed_and_step_alone(tmp_path):
+    path = tmp_path / "00000.npz"
+    dataset.write_shard(path, [Example(audio(40.0), NOTES, "piano")], CONFIG, [1, 0])
+    shards = dataset.Shards([path], CONFIG)
+    rows = [shards.rows(step, 8, seed=1).tolist() for step in range(12)]
+    assert rows == [shards.rows(step, 8, seed=1).tolist() for step in range(12)]
+    assert rows != [shards.rows(step, 8, seed=2).tolist() for step in range(12)]
+    # an epoch holds every segment once, but for what is left over
+    per_epoch = len(shards) // 8
+    seen = [row for batch in rows[:per_epoch] for row in batch]
+    assert len(set(seen)) == len(seen) == per_epoch * 8
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [0]), (3, [0, 2, 4]), (4, [0, 1, 3, 5]), (7, range(7)), (9, range(7))]
+)
+def test_some_segments_are_from_all_over(tmp_path, count, expected):
+    path = tmp_path / "00000.npz"
+    assert dataset.write_shard(path, [Example(audio(9.0), NOTES, "piano")], CONFIG, [1, 0]) == 7
+    shards = dataset.Shards([path], CONFIG)
+    np.testing.assert_array_equal(shards.some(count).frames, shards.batch(expected).frames)
+
+
+def test_shards_of_another_config_are_refused(tmp_path):
+    path = tmp_path / "00000.npz"
+    dataset.write_shard(path, [Example(audio(), NOTES, "piano")], CONFIG, [1, 0])
+    with pytest.raises(ValueError, match=r"00000\.npz was made for"):
+        dataset.Shards([path], Config())
+    (tmp_path / "bad.npz").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"bad\.npz is no shard"):
+        dataset.Shards([tmp_path / "bad.npz"], CONFIG)
+    with pytest.raises(ValueError, match="no shards"):
+        dataset.Shards([], CONFIG)
+
+
+def test_the_command_makes_shards_and_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "midi").mkdir()
+    for number in range(3):
+        write_midi(NOTES, tmp_path / "midi" / f"{number}.mid")
+    (tmp_path / "font.sf2").write_bytes(b"not read in this test")
+    (tmp_path / "plan.json").write_text(json.dumps({"model": CONFIG.to_dict()}))
+    made = []
+
+    class Silent(dataset.Generator):
+        def example(self, index):
+            made.append(index)
+            return Example(audio(2.0, index), NOTES[:1], "piano")
+
+    monkeypatch.setattr(dataset, "Generator", Silent)
+    arguments = [str(tmp_path / "out"), "--midi", str(tmp_path / "midi"), "--fonts", str(tmp_path / "font.sf2")]
+    arguments += ["--config", str(tmp_path / "plan.json"), "--examples", "3"]
+    assert dataset.main([*arguments, "--shards", "1"]) == 0
+    assert dataset.main([*arguments, "--shards", "2"]) == 0
+    assert made == [0, 1, 2, 3, 4, 5]
+    shards = sorted((tmp_path / "out").glob("*.npz"))
+    assert len(dataset.Shards(shards, CONFIG)) > 6
+    sources = json.loads((tmp_path / "out" / "sources.json").read_text())
+    assert len(sources["midi"]) == 3
+    assert len(sources["fonts"]["font.sf2"]) == 64
+    assert dataset.main([*arguments[:2], str(tmp_path / "none"), *arguments[3:]]) == 1
+
+
+def test_shards_stay_on_the_disk_and_go_to_other_processes(tmp_path):
+    path = tmp_path / "00000.npz"
+    dataset.write_shard(path, [Example(audio(60.0), NOTES, "piano")], CONFIG, [1, 0])
+    with np.load(path) as file:
+        for name in ("frames", "rolls", "lengths"):
+            found = dataset.mapped(path, name)
+            assert isinstance(found, np.memmap)
+            np.testing.assert_array_equal(found, file[name])
+            assert found.dtype == file[name].dtype
+        np.savez_compressed(tmp_path / "small.npz", **dict(file))
+    with pytest.raises(ValueError, match=r"small\.npz is no shard .* compressed"):
+        dataset.Shards([tmp_path / "small.npz"], CONFIG)
+    shards = dataset.Shards([path], CONFIG)
+    content = pickle.dumps(shards)
+    assert len(content) < path.stat().st_size / 20
+    again = pickle.loads(content)
+    for one, other in zip(shards.batch(range(5)), again.batch(range(5)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+class Numbered:
+    """Examples of 4 s whose number is a pitch that sounds throughout; those of `empty` have too many notes.
+
+    All segments of examples that are `even` need as many ids.
+    """
+
+    seed = 0
+
+    def __init__(self, empty=(), even=False):
+        self.even = even
+        self.made = []
+        self.empty = empty
+
+    def example(self, index):
+        self.made.append(index)
+        step = 1 if index in self.empty else 100 // (1 + index % 5)
+        notes = [Note(0.0, 4.0, index % 80, 100)]
+        if not self.even:
+            notes += [Note(t / 100, t / 100 + 0.005, 100, 100) for t in range(0, 400, step)]
+        return Example(audio(4.0, index), trim_overlapping(sorted(notes)), "piano")
+
+
+def test_a_stream_depends_on_seed_and_number_alone():
+    stream, other = (dataset.Stream(Numbered(), CONFIG, together=3) for _ in range(2))
+    batches = [stream.batch_at(number, 4, seed=1) for number in range(9)]
+    other = pickle.loads(pickle.dumps(other))
+    for number in (7, 2, 8, 0):
+        for one, same in zip(batches[number], other.batch_at(number, 4, seed=1), strict=True):
+            np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(batches[0].frames, stream.batch_at(0, 4, seed=2).frames)
+    # a block is made once, from examples that no other block has
+    stream.generator.made.clear()
+    [stream.batch_at(number, 4, seed=1) for number in (3, 4, 5, 3)]
+    assert stream.generator.made == list(range(12, 12 + len(stream.generator.made)))
+    # a stream takes no more to another process than what examples are made from
+    assert len(pickle.dumps(stream)) < 5000
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_segments_of_a_stream_are_mixed_and_none_comes_twice(even):
+    stream = dataset.Stream(Numbered(even=even), CONFIG, together=8)
+    batches = [stream.batch_at(number, 4) for number in range(8)]
+    frames = np.concatenate([batch.frames for batch in batches])
+    assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) == 32
+    examples = [np.flatnonzero(batch.rolls[..., :80].any(axis=(0, 1))) for batch in batches]
+    # an example has 3 or 4 segments
+    assert np.mean([len(found) for found in examples]) > (3 if even else 2)
+    for batch in batches:
+        assert batch.frames.shape == (4, 64, 512)
+        assert batch.rolls.shape == (4, 64, dataset.ROLL_COLUMNS)
+    # like lengths together
+    lengths = [np.sort((batch.targets > 0).sum(axis=1)) for batch in batches]
+    assert even or np.mean([some[-1] - some[0] for some in lengths]) < np.ptp(lengths) / 4
+    some = stream.some(10)
+    assert len(some.frames) == 10
+
+
+def test_examples_without_a_segment_are_passed_over_unless_nearly_all_are():
+    stream = dataset.Stream(Numbered(empty=(0, 1)), CONFIG)
+    assert len(stream.batch_at(0, 4).frames) == 4
+    with pytest.raises(ValueError, match="4 examples gave 0 segments that max_target_length 64 allows"):
+        dataset.Stream(Numbered(empty=range(4)), CONFIG).batch_at(0, 4)
+
+
+def command(*arguments):
+    parser = argparse.ArgumentParser()
+    dataset.add_arguments(parser)
+    return parser.parse_args([str(argument) for argument in arguments])
+
+
+def test_what_examples_are_made_from_is_checked(tmp_path, font):
+    (tmp_path / "midi").mkdir()
+    for number in range(40):
+        write_midi(NOTES, tmp_path / "midi" / f"{number}.mid")
+    train, test = (
+        dataset.generator_of(command("--midi", tmp_path / "midi", "--fonts", font), split, 3)
+        for split in ("train", "test")
+    )
+    assert (len(train.songs) > 20, len(test.songs) < 10, train.seed) == (True, True, 3)
+    assert not {song.name for song in train.songs} & {song.name for song in test.songs}
+    assert train.songs[0].name.startswith("midi/")
+    # without songs music is made up
+    assert dataset.generator_of(command("--fonts", font), "train", 0).example(0).notes
+    for wrong, message in [
+        (["--midi", tmp_path / "midi"], "give either --fonts"),
+        (["--fonts", font, "--recordings", tmp_path], "give either --fonts"),
+        (["--midi", tmp_path / "midi", "--recordings", tmp_path], "give either --fonts"),
+        (["--fonts", tmp_path / "no.sf2"], r"no\.sf2: there is no such soundfont"),
+        (["--fonts", font, "--midi", tmp_path / "none"], "holds no MIDI file"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            dataset.generator_of(command(*wrong), "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is no recipe"), ("[]", "it is no object"), ('{"pian": 1}', "there is no 'pian'; there are seconds, piano")],
+)
+def test_a_recipe_that_is_none_is_said(text, message, capsys):
+    with pytest.raises(SystemExit):
+        command("--recipe", text)
+    assert message in capsys.readouterr().err
+    assert command("--recipe", '{"settle": 0.02}').recipe == Recipe(settle=0.02)
+    found = command("--recipe", '{"piano": 0.9, "drums": 0.1, "damage": false}').recipe
+    assert {kind: share for kind, share in found.shares().items() if share} == {"piano": 0.9, "drums": 0.1}
+    assert not found.damage
+
+
+def test_a_font_for_tests_is_refused_in_training(tmp_path, font, monkeypatch):
+    kept = tmp_path / "renamed.sf2"
+    kept.write_bytes(font.read_bytes() + b"other")
+    manifest = json.loads(sources.MANIFEST.read_text())
+    manifest["packages"]["csound-soundfont"]["test_only"] = {"sf_GMbank.sf2": sources.sha256(kept)}
+    (tmp_path / "sources.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(sources, "MANIFEST", tmp_path / "sources.json")
+    named = tmp_path / "sf_GMbank.sf2"
+    named.write_bytes(font.read_bytes())
+    for path in (kept, named):
+        with pytest.raises(ValueError, match=rf"{path.name} is kept for validation and test"):
+            dataset.generator_of(command("--fonts", font, path), "train", 0)
+        assert len(dataset.generator_of(command("--fonts", font, path), "test", 0).font_paths) == 2
+    assert dataset.generator_of(command("--fonts", font), "train", 0)
+
+
+def test_the_command_makes_recordings_to_measure_on(tmp_path, font):
+    recipe = '{"seconds": 2.0, "damage": false, "drums": 1}'
+    arguments = ["--pairs", "--fonts", str(font), "--split", "test", "--recipe", recipe]
+    assert dataset.main([str(tmp_path / "out"), *arguments, "--examples", "2"]) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("drums*")}
+    assert sorted(before) == [f"drums__0000{number}.{suffix}" for number in (0, 1) for suffix in ("flac", "mid")]
+    assert dataset.main([str(tmp_path / "out"), *arguments, "--examples", "3"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("drums__0000[01]*")} == before
+    found = datasets.recordings(tmp_path / "out")
+    assert [recording.group for recording in found] == ["drums"] * 3
+    example = dataset.generator_of(command("--fonts", font, "--recipe", recipe), "test", 0).example(2)
+    assert read_audio(found[2].audio, 16000) == pytest.approx(example.audio, abs=1e-4)
+    assert len(datasets.read_notes(found[2])) == len(example.notes)
+    # without a config, shards are MT3's
+    assert dataset.main([str(tmp_path / "mt3"), *arguments[1:], "--shards", "1", "--examples", "2"]) == 0
+    assert dataset.Shards([tmp_path / "mt3" / "00000.npz"], Config()).some(1).frames.shape == (1, 256, 512)

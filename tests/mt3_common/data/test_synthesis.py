@@ -1,0 +1,378 @@
+"""The generator of training data, with a soundfont and songs made here."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("tinysoundfont")
+from mt3_common.data import synthesis
+from mt3_common.formats.midi import write_midi
+from mt3_common.notes.notes import Note, trim_overlapping
+
+SHARES = dict.fromkeys(("piano", "band", "drums", "solo", "dense", "silence"), 0.0)
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("songs")
+    notes = [Note(t / 4, t / 4 + 0.2, 50 + t % 24, 80) for t in range(80)]
+    notes += [Note(t / 2, t / 2 + 0.1, 36 + 2 * (t % 2), 90, 0, True) for t in range(40)]
+    write_midi(notes, folder / "song.mid")
+    (folder / "broken.mid").write_bytes(b"no song")
+    return synthesis.read_songs(folder)
+
+
+def recipe(**settings):
+    return synthesis.Recipe(**{"seconds": 4.0, **SHARES, **settings})
+
+
+def test_songs_are_read_by_stem_and_broken_files_left_out(songs):
+    assert [song.name for song in songs] == ["song.mid"]
+    assert sorted((is_drum, len(notes)) for _, is_drum, notes in songs[0].stems) == [(False, 80), (True, 40)]
+
+
+def test_a_folder_without_midi_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"no MIDI file"):
+        synthesis.read_songs(tmp_path)
+
+
+def test_songs_without_notes_are_passed_over_and_missing_ones_are_said(songs, font, tmp_path):
+    (tmp_path / "broken.mid").write_bytes(b"MThd and no more")
+    broken = synthesis.read_songs(tmp_path)
+    assert broken[0].stems == ()
+    generator = synthesis.Generator(broken * 3 + songs, [font], recipe(piano=1.0))
+    assert all(generator._stems("piano", rng) for rng in draws(10))
+    with pytest.raises(ValueError, match=r"none of 1 songs has notes; the first is .*broken\.mid"):
+        synthesis.Generator(broken, [font], recipe(piano=1.0)).example(0)
+    gone = synthesis.Song("gone.mid", tmp_path / "gone.mid")
+    with pytest.raises(ValueError, match=r"gone\.mid cannot be read"):
+        synthesis.Generator([gone], [font], recipe(piano=1.0)).example(0)
+
+
+def test_splits_hold_nine_tenths_and_keep_versions_together():
+    names = [f"songs/{number}.mid" for number in range(2000)]
+    splits = [synthesis.split_of(name) for name in names]
+    assert 0.87 < splits.count("train") / 2000 < 0.93
+    assert splits.count("validation") > 60
+    assert splits.count("test") > 60
+    for number in range(50):
+        assert synthesis.split_of(f"D_SONG{number}_12ab.mid") == synthesis.split_of(f"D_SONG{number}_9f3e.mid")
+
+
+@pytest.mark.parametrize("kind", ["piano", "drums", "dense", "silence"])
+def test_examples_depend_on_seed_and_index_alone(kind, songs, font):
+    one, other = (synthesis.Generator(songs, [font], recipe(**{kind: 1.0}), seed=3) for _ in range(2))
+    other.example(7)
+    example, again = one.example(4), other.example(4)
+    assert example.kind == kind
+    assert example.audio.dtype == np.float32
+    assert example.audio.shape == (64000,)
+    np.testing.assert_array_equal(example.audio, again.audio)
+    assert example.notes == again.notes
+    assert bool(example.notes) == (kind != "silence")
+    assert all(note.is_drum == (kind == "drums") for note in example.notes)
+    assert np.abs(example.audio).max() <= 1.0
+    assert not np.array_equal(example.audio, one.example(5).audio)
+
+
+def test_workers_make_the_same_examples_in_order(songs, font):
+    generator = synthesis.Generator(songs, [font], recipe(piano=1.0, dense=1.0), seed=1)
+    alone = list(synthesis.in_order(generator.example, range(2, 6), 0))
+    together = list(synthesis.in_order(generator.example, range(2, 6), 2))
+    assert [example.notes for example in alone] == [example.notes for example in together]
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.audio, other.audio)
+
+
+def test_notes_are_where_the_audio_has_them(songs, font):
+    generator = synthesis.Generator(songs, [font], recipe(damage=False, piano=1.0), seed=0)
+    for index in range(4):
+        example = generator.example(index)
+        first = min(note.onset for note in example.notes)
+        heard = np.flatnonzero(np.abs(example.audio) > 0.02)[0] / 16000
+        assert abs(heard - first) < 0.012
+
+
+@pytest.mark.parametrize("shift", [-3, 0, 3])
+def test_another_formant_keeps_pitch_and_time(shift, songs, font):
+    generator = synthesis.Generator(songs, [font], recipe(damage=False, silence=1.0), seed=0)
+    generator.example(0)
+    stem = synthesis.Stem(0, False, (Note(1.0, 3.0, 69, 100),))
+    audio = generator._stem_audio(stem, 0, shift, 0.0, np.random.default_rng(0))
+    spectrum = np.abs(np.fft.rfft(audio[20000:36000] * np.hanning(16000)))
+    assert abs(int(spectrum.argmax()) - 441) <= 1
+    assert abs(np.flatnonzero(np.abs(audio) > 0.01)[0] / 16000 - 1.0) < 0.012
+
+
+def test_notes_are_trimmed_and_within_the_example(songs, font):
+    generator = synthesis.Generator(songs, [font], recipe(piano=1.0, band=1.0, dense=1.0, drums=1.0), seed=5)
+    for example in map(generator.example, range(8)):
+        assert example.notes == trim_overlapping(example.notes)
+        assert all(0 <= note.onset < note.offset <= 4.0 for note in example.notes)
+        assert all(note.program % 8 == 0 for note in example.notes)
+
+
+def test_made_up_music_is_playable():
+    rng = np.random.default_rng(2)
+    for make, is_drum in ((synthesis.made_up_notes, False), (synthesis.made_up_drums, True)):
+        for _ in range(20):
+            notes = make(5.0, rng)
+            assert notes == sorted(notes)
+            for note in notes:
+                assert note.is_drum == is_drum
+                assert 0 <= note.pitch <= 127
+                assert 1 <= note.velocity <= 127
+                assert 0 <= note.onset < note.offset
+
+
+def test_a_missing_font_is_said(songs, tmp_path):
+    (tmp_path / "text.sf2").write_text("no soundfont")
+    with pytest.raises(ValueError, match=r"text\.sf2 cannot be loaded"):
+        synthesis.Generator(songs, [tmp_path / "text.sf2"], recipe(piano=1.0)).example(0)
+    with pytest.raises(ValueError, match="at least one soundfont"):
+        synthesis.Generator(songs, [], recipe(piano=1.0)).example(0)
+
+
+def test_settled_notes_share_times():
+    chord = [Note(1.004, 1.52, 60, 80), Note(1.011, 1.9, 64, 80), Note(1.017, 3.0, 67, 80)]
+    after = [Note(1.5, 1.51, 72, 80), Note(1.54, 2.5, 74, 80)]
+    settled = synthesis.settle(chord + after, 0.02)
+    assert [note.onset for note in settled] == pytest.approx([1.02, 1.02, 1.02, 1.5, 1.54])
+    # the first one ends where the next begins; the second and the last on the coarse grid; none before it began
+    assert [note.offset for note in settled] == pytest.approx([1.5, 1.92, 3.04, 1.52, 2.48])
+    assert [note.pitch for note in settled] == [60, 64, 67, 72, 74]
+    assert synthesis.settle([], 0.02) == []
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.floats(0, 5), st.floats(0.01, 2), st.integers(40, 44)), max_size=20))
+def test_settling_moves_little_and_loses_nothing(rows):
+    notes = trim_overlapping(sorted(Note(onset, onset + length, pitch, 80) for onset, length, pitch in rows))
+    settled = synthesis.settle(notes, 0.02)
+    assert len(settled) == len(notes)
+    for before, after in zip(notes, settled):
+        assert abs(after.onset - before.onset) <= 0.04
+        assert after.onset < after.offset
+        assert abs(after.offset - before.offset) <= 0.12
+
+
+def test_tones_sound_where_the_notes_are():
+    notes = [Note(0.5, 1.0, 69, 100), Note(1.5, 1.9, 57, 60)]
+    for program in (0, 40):
+        audio = synthesis.play_tones(notes, program, 0.0, 2.5, np.random.default_rng(3))
+        assert audio.shape == (40000,)
+        assert audio.dtype == np.float32
+        assert np.abs(audio[:7900]).max() == 0
+        # 440 Hz and 220 Hz are the strongest of their octave
+        for first, hertz in ((8800, 440), (24800, 220)):
+            spectrum = np.abs(np.fft.rfft(audio[first : first + 6400] * np.hanning(6400)))
+            assert abs(np.argmax(spectrum[: int(hertz * 1.5 / 2.5)]) * 2.5 - hertz) <= 5
+    # a stem that the soundfont would play sounds otherwise as tones
+    assert not np.array_equal(audio, synthesis.play_tones(notes, 40, 0.0, 2.5, np.random.default_rng(4)))
+
+
+def draws(count=200):
+    return map(np.random.default_rng, range(count))
+
+
+def decibels(ratio):
+    return 20 * np.log10(ratio)
+
+
+def test_stretches_have_other_tempos_keys_and_velocities(tmp_path, font):
+    notes = [Note(t / 4, t / 4 + 0.1, 60, 80) for t in range(160)]
+    notes += [Note(t / 4, t / 4 + 0.1, 38, 80, 0, True) for t in range(160)]
+    write_midi(notes, tmp_path / "even.mid")
+    [song] = synthesis.read_songs(tmp_path)
+    generator = synthesis.Generator([song], [font], recipe(piano=1.0))
+    tempos, transpositions, velocities = [], set(), set()
+    for rng in draws():
+        pitched, drums = sorted(generator._stretch(song, rng), key=lambda stem: stem.is_drum)
+        onsets = [note.onset for note in pitched.notes]
+        tempos.append(0.25 / np.polyfit(np.arange(len(onsets)), onsets, 1)[0])
+        transpositions |= {note.pitch - 60 for note in pitched.notes}
+        velocities |= {note.velocity for note in pitched.notes}
+        assert {note.pitch for note in drums.notes} == {38}
+        assert 0 <= min(onsets) <= max(onsets) < 4.02
+    assert 0.795 < min(tempos) < 0.82 < 1.22 < max(tempos) < 1.256
+    assert transpositions == set(range(-5, 7))
+    assert min(velocities) < 50 < 105 < max(velocities) <= 127
+
+
+def test_stems_have_gains_of_their_own(songs, font, monkeypatch):
+    stem = synthesis.Stem(0, False, (Note(0.5, 3.5, 69, 100),))
+    # colour changes loudness, which gains are relative to
+    monkeypatch.setattr(synthesis, "_coloured", lambda audio, rng: audio)
+    for damage, low, high in ((True, -10, 4), (False, -6, 0)):
+        generator = synthesis.Generator(songs, [font], recipe(damage=damage, silence=1.0))
+        generator.example(0)
+        alone = generator._font_audio(stem, 0, 0, 0.0, np.random.default_rng(0))[:64000]
+        rms = np.sqrt(np.mean(alone**2))
+        stems = (generator._stem_audio(stem, 0, 0, 0.0, rng) for rng in draws())
+        gains = [decibels(np.sqrt(np.mean(audio**2)) / np.sqrt(0.08 * rms)) for audio in stems]
+        assert low - 0.1 < min(gains) < low + 0.5
+        assert high - 0.5 < max(gains) < high + 0.1
+
+
+def test_stems_are_left_out_and_have_other_programs_of_their_class(songs, font):
+    generator = synthesis.Generator(songs, [font], recipe(band=1.0))
+    written = (3, 26, 33, 40, 61, 73)
+    stems = [synthesis.Stem(p, False, (Note(0, 1, 60 + i, 80, p),)) for i, p in enumerate(written)]
+    stems.append(synthesis.Stem(0, True, (Note(0, 1, 38, 80, 0, True),)))
+    kept, drawn = [], {program: set() for program in written}
+    for rng in draws(400):
+        band = generator._band(songs[0], stems, rng)
+        kept.append(len(band))
+        for stem in band:
+            if stem.is_drum:
+                assert stem.program == 0
+            else:
+                drawn[written[stem.notes[0].pitch - 60]].add(stem.program)
+    assert min(kept) >= 1
+    assert 0.76 < np.mean(kept) / 7 < 0.84
+    for program, found in drawn.items():
+        assert found == set(range(program // 8 * 8, program // 8 * 8 + 8))
+
+
+def played(monkeypatch, generator, count):
+    """Font, formant, detuning and is_drum of each stem of so many examples."""
+    found = []
+
+    def stem_audio(self, stem, font, shift, detune, rng):
+        found[-1].append((font, shift, detune, stem.is_drum))
+        return np.zeros(64000, np.float32)
+
+    monkeypatch.setattr(synthesis.Generator, "_stem_audio", stem_audio)
+    for index in range(count):
+        found.append([])
+        generator.example(index)
+    return [example for example in found if example]
+
+
+def test_fonts_formants_and_detuning_are_drawn(songs, font, monkeypatch):
+    generator = synthesis.Generator(songs, [font] * 3, recipe(piano=1.0, band=1.0))
+    examples = played(monkeypatch, generator, 150)
+    assert {stem[0] for example in examples for stem in example} == {0, 1, 2}
+    assert any(len({stem[0] for stem in example}) > 1 for example in examples)
+    for is_drum, formants in ((False, set(range(-3, 4))), (True, {0})):
+        assert {stem[1] for example in examples for stem in example if stem[3] == is_drum} == formants
+    # all of an example are out of tune together, by hundredths of a semitone
+    assert all(len({stem[2] for stem in example}) == 1 for example in examples)
+    detunings = [example[0][2] for example in examples]
+    assert 0.06 < np.std(detunings) < 0.1
+    assert np.abs(detunings).max() < 0.4
+    clean = synthesis.Generator(songs, [font], recipe(piano=1.0, damage=False))
+    assert {stem for example in played(monkeypatch, clean, 20) for stem in example} == {(0, 0, 0.0, False)}
+
+
+def test_detuning_is_heard(font):
+    audio = synthesis.Fonts([font]).play([Note(0.0, 2.0, 69, 100)], 0, 0, False, 0.5, 2.0)
+    spectrum = np.abs(np.fft.rfft(audio[22050:66150] * np.hanning(44100)))
+    assert abs(int(spectrum.argmax()) - 441 * 2 ** (0.5 / 12)) <= 1
+
+
+def test_each_stem_has_an_equaliser(songs, font, monkeypatch):
+    impulse = np.zeros(32000, np.float32)
+    impulse[16000] = 1.0
+    curves = np.array([decibels(np.abs(np.fft.rfft(synthesis._coloured(impulse, rng)))) for rng in draws(100)])
+    heard = curves[:, 50:15000]
+    assert 3 < np.abs(heard).max() < 9.5
+    assert np.abs(heard).max(axis=1).min() < 1.0
+    assert np.median(heard.std(axis=1)) > 0.5
+    # gentle: a third of an octave apart, no more than 5 dB
+    low = np.arange(100, 11000)
+    assert np.abs(curves[:, (low * 1.26).astype(int)] - curves[:, low]).max() < 5.5
+    monkeypatch.setattr(synthesis, "_coloured", lambda audio, rng: 0 * audio)
+    stem = synthesis.Stem(0, False, (Note(0.5, 3.5, 69, 100),))
+    for damage in (True, False):
+        generator = synthesis.Generator(songs, [font], recipe(damage=damage, silence=1.0))
+        generator.example(0)
+        assert generator._stem_audio(stem, 0, 0, 0.0, np.random.default_rng(0)).any() != damage
+
+
+def test_rooms_have_tails():
+    rooms = [synthesis._room(rng) for rng in draws(100)]
+    assert all(room[0] == 1 and len(room) <= 16000 for room in rooms)
+    tails = [decibels(np.sqrt(np.sum(room[1:] ** 2))) for room in rooms]
+    assert -18.1 < min(tails) < -14 < -3 < max(tails) < 1.1
+    for room in rooms:
+        half = len(room) // 2
+        assert np.sum(room[1:half] ** 2) > 10 * np.sum(room[half:] ** 2)
+    assert max(map(len, rooms)) > 12000
+    assert min(map(len, rooms)) < 3000
+
+
+def test_compression_brings_loud_and_soft_together():
+    tone = np.sin(np.arange(32000) * 0.3).astype(np.float32)
+    tone[:16000] *= 0.1
+    closer = []
+    for rng in draws(60):
+        after = synthesis._compressed(tone, rng)
+        soft, loud = (np.sqrt(np.mean(after[first : first + 8000] ** 2)) for first in (8000, 24000))
+        closer.append(20 - decibels(loud / soft))
+    # 18 dB of level, to powers of 0.1 to 0.5
+    assert 1.5 < min(closer) < 3 < 7.5 < max(closer) < 9.3
+
+
+def test_overdriven_mixes_are_clipped():
+    tone = np.sin(np.arange(16000) * 2 * np.pi * 400 / 16000).astype(np.float32)
+    flat, thirds = 0, []
+    for rng in draws(100):
+        after = synthesis._overdriven(tone, rng)
+        assert np.abs(after).max() <= 1
+        spectrum = np.abs(np.fft.rfft(after))
+        thirds.append(spectrum[1200] / spectrum[400])
+        flat += np.mean(after > 0.999) > 0.05
+    assert max(thirds) > 0.15
+    # one in five is clipped hard, and most of those are driven far enough to be flat
+    assert 5 < flat < 25
+
+
+def test_noise_is_white_or_dark_or_not_there():
+    noises = [synthesis._noise(8000, rng) for rng in draws()]
+    silent = [noise for noise in noises if not noise.any()]
+    assert 8 <= len(silent) <= 34
+    levels = [decibels(noise.std()) for noise in noises if noise.any()]
+    assert -85.5 < min(levels) < -80 < -45 < max(levels) < -39.5
+    dark = [np.corrcoef(noise[1:], noise[:-1])[0, 1] > 0.4 for noise in noises if noise.any()]
+    assert 0.55 < np.mean(dark) < 0.85
+
+
+def test_band_limits_take_the_ends():
+    hertz = np.arange(1, 8001)
+    curves = np.array([synthesis._band_limits(hertz, rng) for rng in draws(100)])
+    assert curves.max() == 0
+    assert not curves[:, 200:2499].any()
+    # 30 Hz is passed by few, 7900 Hz by none
+    assert (curves[:, 30] < 0).mean() > 0.95
+    assert -40 < curves[:, 7899].min() < -30 < -10 < curves[:, 7899].max() < -4
+
+
+def test_every_damage_befalls_its_share_of_mixes(monkeypatch):
+    shares = {"_equalizer": 1, "_band_limits": 0.25, "_room": 0.6, "_overdriven": 0.3, "_compressed": 0.3, "_noise": 1}
+    counts = dict.fromkeys(shares, 0)
+
+    def counted(name, do):
+        def counting(*args):
+            counts[name] += 1
+            return do(*args)
+
+        return counting
+
+    for name in shares:
+        monkeypatch.setattr(synthesis, name, counted(name, getattr(synthesis, name)))
+    tone = np.sin(np.arange(8000) * 0.3).astype(np.float32) * 0.2
+    peaks, lasting = [], []
+    for rng in draws(300):
+        mix = synthesis._damage(np.pad(tone, (0, 8000)), rng)
+        assert mix.dtype == np.float32
+        assert np.abs(mix).max() <= 1
+        peaks.append(decibels(np.abs(mix).max()))
+        lasting.append(np.abs(mix[8200:9000]).max() / np.abs(mix).max())
+    for name, share in shares.items():
+        assert counts[name] / 300 == pytest.approx(share, abs=0.08 if share < 1 else 0)
+    assert -26.1 < min(peaks) < -23 < -3 < max(peaks) < -0.8
+    # what is counted is heard: rooms sound on
+    assert 0.3 < np.mean(np.array(lasting) > 0.05) < 0.7
+    assert not np.array_equal(synthesis._damage(tone, np.random.default_rng(1)), tone)

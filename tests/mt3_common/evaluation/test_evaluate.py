@@ -1,0 +1,261 @@
+"""The evaluate command, with a transcriber that knows the answers and one that fails."""
+
+import csv
+import json
+import sys
+
+import matplotlib.colors
+import matplotlib.image
+import numpy as np
+import pytest
+import soundfile
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from mt3_common.config import Config
+from mt3_common.data import corpora as datasets
+from mt3_common.evaluation import evaluate as evaluation
+from mt3_common.formats import midi
+from mt3_common.formats import plot as picture
+from mt3_common.notes.notes import Note
+from mt3_common.transcription.pipeline import NamedCheckpoint, Transcription
+
+PIANO = [Note(0.5, 1.0, 60, 100), Note(1.0, 1.5, 64, 100), Note(1.5, 2.5, 67, 100)]
+DRUMS = [Note(t / 4, t / 4 + 0.01, 36, 100, 0, True) for t in range(8)]
+
+
+class Oracle:
+    """Transcribes by reading the answers, one note of the piano missing."""
+
+    config = Config()
+
+    def transcribe(self, path):
+        if "broken" in path.name:
+            raise ValueError(f"{path} is no audio")
+        notes = PIANO[:2] if "piano" in path.name else DRUMS
+        return Transcription(notes, 3.0, 1, invalid=2, dropped=1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("piano__one", "drums__two"):
+        soundfile.write(data / f"{name}.flac", np.random.default_rng(0).uniform(-0.1, 0.1, 48000), 16000)
+    midi.write_midi(PIANO, data / "piano__one.mid")
+    lines = ["onset\toffset\tpitch\tprogram\tis_drum"]
+    lines += [f"{note.onset}\t{note.offset}\t{note.pitch}\t0\t1" for note in DRUMS]
+    (data / "drums__two.tsv").write_text("\n".join(lines) + "\n")
+    soundfile.write(data / "alone.wav", np.zeros(1600), 16000)
+    return data
+
+
+def load(**options):
+    assert options["search"] == "greedy"
+    return Oracle()
+
+
+def test_results_are_written_per_file_and_over_all(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert evaluation.main("torch_mt3", load, [str(folder), "-o", str(out), "--pictures"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert [row["name"] for row in results["files"]] == ["drums__two", "piano__one"]
+    drums, piano = results["files"]
+    assert (piano["onset_precision"], piano["onset_recall"]) == pytest.approx((1, 2 / 3))
+    assert piano["drum_onset"] is None
+    assert drums["onset"] is None
+    assert drums["drum_onset"] == drums["drums"] == 1
+    summary = results["summary"]
+    assert summary["all"]["onset"]["mean"] == pytest.approx(0.8)
+    assert summary["all"]["onset"]["files"] == 1
+    assert summary["piano"]["invalid"] == 2
+    assert summary["drums"]["dropped"] == 1
+    with open(out / "results.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[1]["onset"]) == pytest.approx(0.8)
+    assert "0.800" in capsys.readouterr().out
+    # of each file a picture, with something of the kinds that it has and more of none than the legend's own patch
+    for name, kinds in (("piano__one", {"found", "missed"}), ("drums__two", {"found"})):
+        image = matplotlib.image.imread(out / f"{name}.png")[..., :3]
+        assert image.shape[0] == 800
+        for kind, colour, _ in picture.COMPARED:
+            area = (np.abs(image - matplotlib.colors.to_rgb(colour)).max(axis=-1) < 0.01).sum()
+            assert area > 60, kind
+            assert (area > 200) == (kind.partition(",")[0] in kinds), (name, kind, area)
+
+
+def test_a_picture_has_right_and_estimated_notes_on_top_of_the_spectrogram(tmp_path):
+    times = np.arange(4 * 16000) / 16000
+    soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 440 * times), 16000)
+    references = [Note(0.5, 1.5, 60, 100), Note(1.0, 2.0, 72, 100), Note(2.0, 2.05, 36, 100, 0, True)]
+    estimates = [
+        Note(0.52, 1.0, 60, 100, 5),  # found, of another program, too short
+        Note(1.06, 2.0, 72, 100),  # 60 ms late: the reference is missed, the estimate wrong
+        Note(2.01, 2.02, 36, 100, 0, True),
+        Note(3.0, 3.01, 43, 100, 0, True),
+    ]
+    image = picture._spectrogram(tmp_path / "a.wav", 0.0, 4.0, 800)
+    figure = picture._compared(references, estimates, image, 4.0)
+    (axes,) = figure.axes
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3]
+    reference, estimate, missed, wrong = (
+        tuple(round(255 * part) for part in matplotlib.colors.to_rgb(colour)) for _, colour, _ in picture.COMPARED
+    )
+
+    def at(seconds, height):
+        x, y = axes.transData.transform((seconds, height))
+        return tuple(int(part) for part in pixels[int(y), int(x)])
+
+    # the estimate inside of the reference, which goes on alone
+    assert at(0.7, 60) == estimate
+    assert at(0.7, 60.35) == at(0.7, 59.65) == at(0.51, 60) == at(1.2, 60) == reference
+    assert at(1.03, 72) == at(1.5, 72.4) == missed
+    assert at(1.5, 72) == wrong
+    assert at(2.03, picture._drum_row(36)) == estimate
+    assert at(2.03, picture._drum_row(36) + 0.35) == reference
+    assert at(3.03, picture._drum_row(43)) == wrong
+    below = [picture._drum_row(key) for key in (35, 36, 43, 81, picture.LOWEST)]
+    assert below[4] == below[0] < below[1] < below[2] < below[3] < picture.LOWEST
+    assert axes.get_ylim()[0] < below[0]
+    assert axes.get_ylabel() == "MIDI pitch, drums below 21"
+    # the tone where nobody wrote a note: bright, and dark two semitones above
+    for seconds in (0.3, 1.5, 3.5):
+        bright, dark = at(seconds, 69.1), at(seconds, 71.2)
+        assert len(set(bright)) == len(set(dark)) == 1
+        assert bright[0] > dark[0] + 60
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == "onset within 50 ms"
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said == ["found, reference: 2", "found, estimate: 2", "missed: 1", "wrong: 2"]
+
+
+def test_a_run_goes_on_from_its_results(folder, tmp_path, monkeypatch):
+    arguments = [str(folder), "-o", str(tmp_path / "out")]
+    assert evaluation.main("torch_mt3", load, arguments) == 0
+    before = json.loads((tmp_path / "out" / "results.json").read_text())
+    measured = []
+    measure = evaluation.measure
+    monkeypatch.setattr(evaluation, "measure", lambda pair, *rest: measured.append(pair.name) or measure(pair, *rest))
+    assert evaluation.main("torch_mt3", load, arguments) == 0
+    assert measured == []
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == before
+    # other notes for one file: only that is measured again
+    midi.write_midi(PIANO[:1], folder / "piano__one.mid")
+    assert evaluation.main("torch_mt3", load, arguments) == 0
+    assert measured == ["piano__one"]
+
+
+def test_one_bad_file_does_not_stop_the_others(folder, tmp_path, capsys):
+    soundfile.write(folder / "broken.flac", np.zeros(1600), 16000)
+    midi.write_midi(PIANO, folder / "broken.mid")
+    assert evaluation.main("jax_mt3", load, [str(folder), "-o", str(tmp_path / "out")]) == 1
+    assert "broken.flac is no audio" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["files"]) == 2
+
+
+def test_ready_midi_files_are_measured_without_a_network(folder, tmp_path, capsys):
+    estimates = tmp_path / "estimates"
+    estimates.mkdir()
+    midi.write_midi(PIANO, estimates / "piano__one.mid")
+    midi.write_midi(DRUMS[:4], estimates / "drums__two.mid")
+    out = tmp_path / "out"
+    arguments = [str(folder), "--estimates", str(estimates), "-o", str(out), "--pictures"]
+    assert evaluation.main("jax_mt3", None, arguments) == 0
+    assert {path.name for path in out.glob("*.png")} == {"piano__one.png", "drums__two.png"}
+    summary = json.loads((out / "results.json").read_text())["summary"]
+    assert summary["piano"]["onset"]["mean"] == 1
+    assert summary["drums"]["drum_onset"]["mean"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("line", ["0.1\t0.2\t60\t0", "0.1\t0.2\t60\t0\tmaybe", "0.1\tx\t60\t0\t1"])
+def test_a_line_that_is_no_note_is_said(line, tmp_path):
+    path = tmp_path / "bad.tsv"
+    path.write_text(f"onset\toffset\tpitch\tprogram\tis_drum\n0\t1\t60\t0\t0\n{line}\n")
+    with pytest.raises(ValueError, match=r"bad\.tsv, line 3"):
+        datasets.read_tsv(path)
+
+
+def test_a_folder_without_pairs_is_said(tmp_path, capsys):
+    assert evaluation.main("torch_mt3", load, [str(tmp_path)]) == 2
+    assert "no recording here has its notes" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_changed_under_its_name_is_measured_again(folder, tmp_path, monkeypatch):
+    place = tmp_path / "checkpoint"
+    (place / "array").mkdir(parents=True)
+    (place / "array" / "0.0").write_bytes(b"first")
+
+    def load_named(**options):
+        oracle = Oracle()
+        oracle.checkpoint = NamedCheckpoint(str(place), "checkpoint")
+        return oracle
+
+    measured = []
+    measure = evaluation.measure
+    monkeypatch.setattr(evaluation, "measure", lambda pair, *rest: measured.append(pair.name) or measure(pair, *rest))
+    arguments = [str(folder), "-o", str(tmp_path / "out"), "--checkpoint"]
+    assert evaluation.main("torch_mt3", load_named, [*arguments, str(place)]) == 0
+    assert len(measured) == 2
+    # the same content, called by another name
+    assert evaluation.main("torch_mt3", load_named, [*arguments, "another"]) == 0
+    assert len(measured) == 2
+    (place / "array" / "0.0").write_bytes(b"later")
+    assert evaluation.main("torch_mt3", load_named, [*arguments, str(place)]) == 0
+    assert len(measured) == 4
+    found = {evaluation.fingerprint(load_named())}
+    (place / "array" / "0.0").rename(place / "array" / "0.1")
+    assert evaluation.fingerprint(load_named()) not in found
+
+
+STAND_IN = """#!{python}
+import shutil, sys
+output, audio = sys.argv[1:]
+if "piano" in audio:
+    shutil.copy({midi!r}, output + "/piano__one_basic_pitch.mid")
+else:
+    print("first", file=sys.stderr)
+    sys.exit("no good")
+"""
+
+
+def test_basic_pitch_is_run_by_its_command(folder, tmp_path, capsys):
+    midi.write_midi(PIANO[:1], tmp_path / "found.mid")
+    command = tmp_path / "basic-pitch"
+    command.write_text(STAND_IN.format(python=sys.executable, midi=str(tmp_path / "found.mid")))
+    command.chmod(0o755)
+    arguments = [str(folder), "-o", str(tmp_path / "out"), "--baseline", "basic-pitch", "--baseline-command"]
+    assert evaluation.main("jax_mt3", None, [*arguments, str(command)]) == 1
+    assert "drums__two.flac: basic-pitch failed: no good" in capsys.readouterr().err
+    [row] = json.loads((tmp_path / "out" / "results.json").read_text())["files"]
+    assert (row["name"], row["estimates"], row["onset_recall"]) == ("piano__one", 1, pytest.approx(1 / 3))
+    assert evaluation.main("jax_mt3", None, [*arguments, str(tmp_path / "nowhere")]) == 2
+    assert "there is no command" in capsys.readouterr().err
+
+
+def test_a_published_data_set_is_measured_on_its_test_split(tmp_path):
+    lines = ["split,midi_filename,audio_filename"]
+    for split in ("train", "test"):
+        soundfile.write(tmp_path / f"{split}_piano.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 48000), 16000)
+        midi.write_midi(PIANO, tmp_path / f"{split}_piano.midi")
+        lines.append(f"{split},{split}_piano.midi,{split}_piano.wav")
+    (tmp_path / "maestro-v3.0.0.csv").write_text("\n".join(lines) + "\n")
+    for more, expected in (([], "test_piano"), (["--split", "train"], "train_piano")):
+        out = tmp_path / expected
+        assert evaluation.main("torch_mt3", load, [str(tmp_path), "-o", str(out), *more]) == 0
+        results = json.loads((out / "results.json").read_text())
+        assert [row["name"] for row in results["files"]] == [expected]
+        assert results["summary"]["maestro"]["program_full"]["files"] == 1
+
+
+def test_every_measure_that_is_promised_is_there_with_its_interval(folder, tmp_path):
+    out = tmp_path / "out"
+    assert evaluation.main("torch_mt3", load, [str(folder), "-o", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    promised = ["onset", "onset_offset", "onset_offset_velocity", "frame", "drum_onset", "drums", "onset_class"]
+    promised += ["program_flat", "program_midi_class", "program_full"]
+    for name in promised:
+        entry = results["summary"]["all"][name]
+        assert entry["low"] <= entry["mean"] <= entry["high"]
+        assert entry["files"] == (2 if name.startswith(("program", "onset_class")) else 1)
+        assert all({name, f"{name}_precision", f"{name}_recall"} <= row.keys() for row in results["files"])

@@ -1,0 +1,422 @@
+"""Both twins' training: the same losses step for step, runs that go on exactly, and the run folder."""
+
+import csv
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from jax_mt3 import train as jax_train
+from mt3_common.checkpoint import checkpoint
+from mt3_common.config import Config, ConfigError, NetworkConfig, SpectrogramConfig
+from mt3_common.data import shards as dataset
+from mt3_common.data.synthesis import Example
+from mt3_common.notes.notes import Note
+from mt3_common.training import training
+from mt3_common.training.initial import initial_arrays
+from mt3_common.training.training import TrainingConfig
+from torch_mt3 import checkpoint as torch_checkpoint
+from torch_mt3 import model as torch_model
+from torch_mt3 import train as torch_train
+
+CONFIG = Config(
+    network=NetworkConfig(
+        emb_dim=32, num_heads=2, head_dim=24, mlp_dim=40, num_encoder_layers=2, num_decoder_layers=1, dropout_rate=0.0
+    ),
+    spectrogram=SpectrogramConfig(hop_width=320),
+    input_frames=32,
+    max_target_length=64,
+)
+LEARNERS = {"jax": jax_train.Learner, "torch": torch_train.Learner}
+
+
+@pytest.fixture(autouse=True)
+def single_precision_again():
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    examples = []
+    for _ in range(4):
+        notes = [Note(t / 4, t / 4 + 0.2, int(rng.integers(40, 80)), 90, int(rng.integers(3)) * 8) for t in range(36)]
+        audio = sum(np.sin(np.arange(160000) * f / 800) for f in rng.uniform(20, 200, 3)) * 0.1
+        examples.append(Example((audio + 0.01 * rng.standard_normal(160000)).astype(np.float32), notes, "piano"))
+    dataset.write_shard(folder / "00000.npz", examples[:3], CONFIG, [0, 0])
+    dataset.write_shard(folder / "validation.npz", examples[3:], CONFIG, [0, 1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(data):
+    return dataset.Shards([data / "00000.npz"], CONFIG)
+
+
+def losses(twin, settings, shards, steps, slots=None, arrays=None, begin=0):
+    learner = LEARNERS[twin](CONFIG, settings, arrays or initial_arrays(CONFIG.network, 1), slots or {}, "cpu")
+    found = []
+    for step in range(begin, steps):
+        batches = [training.batch_of(shards, settings, step, part) for part in range(settings.accumulate)]
+        found.append(learner.update(batches, step, settings.rate(step)))
+    return found, learner
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_twenty_steps_agree(optimizer, dtype, tolerance, shards):
+    settings = TrainingConfig(
+        steps=20, batch_size=4, optimizer=optimizer, dtype=dtype, warmup_steps=5, weight_decay=0.01, auxiliary_steps=3
+    )
+    ours, jax_learner = losses("jax", settings, shards, 20)
+    theirs, torch_learner = losses("torch", settings, shards, 20)
+    for step, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        for name in ("loss", "token_loss", "auxiliary_loss"):
+            assert one[name] == pytest.approx(other[name], rel=tolerance), (step, name)
+    assert ours[0]["token_loss"] == 0 < ours[3]["token_loss"]
+    assert ours[-1]["token_loss"] < ours[3]["token_loss"]
+    one, other = jax_learner.slots(), torch_learner.slots()
+    assert one.keys() == other.keys()
+    assert {name: array.shape for name, array in one.items()} == {name: array.shape for name, array in other.items()}
+    batch = shards.batch(range(4))
+    assert jax_learner.token_loss(batch) == pytest.approx(torch_learner.token_loss(batch), rel=max(tolerance, 1e-5))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_twenty_steps_agree_where_adafactor_factors(dtype, tolerance, shards):
+    # matrices of 128 and more on both sides, wide and tall
+    network = dataclasses.replace(
+        CONFIG.network, emb_dim=128, head_dim=72, mlp_dim=136, num_encoder_layers=1, num_decoder_layers=1
+    )
+    config = dataclasses.replace(CONFIG, network=network)
+    settings = TrainingConfig(steps=20, batch_size=2, optimizer="adafactor", dtype=dtype, auxiliary=0.0, warmup_steps=1)
+    learners = [LEARNERS[twin](config, settings, initial_arrays(network, 1), {}, "cpu") for twin in LEARNERS]
+    found = []
+    for step in range(20):
+        batches = [training.batch_of(shards, settings, step, 0)]
+        one, other = (learner.update(batches, step, 0.01)["loss"] for learner in learners)
+        assert one == pytest.approx(other, rel=tolerance), step
+        found.append(one)
+    assert found[-1] < 0.8 * found[0]
+    one, other = (learner.slots() for learner in learners)
+    assert one.keys() == other.keys()
+    kinds = {name.removeprefix("param_states/"): slot.shape for name, slot in one.items()}
+    assert kinds["encoder/layers_0/mlp/wi_0/kernel/v_row"] == (128,)
+    assert kinds["encoder/layers_0/mlp/wi_0/kernel/v_col"] == (136,)
+    assert kinds["encoder/layers_0/mlp/wo/kernel/v_row"] == (128,)
+    # all but the norms, each slot the same to the accuracy of the losses
+    assert {name.rpartition("/")[2] for name in kinds if "norm" not in name} == {"v_row", "v_col"}
+    for name, slot in one.items():
+        np.testing.assert_allclose(other[name], slot, atol=100 * tolerance * np.abs(slot).max())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_twenty_steps_agree_while_the_decoder_learns_to_read(dtype, tolerance, shards):
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, num_decoder_layers=3))
+    settings = TrainingConfig(steps=20, batch_size=4, dtype=dtype, warmup_steps=5, alignment=0.3, contents=0.01)
+    arrays = initial_arrays(config.network, 1)
+    learners = [LEARNERS[twin](config, settings, arrays, {}, "cpu") for twin in LEARNERS]
+    extras = []
+    for step in range(20):
+        batches = [training.batch_of(shards, settings, step, 0)]
+        one, other = (learner.update(batches, step, settings.rate(step)) for learner in learners)
+        assert one["loss"] == pytest.approx(other["loss"], rel=tolerance), step
+        # the two losses are there, and fall
+        extras.append(one["loss"] - one["token_loss"] - settings.auxiliary * one["auxiliary_loss"])
+    assert 1 < extras[-1] < extras[0]
+    ones, others = (learner.slots() for learner in learners)
+    assert ones.keys() == others.keys() >= {"auxiliary/kernel_0", "auxiliary_states/kernel_1/m", "auxiliary/bias_1"}
+
+
+def test_where_each_token_is():
+    # 3 + n: a shift of n * 10 ms; the frames are 20 ms
+    targets = np.array([[1132, 3 + 10, 1050, 1060, 3 + 31, 1070, 1, 0]], np.int32)
+    batch = dataset.Batch(np.zeros((1, 32, 512), np.float32), targets, np.zeros((1, 32, dataset.ROLL_COLUMNS), bool))
+    found = training.places(batch, CONFIG)
+    np.testing.assert_array_equal(found.current[0], [0, 0, 5, 5, 5, 15.5, 15.5, 15.5])
+    np.testing.assert_array_equal(found.next[0], [5, 5, 15.5, 15.5, 15.5, 32, 32, 32])
+    np.testing.assert_array_equal(found.wanted[0], [0, 5, 5, 5, 15.5, 15.5, 15.5, 15.5])
+    batch.rolls[0, 5, 50] = batch.rolls[0, 15, 60] = True
+    labels, coming = training.contents(batch, training.soft_rolls(batch.rolls), found)
+    assert labels[0, 2, 50] == 1
+    assert labels[0, 4, 60] == 0
+    assert labels[0, 2, training.LABEL_COLUMNS - 128 + 50] == pytest.approx(0.4)
+    np.testing.assert_array_equal(coming[0], [5, 5, 16, 16, 16, 32, 32, 32])
+
+
+def test_heads_of_every_decoder_look():
+    for layers, expected in ((1, [(0, 0, 2), (0, 1, 1)]), (2, [(0, 0, 0), (0, 1, 0), (1, 0, 2), (1, 1, 1)])):
+        network = dataclasses.replace(CONFIG.network, num_decoder_layers=layers)
+        assert training.looking_heads(dataclasses.replace(CONFIG, network=network)) == expected
+    with pytest.raises(ConfigError, match="remat throws away"):
+        TrainingConfig(remat=True, contents=0.1)
+
+
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_nothing_is_computed_for_losses_of_no_weight(twin, shards, monkeypatch):
+    for name in ("soft_rolls", "next_events", "contents"):
+        monkeypatch.setattr(training, name, None)
+    [row], learner = losses(twin, TrainingConfig(batch_size=4, auxiliary=0.0, alignment=0.1), shards, 1)
+    assert row["auxiliary_loss"] == 0 < row["token_loss"] < row["loss"]
+    assert not any("auxiliary" in name for name in learner.slots())
+
+
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_accumulated_batches_are_one_batch(twin, shards):
+    whole = TrainingConfig(batch_size=8, equalizer=0.0)
+    rows = shards.rows(0, 8)
+    pair = [shards.batch(rows[:4]), shards.batch(rows[4:])]
+    arrays = initial_arrays(CONFIG.network, 1)
+    once, twice = (LEARNERS[twin](CONFIG, whole, arrays, {}, "cpu") for _ in range(2))
+    one, other = once.update([shards.batch(rows)], 0, 1e-3), twice.update(pair, 0, 1e-3)
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize("twin", LEARNERS)
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_a_run_goes_on_in_either_twin(twin, optimizer, shards):
+    settings = TrainingConfig(steps=8, batch_size=4, optimizer=optimizer, warmup_steps=2)
+    whole, _ = losses(twin, settings, shards, 8)
+    _, half = losses(twin, settings, shards, 4)
+    for other in LEARNERS:
+        rest, _ = losses(other, settings, shards, 8, half.slots(), half.arrays(), begin=4)
+        for one, again in zip(whole[4:], rest, strict=True):
+            if other == twin:
+                assert again == one
+            else:
+                assert again == pytest.approx(one, rel=1e-5, abs=0)
+    wrong = TrainingConfig(optimizer={"adamw": "adafactor", "adafactor": "adamw"}[optimizer])
+    with pytest.raises(training.TrainingError, match="not begun with"):
+        LEARNERS[twin](CONFIG, wrong, half.arrays(), half.slots(), "cpu")
+
+
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_bfloat16_comes_close_and_dropout_drops(twin, shards):
+    base = TrainingConfig(batch_size=4)
+    exact, _ = losses(twin, base, shards, 1)
+    rough, learner = losses(twin, TrainingConfig(batch_size=4, dtype="bfloat16"), shards, 1)
+    assert rough[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.02)
+    assert rough[0]["loss"] != exact[0]["loss"]
+    assert all(array.dtype == np.float32 for array in learner.arrays().values())
+    dropping = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, dropout_rate=0.3))
+    batch = training.batch_of(shards, base, 0, 0)
+    arrays = initial_arrays(CONFIG.network, 1)
+    first, again, later = (
+        LEARNERS[twin](dropping, base, arrays, {}, "cpu").update([batch], step, 0.0)["loss"] for step in (0, 0, 1)
+    )
+    assert first == again != later
+    assert first != exact[0]["loss"]
+
+
+def command(tmp_path, data, steps, name="run"):
+    model = CONFIG.to_dict()
+    plan = {"model": model, "training": {"steps": 6, "batch_size": 4, "validate_every": 2, "arranged": False}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    validation = tmp_path / "validation"
+    validation.mkdir(exist_ok=True)
+    (validation / "v.npz").write_bytes((data / "validation.npz").read_bytes())
+    train = tmp_path / "train"
+    train.mkdir(exist_ok=True)
+    (train / "t.npz").write_bytes((data / "00000.npz").read_bytes())
+    arguments = [str(tmp_path / name), "--config", str(tmp_path / "plan.json"), "--data", str(train)]
+    return [*arguments, "--validation", str(validation), "--max-steps", str(steps), "--device", "cpu", "--quiet"]
+
+
+@pytest.mark.parametrize("twin", [jax_train, torch_train], ids=["jax", "torch"])
+def test_the_command_trains_stops_and_goes_on(twin, tmp_path, data):
+    assert twin.main(command(tmp_path, data, 6, "whole")) == 0
+    assert twin.main(command(tmp_path, data, 4, "parts")) == 0
+    # as after a kill in the middle of a step: rows that were written after the last save
+    with open(tmp_path / "parts" / "metrics.csv", "a") as file:
+        file.write("5,1,1,1,1,1,1,1\n")
+    assert twin.main(command(tmp_path, data, 6, "parts")) == 0
+    rows = {}
+    for name in ("whole", "parts"):
+        with open(tmp_path / name / "metrics.csv") as file:
+            rows[name] = [
+                {key: row[key] for key in ("step", "loss", "validation_loss")} for row in csv.DictReader(file)
+            ]
+    # the learning rate of 6 steps and of 4 differs in the decay only, which these short runs never reach
+    assert [row["step"] for row in rows["parts"]] == ["2", "4", "6"]
+    for one, other in zip(rows["whole"], rows["parts"], strict=True):
+        assert {k: float(v) for k, v in one.items()} == pytest.approx({k: float(v) for k, v in other.items()}, rel=1e-6)
+    last = checkpoint.read(tmp_path / "parts" / "last", optimizer=True)
+    assert last.step == 6
+    whole = checkpoint.read(tmp_path / "whole" / "last")
+    for name, array in whole.arrays.items():
+        np.testing.assert_allclose(last.arrays[name], array, rtol=1e-5, atol=1e-7)
+    assert checkpoint.network_config(last.arrays, tmp_path / "parts" / "best") == CONFIG
+    about = json.loads((tmp_path / "parts" / "run.json").read_text())
+    assert about["training"]["batch_size"] == 4
+
+
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_a_run_that_diverges_ends_and_keeps_the_last_save(twin, tmp_path, shards, monkeypatch):
+    settings = TrainingConfig(steps=6, batch_size=4, validate_every=2, warmup_steps=1)
+    learner = LEARNERS[twin](CONFIG, settings, initial_arrays(CONFIG.network), {}, "cpu")
+    # weights of 1e30 after step 5
+    monkeypatch.setattr(TrainingConfig, "rate", lambda _, step: 1e30 if step == 4 else 1e-3)
+    with pytest.raises(training.TrainingError) as error:
+        training.fit(learner, CONFIG, settings, shards, None, tmp_path)
+    assert re.match(r"step 6: loss (nan|inf).*training has diverged, a lower learning_rate may help", str(error.value))
+    assert str(error.value).endswith("last holds step 4")
+    last = checkpoint.read(tmp_path / "last", optimizer=True)
+    assert last.step == 4
+    assert all(np.isfinite(array).all() for array in [*last.arrays.values(), *last.optimizer.values()])
+
+
+@pytest.mark.parametrize("clip", [0.5, 1e6])
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_gradients_are_clipped_to_their_norm(twin, clip, shards):
+    settings = TrainingConfig(batch_size=4, clip=clip, auxiliary=0.0)
+    batch = training.batch_of(shards, settings, 0, 0)
+    arrays = initial_arrays(CONFIG.network, 1)
+    # by another way to the same gradients, in PyTorch
+    model = torch_model.Transformer(CONFIG.network)
+    model.load_state_dict(torch_checkpoint.to_state_dict(arrays))
+    inputs = (torch.from_numpy(array) for array in (batch.frames, batch.inputs, batch.targets))
+    _, gradients = torch_train.loss_and_gradients(model, *inputs)
+    count = (batch.targets > 0).sum()
+    gradients = {name: array / count for name, array in torch_checkpoint.to_arrays(gradients).items()}
+    norm = np.linalg.norm(np.concatenate([array.ravel() for array in gradients.values()]).astype(np.float64))
+    assert 0.5 < norm < 1e6
+    learner = LEARNERS[twin](CONFIG, settings, arrays, {}, "cpu")
+    assert learner.update([batch], 0, 1e-3)["gradient_norm"] == pytest.approx(norm, rel=1e-5)
+    # AdamW's first moment after a step is a tenth of what it was given
+    slots = learner.slots()
+    factor = min(1.0, clip / norm)
+    for name, gradient in gradients.items():
+        found = 10 * slots[f"param_states/{name}/m"]
+        np.testing.assert_allclose(found, factor * gradient, atol=1e-5 * factor * np.abs(gradient).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("twin", [jax_train, torch_train], ids=LEARNERS)
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ('{"training": {"learningrate": 1}}', "unknown training setting 'learningrate'"),
+        ('{"training": {"optimizer": "sgd"}}', "optimizer must be one of adamw, adafactor"),
+        ('{"training": {"steps": 0}}', "steps must be a whole number"),
+        ('{"model": {"emb_dim": 5}}', "emb_dim must be even"),
+        ('{"network": {}}', "must hold"),
+    ],
+)
+def test_a_wrong_config_is_said(plan, message, twin, tmp_path, data, capsys):
+    (tmp_path / "plan.json").write_text(plan)
+    arguments = [str(tmp_path / "run"), "--config", str(tmp_path / "plan.json"), "--data", str(data)]
+    assert twin.main(arguments) == 1
+    assert message in capsys.readouterr().err
+    with pytest.raises(ConfigError):
+        training.read_config(tmp_path / "plan.json")
+
+
+def test_next_events_are_beginnings_and_ends():
+    rolls = np.zeros((1, 8, dataset.ROLL_COLUMNS), bool)
+    # pitch 60 sounds in frames 2 to 4, drum 36 is hit in frame 6
+    rolls[0, 2:5, 60] = rolls[0, 2, 128 + 60] = rolls[0, 6, 256 + 36] = True
+    assert training.next_events(rolls).tolist() == [[2, 2, 5, 5, 5, 6, 8, 8]]
+
+
+def test_schedules_fall_as_they_say():
+    linear = TrainingConfig(steps=100, warmup_steps=10, learning_rate=1.0, schedule="linear", decay_from=0.5)
+    assert [linear.rate(step) for step in (0, 9, 10, 50, 75, 100)] == pytest.approx([0.1, 1, 1, 1, 0.5, 0])
+    cosine = TrainingConfig(steps=100, warmup_steps=10, learning_rate=1.0, schedule="cosine", decay_from=0.5)
+    assert [cosine.rate(step) for step in (50, 75, 100)] == pytest.approx([1, 0.5, 0])
+    rsqrt = TrainingConfig(steps=100, warmup_steps=16, learning_rate=1.0, schedule="rsqrt")
+    assert [rsqrt.rate(step) for step in (16, 64)] == pytest.approx([1, 0.5])
+
+
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.2])
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_rematerialised_layers_give_the_same_losses(twin, dropout_rate, shards, monkeypatch):
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, dropout_rate=dropout_rate))
+    monkeypatch.setitem(globals(), "CONFIG", config)
+    kept, one = losses(twin, TrainingConfig(batch_size=4), shards, 3)
+    again, other = losses(twin, TrainingConfig(batch_size=4, remat=True), shards, 3)
+    for row, same in zip(kept, again, strict=True):
+        assert same == pytest.approx(row, rel=1e-6)
+    for name, array in one.arrays().items():
+        np.testing.assert_allclose(other.arrays()[name], array, atol=1e-6)
+
+
+def test_rematerialised_layers_are_computed_twice(shards, monkeypatch):
+    batch = training.batch_of(shards, TrainingConfig(batch_size=4), 0, 0)
+    calls, norm = [], torch_model.RMSNorm.forward
+    monkeypatch.setattr(torch_model.RMSNorm, "forward", lambda self, x: calls.append(1) or norm(self, x))
+    counts = []
+    for remat in (False, True):
+        calls.clear()
+        settings = TrainingConfig(batch_size=4, remat=remat)
+        torch_train.Learner(CONFIG, settings, initial_arrays(CONFIG.network), {}, "cpu").update([batch], 0, 1e-3)
+        counts.append(len(calls))
+    # 2 norms in each of 2 encoder layers, 3 in the decoder's, and the two of the stacks, which are not computed again
+    assert counts == [9, 16]
+    jaxprs = []
+    for remat in (False, True):
+        learner = jax_train.Learner(
+            CONFIG, TrainingConfig(batch_size=4, remat=remat), initial_arrays(CONFIG.network), {}, "cpu"
+        )
+        weights = learner.weights
+        frames = learner._inputs(batch)[0]
+        with jax_train._rematerialised(remat):
+            jaxprs.append(str(jax.make_jaxpr(lambda w: learner._call(w, "encode", frames, False))(weights)))  # noqa: B023
+    assert ["remat" in text for text in jaxprs] == [False, True]
+
+
+@pytest.mark.parametrize("twin", LEARNERS)
+def test_the_average_follows_the_weights_and_is_what_validation_sees(twin, shards):
+    settings = TrainingConfig(steps=6, batch_size=4, ema=0.5, warmup_steps=1)
+    expected = initial_arrays(CONFIG.network, 1)
+    learner = LEARNERS[twin](CONFIG, settings, expected, {}, "cpu")
+    for step in range(3):
+        learner.update([training.batch_of(shards, settings, step, 0)], step, 1e-2)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = {name: decay * expected[name] + (1 - decay) * array for name, array in learner.arrays().items()}
+    for name, array in learner.averaged().items():
+        np.testing.assert_allclose(array, expected[name], atol=1e-6)
+    plain = LEARNERS[twin](CONFIG, TrainingConfig(batch_size=4), learner.averaged(), {}, "cpu")
+    batch = shards.batch(range(4))
+    assert learner.token_loss(batch) == pytest.approx(plain.token_loss(batch), rel=1e-6)
+    # a run goes on with its average, in either twin
+    for other in LEARNERS.values():
+        again = other(CONFIG, settings, learner.arrays(), learner.slots(), "cpu")
+        for name, array in learner.averaged().items():
+            np.testing.assert_array_equal(again.averaged()[name], array)
+    assert plain.averaged().keys() == plain.arrays().keys()
+    assert not any(name.startswith("average/") for name in plain.slots())
+
+
+def test_both_twins_transcribe_the_same_ids_while_training(shards):
+    frames = shards.batch(range(3)).frames
+    found = [
+        learner(CONFIG, TrainingConfig(), initial_arrays(CONFIG.network, 3), {}, "cpu").transcribe(frames)
+        for learner in LEARNERS.values()
+    ]
+    assert len(found[0]) == 3
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in training.PRESETS.glob("*.json")))
+def test_presets_are_usable_and_a_config_goes_on_top(name, tmp_path):
+    config, settings = training.read_config(None, name)
+    assert isinstance(config, Config)
+    (tmp_path / "more.json").write_text('{"model": {"emb_dim": 64}, "training": {"steps": 7}}')
+    changed, other = training.read_config(tmp_path / "more.json", name)
+    assert (changed.network.emb_dim, other.steps) == (64, 7)
+    assert dataclasses.replace(other, steps=settings.steps) == settings
+    assert training.read_config(None, "mt3")[0] == Config()
+
+
+@pytest.mark.parametrize("twin", [jax_train, torch_train], ids=LEARNERS)
+def test_an_unknown_preset_is_said(twin, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        twin.main([str(tmp_path), "--data", str(tmp_path), "--preset", "huge"])
+    assert "small" in capsys.readouterr().err
