@@ -4,17 +4,17 @@ import contextlib
 import math
 import os
 import re
-import shutil
-import subprocess
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
+
+if TYPE_CHECKING:
+    from av import FFmpegError
+    from av.container import InputContainer
 
 # Hz; below is no music, above no recorder. Headers with rates outside are damaged.
 _SAMPLE_RATES = (1000, 768000)
@@ -22,8 +22,9 @@ _SAMPLE_RATES = (1000, 768000)
 _LOUDEST = 2.0**31
 # libsndfile's lengths are 2**63 - 1 or 2**60 where a header does not know: no recording has so many frames.
 _UNKNOWN_LENGTH = 2**48
-# s. MP3 headers count whole frames of 26 ms, and encoders disagree by one or two; the others count samples.
-_MP3_SLACK = 0.1
+# s. Headers of MP3, MP4 and Matroska count whole frames of some 26 ms, and encoders disagree by one or two; the others
+# count samples.
+_FRAME_SLACK = 0.1
 _SLACK = 0.01
 # 16 MB of float32: headers may claim a thousand channels.
 _SAMPLES_AT_ONCE = 2**22
@@ -65,7 +66,8 @@ def read_audio(
     """The file's mono samples, the blocks of stream_audio in one array.
 
     Args:
-        path: any file that libsndfile reads (wav, flac, ogg, mp3, aiff, ...), or ffmpeg or audioread where present.
+        path: any file that libsndfile reads (wav, flac, ogg, mp3, aiff, ...), or FFmpeg (m4a, webm, ...) where PyAV is
+            installed.
         sample_rate: Hz, of the result.
         start: s, where in the file to begin.
         duration: s, how much to read; None for all.
@@ -164,7 +166,7 @@ def stream_audio(
 
 
 def audio_duration(path: str | os.PathLike) -> float | None:
-    """Length of the file in seconds as far as its header tells, or None (a stream, a format for ffmpeg).
+    """Length of the file in seconds as far as its header tells, or None if it does not.
 
     Of a truncated file it is what is left where that shows before decoding (wav, aiff, ogg).
 
@@ -202,7 +204,7 @@ def _check_loudness(path, mono: np.ndarray, position: int, rate: int) -> None:
 
 @contextlib.contextmanager
 def _opened(path) -> Iterator[_Source]:
-    """The open file, through libsndfile, or else ffmpeg, or else audioread; AudioError if none can read it."""
+    """Open a file with libsndfile, or else with FFmpeg; AudioError if neither can read it."""
     file = Path(path)
     try:
         if file.is_dir():
@@ -220,7 +222,7 @@ def _opened(path) -> Iterator[_Source]:
         try:
             source = _from_libsndfile(file, stack)
         except _Undecodable as error:
-            source = _from_decoder(file, stack, error)
+            source = _from_ffmpeg(file, stack, error)
         low, high = _SAMPLE_RATES
         if not low <= source.sample_rate <= high:
             raise AudioError(
@@ -267,7 +269,7 @@ def _from_libsndfile(file: Path, stack: contextlib.ExitStack) -> _Source:
         seek=sound.seek if sound.format in _SEEKABLE_FORMATS else None,
         num_frames=num_frames,
         held_frames=held_frames,
-        slack_frames=round((_MP3_SLACK if sound.format == "MP3" else _SLACK) * sound.samplerate),
+        slack_frames=round((_FRAME_SLACK if sound.format == "MP3" else _SLACK) * sound.samplerate),
     )
 
 
@@ -288,85 +290,98 @@ def _promised_frames(sound: soundfile.SoundFile) -> float:
     return round(sound.frames * promised / held)
 
 
-def _from_decoder(file: Path, stack: contextlib.ExitStack, refused: _Undecodable) -> _Source:
-    """The file as ffmpeg or audioread decodes it; AudioError, with libsndfile's reason too, if they cannot."""
-    if ffmpeg := shutil.which("ffmpeg"):
-        try:
-            return _from_ffmpeg(ffmpeg, file, stack)
-        except _Undecodable as error:
-            raise AudioError(f"{file}: is not audio that can be read ({refused}; ffmpeg: {error})") from error
+def _from_ffmpeg(file: Path, stack: contextlib.ExitStack, refusal: _Undecodable) -> _Source:
+    """Open the first audio stream of a file with FFmpeg's decoders, which the wheels of PyAV carry.
+
+    Args:
+        file: the recording.
+        stack: closes the file.
+        refusal: libsndfile's reason, for the error's text.
+
+    Raises:
+        AudioError: PyAV is missing, or FFmpeg cannot decode the file either.
+    """
+    unreadable = f"{file}: is not audio that can be read ({refusal}"
     try:
-        return _from_audioread(file, stack)
-    except _Undecodable as error:
-        raise AudioError(
-            f"{file}: is not audio that can be read ({refused}); if other programs play it, install ffmpeg"
-        ) from error
+        import av
     except ImportError as error:
         raise AudioError(
-            f"{file}: is not audio that can be read ({refused}); if other programs play it, install ffmpeg, "
-            'or `pip install "mt3-twins[audio]"` for the decoders of the system'
+            f'{unreadable}); if other programs play it, `pip install "mt3-twins[audio]"` for FFmpeg\'s decoders'
         ) from error
-
-
-def _from_ffmpeg(ffmpeg: str, file: Path, stack: contextlib.ExitStack) -> _Source:
-    """The file's first audio stream, decoded by ffmpeg into a pipe that libsndfile reads."""
-    messages = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
-    # Only local files: playlists may name others on the network. -xerror: damage is an error, not a shorter result.
-    command = [ffmpeg, "-v", "error", "-nostdin", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{file}"]
-    command += ["-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages)
-    stack.callback(process.wait)
-    stack.callback(process.stdout.close)
-    stack.callback(process.kill)
-
-    def reason() -> str:
-        process.wait()
-        messages.seek(0)
-        lines = messages.read().decode("utf-8", "replace").splitlines()
-        # Each line begins with the module's name and address in brackets.
-        return re.sub(r"^(\[[^]]*\] *)+", "", lines[0]).rstrip(". ") if lines else f"exit status {process.returncode}"
-
     try:
-        sound = stack.enter_context(_ForwardSoundFile(process.stdout.fileno(), closefd=False))
-    except soundfile.LibsndfileError as error:
-        process.stdout.close()  # else it would wait for a reader
-        raise _Undecodable(reason()) from error
-
-    def read(count: int) -> np.ndarray:
-        frames = sound.read_frames(count)
-        if not len(frames) and process.wait():
-            raise _Undecodable(f"ffmpeg: {reason()}")
-        return frames
-
-    return _Source(sample_rate=sound.samplerate, read=read)
-
-
-def _from_audioread(file: Path, stack: contextlib.ExitStack) -> _Source:
-    """The file as the system's decoders (Core Audio, GStreamer) read it, 16 bits a sample; raises _Undecodable."""
-    with warnings.catch_warnings():
-        # It imports modules of the standard library that Python 3.13 drops.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import audioread
-
-        # Python's own wav and aiff readers know nothing that libsndfile does not.
-        backends = [backend for backend in audioread.available_backends() if "rawread" not in backend.__module__]
-    try:
-        sound = stack.enter_context(audioread.audio_open(os.fspath(file), backends))
-    except (audioread.DecodeError, OSError) as error:
-        raise _Undecodable("no decoder") from error
-    blocks = iter(sound)
-    waiting = b""
+        # An open file, because FFmpeg takes some names for addresses. A playlist may name files of this machine only.
+        handle = stack.enter_context(file.open("rb"))
+        container = stack.enter_context(av.open(handle, options={"protocol_whitelist": "file"}))
+        if not container.streams.audio:
+            raise AudioError(f"{unreadable}; FFmpeg: no audio in it)")
+        blocks = _ffmpeg_blocks(container)
+        stack.callback(blocks.close)
+        # The decoder's rate counts: headers may state the one before spectral band replication.
+        rate, waiting = next(blocks, (0, np.empty((0, 1), np.float32)))
+    except av.FFmpegError as error:
+        raise AudioError(f"{unreadable}; FFmpeg: {_reason(error)})") from error
+    except _Undecodable as error:
+        raise AudioError(f"{unreadable}; {error})") from error
+    if not rate:
+        raise AudioError(f"{file}: contains no samples")
 
     def read(count: int) -> np.ndarray:
         nonlocal waiting
-        size = 2 * sound.channels * count
-        try:
-            while len(waiting) < size and (block := next(blocks, b"")):
-                waiting += block
-        except (audioread.DecodeError, OSError, EOFError) as error:
-            raise _Undecodable(str(error) or type(error).__name__) from error
-        data, waiting = waiting[:size], waiting[size:]
-        whole = len(data) - len(data) % (2 * sound.channels)
-        return np.frombuffer(data[:whole], "<i2").reshape(-1, sound.channels) / np.float32(32768)
+        while not len(waiting) and (block := next(blocks, None)):
+            waiting = block[1]
+        frames, waiting = waiting[:count], waiting[count:]
+        return frames
 
-    return _Source(sample_rate=sound.samplerate, read=read)
+    length = _stated_length(container)
+    return _Source(
+        sample_rate=rate,
+        read=read,
+        num_frames=None if length is None else round(length * rate),
+        slack_frames=round(_FRAME_SLACK * rate),
+    )
+
+
+def _ffmpeg_blocks(container: "InputContainer") -> Generator[tuple[int, np.ndarray], None, None]:
+    """Yield the decoded frames of the first audio stream.
+
+    Yields:
+        the sample rate in Hz, the same for all, and (n, channels) float32, n > 0.
+
+    Raises:
+        _Undecodable: with FFmpeg's reason.
+    """
+    import av
+
+    resampler, first = av.AudioResampler(format="flt"), None  # converts the numbers alone
+    try:
+        for packet in container.demux(container.streams.audio[0]):
+            if packet.is_corrupt:
+                raise _Undecodable("FFmpeg: partial file")
+            for frame in packet.decode():
+                first = first or frame
+                if (frame.sample_rate, frame.layout.name) != (first.sample_rate, first.layout.name):
+                    raise _Undecodable("FFmpeg: the sample rate or the channels change")
+                for converted in resampler.resample(frame):
+                    yield first.sample_rate, converted.to_ndarray().reshape(-1, first.layout.nb_channels)
+    except av.FFmpegError as error:
+        raise _Undecodable(f"FFmpeg: {_reason(error)}") from error
+
+
+def _stated_length(container: "InputContainer") -> float | None:
+    """Return the length in s of the first audio stream if the file states it; FFmpeg estimates it for other formats."""
+    stream = container.streams.audio[0]
+    if container.format.name.startswith("mov,mp4"):
+        return None if stream.duration is None else float(stream.duration * stream.time_base)
+    if container.format.name == "matroska,webm":
+        # One length for all streams; writers add a tag to each.
+        if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = map(float, match.groups())
+            return 3600 * hours + 60 * minutes + seconds
+        if container.duration is not None and len(container.streams) == 1:
+            return container.duration / 1e6
+    return None
+
+
+def _reason(error: "FFmpegError") -> str:
+    """Return FFmpeg's reason without the name of its function that failed."""
+    return (error.strerror or type(error).__name__).rstrip(". ")
