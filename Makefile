@@ -52,9 +52,10 @@ test: $(READY) ## run the tests: all, or ARGS='tests/twins/test_twins.py -k plan
 
 check: lint contract test ## format, lint, import contract, tests: before every commit
 
-lint: $(READY) ## format and lint, changing nothing
+lint: $(READY) ## format, lint, declared requirements, changing nothing
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m deptry .
 
 contract: $(READY) ## who may import whom
 	@$(BIN)/lint-imports --no-cache

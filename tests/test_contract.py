@@ -107,3 +107,42 @@ def test_every_folder_with_code_is_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {file.parent.relative_to(ROOT) for name in PACKAGES for file in (ROOT / name).rglob("*.py")}
     assert {".".join(folder.parts) for folder in folders} == set(project["packages"]) - {"mt3_checkpoints"}
+
+
+def deptry(folder: Path) -> subprocess.CompletedProcess:
+    """Run the check of `make lint` on the packages in a folder; exit status 0 if requirements and imports agree."""
+    command = [sys.executable, "-m", "deptry", "--no-ansi", "."]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def copied_project(copied_packages: Path) -> Path:
+    """A folder with all that deptry looks at."""
+    (copied_packages / "checkpoints").mkdir()
+    for file in (ROOT / "checkpoints").glob("*.py"):
+        shutil.copy(file, copied_packages / "checkpoints")
+    return copied_packages
+
+
+def test_requirements_and_imports_agree(copied_project):
+    result = deptry(copied_project)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "planted", "message"),
+    [
+        ("mt3_common/planted.py", "def late():\n    import frobnicate\n", "DEP001 'frobnicate' imported but missing"),
+        ("parity/planted.py", "import hypothesis\n", "DEP004 'hypothesis' imported but declared as a dev dependency"),
+        ("torch_mt3/planted.py", "import pandas\n", "DEP003 'pandas' imported but it is a transitive dependency"),
+        ("pyproject.toml", "", "DEP002 'requests' defined as a dependency but not used"),
+    ],
+)
+def test_a_planted_disagreement_is_seen(copied_project, file, planted, message):
+    path = copied_project / file
+    if path.suffix == ".toml":
+        planted = path.read_text().replace('plot = ["', 'plot = ["requests>=2", "')
+    path.write_text(planted)
+    result = deptry(copied_project)
+    assert result.returncode == 1
+    assert message in result.stderr

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 TORCH = {"torch"}
-# what the extras audio, noteseq and parity bring, and TensorFlow
-OPTIONAL = {"librosa", "ray", "note_seq", "mir_eval", "matplotlib", "jinja2", "tensorflow"}
+# packages of the extras
+OPTIONAL = {"av", "librosa", "ray", "note_seq", "mir_eval", "matplotlib", "jinja2", "tensorflow", "wandb"}
 
 FORBIDDEN = {
     "mt3_common": JAX | TORCH | OPTIONAL,

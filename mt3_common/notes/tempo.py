@@ -211,6 +211,6 @@ def librosa() -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    with needed("--tempo auto needs librosa", "audio"):
+    with needed("--tempo auto needs librosa", "tempo"):
         import librosa as found
     return found

@@ -73,10 +73,8 @@ class WandB:
     """
 
     def __init__(self, project: str, folder: Path, begin: int = 0):
-        try:
+        with needed("--wandb needs wandb", "wandb"):
             import wandb
-        except ImportError as error:
-            raise ValueError("--wandb needs wandb: pip install wandb") from error
         self._wandb = wandb
         name = folder.resolve().name
         self._run = wandb.init(project=project, name=name, id=name, dir=str(folder), resume="allow")

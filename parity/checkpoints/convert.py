@@ -164,7 +164,7 @@ def _write_orbax(path: Path, weights: Weights) -> None:
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
-        raise ConvertError('writing Orbax needs orbax-checkpoint; pip install "mt3-twins[jax]"') from error
+        raise ConvertError('writing Orbax needs orbax-checkpoint; pip install "mt3-twins[parity]"') from error
     tree: dict[str, Any] = {"target": _nested(weights.arrays)}
     state = _nested(weights.optimizer)
     if weights.step is not None:

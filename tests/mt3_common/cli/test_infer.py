@@ -944,7 +944,7 @@ def test_a_missing_librosa_is_said_before_the_work(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "librosa", None)
     record("a.wav")
     assert infer("a.wav", "--tempo", "auto", load=not_reached) == NOT_STARTED
-    assert 'pip install "mt3-twins[audio]"' in capsys.readouterr().err
+    assert 'pip install "mt3-twins[tempo]"' in capsys.readouterr().err
 
 
 def test_a_terminal_is_no_recording(folder, monkeypatch, capsys):

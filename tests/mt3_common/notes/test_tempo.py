@@ -137,5 +137,5 @@ def test_hours_keep_their_place(tmp_path):
 
 def test_without_librosa_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "librosa", None)
-    with pytest.raises(ValueError, match=r"mt3-twins\[audio\]"):
+    with pytest.raises(ValueError, match=r"mt3-twins\[tempo\]"):
         tempo.find(tmp_path / "a.wav")
