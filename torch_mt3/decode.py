@@ -43,8 +43,8 @@ class Quantised(NamedTuple):
     """A matrix in whole numbers from -127 to 127.
 
     Attributes:
-        whole: (out, in) int8.
-        rest: (out, in) int8, what rounding left, in 254ths of one; None where it is let go.
+        whole: (out, in) int8; float32 where PyTorch has no products of int8: whole numbers are as exact in it.
+        rest: (out, in) likewise, what rounding left, in 254ths of one; None where it is let go.
         scales: (out,) float32, what one is worth in each row.
     """
 
@@ -150,7 +150,7 @@ def pack(model: Transformer, int8: bool = False) -> Weights:
     are kept in float16, which is as short and eight times finer, and so are the queries and weights of attention that
     meet them; all else is computed in float32 with weights that bfloat16 can hold, but for products in a network of
     COARSE_WIDTH or wider: they take and give bfloat16 there, except those of frames, of what the decoder keeps of the
-    encoder's output, and logits.
+    encoder's output, and logits. A processor without fast kernels for bfloat16 or float16 computes in float32 instead.
 
     Args:
         model: the network.
@@ -163,6 +163,8 @@ def pack(model: Transformer, int8: bool = False) -> Weights:
     wide = _wide(narrow)
     short = narrow == torch.bfloat16
     coarse = model.config.emb_dim >= COARSE_WIDTH
+    device = decoder.token_embedder.weight.device
+    coarse_products = coarse and not _is_slow_in_bfloat16(model)
 
     def joined(block, *names):
         return torch.cat([getattr(block, name).weight for name in names])
@@ -171,10 +173,10 @@ def pack(model: Transformer, int8: bool = False) -> Weights:
         return _arranged(joined(block, *names).to(wide))
 
     def coarsely(block, *names):
-        return _arranged(joined(block, *names)) if coarse else finely(block, *names)
+        return _arranged(joined(block, *names)) if coarse_products else finely(block, *names)
 
     def each_step(block, *names):
-        return _shortened(joined(block, *names)) if short and not coarse else coarsely(block, *names)
+        return _shortened(joined(block, *names)) if short and not coarse_products else coarsely(block, *names)
 
     def of_mlp(block, *names):
         return _quantised(joined(block, *names), coarse) if int8 else each_step(block, *names)
@@ -207,18 +209,31 @@ def pack(model: Transformer, int8: bool = False) -> Weights:
     )
     return Weights(
         config=model.config,
-        kept=torch.float16 if short or int8 else narrow,
+        kept=torch.float16 if (short or int8) and _has_fast_float16_sums(device.type) else wide,
         projection=finely(encoder, "continuous_inputs_projection"),
         encoder_layers=encoder_layers,
         encoder_norm=encoder.encoder_norm.scale.to(wide),
         embedding=decoder.token_embedder.weight.to(wide),
-        positions=torch.from_numpy(sinusoids(2048, model.config.emb_dim, model.config.position_table)).to(
-            decoder.token_embedder.weight.device
-        ),
+        positions=torch.from_numpy(sinusoids(2048, model.config.emb_dim, model.config.position_table)).to(device),
         layers=layers,
         norm=decoder.decoder_norm.scale.to(wide),
         logits=finely(decoder, "logits_dense"),
     )
+
+
+def processor_note(model: Transformer, int8: bool = False) -> str | None:
+    """Say in one sentence what pack computes in float32 because this processor is slow or wrong at the dtype asked for.
+
+    None if nothing. A network narrower than COARSE_WIDTH has float32 products for bfloat16 on every processor.
+    """
+    weight = model.decoder.token_embedder.weight
+    if _is_slow_in_bfloat16(model):
+        return "this processor is slow at bfloat16: products are computed in float32, with weights rounded to bfloat16"
+    if int8 and not _has_int8_products(weight.device.type):
+        return (
+            "this processor has no exact int8 products: they are computed in float32, which takes longer than float32"
+        )
+    return None
 
 
 def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: int = 1, length: int = 1024) -> Cache:
@@ -644,7 +659,8 @@ def _wide(dtype):
 def _quantised(weight, coarse):
     scales = weight.abs().amax(dim=1).clamp(min=1e-30) / 127
     whole, rest = _in_two(weight / scales[:, None])
-    return Quantised(whole.to(torch.int8), None if coarse else rest.to(torch.int8), scales)
+    dtype = torch.int8 if _has_int8_products(weight.device.type) else torch.float32
+    return Quantised(whole.to(dtype), None if coarse else rest.to(dtype), scales)
 
 
 def _in_two(scaled):
@@ -653,16 +669,10 @@ def _in_two(scaled):
     return whole, ((scaled - whole) * 254).round()
 
 
-@functools.cache
-def _has_fbgemm(device_type):
-    # Meta's kernels for x86, which PyTorch brings where the processor can run them
-    return device_type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
-
-
 def _arranged(weight):
     # in the order in which oneDNN's kernels read it, which saves them a copy at every product; other devices and
     # dtypes have no such thing
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+    if weight.device.type != "cpu" or not _has_onednn_products(weight.dtype):
         return weight
     return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_OF_PRODUCTS)
 
@@ -670,9 +680,76 @@ def _arranged(weight):
 def _shortened(weight):
     # for products in float32 that read the weight in 16 bits: float16 holds what bfloat16 holds, up to 3e-8
     weight = weight.float()
-    if not _has_fbgemm(weight.device.type):
+    if not _has_float16_weights(weight.device.type):
         return _arranged(weight)
     return torch.ops.quantized.linear_prepack_fp16(weight, None)
+
+
+# The probes: PyTorch's private kernels come and go with its version, its build and the processor. Each is tried once
+# with a small product and used only if the result is right; the decision never rests on a measured time, which would
+# make tokens depend on what else the machine does.
+
+
+def _is_slow_in_bfloat16(model):
+    weight = model.decoder.token_embedder.weight
+    is_wide = model.config.emb_dim >= COARSE_WIDTH
+    on_cpu = weight.device.type == "cpu"
+    return weight.dtype == torch.bfloat16 and is_wide and on_cpu and not _has_onednn_products(torch.bfloat16)
+
+
+@functools.cache
+def _has_onednn_products(dtype):
+    # without oneDNN's, PyTorch's products of bfloat16 on a CPU are plain loops: 690 times slower than float32 with AVX2
+    def product(x, weight):
+        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), ROWS_OF_PRODUCTS)
+        return _onednn_product(x.to(dtype), laid_out)
+
+    return dtype in (torch.float32, torch.bfloat16) and _is_right(product, 1e-2)
+
+
+@functools.cache
+def _has_float16_weights(device_type):
+    # fbgemm, Meta's kernels for x86
+    def product(x, weight):
+        return torch.ops.quantized.linear_dynamic_fp16(x, torch.ops.quantized.linear_prepack_fp16(weight, None))
+
+    return device_type == "cpu" and _has_fbgemm() and _is_right(product, 1e-2)
+
+
+@functools.cache
+def _has_int8_products(device_type):
+    # without VNNI instructions, pairs of products are added up in 16 bits, which large numbers overflow
+    def product(x, weight):
+        x, weight = ((128 * factor).to(torch.int8) for factor in (x, weight))
+        return torch._int_mm(x, weight.t()) / 128**2
+
+    return device_type != "cpu" or _is_right(product, 0.0)
+
+
+@functools.cache
+def _has_fast_float16_sums(device_type):
+    # other devices multiply float16 directly; a CPU's batched products of it take six times as long as those of float32
+    def product(x, weight):
+        return _sums_of_rows(x[None].half(), weight.t()[None].half())[0]
+
+    return device_type != "cpu" or (_has_fbgemm() and _is_right(product, 1e-2))
+
+
+def _has_fbgemm():
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def _is_right(product, tolerance):
+    # whole numbers over 128, which are exact in every dtype: the largest in the first rows, all sizes in the others
+    x, weight = ((torch.arange(320).view(8, 40) * factor % 255 - 127) / 128 for factor in (7, 11))
+    x[0], weight[0], weight[1] = 127 / 128, 127 / 128, -127 / 128
+    try:
+        result = product(x, weight)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        # the kernel is missing, refuses the dtype on this processor, or takes other arguments
+        return False
+    exact = x.double() @ weight.double().t()
+    return bool(((result.double() - exact).abs() <= tolerance * exact.abs().max()).all())
 
 
 def _kept_zeros(shape, dtype, device, values):
@@ -703,17 +780,22 @@ def _dense(x, weight):
         return torch.ops.quantized.linear_dynamic_fp16(x, weight)
     narrow = x.to(weight.dtype)
     if weight.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(narrow, weight, None, "none", [], "").to(x.dtype)
+        return _onednn_product(narrow, weight).to(x.dtype)
     return F.linear(narrow, weight).to(x.dtype)
+
+
+def _onednn_product(x, weight):
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 def _whole_dense(x, weight):
     rows = x.flatten(0, -2)
     scales = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
-    both = torch.cat(_in_two(rows / scales)).to(torch.int8)
-    wholes, rests = torch._int_mm(both, weight.whole.t()).chunk(2)
+    both = torch.cat(_in_two(rows / scales)).to(weight.whole.dtype)
+    product = torch._int_mm if both.dtype == torch.int8 else torch.mm
+    wholes, rests = product(both, weight.whole.t()).chunk(2)
     if weight.rest is not None:
-        rests = rests + torch._int_mm(both[: len(rows)], weight.rest.t())
+        rests = rests + product(both[: len(rows)], weight.rest.t())
     return ((wholes + rests / 254) * scales).mul_(weight.scales).view(*x.shape[:-1], -1)
 
 
@@ -727,7 +809,7 @@ def _attend(query, keys, values, unseen=None):
     # fused attention, which is made for many queries
     shape, dtype = query.shape, query.dtype
     query, keys, values = (array.flatten(0, 1) for array in (query.to(keys.dtype), keys, values))
-    product = _sums_of_rows if keys.dtype == torch.float16 and _has_fbgemm(keys.device.type) else torch.bmm
+    product = _sums_of_rows if keys.dtype == torch.float16 and keys.device.type == "cpu" else torch.bmm
     logits = product(query, keys.transpose(1, 2))
     if unseen is not None:
         logits += unseen

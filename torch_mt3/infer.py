@@ -7,6 +7,7 @@ transcription.write("song.mid")
 
 import os
 import sys
+import warnings
 
 from mt3_common.cli import infer as cli
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
@@ -50,6 +51,9 @@ def load(
 
     Raises:
         ValueError: the checkpoint, the device or a setting is not usable; says what to do.
+
+    Warns:
+        UserWarning: the processor is slow or wrong at the dtype, and float32 is computed instead; says which.
     """
     # imported here: --help and wrong arguments are answered at once, and Ctrl-C while PyTorch loads is handled
     from torch_mt3 import checkpoint as weights
@@ -63,6 +67,8 @@ def load(
     if dtype == "int8" and place.type != "cpu":
         raise ValueError(f"PyTorch computes int8 on the CPU only, not on {place}: take float32 or bfloat16 there")
     module = weights.cast(module, "float32" if dtype == "int8" else dtype).to(place).eval()
+    if note := decode.processor_note(module, int8=dtype == "int8"):
+        warnings.warn(note, UserWarning, stacklevel=2)
     generate = decode.generator(
         module,
         config,
