@@ -5,8 +5,11 @@ transcription = infer.load().transcribe("song.wav")
 transcription.write("song.mid")
 """
 
+import errno
 import os
 import sys
+import warnings
+from pathlib import Path
 
 import platformdirs
 
@@ -91,14 +94,28 @@ def load(
 
 
 def programs_folder() -> str | None:
-    """Where compiled programs are kept, in the user's cache folder; None where JAX keeps them.
+    """Return the folder of compiled programs in the user's cache folder, made if need be; None where JAX keeps them.
 
-    That is where JAX_COMPILATION_CACHE_DIR says, and only what it compiles. Without them the first transcription of
-    a process takes about twice as long.
+    JAX keeps them where JAX_COMPILATION_CACHE_DIR says, and only what it compiles. Without them the first transcription
+    of a process takes about twice as long.
+
+    Warns:
+        UserWarning: the folder cannot be made or written to: the answer is None too.
     """
     import jax
 
-    return None if jax.config.jax_compilation_cache_dir else platformdirs.user_cache_dir("mt3-twins") + "/programs"
+    if jax.config.jax_compilation_cache_dir:
+        return None
+    folder = Path(platformdirs.user_cache_dir("mt3-twins"), "programs")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        message = f"compiled programs cannot be kept in {folder} ({error.strerror}): every run compiles them again"
+        warnings.warn(message, UserWarning, stacklevel=3)
+        return None
+    return str(folder)
 
 
 def keep_compiled() -> None:

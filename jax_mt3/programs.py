@@ -13,6 +13,7 @@ import platform
 import sys
 import tempfile
 import threading
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +73,11 @@ class Programs:
                 self._arriving[name] = self._reader.submit(self._read, name, arguments, like)
 
     def _read(self, name, arguments, like):
-        """None where there is none, or none that can be used."""
+        """Return the program on the disk; None if there is none or its file is damaged, in which case it is made anew.
+
+        Warns:
+            UserWarning: the file is whole, but XLA refuses it.
+        """
         if self._folder is None:
             return None
         arguments, like = jax.tree.structure((arguments, {})), jax.tree.structure(like)
@@ -91,8 +96,12 @@ class Programs:
                 backend=self._device.client,
                 execution_devices=[self._device],
             )
-        # whatever is wrong with it, it is made anew
-        except Exception:
+        except (OSError, zlib.error, pickle.UnpicklingError, EOFError, AttributeError, ImportError):
+            # no file, no access, or a content that is no pickle of a program
+            return None
+        except (ValueError, jax.errors.JaxRuntimeError) as error:
+            message = f"the compiled program {self._folder / name} cannot be loaded and is compiled again: {error}"
+            warnings.warn(message, UserWarning, stacklevel=2)
             return None
 
     def _write(self, name, compiled):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
-from jax_mt3 import programs
+from jax_mt3 import infer, programs
 
 ROOT = Path(__file__).parents[2]
 WHERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -97,6 +98,43 @@ def test_what_cannot_be_kept_is_no_hindrance(tmp_path):
     twice = kept.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)
     assert int(twice(np.int32(4))) == 8
     assert [path.name for path in tmp_path.rglob("*")] == ["programs"]
+
+
+def test_a_program_that_cannot_be_loaded_is_made_anew_with_a_warning(tmp_path, monkeypatch):
+    def ask():
+        kept = programs.Programs(tmp_path, jax.devices()[0])
+        return int(kept.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)(np.int32(4)))
+
+    assert ask() == 8
+
+    def refuse(*arguments, **keywords):
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: made for another processor")
+
+    monkeypatch.setattr(programs.serialize_executable, "deserialize_and_load", refuse)
+    with pytest.warns(UserWarning, match=r"twice cannot be loaded and is compiled again: INVALID_ARGUMENT: made for"):
+        assert ask() == 8
+
+
+def test_a_fault_of_the_program_itself_is_not_hidden(tmp_path, monkeypatch):
+    kept = programs.Programs(tmp_path, jax.devices()[0])
+    kept.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)
+    monkeypatch.setattr(programs.serialize_executable, "deserialize_and_load", lambda content: None)
+    with pytest.raises(TypeError, match="backend"):
+        programs.Programs(tmp_path, jax.devices()[0]).get("twice", None, (np.int32(4),), 0)
+
+
+def test_a_folder_that_cannot_be_written_is_named_in_a_warning(tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(infer.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        assert infer.programs_folder() == str(tmp_path / "mt3-twins" / "programs")
+        (tmp_path / "mt3-twins" / "programs").rmdir()
+        (tmp_path / "mt3-twins" / "programs").write_text("")
+        with pytest.warns(UserWarning, match=r"cannot be kept in .*programs \(File exists\): every run compiles"):
+            assert infer.programs_folder() is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_threads_that_ask_for_the_same_program_wait_for_one():
