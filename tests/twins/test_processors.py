@@ -15,7 +15,7 @@ from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import decode as torch_decode
 from torch_mt3 import model as torch_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}
 X86 = platform.machine() in ("x86_64", "AMD64")
 KERNELS = ("_has_onednn_products", "_has_float16_weights", "_has_int8_products", "_has_fast_float16_sums")
@@ -25,7 +25,7 @@ PROCESSORS = {"as it is": {}, "AVX2": AVX2}
 PROGRAM = """
 import dataclasses, importlib, json, sys
 import numpy as np
-from mt3_common.checkpoint import read
+from mt3_common.checkpoint.checkpoint import read
 from mt3_common.config import Config, NetworkConfig
 
 twin, folder = sys.argv[1:]
