@@ -28,9 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mt3_common.audio.spectrogram import start_times
-from mt3_common.cli import infer as cli
 from mt3_common.evaluation import metrics
-from mt3_common.formats import midi
+from mt3_common.formats import find_audio, midi
 from mt3_common.notes.notes import Note
 from mt3_common.transcription.pipeline import Request
 
@@ -102,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", metavar="D")
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
     options = parser.parse_args(argv)
-    recordings = [audio for audio in cli.recordings(options.folder) if audio.with_suffix(".mid").exists()]
+    recordings = [audio for audio in find_audio.recordings(options.folder) if audio.with_suffix(".mid").exists()]
     if not recordings:
         parser.error(f"{options.folder}: no recording here has its notes beside it (NAME.flac with NAME.mid)")
     references = [midi.read_midi(audio.with_suffix(".mid"), sustain=True) for audio in recordings]

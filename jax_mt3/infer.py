@@ -13,9 +13,10 @@ from pathlib import Path
 
 import platformdirs
 
+from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.cli import infer as cli
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
-from mt3_common.transcription.pipeline import Hold, NamedCheckpoint, Transcriber, find_checkpoint
+from mt3_common.transcription.pipeline import Hold, Transcriber
 
 
 def load(

@@ -16,11 +16,12 @@ import soundfile
 
 from mt3_common.audio.files import read_audio
 from mt3_common.audio.spectrogram import segments
+from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.evaluation import metrics
 from mt3_common.formats import midi
 from mt3_common.notes.notes import Note, decode_segments
 from mt3_common.notes.vocabulary import Vocabulary
-from mt3_common.transcription.pipeline import NamedCheckpoint, Request
+from mt3_common.transcription.pipeline import Request
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "checkpoints" / "golden"

@@ -9,9 +9,10 @@ import os
 import sys
 import warnings
 
+from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.cli import infer as cli
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
-from mt3_common.transcription.pipeline import Hold, NamedCheckpoint, Transcriber, find_checkpoint
+from mt3_common.transcription.pipeline import Hold, Transcriber
 
 
 def load(

@@ -24,30 +24,23 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.cli.resume import Summary, SummaryError, describe_file, digest_of_checkpoint, remove_leftovers
 from mt3_common.config import PRESETS
 from mt3_common.formats import midi
 from mt3_common.formats import musicxml as score
 from mt3_common.formats import plot as picture
 from mt3_common.formats import sonify as listen
+from mt3_common.formats.find_audio import AUDIO_SUFFIXES, folders, recordings
+from mt3_common.formats.registry import EXTRAS, FORMATS, SUFFIXES, kind_of
 from mt3_common.io.stdio import complete, finish, give_up
 from mt3_common.notes import tempo
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.notes.notes import Note
-from mt3_common.notes.tempo import AUTO
-from mt3_common.transcription import workers
+from mt3_common.transcription import beats, workers
 from mt3_common.transcription.batching import LEAST
-from mt3_common.transcription.pipeline import (
-    ESTIMATE,
-    EXTRAS,
-    FORMATS,
-    SUFFIXES,
-    Request,
-    Transcriber,
-    Transcription,
-    find_checkpoint,
-    kind_of,
-)
+from mt3_common.transcription.beats import AUTO
+from mt3_common.transcription.pipeline import ESTIMATE, Request, Transcriber, Transcription
 
 # the AUDIO that is stdin
 STDIN = "-"
@@ -57,11 +50,6 @@ HOLD_BIAS = 2.0
 
 SUCCESS, SOME_FAILED, NOT_STARTED, INTERRUPTED = 0, 1, 2, 130
 
-# what a folder is searched for; a file that is named is tried whatever its name ends in
-AUDIO_SUFFIXES = {
-    *(".wav", ".aif", ".aiff", ".aifc", ".au", ".caf", ".rf64", ".w64", ".flac"),
-    *(".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".wma"),
-}
 
 # the arguments of infer that a network is loaded with and that its notes depend on
 LOADING = ("model", "positions", "dtype", "search", "beams", "temperature", "top_k", "top_p", "seed")
@@ -210,7 +198,7 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
             if isinstance(arguments.player, listen.TonePlayer) and not arguments.quiet:
                 say("note: --listen plays sine waves; for instruments: pip install --no-deps tinysoundfont")
         if arguments.tempo == AUTO:
-            tempo.librosa()
+            beats.librosa()
         checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline, arguments.quiet)
         num_inputs = len(jobs) + len(failed)
         if stdin is not None:
@@ -642,32 +630,6 @@ def matches(pattern: Path, unread: Callable[[OSError], None]) -> Iterator[str]:
             yield from matches(Path(glob.escape(below), *after), unread)
 
 
-def folders(
-    folder: str | os.PathLike, unread: Callable[[OSError], None] | None = None
-) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those below it, each with the names of its files; what is hidden is passed over.
-
-    Links to folders are followed, but no folder comes twice. `unread` is called of each that cannot be searched.
-    """
-    seen = set()
-    for place, below, files in os.walk(folder, onerror=unread, followlinks=True):
-        real = os.path.realpath(place)
-        below[:] = [] if real in seen else sorted(name for name in below if not name.startswith("."))
-        if real not in seen:
-            yield place, [name for name in files if not name.startswith(".")]
-        seen.add(real)
-
-
-def recordings(folder: Path, unread: Callable[[OSError], None] | None = None) -> list[Path]:
-    """The audio files below a folder by name, sorted; hidden files and folders are passed over, `unread` as folders."""
-    found = (Path(place, name) for place, names in folders(folder, unread) for name in names)
-    return sorted(
-        path
-        for path in found
-        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not listen.is_played(path)
-    )
-
-
 class Task:
     """One recording from the check of its outputs to the line of the summary.
 
@@ -721,7 +683,7 @@ class Task:
         if self.arguments.tempo is not None:
             asked = self.arguments.start, self.arguments.duration
             transcription = transcription.with_tempo(
-                tempo.asked_for(self.arguments.tempo, job.audio, transcription.notes, *asked)
+                beats.asked_for(self.arguments.tempo, job.audio, transcription.notes, *asked)
             )
         part = self.arguments.start, transcription.duration
         by_kind = {kind_of(output): output for output in job.outputs}

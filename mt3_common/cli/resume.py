@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3_common.formats.midi import temporary_prefix
-from mt3_common.transcription.pipeline import kind_of
+from mt3_common.formats.registry import kind_of
 
 HEAD = '{"format": "mt3-twins summary", '
 

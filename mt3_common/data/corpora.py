@@ -26,6 +26,7 @@ import numpy as np
 from mt3_common.audio.files import audio_duration, read_audio
 from mt3_common.data.synthesis import SAMPLE_RATE, Example, split_of
 from mt3_common.formats import midi
+from mt3_common.formats.find_audio import recordings as audio_files
 from mt3_common.io.optional import needed
 from mt3_common.notes.notes import Note, trim_overlapping
 
@@ -252,7 +253,6 @@ def _urmp(folder: Path) -> Iterator[Recording]:
 
 def _pairs(folder: Path) -> Iterator[Recording]:
     # what infer takes for recordings; its command line is not loaded by training
-    from mt3_common.cli.infer import recordings as audio_files
 
     for audio in audio_files(folder):
         beside = (audio.with_suffix(suffix) for suffix in NOTE_SUFFIXES)

@@ -26,8 +26,9 @@ from rich.table import Table
 from mt3_common.audio.files import audio_duration
 from mt3_common.data.corpora import SPLITS, Recording, read_notes, recordings
 from mt3_common.evaluation import metrics
+from mt3_common.evaluation.plot import write_comparison
 from mt3_common.formats import midi
-from mt3_common.formats.plot import library, write_comparison
+from mt3_common.formats.plot import library
 from mt3_common.notes.notes import Note
 from mt3_common.transcription.pipeline import Transcriber, Transcription
 

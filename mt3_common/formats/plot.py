@@ -6,16 +6,14 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pretty_midi
 
-from mt3_common.audio.files import audio_duration, stream_audio
+from mt3_common.audio.files import stream_audio
 from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import SpectrogramConfig
-from mt3_common.evaluation import metrics
 from mt3_common.formats import midi
 from mt3_common.io.optional import needed
 from mt3_common.notes.notes import Note, check_notes
@@ -33,19 +31,12 @@ DRUM_KEYS = (35, 81)
 # natural logarithms of magnitudes that are black and white
 DARKEST, BRIGHTEST = -6.0, 5.0
 MAX_LEGEND = 16
-# in a comparison: what a bar stands for, its colour, its height in semitones
-COMPARED = (
-    ("found, reference", "#007a33", 0.9),
-    ("found, estimate", "#7dff8a", 0.4),
-    ("missed", "#2f7bff", 0.9),
-    ("wrong", "#ff3b30", 0.6),
-)
 # every bar can be seen (s)
 MIN_BAR = 0.05
 DPI = 100
 
 # matplotlib is not made for several threads
-_DRAWING = threading.Lock()
+DRAWING = threading.Lock()
 
 
 def write_picture(
@@ -71,86 +62,26 @@ def write_picture(
     check_notes(notes)
     library()
     seconds = max(1.0, seconds)
-    image = _spectrogram(audio, start, seconds, _columns(seconds))
-    with _DRAWING:
-        content = _png(_drawn(notes, image, seconds))
+    image = spectrogram_image(audio, start, seconds, columns_for(seconds))
+    with DRAWING:
+        content = png_bytes(_drawn(notes, image, seconds))
     # readers of PNG stop at its end
     midi.write_whole(path, content + midi.UNSEALED.encode())
 
 
-def write_comparison(
-    references: Sequence[Note], estimates: Sequence[Note], audio: str | os.PathLike, path: str | os.PathLike
-) -> None:
-    """Writes a PNG: the spectrogram in grey, over it the notes that are right and those that were estimated.
-
-    A reference is a high bar, an estimate a low one: a found note is one in the other, in COMPARED's first two colours,
-    so that one sees how far their ends are apart; a missed reference and a wrong estimate have colours of their own.
-    Drums lie below the pitches.
-
-    Args:
-        references, estimates: 0 s is where the recording begins.
-        audio: path of the recording.
-        path: of the file, which appears whole or not at all; folders above it are made.
-
-    Raises:
-        ValueError: matplotlib or mir_eval is not installed.
-        AudioError: the recording cannot be read.
-        NoteFileError: the file cannot be written.
-    """
-    library("--pictures need")
-    ends = [note.offset for note in [*references, *estimates]]
-    seconds = max(1.0, audio_duration(audio) or 0.0, *ends)
-    image = _spectrogram(audio, 0.0, seconds, _columns(seconds))
-    with _DRAWING:
-        content = _png(_compared(references, estimates, image, seconds))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    midi.write_whole(path, content)
-
-
-def _compared(references: Sequence[Note], estimates: Sequence[Note], image: np.ndarray, seconds: float) -> Any:
-    """The figure of write_comparison; image as _spectrogram gives it."""
-    from matplotlib.collections import PolyCollection
-
-    pairs = metrics.found_notes(references, estimates)
-    ours, theirs = ({pair[side] for pair in pairs} for side in (0, 1))
-    kinds = [
-        [references[i] for i in sorted(ours)],
-        [estimates[j] for j in sorted(theirs)],
-        [note for i, note in enumerate(references) if i not in ours],
-        [note for j, note in enumerate(estimates) if j not in theirs],
-    ]
-    figure, axes = _canvas(image, seconds, any(note.is_drum for note in [*references, *estimates]))
-    axes.set_facecolor("black")
-    for zorder, ((name, colour, height), notes) in enumerate(zip(COMPARED, kinds, strict=True), 1):
-        bars = []
-        for note in notes:
-            middle = _drum_row(note.pitch) if note.is_drum else min(HIGHEST, max(LOWEST, note.pitch))
-            # a hit has no length of its own
-            end = note.onset + MIN_BAR if note.is_drum else max(note.offset, note.onset + MIN_BAR)
-            top, bottom = middle + height / 2, middle - height / 2
-            bars.append([(note.onset, bottom), (note.onset, top), (end, top), (end, bottom)])
-        label = f"{name}: {len(notes)}"
-        axes.add_collection(
-            PolyCollection(bars, facecolors=colour, linewidths=0, antialiaseds=False, label=label, zorder=zorder)
-        )
-    title = f"onset within {1000 * metrics.ONSET_TOLERANCE:g} ms"
-    figure.legend(loc="outside right upper", fontsize="small", title=title)
-    return figure
-
-
 def _drawn(notes: Sequence[Note], image: np.ndarray, seconds: float) -> Any:
-    """The figure of write_picture; image as _spectrogram gives it."""
+    """The figure of write_picture; image as spectrogram_image gives it."""
     from matplotlib.collections import LineCollection
 
     parts: dict[tuple[bool, int], list[Note]] = defaultdict(list)
     for note in notes:
         parts[note.is_drum, 0 if note.is_drum else note.program].append(note)
-    figure, axes = _canvas(image, seconds, any(is_drum for is_drum, _ in parts))
+    figure, axes = canvas(image, seconds, any(is_drum for is_drum, _ in parts))
     for number, ((is_drum, program), played) in enumerate(sorted(parts.items())):
         colour = f"C{number % 10}"
         name = "Drums" if is_drum else f"{program} {pretty_midi.program_to_instrument_name(program)}"
         if is_drum:
-            hits = [(note.onset, _drum_row(note.pitch)) for note in played]
+            hits = [(note.onset, drum_row(note.pitch)) for note in played]
             axes.scatter(*np.transpose(hits), s=6, color=colour, label=name, linewidths=0)
         else:
             ends = [[(note.onset, note.pitch), (note.offset, note.pitch)] for note in played]
@@ -162,18 +93,18 @@ def _drawn(notes: Sequence[Note], image: np.ndarray, seconds: float) -> Any:
     return figure
 
 
-def _columns(seconds: float) -> int:
+def columns_for(seconds: float) -> int:
     """How many columns so many seconds are drawn in."""
     return int(min(MAX_COLUMNS, max(MIN_COLUMNS, seconds * COLUMNS_PER_SECOND)))
 
 
-def _drum_row(key: int) -> float:
+def drum_row(key: int) -> float:
     """Where a drum lies, as a pitch."""
     low, high = DRUM_KEYS
     return LOWEST - 2 - DRUM_ROWS + (min(high, max(low, key)) - low) / (high - low) * DRUM_ROWS
 
 
-def _canvas(image: np.ndarray, seconds: float, drums: bool) -> tuple[Any, Any]:
+def canvas(image: np.ndarray, seconds: float, drums: bool) -> tuple[Any, Any]:
     """A figure of a spectrogram and its axes, with room below for drums if there are any."""
     from matplotlib.figure import Figure
 
@@ -190,14 +121,14 @@ def _canvas(image: np.ndarray, seconds: float, drums: bool) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _png(figure: Any) -> bytes:
+def png_bytes(figure: Any) -> bytes:
     """The figure as a PNG, the same bytes for the same figure."""
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
 
 
-def _spectrogram(audio: str | os.PathLike, start: float, seconds: float, columns: int) -> np.ndarray:
+def spectrogram_image(audio: str | os.PathLike, start: float, seconds: float, columns: int) -> np.ndarray:
     """(rows, columns) float32 log magnitudes by pitch, each the loudest of its time."""
     config = SpectrogramConfig()
     pitches = np.arange((HIGHEST + 1 - LOWEST) * ROWS_PER_PITCH) / ROWS_PER_PITCH + LOWEST

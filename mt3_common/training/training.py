@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.checkpoint.torch_pickle import read_any
 from mt3_common.config import Config, ConfigError
 from mt3_common.data import shards as dataset
@@ -38,7 +39,6 @@ from mt3_common.io.optional import needed
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.training import logs as curves
 from mt3_common.training.initial import arranged_arrays, initial_arrays
-from mt3_common.transcription.pipeline import find_checkpoint
 
 SCHEDULES = ("constant", "rsqrt", "cosine", "linear")
 OPTIMIZERS = ("adamw", "adafactor")

@@ -9,7 +9,6 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import queue
 import threading
@@ -22,29 +21,18 @@ import numpy as np
 
 from mt3_common.audio.files import audio_duration, stream_audio
 from mt3_common.audio.spectrogram import Segment, num_segments, segments
-from mt3_common.checkpoint import download
+from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.config import Config
 from mt3_common.formats import midi
 from mt3_common.formats import musicxml as score
+from mt3_common.formats.registry import SUFFIXES
 from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.notes import Note, NoteDecoder
-from mt3_common.notes.tempo import Tempo, asked_for
+from mt3_common.notes.tempo import Tempo
 from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
 from mt3_common.transcription import velocity as loudness
 from mt3_common.transcription.batching import Held
-
-FORMATS = ("mid", "json", "csv", "noteseq", "musicxml")
-# endings of outputs' names and what they stand for
-SUFFIXES = {
-    ".mid": "mid",
-    ".midi": "mid",
-    ".json": "json",
-    ".csv": "csv",
-    ".noteseq": "noteseq",
-    ".musicxml": "musicxml",
-}
-# endings of files that need the recording as well as its notes, and what these are
-EXTRAS = {".png": "plot", ".played.wav": "played", ".compared.wav": "compared"}
+from mt3_common.transcription.beats import asked_for
 
 # what a transcription's time is spent on; waiting is the network's for audio and spectrogram, which run beside it
 STAGES = ("audio", "spectrogram", "waiting", "network", "notes")
@@ -53,79 +41,6 @@ STAGES = ("audio", "spectrogram", "waiting", "network", "notes")
 QUEUED_SEGMENTS = 32
 # the velocity that is estimated
 ESTIMATE = "estimate"
-
-
-def kind_of(path: str | os.PathLike) -> str | None:
-    """What an output is by the ending of its name: one of the values of SUFFIXES and EXTRAS, None for neither."""
-    name = Path(path).name.lower()
-    return next((kind for ending, kind in (EXTRAS | SUFFIXES).items() if name.endswith(ending)), None)
-
-
-class NamedCheckpoint(NamedTuple):
-    """Where a checkpoint lies and what it is called.
-
-    Attributes:
-        path: local, or an address that TensorStore opens.
-        name: for messages and metadata.
-        notice: what its user must know; '' for nothing.
-        model: the preset that goes with it; '' where the checkpoint must tell.
-    """
-
-    path: str
-    name: str
-    notice: str = ""
-    model: str = ""
-
-
-def find_checkpoint(
-    checkpoint: str | os.PathLike | NamedCheckpoint | None = None, offline: bool = False, quiet: bool = False
-) -> NamedCheckpoint:
-    """The checkpoint of a path, a name or an address; what has to be fetched is local afterwards.
-
-    Args:
-        checkpoint: of these, the first that it is: a path that exists; the name of a bundled checkpoint (None: of the
-            default one); 'mt3' or 'ismir2021', the published ones; a gs:// or https:// address; what TensorStore opens.
-        offline: fetch nothing: from the cache or not at all.
-        quiet: show nothing while it is fetched.
-
-    Raises:
-        ValueError: it is none of these, with the names that there are; or it cannot be fetched, with what to do.
-    """
-    if isinstance(checkpoint, NamedCheckpoint):
-        return checkpoint
-    # in a checkout the folder is called checkpoints, installed it is the package mt3_checkpoints
-    root = Path(__file__).parents[2]
-    folder = next(
-        (root / name for name in ("checkpoints", "mt3_checkpoints") if (root / name / "manifest.json").exists()), None
-    )
-    manifest = json.loads((folder / "manifest.json").read_text()) if folder else {"default": "", "checkpoints": {}}
-    name = manifest["default"] if checkpoint is None else os.fspath(checkpoint)
-    base = os.path.basename(name.rstrip("/"))
-    if checkpoint is not None and os.path.exists(name):
-        return NamedCheckpoint(name, base)
-    if name in manifest["checkpoints"]:
-        return NamedCheckpoint(str(folder / name), name, manifest["checkpoints"][name].get("notice", ""))
-    if download.is_remote(name):
-        model = download.model_of(name)
-        pinned = manifest.get("pinned", {}).get(download.ADDRESSES.get(name, name.rstrip("/")))
-        try:
-            return NamedCheckpoint(str(download.fetch(name, offline, quiet, pinned)), base, model=model)
-        except download.AccessDenied:
-            if not name.startswith("gs://"):
-                raise
-            # TensorStore finds the user's credentials
-            return NamedCheckpoint(name, base, model=model)
-    scheme, separator, _ = name.partition("://")
-    if scheme == "http":
-        raise ValueError(f"checkpoint {name} would come unencrypted: give its https:// address")
-    if separator and offline and scheme not in ("file", "memory"):
-        raise ValueError(f"checkpoint {name} is not on this machine, and --offline keeps it from being read")
-    if separator:
-        return NamedCheckpoint(name, base)
-    raise ValueError(
-        f"no checkpoint {name!r}: there is no such file or folder, the bundled ones are: "
-        f"{', '.join(manifest['checkpoints']) or 'none'}, and those to be fetched: {', '.join(download.ADDRESSES)}"
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -268,7 +268,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Loads both sides, compares them, reports."""
     from mt3_common.checkpoint import checkpoint
-    from mt3_common.transcription.pipeline import find_checkpoint
+    from mt3_common.checkpoint.registry import find_checkpoint
 
     began = time.monotonic()
     if args.segments is not None and args.segments < 1:

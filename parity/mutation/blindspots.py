@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints which kinds of faults each set of inputs shows; 0 if every kind is shown by one of them, else 1."""
-    from mt3_common.transcription.pipeline import find_checkpoint
+    from mt3_common.checkpoint.registry import find_checkpoint
     from parity.mutation import faults
 
     side = record.load_side("torch", find_checkpoint(args.checkpoint).path, preset=args.model)

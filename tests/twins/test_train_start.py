@@ -16,6 +16,7 @@ from jax_mt3 import checkpoint as jax_checkpoint
 from jax_mt3 import train as jax_train
 from mt3_common.checkpoint import checkpoint
 from mt3_common.checkpoint.names import array_shapes
+from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.config import Config, ConfigError, NetworkConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
@@ -110,7 +111,7 @@ def test_a_warm_start_from_every_layout_gives_both_twins_the_same_weights(layout
             expected = array.astype(ml_dtypes.bfloat16) if layout == "t5x_bfloat16" else array
             np.testing.assert_array_equal(found[name], expected.astype(np.float32), err_msg=name)
         # infer reads it and takes it for the same model
-        path = training.find_checkpoint(place).path
+        path = find_checkpoint(place).path
         assert load(path, preset="mt3", overrides=HEADS | SHORT)[1] == config
 
 

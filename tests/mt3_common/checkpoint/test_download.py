@@ -18,7 +18,7 @@ import google_crc32c
 import pytest
 
 from mt3_common.checkpoint import checkpoint, download
-from mt3_common.transcription.pipeline import NamedCheckpoint, find_checkpoint
+from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 
 ROOT = Path(__file__).parents[3]
 BUNDLED = ROOT / "checkpoints" / "golden"

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.cli import infer as cli
 from mt3_common.cli.infer import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS, Job, UsageError, plan
 from mt3_common.config import PRESETS
 from mt3_common.formats import midi
 from mt3_common.notes.notes import Note, encode_segments
-from mt3_common.transcription.pipeline import STAGES, NamedCheckpoint, Transcriber
+from mt3_common.transcription.pipeline import STAGES, Transcriber
 
 CONFIG = PRESETS["mt3"]
 DEFAULT = json.loads((Path(__file__).parents[3] / "checkpoints/manifest.json").read_text())["default"]

@@ -11,13 +11,15 @@ import pytest
 import soundfile
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.config import Config
 from mt3_common.data import corpora as datasets
 from mt3_common.evaluation import evaluate as evaluation
+from mt3_common.evaluation import plot
 from mt3_common.formats import midi
 from mt3_common.formats import plot as picture
 from mt3_common.notes.notes import Note
-from mt3_common.transcription.pipeline import NamedCheckpoint, Transcription
+from mt3_common.transcription.pipeline import Transcription
 
 PIANO = [Note(0.5, 1.0, 60, 100), Note(1.0, 1.5, 64, 100), Note(1.5, 2.5, 67, 100)]
 DRUMS = [Note(t / 4, t / 4 + 0.01, 36, 100, 0, True) for t in range(8)]
@@ -77,7 +79,7 @@ def test_results_are_written_per_file_and_over_all(folder, tmp_path, capsys):
     for name, kinds in (("piano__one", {"found", "missed"}), ("drums__two", {"found"})):
         image = matplotlib.image.imread(out / f"{name}.png")[..., :3]
         assert image.shape[0] == 800
-        for kind, colour, _ in picture.COMPARED:
+        for kind, colour, _ in plot.COMPARED:
             area = (np.abs(image - matplotlib.colors.to_rgb(colour)).max(axis=-1) < 0.01).sum()
             assert area > 60, kind
             assert (area > 200) == (kind.partition(",")[0] in kinds), (name, kind, area)
@@ -93,14 +95,14 @@ def test_a_picture_has_right_and_estimated_notes_on_top_of_the_spectrogram(tmp_p
         Note(2.01, 2.02, 36, 100, 0, True),
         Note(3.0, 3.01, 43, 100, 0, True),
     ]
-    image = picture._spectrogram(tmp_path / "a.wav", 0.0, 4.0, 800)
-    figure = picture._compared(references, estimates, image, 4.0)
+    image = picture.spectrogram_image(tmp_path / "a.wav", 0.0, 4.0, 800)
+    figure = plot._compared(references, estimates, image, 4.0)
     (axes,) = figure.axes
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3]
     reference, estimate, missed, wrong = (
-        tuple(round(255 * part) for part in matplotlib.colors.to_rgb(colour)) for _, colour, _ in picture.COMPARED
+        tuple(round(255 * part) for part in matplotlib.colors.to_rgb(colour)) for _, colour, _ in plot.COMPARED
     )
 
     def at(seconds, height):
@@ -112,10 +114,10 @@ def test_a_picture_has_right_and_estimated_notes_on_top_of_the_spectrogram(tmp_p
     assert at(0.7, 60.35) == at(0.7, 59.65) == at(0.51, 60) == at(1.2, 60) == reference
     assert at(1.03, 72) == at(1.5, 72.4) == missed
     assert at(1.5, 72) == wrong
-    assert at(2.03, picture._drum_row(36)) == estimate
-    assert at(2.03, picture._drum_row(36) + 0.35) == reference
-    assert at(3.03, picture._drum_row(43)) == wrong
-    below = [picture._drum_row(key) for key in (35, 36, 43, 81, picture.LOWEST)]
+    assert at(2.03, picture.drum_row(36)) == estimate
+    assert at(2.03, picture.drum_row(36) + 0.35) == reference
+    assert at(3.03, picture.drum_row(43)) == wrong
+    below = [picture.drum_row(key) for key in (35, 36, 43, 81, picture.LOWEST)]
     assert below[4] == below[0] < below[1] < below[2] < below[3] < picture.LOWEST
     assert axes.get_ylim()[0] < below[0]
     assert axes.get_ylabel() == "MIDI pitch, drums below 21"

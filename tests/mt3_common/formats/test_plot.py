@@ -45,7 +45,7 @@ def test_a_picture_is_a_png_of_the_notes_and_known_as_ours(tmp_path):
 
 @pytest.mark.parametrize("seconds", [4.0, 20.0])
 def test_sound_is_drawn_at_its_pitch_and_time(tmp_path, seconds):
-    image = picture._spectrogram(record(tmp_path / "a.wav", seconds), 0.0, seconds, 800)
+    image = picture.spectrogram_image(record(tmp_path / "a.wav", seconds), 0.0, seconds, 800)
     assert image.shape == (88 * picture.ROWS_PER_PITCH, 800)
     loud = image[(83 - picture.LOWEST) * picture.ROWS_PER_PITCH]
     assert loud[420:780].min() > loud[:380].max() + 5
@@ -53,7 +53,7 @@ def test_sound_is_drawn_at_its_pitch_and_time(tmp_path, seconds):
 
 
 def test_a_part_is_drawn_from_its_beginning(tmp_path):
-    image = picture._spectrogram(record(tmp_path / "a.wav", 8.0), 4.0, 2.0, 800)
+    image = picture.spectrogram_image(record(tmp_path / "a.wav", 8.0), 4.0, 2.0, 800)
     assert image[(83 - picture.LOWEST) * picture.ROWS_PER_PITCH].min() > 0
 
 

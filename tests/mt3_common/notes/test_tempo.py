@@ -17,6 +17,7 @@ from mt3_common.formats import midi
 from mt3_common.notes import tempo
 from mt3_common.notes.notes import Note
 from mt3_common.notes.tempo import Tempo, TempoMap
+from mt3_common.transcription import beats
 
 
 def clicks(path: Path, times, seconds: float, rate: int = 22050) -> Path:
@@ -33,7 +34,7 @@ def clicks(path: Path, times, seconds: float, rate: int = 22050) -> Path:
 def test_beats_of_a_recording_are_found(tmp_path, bpm, seconds):
     pytest.importorskip("librosa")
     times = np.arange(0.7, seconds - 0.5, 60 / bpm)
-    found = tempo.find(clicks(tmp_path / "a.wav", times, seconds))
+    found = beats.find(clicks(tmp_path / "a.wav", times, seconds))
     assert 60 / found.interval == pytest.approx(bpm, rel=0.02)
     inside = [beat for beat in found.beats if times[0] <= beat <= times[-1]]
     assert len(inside) > 0.9 * len(times)
@@ -47,7 +48,7 @@ def test_start_and_duration_and_downbeats(tmp_path):
     path = clicks(tmp_path / "a.wav", times, 20.0)
     notes = [Note(time - 1.0, time - 0.9, 60 + number % 4 // 2, 100) for number, time in enumerate(times)]
     notes += [Note(time - 1.0, time - 0.9, 40, 100) for time in times[2::4]]
-    found = tempo.find(path, notes, start=1.0, duration=15.0)
+    found = beats.find(path, notes, start=1.0, duration=15.0)
     assert found.beats[-1] < 15.1
     first = found.beats[found.downbeat]
     assert (first + 0.05) % 2.0 == pytest.approx(1.05, abs=0.1)
@@ -57,7 +58,7 @@ def test_start_and_duration_and_downbeats(tmp_path):
 def test_silence_and_moments_have_the_usual_tempo(tmp_path, seconds):
     pytest.importorskip("librosa")
     soundfile.write(tmp_path / "a.wav", np.zeros(round(seconds * 16000)), 16000)
-    assert tempo.find(tmp_path / "a.wav") == tempo.constant(120.0)
+    assert beats.find(tmp_path / "a.wav") == tempo.constant(120.0)
 
 
 def test_a_long_recording_takes_little_memory(tmp_path):
@@ -65,15 +66,15 @@ def test_a_long_recording_takes_little_memory(tmp_path):
     peaks = []
     for seconds in (70, 210):
         path = clicks(tmp_path / f"{seconds}.wav", np.arange(0.5, seconds, 0.5), seconds)
-        tempo.find(path)
+        beats.find(path)
         tracemalloc.start()
-        tempo.find(path)
+        beats.find(path)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0]
 
 
-beats = st.builds(
+beat_lists = st.builds(
     lambda first, gaps, downbeat: Tempo(tuple(itertools.accumulate(gaps, initial=first)), downbeat),
     st.one_of(st.just(0.0), st.floats(0.002, 3)),
     st.lists(st.floats(0.2, 2.0), min_size=1, max_size=30),
@@ -82,7 +83,7 @@ beats = st.builds(
 
 
 @settings(deadline=None, max_examples=100)
-@given(beats=beats, resolution=st.sampled_from(midi.TEMPO_RESOLUTIONS))
+@given(beats=beat_lists, resolution=st.sampled_from(midi.TEMPO_RESOLUTIONS))
 def test_beats_are_quarters_and_the_downbeat_begins_a_bar(beats, resolution):
     grid = TempoMap(beats, resolution)
     ticks = [grid.tick(beat) for beat in beats.beats]
@@ -94,7 +95,7 @@ def test_beats_are_quarters_and_the_downbeat_begins_a_bar(beats, resolution):
 
 
 @settings(deadline=None, max_examples=60)
-@given(beats=beats, onsets=st.lists(st.floats(0, 60), min_size=1, max_size=12, unique=True))
+@given(beats=beat_lists, onsets=st.lists(st.floats(0, 60), min_size=1, max_size=12, unique=True))
 def test_notes_stay_where_they_are_within_a_tick(tmp_path_factory, beats, onsets):
     path = tmp_path_factory.mktemp("midi") / "a.mid"
     notes = [Note(onset, onset + 0.5, 20 + number, 100, 8) for number, onset in enumerate(onsets)]
@@ -138,4 +139,4 @@ def test_hours_keep_their_place(tmp_path):
 def test_without_librosa_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "librosa", None)
     with pytest.raises(ValueError, match=r"mt3-twins\[tempo\]"):
-        tempo.find(tmp_path / "a.wav")
+        beats.find(tmp_path / "a.wav")

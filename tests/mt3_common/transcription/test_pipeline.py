@@ -15,20 +15,14 @@ import soundfile
 
 from mt3_common.audio.files import AudioError
 from mt3_common.audio.spectrogram import segments, start_times
+from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.config import PRESETS
 from mt3_common.formats import midi
 from mt3_common.notes.notes import Note, decode_segments, encode_segments
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription import batching
 from mt3_common.transcription import pipeline as transcribe
-from mt3_common.transcription.pipeline import (
-    Hold,
-    NamedCheckpoint,
-    Request,
-    Transcriber,
-    Transcription,
-    find_checkpoint,
-)
+from mt3_common.transcription.pipeline import Hold, Request, Transcriber, Transcription
 
 CONFIG = PRESETS["mt3"]
 RATE = 16000

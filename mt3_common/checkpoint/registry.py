@@ -1,0 +1,75 @@
+"""Checkpoints by path, by name or by address."""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from mt3_common.checkpoint import download
+
+
+class NamedCheckpoint(NamedTuple):
+    """Where a checkpoint lies and what it is called.
+
+    Attributes:
+        path: local, or an address that TensorStore opens.
+        name: for messages and metadata.
+        notice: what its user must know; '' for nothing.
+        model: the preset that goes with it; '' where the checkpoint must tell.
+    """
+
+    path: str
+    name: str
+    notice: str = ""
+    model: str = ""
+
+
+def find_checkpoint(
+    checkpoint: str | os.PathLike | NamedCheckpoint | None = None, offline: bool = False, quiet: bool = False
+) -> NamedCheckpoint:
+    """The checkpoint of a path, a name or an address; what has to be fetched is local afterwards.
+
+    Args:
+        checkpoint: of these, the first that it is: a path that exists; the name of a bundled checkpoint (None: of the
+            default one); 'mt3' or 'ismir2021', the published ones; a gs:// or https:// address; what TensorStore opens.
+        offline: fetch nothing: from the cache or not at all.
+        quiet: show nothing while it is fetched.
+
+    Raises:
+        ValueError: it is none of these, with the names that there are; or it cannot be fetched, with what to do.
+    """
+    if isinstance(checkpoint, NamedCheckpoint):
+        return checkpoint
+    # in a checkout the folder is called checkpoints, installed it is the package mt3_checkpoints
+    root = Path(__file__).parents[2]
+    folder = next(
+        (root / name for name in ("checkpoints", "mt3_checkpoints") if (root / name / "manifest.json").exists()), None
+    )
+    manifest = json.loads((folder / "manifest.json").read_text()) if folder else {"default": "", "checkpoints": {}}
+    name = manifest["default"] if checkpoint is None else os.fspath(checkpoint)
+    base = os.path.basename(name.rstrip("/"))
+    if checkpoint is not None and os.path.exists(name):
+        return NamedCheckpoint(name, base)
+    if name in manifest["checkpoints"]:
+        return NamedCheckpoint(str(folder / name), name, manifest["checkpoints"][name].get("notice", ""))
+    if download.is_remote(name):
+        model = download.model_of(name)
+        pinned = manifest.get("pinned", {}).get(download.ADDRESSES.get(name, name.rstrip("/")))
+        try:
+            return NamedCheckpoint(str(download.fetch(name, offline, quiet, pinned)), base, model=model)
+        except download.AccessDenied:
+            if not name.startswith("gs://"):
+                raise
+            # TensorStore finds the user's credentials
+            return NamedCheckpoint(name, base, model=model)
+    scheme, separator, _ = name.partition("://")
+    if scheme == "http":
+        raise ValueError(f"checkpoint {name} would come unencrypted: give its https:// address")
+    if separator and offline and scheme not in ("file", "memory"):
+        raise ValueError(f"checkpoint {name} is not on this machine, and --offline keeps it from being read")
+    if separator:
+        return NamedCheckpoint(name, base)
+    raise ValueError(
+        f"no checkpoint {name!r}: there is no such file or folder, the bundled ones are: "
+        f"{', '.join(manifest['checkpoints']) or 'none'}, and those to be fetched: {', '.join(download.ADDRESSES)}"
+    )

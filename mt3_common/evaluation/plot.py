@@ -1,0 +1,93 @@
+"""Pictures that compare estimated notes with references."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt3_common.audio.files import audio_duration
+from mt3_common.evaluation import metrics
+from mt3_common.formats import midi
+from mt3_common.formats.plot import (
+    DRAWING,
+    HIGHEST,
+    LOWEST,
+    MIN_BAR,
+    canvas,
+    columns_for,
+    drum_row,
+    library,
+    png_bytes,
+    spectrogram_image,
+)
+from mt3_common.notes.notes import Note
+
+# in a comparison: what a bar stands for, its colour, its height in semitones
+COMPARED = (
+    ("found, reference", "#007a33", 0.9),
+    ("found, estimate", "#7dff8a", 0.4),
+    ("missed", "#2f7bff", 0.9),
+    ("wrong", "#ff3b30", 0.6),
+)
+
+
+def write_comparison(
+    references: Sequence[Note], estimates: Sequence[Note], audio: str | os.PathLike, path: str | os.PathLike
+) -> None:
+    """Writes a PNG: the spectrogram in grey, over it the notes that are right and those that were estimated.
+
+    A reference is a high bar, an estimate a low one: a found note is one in the other, in COMPARED's first two colours,
+    so that one sees how far their ends are apart; a missed reference and a wrong estimate have colours of their own.
+    Drums lie below the pitches.
+
+    Args:
+        references, estimates: 0 s is where the recording begins.
+        audio: path of the recording.
+        path: of the file, which appears whole or not at all; folders above it are made.
+
+    Raises:
+        ValueError: matplotlib or mir_eval is not installed.
+        AudioError: the recording cannot be read.
+        NoteFileError: the file cannot be written.
+    """
+    library("--pictures need")
+    ends = [note.offset for note in [*references, *estimates]]
+    seconds = max(1.0, audio_duration(audio) or 0.0, *ends)
+    image = spectrogram_image(audio, 0.0, seconds, columns_for(seconds))
+    with DRAWING:
+        content = png_bytes(_compared(references, estimates, image, seconds))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    midi.write_whole(path, content)
+
+
+def _compared(references: Sequence[Note], estimates: Sequence[Note], image: np.ndarray, seconds: float) -> Any:
+    """The figure of write_comparison; image as spectrogram_image gives it."""
+    from matplotlib.collections import PolyCollection
+
+    pairs = metrics.found_notes(references, estimates)
+    ours, theirs = ({pair[side] for pair in pairs} for side in (0, 1))
+    kinds = [
+        [references[i] for i in sorted(ours)],
+        [estimates[j] for j in sorted(theirs)],
+        [note for i, note in enumerate(references) if i not in ours],
+        [note for j, note in enumerate(estimates) if j not in theirs],
+    ]
+    figure, axes = canvas(image, seconds, any(note.is_drum for note in [*references, *estimates]))
+    axes.set_facecolor("black")
+    for zorder, ((name, colour, height), notes) in enumerate(zip(COMPARED, kinds, strict=True), 1):
+        bars = []
+        for note in notes:
+            middle = drum_row(note.pitch) if note.is_drum else min(HIGHEST, max(LOWEST, note.pitch))
+            # a hit has no length of its own
+            end = note.onset + MIN_BAR if note.is_drum else max(note.offset, note.onset + MIN_BAR)
+            top, bottom = middle + height / 2, middle - height / 2
+            bars.append([(note.onset, bottom), (note.onset, top), (end, top), (end, bottom)])
+        label = f"{name}: {len(notes)}"
+        axes.add_collection(
+            PolyCollection(bars, facecolors=colour, linewidths=0, antialiaseds=False, label=label, zorder=zorder)
+        )
+    title = f"onset within {1000 * metrics.ONSET_TOLERANCE:g} ms"
+    figure.legend(loc="outside right upper", fontsize="small", title=title)
+    return figure

@@ -1,0 +1,39 @@
+"""Audio files below a folder."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mt3_common.formats import sonify as listen
+
+# what a folder is searched for; a file that is named is tried whatever its name ends in
+AUDIO_SUFFIXES = {
+    *(".wav", ".aif", ".aiff", ".aifc", ".au", ".caf", ".rf64", ".w64", ".flac"),
+    *(".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".wma"),
+}
+
+
+def folders(
+    folder: str | os.PathLike, unread: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below it, each with the names of its files; what is hidden is passed over.
+
+    Links to folders are followed, but no folder comes twice. `unread` is called of each that cannot be searched.
+    """
+    seen = set()
+    for place, below, files in os.walk(folder, onerror=unread, followlinks=True):
+        real = os.path.realpath(place)
+        below[:] = [] if real in seen else sorted(name for name in below if not name.startswith("."))
+        if real not in seen:
+            yield place, [name for name in files if not name.startswith(".")]
+        seen.add(real)
+
+
+def recordings(folder: Path, unread: Callable[[OSError], None] | None = None) -> list[Path]:
+    """The audio files below a folder by name, sorted; hidden files and folders are passed over, `unread` as folders."""
+    found = (Path(place, name) for place, names in folders(folder, unread) for name in names)
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not listen.is_played(path)
+    )
