@@ -9,7 +9,7 @@ candidate's to within rounding is the cause. Undoing it in the candidate restore
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,9 @@ SIGNIFICANT = 5.0
 # ... if the fault appears in its own strength, give or take this share, and is not below float32's own rounding
 STRENGTH = 0.25
 ROUNDING = 0.75 * 2.0**-24
+# two explanations are told apart only by a log-likelihood ratio above this: under the likelier one, the other is
+# chosen at 3 standard deviations of rounding at the earliest, whatever the distance between the two
+EVIDENCE = 4.5
 # an epsilon read off float32 is worth this much: a mean square of 10 keeps epsilon to steps of 1e-6
 READING = 0.12
 # hypotheses about a single unobserved step are tried where at most this many steps lie between two taps
@@ -645,14 +648,18 @@ class _Scale(NamedTuple):
 
     def ratio(self, truth: np.ndarray, low: Callable[[], np.ndarray]) -> tuple[float, float]:
         """(multiple of the budget, largest error relative to the largest value); the noise only where it matters."""
+        return self.judged(truth, low)[:2]
+
+    def judged(self, truth: np.ndarray, low: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
+        """The same as ratio, and the rows that the candidate's were judged against."""
         if truth.shape != self.candidate.shape:
-            return np.inf, np.inf
+            return np.inf, np.inf, truth
         want, have = self.rows(truth), self.rows(self.candidate)
         precision = self.values.precision
         bare = judge(want, have, np.zeros_like(want), precision)
         off = np.abs(want - have) > PROMISING * (np.abs(want).max() or 1.0)
         if bare.ratio <= 1.0 or off.mean() > FEW:
-            return bare.ratio, bare.relative
+            return bare.ratio, bare.relative, want
         rounded = self.rows(low()).astype(np.float64)
         # where float32 keeps nothing of the value (rows that see no key), its own value is the truth
         lost = np.abs(rounded - want) > CAP["float32"] * np.abs(want).max()
@@ -660,7 +667,58 @@ class _Scale(NamedTuple):
             want = np.where(lost, rounded, want)
         noise = np.where(lost, 0.0, rounded - want) * (EPSILON[precision] / EPSILON["float32"])
         found = judge(want, have, noise, precision)
-        return found.ratio, found.relative
+        return found.ratio, found.relative, want
+
+
+def evidence(first: np.ndarray, second: np.ndarray, output: np.ndarray, precision: str) -> float:
+    """Log-likelihood ratio of two explanations of an output; positive if the second is the likelier one.
+
+    The output's deviation from the first explanation is projected on the difference between the two: at 0 it is the
+    first, at 1 the second, and the scatter of the rows says how exactly that is known. Elements of a row share
+    roundings (its mean square, the largest logit), so a row is one observation, worth no more than a unit roundoff.
+    All rows may share half of one (an approximate root, a sum in one direction), which is fitted beside the projection.
+
+    Args:
+        first, second, output: (..., n) arrays of one shape.
+        precision: the output's arithmetic.
+    """
+    first, second, output = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (first, second, output))
+    norm = np.linalg.norm(first, axis=-1, keepdims=True)
+    weight = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
+    change, deviation, first = (second - first) * weight, (output - first) * weight, first * weight
+    rows, along = float(np.count_nonzero(norm)), (first * change).sum(axis=-1)
+    # a common factor known to half a roundoff beforehand is worth four rows known to one
+    direction = change - along.sum() / (rows + 4.0) * first
+    size = float((change * direction).sum())
+    if not size > 0:
+        return 0.0
+    position = float((deviation * direction).sum()) / size
+    rest = deviation - position * change
+    rest -= (rest * first).sum() / (rows + 4.0) * first
+    epsilon = EPSILON[precision]
+    scatter = (rest * direction).sum(axis=-1)
+    least = epsilon * (first * direction).sum(axis=-1)
+    shared = 0.5 * epsilon * float(along.sum()) * 4.0 / (rows + 4.0)
+    variance = (max(float((scatter**2).sum()), float((least**2).sum())) + shared**2) / size**2
+    return (position - 0.5) / max(variance, float(np.finfo(np.float64).tiny))
+
+
+def likeliest(explanations: Sequence[np.ndarray], output: np.ndarray, precision: str) -> int:
+    """Number of the first explanation that rounding does not set apart from the best one.
+
+    Args:
+        explanations: arrays like the output, the simplest or most usual first.
+        output: what they explain, in the arithmetic of `precision`.
+    """
+    best = 0
+    for number in range(1, len(explanations)):
+        if evidence(explanations[best], explanations[number], output, precision) > 0:
+            best = number
+    return next(
+        number
+        for number, explanation in enumerate(explanations)
+        if number == best or evidence(explanation, explanations[best], output, precision) <= EVIDENCE
+    )
 
 
 def alternatives_at(
@@ -714,7 +772,7 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
                 fitted = hypothesis.fit(scale.seeing(exact), scale.seeing(candidate.astype(np.float64)))
                 if fitted is None:
                     continue
-                found, error = scale.ratio(fitted, lambda f=fitted: f + (values.compute(path, low=True) - exact))
+                found, error, want = scale.judged(fitted, lambda f=fitted: f + (values.compute(path, low=True) - exact))
                 if error > before / 2:
                     # what removes less than half of the error explains nothing, however wide the budget
                     continue
@@ -722,52 +780,81 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
             else:
                 changed = dict.fromkeys(target, hypothesis)
                 truth = values.compute(path, low=False, changed=changed)
-                found, error = scale.ratio(truth, lambda c=changed: values.compute(path, low=True, changed=c))
+                found, error, want = scale.judged(truth, lambda c=changed: values.compute(path, low=True, changed=c))
         except (ValueError, KeyError):
             # the hypothesis does not fit the shapes here
             continue
-        tried.append((found, error, len(tried), target, hypothesis))
+        explanation = want if found <= EXPLAINED and hypothesis.fit is None else None
+        tried.append(Trial(found, error, target, hypothesis, explanation))
     if not tried:
         return Finding(site, "unknown", "differs", before, sites=[site])
-    order = _ranked(tried)
+    order = ranked(tried, scale.rows(candidate), values.precision)
     best = order[0]
-    if best[0] > EXPLAINED:
+    if best.ratio > EXPLAINED:
         recovered = _recovered(scale)
         if recovered is not None:
             return Finding(site, recovered[0], recovered[0], before, recovered[1], sites=[site])
         text = f"differs (shape {candidate.shape}, not {exact.shape})" if candidate.shape != exact.shape else "differs"
-        return Finding(site, "unknown", text, before, None, (best[4].text, best[1]), sites=[site])
-    hypothesis = best[4]
-    site = module_of(best[3][-1])
-    second = next((each for each in order[1:] if each[1] < before), None)
-    runner_up = (second[4].text, second[1]) if second else ("", None)
+        return Finding(site, "unknown", text, before, None, (best.hypothesis.text, best.error), sites=[site])
+    hypothesis = best.hypothesis
+    site = module_of(best.target[-1])
+    second = next((trial for trial in order[1:] if trial.error < before), None)
+    runner_up = (second.hypothesis.text, second.error) if second else ("", None)
     # downstream of an unobserved step the fault that was found there is no news
-    for name in best[3]:
+    for name in best.target:
         if name in values.hidden:
             upto = values.segment(values.by_name[name])
             changed = {name: hypothesis}
             values.exact[name] = values.compute(upto, low=False, changed=changed)
             values.low[name] = values.compute(upto, low=True, changed=changed)
     return Finding(
-        site, hypothesis.cause, hypothesis.text, before, best[1], runner_up, sites=[module_of(n) for n in best[3]]
+        site,
+        hypothesis.cause,
+        hypothesis.text,
+        before,
+        best.error,
+        runner_up,
+        sites=[module_of(n) for n in best.target],
     )
 
 
-def _ranked(tried: list[tuple]) -> list[tuple]:
-    """Tried hypotheses (ratio, error, number, steps, hypothesis), the best first.
+class Trial(NamedTuple):
+    """A hypothesis put in the place of some steps.
 
-    Of those that explain the output, one without fitted numbers, then the likeliest (they come in that order) unless
-    another explains it clearly better; then the rest by what they leave unexplained.
+    Attributes:
+        ratio: what it leaves unexplained, as a multiple of the budget.
+        error: the same relative to the output's largest value.
+        target: names of the steps.
+        hypothesis: what they do instead.
+        explanation: the output's rows under it; None if it is over the budget or fitted to the output.
     """
-    explained = [each for each in tried if each[0] <= EXPLAINED]
-    rest = sorted((each for each in tried if each[0] > EXPLAINED), key=lambda each: each[0])
-    least = min((each[0] for each in explained if each[4].fit is None), default=0.0)
 
-    def rank(each: tuple) -> tuple:
-        clearly_worse = each[4].fit is None and each[0] > 2 * least + 0.05
-        return each[4].fit is not None, clearly_worse, each[2]
+    ratio: float
+    error: float
+    target: list[str]
+    hypothesis: Hypothesis
+    explanation: np.ndarray | None
 
-    return sorted(explained, key=rank) + rest
+
+def ranked(trials: Sequence[Trial], output: np.ndarray, precision: str) -> list[Trial]:
+    """Trials, the best first.
+
+    Of those that explain the output, those without fitted numbers come first, and of these the likeliest beforehand
+    (they come in that order) unless the output speaks for another by more than rounding can; then the rest by what
+    they leave unexplained.
+
+    Args:
+        trials: in the order of their likelihood beforehand.
+        output: the rows that they explain.
+        precision: the output's arithmetic.
+    """
+    plain = [trial for trial in trials if trial.explanation is not None]
+    fitted = [trial for trial in trials if trial.ratio <= EXPLAINED and trial.explanation is None]
+    rest = sorted((trial for trial in trials if trial.ratio > EXPLAINED), key=lambda trial: trial.ratio)
+    if len(plain) > 1:
+        best = plain.pop(likeliest([trial.explanation for trial in plain], output, precision))
+        plain = [best, *sorted(plain, key=lambda trial: trial.ratio)]
+    return plain + fitted + rest
 
 
 def _alternatives(step, path, candidate, values) -> Iterator[tuple[list[str], Hypothesis]]:
@@ -810,9 +897,11 @@ def _filtered(scale: _Scale, exact: np.ndarray) -> Finding | None:
     truth, have, power = truth[rows], have[rows], power[rows]
     gains = ((have - truth) * truth).sum(axis=-1) / power
 
+    def under(hypothesis: Hypothesis) -> np.ndarray:
+        return scale.rows(values.compute(scale.path, low=False, changed={step.name: hypothesis}))[rows]
+
     def expected(hypothesis: Hypothesis) -> np.ndarray:
-        other = scale.rows(values.compute(scale.path, low=False, changed={step.name: hypothesis}))[rows]
-        return ((other - truth) * truth).sum(axis=-1) / power
+        return ((under(hypothesis) - truth) * truth).sum(axis=-1) / power
 
     def strength_of(shape: np.ndarray) -> float | None:
         """How strongly a shape shows in the gains; None if not significantly or below float32's own rounding."""
@@ -825,41 +914,32 @@ def _filtered(scale: _Scale, exact: np.ndarray) -> Finding | None:
         loud = abs(strength) * np.sqrt(size / len(shape)) > ROUNDING
         return float(strength) if loud and abs(strength) > SIGNIFICANT * deviation else None
 
-    fitting: list[tuple[float, Hypothesis]] = []
+    fitting: list[Hypothesis] = []
     for cause, text, options in NORMS:
         if options.keys() <= {"eps", "eps_outside"}:
             hypothesis = Hypothesis(cause, text, Behaviour(**options))
-            shape = expected(hypothesis)
-            strength = strength_of(shape)
+            strength = strength_of(expected(hypothesis))
             if strength is not None and abs(strength - 1.0) < STRENGTH:
-                fitting.append((float(((gains - shape) ** 2).sum()), hypothesis))
+                fitting.append(hypothesis)
     larger = 1e-5
-    shape = expected(Hypothesis("", "", Behaviour(eps=larger)))
-    strength = strength_of(shape)
+    strength = strength_of(expected(Hypothesis("", "", Behaviour(eps=larger))))
     eps = MT3.eps + (strength or 0.0) * (larger - MT3.eps)
-    if strength is not None and eps > 0:
-        left = float(((gains - strength * shape) ** 2).sum())
-        # a fitted number always fits a little better: it must by three standard deviations, and be another number
-        known = min(fitting, key=lambda each: each[0], default=(np.inf, Hypothesis("", "")))
-        better = known[0] - left > 9 * left / len(gains)
-        other = known[1].behaviour.eps_outside or abs(eps / known[1].behaviour.eps - 1) > READING
-        if better and other:
-            text = f"epsilon about {eps:.1e} in place of 1e-6"
-            fitting.insert(0, (-1.0, Hypothesis(f"eps={eps:.1e}", text, Behaviour(eps=eps))))
+    known = [each.behaviour.eps for each in fitting if not each.behaviour.eps_outside]
+    if strength is not None and eps > 0 and all(abs(eps / each - 1) > READING for each in known):
+        text = f"epsilon about {eps:.1e} in place of 1e-6"
+        fitting.append(Hypothesis(f"eps={eps:.1e}", text, Behaviour(eps=eps)))
     if not fitting:
         return None
-    fitting.sort(key=lambda each: each[0])
+    explanations = [under(hypothesis) for hypothesis in fitting]
+    fitting.insert(0, fitting.pop(likeliest(explanations, have, values.precision)))
 
     def error(other: np.ndarray) -> float:
         return float(np.abs(have - other).max() / np.abs(truth).max())
 
-    def remaining(hypothesis: Hypothesis) -> float:
-        return error(scale.rows(values.compute(scale.path, low=False, changed={step.name: hypothesis}))[rows])
-
-    best, second = fitting[0][1], fitting[1][1] if len(fitting) > 1 else None
-    runner_up = (second.text, remaining(second)) if second else ("", None)
+    best, second = fitting[0], fitting[1] if len(fitting) > 1 else None
+    runner_up = (second.text, error(under(second))) if second else ("", None)
     site = module_of(step.name)
-    return Finding(site, best.cause, best.text, error(truth), remaining(best), runner_up, sites=[site])
+    return Finding(site, best.cause, best.text, error(truth), error(under(best)), runner_up, sites=[site])
 
 
 def _epsilon(step: Step, candidate: np.ndarray, values: "_Values") -> Iterator[Hypothesis]:

@@ -700,6 +700,62 @@ def test_a_behaviour_is_named_from_the_taps(original, behaviour, at, cause, prec
     assert [finding.cause for finding in found] == ([cause] if cause else [])
 
 
+def rounded_norm(x, scale, eps, order, reciprocal):
+    """RMSNorm in float32, its mean square summed in an order and its root divided by or multiplied with."""
+    squares = x * x
+    mean = {
+        "pairs": lambda: squares.mean(axis=-1, keepdims=True),
+        "forwards": lambda: np.cumsum(squares, axis=-1, dtype=np.float32)[..., -1:] / np.float32(x.shape[-1]),
+        "backwards": lambda: (
+            np.cumsum(squares[..., ::-1], axis=-1, dtype=np.float32)[..., -1:] / np.float32(x.shape[-1])
+        ),
+        "lanes": lambda: (
+            squares.reshape(*x.shape[:-1], 8, -1).sum(axis=-1).sum(axis=-1, keepdims=True) * np.float32(1 / x.shape[-1])
+        ),
+    }[order]()
+    root = np.sqrt(mean + np.float32(eps))
+    return (x * (np.float32(1) / root) if reciprocal else x / root) * scale
+
+
+@pytest.mark.parametrize("reciprocal", [True, False])
+@pytest.mark.parametrize("order", ["pairs", "forwards", "backwards", "lanes"])
+@pytest.mark.parametrize(("eps", "cause"), [(3e-6, r"eps=(2\.9|3\.[01])e-06"), (1e-5, "eps=1e-05"), (1e-6, None)])
+def test_the_name_of_an_epsilon_does_not_depend_on_how_a_processor_rounds(original, order, reciprocal, eps, cause):
+    site = "encoder/layers_0/pre_mlp_layer_norm"
+    outputs, inputs = behave(original, Behaviour(), "nothing", precision="float32")
+    (step,) = [step for step in numpy_network.steps(original[1].network) if step.name == site]
+    # the sum that the norm reads is no tap
+    summed = outputs["encoder/input_dropout"] + outputs["encoder/layers_0/attention_dropout"]
+    outputs = {name: outputs[name] for name in outputs if not name.startswith("encoder/layers_0/mlp")}
+    outputs[site] = rounded_norm(summed, original[0][step.array], eps, order, reciprocal)
+    found = [f for f in modules.examine(outputs, inputs, original[0], original[1].network, "float32") if f.site == site]
+    assert len(found) == (cause is not None)
+    assert all(re.fullmatch(cause, finding.cause) for finding in found)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_rounding_hides_does_not_decide_between_explanations(seed):
+    """The first one stands unless the output speaks for another by more than rounding."""
+    random = np.random.default_rng(seed)
+    truth = random.standard_normal((40, 32)) + 3
+    gains = random.uniform(-1, 1, (40, 1))
+    apart, close = truth * (1 + 1e-6 * gains), truth * (1 + 1e-9 * gains)
+    single = truth.astype(np.float32)
+    assert modules.likeliest([truth, apart], single, "float32") == 0
+    assert modules.likeliest([apart, truth], single, "float32") == 1
+    assert modules.likeliest([truth, close], single, "float32") == 0
+    assert modules.likeliest([close, truth], single, "float32") == 0
+    # in float64 they are far apart
+    assert modules.likeliest([close, truth], truth, "float64") == 1
+
+
+def test_a_common_factor_of_half_a_roundoff_decides_nothing():
+    truth = np.random.default_rng(0).standard_normal((400, 32))
+    half, five = (truth * (1 + roundoffs * 2.0**-24) for roundoffs in (0.5, 5.0))
+    assert modules.likeliest([truth, half], half, "float32") == 0
+    assert modules.likeliest([truth, five], five, "float32") == 1
+
+
 def test_one_cause_everywhere_is_one_finding(original):
     outputs, inputs = behave(original, Behaviour(eps=1e-5), ".*norm")
     (finding,) = modules.examine(outputs, inputs, original[0], original[1].network, "float64")
