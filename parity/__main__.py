@@ -1,6 +1,7 @@
 """`python -m parity`: compares the twins, names what differs, and exits with the verdict.
 
-A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`, imported when it is asked for.
+A subcommand is a module of parity/commands with `add_arguments(parser)` and `run(args) -> int`, imported when it is
+asked for.
 """
 
 import argparse
@@ -12,18 +13,18 @@ from collections.abc import Sequence
 from mt3_common.io.stdio import complete, finish, give_up
 from parity.compare.traces import BAD_INPUT
 
-# subcommand -> (module, what it does)
+# subcommand -> what it does
 COMMANDS = {
-    "check": ("parity.commands.check", "run both twins on a checkpoint and compare everything (the default)"),
-    "record": ("parity.sides.record", "run one side and write its trace"),
-    "compare": ("parity.compare.traces", "compare two traces; needs neither framework"),
-    "drift": ("parity.ci.drift", "keep a ledger of runs and flag what got worse"),
-    "blindspots": ("parity.mutation.blindspots", "say which kinds of faults the given inputs could not have shown"),
-    "diagnose": ("parity.diagnosis.diagnose", "say what is wrong with weights, a config.json or a trace"),
-    "inspect": ("parity.checkpoints.inspect", "list what a checkpoint holds"),
-    "convert": ("parity.checkpoints.convert", "write a checkpoint in another layout, bit for bit"),
-    "repair": ("parity.diagnosis.repair", "write the weights put right, and prove it"),
-    "mutants": ("parity.mutation.mutants", "measure the harness and the doctor on planted faults"),
+    "check": "run both twins on a checkpoint and compare everything (the default)",
+    "record": "run one side and write its trace",
+    "compare": "compare two traces; needs neither framework",
+    "drift": "keep a ledger of runs and flag what got worse",
+    "blindspots": "say which kinds of faults the given inputs could not have shown",
+    "diagnose": "say what is wrong with weights, a config.json or a trace",
+    "inspect": "list what a checkpoint holds",
+    "convert": "write a checkpoint in another layout, bit for bit",
+    "repair": "write the weights put right, and prove it",
+    "mutants": "measure the harness and the doctor on planted faults",
 }
 
 EXIT = "exit status: 0 same, 1 different, 2 refused (not comparable), 3 bad input"
@@ -35,15 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in ("-h", "--help"):
         print("usage: python -m parity [COMMAND] …\n\ncommands:")
-        for name, (_, description) in COMMANDS.items():
+        for name, description in COMMANDS.items():
             print(f"  {name:10} {description}")
         print(f"\n`python -m parity COMMAND --help` says more; without COMMAND it is check.\n{EXIT}")
         return 0
     name = argv.pop(0) if argv and argv[0] in COMMANDS else "check"
-    module, description = COMMANDS[name]
+    description = COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"python -m parity {name}", description=description, epilog=EXIT)
     try:
-        command = importlib.import_module(module)
+        command = importlib.import_module(f"parity.commands.{name}")
         command.add_arguments(parser)
         try:
             return command.run(parser.parse_args(argv))

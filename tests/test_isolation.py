@@ -73,7 +73,7 @@ def test_the_package_itself_loads_no_framework(package):
 
 
 def test_comparing_traces_needs_no_framework():
-    code = "import sys, parity.__main__, parity.compare.traces; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, parity.__main__, parity.commands.compare; print(*{name.split('.')[0] for name in sys.modules})"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
     assert "parity" in loaded

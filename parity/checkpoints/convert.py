@@ -4,7 +4,6 @@ Layouts: T5X (a folder of Zarr arrays), Orbax (a folder, OCDBT), .safetensors un
 ports keep them (the public mt3.pth). What is written is whole or not there at all.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -18,7 +17,6 @@ import numpy as np
 from mt3_common.checkpoint import checkpoint
 from mt3_common.checkpoint import torch_pickle as hf_t5
 from mt3_common.config import Config
-from parity.compare.traces import SAME
 from parity.trace.trace import digest
 
 LAYOUTS = ("t5x", "orbax", "safetensors", "pth")
@@ -257,43 +255,3 @@ def mapping(weights: Weights, layout: str) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity convert`."""
-    parser.add_argument("source", help="T5X or Orbax folder, .safetensors, or HF-T5 style .pth")
-    parser.add_argument("target", help="what to write: a folder, .safetensors or .pth")
-    parser.add_argument("--to", choices=LAYOUTS, help="layout (default: by the target's ending; a folder is T5X's)")
-    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the source has no config")
-    parser.add_argument("--step", type=int, help="training step to write, where the source does not say")
-    parser.add_argument("--optimizer", action="store_true", help="carry the optimizer's slots (folders only)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument("--report", metavar="FILE", help="write the parameter mapping as JSON")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Converts, verifies, reports."""
-    layout = layout_of(args.target, args.to)
-    if args.optimizer and layout not in ("t5x", "orbax"):
-        raise ConvertError(f"{args.target}: only T5X and Orbax folders hold an optimizer's slots")
-    weights = read(args.source, args.model, args.optimizer)
-    if args.step is not None:
-        weights.step = args.step
-    write(args.target, weights, layout, args.overwrite)
-    rows = mapping(weights, layout)
-    if args.report:
-        from parity.diagnosis.diagnose import write_json
-
-        write_json(args.report, {"source": str(args.source), "target": str(args.target), "arrays": rows})
-    turned = sum(row["transposed"] for row in rows)
-    parameters = sum(array.size for array in weights.arrays.values())
-    print(
-        f"{args.target}: {len(rows)} arrays, {parameters:,} parameters from {weights.layout} to {layout}, "
-        f"{turned} transposed; read back, every bit the same"
-    )
-    if weights.ports_table:
-        print(
-            f"note: {args.source} carries the ports' sinusoid table (2k/d), which is not a weight and was left out; "
-            "weights trained with it need position_table 'port' in config.json, converted ones MT3's"
-        )
-    return SAME

@@ -1,12 +1,10 @@
 """`parity inspect`: what a checkpoint holds: arrays, shapes, dtypes, sizes, layout, step, config, what lies inline."""
 
-import argparse
 import math
 from typing import Any
 
 from mt3_common.checkpoint import checkpoint
-from parity.compare.traces import SAME
-from parity.diagnosis.diagnose import PICKLES, read_candidate, write_json
+from parity.diagnosis.diagnose import PICKLES, read_candidate
 
 
 def describe(path: str, preset: str | None = None) -> dict[str, Any]:
@@ -59,36 +57,3 @@ def _config(path: str, arrays: dict[str, Any], preset: str | None) -> dict[str, 
         name: {"value": value, "from": resolved.origins.get(name, "")}
         for name, value in resolved.config.to_dict().items()
     }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity inspect`."""
-    parser.add_argument("checkpoint", help="T5X or Orbax folder, .safetensors, .npz or PyTorch file")
-    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where there is no config")
-    parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Prints what a checkpoint holds."""
-    found = describe(args.checkpoint, args.model)
-    for row in found["arrays"]:
-        shape = "x".join(map(str, row["shape"]))
-        print(
-            f"{row['name']:64} {shape:>12} {row['dtype']:9} {row['bytes']:>10,} B{'  inline' if row['inline'] else ''}"
-        )
-    dtypes = ", ".join(f"{count} {name}" for name, count in sorted(found["dtypes"].items()))
-    print(
-        f"{found['location']}: {found['layout']}, step {found['step']}, {len(found['arrays'])} arrays ({dtypes}), "
-        f"{found['parameters']:,} parameters, {found['bytes']:,} bytes, {found['inline']} inline, "
-        f"{found['optimizer']} optimizer slots"
-    )
-    for newer in found["passed_over"]:
-        print(f"passed over, incomplete: {newer}")
-    for name, setting in found["settings"].items():
-        if isinstance(setting, dict):
-            print(f"  {name} = {setting['value']}  ({setting['from']})")
-        else:
-            print(f"  {name}: {setting}")
-    if args.json:
-        write_json(args.json, found)
-    return SAME

@@ -1,6 +1,5 @@
 """A ledger of runs: how every tap's error moved with versions, devices and commits."""
 
-import argparse
 import datetime
 import json
 import math
@@ -8,12 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from parity.compare.traces import DIFFERENT, REFUSED, SAME, VERDICTS
-from parity.report.files import SCHEMA, SCHEMA_VERSION, number, write
+from parity.compare.traces import REFUSED, VERDICTS
+from parity.report.files import SCHEMA, SCHEMA_VERSION
 from parity.trace.trace import wanted
 
 FORMAT = "mt3-parity-drift"
@@ -148,7 +143,7 @@ def changed_versions(record: dict[str, Any], accepted: dict[str, Any]) -> list[s
     if record["commit"] != accepted["commit"]:
         found.append(f"commit: {accepted['commit'] or 'none'} -> {record['commit'] or 'none'}")
     if not same_checkpoint(record, accepted):
-        found.append(f"checkpoint: {_name(accepted)} -> {_name(record)}")
+        found.append(f"checkpoint: {checkpoint_name(accepted)} -> {checkpoint_name(record)}")
     if record["precision"] != accepted["precision"]:
         found.append("precision switches")
     return found
@@ -176,71 +171,6 @@ def read_ledger(path: str | os.PathLike) -> list[dict[str, Any]]:
     return records
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity drift`."""
-    parser.add_argument("ledger", help="file of JSON lines, made if it is not there")
-    parser.add_argument("report", nargs="?", help="JSON report to append; without it the history is shown")
-    parser.add_argument("--commit", default="", help="of the code that ran")
-    parser.add_argument("--accept", metavar="REASON", help="accept this record, and say why")
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Appends a record and compares it with the last accepted one, or shows the history."""
-    records = read_ledger(args.ledger)
-    if args.report is None:
-        if not records:
-            raise ValueError(f"{args.ledger}: no records yet; append one with python -m parity drift LEDGER REPORT")
-        if args.json:
-            print(json.dumps(records))
-        else:
-            show(records)
-        return SAME
-    if args.accept is not None and not args.accept.strip():
-        raise ValueError("--accept needs a reason")
-    try:
-        report = read_json(Path(args.report).read_text(encoding="utf-8"))
-        check_report(report)
-        if report["verdict"] == "refused":
-            print("refused: a run without a verdict is not recorded")
-            return REFUSED
-        accepted = next((record for record in reversed(records) if record["accepted"]), None)
-        reason = args.accept or ("" if accepted or report["verdict"] != "same" else "the first record")
-        record = make_record(report, args.commit, reason)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{args.report}: not a readable report ({error})") from error
-    if accepted and not args.accept and not same_checkpoint(record, accepted):
-        print(
-            f"refused: the accepted record is of the checkpoint {_name(accepted)}, this report of {_name(record)}; "
-            "errors of two checkpoints are not compared (--accept REASON begins anew with this one)"
-        )
-        return REFUSED
-    lines = [json.dumps(each, sort_keys=True) for each in [*records, record]]
-    write(args.ledger, "\n".join(lines) + "\n")
-    comparable = accepted is not None and same_checkpoint(record, accepted)
-    found = drifted(record, accepted) if comparable else []
-    changes = changed_versions(record, accepted) if accepted else []
-    judged = not comparable or not other_machine(record, accepted)
-    if args.json:
-        said = {"verdict": record["verdict"], "drifted": found, "judged": judged, "changed": changes}
-        print(json.dumps(said | {"accepted": reason}))
-    else:
-        worse = f"{len(found)} of {len(record['taps'])} worse"
-        if not comparable:
-            worse = (
-                "nothing to compare it with" if accepted is None else "of another checkpoint than the accepted record"
-            )
-        told = "" if judged else " than on another machine: told, not judged"
-        print(f"{args.ledger}: record {len(lines)}, verdict {record['verdict']}, {worse}{told}")
-        for tap, then, now in found[:10]:
-            print(f"  {tap}: {_figure(then)} -> {_figure(now)} times its budget")
-        for change in changes:
-            print(f"  changed: {change}")
-        if reason:
-            print(f"  accepted: {reason}")
-    return SAME if reason or (record["verdict"] == "same" and not (found and judged)) else DIFFERENT
-
-
 def same_checkpoint(record: dict[str, Any], accepted: dict[str, Any]) -> bool:
     """Whether two records are of the same weights; by the checkpoint's name where one does not say which they were."""
     for name in ("weights", "checkpoint"):
@@ -255,27 +185,7 @@ def other_machine(record: dict[str, Any], accepted: dict[str, Any]) -> bool:
     return any(record["versions"].get(name) != accepted["versions"].get(name) for name in names)
 
 
-def _name(record: dict[str, Any]) -> str:
+def checkpoint_name(record: dict[str, Any]) -> str:
+    """The checkpoint of a record for people, with the beginning of its digest."""
     weights = record.get("weights", "")
     return record["checkpoint"] + (f" ({weights[:12]})" if weights else "")
-
-
-def _figure(value: float | None) -> str:
-    return "none" if value is None else number(value)
-
-
-def show(records: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Prints the history: one line per record with its worst tap, and what had changed since the one before."""
-    console = console or Console(width=None if os.isatty(1) else 150, highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("date", "commit", "verdict", "worst x", "worst tap", "changed since the one before", "accepted"):
-        table.add_column(title, overflow="fold")
-    before = None
-    for record in records:
-        worst, ratio = max(record["taps"].items(), key=lambda item: float("inf") if item[1] is None else item[1])
-        changes = changed_versions(record, before) if before else []
-        figure = _figure(ratio)
-        cells = (record["date"], record["commit"][:10], record["verdict"], figure, worst, "; ".join(changes))
-        table.add_row(*cells, record["accepted"])
-        before = record
-    console.print(table)

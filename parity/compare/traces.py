@@ -10,13 +10,12 @@ so and, against the module's exact output on the same inputs, local errors too: 
 over its limit is where the twins part; later excesses are inherited.
 """
 
-import argparse
 import dataclasses
 from typing import Any
 
 import numpy as np
 
-from parity.trace.trace import Pass, Trace, digest, dtype_of, load, same_bits
+from parity.trace.trace import Pass, Trace, digest, dtype_of, same_bits
 
 SAME, DIFFERENT, REFUSED, BAD_INPUT = 0, 1, 2, 3
 VERDICTS = ("same", "different", "refused", "bad input")
@@ -586,23 +585,3 @@ def _side(trace: Trace) -> dict[str, Any]:
         "created": trace.created,
         "modes": {precision: run.mode for precision, run in trace.passes.items()},
     }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity compare`."""
-    from parity.report import files
-
-    parser.add_argument("reference", help="trace made by `parity record CKPT --framework jax -o A`")
-    parser.add_argument("candidate", help="trace made by `parity record CKPT --framework torch --on A -o B`")
-    files.add_arguments(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Compares two trace files; neither framework is imported."""
-    from parity.report import files
-
-    found = compare(load(args.reference), load(args.candidate))
-    if found.exit_code == DIFFERENT:
-        # the original's weights, without which no cause can be tested, are in no trace
-        found.facts["cause"] = f"python -m parity diagnose {args.candidate} --against CKPT names it"
-    return files.finish(found, args)

@@ -5,7 +5,6 @@ is *meant* to be, and what it is meant to be is held against what it holds. Modu
 one by one (modules.py). Every cause named was tested: undoing it restores parity.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -30,8 +29,6 @@ from parity.trace.trace import read_npz
 NOISE = 0.1
 # relative error up to which undoing a factor restores an array but for its last bit
 TINY = 1e-6
-# of the conventions of arrays without readable names, so many go into the verdict
-CONVENTIONS_SHOWN = 12
 # share of the original's arrays that a candidate must hold for a diagnosis to mean anything
 RECOGNISABLE = 0.1
 
@@ -1132,88 +1129,7 @@ def name_faults(
     return findings
 
 
-def print_diagnosis(diagnosis: Diagnosis, path: str, against: str, show_mapping: bool = False) -> None:
-    """Writes a diagnosis to the terminal."""
-    if diagnosis.refusal:
-        print(f"refused: {diagnosis.refusal}")
-        return
-    faults = len(diagnosis.findings)
-    verdict = "same: nothing is wrong" if not faults else f"different: {faults} fault{'s' * (faults > 1)}"
-    shown = "; ".join(diagnosis.conventions[:CONVENTIONS_SHOWN])
-    if len(diagnosis.conventions) > CONVENTIONS_SHOWN:
-        shown += f"; and {len(diagnosis.conventions) - CONVENTIONS_SHOWN} more, in --json"
-    print(f"{verdict}{', mapped with: ' + shown if shown else ''} ({path} against {against})")
-    for number, finding in enumerate(diagnosis.findings, 1):
-        print(f"  {number}. {_sentence(finding)}")
-    for note in diagnosis.notes:
-        print(f"  not a fault: {note}")
-    if diagnosis.counts:
-        counts = diagnosis.counts
-        print(
-            f"arrays: {counts['found']} of {counts['of']} found by content, {len(diagnosis.missing)} missing, "
-            f"{len(diagnosis.duplicates)} held more than once, {len(diagnosis.unused)} of the candidate's unused"
-        )
-    if diagnosis.logits_error is not None:
-        print(f"effect: the logits are off by {diagnosis.logits_error:.1e} of their largest value")
-    if show_mapping:
-        for key, entry in diagnosis.mapping.items():
-            print(f"  {key} <- {' + '.join(entry['holds'])} ({', '.join(entry['how'])})")
-        for name in diagnosis.missing:
-            print(f"  missing: {name}")
-        for name in diagnosis.unused:
-            print(f"  unused: {name}")
-
-
-def _sentence(finding: Finding) -> str:
-    if math.isnan(finding.before):
-        where = finding.site if len(finding.sites) < 2 else f"{finding.site} and {len(finding.sites) - 1} more"
-        return f"{where}: {finding.text}"
-    return finding.sentence()
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity diagnose`."""
-    parser.add_argument("candidate", help="weights under any names, a trace, or a config.json")
-    parser.add_argument("--against", required=True, metavar="CKPT", help="the original: T5X, Orbax or .safetensors")
-    parser.add_argument("--config", help="the candidate's config.json (default: the one beside it)")
-    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the original has no config")
-    parser.add_argument("--mapping", action="store_true", help="print which array holds what")
-    parser.add_argument("--json", metavar="FILE", help="write the diagnosis as JSON")
-
-
 def read_original(path: str, preset: str | None = None) -> tuple[dict[str, np.ndarray], Config]:
     """Arrays and config of the original checkpoint, complete and checked."""
     found = checkpoint.read(path)
     return found.arrays, checkpoint.network_config(found.arrays, path, preset=preset)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Diagnoses a candidate; exit status 0 nothing wrong, 1 faults, 2 refused."""
-    original, config = read_original(args.against, args.model)
-    candidate = read_candidate(args.candidate, args.config)
-    diagnosis = diagnose(candidate, original, config)
-    print_diagnosis(diagnosis, args.candidate, args.against, args.mapping)
-    if args.json:
-        write_json(args.json, diagnosis.to_dict())
-    return diagnosis.exit_code
-
-
-def write_json(path: str | os.PathLike, values: Any) -> None:
-    """Writes JSON to a file, whole or not at all; NaN as null."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(_plain(values), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,15 +5,12 @@ What it lacks or holds spoilt is taken from the original only if asked for. Noth
 original's, bit for bit.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
 from mt3_common.config import Config
-from parity.checkpoints import convert
-from parity.compare.traces import DIFFERENT, REFUSED, SAME
 from parity.diagnosis import diagnose, fibres
 from parity.sides import numpy_network
 
@@ -98,40 +95,3 @@ def _reshaped(candidate, diagnosis, original, found) -> dict[str, np.ndarray]:
                 if np.array_equal(turned, own):
                     fixed[name] = np.ascontiguousarray(turned)
     return fixed
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity repair`."""
-    parser.add_argument("candidate", help="weights under any names")
-    parser.add_argument("target", help="what to write: a folder, .safetensors or .pth")
-    parser.add_argument("--against", required=True, metavar="CKPT", help="the original: T5X, Orbax or .safetensors")
-    parser.add_argument("--to", choices=convert.LAYOUTS, help="layout (default: by the target's ending)")
-    parser.add_argument("--config", help="the candidate's config.json (default: the one beside it)")
-    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the original has no config")
-    parser.add_argument("--from-original", action="store_true", help="take what cannot be undone from the original")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Repairs, writes, proves; exit status 0 put right, 1 not possible, 2 refused."""
-    layout = convert.layout_of(args.target, args.to)
-    original, config = diagnose.read_original(args.against, args.model)
-    candidate = diagnose.read_candidate(args.candidate, args.config)
-    if candidate.kind != "weights":
-        raise RepairError(f"{args.candidate}: only weights can be repaired; this is a {candidate.kind}")
-    diagnosis = diagnose.diagnose_weights(candidate, original, config)
-    diagnose.print_diagnosis(diagnosis, args.candidate, args.against)
-    if diagnosis.refusal:
-        return REFUSED
-    try:
-        fixed = repair(candidate.arrays, diagnosis, original, config, args.from_original)
-    except RepairError as error:
-        print(f"not repaired: {error}")
-        return DIFFERENT
-    convert.write(args.target, convert.Weights(fixed.arrays, config, None, "repaired"), layout, args.overwrite)
-    print(
-        f"repaired: {args.target}: {len(fixed.restored)} arrays from the candidate, {len(fixed.taken)} from the "
-        f"original; {len(fixed.arrays)} of {len(original)} are the original's bits; the logits' error went from "
-        f"{fixed.logits_before:.1e} to {fixed.logits_after:.0e}"
-    )
-    return SAME

@@ -5,14 +5,10 @@ and sites are seeded. Beside our verdicts stand those of the gates that other pr
 clean pairs.
 """
 
-import argparse
 import dataclasses
-import functools
 import json
 import math
 import re
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -430,87 +426,6 @@ def summarise(outcomes: list[Outcome]) -> dict[str, Any]:
             dataclasses.asdict(each) for each in visible if not (each.detected and each.localised and each.named)
         ],
     }
-
-
-def print_table(summary: dict[str, Any]) -> None:
-    """Writes the summary as Markdown tables."""
-    print(
-        "| size, precision | kinds | mutants | by the harness alone | detected | localised | named "
-        "| below float32's rounding |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for name, row in summary["table"].items():
-        count = row["mutants"] or 1
-        shares = " | ".join(
-            f"{row[key]} ({100 * row[key] / count:.1f} %)"
-            for key in ("by the harness alone", "detected", "localised", "named")
-        )
-        print(f"| {name} | {row['kinds']} | {row['mutants']} | {shares} | {row['invisible']} |")
-    alone = summary["weights from taps alone"]
-    print(f"\nfaults in weights, from the taps alone: {alone['localised']} of {alone['mutants']} localised")
-    equal = summary["equivalents"]
-    print(f"equivalents: {equal['mutants']}, of which {equal['same logits']} give the same logits")
-    print(f"clean pairs: {summary['clean pairs']}, of which {summary['false alarms']} raised a false alarm\n")
-    print("| gate | mutants missed | false alarms on clean pairs |")
-    print("|---|---|---|")
-    planted = next(iter(summary["gates"].values()))["of"]
-    missed = sum(row["mutants"] - row["detected"] for row in summary["table"].values())
-    print(f"| **this harness** | {missed} of {planted} | {summary['false alarms']} of {summary['clean pairs']} |")
-    for gate, row in summary["gates"].items():
-        share = 100 * row["missed"] / (row["of"] or 1)
-        print(
-            f"| {gate}: {GATES[gate]} | {row['missed']} of {row['of']} ({share:.0f} %) "
-            f"| {row['false alarms']} of {row['clean']} |"
-        )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity mutants`."""
-    parser.add_argument("--size", choices=("small", "full", "both"), default="small")
-    parser.add_argument("--limit", type=int, metavar="N", help="judge N mutants only, spread over all kinds")
-    parser.add_argument("--clean", type=int, default=None, metavar="N", help=f"clean pairs (default: {CLEAN_PAIRS})")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE", help="write every outcome and the summary as JSON")
-    parser.add_argument(
-        "--resume", metavar="FILE", help="write outcomes there as they come, and do not repeat those that are there"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Runs the benchmark; exit status 0 if every target is met, 1 if not."""
-    from parity.diagnosis import diagnose
-
-    def progress(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    outcomes: list[Outcome] = []
-    kept = Record(args.resume)
-    started = time.monotonic()
-    for size in ("small", "full") if args.size == "both" else (args.size,):
-        bench = Bench(SIZES[size], args.seed)
-        chosen = mutants(size, args.seed)
-        if args.limit:
-            chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, args.limit).astype(int))]
-        for number, mutant in enumerate(chosen, 1):
-            judge = functools.partial(bench.judge, mutant, size)
-            outcomes += kept(mutant.kind.name, mutant.site, mutant.seed, size, judge)
-            if number % 20 == 0:
-                progress(f"{size}: {number} of {len(chosen)} mutants, {time.monotonic() - started:.0f} s")
-    count = args.clean if args.clean is not None else (20 if args.limit else CLEAN_PAIRS)
-    outcomes += clean_pairs(count, progress, kept) if count else []
-    summary = summarise(outcomes)
-    print_table(summary)
-    for each in summary["wrong"][:20]:
-        progress(
-            f"not right: {each['kind']} at {each['site']} ({each['size']}, {each['precision']}): "
-            f"detected {each['detected']}, found {each['found']}, called {each['cause'] or 'nothing'}"
-        )
-    if args.json:
-        diagnose.write_json(
-            args.json,
-            {"summary": summary, "outcomes": [dataclasses.asdict(each) for each in outcomes], "seed": args.seed},
-        )
-    return 0 if meets_targets(summary) else 1
 
 
 def meets_targets(summary: dict[str, Any]) -> bool:

@@ -1,13 +1,14 @@
 """A report for people and for machines: terminal, JSON, HTML, JUnit XML, Markdown."""
 
-import argparse
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -20,34 +21,6 @@ SCHEMA_VERSION = 1
 # how many causes people are shown
 CAUSES = 10
 STYLES = {"same": "green", "different": "bold red", "refused": "bold yellow", "skipped": "bold yellow"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the report goes beside the terminal."""
-    parser.add_argument("--all", action="store_true", help="every tap in the table, not one line per layer")
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
-    parser.add_argument("--html", metavar="FILE", help="write it as one self-contained page")
-    parser.add_argument("--junit", metavar="FILE", help="write it as JUnit XML, a test per row")
-    parser.add_argument("--markdown", metavar="FILE", help="append it as Markdown (for a GitHub step summary)")
-
-
-def finish(report: Report, args: argparse.Namespace) -> int:
-    """Prints the report, writes the files asked for, and returns the exit status."""
-    show(report, everything=args.all)
-    if args.json:
-        write(args.json, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
-    if args.html:
-        from parity.report.html import page
-
-        write(args.html, page(report))
-    if args.junit:
-        write(args.junit, to_junit(report))
-    if args.markdown:
-        # a step summary is one file that several steps write to, in whatever encoding
-        Path(args.markdown).parent.mkdir(parents=True, exist_ok=True)
-        with open(args.markdown, "a", encoding="utf-8") as file:
-            file.write(to_markdown(report))
-    return report.exit_code
 
 
 def write(path: str | os.PathLike, text: str) -> None:
@@ -281,3 +254,24 @@ def to_markdown(report: Report) -> str:
     if "replay" in report.facts:
         lines += ["", f"Again: `{report.facts['replay']}`"]
     return "\n".join(lines) + "\n"
+
+
+def write_json(path: str | os.PathLike, values: Any) -> None:
+    """Writes JSON to a file, whole or not at all; NaN as null."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(json.dumps(_plain(values), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

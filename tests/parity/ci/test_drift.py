@@ -13,6 +13,7 @@ from rich.console import Console
 
 from parity.__main__ import main
 from parity.ci import drift
+from parity.commands.drift import show
 from parity.compare.traces import Measure, Report, Row
 from parity.report.files import to_json
 
@@ -217,7 +218,7 @@ def test_bad_ledgers_are_one_sentence(tmp_path, capsys, ledger):
 
 def test_history_names_the_worst_tap():
     console = Console(width=200, record=True, file=io.StringIO())
-    drift.show([drift.make_record(report(), "abc", "x"), drift.make_record(report(0.5, "2.14.0"))], console)
+    show([drift.make_record(report(), "abc", "x"), drift.make_record(report(0.5, "2.14.0"))], console)
     printed = console.export_text()
     assert "2.13.0 -> 2.14.0" in printed
     assert "0.50" in printed

@@ -106,12 +106,12 @@ def test_traces_that_give_no_verdict(tmp_path, change, status, reason):
 
 def test_only_a_verdict_ends_with_1(tmp_path, capsys, monkeypatch):
     from parity.__main__ import main
-    from parity.compare import traces
+    from parity.commands import compare
 
     def broken(args):
         return {}["one\ntwo"]
 
-    monkeypatch.setattr(traces, "run", broken)
+    monkeypatch.setattr(compare, "run", broken)
     assert main(["compare", "a", "b"]) == 3
     said = capsys.readouterr().err
     assert said.startswith("parity: compare could not use this input (KeyError: 'one")

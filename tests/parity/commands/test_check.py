@@ -10,8 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from parity import check
 from parity.__main__ import COMMANDS, main
-from parity.commands import check
+from parity.commands import check as command
+from parity.commands import options
 from parity.compare.traces import Report, Row
 from parity.diagnosis import diagnose
 from parity.trace.trace import Trace
@@ -85,7 +87,7 @@ def test_what_lies_between_modules_has_no_module_to_name():
 
 def test_a_difference_between_modules_has_no_counterexample_and_says_so(tmp_path, capsys, monkeypatch):
     found = Report(rows=[Row("taps", "a", "same"), Row("decode path", "cached steps", "different", "float64")])
-    monkeypatch.setattr(check, "check", lambda *_: (found, None))
+    monkeypatch.setattr(command, "check", lambda *_: (found, None))
     assert main([str(CHECKPOINTS / "t5x_zarr"), "--counterexample", str(tmp_path / "folder")]) == 1
     assert "counter-example: none: the difference is in decode path and not in one module" in capsys.readouterr().out
     assert not (tmp_path / "folder").exists()
@@ -174,8 +176,8 @@ def test_a_device_that_is_not_there(capsys, devices, sides):
 
 
 def test_devices():
-    assert check.devices("cpu") == ("cpu", "cpu")
-    assert check.devices("gpu,cpu") == ("gpu", "cpu")
+    assert options.devices("cpu") == ("cpu", "cpu")
+    assert options.devices("gpu,cpu") == ("gpu", "cpu")
 
 
 def test_answers_begun_ahead_are_for_their_own_question():

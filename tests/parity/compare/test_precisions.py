@@ -12,7 +12,8 @@ import torch_mt3.model
 from jax_mt3.checkpoint import to_params
 from mt3_common.checkpoint.names import array_shapes
 from mt3_common.config import Config, NetworkConfig
-from parity.commands import check
+from parity import check
+from parity.commands import options
 from parity.compare import traces
 from parity.diagnosis import diagnose
 from parity.sides import jax_side, record, torch_side
@@ -295,5 +296,5 @@ def test_no_tf32_on_a_processor():
 @pytest.mark.parametrize("text", ["float64", "float32,bfloat16", "float64,float32,float32", "float64,float16", ""])
 def test_precisions_that_give_no_budget(text):
     with pytest.raises(ValueError, match="--precisions"):
-        record.read_precisions(text)
-    assert record.read_precisions("float64,tf32") == ("float64", "tf32")
+        options.read_precisions(text)
+    assert options.read_precisions("float64,tf32") == ("float64", "tf32")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from parity.commands.blindspots import show
 from parity.mutation import blindspots
 from parity.mutation.faults import Kind
 from parity.sides import record
@@ -51,7 +52,7 @@ def test_what_the_inputs_do_not_show_is_said(side, decoded):
     assert set(found["tiny"].values()) == {"float64"}
     assert set(found["nan"].values()) == {"float32"}
     console = Console(width=120, file=io.StringIO(), record=True)
-    blindspots.show(found, ["nothing"], console)
+    show(found, ["nothing"], console)
     printed = console.export_text()
     assert "no inputs show: nothing" in printed
     assert "unseen, of 4 kinds" in printed

@@ -1,0 +1,55 @@
+"""`parity blindspots`: which kinds of faults the given inputs could not have shown."""
+
+import argparse
+import json
+import os
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mt3_common.checkpoint.registry import find_checkpoint
+from parity.compare.traces import DIFFERENT, SAME
+from parity.mutation.blindspots import LEVELS, input_sets, visible
+from parity.sides import record
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `parity blindspots`."""
+    parser.add_argument("checkpoint", nargs="?", help="T5X or Orbax directory, or .safetensors (default: the bundled)")
+    parser.add_argument("--audio", metavar="FILE", help="recording to judge (default: the bundled one)")
+    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints which kinds of faults each set of inputs shows; 0 if every kind is shown by one of them, else 1."""
+    from parity.mutation import faults
+
+    side = record.load_side("torch", find_checkpoint(args.checkpoint).path, preset=args.model)
+    kinds = [kind for kind in faults.kinds() if not kind.equivalent]
+    found = visible(side, kinds, input_sets(side, args.audio))
+    hidden = [name for name, levels in found.items() if set(levels.values()) == {"unseen"}]
+    if args.json:
+        print(json.dumps({"kinds": found, "hidden": hidden}))
+    else:
+        show(found, hidden)
+    return DIFFERENT if hidden else SAME
+
+
+def show(found: dict[str, dict[str, str]], hidden: list[str], console: Console | None = None) -> None:
+    """Prints the kinds that some inputs do not show, and how many each shows."""
+    console = console or Console(width=None if os.isatty(1) else 120, highlight=False)
+    names = list(next(iter(found.values()), {}))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("fault", *names):
+        table.add_column(title)
+    for kind, levels in found.items():
+        if set(levels.values()) != {"float32"}:
+            table.add_row(kind, *levels.values())
+    for level in LEVELS[::-1]:
+        counts = [sum(levels[name] == level for levels in found.values()) for name in names]
+        table.add_row(f"[bold]{level}[/bold], of {len(found)} kinds", *[str(count) for count in counts])
+    console.print(table)
+    if hidden:
+        console.print(f"no inputs show: {', '.join(hidden)}", markup=False)

@@ -1,0 +1,74 @@
+"""Options that several commands share: precisions, devices, and where the report goes."""
+
+import argparse
+import json
+from pathlib import Path
+
+from parity.compare.traces import Report
+from parity.report.files import show, to_json, to_junit, to_markdown, write
+from parity.report.html import page
+from parity.trace import trace
+
+
+def add_precisions(parser: argparse.ArgumentParser) -> None:
+    """The argument that says which passes are run."""
+    parser.add_argument(
+        "--precisions",
+        default="float64,float32,bfloat16",
+        metavar="LIST",
+        help=f"passes to run, of {', '.join(trace.PRECISIONS)}; float64 and another at least; tf32 needs a GPU "
+        "(default: %(default)s)",
+    )
+
+
+def read_precisions(text: str) -> tuple[str, ...]:
+    """The precisions named in a list with commas.
+
+    Raises:
+        ValueError: an unknown one, one named twice, or too few for a budget.
+    """
+    precisions = tuple(text.split(","))
+    unknown = [name for name in precisions if name not in trace.PRECISIONS]
+    if unknown:
+        raise ValueError(f"--precisions {text}: {unknown[0]!r} is none of {', '.join(trace.PRECISIONS)}")
+    if "float64" not in precisions or len(precisions) < 2 or len(set(precisions)) < len(precisions):
+        raise ValueError(f"--precisions {text}: float64 and at least one other, each once: budgets come from both")
+    return precisions
+
+
+def devices(text: str) -> tuple[str, str]:
+    """(reference's, candidate's) from 'cpu', or 'gpu,cpu' where they differ.
+
+    Raises:
+        ValueError: not one or two of cpu, gpu, tpu.
+    """
+    names = text.split(",")
+    if len(names) > 2 or any(name not in ("cpu", "gpu", "tpu") for name in names):
+        raise ValueError(f"--device {text}: one of cpu, gpu, tpu for both sides, or two of them as in gpu,cpu")
+    return names[0], names[-1]
+
+
+def add_report_files(parser: argparse.ArgumentParser) -> None:
+    """Where the report goes beside the terminal."""
+    parser.add_argument("--all", action="store_true", help="every tap in the table, not one line per layer")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--html", metavar="FILE", help="write it as one self-contained page")
+    parser.add_argument("--junit", metavar="FILE", help="write it as JUnit XML, a test per row")
+    parser.add_argument("--markdown", metavar="FILE", help="append it as Markdown (for a GitHub step summary)")
+
+
+def finish(report: Report, args: argparse.Namespace) -> int:
+    """Prints the report, writes the files asked for, and returns the exit status."""
+    show(report, everything=args.all)
+    if args.json:
+        write(args.json, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
+    if args.html:
+        write(args.html, page(report))
+    if args.junit:
+        write(args.junit, to_junit(report))
+    if args.markdown:
+        # a step summary is one file that several steps write to, in whatever encoding
+        Path(args.markdown).parent.mkdir(parents=True, exist_ok=True)
+        with open(args.markdown, "a", encoding="utf-8") as file:
+            file.write(to_markdown(report))
+    return report.exit_code

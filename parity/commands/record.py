@@ -1,0 +1,32 @@
+"""`parity record`: one side to a trace, in its own process or machine if need be."""
+
+import argparse
+
+from parity.commands import options
+from parity.sides.record import FRAMEWORKS, load_side, record
+from parity.trace import inputs, trace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `parity record`."""
+    parser.add_argument("checkpoint", help="T5X or Orbax directory, or .safetensors")
+    parser.add_argument("-o", "--output", required=True, help="trace file to write (.safetensors)")
+    parser.add_argument("--framework", choices=FRAMEWORKS, required=True)
+    parser.add_argument("--on", metavar="TRACE", help="the reference's trace: take its inputs, and feed every module")
+    parser.add_argument("--audio", help="audio file whose first segments are the frames")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
+    options.add_precisions(parser)
+    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Records one side."""
+    precisions = options.read_precisions(args.precisions)
+    reference = trace.load(args.on) if args.on else None
+    side = load_side(args.framework, args.checkpoint, device=args.device, preset=args.model)
+    given = reference.inputs if reference else inputs.choose(side.config, args.audio)
+    found = record(side, given, precisions, reference)
+    trace.save(args.output, found)
+    taps = sum(len(each.outputs) for each in found.passes.values())
+    print(f"{args.output}: {taps} taps in {', '.join(precisions)} by {side.framework} on {args.device}")
+    return 0
