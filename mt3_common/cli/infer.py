@@ -37,10 +37,12 @@ from mt3_common.io.stdio import complete, finish, give_up
 from mt3_common.notes import tempo
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.notes.notes import Note
-from mt3_common.transcription import beats, workers
+from mt3_common.transcription import beats
 from mt3_common.transcription.batching import LEAST
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.pipeline import ESTIMATE, Request, Transcriber, Transcription
+from mt3_common.transcription.workers.process import split_devices, start_processes
+from mt3_common.transcription.workers.ray import start_on_ray
 
 # the AUDIO that is stdin
 STDIN = "-"
@@ -173,7 +175,7 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
     about: dict[str, Any] = {}
     try:
         arguments = parse(program, argv)
-        devices = workers.split_devices(arguments.device)
+        devices = split_devices(arguments.device)
         if arguments.hold is not None and (arguments.ray is not None or len(devices) > 1):
             raise UsageError("--hold-instruments goes from segment to segment, on one device: name one with --device")
         names = arguments.audio + (listed(arguments.list) if arguments.list else [])
@@ -223,9 +225,9 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
             settings = {name: getattr(arguments, name) for name in (*LOADING, "batch_size")}
             settings["checkpoint"] = checkpoint
             if arguments.ray is not None:
-                transcriber = workers.start_on_ray(load, settings, arguments.ray, stack)
+                transcriber = start_on_ray(load, settings, arguments.ray, stack)
             elif len(devices) > 1:
-                transcriber = workers.start(load, settings, devices, stack)
+                transcriber = start_processes(load, settings, devices, stack)
             else:
                 transcriber = load(device=devices[0], **settings)
         for warning in warned:

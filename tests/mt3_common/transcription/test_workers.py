@@ -18,8 +18,10 @@ import soundfile
 from mt3_common.audio.spectrogram import Segment
 from mt3_common.cli import infer as cli
 from mt3_common.formats import midi
-from mt3_common.transcription import workers
-from mt3_common.transcription.workers import Pool, WorkerError, _Process, split_devices
+from mt3_common.transcription.workers.pool import ATTEMPTS, Pool
+from mt3_common.transcription.workers.process import _alone, _Process, _work, split_devices
+from mt3_common.transcription.workers.ray import _Stdout
+from mt3_common.transcription.workers.worker import WorkerError
 
 # what a segment's first value means to the stand-in: an id, or one of these
 DIES_ONCE, ALWAYS_DIES, FAILS, LEAVES = 3001, 3002, 3003, 3004
@@ -32,7 +34,7 @@ from mt3_common.config import PRESETS
 from mt3_common.notes.notes import Note, encode_segments
 from mt3_common.transcription.pipeline import Transcriber
 
-FOLDER = Path(__file__).parents[1]
+FOLDER = Path(__file__).parent
 
 def load(device, batch_size=4, **settings):
     if device == "nowhere":
@@ -137,7 +139,7 @@ def test_a_segment_that_kills_does_so_a_few_times(pool_of, capfd):
     _, transcriber = pool_of("cpu", "cpu")
     with pytest.raises(WorkerError, match=r"the process on cpu was killed \(SIGKILL\), as did others with the same"):
         list(transcriber.generate(segments_of([0, ALWAYS_DIES])))
-    assert capfd.readouterr().err.count("started again") == workers.ATTEMPTS - 1
+    assert capfd.readouterr().err.count("started again") == ATTEMPTS - 1
     assert [answer[0] for answer in transcriber.generate(segments_of([1, 2]))] == [1, 2]
     with pytest.raises(WorkerError, match="ended with status 7"):
         list(transcriber.generate(segments_of([LEAVES])))
@@ -165,7 +167,7 @@ def test_one_that_cannot_be_started_again_is_left_out(pool_of, capfd):
     again = "note: the process on fragile ended with status 3; it is started again"
     assert capfd.readouterr().err.splitlines() == [
         "note: the process on fragile was killed (SIGKILL); it is started again",
-        *[again] * (workers.ATTEMPTS - 1),
+        *[again] * (ATTEMPTS - 1),
         "note: the process on fragile ended with status 3 before the network was loaded; the others go on without it",
     ]
 
@@ -178,7 +180,7 @@ def test_when_none_can_be_started_again_it_is_said(pool_of, capfd):
     pool.workers[0]._process.kill()
     with pytest.raises(WorkerError, match="on fragile ended with status 3 before the network was loaded"):
         list(ids)
-    assert capfd.readouterr().err.count("started again") == workers.ATTEMPTS
+    assert capfd.readouterr().err.count("started again") == ATTEMPTS
 
 
 def test_a_network_that_fails_is_told(pool_of):
@@ -214,7 +216,7 @@ def test_a_process_that_nobody_waits_for_ends_quietly(stand_in, capfd):
     """As when the one that started it was killed while it loaded its network."""
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe()
-    process = context.Process(target=workers._work, args=(theirs, stand_in.load, {"device": "cpu"}, {}))
+    process = context.Process(target=_work, args=(theirs, stand_in.load, {"device": "cpu"}, {}))
     process.start()
     connection.close()
     theirs.close()
@@ -227,7 +229,7 @@ def test_what_other_threads_print_does_not_go_among_the_notes(capsys):
     """As Ray's, which tell of a dead node."""
     begun = threading.Event()
     other = threading.Thread(target=lambda: begun.wait() and print("a node died", flush=True))
-    with contextlib.redirect_stdout(workers._Stdout(sys.stdout, [other])):
+    with contextlib.redirect_stdout(_Stdout(sys.stdout, [other])):
         other.start()
         print("a note")
         begun.set()
@@ -239,15 +241,15 @@ def test_each_process_sees_its_own_gpu(stand_in, tmp_path, monkeypatch, pool_of)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
     pool_of("cuda:2", "gpu:0")
     assert sorted(path.stem for path in tmp_path.glob("*.loaded")) == ["GPU-a", "GPU-c"]
-    assert workers._alone("cuda:3", 0) == ("cuda:3", {})
+    assert _alone("cuda:3", 0) == ("cuda:3", {})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert workers._alone("cuda:3", 0) == ("cuda", {"CUDA_VISIBLE_DEVICES": "3"})
-    assert workers._alone("cuda", 0) == ("cuda", {"CUDA_VISIBLE_DEVICES": "0"})
-    assert workers._alone("cuda:x", 0) == ("cuda:x", {})
-    assert workers._alone("mps", 0) == ("mps", {})
+    assert _alone("cuda:3", 0) == ("cuda", {"CUDA_VISIBLE_DEVICES": "3"})
+    assert _alone("cuda", 0) == ("cuda", {"CUDA_VISIBLE_DEVICES": "0"})
+    assert _alone("cuda:x", 0) == ("cuda:x", {})
+    assert _alone("mps", 0) == ("mps", {})
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert workers._alone("cpu", 3) == ("cpu", {"OMP_NUM_THREADS": "2"})
+    assert _alone("cpu", 3) == ("cpu", {"OMP_NUM_THREADS": "2"})
 
 
 def test_names_of_several_devices():
