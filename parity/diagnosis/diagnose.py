@@ -1120,12 +1120,19 @@ def name_faults(
     """
     findings = [] if arrays is None else compare_arrays(arrays, original, config.network)
     held = original if arrays is None else arrays
-    seen = set()
+    seen: set[tuple[str, str]] = set()
     for precision in sorted(trace.passes, key=list(EPSILON).index):
+        news = []
         for finding in examine(trace.passes[precision].outputs, trace.inputs, held, config.network, precision):
-            if (finding.site, finding.cause) not in seen:
-                seen.add((finding.site, finding.cause))
+            # an epsilon that float64 has read is not read again, with fewer digits, off float32
+            sort = "eps" if finding.cause.startswith("eps") else finding.cause
+            sites = [site for site in finding.sites if (site, sort) not in seen]
+            if sites:
+                finding.sites = sites
+                finding.site = finding.site if finding.site in sites else sites[0]
                 findings.append(finding)
+                news += [(site, sort) for site in sites]
+        seen.update(news)
     return findings
 
 

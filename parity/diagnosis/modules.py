@@ -533,6 +533,7 @@ class _Values:
         self.exact = {name: np.asarray(inputs[name]) for name in INPUTS}
         self.low = dict(self.exact)
         self.hidden: set[str] = set()
+        self.epsilons: list[_Epsilon] = []
         self.by_name = {step.name: step for step in steps(config)}
 
     def segment(self, step: Step) -> list[Step]:
@@ -622,6 +623,7 @@ def examine(
             if finding is not None:
                 findings.append(finding)
             values.exact[step.name] = values.low[step.name] = candidate
+        _agree(values.epsilons, precision)
     return _grouped(findings)
 
 
@@ -807,15 +809,51 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
             changed = {name: hypothesis}
             values.exact[name] = values.compute(upto, low=False, changed=changed)
             values.low[name] = values.compute(upto, low=True, changed=changed)
-    return Finding(
-        site,
-        hypothesis.cause,
-        hypothesis.text,
-        before,
-        best.error,
-        runner_up,
-        sites=[module_of(n) for n in best.target],
-    )
+    sites = [module_of(n) for n in best.target]
+    finding = Finding(site, hypothesis.cause, hypothesis.text, before, best.error, runner_up, sites=sites)
+    if best.target == [step.name] and _only_epsilon(hypothesis):
+        values.epsilons.append(_Epsilon(finding, hypothesis, scale))
+    return finding
+
+
+def _only_epsilon(hypothesis: Hypothesis) -> bool:
+    behaviour = hypothesis.behaviour
+    return behaviour != MT3 and dataclasses.replace(behaviour, eps=MT3.eps, eps_outside=False) == MT3
+
+
+class _Epsilon(NamedTuple):
+    """A finding that a norm has another epsilon, and what it was read from."""
+
+    finding: Finding
+    hypothesis: Hypothesis
+    scale: _Scale
+
+    def rows(self, hypothesis: Hypothesis) -> np.ndarray:
+        """The norm's output under a hypothesis."""
+        changed = {self.scale.step.name: hypothesis}
+        return self.scale.rows(self.scale.values.compute(self.scale.path, low=False, changed=changed))
+
+
+def _agree(epsilons: list[_Epsilon], precision: str) -> None:
+    """Give norms whose readings of epsilon differ by rounding alone the same reading, that of most of them."""
+    while len({epsilon.hypothesis.cause for epsilon in epsilons}) > 1:
+        readings = {epsilon.hypothesis.cause: epsilon.hypothesis for epsilon in epsilons}
+        support = []
+        for hypothesis in readings.values():
+            against = []
+            for epsilon in epsilons:
+                rows, output = epsilon.rows(hypothesis), epsilon.scale.rows(epsilon.scale.candidate)
+                against.append(evidence(rows, epsilon.rows(epsilon.hypothesis), output, precision))
+            agreeing = [number for number, ratio in enumerate(against) if ratio <= EVIDENCE]
+            support.append((len(agreeing), -sum(against[number] for number in agreeing), hypothesis, agreeing))
+        _, _, hypothesis, agreeing = max(support, key=lambda reading: reading[:2])
+        for number in agreeing:
+            finding, scale = epsilons[number].finding, epsilons[number].scale
+            if finding.cause != hypothesis.cause:
+                rows, output = epsilons[number].rows(hypothesis), scale.rows(scale.candidate)
+                finding.cause, finding.text = hypothesis.cause, hypothesis.text
+                finding.after = float(np.abs(output - rows).max() / (np.abs(rows).max() or 1.0))
+        epsilons = [epsilon for number, epsilon in enumerate(epsilons) if number not in agreeing]
 
 
 class Trial(NamedTuple):
@@ -939,7 +977,9 @@ def _filtered(scale: _Scale, exact: np.ndarray) -> Finding | None:
     best, second = fitting[0], fitting[1] if len(fitting) > 1 else None
     runner_up = (second.text, error(under(second))) if second else ("", None)
     site = module_of(step.name)
-    return Finding(site, best.cause, best.text, error(truth), error(under(best)), runner_up, sites=[site])
+    finding = Finding(site, best.cause, best.text, error(truth), error(under(best)), runner_up, sites=[site])
+    values.epsilons.append(_Epsilon(finding, best, scale))
+    return finding
 
 
 def _epsilon(step: Step, candidate: np.ndarray, values: "_Values") -> Iterator[Hypothesis]:

@@ -733,6 +733,26 @@ def test_the_name_of_an_epsilon_does_not_depend_on_how_a_processor_rounds(origin
     assert all(re.fullmatch(cause, finding.cause) for finding in found)
 
 
+@pytest.mark.parametrize("eps", [2e-6, 3e-6, 5e-6])
+def test_one_epsilon_everywhere_is_read_once(original, eps):
+    """Norms whose mean squares differ read it with different errors; float64 has read it already."""
+    arrays, config = original
+    outputs, inputs = behave(original, Behaviour(eps=eps), ".*norm", precision="float32")
+    found = modules.examine(outputs, inputs, arrays, config.network, "float32")
+    assert len(found) == 1
+    assert len(found[0].sites) > 10
+    assert 0.8 * eps < float(found[0].cause.removeprefix("eps=")) < 1.25 * eps
+    exact, _ = behave(original, Behaviour(eps=eps), ".*norm")
+    passes = {
+        precision: trace.Pass(precision, {}, taps, taps["decoder"], True)
+        for precision, taps in (("float32", outputs), ("float64", exact))
+    }
+    recorded = trace.Trace("theirs", {}, config.to_dict(), trace.fingerprint(arrays), inputs, passes)
+    (finding,) = diagnose.name_faults(recorded, arrays, config)
+    assert finding.cause == f"eps={eps:.1e}"
+    assert len(finding.sites) == 15
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_what_rounding_hides_does_not_decide_between_explanations(seed):
     """The first one stands unless the output speaks for another by more than rounding."""
