@@ -21,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mt3_common.cli import train
 from mt3_common.config import Config
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example, Generator
 from mt3_common.notes.notes import Note
-from mt3_common.training import training
+from mt3_common.training.batches import batch_of, load_batches
+from mt3_common.training.config import TrainingConfig, read_config
 from mt3_common.training.initial import initial_arrays
-from mt3_common.training.training import TrainingConfig
 
 Source = dataset.Shards | dataset.Stream
 
@@ -48,7 +49,7 @@ def made_up_shard(folder: Path, config: Config, segments: int) -> None:
 def loading_rate(source: Source, settings: TrainingConfig, workers: int, steps: int) -> float:
     """Segments a second that load_batches gives, without its start: the first 8 steps or those made at once."""
     start = max(8, source.together // settings.accumulate)
-    batches = training.load_batches(source, dataclasses.replace(settings, steps=steps + start), 0, workers)
+    batches = load_batches(source, dataclasses.replace(settings, steps=steps + start), 0, workers)
     for _ in range(start):
         next(batches)
     began = time.perf_counter()
@@ -78,7 +79,7 @@ def step_rate(
     learner = importlib.import_module(f"{program}_mt3.train").Learner(
         config, settings, initial_arrays(config.network), {}, device
     )
-    batches = [training.batch_of(source, settings, 0, part) for part in range(settings.accumulate)]
+    batches = [batch_of(source, settings, 0, part) for part in range(settings.accumulate)]
     learner.update(batches, 0, 1e-4)
     began = time.perf_counter()
     for step in range(1, steps + 1):
@@ -101,13 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--examples", type=int, default=120, help="to render; default: 120")
     add("--json", type=Path, metavar="FILE", help="writes the figures")
     options = parser.parse_args(argv)
-    config, settings = training.read_config(options.config, options.preset)
+    config, settings = read_config(options.config, options.preset)
     found = {}
     with tempfile.TemporaryDirectory() as temporary:
         if not options.data and not options.fonts and not options.recordings:
             made_up_shard(Path(temporary), config, 4 * settings.batch_size)
             options.data = [Path(temporary)]
-        source = training.open_source(options, config, settings)
+        source = train.open_source(options, config, settings)
         if options.fonts:
             for kind, rate in rendering_rate(source.generator, options.examples).items():
                 found[f"rendering, {kind} (x real time)"] = rate

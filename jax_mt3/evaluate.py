@@ -8,7 +8,7 @@ from mt3_common.evaluation import evaluate as evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status of the command line: see mt3_common/evaluation.py."""
+    """Exit status of the command line: see mt3_common/cli/evaluate.py."""
     return evaluation.main("jax_mt3", load, argv)
 
 

@@ -26,10 +26,13 @@ from jax_mt3.checkpoint import to_params
 from jax_mt3.decode import generate
 from jax_mt3.infer import find_device
 from jax_mt3.model import DecoderLayer, EncoderLayer, Transformer
+from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig
 from mt3_common.data.shards import Batch
-from mt3_common.training import training
-from mt3_common.training.training import TrainingConfig
+from mt3_common.training import labels as training_labels
+from mt3_common.training.batches import padded_batch
+from mt3_common.training.config import TrainingConfig
+from mt3_common.training.learner import check_share, first_average, pack, unpack
 
 # an array is factored when its second largest side is at least this
 MIN_FACTORED = 128
@@ -145,11 +148,11 @@ def auxiliary_losses(
         encoded: (b, f, emb_dim), what the linear layer reads; f may be tokens.
         kernel: (emb_dim, columns), of the linear layer that is thrown away.
         bias: (columns,).
-        rolls: (b, f, LABEL_COLUMNS) in 0..1, see training.soft_rolls.
-        next_events: (b, f) ids, see training.next_events.
+        rolls: (b, f, LABEL_COLUMNS) in 0..1, see labels.soft_rolls.
+        next_events: (b, f) ids, see labels.next_events.
         next_weight: of the second loss.
     """
-    weights, positive = training.roll_weights()
+    weights, positive = training_labels.roll_weights()
     logits = encoded.astype(kernel.dtype) @ kernel + bias
     logits, places = jnp.split(logits, [rolls.shape[-1]], axis=-1)
     losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * jax.nn.softplus(-logits)
@@ -226,7 +229,7 @@ def _is_read(module: nn.Module, method: str) -> bool:
 
 
 class Learner:
-    """The weights and the optimizer of a run: what mt3_common/training.py asks of a framework.
+    """The weights and the optimizer of a run: what mt3_common/training/learner.py asks of a framework.
 
     Args:
         config: of the model.
@@ -253,7 +256,7 @@ class Learner:
         self.config = config
         self.settings = settings
         devices = find_devices(device)
-        training.check_share(settings, len(devices))
+        check_share(settings, len(devices))
         self.num_devices = len(devices)
         self.writer = jax.process_index() == 0
         mesh = Mesh(np.array(devices), ("batch",))
@@ -262,7 +265,7 @@ class Learner:
         if settings.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
         self.wide = jnp.float64 if settings.dtype == "float64" else jnp.float32
-        weights, states = training.unpack(config, settings, arrays, slots)
+        weights, states = unpack(config, settings, arrays, slots)
         self.weights = {name: self._array(array) for name, array in weights.items()}
         self.states = {
             name: {slot: self._array(array) for slot, array in state.items()} for name, state in states.items()
@@ -274,11 +277,11 @@ class Learner:
             else:
                 zeros = {"m": np.zeros(weight.shape), "v": np.zeros(weight.shape), "count": np.zeros(())}
                 self.states.setdefault(name, {slot: self._array(array) for slot, array in zeros.items()})
-        averages = training.first_average(settings, arrays, slots)
+        averages = first_average(settings, arrays, slots)
         self.average = {name: self._array(array) for name, array in averages.items()}
 
     def update(self, batches: Sequence[Batch], step: int, learning_rate: float) -> dict[str, float]:
-        """One step; returns loss, token_loss, auxiliary_loss and gradient_norm: see training.Learner."""
+        """One step; returns loss, token_loss, auxiliary_loss and gradient_norm: see learner.Learner."""
         count = sum(int((batch.targets > 0).sum()) for batch in batches)
         totals, gradients = np.zeros(3), None
         with_decoder = step >= self.settings.auxiliary_steps
@@ -305,7 +308,7 @@ class Learner:
 
     def token_loss(self, batch: Batch) -> tuple[float, int]:
         """Cross-entropy of averaged() summed over the targets of a batch, without dropout, and their number."""
-        inputs = self._inputs(training.padded_batch(batch, self.num_devices))
+        inputs = self._inputs(padded_batch(batch, self.num_devices))
         return float(self._token_loss(self.average or self.weights, *inputs)), int((batch.targets > 0).sum())
 
     def transcribe(self, frames: np.ndarray) -> list[np.ndarray]:
@@ -322,7 +325,7 @@ class Learner:
 
     def slots(self) -> dict[str, np.ndarray]:
         """What a checkpoint holds beside arrays(): the optimizer's slots, the auxiliary loss's layer, the average."""
-        return training.pack(*jax.tree.map(np.array, (self.weights, self.states, self.average)))
+        return pack(*jax.tree.map(np.array, (self.weights, self.states, self.average)))
 
     @functools.partial(jax.jit, static_argnums=(0, 8))
     def _gradients(self, weights, inputs, labels, reading, count, num_batches, number, with_decoder):
@@ -387,17 +390,17 @@ class Learner:
         """What `auxiliary` teaches: rolls and next events; None where it is 0."""
         if not self.settings.auxiliary:
             return None
-        rolls = self._put(training.soft_rolls(batch.rolls).astype(self.wide), self.shared)
-        return rolls, self._put(training.next_events(batch.rolls), self.shared)
+        rolls = self._put(training_labels.soft_rolls(batch.rolls).astype(self.wide), self.shared)
+        return rolls, self._put(training_labels.next_events(batch.rolls), self.shared)
 
     def _reading(self, batch: Batch) -> tuple[jax.Array, ...] | None:
         """What `alignment` teaches, the fields of Places, and `contents`, labels and next events; None for neither."""
         if not (self.settings.alignment or self.settings.contents):
             return None
-        where = training.places(batch, self.config)
+        where = training_labels.places(batch, self.config)
         arrays = [array.astype(self.wide) for array in where]
         if self.settings.contents:
-            labels, coming = training.contents(batch, training.soft_rolls(batch.rolls), where)
+            labels, coming = training_labels.contents(batch, training_labels.soft_rolls(batch.rolls), where)
             arrays += [labels.astype(self.wide), coming]
         return tuple(self._put(array, self.shared) for array in arrays)
 
@@ -407,7 +410,7 @@ class Learner:
         total = jnp.zeros((), self.wide)
         if self.settings.alignment:
             width = self.config.network.head_dim
-            for layer, head, field in training.looking_heads(self.config):
+            for layer, head, field in training_labels.looking_heads(self.config):
                 attention = seen[f"layers_{layer}"]["encoder_decoder_attention"]
                 query, key = (
                     attention[part]["__call__"][0][..., head * width : (head + 1) * width] for part in ("query", "key")
@@ -457,8 +460,8 @@ class Learner:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status of the command line: see mt3_common/training.py."""
-    return training.main("jax_mt3", Learner, join, argv)
+    """Exit status of the command line: see mt3_common/cli/train.py."""
+    return command_line.main("jax_mt3", Learner, join, argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from torch_mt3.infer import load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status of the command line: see mt3_common/evaluation.py."""
+    """Exit status of the command line: see mt3_common/cli/evaluate.py."""
     return evaluation.main("torch_mt3", load, argv)
 
 

@@ -19,10 +19,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mt3_common.cli import train as command_line
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch
-from mt3_common.training import training
-from mt3_common.training.training import TrainingConfig
+from mt3_common.training import labels as training_labels
+from mt3_common.training.batches import first_line, padded_batch
+from mt3_common.training.config import TrainingConfig
+from mt3_common.training.learner import check_share, first_average, pack, unpack
 from torch_mt3.checkpoint import _renamed, to_state_dict
 from torch_mt3.decode import generate
 from torch_mt3.infer import find_device
@@ -142,11 +145,11 @@ def auxiliary_losses(
         encoded: (b, f, emb_dim), what the linear layer reads; f may be tokens.
         kernel: (emb_dim, columns), of the linear layer that is thrown away.
         bias: (columns,).
-        rolls: (b, f, LABEL_COLUMNS) in 0..1, see training.soft_rolls.
-        next_events: (b, f) ids, see training.next_events.
+        rolls: (b, f, LABEL_COLUMNS) in 0..1, see labels.soft_rolls.
+        next_events: (b, f) ids, see labels.next_events.
         next_weight: of the second loss.
     """
-    weights, positive = (torch.from_numpy(array).to(encoded.device) for array in training.roll_weights())
+    weights, positive = (torch.from_numpy(array).to(encoded.device) for array in training_labels.roll_weights())
     logits = encoded.to(kernel.dtype) @ kernel + bias
     logits, places = logits.split([rolls.shape[-1], logits.shape[-1] - rolls.shape[-1]], dim=-1)
     losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * F.softplus(-logits)
@@ -194,7 +197,7 @@ def join() -> None:
     try:
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     except ValueError as error:
-        raise ValueError(f"--distributed needs torchrun, or what it sets: {training.first_line(error)}") from error
+        raise ValueError(f"--distributed needs torchrun, or what it sets: {first_line(error)}") from error
 
 
 def _rematerialised(layer: torch.nn.Module) -> None:
@@ -210,7 +213,7 @@ def _rematerialised(layer: torch.nn.Module) -> None:
 
 
 class Learner:
-    """The weights and the optimizer of a run: what mt3_common/training.py asks of a framework.
+    """The weights and the optimizer of a run: what mt3_common/training/learner.py asks of a framework.
 
     Args:
         config: of the model.
@@ -239,10 +242,10 @@ class Learner:
         [self.device] = find_devices(device)
         together = distributed.is_initialized()
         self.rank, self.num_devices = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
-        training.check_share(settings, self.num_devices)
+        check_share(settings, self.num_devices)
         self.writer = self.rank == 0
         self.wide = torch.float64 if settings.dtype == "float64" else torch.float32
-        weights, states = training.unpack(config, settings, arrays, slots)
+        weights, states = unpack(config, settings, arrays, slots)
         # in MT3's layout, so that the optimizer's slots are T5X's; the modules get turned views
         self.weights = {name: self._tensor(array).requires_grad_() for name, array in weights.items()}
         self.states = {
@@ -259,7 +262,7 @@ class Learner:
                 }
             elif settings.optimizer == "adafactor":
                 self.states.setdefault(name, adafactor_slots(weight.detach()))
-        averages = training.first_average(settings, arrays, slots)
+        averages = first_average(settings, arrays, slots)
         self.average = {name: self._tensor(array) for name, array in averages.items()}
         with torch.device("meta"):
             self.model = Transformer(config.network)
@@ -275,7 +278,7 @@ class Learner:
                     module.register_forward_hook(self._keep((part, number)))
 
     def update(self, batches: Sequence[Batch], step: int, learning_rate: float) -> dict[str, float]:
-        """One step; returns loss, token_loss, auxiliary_loss and gradient_norm: see training.Learner."""
+        """One step; returns loss, token_loss, auxiliary_loss and gradient_norm: see learner.Learner."""
         count = sum(int((batch.targets > 0).sum()) for batch in batches)
         totals = np.zeros(3)
         for weight in self.weights.values():
@@ -310,7 +313,7 @@ class Learner:
     @torch.no_grad()
     def token_loss(self, batch: Batch) -> tuple[float, int]:
         """Cross-entropy of averaged() summed over the targets of a batch, without dropout, and their number."""
-        share = self._share(training.padded_batch(batch, self.num_devices))
+        share = self._share(padded_batch(batch, self.num_devices))
         weights = self.average or self.weights
         encoded = self._call("encoder", weights, self._tensor(share.frames))
         inputs, targets = (torch.from_numpy(ids).to(self.device).long() for ids in (share.inputs, share.targets))
@@ -346,7 +349,7 @@ class Learner:
         weights, average = (
             {name: _array(array) for name, array in arrays.items()} for arrays in (self.weights, self.average)
         )
-        return training.pack(weights, states, average)
+        return pack(weights, states, average)
 
     def _losses(self, batch: Batch, count: int, num_batches: int, with_decoder: bool) -> tuple[torch.Tensor, ...]:
         """(all, a token, a frame), so divided that the sum over an update's batches is the update's."""
@@ -360,8 +363,8 @@ class Learner:
                 reading = self._reading_loss(batch) / count
                 self.seen.clear()
         if self.settings.auxiliary:
-            rolls = self._tensor(training.soft_rolls(batch.rolls))
-            events = torch.from_numpy(training.next_events(batch.rolls)).to(self.device).long()
+            rolls = self._tensor(training_labels.soft_rolls(batch.rolls))
+            events = torch.from_numpy(training_labels.next_events(batch.rolls)).to(self.device).long()
             head = self.weights["auxiliary/kernel"], self.weights["auxiliary/bias"]
             losses = auxiliary_losses(encoded, *head, rolls, events, self.settings.next_event)
             auxiliary = losses.mean() / (num_batches * self.num_devices)
@@ -375,18 +378,18 @@ class Learner:
 
     def _reading_loss(self, batch: Batch) -> torch.Tensor:
         """The losses `alignment` and `contents` on the last call of the decoder, weighted, summed over tokens."""
-        where = training.places(batch, self.config)
+        where = training_labels.places(batch, self.config)
         real = torch.from_numpy(batch.targets > 0).to(self.device)
         total = torch.zeros((), dtype=self.wide, device=self.device)
         if self.settings.alignment:
             width = self.config.network.head_dim
-            for layer, head, field in training.looking_heads(self.config):
+            for layer, head, field in training_labels.looking_heads(self.config):
                 query, key = (
                     self.seen[part, layer][..., head * width : (head + 1) * width] for part in ("query", "key")
                 )
                 total = total + self.settings.alignment * alignment_loss(query, key, self._tensor(where[field]), real)
         if self.settings.contents:
-            labels, coming = training.contents(batch, training.soft_rolls(batch.rolls), where)
+            labels, coming = training_labels.contents(batch, training_labels.soft_rolls(batch.rolls), where)
             labels, coming = self._tensor(labels), torch.from_numpy(coming).to(self.device)
             for layer in range(self.config.network.num_decoder_layers - 1):
                 head = self.weights[f"auxiliary/kernel_{layer}"], self.weights[f"auxiliary/bias_{layer}"]
@@ -434,8 +437,8 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status of the command line: see mt3_common/training.py."""
-    return training.main("torch_mt3", Learner, join, argv)
+    """Exit status of the command line: see mt3_common/cli/train.py."""
+    return command_line.main("torch_mt3", Learner, join, argv)
 
 
 if __name__ == "__main__":

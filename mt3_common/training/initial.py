@@ -11,7 +11,9 @@ import numpy as np
 
 from mt3_common.checkpoint.names import array_shapes
 from mt3_common.config import Config, NetworkConfig
+from mt3_common.data.shards import Shards, Stream
 from mt3_common.notes.vocabulary import Vocabulary
+from mt3_common.training.config import TrainingConfig
 
 # dimensions of the residual stream that the encoder's positions get to themselves; 64 positions need no more
 POSITION_DIMS = 24
@@ -182,3 +184,11 @@ def _truncated(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
     while (outside := np.abs(draws) > 2).any():
         draws[outside] = rng.standard_normal(outside.sum())
     return draws / 0.87962566103423978
+
+
+def drawn_arrays(config: Config, settings: TrainingConfig, source: Shards | Stream) -> dict[str, np.ndarray]:
+    """The weights that training from nothing begins with."""
+    if not settings.arranged:
+        return initial_arrays(config.network, settings.seed)
+    rows = source.some(500).frames.reshape(-1, config.network.input_depth)
+    return arranged_arrays(config, rows[np.abs(rows).max(axis=-1) > 0], settings.seed)

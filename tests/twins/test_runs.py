@@ -25,14 +25,15 @@ from tensorboardX.proto import event_pb2
 
 from jax_mt3 import train as jax_train
 from mt3_common.checkpoint import checkpoint
+from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
 from mt3_common.notes.notes import Note
+from mt3_common.training import batches, initial, loop, run_folder
 from mt3_common.training import logs as curves
-from mt3_common.training import training
+from mt3_common.training.config import TrainingConfig
 from mt3_common.training.initial import initial_arrays
-from mt3_common.training.training import TrainingConfig
 from torch_mt3 import train as torch_train
 
 CONFIG = Config(
@@ -46,7 +47,7 @@ CONFIG = Config(
 ROOT = Path(__file__).parents[2]
 TWINS = {"jax": jax_train, "torch": torch_train}
 # what must be the same, digit for digit, whatever happened meanwhile
-EXACT = [name for name in training.METRICS if name not in ("seconds", "segments_per_second")]
+EXACT = [name for name in run_folder.METRICS if name not in ("seconds", "segments_per_second")]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def assert_same_run(run, other):
 ENDS = """
 import json, os, resource, signal, sys
 from mt3_common.checkpoint import checkpoint
-from mt3_common.training import training
+from mt3_common.training import loop, run_folder
 program, *ends = sys.argv[1:]
 train = __import__(f"{program}_mt3.train").train
 saves = 0
@@ -125,7 +126,7 @@ def after(module, name, condition):
         return result
     setattr(module, name, done)
 
-save = training.save
+save = loop.save
 def counted(*args):
     global saves
     saves += 1
@@ -136,7 +137,7 @@ def counted(*args):
 
 def meet():
     # without a chance to clean up, at a moment of the second save
-    training.save = counted
+    loop.save = counted
     if end == "a step":
         update = train.Learner.update
         train.Learner.update = lambda self, some, step, rate: kill() if step == 5 else update(self, some, step, rate)
@@ -145,7 +146,7 @@ def meet():
     elif end == "renaming":
         after(os, "rename", lambda source, target: os.path.basename(source) == "last")
     elif end == "metrics":
-        after(training, "write_metrics", lambda *_: True)
+        after(run_folder, "write_metrics", lambda *_: True)
     elif end == "best":
         after(checkpoint, "write_t5x", lambda path, *_: path.name == "best")
 
@@ -192,7 +193,7 @@ def test_a_run_that_met_any_end_goes_on_as_if_nothing_had_happened(program, tmp_
         run = tmp_path / end
         assert len(exact_rows(run)) < 4, end
         assert (run / "last").exists() == (end != "renaming"), end
-        training.recover(run)
+        run_folder.recover(run)
         # the last save is there, whole: of step 4, or of step 2 where step 4 was not yet written
         expected = 4 if end in ("a step", "renaming") else 2
         assert checkpoint.read(run / "last", optimizer=True).step == expected, end
@@ -204,18 +205,18 @@ def test_recovering_takes_the_old_folder_where_the_new_one_is_gone(tmp_path):
     old = tmp_path / ".last.writing-7-old"
     old.mkdir()
     (old / "mark").write_text("old")
-    training.recover(tmp_path)
+    run_folder.recover(tmp_path)
     assert (tmp_path / "last" / "mark").read_text() == "old"
     (tmp_path / ".last.writing-8").mkdir()
     (tmp_path / ".metrics.csv.8.tmp").write_text("x")
-    training.recover(tmp_path)
+    run_folder.recover(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
 def test_half_a_row_of_metrics_is_left_out(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss\n2,1.5\n4,1.2\n6")
-    rows = training.read_metrics(path, 4)
+    rows = run_folder.read_metrics(path, 4)
     assert [(row["step"], row["loss"], row["seconds"]) for row in rows] == [("2", "1.5", ""), ("4", "1.2", "")]
 
 
@@ -277,7 +278,7 @@ def test_an_error_of_our_own_is_not_taken_for_too_little_memory(twin, command, m
 @pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
 def test_patience_ends_a_run_for_good(twin, command, tmp_path, monkeypatch):
     found = iter([3.0, 2.0, 2.5, 2.6, 2.7, 1.0])
-    monkeypatch.setattr(training, "validation_loss", lambda *_: next(found))
+    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(found))
     values = dict.fromkeys(("loss", "token_loss", "auxiliary_loss", "gradient_norm"), 1.0)
     monkeypatch.setattr(twin.Learner, "update", lambda *_: values)
     arguments = command("patient", patience=2, steps=20)
@@ -336,12 +337,12 @@ def test_the_commit_is_the_projects_own(tmp_path):
     git("add", "file")
     git("commit", "--quiet", "-m", "first")
     git("tag", "named")
-    assert training.commit_of(tmp_path) == git("rev-parse", "HEAD")
+    assert run_folder.commit_of(tmp_path) == git("rev-parse", "HEAD")
     (tmp_path / "file").write_text("two")
-    assert training.commit_of(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    assert run_folder.commit_of(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
     # installed somewhere inside
     (tmp_path / "site-packages").mkdir()
-    assert training.commit_of(tmp_path / "site-packages") is None
+    assert run_folder.commit_of(tmp_path / "site-packages") is None
 
 
 def shown(twin, arguments, monkeypatch):
@@ -495,8 +496,8 @@ def test_a_picture_colours_what_is_right_missed_and_wrong(data):
 def test_worker_processes_make_the_same_batches(data):
     shards = dataset.Shards([data / "train" / "00000.npz"], CONFIG)
     settings = TrainingConfig(steps=7, batch_size=4, accumulate=2)
-    expected = list(training.load_batches(shards, settings, 2))
-    found = list(training.load_batches(shards, settings, 2, workers=2))
+    expected = list(batches.load_batches(shards, settings, 2))
+    found = list(batches.load_batches(shards, settings, 2, workers=2))
     assert len(found) == len(expected) == 5
     for one, other in zip(expected, found, strict=True):
         for batch, again in zip(one, other, strict=True):
@@ -525,7 +526,7 @@ def test_a_worker_that_dies_is_said_and_the_last_save_stays(twin, command, data,
     monkeypatch.syspath_prepend(tmp_path)
     shards = importlib.import_module("deadly").Deadly([data / "train" / "00000.npz"], CONFIG)
     shards.saved = tmp_path / "deadly" / "last"
-    monkeypatch.setattr(training, "open_shards", lambda *_: shards)
+    monkeypatch.setattr(command_line, "open_shards", lambda *_: shards)
     assert twin.main(command("deadly", "--workers", "1", validate_every=1, steps=40, validation=False)) == 1
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
     assert len(said) == 1
@@ -535,6 +536,6 @@ def test_a_worker_that_dies_is_said_and_the_last_save_stays(twin, command, data,
 
 def test_arrays_that_begin_a_run_need_no_data(data):
     settings = TrainingConfig(arranged=False, seed=4)
-    found = training.drawn_arrays(CONFIG, settings, None)
+    found = initial.drawn_arrays(CONFIG, settings, None)
     for name, array in initial_arrays(CONFIG.network, 4).items():
         np.testing.assert_array_equal(found[name], array)

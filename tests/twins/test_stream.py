@@ -14,13 +14,15 @@ import pytest
 pytest.importorskip("tinysoundfont")
 from jax_mt3 import train as jax_train
 from mt3_common.checkpoint import checkpoint
+from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data import synthesis
 from mt3_common.formats.midi import write_midi
 from mt3_common.notes.notes import Note
-from mt3_common.training import training
-from mt3_common.training.training import TrainingConfig
+from mt3_common.training import run_folder
+from mt3_common.training.batches import load_batches
+from mt3_common.training.config import TrainingConfig
 from torch_mt3 import train as torch_train
 
 CONFIG = Config(
@@ -34,7 +36,7 @@ CONFIG = Config(
 TWINS = {"jax": jax_train, "torch": torch_train}
 ROOT = Path(__file__).parents[2]
 RECIPE = {"seconds": 3.0, "piano": 1.0, "dense": 1.0}
-EXACT = [name for name in training.METRICS if name not in ("seconds", "segments_per_second")]
+EXACT = [name for name in run_folder.METRICS if name not in ("seconds", "segments_per_second")]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def songs(tmp_path_factory):
 @pytest.fixture
 def command(tmp_path, songs, font, monkeypatch):
     """A function of the run's name and more arguments: the arguments of train. Blocks of 4 steps of 2 batches of 2."""
-    monkeypatch.setattr(training, "SEGMENTS_TOGETHER", 16)
+    monkeypatch.setattr(command_line, "SEGMENTS_TOGETHER", 16)
 
     def make(name, *more, steps=7):
         plan = {"steps": steps, "batch_size": 2, "accumulate": 2, "validate_every": 3, "schedule": "constant"}
@@ -106,10 +108,10 @@ def test_worker_processes_make_the_same_batches_from_any_step_on(songs, font):
     generator = synthesis.Generator(synthesis.read_songs(songs), [font], synthesis.Recipe(**RECIPE), 5)
     stream = dataset.Stream(generator, CONFIG, together=4)
     settings = TrainingConfig(steps=11, batch_size=3, accumulate=2, seed=5)
-    expected = list(training.load_batches(stream, settings))
+    expected = list(load_batches(stream, settings))
     assert len(expected) == 11
     for begin, workers in ((0, 2), (3, 1), (6, 0)):
-        found = list(training.load_batches(stream, settings, begin, workers))
+        found = list(load_batches(stream, settings, begin, workers))
         assert len(found) == 11 - begin
         for one, other in zip(expected[begin:], found, strict=True):
             for batch, again in zip(one, other, strict=True):
@@ -120,7 +122,7 @@ def test_worker_processes_make_the_same_batches_from_any_step_on(songs, font):
 DEADLY = """
 import os, signal, sys
 from mt3_common.data import synthesis
-from mt3_common.training import training
+from mt3_common.cli import train as command_line
 from torch_mt3 import train
 
 class Deadly(synthesis.Generator):
@@ -133,7 +135,7 @@ class Deadly(synthesis.Generator):
 if __name__ == "__main__":
     from mt3_common.data import shards as dataset
     dataset.Generator = Deadly
-    training.SEGMENTS_TOGETHER = 16
+    command_line.SEGMENTS_TOGETHER = 16
     sys.exit(train.main(sys.argv[1:]))
 """
 

@@ -17,11 +17,11 @@ from jax_mt3 import train as jax_train
 from mt3_common.checkpoint import checkpoint
 from mt3_common.checkpoint.names import array_shapes
 from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.cli import train
 from mt3_common.config import Config, ConfigError, NetworkConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
 from mt3_common.notes.notes import Note
-from mt3_common.training import training
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import train as torch_train
 
@@ -71,7 +71,7 @@ def begun(twin, data, folder, *arguments):
         *map(str, arguments),
     ]
     with pytest.raises(Begun):
-        training.run(f"{twin}_mt3", learner, lambda: None, command)
+        train.run(f"{twin}_mt3", learner, lambda: None, command)
     return found[0]
 
 
@@ -151,13 +151,13 @@ def test_a_warm_start_keeps_the_checkpoints_config_but_for_what_is_asked_for(dat
     dropping = dataclasses.replace(own, network=dataclasses.replace(own.network, dropout_rate=0.3))
     assert begun("torch", data, tmp_path, *start)[1] == dropping
     (tmp_path / "longer.json").write_text('{"model": {"input_frames": 300}}')
-    options = training.parse("torch_mt3", ["run", "--data", "x", *map(str, start[:3]), str(tmp_path / "longer.json")])
-    config, *_ = training.beginning(options, Config())
+    options = train.parse("torch_mt3", ["run", "--data", "x", *map(str, start[:3]), str(tmp_path / "longer.json")])
+    config, *_ = train.beginning(options, Config())
     assert config == dataclasses.replace(own, input_frames=300)
     (tmp_path / "model.json").write_text('{"model": {"emb_dim": 64}}')
-    options = training.parse("torch_mt3", ["run", "--data", "x", *map(str, start)])
+    options = train.parse("torch_mt3", ["run", "--data", "x", *map(str, start)])
     with pytest.raises(ConfigError, match="contradict the arrays: emb_dim 64"):
-        training.beginning(options, Config())
+        train.beginning(options, Config())
     assert torch_train.main(["run", "--data", str(data), "--warm-start", str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err
 
@@ -167,7 +167,7 @@ def test_the_published_sizes_are_taken_for_mt3(tmp_path):
     arrays = {name: np.zeros(shape, np.float32) for name, shape in array_shapes(NetworkConfig()).items()}
     checkpoint.write_t5x(tmp_path / "checkpoint_1", arrays, 1)
     command = ["run", "--data", "data", "--warm-start", str(tmp_path / "checkpoint_1"), "--model", "mt3"]
-    assert training.beginning(training.parse("torch_mt3", command), Config())[0] == Config()
+    assert train.beginning(train.parse("torch_mt3", command), Config())[0] == Config()
 
 
 def test_a_checkpoint_as_published_is_tuned_and_in_both_twins_alike(data, tmp_path, golden_arrays):

@@ -16,9 +16,12 @@ from mt3_common.config import Config, ConfigError, NetworkConfig, SpectrogramCon
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
 from mt3_common.notes.notes import Note
-from mt3_common.training import training
+from mt3_common.training import labels as training_labels
+from mt3_common.training import loop
+from mt3_common.training.batches import batch_of
+from mt3_common.training.config import PRESETS, TrainingConfig, TrainingError, read_config
 from mt3_common.training.initial import initial_arrays
-from mt3_common.training.training import TrainingConfig
+from mt3_common.training.labels import LABEL_COLUMNS, contents, looking_heads, next_events, places, soft_rolls
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import model as torch_model
 from torch_mt3 import train as torch_train
@@ -63,7 +66,7 @@ def losses(twin, settings, shards, steps, slots=None, arrays=None, begin=0):
     learner = LEARNERS[twin](CONFIG, settings, arrays or initial_arrays(CONFIG.network, 1), slots or {}, "cpu")
     found = []
     for step in range(begin, steps):
-        batches = [training.batch_of(shards, settings, step, part) for part in range(settings.accumulate)]
+        batches = [batch_of(shards, settings, step, part) for part in range(settings.accumulate)]
         found.append(learner.update(batches, step, settings.rate(step)))
     return found, learner
 
@@ -99,7 +102,7 @@ def test_twenty_steps_agree_where_adafactor_factors(dtype, tolerance, shards):
     learners = [LEARNERS[twin](config, settings, initial_arrays(network, 1), {}, "cpu") for twin in LEARNERS]
     found = []
     for step in range(20):
-        batches = [training.batch_of(shards, settings, step, 0)]
+        batches = [batch_of(shards, settings, step, 0)]
         one, other = (learner.update(batches, step, 0.01)["loss"] for learner in learners)
         assert one == pytest.approx(other, rel=tolerance), step
         found.append(one)
@@ -124,7 +127,7 @@ def test_twenty_steps_agree_while_the_decoder_learns_to_read(dtype, tolerance, s
     learners = [LEARNERS[twin](config, settings, arrays, {}, "cpu") for twin in LEARNERS]
     extras = []
     for step in range(20):
-        batches = [training.batch_of(shards, settings, step, 0)]
+        batches = [batch_of(shards, settings, step, 0)]
         one, other = (learner.update(batches, step, settings.rate(step)) for learner in learners)
         assert one["loss"] == pytest.approx(other["loss"], rel=tolerance), step
         # the two losses are there, and fall
@@ -138,22 +141,22 @@ def test_where_each_token_is():
     # 3 + n: a shift of n * 10 ms; the frames are 20 ms
     targets = np.array([[1132, 3 + 10, 1050, 1060, 3 + 31, 1070, 1, 0]], np.int32)
     batch = dataset.Batch(np.zeros((1, 32, 512), np.float32), targets, np.zeros((1, 32, dataset.ROLL_COLUMNS), bool))
-    found = training.places(batch, CONFIG)
+    found = places(batch, CONFIG)
     np.testing.assert_array_equal(found.current[0], [0, 0, 5, 5, 5, 15.5, 15.5, 15.5])
     np.testing.assert_array_equal(found.next[0], [5, 5, 15.5, 15.5, 15.5, 32, 32, 32])
     np.testing.assert_array_equal(found.wanted[0], [0, 5, 5, 5, 15.5, 15.5, 15.5, 15.5])
     batch.rolls[0, 5, 50] = batch.rolls[0, 15, 60] = True
-    labels, coming = training.contents(batch, training.soft_rolls(batch.rolls), found)
+    labels, coming = contents(batch, soft_rolls(batch.rolls), found)
     assert labels[0, 2, 50] == 1
     assert labels[0, 4, 60] == 0
-    assert labels[0, 2, training.LABEL_COLUMNS - 128 + 50] == pytest.approx(0.4)
+    assert labels[0, 2, LABEL_COLUMNS - 128 + 50] == pytest.approx(0.4)
     np.testing.assert_array_equal(coming[0], [5, 5, 16, 16, 16, 32, 32, 32])
 
 
 def test_heads_of_every_decoder_look():
     for layers, expected in ((1, [(0, 0, 2), (0, 1, 1)]), (2, [(0, 0, 0), (0, 1, 0), (1, 0, 2), (1, 1, 1)])):
         network = dataclasses.replace(CONFIG.network, num_decoder_layers=layers)
-        assert training.looking_heads(dataclasses.replace(CONFIG, network=network)) == expected
+        assert looking_heads(dataclasses.replace(CONFIG, network=network)) == expected
     with pytest.raises(ConfigError, match="remat throws away"):
         TrainingConfig(remat=True, contents=0.1)
 
@@ -161,7 +164,7 @@ def test_heads_of_every_decoder_look():
 @pytest.mark.parametrize("twin", LEARNERS)
 def test_nothing_is_computed_for_losses_of_no_weight(twin, shards, monkeypatch):
     for name in ("soft_rolls", "next_events", "contents"):
-        monkeypatch.setattr(training, name, None)
+        monkeypatch.setattr(training_labels, name, None)
     [row], learner = losses(twin, TrainingConfig(batch_size=4, auxiliary=0.0, alignment=0.1), shards, 1)
     assert row["auxiliary_loss"] == 0 < row["token_loss"] < row["loss"]
     assert not any("auxiliary" in name for name in learner.slots())
@@ -192,7 +195,7 @@ def test_a_run_goes_on_in_either_twin(twin, optimizer, shards):
             else:
                 assert again == pytest.approx(one, rel=1e-5, abs=0)
     wrong = TrainingConfig(optimizer={"adamw": "adafactor", "adafactor": "adamw"}[optimizer])
-    with pytest.raises(training.TrainingError, match="not begun with"):
+    with pytest.raises(TrainingError, match="not begun with"):
         LEARNERS[twin](CONFIG, wrong, half.arrays(), half.slots(), "cpu")
 
 
@@ -205,7 +208,7 @@ def test_bfloat16_comes_close_and_dropout_drops(twin, shards):
     assert rough[0]["loss"] != exact[0]["loss"]
     assert all(array.dtype == np.float32 for array in learner.arrays().values())
     dropping = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, dropout_rate=0.3))
-    batch = training.batch_of(shards, base, 0, 0)
+    batch = batch_of(shards, base, 0, 0)
     arrays = initial_arrays(CONFIG.network, 1)
     first, again, later = (
         LEARNERS[twin](dropping, base, arrays, {}, "cpu").update([batch], step, 0.0)["loss"] for step in (0, 0, 1)
@@ -262,8 +265,8 @@ def test_a_run_that_diverges_ends_and_keeps_the_last_save(twin, tmp_path, shards
     learner = LEARNERS[twin](CONFIG, settings, initial_arrays(CONFIG.network), {}, "cpu")
     # weights of 1e30 after step 5
     monkeypatch.setattr(TrainingConfig, "rate", lambda _, step: 1e30 if step == 4 else 1e-3)
-    with pytest.raises(training.TrainingError) as error:
-        training.fit(learner, CONFIG, settings, shards, None, tmp_path)
+    with pytest.raises(TrainingError) as error:
+        loop.fit(learner, CONFIG, settings, shards, None, tmp_path)
     assert re.match(r"step 6: loss (nan|inf).*training has diverged, a lower learning_rate may help", str(error.value))
     assert str(error.value).endswith("last holds step 4")
     last = checkpoint.read(tmp_path / "last", optimizer=True)
@@ -275,7 +278,7 @@ def test_a_run_that_diverges_ends_and_keeps_the_last_save(twin, tmp_path, shards
 @pytest.mark.parametrize("twin", LEARNERS)
 def test_gradients_are_clipped_to_their_norm(twin, clip, shards):
     settings = TrainingConfig(batch_size=4, clip=clip, auxiliary=0.0)
-    batch = training.batch_of(shards, settings, 0, 0)
+    batch = batch_of(shards, settings, 0, 0)
     arrays = initial_arrays(CONFIG.network, 1)
     # by another way to the same gradients, in PyTorch
     model = torch_model.Transformer(CONFIG.network)
@@ -314,14 +317,14 @@ def test_a_wrong_config_is_said(plan, message, twin, tmp_path, data, capsys):
     assert twin.main(arguments) == 1
     assert message in capsys.readouterr().err
     with pytest.raises(ConfigError):
-        training.read_config(tmp_path / "plan.json")
+        read_config(tmp_path / "plan.json")
 
 
 def test_next_events_are_beginnings_and_ends():
     rolls = np.zeros((1, 8, dataset.ROLL_COLUMNS), bool)
     # pitch 60 sounds in frames 2 to 4, drum 36 is hit in frame 6
     rolls[0, 2:5, 60] = rolls[0, 2, 128 + 60] = rolls[0, 6, 256 + 36] = True
-    assert training.next_events(rolls).tolist() == [[2, 2, 5, 5, 5, 6, 8, 8]]
+    assert next_events(rolls).tolist() == [[2, 2, 5, 5, 5, 6, 8, 8]]
 
 
 def test_schedules_fall_as_they_say():
@@ -347,7 +350,7 @@ def test_rematerialised_layers_give_the_same_losses(twin, dropout_rate, shards, 
 
 
 def test_rematerialised_layers_are_computed_twice(shards, monkeypatch):
-    batch = training.batch_of(shards, TrainingConfig(batch_size=4), 0, 0)
+    batch = batch_of(shards, TrainingConfig(batch_size=4), 0, 0)
     calls, norm = [], torch_model.RMSNorm.forward
     monkeypatch.setattr(torch_model.RMSNorm, "forward", lambda self, x: calls.append(1) or norm(self, x))
     counts = []
@@ -376,7 +379,7 @@ def test_the_average_follows_the_weights_and_is_what_validation_sees(twin, shard
     expected = initial_arrays(CONFIG.network, 1)
     learner = LEARNERS[twin](CONFIG, settings, expected, {}, "cpu")
     for step in range(3):
-        learner.update([training.batch_of(shards, settings, step, 0)], step, 1e-2)
+        learner.update([batch_of(shards, settings, step, 0)], step, 1e-2)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = {name: decay * expected[name] + (1 - decay) * array for name, array in learner.arrays().items()}
     for name, array in learner.averaged().items():
@@ -404,15 +407,15 @@ def test_both_twins_transcribe_the_same_ids_while_training(shards):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in training.PRESETS.glob("*.json")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.json")))
 def test_presets_are_usable_and_a_config_goes_on_top(name, tmp_path):
-    config, settings = training.read_config(None, name)
+    config, settings = read_config(None, name)
     assert isinstance(config, Config)
     (tmp_path / "more.json").write_text('{"model": {"emb_dim": 64}, "training": {"steps": 7}}')
-    changed, other = training.read_config(tmp_path / "more.json", name)
+    changed, other = read_config(tmp_path / "more.json", name)
     assert (changed.network.emb_dim, other.steps) == (64, 7)
     assert dataclasses.replace(other, steps=settings.steps) == settings
-    assert training.read_config(None, "mt3")[0] == Config()
+    assert read_config(None, "mt3")[0] == Config()
 
 
 @pytest.mark.parametrize("twin", [jax_train, torch_train], ids=LEARNERS)

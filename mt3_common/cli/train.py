@@ -1,0 +1,179 @@
+"""The command line of both twins' train: arguments, resuming, errors and the exit status."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.checkpoint.torch_pickle import read_any
+from mt3_common.config import Config
+from mt3_common.data import shards as dataset
+from mt3_common.data.shards import Shards, Stream
+from mt3_common.training import logs as curves
+from mt3_common.training.batches import open_shards
+from mt3_common.training.config import PRESETS, TrainingConfig, TrainingError, _settings_of, read_config
+from mt3_common.training.initial import drawn_arrays
+from mt3_common.training.learner import Learner
+from mt3_common.training.loop import fit
+from mt3_common.training.run_folder import about, recover, write_whole
+
+# segments of a Stream that are made and mixed at once: from 17 examples of 20 s where segments are of 1.28 s; 40 MB
+SEGMENTS_TOGETHER = 256
+
+
+def main(program: str, make_learner: Callable[..., Learner], join: Callable[[], None], argv=None) -> int:
+    """Runs `python -m {program}.train`; returns the exit status: 0, 1 for an error, 130 after Ctrl-C."""
+    try:
+        run(program, make_learner, join, sys.argv[1:] if argv is None else list(argv))
+    except KeyboardInterrupt:
+        print("interrupted; the run goes on from last/ with the same command", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        # JAX's and PyTorch's own errors
+        if not isinstance(error, MemoryError) and not re.search("memory|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE):
+            raise
+        print(
+            "error: not enough memory; a smaller batch_size with a larger accumulate needs less, and so does remat "
+            "(the run goes on from last/)",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments as argparse gives them."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program}.train",
+        description="Trains an MT3 network on shards (python -m mt3_common.data.shards), on music that is played as it "
+        "is needed, or on recordings. A run that was cut off goes on.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    presets = sorted(path.stem for path in PRESETS.glob("*.json"))
+    add("run", type=Path, metavar="RUN", help="folder of the run; one that is there goes on")
+    add("--data", type=Path, nargs="+", metavar="DIR", help="folders of shards to train on; without them:")
+    dataset.add_arguments(parser)
+    add("--validation", type=Path, nargs="+", metavar="DIR", help="shards to choose the best checkpoint with")
+    add("--preset", choices=presets, metavar="NAME", help=f"settings to begin with: {', '.join(presets)}")
+    add("--config", type=Path, metavar="FILE", help='JSON: {"model": {...}, "training": {...}}; default: MT3')
+    add("--warm-start", metavar="CHECKPOINT", help="begin with the arrays of any checkpoint that infer reads")
+    add("--model", choices=("mt3", "ismir2021"), help="what the warm start is, where neither it nor its name tells")
+    add("--max-steps", type=int, metavar="N", help="instead of the config's steps")
+    add("--val-every", type=int, metavar="N", help="instead of the config's validate_every")
+    add("--workers", type=int, default=0, metavar="N", help="processes that make batches ahead; default: this one")
+    add("--device", metavar="D", help="cpu, gpu, gpu:1, …; default: all GPUs (PyTorch: one a process), else the CPU")
+    add(
+        "--distributed",
+        action="store_true",
+        help="one process of several, as torchrun starts them (RANK, WORLD_SIZE, …)",
+    )
+    add("--tensorboard", action="store_true", help="curves and pictures for TensorBoard, in RUN/tensorboard")
+    add("--wandb", metavar="PROJECT", help="curves and pictures for Weights & Biases")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+def run(program: str, make_learner: Callable[..., Learner], join: Callable[[], None], argv: Sequence[str]) -> None:
+    """Trains as the arguments say.
+
+    Raises:
+        ValueError: the arguments, the data or the checkpoint are not usable, or the loss is no number any more.
+    """
+    options = parse(program, argv)
+    config, settings = read_config(options.config, options.preset)
+    typed = {"steps": options.max_steps, "validate_every": options.val_every}
+    settings = dataclasses.replace(settings, **{name: value for name, value in typed.items() if value is not None})
+    if settings.patience and not options.validation:
+        raise TrainingError("patience needs --validation: without it nothing says when to end")
+    if os.environ.get("RANK", "0") == "0":
+        recover(options.run)
+    if options.distributed:
+        # no process comes out of this before all of them are there
+        join()
+    config, arrays, slots, begin = beginning(options, config)
+    source = open_source(options, config, settings)
+    validation = open_shards(options.validation, config) if options.validation else None
+    if not arrays:
+        arrays = drawn_arrays(config, settings, source)
+    learner = make_learner(config, settings, arrays, slots, options.device)
+    if learner.writer:
+        options.run.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(about(program, config, settings, options), indent=1, default=str)
+        write_whole(options.run / "run.json", text)
+        if isinstance(source, Stream):
+            path = options.run / "sources.json"
+            before = path.read_text() if begin and path.exists() else None
+            dataset.write_sources(path, source.generator, options, "train")
+            if before not in (None, path.read_text()):
+                print(f"note: {path} was another one: the run goes on with other music than it had", file=sys.stderr)
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(log) for log in open_logs(options, begin)] if learner.writer else []
+        fit(learner, config, settings, source, validation, options.run, begin, options.quiet, options.workers, logs)
+
+
+def beginning(
+    options: argparse.Namespace, config: Config
+) -> tuple[Config, dict[str, np.ndarray], dict[str, np.ndarray], int]:
+    """The model's config, arrays (empty: to be drawn), slots and step that a run begins with.
+
+    The config of a warm start is the checkpoint's, with what the preset and the file say of the model on top.
+
+    Raises:
+        CheckpointError: last/ or the warm start cannot be read.
+        ConfigError: what is said contradicts the warm start's arrays.
+    """
+    last = options.run / "last"
+    if last.exists():
+        found = checkpoint.read(last, optimizer=True)
+        return checkpoint.network_config(found.arrays, last), found.arrays, found.optimizer, found.step
+    if options.warm_start:
+        place = find_checkpoint(options.warm_start)
+        # what arrays cannot tell may be stated, and what does not hang on them (segments, dropout) may be changed
+        stated: dict[str, Any] = {}
+        for values in _settings_of(options.config, options.preset):
+            stated |= values.get("model", {})
+        arrays = read_any(place.path, stated)
+        model = options.model or place.model or None
+        return checkpoint.network_config(arrays, place.path, preset=model, overrides=stated), arrays, {}, 0
+    return config, {}, {}, 0
+
+
+def open_source(options: argparse.Namespace, config: Config, settings: TrainingConfig) -> Shards | Stream:
+    """What a run trains on.
+
+    Raises:
+        ValueError: it is not said, or not usable.
+    """
+    if bool(options.data) == bool(options.fonts or options.midi or options.recordings):
+        raise TrainingError(
+            "give either --data, folders of shards, or what segments are made from: --fonts and --midi, or --recordings"
+        )
+    if options.data:
+        return open_shards(options.data, config)
+    generator = dataset.generator_of(options, "train", settings.seed)
+    steps = max(1, SEGMENTS_TOGETHER // (settings.batch_size * settings.accumulate))
+    return Stream(generator, config, steps * settings.accumulate)
+
+
+def open_logs(options: argparse.Namespace, begin: int) -> list[curves.Log]:
+    """Where curves and pictures go, beside metrics.csv."""
+    logs: list[curves.Log] = []
+    if options.tensorboard:
+        logs.append(curves.TensorBoard(options.run / "tensorboard", begin))
+    if options.wandb:
+        logs.append(curves.WandB(options.wandb, options.run, begin))
+    return logs
