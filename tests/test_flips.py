@@ -13,7 +13,8 @@ from mt3_common.formats import midi
 from mt3_common.notes.notes import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription.batching import Held
-from mt3_common.transcription.pipeline import Hold, Transcriber
+from mt3_common.transcription.continuity import Hold
+from mt3_common.transcription.pipeline import Transcriber
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("flips", ROOT / "benchmarks" / "flips.py")

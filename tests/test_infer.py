@@ -21,7 +21,7 @@ from mt3_common.evaluation import metrics
 from mt3_common.formats import midi
 from mt3_common.notes.notes import Note, decode_segments
 from mt3_common.notes.vocabulary import Vocabulary
-from mt3_common.transcription.pipeline import Request
+from mt3_common.transcription.recording import Request
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "checkpoints" / "golden"

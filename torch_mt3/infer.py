@@ -12,7 +12,8 @@ import warnings
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.cli import infer as cli
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
-from mt3_common.transcription.pipeline import Hold, Transcriber
+from mt3_common.transcription.continuity import Hold
+from mt3_common.transcription.pipeline import Transcriber
 
 
 def load(

@@ -30,7 +30,8 @@ from mt3_common.evaluation.plot import write_comparison
 from mt3_common.formats import midi
 from mt3_common.formats.plot import library
 from mt3_common.notes.notes import Note
-from mt3_common.transcription.pipeline import Transcriber, Transcription
+from mt3_common.transcription.pipeline import Transcriber
+from mt3_common.transcription.result import Transcription
 
 # what the table shows; the JSON and the CSV hold every measure
 SHOWN = ("onset", "onset_offset", "frame", "onset_class", "program_full", "drum_onset", "drums")

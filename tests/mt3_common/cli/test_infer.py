@@ -17,11 +17,15 @@ import soundfile
 
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.cli import infer as cli
-from mt3_common.cli.infer import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS, Job, UsageError, plan
+from mt3_common.cli import tasks
+from mt3_common.cli.arguments import HOLD_BIAS
+from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS
+from mt3_common.cli.jobs import Job, UsageError, plan
 from mt3_common.config import PRESETS
 from mt3_common.formats import midi
 from mt3_common.notes.notes import Note, encode_segments
-from mt3_common.transcription.pipeline import STAGES, Transcriber
+from mt3_common.transcription.clock import STAGES
+from mt3_common.transcription.pipeline import Transcriber
 
 CONFIG = PRESETS["mt3"]
 DEFAULT = json.loads((Path(__file__).parents[3] / "checkpoints/manifest.json").read_text())["default"]
@@ -692,7 +696,7 @@ def test_a_reader_that_has_enough(folder, monkeypatch):
             asked.append(number)
             yield IDS
 
-    monkeypatch.setattr(cli, "report", lambda text: False)
+    monkeypatch.setattr(tasks, "report", lambda text: False)
     assert infer("a.wav", "b.wav", "--jsonl", "-", generate=talkative) == SUCCESS
     assert asked == [0]
     assert infer("a.wav", "b.wav", "--jsonl", "-", "-o", "out", generate=talkative) == SUCCESS
@@ -781,7 +785,7 @@ def test_holding_instruments_is_part_of_what_resume_verifies(folder):
 
     for options in ((), ("--hold-instruments",), ("--hold-instruments", "--hold-bias", "0.5"), ("--hold-instruments",)):
         assert infer("a.wav", "-o", "out", "--resume", *options, load=load) == SUCCESS
-    assert asked == [None, cli.HOLD_BIAS, 0.5]
+    assert asked == [None, HOLD_BIAS, 0.5]
 
 
 @pytest.mark.parametrize(

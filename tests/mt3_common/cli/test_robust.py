@@ -21,7 +21,7 @@ import pytest
 import soundfile
 
 from mt3_common.cli import infer as cli
-from mt3_common.cli.infer import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS
+from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.config import PRESETS
 from mt3_common.formats import midi
 from mt3_common.notes.notes import Note, encode_segments

@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from mt3_common.config import PRESETS
 from mt3_common.formats import midi
 from mt3_common.notes.notes import Note, decode_segments, encode_segments
 from mt3_common.notes.vocabulary import Vocabulary
-from mt3_common.transcription import batching
-from mt3_common.transcription import pipeline as transcribe
-from mt3_common.transcription.pipeline import Hold, Request, Transcriber, Transcription
+from mt3_common.transcription import batching, pipeline, recording
+from mt3_common.transcription.continuity import Hold
+from mt3_common.transcription.pipeline import Transcriber
+from mt3_common.transcription.recording import Request
+from mt3_common.transcription.result import Transcription
 
 CONFIG = PRESETS["mt3"]
 RATE = 16000
@@ -103,10 +106,10 @@ def test_a_stage_counts_alone(audio, monkeypatch):
             now[threading.get_ident()] += 100.0
             yield np.array([1])
 
-    stream_audio, segments = transcribe.stream_audio, transcribe.segments
-    monkeypatch.setattr(transcribe.time, "perf_counter", lambda: now[threading.get_ident()])
-    monkeypatch.setattr(transcribe, "stream_audio", lambda *args, **options: after(1.0, stream_audio(*args, **options)))
-    monkeypatch.setattr(transcribe, "segments", lambda *args: after(10.0, segments(*args)))
+    stream_audio, segments = recording.stream_audio, recording.segments
+    monkeypatch.setattr(time, "perf_counter", lambda: now[threading.get_ident()])
+    monkeypatch.setattr(recording, "stream_audio", lambda *args, **options: after(1.0, stream_audio(*args, **options)))
+    monkeypatch.setattr(recording, "segments", lambda *args: after(10.0, segments(*args)))
     found = Transcriber(CONFIG, network).transcribe(audio)
     # seven blocks of a second, four segments
     assert found.seconds == {"audio": 7.0, "spectrogram": 40.0, "waiting": 0.0, "network": 400.0, "notes": 0.0}
@@ -158,7 +161,7 @@ def test_progress_counts_to_the_total(audio, options, total):
 
 
 def test_a_length_that_the_file_does_not_tell(audio, monkeypatch):
-    monkeypatch.setattr(transcribe, "audio_duration", lambda path: None)
+    monkeypatch.setattr(recording, "audio_duration", lambda path: None)
     seen = []
     Transcriber(CONFIG, answering(ids_of([]))).transcribe(audio, on_progress=lambda *now: seen.append(now))
     assert seen == [(0, None), (1, None), (2, None), (3, None), (4, None)]
@@ -208,7 +211,7 @@ def test_write_follows_the_ending(tmp_path, transcription):
 
 
 def test_bundled_checkpoints_are_what_the_manifest_says():
-    root = Path(transcribe.__file__).parents[2] / "checkpoints"
+    root = Path(pipeline.__file__).parents[2] / "checkpoints"
     manifest = json.loads((root / "manifest.json").read_text())
     found = find_checkpoint()
     assert Path(found.path) == root / manifest["default"]
@@ -384,7 +387,7 @@ def test_ctrl_c_while_a_thread_starts_leaves_no_thread(tmp_path, monkeypatch, be
 
 
 def test_only_so_much_is_read_ahead(tmp_path, monkeypatch):
-    monkeypatch.setattr(transcribe, "QUEUED_SEGMENTS", 2)
+    monkeypatch.setattr(recording, "QUEUED_SEGMENTS", 2)
     made = []
 
     def counted(*arguments):
@@ -392,7 +395,7 @@ def test_only_so_much_is_read_ahead(tmp_path, monkeypatch):
             made.append(segment.index)
             yield segment
 
-    monkeypatch.setattr(transcribe, "segments", counted)
+    monkeypatch.setattr(recording, "segments", counted)
     most = 0
 
     def generate(frames):

@@ -1,0 +1,344 @@
+"""Options of infer's command line."""
+
+import argparse
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+
+from mt3_common.cli.jobs import STDIN, UsageError
+from mt3_common.config import PRESETS
+from mt3_common.formats.registry import FORMATS
+from mt3_common.notes import tempo
+from mt3_common.notes.instruments import parse_instruments
+from mt3_common.transcription.batching import LEAST
+from mt3_common.transcription.beats import AUTO
+from mt3_common.transcription.recording import ESTIMATE
+
+# what --hold-instruments takes off the logits of programs that have just not played (nats)
+HOLD_BIAS = 2.0
+
+
+LESSON = """\
+Turns recordings of music into notes (MIDI, MusicXML, JSON, CSV) with an MT3 network.
+
+  python -m {program}.infer song.wav
+      writes song.mid beside song.wav
+  python -m {program}.infer album/ -o notes/
+      every recording below album/, into notes/; with --resume, those that are not done yet
+  python -m {program}.infer song.wav --checkpoint mt3
+      with the published weights for many instruments (ismir2021: for the piano), fetched once and kept
+  cat song.wav | python -m {program}.infer - --jsonl -
+      its notes on stdout, each as soon as it ends
+  python -m {program}.infer song.wav --instruments piano,bass,drums
+      nothing but these
+  python -m {program}.infer song.wav --plot --listen
+      also a picture, and the notes played: alone, and beside the recording
+  python -m {program}.infer song.mp3 --format mid,json --search t5x --start 30 --duration 10
+      ten seconds of it, to song.mid and song.json, searched as MT3 was published
+
+All options: python -m {program}.infer --help. From Python:
+
+  from {program} import infer
+  transcription = infer.load().transcribe("song.wav")
+  transcription.write("song.mid")
+"""
+
+
+EPILOG = """\
+Outputs lie beside the recordings unless -o is given; with --jsonl - there are none unless -o or --format is given.
+-o NAME is a file, for one recording, if NAME ends in .mid, .midi, .json, .csv, .noteseq or .musicxml; anything else is
+a folder, in which searched folders keep their shape. A file that is in the way is replaced if this program wrote it
+and nobody has changed it since; anything else only with --force. A line about each recording goes to stdout; to stderr
+where the notes go to stdout.
+
+Fetched checkpoints are kept in the user's cache folder, or in that which the environment variable MT3_CACHE names, and
+verified whenever they are used; MT3_STORAGE names a mirror of https://storage.googleapis.com.
+
+exit status:
+  0    every recording was transcribed
+  1    some could not be; the others were transcribed and written
+  2    nothing was started: no or wrong arguments, no usable checkpoint or device, two recordings for one output
+  130  interrupted with Ctrl-C: what was finished is there, and nothing is half-written
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises its errors."""
+
+    def error(self, message: str) -> None:
+        raise UsageError(f"{message}; {self.prog} --help lists the options")
+
+
+def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments as argparse gives them, checked against each other.
+
+    Raises:
+        UsageError: they cannot be followed; says which and why.
+    """
+    parser = Parser(
+        prog=f"python -m {program}.infer",
+        description=LESSON.splitlines()[0],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "audio",
+        nargs="*",
+        type=path_name,
+        metavar="AUDIO",
+        help="a recording, a folder to search, a 'pattern*', or - for stdin",
+    )
+    add("--list", type=path_name, metavar="FILE", help="a file that names more of them, one a line; - for stdin")
+    add(
+        "-o",
+        "--output",
+        type=path_name,
+        metavar="OUT",
+        help="file or folder to write to; default: beside the recording",
+    )
+    add("--format", dest="formats", type=format_names, metavar="F,…", help=f"of {', '.join(FORMATS)}; default: mid")
+    add(
+        "--plot",
+        action="store_true",
+        help="also write NAME.png: the notes over the spectrogram, a colour per instrument, as in song.wav --plot",
+    )
+    add(
+        "--listen",
+        action="store_true",
+        help="also write NAME.played.wav, the notes played, and NAME.compared.wav, the recording on the left and the "
+        "notes on the right, as in song.wav --listen",
+    )
+    add(
+        "--soundfont",
+        type=path_name,
+        metavar="FILE",
+        help="of --listen: an .sf2 or .sf3 file; default: the largest of this system, or else sine waves",
+    )
+    add("--jsonl", choices=("-",), help="write the notes to stdout, each as soon as it ends, as a JSON object a line")
+    add("--force", action="store_true", help="replace files that something else wrote or changed")
+    add("--start", type=SECONDS, default=0.0, metavar="S", help="begin there (s); becomes 0 s of the notes")
+    add("--duration", type=DURATION, metavar="S", help="read that much (s); default: everything")
+    many = parser.add_argument_group("many recordings")
+    add = many.add_argument
+    add(
+        "--summary",
+        type=path_name,
+        metavar="FILE",
+        help="add a JSON line per recording: what came of what; default: summary.jsonl in the folder of -o where there "
+        "are several",
+    )
+    add("--resume", action="store_true", help="leave out what the summary and the files themselves prove to be done")
+    add("--jobs", type=POSITIVE, default=2, metavar="N", help="recordings read, and written, at once; default: 2")
+    model = parser.add_argument_group("model")
+    add = model.add_argument
+    add(
+        "--checkpoint",
+        metavar="C",
+        help="file or folder; bundled name; mt3 or ismir2021 (the published ones), a gs:// or https:// address: these "
+        "are fetched once and kept; default: bundled",
+    )
+    add("--offline", action="store_true", help="fetch nothing: take the checkpoint from the cache, or stop")
+    add("--model", choices=sorted(PRESETS, reverse=True), help="where neither the checkpoint nor its name tells")
+    add("--positions", choices=("mt3", "port"), help="the sinusoids that the weights were trained on")
+    add(
+        "--device",
+        metavar="D,…",
+        help="cpu, cuda:0, mps (PyTorch), tpu (JAX); several, such as cuda:0,cuda:1, each by a process of its own; "
+        "default: a GPU if there is one",
+    )
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        help="compute on a Ray cluster, on all its GPUs or else nodes: host:port, ray://host:port, auto, local; the "
+        "checkpoint must be found there under the same path or name",
+    )
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8", "float64"),
+        default="float32",
+        help="computed with: bfloat16 and int8 are faster in PyTorch on a CPU, and round more; default: float32",
+    )
+    add("--batch-size", type=POSITIVE, default=64, metavar="N", help="segments decoded at once; default: 64")
+    search = parser.add_argument_group("search")
+    add = search.add_argument
+    add(
+        "--search",
+        choices=("greedy", "t5x", "sample"),
+        default="greedy",
+        help="greedy (default); t5x: beam search, with one beam what MT3 was published with; sample: at random",
+    )
+    add("--beams", type=POSITIVE, metavar="N", help="of t5x; default: 1")
+    add("--temperature", type=TEMPERATURE, metavar="T", help="of sample; default: 1.0")
+    add("--top-k", type=POSITIVE, metavar="K", help="of sample: among the K likeliest tokens; default: all")
+    add("--top-p", type=PROBABILITY, metavar="P", help="of sample: among the likeliest, up to P in sum; default: all")
+    add("--seed", type=SEED, metavar="N", help="of sample; default: 0")
+    music = parser.add_argument_group("music")
+    add = music.add_argument
+    add(
+        "--instruments",
+        type=instruments,
+        metavar="I,…",
+        help="hear nothing else: families (piano, bass, synth lead, …), General MIDI's names or its numbers from 0 "
+        "(violin, 40), and drums, as in --instruments piano,bass,drums; of a model that tells families apart, but not "
+        "what is in them, name the first of each",
+    )
+    add(
+        "--hold-instruments",
+        action="store_true",
+        help="let what sounds at a segment's end go on in the next one under the program that it has, instead of "
+        "deciding anew every two seconds, as in --hold-instruments album/; segments in which instruments change are "
+        "decoded twice",
+    )
+    add(
+        "--hold-bias",
+        type=BIAS,
+        metavar="B",
+        help=f"of --hold-instruments: how much less likely (nats) a program becomes that has just not played; default: "
+        f"{HOLD_BIAS}; 0: only what sounds is held",
+    )
+    add(
+        "--velocity",
+        type=velocity,
+        metavar="V",
+        help="of all notes: a number from 1 to 127, or estimate: from how loud the recording is where a note begins, "
+        "as in --velocity estimate; default: what the model says, which is 127 always for mt3",
+    )
+    add(
+        "--tempo",
+        type=bpm,
+        metavar="T",
+        help="of MIDI and MusicXML, so that a sequencer's bars and beats are those of the music: auto, which looks for "
+        "the beats of the recording, or quarters per minute from 0 s on, as in --tempo 96; in MIDI notes stay where "
+        "they are in seconds; default: 120",
+    )
+    add(
+        "--as-published",
+        action="store_true",
+        help="make notes of the network's answers exactly as MT3 does; default: what is said twice at one moment is "
+        "one note, and what sounds at the very beginning begins there",
+    )
+    messages = parser.add_argument_group("messages")
+    add = messages.add_mutually_exclusive_group().add_argument
+    add("--quiet", action="store_true", help="only errors and what must be known")
+    add("--verbose", action="store_true", help="also what each stage took")
+    add = messages.add_argument
+    add("--debug", action="store_true", help="stop at the first error, with Python's traceback")
+    arguments = parser.parse_args(argv)
+    if not arguments.audio and not arguments.list:
+        parser.error("no AUDIO and no --list: nothing to transcribe")
+    if arguments.resume and arguments.jsonl:
+        parser.error("--resume looks for what is done, and what --jsonl wrote to stdout is nowhere to be found")
+    if arguments.ray is not None and arguments.device is not None:
+        parser.error("--ray takes the devices of the cluster: leave --device out")
+    if STDIN in arguments.audio:
+        if arguments.list == "-":
+            parser.error("stdin cannot be a recording (AUDIO -) and a list (--list -) at once")
+        if not arguments.output and not arguments.jsonl:
+            parser.error("stdin lies nowhere, so neither can its notes: give -o or --jsonl -")
+        if (arguments.formats or arguments.plot or arguments.listen) and not arguments.output:
+            parser.error("stdin lies nowhere, so neither can the files of --format, --plot, --listen: give -o")
+        if sys.stdin.isatty():
+            parser.error("AUDIO - is stdin, which is the terminal: pipe a recording into it")
+    if arguments.soundfont is not None and not arguments.listen:
+        parser.error("--soundfont belongs to --listen")
+    if arguments.hold_bias is not None and not arguments.hold_instruments:
+        parser.error("--hold-bias belongs to --hold-instruments")
+    bias = HOLD_BIAS if arguments.hold_bias is None else arguments.hold_bias
+    arguments.hold = bias if arguments.hold_instruments else None
+    own = {
+        "beams": ("t5x", 1),
+        "temperature": ("sample", 1.0),
+        "top_k": ("sample", 0),
+        "top_p": ("sample", 1.0),
+        "seed": ("sample", 0),
+    }
+    for name, (kind, default) in own.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+        elif arguments.search != kind:
+            option = "--" + name.replace("_", "-")
+            parser.error(f"{option} belongs to --search {kind}, not to --search {arguments.search}")
+    return arguments
+
+
+def number(kind: type, description: str, accepted: Callable[[float], bool]) -> Callable[[str], float]:
+    """What turns an argument into a number of that kind, or says that it is not what the description says."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not accepted(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+        return value
+
+    return convert
+
+
+SECONDS = number(float, "a time of 0 s or more", lambda value: 0 <= value < math.inf)
+
+
+DURATION = number(float, "a time above 0 s", lambda value: 0 < value < math.inf)
+
+
+TEMPERATURE = number(float, f"a number from {LEAST:g} up", lambda value: LEAST <= value < math.inf)
+
+
+BIAS = number(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
+
+
+PROBABILITY = number(float, f"a number from {LEAST:g} to 1", lambda value: LEAST <= value <= 1)
+
+
+POSITIVE = number(int, "a whole number from 1 up", lambda value: value >= 1)
+
+
+SEED = number(int, "a whole number from 0 to 2^64 - 1", lambda value: 0 <= value < 2**64)
+
+
+def path_name(text: str) -> str:
+    """The text, if it is not empty, as a variable of the shell that is not set is: that would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
+def instruments(text: str) -> str:
+    """'bass,Drums' -> '32,33,34,35,36,37,38,39,drums', which is the same for the same instruments."""
+    try:
+        return str(parse_instruments(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def velocity(text: str) -> int | str:
+    """'estimate' -> 'estimate', '100' -> 100."""
+    if text == ESTIMATE:
+        return text
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 127:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {ESTIMATE} nor a whole number from 1 to 127")
+    return int(text)
+
+
+def bpm(text: str) -> float | str:
+    """'auto' -> 'auto', '96' -> 96.0."""
+    if text == AUTO:
+        return text
+    low, high = tempo.SLOWEST, tempo.FASTEST
+    with contextlib.suppress(ValueError):
+        if low <= float(text) <= high:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither {AUTO} nor a number from {low} to {high}")
+
+
+def format_names(text: str) -> tuple[str, ...]:
+    """'mid,json' -> ('mid', 'json')."""
+    found = tuple(dict.fromkeys(name.strip() for name in text.lower().split(",")))
+    unknown = [name for name in found if name not in FORMATS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(FORMATS)}")
+    return found

@@ -1,0 +1,116 @@
+"""Messages and progress on the terminal: each line can be printed whatever is in it."""
+
+import contextlib
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mt3_common.io.stdio import give_up
+
+
+@contextlib.contextmanager
+def progress(count: int, quiet: bool) -> Iterator[Callable[[int, str, int, int | None], None]]:
+    """A bar on stderr with the time left, gone when all is done; nothing where stderr is no terminal or quiet.
+
+    Args:
+        count: of recordings; of several there is a second bar.
+        quiet: show nothing.
+
+    Yields:
+        What to call with the number of a recording, its name, the segments done and their number, or None where that
+        is not known.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]},"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_interactive)
+    with bar:
+        whole = bar.add_task("all", total=count, unit="recordings", visible=count > 1)
+        bars: dict[int, Any] = {}
+
+        def show(number: int, name: str, done: int, total: int | None) -> None:
+            if number not in bars:
+                for earlier in bars.values():
+                    bar.remove_task(earlier)
+                bars.clear()
+                bars[number] = bar.add_task(name, total=total, unit="segments")
+                bar.update(whole, completed=number)
+            bar.update(bars[number], completed=done, total=total)
+
+        yield show
+
+
+def plural(count: int, noun: str) -> str:
+    """'1 note', '2 notes'."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def sentence(error: Exception, program: str, names: Mapping[str, str] | None = None) -> str:
+    """What went wrong, in one line, and what to do where that is known.
+
+    Args:
+        error: what went wrong.
+        program: 'jax_mt3' or 'torch_mt3'.
+        names: of files -> as what they are shown.
+    """
+    text = str(error)
+    # names keep their spaces
+    marks = {f"\0{number}": name for number, name in enumerate(names or {})}
+    for mark, name in marks.items():
+        text = text.replace(name, mark)
+    text = " ".join(text.split())
+    for mark, name in marks.items():
+        text = text.replace(mark, names[name])
+    if isinstance(error, ModuleNotFoundError) and error.name in ("jax", "flax", "torch"):
+        return f'{program} needs {error.name}: pip install "mt3-twins[{program.removesuffix("_mt3")}]"'
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "RESOURCE_EXHAUSTED" in text:
+        return "not enough memory; a smaller --batch-size needs less"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{printable(os.fsdecode(error.filename))}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, ValueError | OSError):
+        return text
+    return f"{type(error).__name__}: {text}; --debug shows where"
+
+
+def say(text: str) -> None:
+    """Writes a line to stderr, which can hold any file name; if nobody reads it, so be it."""
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except OSError:
+        give_up(sys.stderr)
+
+
+def printable(text: str) -> str:
+    """The text in one line: line breaks, control characters and what is no text are written as in Python."""
+    escaped = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in escaped else letter
+        for letter in text
+    )
+
+
+def report(text: str) -> bool:
+    """Writes a line to stdout; False if nobody reads it any more.
+
+    Raises:
+        OSError: it cannot be written for another reason, such as a full disk.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        give_up(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise OSError(error.errno, error.strerror, "stdout") from error
+        return False
+    return True

@@ -1,0 +1,152 @@
+"""A recording from the check of its outputs to the line of the summary."""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mt3_common.cli.console import plural, printable, report
+from mt3_common.cli.jobs import Job
+from mt3_common.cli.resume import describe_file
+from mt3_common.formats import midi
+from mt3_common.formats import plot as picture
+from mt3_common.formats import sonify as listen
+from mt3_common.formats.registry import EXTRAS, kind_of
+from mt3_common.notes.notes import Note
+from mt3_common.transcription import beats
+from mt3_common.transcription.result import Transcription
+
+
+class Unread(Exception):
+    """Nobody reads the notes on stdout any more, and they go nowhere else."""
+
+
+class Task:
+    """One recording from the check of its outputs to the line of the summary.
+
+    Args:
+        job: the recording and its outputs.
+        arguments: the command line's.
+        summarised: whether there is a summary, which needs digests.
+    """
+
+    def __init__(self, job: Job, arguments: argparse.Namespace, summarised: bool):
+        self.job = job
+        self.arguments = arguments
+        self.summarised = summarised
+        self.input: dict[str, Any] = {}
+        self._state: tuple[int, int] = (0, 0)
+
+    def begin(self) -> None:
+        """Checks the outputs and remembers what the recording is; called before it is read.
+
+        Raises:
+            ValueError: an output is in the way.
+            OSError: the recording cannot be read.
+        """
+        for output in self.job.outputs:
+            if os.path.lexists(output) and not self.arguments.force and not midi.written_here(output):
+                raise ValueError(
+                    f"{output} is in the way: this program did not write it, or it was changed since; --force "
+                    "replaces it"
+                )
+        if self.summarised and self.job.audio.is_file():
+            self._state = modified(self.job.audio)
+            self.input = describe_file(self.job.audio)
+
+    def finish(self, transcription: Transcription, elapsed: float) -> tuple[dict[str, Any], dict[str, float]]:
+        """Writes the files.
+
+        Args:
+            transcription: of the recording.
+            elapsed: since the run began (s).
+
+        Returns:
+            Its line of the summary, but for checkpoint and settings, and the seconds of each stage.
+
+        Raises:
+            ValueError: the recording was changed, or an output cannot be written.
+        """
+        job = self.job
+        if self.input and modified(job.audio) != self._state:
+            raise ValueError(f"{job.audio} was changed while it was read; run again")
+        began = time.perf_counter()
+        if self.arguments.tempo is not None:
+            asked = self.arguments.start, self.arguments.duration
+            transcription = transcription.with_tempo(
+                beats.asked_for(self.arguments.tempo, job.audio, transcription.notes, *asked)
+            )
+        part = self.arguments.start, transcription.duration
+        by_kind = {kind_of(output): output for output in job.outputs}
+        for kind, output in by_kind.items():
+            try:
+                output.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"{output} cannot be written: {error.filename}: {error.strerror}") from error
+            if kind == "plot":
+                picture.write_picture(transcription.notes, job.audio, output, *part)
+            elif kind not in EXTRAS.values():
+                transcription.write(output)
+        if self.arguments.listen:
+            files = by_kind["played"], by_kind["compared"]
+            listen.write_sounds(transcription.notes, job.audio, *files, self.arguments.player, *part)
+        seconds = transcription.seconds | {"files": time.perf_counter() - began}
+        record = {
+            "audio": job.called,
+            "status": "done",
+            "input": self.input,
+            "outputs": {
+                kind_of(output): {"path": str(output)} | (describe_file(output) if self.summarised else {})
+                for output in job.outputs
+            },
+            "notes": len(transcription.notes),
+            "instruments": transcription.num_instruments,
+            "invalid": transcription.invalid,
+            "dropped": transcription.dropped,
+            "segments": transcription.num_segments,
+            "duration": transcription.duration,
+            "seconds": round(elapsed, 3),
+        }
+        return record, seconds
+
+
+def stream(job: Job, notes: Sequence[Note]) -> None:
+    """Writes notes of a recording to stdout, a JSON object a line.
+
+    Raises:
+        Unread: nobody reads them, and there are no files that they go to.
+    """
+    lines = [json.dumps({"audio": job.called} | midi.fields(note)) for note in notes]
+    if not report("\n".join(lines)) and not job.outputs:
+        raise Unread
+
+
+def modified(path: Path) -> tuple[int, int]:
+    """What changes when a file is changed: its size (bytes) and time (ns)."""
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns
+
+
+def closing_line(job: Job, transcription: Transcription, elapsed: float | None) -> str:
+    """What came of a recording, in one line.
+
+    Args:
+        job: the recording and its outputs.
+        transcription: what came of it.
+        elapsed: the time it took (s); None where several shared it.
+    """
+    duration = transcription.duration
+    return (
+        f"{job.shown} -> {printable(', '.join(map(str, job.outputs))) or 'stdout'}: "
+        f"{plural(len(transcription.notes), 'note')}, {plural(transcription.num_instruments, 'instrument')}, "
+        f"{transcription.invalid} invalid and {transcription.dropped} dropped events, "
+        + (f"{duration:.1f} s of audio" if elapsed is None else took(duration, elapsed))
+    )
+
+
+def took(duration: float, elapsed: float) -> str:
+    """How much audio (s) in how much time (s)."""
+    return f"{duration:.1f} s of audio in {elapsed:.1f} s ({duration / max(elapsed, 1e-9):.1f} x real time)"

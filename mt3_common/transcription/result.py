@@ -1,0 +1,76 @@
+"""The result of a transcription: notes, counts, and the files that they are written to."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from mt3_common.formats import midi
+from mt3_common.formats import musicxml as score
+from mt3_common.formats.registry import SUFFIXES
+from mt3_common.notes.notes import Note
+from mt3_common.notes.tempo import Tempo
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcription:
+    """The notes of a recording and how they came about.
+
+    Attributes:
+        notes: in the order in which they ended, as MT3 lists them; 0 s is where the reading of the audio began.
+        duration: audio that was read (s).
+        num_segments: segments that it was cut into.
+        invalid: tokens that made no sense and were skipped.
+        dropped: tokens past the beginning of the next segment.
+        metadata: what else is worth keeping, for JSON: the audio's name, the checkpoint's, …
+        seconds: time that each of STAGES took (s).
+        tempo: where beats are, for MIDI and MusicXML; None where nobody asked.
+    """
+
+    notes: list[Note]
+    duration: float
+    num_segments: int
+    invalid: int
+    dropped: int
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict, compare=False)
+    tempo: Tempo | None = None
+
+    @property
+    def num_instruments(self) -> int:
+        """Programs that play, all drums counting as one."""
+        return len({(note.program, False) if not note.is_drum else (0, True) for note in self.notes})
+
+    def with_tempo(self, tempo: Tempo) -> "Transcription":
+        """The same with beats."""
+        metadata = self.metadata | {"bpm": round(60 / tempo.interval, 3)}
+        return dataclasses.replace(self, tempo=tempo, metadata=metadata)
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Writes a file in the format that its name ends in: .mid (or .midi), .json, .csv, .noteseq or .musicxml.
+
+        A .noteseq file is a serialised note_seq.NoteSequence. The file appears whole or not at all; one that is
+        there is replaced.
+
+        Raises:
+            ValueError: the name ends in something else, note_seq is needed and missing, or the file cannot be written.
+        """
+        match SUFFIXES.get(Path(path).suffix.lower()):
+            case "mid":
+                midi.write_midi(self.notes, path, self.tempo)
+            case "json":
+                about = {
+                    "duration": self.duration,
+                    "segments": self.num_segments,
+                    "invalid": self.invalid,
+                    "dropped": self.dropped,
+                }
+                midi.write_json(self.notes, path, self.metadata | about)
+            case "csv":
+                midi.write_csv(self.notes, path)
+            case "noteseq":
+                midi.write_note_sequence(self.notes, path)
+            case "musicxml":
+                score.write_musicxml(self.notes, path, self.tempo)
+            case _:
+                raise ValueError(f"{path}: the name of the output must end in {', '.join(SUFFIXES)}")
