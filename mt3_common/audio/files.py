@@ -309,11 +309,13 @@ def _from_ffmpeg(file: Path, stack: contextlib.ExitStack, refusal: _Undecodable)
             f'{unreadable}); if other programs play it, `pip install "mt3-twins[audio]"` for FFmpeg\'s decoders'
         ) from error
     try:
-        # An open file, because FFmpeg takes some names for addresses. A playlist may name files of this machine only.
-        handle = stack.enter_context(file.open("rb"))
-        container = stack.enter_context(av.open(handle, options={"protocol_whitelist": "file"}))
+        # Local files only: a name may look like an address, and a playlist may hold some.
+        options = {"protocol_whitelist": "file"}
+        container = stack.enter_context(av.open(f"file:{file}", options=options, metadata_errors="replace"))
         if not container.streams.audio:
             raise AudioError(f"{unreadable}; FFmpeg: no audio in it)")
+        if container.streams.audio[0].codec_context is None:
+            raise AudioError(f"{unreadable}; FFmpeg: no decoder for it)")
         blocks = _ffmpeg_blocks(container)
         stack.callback(blocks.close)
         # The decoder's rate counts: headers may state the one before spectral band replication.

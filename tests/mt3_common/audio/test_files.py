@@ -343,7 +343,9 @@ def test_a_thousand_channels(tmp_path):
 def small_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     kinds = ("wav", "float.wav", "aiff", "flac", "ogg", "au", "caf", "rf64")
-    return {kind: written(folder / f"x.{kind}", noise(2000), 16000, kind).read_bytes() for kind in kinds}
+    files = {kind: written(folder / f"x.{kind}", noise(2000), 16000, kind) for kind in kinds}
+    files["m4a"] = encoded(folder / "x.m4a", "m4a", noise(2000), 16000)
+    return {kind: file.read_bytes() for kind, file in files.items()}
 
 
 @settings(max_examples=150, deadline=None)
@@ -485,6 +487,19 @@ def test_a_picture(tmp_path):
     assert refused(tmp_path / "x.png") == (
         "is not audio that can be read (Format not recognised; FFmpeg: no audio in it)"
     )
+
+
+def test_a_codec_that_nobody_knows(tmp_path):
+    pytest.importorskip("av")
+    path = written(tmp_path / "x.caf", kind="caf")
+    path.write_bytes(path.read_bytes().replace(b"lpcm", b"none", 1))
+    assert refused(path).endswith("; FFmpeg: no decoder for it)")
+
+
+def test_a_comment_that_is_no_text(tmp_path):
+    path = encoded(tmp_path / "x.m4a", "m4a")
+    path.write_bytes(path.read_bytes().replace(b"SoundHandler", b"Sound\xff\xfe\xfdlers"))
+    assert len(read_audio(path)) >= 48000
 
 
 def test_what_ffmpeg_refuses_has_both_reasons(tmp_path):
