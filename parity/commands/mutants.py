@@ -3,12 +3,18 @@
 import argparse
 import dataclasses
 import functools
+import json
+import math
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from parity.mutation import processors
 from parity.mutation.mutants import (
     CLEAN_PAIRS,
     GATES,
@@ -34,33 +40,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="FILE", help="write outcomes there as they come, and do not repeat those that are there"
     )
+    parser.add_argument(
+        "--isa",
+        choices=(processors.NATIVE, processors.AVX2, "both"),
+        default=processors.NATIVE,
+        help="instructions to use: all that the processor has, AVX2 alone (which rounds otherwise), or one after the "
+        "other (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the benchmark; exit status 0 if every target is met, 1 if not."""
-
-    def progress(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    outcomes: list[Outcome] = []
-    kept = Record(args.resume)
-    started = time.monotonic()
-    for size in ("small", "full") if args.size == "both" else (args.size,):
-        bench = Bench(SIZES[size], args.seed)
-        chosen = mutants(size, args.seed)
-        if args.limit:
-            chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, args.limit).astype(int))]
-        for number, mutant in enumerate(chosen, 1):
-            judge = functools.partial(bench.judge, mutant, size)
-            outcomes += kept(mutant.kind.name, mutant.site, mutant.seed, size, judge)
-            if number % 20 == 0:
-                progress(f"{size}: {number} of {len(chosen)} mutants, {time.monotonic() - started:.0f} s")
-    count = args.clean if args.clean is not None else (20 if args.limit else CLEAN_PAIRS)
-    outcomes += clean_pairs(count, progress, kept) if count else []
+    """Run the benchmark; exit status 0 if every target is met, 1 if not."""
+    outcomes = judge_all(args) if args.isa != processors.AVX2 or processors.instruction_set() == args.isa else []
+    if args.isa != processors.instruction_set() and args.isa != processors.NATIVE:
+        outcomes += judge_limited(args)
     summary = summarise(outcomes)
     print_table(summary)
     for each in summary["wrong"][:20]:
-        progress(
+        _progress(
             f"not right: {each['kind']} at {each['site']} ({each['size']}, {each['precision']}): "
             f"detected {each['detected']}, found {each['found']}, called {each['cause'] or 'nothing'}"
         )
@@ -70,6 +67,52 @@ def run(args: argparse.Namespace) -> int:
             {"summary": summary, "outcomes": [dataclasses.asdict(each) for each in outcomes], "seed": args.seed},
         )
     return 0 if meets_targets(summary) else 1
+
+
+def judge_all(args: argparse.Namespace) -> list[Outcome]:
+    """Outcomes of every mutant and clean pair asked for, in this process."""
+    outcomes: list[Outcome] = []
+    record = Record(args.resume)
+    started = time.monotonic()
+    for size in ("small", "full") if args.size == "both" else (args.size,):
+        bench = Bench(SIZES[size], args.seed)
+        chosen = mutants(size, args.seed)
+        if args.limit:
+            chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, args.limit).astype(int))]
+        for number, mutant in enumerate(chosen, 1):
+            judge = functools.partial(bench.judge, mutant, size)
+            outcomes += record(mutant.kind.name, mutant.site, mutant.seed, size, judge)
+            if number % 20 == 0:
+                _progress(f"{size}: {number} of {len(chosen)} mutants, {time.monotonic() - started:.0f} s")
+    count = args.clean if args.clean is not None else (20 if args.limit else CLEAN_PAIRS)
+    return outcomes + (clean_pairs(count, _progress, record) if count else [])
+
+
+def judge_limited(args: argparse.Namespace) -> list[Outcome]:
+    """The same in a child process that is limited to AVX2: libraries look for instructions once, when they load.
+
+    Raises:
+        ValueError: the child ended without outcomes; it has said why.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "outcomes.json"
+        command = [sys.executable, "-m", "parity", "mutants", "--isa", processors.AVX2, "--json", str(report)]
+        for option in ("size", "limit", "clean", "seed", "resume"):
+            value = getattr(args, option)
+            command += [] if value is None else [f"--{option}", str(value)]
+        _progress("now with AVX2 alone")
+        subprocess.run(command, env=processors.avx2_environment(), stdout=subprocess.DEVNULL, check=False)
+        if not report.exists():
+            raise ValueError("the benchmark limited to AVX2 ended without outcomes")
+        outcomes = [Outcome(**outcome) for outcome in json.loads(report.read_text())["outcomes"]]
+    for outcome in outcomes:
+        # JSON has no NaN
+        outcome.logits_error = math.nan if outcome.logits_error is None else outcome.logits_error
+    return outcomes
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def print_table(summary: dict[str, Any]) -> None:

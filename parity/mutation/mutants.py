@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
+from parity.mutation import processors
 from parity.mutation.faults import Mutant, kinds
 from parity.sides import numpy_network
 
@@ -52,6 +53,7 @@ class Outcome:
             more than float32's unit roundoff, 2^-24: every element's change is smaller than its own rounding.
         logits_error: relative, against the reference's logits.
         gates: published gate -> whether it passes the mutant as the same.
+        isa: the processor's instructions: 'native' or 'avx2'.
     """
 
     kind: str
@@ -71,6 +73,7 @@ class Outcome:
     invisible: bool = False
     logits_error: float = math.nan
     gates: dict[str, bool] = dataclasses.field(default_factory=dict)
+    isa: str = processors.NATIVE
 
 
 def expected_sites(mutant: Mutant, config: NetworkConfig) -> set[str]:
@@ -236,7 +239,7 @@ class Bench:
         for precision in PRECISIONS:
             run, reference = candidate.passes[precision], self.reference.passes[precision]
             taps = [row for row in rows if row.precision == precision]
-            found = Outcome("clean", "clean", "", self.seed, size, precision)
+            found = Outcome("clean", "clean", "", self.seed, size, precision, isa=processors.instruction_set())
             if mutant is not None:
                 found.kind, found.group, found.site = mutant.kind.name, mutant.kind.group, mutant.site
             about = [
@@ -336,11 +339,11 @@ class Record:
 
     @staticmethod
     def _key(outcome: Outcome) -> tuple[str, ...]:
-        return outcome.kind, outcome.site, str(outcome.seed), outcome.size
+        return outcome.kind, outcome.site, str(outcome.seed), outcome.size, outcome.isa
 
     def __call__(self, kind: str, site: str, seed: int, size: str, judge: Callable[[], list[Outcome]]) -> list[Outcome]:
         """The outcomes of one mutant: those of the file, else what judge() gives."""
-        key = (kind, site, str(seed), size)
+        key = (kind, site, str(seed), size, processors.instruction_set())
         if key not in self.known:
             self.known[key] = judge()
             if self.path is not None:
@@ -384,11 +387,12 @@ def summarise(outcomes: list[Outcome]) -> dict[str, Any]:
     planted = [each for each in outcomes if each.group not in ("clean", "equivalent")]
     visible = [each for each in planted if not each.invisible]
     rows = {}
-    for size in dict.fromkeys(each.size for each in planted):
+    for size, isa in dict.fromkeys((each.size, each.isa) for each in planted):
         for precision in PRECISIONS:
-            some = [each for each in visible if (each.size, each.precision) == (size, precision)]
-            hidden = sum(each.invisible for each in planted if (each.size, each.precision) == (size, precision))
-            rows[f"{size}, {precision}"] = {
+            group = (size, isa, precision)
+            some = [each for each in visible if (each.size, each.isa, each.precision) == group]
+            hidden = sum(each.invisible for each in planted if (each.size, each.isa, each.precision) == group)
+            rows[f"{size}, {precision}{', AVX2' if isa == processors.AVX2 else ''}"] = {
                 "mutants": len(some),
                 "kinds": len({each.kind for each in some}),
                 "invisible": hidden,

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import platform
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from parity import __main__ as cli
 from parity.compare import traces
 from parity.diagnosis import modules
-from parity.mutation import faults, mutants
+from parity.mutation import faults, mutants, processors
 from parity.sides import numpy_network
 
 # one of every sort of place: weights, norms, gates, attention, masks, positions, ids, sums, the head
@@ -157,6 +160,35 @@ def test_the_command_prints_the_table_and_writes_json(tmp_path, capsys):
     assert "| cosine 0.99" in printed
     assert len(found["outcomes"]) == 4 * 2 + 2
     assert found["summary"]["false alarms"] == 0
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="no other processor has AVX2")
+def test_the_command_runs_on_avx2_alone_too(tmp_path, capfd):
+    path = tmp_path / "mutants.json"
+    code = cli.main(["mutants", "--limit", "2", "--clean", "0", "--isa", "both", "--json", str(path)])
+    printed = capfd.readouterr().out
+    outcomes = json.loads(path.read_text())["outcomes"]
+    assert code == 0
+    assert "| small, float32 |" in printed
+    assert "| small, float32, AVX2 |" in printed
+    assert [outcome["isa"] for outcome in outcomes] == ["native"] * 4 + ["avx2"] * 4
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="no other processor has AVX2")
+def test_libraries_obey_the_limit():
+    program = (
+        "import torch; from parity.mutation import processors; "
+        "print(torch.backends.cpu.get_cpu_capability(), processors.instruction_set())"
+    )
+    environment = processors.avx2_environment()
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["AVX2", "avx2"]
+
+
+def test_other_processors_have_no_avx2(monkeypatch, capsys):
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert cli.main(["mutants", "--isa", "avx2"]) == traces.BAD_INPUT
+    assert "a processor of the sort arm64 has no AVX2" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path, capsys, monkeypatch):
