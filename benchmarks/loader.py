@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from mt3_common.cli import train
+from mt3_common.cli.dataset import add_arguments
 from mt3_common.config import Config
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example, Generator
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--preset", default="small", help="of the model and the batch; default: small")
     add("--config", type=Path, metavar="FILE", help="settings on top")
     add("--data", type=Path, nargs="+", metavar="DIR", help="folders of shards; default: made up")
-    dataset.add_arguments(parser)
+    add_arguments(parser)
     add("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     add("--twins", nargs="*", default=["jax", "torch"], choices=["jax", "torch"], help="default: both")
     add("--device", metavar="D", help="of the steps")

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 
 from jax_mt3.infer import load
-from mt3_common.evaluation import evaluate as evaluation
+from mt3_common.cli import evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status of the command line: see mt3_common/cli/evaluate.py."""
-    return evaluation.main("jax_mt3", load, argv)
+    return evaluate.main("jax_mt3", load, argv)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def add_task(name: str, folders: Mapping[str, str | Path], config: Config) -> se
 
     Args:
         name: in seqio's registry.
-        folders: split -> folder of shards (python -m mt3_common.data.shards).
+        folders: split -> folder of shards (python -m mt3_common.cli.dataset).
         config: of the model that they were made for.
 
     Raises:

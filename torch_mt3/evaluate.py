@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Sequence
 
-from mt3_common.evaluation import evaluate as evaluation
+from mt3_common.cli import evaluate
 from torch_mt3.infer import load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status of the command line: see mt3_common/cli/evaluate.py."""
-    return evaluation.main("torch_mt3", load, argv)
+    return evaluate.main("torch_mt3", load, argv)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import numpy as np
 from mt3_common.checkpoint import checkpoint
 from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.checkpoint.torch_pickle import read_any
+from mt3_common.cli.dataset import add_arguments, generator_of, write_sources
 from mt3_common.config import Config
-from mt3_common.data import shards as dataset
 from mt3_common.data.shards import Shards, Stream
 from mt3_common.training import logs as curves
 from mt3_common.training.batches import open_shards
@@ -58,7 +58,7 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments as argparse gives them."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {program}.train",
-        description="Trains an MT3 network on shards (python -m mt3_common.data.shards), on music that is played as it "
+        description="Trains an MT3 network on shards (python -m mt3_common.cli.dataset), on music that is played as it "
         "is needed, or on recordings. A run that was cut off goes on.",
         allow_abbrev=False,
     )
@@ -66,7 +66,7 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     presets = sorted(path.stem for path in PRESETS.glob("*.json"))
     add("run", type=Path, metavar="RUN", help="folder of the run; one that is there goes on")
     add("--data", type=Path, nargs="+", metavar="DIR", help="folders of shards to train on; without them:")
-    dataset.add_arguments(parser)
+    add_arguments(parser)
     add("--validation", type=Path, nargs="+", metavar="DIR", help="shards to choose the best checkpoint with")
     add("--preset", choices=presets, metavar="NAME", help=f"settings to begin with: {', '.join(presets)}")
     add("--config", type=Path, metavar="FILE", help='JSON: {"model": {...}, "training": {...}}; default: MT3')
@@ -117,7 +117,7 @@ def run(program: str, make_learner: Callable[..., Learner], join: Callable[[], N
         if isinstance(source, Stream):
             path = options.run / "sources.json"
             before = path.read_text() if begin and path.exists() else None
-            dataset.write_sources(path, source.generator, options, "train")
+            write_sources(path, source.generator, options, "train")
             if before not in (None, path.read_text()):
                 print(f"note: {path} was another one: the run goes on with other music than it had", file=sys.stderr)
     with contextlib.ExitStack() as stack:
@@ -164,7 +164,7 @@ def open_source(options: argparse.Namespace, config: Config, settings: TrainingC
         )
     if options.data:
         return open_shards(options.data, config)
-    generator = dataset.generator_of(options, "train", settings.seed)
+    generator = generator_of(options, "train", settings.seed)
     steps = max(1, SEGMENTS_TOGETHER // (settings.batch_size * settings.accumulate))
     return Stream(generator, config, steps * settings.accumulate)
 

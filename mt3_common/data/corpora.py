@@ -24,7 +24,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mt3_common.audio.files import audio_duration, read_audio
-from mt3_common.data.synthesis import SAMPLE_RATE, Example, split_of
+from mt3_common.data.augment import SAMPLE_RATE
+from mt3_common.data.songs import split_of
+from mt3_common.data.synthesis import Example
 from mt3_common.formats import midi
 from mt3_common.formats.find_audio import recordings as audio_files
 from mt3_common.io.optional import needed

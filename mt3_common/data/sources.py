@@ -1,4 +1,4 @@
-"""Gets the songs and soundfonts that training data is made from: python -m mt3_common.data.sources FOLDER.
+"""The songs and soundfonts that training data is made from.
 
 They come out of Debian packages, without root, and POP909 out of a folder that the user names; for more variety there
 are bands that MMA plays, tunes in ABC notation that abcmidi plays, and music21's corpus. sources.json beside this file
@@ -6,7 +6,6 @@ lists all of them with licences and SHA-256. FOLDER gets midi/NAME/*.mid, soundf
 with what was really taken.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -370,50 +369,5 @@ def get(
     return differing
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status of the command line: 0, or 1 if a source cannot be had."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mt3_common.data.sources",
-        description="Gets the songs and soundfonts that training data is made from, out of Debian packages.",
-        allow_abbrev=False,
-    )
-    manifest = json.loads(MANIFEST.read_text())
-    known = list(manifest["packages"])
-    parser.add_argument("output", type=Path, metavar="DIR", help="folder for midi/, soundfonts/ and sources.json")
-    parser.add_argument(
-        "--packages", type=Path, metavar="DIR", help="folder with the .deb files; default: download them"
-    )
-    parser.add_argument("--pop909", type=Path, metavar="DIR", help="folder with POP909; default: do without")
-    parser.add_argument(
-        "--mma", type=int, default=0, metavar="N", help="N songs for each of MMA's 272 files of grooves"
-    )
-    parser.add_argument("--abc", type=Path, metavar="DIR", help="folder with tunes in ABC notation, for abc2midi")
-    parser.add_argument(
-        "--music21",
-        nargs="*",
-        metavar="COMPOSER",
-        help=f"of music21's corpus; without a name: {', '.join(manifest['music21']['composers'])}",
-    )
-    parser.add_argument("--only", nargs="+", choices=known, default=[], metavar="NAME", help=f"of {', '.join(known)}")
-    options = parser.parse_args(argv)
-    try:
-        composers = manifest["music21"]["composers"] if options.music21 == [] else options.music21 or []
-        about = options.packages, options.pop909, options.only, options.mma, options.abc, composers
-        differing = get(options.output, *about)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for sentence in differing:
-        print(f"note: {sentence}", file=sys.stderr)
-    taken = json.loads((options.output / "sources.json").read_text())
-    for name, about in taken.items():
-        print(f"{name}: {len(about['files'])} files in {about['folder']}, {about['licence']}")
-    return 0
-
-
 def _digests(files: Sequence[Path], output: Path) -> dict[str, str]:
     return {path.relative_to(output).as_posix(): sha256(path) for path in files}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,11 +8,8 @@ Rendering needs tinysoundfont (`pip install --no-deps tinysoundfont`) and soxr.
 """
 
 import dataclasses
-import functools
-import hashlib
 import math
 import multiprocessing
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,63 +17,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.fft
 
-from mt3_common.formats.midi import NoteFileError, read_midi_stems
+from mt3_common.data.augment import SAMPLE_RATE, _coloured, _damage
+from mt3_common.data.songs import Song, Stem, made_up_drums, made_up_notes
+from mt3_common.data.soundfont import RENDER_RATE, Fonts
 from mt3_common.notes.notes import Note, trim_overlapping
 
-SAMPLE_RATE = 16000
-# Soundfonts are rendered at their own rate: below it tinysoundfont's linear interpolation folds overtones back.
-RENDER_RATE = 44100
-# Voices of one stem that sound at once; dense chords with long releases need as many.
-MAX_VOICES = 128
 # dB, of one stem beside the others
 GAIN, CLEAN_GAIN = (-10.0, 4.0), (-6.0, 0.0)
-# dB, deviation of the gains of a stem's equaliser at most, and of the mix's; no gain is more than three times as much
-STEM_EQUALIZER, MIX_EQUALIZER = 3.0, 5.0
 # Programs of one MIDI class are 8 neighbours (0..7 pianos, 8..15 chromatic percussion, ...).
 CLASS_SIZE = 8
-
-
-class Stem(NamedTuple):
-    """What one instrument plays: notes with their own program and is_drum, in order of onset."""
-
-    program: int
-    is_drum: bool
-    notes: tuple[Note, ...]
-
-
-class Song:
-    """A piece of music in a MIDI file, which is read when it is first played, in each process anew.
-
-    Attributes:
-        name: decides its split.
-        path: the file.
-    """
-
-    def __init__(self, name: str, path: str | Path):
-        self.name = name
-        self.path = Path(path)
-
-    def __getstate__(self):
-        return {"name": self.name, "path": self.path}
-
-    @functools.cached_property
-    def stems(self) -> tuple[tuple[int, bool, np.ndarray], ...]:
-        """Of each stem: program, is_drum, and (n, 4) onsets, offsets (s), pitches, velocities.
-
-        Empty where the file is no MIDI or holds no notes.
-
-        Raises:
-            NoteFileError: the file cannot be read: examples without it would be others than with it.
-        """
-        try:
-            found = [notes for notes in read_midi_stems(self.path, sustain=True) if notes]
-        except NoteFileError as error:
-            if isinstance(error.__cause__, OSError):
-                raise
-            found = []
-        return tuple((n[0].program, n[0].is_drum, np.array([note[:4] for note in n], np.float64)) for n in found)
 
 
 class Example(NamedTuple):
@@ -139,102 +89,6 @@ class Recipe:
     def shares(self) -> dict[str, float]:
         """Kind -> its share; they need not add up to 1."""
         return {kind: getattr(self, kind) for kind in ("piano", "band", "drums", "solo", "dense", "silence")}
-
-
-def read_songs(folder: str | Path) -> list[Song]:
-    """The songs of a folder and those below it, by path; files that are no MIDI are left out.
-
-    Raises:
-        ValueError: there is no MIDI file.
-    """
-    songs = []
-    for path in sorted(Path(folder).rglob("*.mid")):
-        with open(path, "rb") as file:
-            if file.read(4) == b"MThd":
-                songs.append(Song(path.relative_to(folder).as_posix(), path))
-    if not songs:
-        raise ValueError(f"{folder} holds no MIDI file (*.mid)")
-    return songs
-
-
-def split_of(name: str) -> str:
-    """'train' (90 of 100 songs), 'validation' or 'test' (5 each), the same on every machine.
-
-    Versions of a song that differ by an underscore and hexadecimal digits in the file's name stay together.
-    """
-    title = re.sub(r"_[0-9a-f]{4}$", "", str(Path(name).with_suffix("")))
-    bucket = int.from_bytes(hashlib.sha256(title.encode()).digest()[:4], "big") % 100
-    return "train" if bucket < 90 else "validation" if bucket < 95 else "test"
-
-
-class Fonts:
-    """Soundfonts ready to play; each process loads its own.
-
-    Raises:
-        ValueError: tinysoundfont is missing, or a file is no soundfont.
-    """
-
-    def __init__(self, paths: Sequence[str | Path]):
-        try:
-            import tinysoundfont
-        except ImportError as error:
-            raise ValueError("rendering needs tinysoundfont: pip install --no-deps tinysoundfont") from error
-        if not paths:
-            raise ValueError("rendering needs at least one soundfont")
-        self._synths = []
-        for path in paths:
-            synth = tinysoundfont.Synth(samplerate=RENDER_RATE)
-            try:
-                font = synth.sfload(str(path), max_voices=MAX_VOICES)
-            except Exception as error:
-                raise ValueError(f"{path} cannot be loaded as a soundfont: {error}") from error
-            programs = frozenset(p for p in range(128) if synth.sfpreset_name(font, 0, p) is not None)
-            kits = tuple(p for p in range(128) if synth.sfpreset_name(font, 128, p) is not None)
-            self._synths.append((synth, font, programs, kits))
-
-    def __len__(self) -> int:
-        return len(self._synths)
-
-    def programs(self, font: int) -> frozenset[int]:
-        """Programs that the font has."""
-        return self._synths[font][2]
-
-    def kits(self, font: int) -> tuple[int, ...]:
-        """Presets of its drum bank."""
-        return self._synths[font][3]
-
-    def play(
-        self, notes: Sequence[Note], font: int, preset: int, is_drum: bool, tuning: float, seconds: float
-    ) -> np.ndarray:
-        """One stem alone, tuning semitones sharp: (seconds * RENDER_RATE,) float32 mono, not yet scaled."""
-        synth, number, _, _ = self._synths[font]
-        synth.program_select(0, number, 128 if is_drum else 0, preset, is_drum)
-        synth.set_tuning(0, tuning)
-        events = []
-        for note in notes:
-            # ends come before beginnings, so that a repeated pitch sounds again
-            events.append((round(note.onset * RENDER_RATE), 1, note.pitch, note.velocity))
-            events.append((round(max(note.offset, note.onset + 0.02) * RENDER_RATE), 0, note.pitch, 0))
-        events.sort()
-        total = round(seconds * RENDER_RATE)
-        audio = np.zeros(total, np.float32)
-        position = 0
-        for sample, is_onset, pitch, velocity in [*events, (total, 0, 0, 0)]:
-            sample = min(sample, total)
-            if sample > position:
-                block = np.frombuffer(synth.generate(sample - position), np.float32)
-                np.add(block[0::2], block[1::2], out=audio[position:sample])
-                position = sample
-            if sample == total:
-                break
-            if is_onset:
-                synth.noteon(0, pitch, velocity)
-            else:
-                synth.noteoff(0, pitch)
-        # voices fade for some milliseconds; what is left of them must not be heard in the next stem
-        synth.sounds_off(0)
-        synth.generate(RENDER_RATE // 4)
-        return audio
 
 
 class Generator:
@@ -513,66 +367,6 @@ def play_tones(
     return audio
 
 
-def made_up_notes(seconds: float, rng: np.random.Generator) -> list[Note]:
-    """Random notes, chords or scales on one instrument, from sparse to dense: no style to lean on."""
-    style = rng.choice(["random", "chords", "scale"])
-    low = int(rng.integers(21, 72))
-    high = min(108, low + int(rng.integers(12, 60)))
-    rate = float(np.exp(rng.uniform(np.log(2.0), np.log(16.0))))
-    loud = rng.uniform(50, 110)
-    notes = []
-    time = float(rng.uniform(0, 0.5))
-    scale = np.sort(rng.choice(12, 7, replace=False))
-    step = int(rng.integers(low, high))
-    while time < seconds - 0.05:
-        if style == "random":
-            pitches = [int(rng.integers(low, high + 1))]
-            pause = rng.exponential(1 / rate)
-        elif style == "chords":
-            count = int(rng.integers(2, 7))
-            root = int(rng.integers(low, high + 1))
-            steps = rng.choice([0, 3, 4, 5, 7, 9, 10, 12, 14, 15, 16, 19, 24], count, replace=False)
-            pitches = sorted({min(108, root + int(s)) for s in steps})
-            pause = rng.uniform(0.5, 1.5) * count / rate
-        else:
-            step += int(rng.choice([-2, -1, 1, 2], p=[0.1, 0.4, 0.4, 0.1]))
-            step = low if not low <= step <= high else step
-            pitches = [step - step % 12 + int(scale[step % 7])]
-            if rng.random() < 0.2:
-                pitches.append(pitches[0] + 12)
-            pause = 1 / rate
-        duration = float(np.exp(rng.uniform(np.log(0.08), np.log(2.0))))
-        for pitch in pitches:
-            onset = max(0.0, time + float(rng.normal(0, 0.006)))
-            velocity = int(np.clip(rng.normal(loud, 15), 15, 127))
-            notes.append(Note(onset, onset + max(0.05, duration * rng.uniform(0.7, 1.3)), min(127, pitch), velocity))
-        time += float(pause)
-    return sorted(notes)
-
-
-def made_up_drums(seconds: float, rng: np.random.Generator) -> list[Note]:
-    """A random pattern on 16ths, repeated with changes: kick, snare, hats, toms, cymbals."""
-    tempo = float(rng.uniform(70, 180))
-    step = 60 / tempo / 4
-    instruments = {36: 0.25, 35: 0.05, 38: 0.18, 40: 0.05, 42: 0.5, 44: 0.08, 46: 0.08, 49: 0.03, 51: 0.2, 57: 0.02}
-    instruments |= dict.fromkeys([37, 39, 41, 43, 45, 47, 48, 50, 53, 54, 56], 0.03)
-    drums = list(instruments)
-    density = rng.uniform(0.6, 1.6)
-    pattern = rng.random((16, len(drums))) < np.minimum(0.9, density * np.array(list(instruments.values())))
-    pattern &= (rng.random(len(drums)) < 0.7)[None]
-    pattern[::4, 0] |= rng.random() < 0.5
-    pattern[4::8, 2] |= rng.random() < 0.7
-    loud = rng.uniform(60, 115)
-    notes = []
-    for number in range(int(seconds / step)):
-        row = pattern[number % 16] ^ (rng.random(len(drums)) < 0.01)
-        for drum in np.flatnonzero(row):
-            onset = max(0.0, number * step + float(rng.normal(0, 0.006)))
-            velocity = int(np.clip(rng.normal(loud, 18), 12, 127))
-            notes.append(Note(onset, onset + 0.1, drums[drum], velocity, 0, True))
-    return sorted(notes)
-
-
 def _draw_program(program: int, rng: np.random.Generator) -> int:
     """A program of the same MIDI class; among pianos the acoustic ones more often than the electric."""
     if program < CLASS_SIZE:
@@ -584,90 +378,3 @@ def _pedal(notes: Sequence[Note], rng: np.random.Generator) -> list[Note]:
     """The notes held by a pedal that is renewed at a regular beat."""
     beat = float(rng.uniform(0.4, 2.2))
     return trim_overlapping([n._replace(offset=max(n.offset, (n.onset // beat + 1) * beat - 0.05)) for n in notes])
-
-
-def _coloured(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One stem through an equaliser: (n,) float32."""
-    size = scipy.fft.next_fast_len(len(audio) + SAMPLE_RATE // 4, real=True)
-    response = _equalizer(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), STEM_EQUALIZER, rng)
-    return scipy.fft.irfft(scipy.fft.rfft(audio, size) * _factors(response), size)[: len(audio)]
-
-
-def _damage(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The mix in a room, through a microphone, on a medium: (n,) float32 in [-1, 1]."""
-    size = scipy.fft.next_fast_len(len(audio) + SAMPLE_RATE, real=True)
-    hertz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
-    response = _equalizer(hertz, MIX_EQUALIZER, rng)
-    if rng.random() < 0.25:
-        response += _band_limits(hertz, rng)
-    spectrum = scipy.fft.rfft(audio, size) * _factors(response)
-    if rng.random() < 0.6:
-        spectrum *= scipy.fft.rfft(_room(rng), size)
-    audio = scipy.fft.irfft(spectrum, size)[: len(audio)].astype(np.float32)
-    peak = np.abs(audio).max()
-    if peak > 1e-5:
-        audio /= peak
-        if rng.random() < 0.3:
-            audio = _overdriven(audio, rng)
-        if rng.random() < 0.3:
-            audio = _compressed(audio, rng)
-        audio *= np.float32(10 ** (rng.uniform(-26, -1) / 20) / np.abs(audio).max())
-    return np.clip(audio + _noise(len(audio), rng), -1, 1).astype(np.float32)
-
-
-def _equalizer(hertz: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
-    """An equaliser's gains (dB) at these frequencies: drawn for seven, spread over 20..8000 Hz, smooth between them."""
-    octaves = np.log2(np.maximum(hertz, 20.0) / 20.0)
-    gains = rng.normal(0, rng.uniform(0, deviation), 7).clip(-3 * deviation, 3 * deviation)
-    return np.interp(octaves, np.linspace(0, np.log2(400), 7), gains)
-
-
-def _band_limits(hertz: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gains (dB) of a medium that lets through from 30..200 to 2500..7000 Hz, 24 dB less an octave further."""
-    low, high = rng.uniform(30, 200), rng.uniform(2500, 7000)
-    below = np.where(hertz < low, -24 * np.log2(low / np.maximum(hertz, 1)), 0).clip(-60)
-    return below + np.where(hertz > high, -24 * np.log2(np.maximum(hertz, 1) / high), 0)
-
-
-def _factors(decibels: np.ndarray) -> np.ndarray:
-    """10 ** (decibels / 20), float32."""
-    return np.exp(decibels.astype(np.float32) * np.float32(np.log(10) / 20))
-
-
-def _overdriven(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Audio with a peak of 1, louder than the medium takes: clipped softly or, seldom, hard."""
-    drive = rng.uniform(1, 3)
-    return np.tanh(audio * drive) if rng.random() < 0.8 else np.clip(audio * drive * 0.7, -1, 1)
-
-
-def _compressed(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Audio whose level over 50 ms is raised to a power of 0.5 to 0.9."""
-    level = np.sqrt(_filtered([0.00125], [1, -0.99875], audio**2)) + 0.02
-    return audio * (level ** -rng.uniform(0.1, 0.5)).astype(np.float32)
-
-
-def _noise(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise of -85 to -40 dB, white or darker; none in one mix of ten, which is as clean as digital silence."""
-    noise = rng.standard_normal(count, np.float32)
-    if rng.random() < 0.7:
-        noise = _filtered([1.0], [1.0, -rng.uniform(0.5, 0.98)], noise)
-        noise /= noise.std()
-    return noise * np.float32(10 ** (rng.uniform(-85, -40) / 20) * (rng.random() > 0.1))
-
-
-def _room(rng: np.random.Generator) -> np.ndarray:
-    """An impulse response: the direct sound and decaying noise, (16000 or fewer,) float32."""
-    decay = float(np.exp(rng.uniform(np.log(0.1), np.log(1.2))))
-    times = np.arange(int(min(1.0, decay) * SAMPLE_RATE)) / SAMPLE_RATE
-    tail = rng.standard_normal(len(times)) * np.exp(-6.9 * times / decay) * (times > rng.uniform(0.001, 0.02))
-    tail = _filtered([1.0], [1.0, -rng.uniform(0.2, 0.8)], tail)
-    tail *= 10 ** (rng.uniform(-18, 1) / 20) / (np.sqrt(np.sum(tail**2)) + 1e-9)
-    tail[0] = 1.0
-    return tail.astype(np.float32)
-
-
-def _filtered(b, a, samples):
-    """scipy.signal.lfilter, imported here: it takes half a second, and parity and training load this module."""
-    from scipy.signal import lfilter
-
-    return lfilter(b, a, samples)

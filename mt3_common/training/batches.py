@@ -92,7 +92,7 @@ def open_shards(folders: Sequence[Path], config: Config) -> Shards:
         found = sorted(folder.glob("*.npz"))
         if not found:
             raise TrainingError(
-                f"{folder}: there are no shards here (*.npz); python -m mt3_common.data.shards makes them"
+                f"{folder}: there are no shards here (*.npz); python -m mt3_common.cli.dataset makes them"
             )
         paths += found
     return Shards(paths, config)

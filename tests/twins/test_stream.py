@@ -18,6 +18,7 @@ from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data import synthesis
+from mt3_common.data.songs import read_songs
 from mt3_common.formats.midi import write_midi
 from mt3_common.notes.notes import Note
 from mt3_common.training import run_folder
@@ -105,7 +106,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_happened(twin, command
 
 
 def test_worker_processes_make_the_same_batches_from_any_step_on(songs, font):
-    generator = synthesis.Generator(synthesis.read_songs(songs), [font], synthesis.Recipe(**RECIPE), 5)
+    generator = synthesis.Generator(read_songs(songs), [font], synthesis.Recipe(**RECIPE), 5)
     stream = dataset.Stream(generator, CONFIG, together=4)
     settings = TrainingConfig(steps=11, batch_size=3, accumulate=2, seed=5)
     expected = list(load_batches(stream, settings))
@@ -133,7 +134,7 @@ class Deadly(synthesis.Generator):
         return super().example(index)
 
 if __name__ == "__main__":
-    from mt3_common.data import shards as dataset
+    from mt3_common.cli import dataset
     dataset.Generator = Deadly
     command_line.SEGMENTS_TOGETHER = 16
     sys.exit(train.main(sys.argv[1:]))
@@ -161,15 +162,17 @@ def test_a_worker_that_dies_is_said_and_the_last_save_stays(command, tmp_path):
 def test_what_a_worker_misses_is_said(command, font, tmp_path, monkeypatch, capfd):
     going = tmp_path / "going.sf2"
     going.write_bytes(font.read_bytes())
-    make = dataset.generator_of
+    make = command_line.generator_of
 
     def generator_of(*arguments):
         generator = make(*arguments)
-        monkeypatch.setattr(dataset, "write_sources", lambda *_: (tmp_path / "run" / "sources.json").write_text("{}"))
+        monkeypatch.setattr(
+            command_line, "write_sources", lambda *_: (tmp_path / "run" / "sources.json").write_text("{}")
+        )
         going.unlink()
         return generator
 
-    monkeypatch.setattr(dataset, "generator_of", generator_of)
+    monkeypatch.setattr(command_line, "generator_of", generator_of)
     assert torch_train.main(command("run", "--fonts", str(going), "--workers", "1")) == 1
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

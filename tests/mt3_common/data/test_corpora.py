@@ -11,6 +11,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mt3_common.cli.dataset import main
 from mt3_common.config import Config, SpectrogramConfig
 from mt3_common.data import corpora as datasets
 from mt3_common.data import shards as dataset
@@ -286,13 +287,13 @@ def test_the_command_makes_shards_of_published_data(published, tmp_path, capsys)
     arguments = [str(tmp_path / "out"), "--config", str(tmp_path / "plan.json"), "--shards", "1", "--examples", "3"]
     arguments += ["--recipe", '{"seconds": 3.0, "midi_class": false}']
     split = [] if published.name != "musicnet" else ["--split", "test"]
-    assert dataset.main([*arguments, *split, "--recordings", str(published)]) == 0
+    assert main([*arguments, *split, "--recordings", str(published)]) == 0
     shards = dataset.Shards(sorted((tmp_path / "out").glob("*.npz")), CONFIG)
     batch = shards.batch(range(len(shards)))
     assert batch.targets.shape[1] <= 64
     assert batch.rolls[..., :384].any()
     assert json.loads((tmp_path / "out" / "sources.json").read_text())["recordings"] == [published.name]
-    assert dataset.main(arguments) == 1
+    assert main(arguments) == 1
     assert "give either --fonts, with --midi unless music is to be made up, or --recordings" in capsys.readouterr().err
 
 

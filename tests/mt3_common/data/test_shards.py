@@ -9,10 +9,12 @@ import pytest
 
 from mt3_common.audio.files import read_audio
 from mt3_common.audio.spectrogram import segments, start_times
+from mt3_common.cli import dataset as command_line
+from mt3_common.cli.dataset import add_arguments, generator_of, main
 from mt3_common.config import Config, SpectrogramConfig
 from mt3_common.data import corpora as datasets
 from mt3_common.data import shards as dataset
-from mt3_common.data import sources
+from mt3_common.data import sources, synthesis
 from mt3_common.data.synthesis import Example, Recipe
 from mt3_common.formats.midi import write_midi
 from mt3_common.notes.notes import Note, decode_segments, encode_segments, trim_overlapping
@@ -140,23 +142,23 @@ def test_the_command_makes_shards_and_goes_on(tmp_path, monkeypatch):
     (tmp_path / "plan.json").write_text(json.dumps({"model": CONFIG.to_dict()}))
     made = []
 
-    class Silent(dataset.Generator):
+    class Silent(synthesis.Generator):
         def example(self, index):
             made.append(index)
             return Example(audio(2.0, index), NOTES[:1], "piano")
 
-    monkeypatch.setattr(dataset, "Generator", Silent)
+    monkeypatch.setattr(command_line, "Generator", Silent)
     arguments = [str(tmp_path / "out"), "--midi", str(tmp_path / "midi"), "--fonts", str(tmp_path / "font.sf2")]
     arguments += ["--config", str(tmp_path / "plan.json"), "--examples", "3"]
-    assert dataset.main([*arguments, "--shards", "1"]) == 0
-    assert dataset.main([*arguments, "--shards", "2"]) == 0
+    assert main([*arguments, "--shards", "1"]) == 0
+    assert main([*arguments, "--shards", "2"]) == 0
     assert made == [0, 1, 2, 3, 4, 5]
     shards = sorted((tmp_path / "out").glob("*.npz"))
     assert len(dataset.Shards(shards, CONFIG)) > 6
     sources = json.loads((tmp_path / "out" / "sources.json").read_text())
     assert len(sources["midi"]) == 3
     assert len(sources["fonts"]["font.sf2"]) == 64
-    assert dataset.main([*arguments[:2], str(tmp_path / "none"), *arguments[3:]]) == 1
+    assert main([*arguments[:2], str(tmp_path / "none"), *arguments[3:]]) == 1
 
 
 def test_shards_stay_on_the_disk_and_go_to_other_processes(tmp_path):
@@ -245,7 +247,7 @@ def test_examples_without_a_segment_are_passed_over_unless_nearly_all_are():
 
 def command(*arguments):
     parser = argparse.ArgumentParser()
-    dataset.add_arguments(parser)
+    add_arguments(parser)
     return parser.parse_args([str(argument) for argument in arguments])
 
 
@@ -254,14 +256,13 @@ def test_what_examples_are_made_from_is_checked(tmp_path, font):
     for number in range(40):
         write_midi(NOTES, tmp_path / "midi" / f"{number}.mid")
     train, test = (
-        dataset.generator_of(command("--midi", tmp_path / "midi", "--fonts", font), split, 3)
-        for split in ("train", "test")
+        generator_of(command("--midi", tmp_path / "midi", "--fonts", font), split, 3) for split in ("train", "test")
     )
     assert (len(train.songs) > 20, len(test.songs) < 10, train.seed) == (True, True, 3)
     assert not {song.name for song in train.songs} & {song.name for song in test.songs}
     assert train.songs[0].name.startswith("midi/")
     # without songs music is made up
-    assert dataset.generator_of(command("--fonts", font), "train", 0).example(0).notes
+    assert generator_of(command("--fonts", font), "train", 0).example(0).notes
     for wrong, message in [
         (["--midi", tmp_path / "midi"], "give either --fonts"),
         (["--fonts", font, "--recordings", tmp_path], "give either --fonts"),
@@ -270,7 +271,7 @@ def test_what_examples_are_made_from_is_checked(tmp_path, font):
         (["--fonts", font, "--midi", tmp_path / "none"], "holds no MIDI file"),
     ]:
         with pytest.raises(ValueError, match=message):
-            dataset.generator_of(command(*wrong), "train", 0)
+            generator_of(command(*wrong), "train", 0)
 
 
 @pytest.mark.parametrize(
@@ -298,24 +299,24 @@ def test_a_font_for_tests_is_refused_in_training(tmp_path, font, monkeypatch):
     named.write_bytes(font.read_bytes())
     for path in (kept, named):
         with pytest.raises(ValueError, match=rf"{path.name} is kept for validation and test"):
-            dataset.generator_of(command("--fonts", font, path), "train", 0)
-        assert len(dataset.generator_of(command("--fonts", font, path), "test", 0).font_paths) == 2
-    assert dataset.generator_of(command("--fonts", font), "train", 0)
+            generator_of(command("--fonts", font, path), "train", 0)
+        assert len(generator_of(command("--fonts", font, path), "test", 0).font_paths) == 2
+    assert generator_of(command("--fonts", font), "train", 0)
 
 
 def test_the_command_makes_recordings_to_measure_on(tmp_path, font):
     recipe = '{"seconds": 2.0, "damage": false, "drums": 1}'
     arguments = ["--pairs", "--fonts", str(font), "--split", "test", "--recipe", recipe]
-    assert dataset.main([str(tmp_path / "out"), *arguments, "--examples", "2"]) == 0
+    assert main([str(tmp_path / "out"), *arguments, "--examples", "2"]) == 0
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("drums*")}
     assert sorted(before) == [f"drums__0000{number}.{suffix}" for number in (0, 1) for suffix in ("flac", "mid")]
-    assert dataset.main([str(tmp_path / "out"), *arguments, "--examples", "3"]) == 0
+    assert main([str(tmp_path / "out"), *arguments, "--examples", "3"]) == 0
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("drums__0000[01]*")} == before
     found = datasets.recordings(tmp_path / "out")
     assert [recording.group for recording in found] == ["drums"] * 3
-    example = dataset.generator_of(command("--fonts", font, "--recipe", recipe), "test", 0).example(2)
+    example = generator_of(command("--fonts", font, "--recipe", recipe), "test", 0).example(2)
     assert read_audio(found[2].audio, 16000) == pytest.approx(example.audio, abs=1e-4)
     assert len(datasets.read_notes(found[2])) == len(example.notes)
     # without a config, shards are MT3's
-    assert dataset.main([str(tmp_path / "mt3"), *arguments[1:], "--shards", "1", "--examples", "2"]) == 0
+    assert main([str(tmp_path / "mt3"), *arguments[1:], "--shards", "1", "--examples", "2"]) == 0
     assert dataset.Shards([tmp_path / "mt3" / "00000.npz"], Config()).some(1).frames.shape == (1, 256, 512)

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mt3_common.cli.sources import main
 from mt3_common.data import sources
-from mt3_common.data.synthesis import split_of
+from mt3_common.data.songs import split_of
 from mt3_common.formats.midi import read_midi
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="there is no dpkg-deb here")
@@ -93,7 +94,7 @@ def test_packages_become_folders_with_a_manifest(packages, tmp_path, capsys):
     out = tmp_path / "out"
     names = ["freedm", "freedoom", "openttd-openmsx", "timgm6mb-soundfont"]
     arguments = [str(out), "--packages", str(packages), "--pop909", str(pop.parent), "--only", *names]
-    assert sources.main(arguments) == 0
+    assert main(arguments) == 0
     found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     one, two = (hashlib.md5(content).hexdigest()[:4] for content in (b"MThd one", b"MThd two"))
     for name, content in {
@@ -117,13 +118,13 @@ def test_packages_become_folders_with_a_manifest(packages, tmp_path, capsys):
 @needs_dpkg
 def test_what_cannot_be_had_is_said(packages, tmp_path, capsys):
     out = str(tmp_path / "out")
-    assert sources.main([out, "--packages", str(packages), "--only", "csound-soundfont"]) == 1
+    assert main([out, "--packages", str(packages), "--only", "csound-soundfont"]) == 1
     assert "holds no csound-soundfont_*.deb" in capsys.readouterr().err
     build(packages, "csound-soundfont", {"usr/share/other": b""})
-    assert sources.main([out, "--packages", str(packages), "--only", "csound-soundfont"]) == 1
+    assert main([out, "--packages", str(packages), "--only", "csound-soundfont"]) == 1
     assert "csound-soundfont has no usr/share/sounds/sf2/sf_GMbank.sf2" in capsys.readouterr().err
     (packages / "freedm_1.0_all.deb").write_bytes(b"no package")
-    assert sources.main([out, "--packages", str(packages), "--only", "freedm"]) == 1
+    assert main([out, "--packages", str(packages), "--only", "freedm"]) == 1
     assert "cannot be unpacked" in capsys.readouterr().err
     with pytest.raises(sources.SourceError, match="no song of POP909"):
         sources.take_pop909(packages, tmp_path)
@@ -131,7 +132,7 @@ def test_what_cannot_be_had_is_said(packages, tmp_path, capsys):
 
 def test_without_apt_it_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert sources.main([str(tmp_path / "out"), "--only", "freedm"]) == 1
+    assert main([str(tmp_path / "out"), "--only", "freedm"]) == 1
     assert "give their folder: --packages DIR" in capsys.readouterr().err
 
 
@@ -191,7 +192,7 @@ def test_bands_and_tunes_are_played(packages, tmp_path, capsys):
     (tunes / "deep" / "a jig.abc").write_text("X:7\nT:Three\n")
     out = tmp_path / "out"
     arguments = [str(out), "--packages", str(packages), "--only", "freedm", "--mma", "2", "--abc", str(tunes)]
-    assert sources.main(arguments) == 0
+    assert main(arguments) == 0
     found = sorted(path.relative_to(out / "midi").as_posix() for path in (out / "midi").rglob("*") if path.is_file())
     assert found[:3] == ["abc/a_jig_0_7.mid", "abc/reels_1_1.mid", "abc/reels_1_2.mid"]
     assert found[-2:] == ["mma/stdlib_swing_0000.mid", "mma/stdlib_swing_0001.mid"]
@@ -203,7 +204,7 @@ def test_bands_and_tunes_are_played(packages, tmp_path, capsys):
     assert len(taken["abcmidi"]["files"]) == 3
     assert "mma: 2 files in midi/mma" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
-    assert sources.main([*arguments[:-1], str(tmp_path / "empty")]) == 1
+    assert main([*arguments[:-1], str(tmp_path / "empty")]) == 1
     assert "holds no tunes" in capsys.readouterr().err
 
 

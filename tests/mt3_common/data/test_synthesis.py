@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("tinysoundfont")
-from mt3_common.data import synthesis
+from mt3_common.data import augment, soundfont, synthesis
+from mt3_common.data.songs import Song, Stem, made_up_drums, made_up_notes, read_songs, split_of
 from mt3_common.formats.midi import write_midi
 from mt3_common.notes.notes import Note, trim_overlapping
 
@@ -20,7 +21,7 @@ def songs(tmp_path_factory):
     notes += [Note(t / 2, t / 2 + 0.1, 36 + 2 * (t % 2), 90, 0, True) for t in range(40)]
     write_midi(notes, folder / "song.mid")
     (folder / "broken.mid").write_bytes(b"no song")
-    return synthesis.read_songs(folder)
+    return read_songs(folder)
 
 
 def recipe(**settings):
@@ -34,30 +35,30 @@ def test_songs_are_read_by_stem_and_broken_files_left_out(songs):
 
 def test_a_folder_without_midi_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"no MIDI file"):
-        synthesis.read_songs(tmp_path)
+        read_songs(tmp_path)
 
 
 def test_songs_without_notes_are_passed_over_and_missing_ones_are_said(songs, font, tmp_path):
     (tmp_path / "broken.mid").write_bytes(b"MThd and no more")
-    broken = synthesis.read_songs(tmp_path)
+    broken = read_songs(tmp_path)
     assert broken[0].stems == ()
     generator = synthesis.Generator(broken * 3 + songs, [font], recipe(piano=1.0))
     assert all(generator._stems("piano", rng) for rng in draws(10))
     with pytest.raises(ValueError, match=r"none of 1 songs has notes; the first is .*broken\.mid"):
         synthesis.Generator(broken, [font], recipe(piano=1.0)).example(0)
-    gone = synthesis.Song("gone.mid", tmp_path / "gone.mid")
+    gone = Song("gone.mid", tmp_path / "gone.mid")
     with pytest.raises(ValueError, match=r"gone\.mid cannot be read"):
         synthesis.Generator([gone], [font], recipe(piano=1.0)).example(0)
 
 
 def test_splits_hold_nine_tenths_and_keep_versions_together():
     names = [f"songs/{number}.mid" for number in range(2000)]
-    splits = [synthesis.split_of(name) for name in names]
+    splits = [split_of(name) for name in names]
     assert 0.87 < splits.count("train") / 2000 < 0.93
     assert splits.count("validation") > 60
     assert splits.count("test") > 60
     for number in range(50):
-        assert synthesis.split_of(f"D_SONG{number}_12ab.mid") == synthesis.split_of(f"D_SONG{number}_9f3e.mid")
+        assert split_of(f"D_SONG{number}_12ab.mid") == split_of(f"D_SONG{number}_9f3e.mid")
 
 
 @pytest.mark.parametrize("kind", ["piano", "drums", "dense", "silence"])
@@ -98,7 +99,7 @@ def test_notes_are_where_the_audio_has_them(songs, font):
 def test_another_formant_keeps_pitch_and_time(shift, songs, font):
     generator = synthesis.Generator(songs, [font], recipe(damage=False, silence=1.0), seed=0)
     generator.example(0)
-    stem = synthesis.Stem(0, False, (Note(1.0, 3.0, 69, 100),))
+    stem = Stem(0, False, (Note(1.0, 3.0, 69, 100),))
     audio = generator._stem_audio(stem, 0, shift, 0.0, np.random.default_rng(0))
     spectrum = np.abs(np.fft.rfft(audio[20000:36000] * np.hanning(16000)))
     assert abs(int(spectrum.argmax()) - 441) <= 1
@@ -115,7 +116,7 @@ def test_notes_are_trimmed_and_within_the_example(songs, font):
 
 def test_made_up_music_is_playable():
     rng = np.random.default_rng(2)
-    for make, is_drum in ((synthesis.made_up_notes, False), (synthesis.made_up_drums, True)):
+    for make, is_drum in ((made_up_notes, False), (made_up_drums, True)):
         for _ in range(20):
             notes = make(5.0, rng)
             assert notes == sorted(notes)
@@ -184,7 +185,7 @@ def test_stretches_have_other_tempos_keys_and_velocities(tmp_path, font):
     notes = [Note(t / 4, t / 4 + 0.1, 60, 80) for t in range(160)]
     notes += [Note(t / 4, t / 4 + 0.1, 38, 80, 0, True) for t in range(160)]
     write_midi(notes, tmp_path / "even.mid")
-    [song] = synthesis.read_songs(tmp_path)
+    [song] = read_songs(tmp_path)
     generator = synthesis.Generator([song], [font], recipe(piano=1.0))
     tempos, transpositions, velocities = [], set(), set()
     for rng in draws():
@@ -201,7 +202,7 @@ def test_stretches_have_other_tempos_keys_and_velocities(tmp_path, font):
 
 
 def test_stems_have_gains_of_their_own(songs, font, monkeypatch):
-    stem = synthesis.Stem(0, False, (Note(0.5, 3.5, 69, 100),))
+    stem = Stem(0, False, (Note(0.5, 3.5, 69, 100),))
     # colour changes loudness, which gains are relative to
     monkeypatch.setattr(synthesis, "_coloured", lambda audio, rng: audio)
     for damage, low, high in ((True, -10, 4), (False, -6, 0)):
@@ -218,8 +219,8 @@ def test_stems_have_gains_of_their_own(songs, font, monkeypatch):
 def test_stems_are_left_out_and_have_other_programs_of_their_class(songs, font):
     generator = synthesis.Generator(songs, [font], recipe(band=1.0))
     written = (3, 26, 33, 40, 61, 73)
-    stems = [synthesis.Stem(p, False, (Note(0, 1, 60 + i, 80, p),)) for i, p in enumerate(written)]
-    stems.append(synthesis.Stem(0, True, (Note(0, 1, 38, 80, 0, True),)))
+    stems = [Stem(p, False, (Note(0, 1, 60 + i, 80, p),)) for i, p in enumerate(written)]
+    stems.append(Stem(0, True, (Note(0, 1, 38, 80, 0, True),)))
     kept, drawn = [], {program: set() for program in written}
     for rng in draws(400):
         band = generator._band(songs[0], stems, rng)
@@ -267,7 +268,7 @@ def test_fonts_formants_and_detuning_are_drawn(songs, font, monkeypatch):
 
 
 def test_detuning_is_heard(font):
-    audio = synthesis.Fonts([font]).play([Note(0.0, 2.0, 69, 100)], 0, 0, False, 0.5, 2.0)
+    audio = soundfont.Fonts([font]).play([Note(0.0, 2.0, 69, 100)], 0, 0, False, 0.5, 2.0)
     spectrum = np.abs(np.fft.rfft(audio[22050:66150] * np.hanning(44100)))
     assert abs(int(spectrum.argmax()) - 441 * 2 ** (0.5 / 12)) <= 1
 
@@ -275,7 +276,7 @@ def test_detuning_is_heard(font):
 def test_each_stem_has_an_equaliser(songs, font, monkeypatch):
     impulse = np.zeros(32000, np.float32)
     impulse[16000] = 1.0
-    curves = np.array([decibels(np.abs(np.fft.rfft(synthesis._coloured(impulse, rng)))) for rng in draws(100)])
+    curves = np.array([decibels(np.abs(np.fft.rfft(augment._coloured(impulse, rng)))) for rng in draws(100)])
     heard = curves[:, 50:15000]
     assert 3 < np.abs(heard).max() < 9.5
     assert np.abs(heard).max(axis=1).min() < 1.0
@@ -284,7 +285,7 @@ def test_each_stem_has_an_equaliser(songs, font, monkeypatch):
     low = np.arange(100, 11000)
     assert np.abs(curves[:, (low * 1.26).astype(int)] - curves[:, low]).max() < 5.5
     monkeypatch.setattr(synthesis, "_coloured", lambda audio, rng: 0 * audio)
-    stem = synthesis.Stem(0, False, (Note(0.5, 3.5, 69, 100),))
+    stem = Stem(0, False, (Note(0.5, 3.5, 69, 100),))
     for damage in (True, False):
         generator = synthesis.Generator(songs, [font], recipe(damage=damage, silence=1.0))
         generator.example(0)
@@ -292,7 +293,7 @@ def test_each_stem_has_an_equaliser(songs, font, monkeypatch):
 
 
 def test_rooms_have_tails():
-    rooms = [synthesis._room(rng) for rng in draws(100)]
+    rooms = [augment._room(rng) for rng in draws(100)]
     assert all(room[0] == 1 and len(room) <= 16000 for room in rooms)
     tails = [decibels(np.sqrt(np.sum(room[1:] ** 2))) for room in rooms]
     assert -18.1 < min(tails) < -14 < -3 < max(tails) < 1.1
@@ -308,7 +309,7 @@ def test_compression_brings_loud_and_soft_together():
     tone[:16000] *= 0.1
     closer = []
     for rng in draws(60):
-        after = synthesis._compressed(tone, rng)
+        after = augment._compressed(tone, rng)
         soft, loud = (np.sqrt(np.mean(after[first : first + 8000] ** 2)) for first in (8000, 24000))
         closer.append(20 - decibels(loud / soft))
     # 18 dB of level, to powers of 0.1 to 0.5
@@ -319,7 +320,7 @@ def test_overdriven_mixes_are_clipped():
     tone = np.sin(np.arange(16000) * 2 * np.pi * 400 / 16000).astype(np.float32)
     flat, thirds = 0, []
     for rng in draws(100):
-        after = synthesis._overdriven(tone, rng)
+        after = augment._overdriven(tone, rng)
         assert np.abs(after).max() <= 1
         spectrum = np.abs(np.fft.rfft(after))
         thirds.append(spectrum[1200] / spectrum[400])
@@ -330,7 +331,7 @@ def test_overdriven_mixes_are_clipped():
 
 
 def test_noise_is_white_or_dark_or_not_there():
-    noises = [synthesis._noise(8000, rng) for rng in draws()]
+    noises = [augment._noise(8000, rng) for rng in draws()]
     silent = [noise for noise in noises if not noise.any()]
     assert 8 <= len(silent) <= 34
     levels = [decibels(noise.std()) for noise in noises if noise.any()]
@@ -341,7 +342,7 @@ def test_noise_is_white_or_dark_or_not_there():
 
 def test_band_limits_take_the_ends():
     hertz = np.arange(1, 8001)
-    curves = np.array([synthesis._band_limits(hertz, rng) for rng in draws(100)])
+    curves = np.array([augment._band_limits(hertz, rng) for rng in draws(100)])
     assert curves.max() == 0
     assert not curves[:, 200:2499].any()
     # 30 Hz is passed by few, 7900 Hz by none
@@ -361,11 +362,11 @@ def test_every_damage_befalls_its_share_of_mixes(monkeypatch):
         return counting
 
     for name in shares:
-        monkeypatch.setattr(synthesis, name, counted(name, getattr(synthesis, name)))
+        monkeypatch.setattr(augment, name, counted(name, getattr(augment, name)))
     tone = np.sin(np.arange(8000) * 0.3).astype(np.float32) * 0.2
     peaks, lasting = [], []
     for rng in draws(300):
-        mix = synthesis._damage(np.pad(tone, (0, 8000)), rng)
+        mix = augment._damage(np.pad(tone, (0, 8000)), rng)
         assert mix.dtype == np.float32
         assert np.abs(mix).max() <= 1
         peaks.append(decibels(np.abs(mix).max()))
@@ -375,4 +376,4 @@ def test_every_damage_befalls_its_share_of_mixes(monkeypatch):
     assert -26.1 < min(peaks) < -23 < -3 < max(peaks) < -0.8
     # what is counted is heard: rooms sound on
     assert 0.3 < np.mean(np.array(lasting) > 0.05) < 0.7
-    assert not np.array_equal(synthesis._damage(tone, np.random.default_rng(1)), tone)
+    assert not np.array_equal(augment._damage(tone, np.random.default_rng(1)), tone)

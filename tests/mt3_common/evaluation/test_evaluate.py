@@ -12,6 +12,7 @@ import soundfile
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mt3_common.checkpoint.registry import NamedCheckpoint
+from mt3_common.cli import evaluate
 from mt3_common.config import Config
 from mt3_common.data import corpora as datasets
 from mt3_common.evaluation import evaluate as evaluation
@@ -58,7 +59,7 @@ def load(**options):
 
 def test_results_are_written_per_file_and_over_all(folder, tmp_path, capsys):
     out = tmp_path / "out"
-    assert evaluation.main("torch_mt3", load, [str(folder), "-o", str(out), "--pictures"]) == 0
+    assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(out), "--pictures"]) == 0
     results = json.loads((out / "results.json").read_text())
     assert [row["name"] for row in results["files"]] == ["drums__two", "piano__one"]
     drums, piano = results["files"]
@@ -134,24 +135,24 @@ def test_a_picture_has_right_and_estimated_notes_on_top_of_the_spectrogram(tmp_p
 
 def test_a_run_goes_on_from_its_results(folder, tmp_path, monkeypatch):
     arguments = [str(folder), "-o", str(tmp_path / "out")]
-    assert evaluation.main("torch_mt3", load, arguments) == 0
+    assert evaluate.main("torch_mt3", load, arguments) == 0
     before = json.loads((tmp_path / "out" / "results.json").read_text())
     measured = []
     measure = evaluation.measure
-    monkeypatch.setattr(evaluation, "measure", lambda pair, *rest: measured.append(pair.name) or measure(pair, *rest))
-    assert evaluation.main("torch_mt3", load, arguments) == 0
+    monkeypatch.setattr(evaluate, "measure", lambda pair, *rest: measured.append(pair.name) or measure(pair, *rest))
+    assert evaluate.main("torch_mt3", load, arguments) == 0
     assert measured == []
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == before
     # other notes for one file: only that is measured again
     midi.write_midi(PIANO[:1], folder / "piano__one.mid")
-    assert evaluation.main("torch_mt3", load, arguments) == 0
+    assert evaluate.main("torch_mt3", load, arguments) == 0
     assert measured == ["piano__one"]
 
 
 def test_one_bad_file_does_not_stop_the_others(folder, tmp_path, capsys):
     soundfile.write(folder / "broken.flac", np.zeros(1600), 16000)
     midi.write_midi(PIANO, folder / "broken.mid")
-    assert evaluation.main("jax_mt3", load, [str(folder), "-o", str(tmp_path / "out")]) == 1
+    assert evaluate.main("jax_mt3", load, [str(folder), "-o", str(tmp_path / "out")]) == 1
     assert "broken.flac is no audio" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["files"]) == 2
 
@@ -163,7 +164,7 @@ def test_ready_midi_files_are_measured_without_a_network(folder, tmp_path, capsy
     midi.write_midi(DRUMS[:4], estimates / "drums__two.mid")
     out = tmp_path / "out"
     arguments = [str(folder), "--estimates", str(estimates), "-o", str(out), "--pictures"]
-    assert evaluation.main("jax_mt3", None, arguments) == 0
+    assert evaluate.main("jax_mt3", None, arguments) == 0
     assert {path.name for path in out.glob("*.png")} == {"piano__one.png", "drums__two.png"}
     summary = json.loads((out / "results.json").read_text())["summary"]
     assert summary["piano"]["onset"]["mean"] == 1
@@ -179,7 +180,7 @@ def test_a_line_that_is_no_note_is_said(line, tmp_path):
 
 
 def test_a_folder_without_pairs_is_said(tmp_path, capsys):
-    assert evaluation.main("torch_mt3", load, [str(tmp_path)]) == 2
+    assert evaluate.main("torch_mt3", load, [str(tmp_path)]) == 2
     assert "no recording here has its notes" in capsys.readouterr().err
 
 
@@ -195,15 +196,15 @@ def test_a_checkpoint_that_changed_under_its_name_is_measured_again(folder, tmp_
 
     measured = []
     measure = evaluation.measure
-    monkeypatch.setattr(evaluation, "measure", lambda pair, *rest: measured.append(pair.name) or measure(pair, *rest))
+    monkeypatch.setattr(evaluate, "measure", lambda pair, *rest: measured.append(pair.name) or measure(pair, *rest))
     arguments = [str(folder), "-o", str(tmp_path / "out"), "--checkpoint"]
-    assert evaluation.main("torch_mt3", load_named, [*arguments, str(place)]) == 0
+    assert evaluate.main("torch_mt3", load_named, [*arguments, str(place)]) == 0
     assert len(measured) == 2
     # the same content, called by another name
-    assert evaluation.main("torch_mt3", load_named, [*arguments, "another"]) == 0
+    assert evaluate.main("torch_mt3", load_named, [*arguments, "another"]) == 0
     assert len(measured) == 2
     (place / "array" / "0.0").write_bytes(b"later")
-    assert evaluation.main("torch_mt3", load_named, [*arguments, str(place)]) == 0
+    assert evaluate.main("torch_mt3", load_named, [*arguments, str(place)]) == 0
     assert len(measured) == 4
     found = {evaluation.fingerprint(load_named())}
     (place / "array" / "0.0").rename(place / "array" / "0.1")
@@ -227,11 +228,11 @@ def test_basic_pitch_is_run_by_its_command(folder, tmp_path, capsys):
     command.write_text(STAND_IN.format(python=sys.executable, midi=str(tmp_path / "found.mid")))
     command.chmod(0o755)
     arguments = [str(folder), "-o", str(tmp_path / "out"), "--baseline", "basic-pitch", "--baseline-command"]
-    assert evaluation.main("jax_mt3", None, [*arguments, str(command)]) == 1
+    assert evaluate.main("jax_mt3", None, [*arguments, str(command)]) == 1
     assert "drums__two.flac: basic-pitch failed: no good" in capsys.readouterr().err
     [row] = json.loads((tmp_path / "out" / "results.json").read_text())["files"]
     assert (row["name"], row["estimates"], row["onset_recall"]) == ("piano__one", 1, pytest.approx(1 / 3))
-    assert evaluation.main("jax_mt3", None, [*arguments, str(tmp_path / "nowhere")]) == 2
+    assert evaluate.main("jax_mt3", None, [*arguments, str(tmp_path / "nowhere")]) == 2
     assert "there is no command" in capsys.readouterr().err
 
 
@@ -244,7 +245,7 @@ def test_a_published_data_set_is_measured_on_its_test_split(tmp_path):
     (tmp_path / "maestro-v3.0.0.csv").write_text("\n".join(lines) + "\n")
     for more, expected in (([], "test_piano"), (["--split", "train"], "train_piano")):
         out = tmp_path / expected
-        assert evaluation.main("torch_mt3", load, [str(tmp_path), "-o", str(out), *more]) == 0
+        assert evaluate.main("torch_mt3", load, [str(tmp_path), "-o", str(out), *more]) == 0
         results = json.loads((out / "results.json").read_text())
         assert [row["name"] for row in results["files"]] == [expected]
         assert results["summary"]["maestro"]["program_full"]["files"] == 1
@@ -252,7 +253,7 @@ def test_a_published_data_set_is_measured_on_its_test_split(tmp_path):
 
 def test_every_measure_that_is_promised_is_there_with_its_interval(folder, tmp_path):
     out = tmp_path / "out"
-    assert evaluation.main("torch_mt3", load, [str(folder), "-o", str(out)]) == 0
+    assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
     promised = ["onset", "onset_offset", "onset_offset_velocity", "frame", "drum_onset", "drums", "onset_class"]
     promised += ["program_flat", "program_midi_class", "program_full"]

@@ -1,0 +1,85 @@
+"""Notes played on soundfonts; needs tinysoundfont (`pip install --no-deps tinysoundfont`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mt3_common.notes.notes import Note
+
+# Soundfonts are rendered at their own rate: below it tinysoundfont's linear interpolation folds overtones back.
+RENDER_RATE = 44100
+
+
+# Voices of one stem that sound at once; dense chords with long releases need as many.
+MAX_VOICES = 128
+
+
+class Fonts:
+    """Soundfonts ready to play; each process loads its own.
+
+    Raises:
+        ValueError: tinysoundfont is missing, or a file is no soundfont.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]):
+        try:
+            import tinysoundfont
+        except ImportError as error:
+            raise ValueError("rendering needs tinysoundfont: pip install --no-deps tinysoundfont") from error
+        if not paths:
+            raise ValueError("rendering needs at least one soundfont")
+        self._synths = []
+        for path in paths:
+            synth = tinysoundfont.Synth(samplerate=RENDER_RATE)
+            try:
+                font = synth.sfload(str(path), max_voices=MAX_VOICES)
+            except Exception as error:
+                raise ValueError(f"{path} cannot be loaded as a soundfont: {error}") from error
+            programs = frozenset(p for p in range(128) if synth.sfpreset_name(font, 0, p) is not None)
+            kits = tuple(p for p in range(128) if synth.sfpreset_name(font, 128, p) is not None)
+            self._synths.append((synth, font, programs, kits))
+
+    def __len__(self) -> int:
+        return len(self._synths)
+
+    def programs(self, font: int) -> frozenset[int]:
+        """Programs that the font has."""
+        return self._synths[font][2]
+
+    def kits(self, font: int) -> tuple[int, ...]:
+        """Presets of its drum bank."""
+        return self._synths[font][3]
+
+    def play(
+        self, notes: Sequence[Note], font: int, preset: int, is_drum: bool, tuning: float, seconds: float
+    ) -> np.ndarray:
+        """One stem alone, tuning semitones sharp: (seconds * RENDER_RATE,) float32 mono, not yet scaled."""
+        synth, number, _, _ = self._synths[font]
+        synth.program_select(0, number, 128 if is_drum else 0, preset, is_drum)
+        synth.set_tuning(0, tuning)
+        events = []
+        for note in notes:
+            # ends come before beginnings, so that a repeated pitch sounds again
+            events.append((round(note.onset * RENDER_RATE), 1, note.pitch, note.velocity))
+            events.append((round(max(note.offset, note.onset + 0.02) * RENDER_RATE), 0, note.pitch, 0))
+        events.sort()
+        total = round(seconds * RENDER_RATE)
+        audio = np.zeros(total, np.float32)
+        position = 0
+        for sample, is_onset, pitch, velocity in [*events, (total, 0, 0, 0)]:
+            sample = min(sample, total)
+            if sample > position:
+                block = np.frombuffer(synth.generate(sample - position), np.float32)
+                np.add(block[0::2], block[1::2], out=audio[position:sample])
+                position = sample
+            if sample == total:
+                break
+            if is_onset:
+                synth.noteon(0, pitch, velocity)
+            else:
+                synth.noteoff(0, pitch)
+        # voices fade for some milliseconds; what is left of them must not be heard in the next stem
+        synth.sounds_off(0)
+        synth.generate(RENDER_RATE // 4)
+        return audio
