@@ -16,84 +16,31 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import einsum, rearrange
+from einops import rearrange
 
-from jax_mt3 import programs
-from jax_mt3.model import sinusoids
-from mt3_common.config import Config, NetworkConfig
-from mt3_common.notes.vocabulary import EOS_ID
+from jax_mt3 import compiled
+from jax_mt3.kernels import (
+    ENCODED_TOGETHER,
+    LENGTHS,
+    WORTH_HALVING,
+    attend,
+    column_mlp,
+    column_product,
+    dense,
+    longer_ring,
+    mlp,
+    on_cpu,
+    rms_norm,
+    row_count,
+)
+from jax_mt3.search import Hypotheses, begin, best, choose, empty_hypotheses
+from jax_mt3.weights import Weights, pack
+from mt3_common.config import Config
 from mt3_common.transcription import batching
 from mt3_common.transcription.batching import Held, SearchSettings
 
-# slots that the ring may have: it grows to the next when a row outgrows it, and every length is compiled once
-LENGTHS = (64, 128, 192, 256, 384, 512, 768, 1024)
-# width from which rounding is coarse, as in PyTorch, where it pays
-COARSE_WIDTH = 512
-# rows that are not too few to be halved; in PyTorch, which computes less at a time outside Python, there must be more
-WORTH_HALVING = 8
 # steps between two looks at which rows have ended
 STEPS_AT_ONCE = 8
-# T5X's stand-in for minus infinity
-NEG_INF = -1e7
-# numbers of rows that are compiled for, and of segments that are encoded together
-ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
-ENCODED_TOGETHER = 4
-
-jax.tree_util.register_static(NetworkConfig)
-
-
-class Quantised(NamedTuple):
-    """A matrix in whole numbers from -127 to 127.
-
-    Attributes:
-        whole: (out, in) int8; float32 on a CPU, where XLA's products of int8 are slow and those of float32 as exact.
-        rest: (out, in) likewise, what rounding left, in 254ths of one; None where it is let go.
-        scales: (out,) float32, what one is worth in each row.
-    """
-
-    whole: jax.Array
-    rest: jax.Array | None
-    scales: jax.Array
-
-
-class EncoderLayerWeights(NamedTuple):
-    """One encoder layer; matrices are (out, in), those that share an input are packed."""
-
-    norm: jax.Array
-    qkv: jax.Array
-    out: jax.Array
-    mlp_norm: jax.Array
-    mlp_wi: jax.Array
-    mlp_wo: jax.Array
-
-
-class LayerWeights(NamedTuple):
-    """One decoder layer; matrices are (out, in), those that share an input are packed."""
-
-    self_norm: jax.Array
-    self_qkv: jax.Array
-    self_out: jax.Array
-    cross_norm: jax.Array
-    cross_query: jax.Array
-    cross_kv: jax.Array
-    cross_out: jax.Array
-    mlp_norm: jax.Array
-    mlp_wi: jax.Array | Quantised
-    mlp_wo: jax.Array | Quantised
-
-
-class Weights(NamedTuple):
-    """The network arranged for decoding."""
-
-    config: NetworkConfig
-    projection: jax.Array
-    encoder_layers: tuple[EncoderLayerWeights, ...]
-    encoder_norm: jax.Array
-    embedding: jax.Array
-    positions: jax.Array
-    layers: tuple[LayerWeights, ...]
-    norm: jax.Array
-    logits: jax.Array
 
 
 class Cache(NamedTuple):
@@ -112,109 +59,6 @@ class Cache(NamedTuple):
     cross_values: tuple[jax.Array, ...]
     slot: jax.Array
     age: jax.Array
-
-
-class Hypotheses(NamedTuple):
-    """Where the search of every row stands; scores are log probabilities, after T5X's names.
-
-    Attributes:
-        tokens: (b, n, max_steps) int32, ids so far, without the start token; the best is the last of n.
-        scores: (b, n) float32.
-        finished_tokens: (b, n, max_steps) int32, hypotheses that ended ('t5x' only).
-        finished_scores: (b, n) float32, divided by the length penalty.
-        finished: (b, n) bool, which of those exist.
-        uniforms: (b, max_steps) float32, what 'sample' draws.
-        forced: (b, max_steps) int32, ids to be chosen, 0 where the choice is free; (b, 0) if it always is.
-        bias: (b, vocab_size) float32, added to the logits; (b, 0) likewise.
-        done: (b,) bool.
-    """
-
-    tokens: jax.Array
-    scores: jax.Array
-    finished_tokens: jax.Array
-    finished_scores: jax.Array
-    finished: jax.Array
-    uniforms: jax.Array
-    forced: jax.Array
-    bias: jax.Array
-    done: jax.Array
-
-
-def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> Weights:
-    """The parameters arranged for decoding, on their device.
-
-    Of float32 or float64 everything is computed and kept in that dtype. Of bfloat16 all is computed and kept in float32
-    with weights that bfloat16 can hold, but for products in a network of COARSE_WIDTH or wider: they take and give
-    bfloat16 there, except those of frames, of what the decoder keeps of the encoder's output, and logits. PyTorch keeps
-    keys and values in float16; XLA's batched products of 16 bits are twenty times slower than those of float32 on a
-    CPU.
-
-    Args:
-        params: of the network.
-        config: its sizes.
-        int8: quantise the decoder's MLPs, a scale for each output: to 8 bits in a network of COARSE_WIDTH or wider, in
-            a narrower one to 15, which is what MLPs take, a scale for each row. All else as the parameters are.
-    """
-    where = params["decoder"]["token_embedder"]["embedding"].sharding
-    # with NumPy: eagerly, JAX would compile a program for every shape
-    params = jax.tree.map(np.asarray, params)
-    encoder, decoder = params["encoder"], params["decoder"]
-    kind = np.float32 if _on_cpu(where) else np.int8
-
-    narrow = decoder["token_embedder"]["embedding"].dtype
-    wide = _wide(narrow)
-    coarse = config.emb_dim >= COARSE_WIDTH
-
-    def joined(block, *names):
-        return np.concatenate([block[name]["kernel"].T for name in names])
-
-    def finely(block, *names):
-        return joined(block, *names).astype(wide)
-
-    def coarsely(block, *names):
-        return joined(block, *names) if coarse else finely(block, *names)
-
-    def of_mlp(block, *names):
-        return _quantised(joined(block, *names), coarse, kind) if int8 else coarsely(block, *names)
-
-    encoder_layers = tuple(
-        EncoderLayerWeights(
-            norm=layer["pre_attention_layer_norm"]["scale"].astype(wide),
-            qkv=coarsely(layer["attention"], "query", "key", "value"),
-            out=coarsely(layer["attention"], "out"),
-            mlp_norm=layer["pre_mlp_layer_norm"]["scale"].astype(wide),
-            mlp_wi=coarsely(layer["mlp"], "wi_0", "wi_1"),
-            mlp_wo=coarsely(layer["mlp"], "wo"),
-        )
-        for layer in (encoder[f"layers_{i}"] for i in range(config.num_encoder_layers))
-    )
-    layers = tuple(
-        LayerWeights(
-            self_norm=layer["pre_self_attention_layer_norm"]["scale"].astype(wide),
-            self_qkv=coarsely(layer["self_attention"], "query", "key", "value"),
-            self_out=coarsely(layer["self_attention"], "out"),
-            cross_norm=layer["pre_cross_attention_layer_norm"]["scale"].astype(wide),
-            cross_query=coarsely(layer["encoder_decoder_attention"], "query"),
-            cross_kv=finely(layer["encoder_decoder_attention"], "key", "value"),
-            cross_out=coarsely(layer["encoder_decoder_attention"], "out"),
-            mlp_norm=layer["pre_mlp_layer_norm"]["scale"].astype(wide),
-            mlp_wi=of_mlp(layer["mlp"], "wi_0", "wi_1"),
-            mlp_wo=of_mlp(layer["mlp"], "wo"),
-        )
-        for layer in (decoder[f"layers_{i}"] for i in range(config.num_decoder_layers))
-    )
-    weights = Weights(
-        config=config,
-        projection=finely(encoder, "continuous_inputs_projection"),
-        encoder_layers=encoder_layers,
-        encoder_norm=encoder["encoder_norm"]["scale"].astype(wide),
-        embedding=decoder["token_embedder"]["embedding"].astype(wide),
-        positions=sinusoids(2048, config.emb_dim, config.position_table),
-        layers=layers,
-        norm=decoder["decoder_norm"]["scale"].astype(wide),
-        logits=finely(decoder, "logits_dense"),
-    )
-    return jax.device_put(weights, where)
 
 
 def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: int = 1, length: int = 1024) -> Cache:
@@ -238,14 +82,14 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
 def encode(weights: Weights, frames: jax.Array) -> jax.Array:
     """The encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
     heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
-    x = _dense(frames.astype(weights.embedding.dtype), weights.projection)
+    x = dense(frames.astype(weights.embedding.dtype), weights.projection)
     x = x + weights.positions[: x.shape[1]]
     for layer in weights.encoder_layers:
-        y = _dense(_rms_norm(x, layer.norm), layer.qkv)
-        y = _attend(*rearrange(y, "b f (three h d) -> three b h f d", three=3, **heads))
-        x = x + _dense(rearrange(y, "b h f d -> b f (h d)"), layer.out)
-        x = x + _mlp(_rms_norm(x, layer.mlp_norm), layer)
-    return _rms_norm(x, weights.encoder_norm)
+        y = dense(rms_norm(x, layer.norm), layer.qkv)
+        y = attend(*rearrange(y, "b f (three h d) -> three b h f d", three=3, **heads))
+        x = x + dense(rearrange(y, "b h f d -> b f (h d)"), layer.out)
+        x = x + mlp(rms_norm(x, layer.mlp_norm), layer)
+    return rms_norm(x, weights.encoder_norm)
 
 
 def insert(weights: Weights, cache: Cache, rows: jax.Array, frames: jax.Array) -> Cache:
@@ -264,7 +108,7 @@ def _see(weights, seen, rows, frames):
     cross_keys, cross_values = [], []
     for layer, keys, values in zip(weights.layers, *seen[:2], strict=True):
         packed = rearrange(
-            _dense(encoded, layer.cross_kv), "b f (two h d) -> two b h f d", two=2, d=weights.config.head_dim
+            dense(encoded, layer.cross_kv), "b f (two h d) -> two b h f d", two=2, d=weights.config.head_dim
         )
         cross_keys.append(keys.at[rows].set(packed[0], mode="drop"))
         cross_values.append(values.at[rows].set(packed[1], mode="drop"))
@@ -298,19 +142,19 @@ def step(weights: Weights, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, 
     unseen = jnp.repeat(unseen, num_decodes, axis=0)[:, None, None]
     all_keys, all_values = [], []
     for layer, self_keys, self_values, cross_keys, cross_values in zip(weights.layers, *cache[:4], strict=True):
-        y = _product(layer.self_qkv, _rms_norm(x, layer.self_norm, 0))
+        y = column_product(layer.self_qkv, rms_norm(x, layer.self_norm, 0))
         query, key, value = rearrange(y, "(three h d) r -> three r h 1 d", three=3, **heads)
         self_keys = jax.lax.dynamic_update_slice_in_dim(self_keys, key, cache.slot, axis=2)
         self_values = jax.lax.dynamic_update_slice_in_dim(self_values, value, cache.slot, axis=2)
         all_keys.append(self_keys)
         all_values.append(self_values)
-        y = _attend(query, self_keys, self_values, unseen)
-        x = x + _product(layer.self_out, rearrange(y, "r h 1 d -> (h d) r"))
-        y = _product(layer.cross_query, _rms_norm(x, layer.cross_norm, 0))
-        y = _attend(rearrange(y, "(h d) (b n) -> b h n d", b=num_rows, **heads), cross_keys, cross_values)
-        x = x + _product(layer.cross_out, rearrange(y, "b h n d -> (h d) (b n)"))
-        x = x + _mlp_of_columns(_rms_norm(x, layer.mlp_norm, 0), layer)
-    x = _rms_norm(x, weights.norm, 0)
+        y = attend(query, self_keys, self_values, unseen)
+        x = x + column_product(layer.self_out, rearrange(y, "r h 1 d -> (h d) r"))
+        y = column_product(layer.cross_query, rms_norm(x, layer.cross_norm, 0))
+        y = attend(rearrange(y, "(h d) (b n) -> b h n d", b=num_rows, **heads), cross_keys, cross_values)
+        x = x + column_product(layer.cross_out, rearrange(y, "b h n d -> (h d) (b n)"))
+        x = x + column_mlp(rms_norm(x, layer.mlp_norm, 0), layer)
+    x = rms_norm(x, weights.norm, 0)
     # a row that has ended may wait longer than there are positions
     last = len(weights.positions) - 1
     logits = weights.logits @ x
@@ -336,148 +180,6 @@ def grow(cache: Cache, length: int) -> Cache:
         self_values=tuple(unrolled(values) for values in cache.self_values),
         slot=jnp.full_like(cache.slot, old),
     )
-
-
-def empty_hypotheses(weights: Weights, settings: SearchSettings, num_rows: int, num_biased: int = 0) -> Hypotheses:
-    """Hypotheses of rows that have not begun: done, and without tokens; num_biased logits are biased, all or none."""
-    shape = (num_rows, settings.num_decodes)
-    hypotheses = Hypotheses(
-        tokens=np.zeros((*shape, settings.max_steps), np.int32),
-        scores=np.zeros(shape, np.float32),
-        finished_tokens=np.zeros((*shape, settings.max_steps), np.int32),
-        finished_scores=np.full(shape, NEG_INF, np.float32),
-        finished=np.zeros(shape, bool),
-        uniforms=np.zeros((num_rows, settings.max_steps), np.float32),
-        forced=np.zeros((num_rows, settings.max_steps if num_biased else 0), np.int32),
-        bias=np.zeros((num_rows, num_biased), np.float32),
-        done=np.ones(num_rows, bool),
-    )
-    return jax.device_put(hypotheses, weights.embedding.sharding, may_alias=False)
-
-
-@functools.partial(jax.jit, donate_argnames="hypotheses")
-def begin(
-    hypotheses: Hypotheses, rows: jax.Array, uniforms: jax.Array, forced: jax.Array, bias: jax.Array
-) -> Hypotheses:
-    """The hypotheses with the given rows begun anew: only the first of n is alive, as in T5X. Rows past the last are
-    dropped."""
-    return Hypotheses(
-        tokens=hypotheses.tokens.at[rows].set(0, mode="drop"),
-        scores=hypotheses.scores.at[rows].set(NEG_INF, mode="drop").at[rows, 0].set(0.0, mode="drop"),
-        finished_tokens=hypotheses.finished_tokens.at[rows].set(0, mode="drop"),
-        finished_scores=hypotheses.finished_scores.at[rows].set(NEG_INF, mode="drop"),
-        finished=hypotheses.finished.at[rows].set(False, mode="drop"),
-        uniforms=hypotheses.uniforms.at[rows].set(uniforms, mode="drop"),
-        forced=hypotheses.forced.at[rows].set(forced, mode="drop"),
-        bias=hypotheses.bias.at[rows].set(bias, mode="drop"),
-        done=hypotheses.done.at[rows].set(False, mode="drop"),
-    )
-
-
-def choose(
-    settings: SearchSettings,
-    hypotheses: Hypotheses,
-    age: jax.Array,
-    logits: jax.Array,
-    allowed: jax.Array | None = None,
-):
-    """The hypotheses after one more token, and which old hypothesis each new one continues.
-
-    Args:
-        age: (b,) tokens that were chosen before, that is the place of the new one.
-        logits: (b, n, vocab_size).
-        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
-
-    Returns:
-        (hypotheses, (b, n) int parents).
-
-    Source: T5X/decoding.py, beam_search, for 't5x'.
-    """
-    if allowed is not None:
-        logits = jnp.where(allowed, logits, -jnp.inf)
-    if hypotheses.forced.size:
-        place = age.clip(max=settings.max_steps - 1)[:, None]
-        forced = jnp.take_along_axis(hypotheses.forced, place, axis=1)[:, :, None]
-        only = jnp.where(jnp.arange(logits.shape[-1]) == forced, 0.0, -jnp.inf)
-        logits = jnp.where(forced > 0, only, logits + hypotheses.bias[:, None])
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    if settings.search == "t5x":
-        return _choose_t5x(settings, hypotheses, age, log_probs)
-    if settings.search == "sample":
-        drawn = jnp.take_along_axis(hypotheses.uniforms, age.clip(max=settings.max_steps - 1)[:, None], axis=1)
-        token = _sample(settings, logits[:, 0].astype(jnp.float32), drawn)
-    else:
-        token = log_probs[:, 0].argmax(axis=-1, keepdims=True)
-    live = ~hypotheses.done
-    gain = jnp.take_along_axis(log_probs[:, 0], token, axis=1)
-    place = age.clip(max=settings.max_steps - 1)
-    rows = jnp.arange(len(age))
-    written = jnp.where(live, token[:, 0].astype(jnp.int32), hypotheses.tokens[rows, 0, place])
-    ended = (token[:, 0] == EOS_ID) | (age + 1 >= settings.max_steps)
-    chosen = hypotheses._replace(
-        tokens=hypotheses.tokens.at[rows, 0, place].set(written),
-        scores=jnp.where(live[:, None], hypotheses.scores + gain, hypotheses.scores),
-        done=hypotheses.done | ended,
-    )
-    return chosen, jnp.zeros_like(token)
-
-
-def _choose_t5x(settings, hypotheses, age, log_probs):
-    num_rows, num_decodes, vocab_size = log_probs.shape
-    totals = (log_probs + hypotheses.scores[:, :, None]).reshape(num_rows, -1)
-    top_scores, top = jax.lax.top_k(totals, 2 * num_decodes)
-    parents, tokens = top // vocab_size, top % vocab_size
-    rows = jnp.arange(num_rows)[:, None]
-    sequences = hypotheses.tokens[rows, parents]
-    place = age.clip(max=settings.max_steps - 1)
-    sequences = sequences.at[rows[:, 0], :, place].set(tokens)
-    ends = tokens == EOS_ID
-
-    # the best that have not ended go on; T5X keeps the best last
-    live_scores, live = jax.lax.top_k(top_scores + ends * NEG_INF, num_decodes)
-    live_scores, live = jnp.flip(live_scores, 1), jnp.flip(live, 1)
-
-    # those that have ended compete with those that ended before
-    penalised = top_scores / _penalty(settings, age + 1)[:, None] + ~ends * NEG_INF
-    all_scores = jnp.concatenate([hypotheses.finished_scores, penalised], axis=1)
-    all_tokens = jnp.concatenate([hypotheses.finished_tokens, sequences], axis=1)
-    finished_scores, finished = jax.lax.top_k(all_scores, num_decodes)
-    finished_scores, finished = jnp.flip(finished_scores, 1), jnp.flip(finished, 1)
-    finished_flags = jnp.take_along_axis(jnp.concatenate([hypotheses.finished, ends], axis=1), finished, axis=1)
-
-    # the longest length has the weakest penalty: no live hypothesis can end better than this
-    bound = live_scores[:, -1] / _penalty(settings, jnp.float32(settings.max_steps))
-    worst = jnp.where(finished_flags.any(1), finished_scores.min(1), NEG_INF)
-    ended = (worst > bound) | (age + 1 >= settings.max_steps)
-
-    def kept(new, old):
-        return jnp.where(hypotheses.done.reshape(-1, *[1] * (new.ndim - 1)), old, new)
-
-    chosen = Hypotheses(
-        tokens=kept(sequences[rows, live], hypotheses.tokens),
-        scores=kept(live_scores, hypotheses.scores),
-        finished_tokens=kept(all_tokens[rows, finished], hypotheses.finished_tokens),
-        finished_scores=kept(finished_scores, hypotheses.finished_scores),
-        finished=kept(finished_flags, hypotheses.finished),
-        uniforms=hypotheses.uniforms,
-        forced=hypotheses.forced,
-        bias=hypotheses.bias,
-        done=hypotheses.done | ended,
-    )
-    return chosen, jnp.take_along_axis(parents, live, axis=1)
-
-
-def best(settings: SearchSettings, hypotheses: Hypotheses) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens (b, n, max_steps), scores (b, n)) of rows that are done, the best last.
-
-    For 't5x' the finished ones, or the live ones of a row where none finished, as in T5X.
-    """
-    tokens, scores = np.asarray(hypotheses.tokens), np.asarray(hypotheses.scores)
-    if settings.search != "t5x":
-        return tokens, scores
-    any_finished = np.asarray(hypotheses.finished).any(1)[:, None]
-    tokens = np.where(any_finished[:, :, None], np.asarray(hypotheses.finished_tokens), tokens)
-    return tokens, np.where(any_finished, np.asarray(hypotheses.finished_scores), scores)
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "steps"), donate_argnames=("cache", "hypotheses"))
@@ -516,7 +218,7 @@ class Compiled:
 
     Args:
         weights, settings, num_frames, allowed, hold: see Batch.
-        folder: see programs.Programs.
+        folder: see compiled.Programs.
     """
 
     def __init__(
@@ -532,7 +234,7 @@ class Compiled:
         # what is drawn goes in with each segment
         settings = dataclasses.replace(settings, seed=0)
         shapes = [(array.shape, str(array.dtype)) for array in jax.tree.leaves(weights)]
-        self._programs = programs.find(
+        self._programs = compiled.find(
             folder,
             (weights.config, shapes, str(where), settings, num_frames, allowed is not None, hold),
             where,
@@ -568,6 +270,10 @@ class Compiled:
         self._programs.expect(_name(kind, shape), arguments, like)
 
 
+def _name(kind, shape):
+    return "-".join([kind, *map(str, shape)])
+
+
 def make_batch(
     weights: Weights,
     settings: SearchSettings,
@@ -597,7 +303,7 @@ class Batch:
         num_frames: that each segment has.
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
         hold: whether segments are batching.Held.
-        folder: where compiled programs are kept, see programs.Programs; None for nowhere.
+        folder: where compiled programs are kept, see compiled.Programs; None for nowhere.
 
     Source: none in MT3, whose batches of 8 run until their longest row has ended.
     """
@@ -617,7 +323,7 @@ class Batch:
         self.settings = settings
         self.allowed = None if allowed is None else jax.device_put(np.asarray(allowed), weights.embedding.sharding)
         # rows that there is room for, and where in it each row lies
-        self._room = _row_count(num_rows)
+        self._room = row_count(num_rows)
         self._places = np.arange(num_rows)
         length = min(LENGTHS[0], settings.max_steps)
         self.cache = empty_cache(weights, self._room, num_frames, settings.num_decodes, length)
@@ -647,13 +353,13 @@ class Batch:
         """Runs some steps; returns (num_rows,) bool, true for rows that have ended."""
         oldest = np.where(self.hypotheses.done, 0, self.cache.age).max()
         if oldest + STEPS_AT_ONCE > self._length:
-            self.cache = self._compiled("grow", (self._room, self._length, _longer(self._length)), self.cache)
+            self.cache = self._compiled("grow", (self._room, self._length, longer_ring(self._length)), self.cache)
         shape = (self._room, self._length)
         self.cache, self.hypotheses = self._compiled(
             "advance", shape, self.weights, self.cache, self.hypotheses, self.allowed
         )
         if self._length < self.settings.max_steps:
-            longer = _longer(self._length)
+            longer = longer_ring(self._length)
             self._compiled.expect("grow", *shape, longer)
             self._compiled.expect("advance", self._room, longer)
         done = np.array(self.hypotheses.done)
@@ -712,7 +418,7 @@ def generator(
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
         hold: whether the segments are batching.Held.
         int8: quantise, see pack.
-        folder: where compiled programs are kept, see programs.Programs; None for nowhere.
+        folder: where compiled programs are kept, see compiled.Programs; None for nowhere.
 
     Returns:
         Called with segments, (input_frames, input_depth) float32 each, which are taken as rows become free, yields the
@@ -728,7 +434,7 @@ def generator(
 
     # read from the disk while the first segments are on their way
     expected = Compiled(weights, settings, config.input_frames, allowed, hold, folder)
-    rows = _row_count((batch_size + 1) // 2 if _is_halved(weights, batch_size) else batch_size)
+    rows = row_count((batch_size + 1) // 2 if _is_halved(weights, batch_size) else batch_size)
     expected.expect("see", rows)
     expected.expect("begin", rows)
     expected.expect("advance", rows, min(LENGTHS[0], settings.max_steps))
@@ -746,98 +452,8 @@ def generate(
     return generator(params, config, **how)(segments)
 
 
-def _row_count(rows):
-    return next((count for count in ROW_COUNTS if count >= rows), rows)
-
-
-def _longer(length):
-    return next((longer for longer in LENGTHS if longer > length), 2 * length)
-
-
-def _name(kind, shape):
-    return "-".join([kind, *map(str, shape)])
-
-
-def _on_cpu(sharding):
-    return all(device.platform == "cpu" for device in sharding.device_set)
-
-
 def _is_halved(weights, num_rows):
-    return _on_cpu(weights.embedding.sharding) and programs.num_cores() >= 2 and num_rows >= WORTH_HALVING
-
-
-def _wide(dtype):
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _quantised(weight, coarse, kind):
-    scales = np.abs(weight).max(axis=1).clip(1e-30) / 127
-    whole, rest = _in_two(weight / scales[:, None])
-    return Quantised(whole.astype(kind), None if coarse else rest.astype(kind), scales)
-
-
-def _in_two(scaled):
-    # numbers up to 127 as whole ones and what that leaves, in 254ths: 15 bits
-    whole = scaled.round()
-    return whole, ((scaled - whole) * 254).round()
-
-
-def _dense(x, weight):
-    return (x.astype(weight.dtype) @ weight.T).astype(x.dtype)
-
-
-def _product(weight, x):
-    # of x's dtype, whatever it is computed in
-    if not isinstance(weight, Quantised):
-        return (weight @ x.astype(weight.dtype)).astype(x.dtype)
-    scales = jnp.abs(x).max(axis=0, keepdims=True).clip(1e-30) / 127
-    both = jnp.concatenate(_in_two(x / scales), axis=1).astype(weight.whole.dtype)
-    product = functools.partial(jnp.matmul, preferred_element_type=jnp.int32 if both.dtype == jnp.int8 else None)
-    wholes, rests = jnp.split(product(weight.whole, both), 2, axis=1)
-    if weight.rest is not None:
-        rests = rests + product(weight.rest, both[:, : x.shape[1]])
-    return (wholes + rests / 254) * scales * weight.scales[:, None]
-
-
-def _mlp(x, layer):
-    gate, linear = jnp.split(_dense(x, layer.mlp_wi), 2, axis=-1)
-    return _dense(jax.nn.gelu(gate, approximate=True) * linear, layer.mlp_wo)
-
-
-def _mlp_of_columns(x, layer):
-    gate, linear = jnp.split(_product(layer.mlp_wi, x), 2)
-    return _product(layer.mlp_wo, jax.nn.gelu(gate, approximate=True) * linear)
-
-
-def _attend(query, keys, values, unseen=None):
-    logits = einsum(query, keys, "b h q d, b h k d -> b h q k")
-    if unseen is not None:
-        logits = logits + unseen
-    return einsum(jax.nn.softmax(logits, axis=-1), values, "b h q k, b h k d -> b h q d")
-
-
-def _rms_norm(x, scale, axis=-1):
-    normed = x * jax.lax.rsqrt((x * x).mean(axis=axis, keepdims=True) + 1e-6)
-    return normed * jnp.expand_dims(scale, axis + 1)
-
-
-def _penalty(settings, length):
-    return ((5.0 + length) / 6.0) ** settings.alpha
-
-
-def _sample(settings, logits, drawn):
-    # likeliest first; the draw falls into one of the kept probabilities laid end to end
-    probabilities = jax.nn.softmax(logits / settings.temperature, axis=-1)
-    order = jnp.argsort(probabilities, axis=-1, descending=True, stable=True)
-    probabilities = jnp.take_along_axis(probabilities, order, axis=-1)
-    before = probabilities.cumsum(-1) - probabilities
-    kept = before < settings.top_p
-    if settings.top_k:
-        kept = kept & (jnp.arange(kept.shape[-1]) < settings.top_k)
-    ends = (probabilities * kept).cumsum(-1)
-    rank = (ends <= drawn * ends[:, -1:]).sum(-1, keepdims=True)
-    rank = jnp.minimum(rank, kept.sum(-1, keepdims=True) - 1)
-    return jnp.take_along_axis(order, rank, axis=1)
+    return on_cpu(weights.embedding.sharding) and compiled.num_cores() >= 2 and num_rows >= WORTH_HALVING
 
 
 def _follow(cache, parents):

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from einops import einsum
 from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -25,7 +24,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_mt3.checkpoint import to_params
 from jax_mt3.decode import generate
 from jax_mt3.infer import find_device
+from jax_mt3.losses import alignment_loss, auxiliary_losses, cross_entropy
 from jax_mt3.model import DecoderLayer, EncoderLayer, Transformer
+from jax_mt3.optimizers import adafactor, adafactor_slots, adamw
 from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig
 from mt3_common.data.shards import Batch
@@ -33,23 +34,6 @@ from mt3_common.training import labels as training_labels
 from mt3_common.training.batches import padded_batch
 from mt3_common.training.config import TrainingConfig
 from mt3_common.training.learner import check_share, first_average, pack, unpack
-
-# an array is factored when its second largest side is at least this
-MIN_FACTORED = 128
-
-
-def cross_entropy(logits: jax.Array, targets: jax.Array, z_loss: float = 1e-4) -> jax.Array:
-    """The training loss: cross-entropy plus z_loss * log(Z)^2, summed over positions whose target is not 0.
-
-    Args:
-        logits: (b, l, vocab_size).
-        targets: (b, l) ids.
-
-    Source: T5X/losses.py, compute_weighted_cross_entropy.
-    """
-    log_z = jax.scipy.special.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return ((log_z - chosen + z_loss * log_z**2) * (targets > 0)).sum()
 
 
 def loss_and_gradients(
@@ -67,115 +51,6 @@ def loss_and_gradients(
         return cross_entropy(logits, decoder_target_tokens, z_loss)
 
     return jax.value_and_grad(loss)(params)
-
-
-def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """The axes that Adafactor averages for the columns and the rows of an array's second moment; None: all is kept.
-
-    Source: T5X/adafactor.py, factored_dims.
-    """
-    if len(shape) < 2:
-        return None
-    *_, second, largest = sorted(range(len(shape)), key=lambda axis: shape[axis])
-    return (second, largest) if shape[second] >= MIN_FACTORED else None
-
-
-def adafactor_slots(parameter: jax.Array) -> dict[str, jax.Array]:
-    """Adafactor's state of one array before the first step."""
-    axes = factored_axes(parameter.shape)
-    if axes is None:
-        return {"v": jnp.zeros(parameter.shape, parameter.dtype)}
-    second, largest = axes
-    rows, columns = (tuple(np.delete(parameter.shape, axis)) for axis in (largest, second))
-    return {"v_row": jnp.zeros(rows, parameter.dtype), "v_col": jnp.zeros(columns, parameter.dtype)}
-
-
-def adafactor(
-    parameter: jax.Array,
-    gradient: jax.Array,
-    slots: dict[str, jax.Array],
-    step: int,
-    learning_rate: float,
-    decay_rate: float = 0.8,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One array and its slots after an Adafactor step; step is 0 for the first.
-
-    The step's length is learning_rate times the array's root mean square, which counts as 1e-3 at least.
-
-    Source: T5X/adafactor.py, Adafactor.apply_param_gradient, with MT3's settings (mt3/gin/model.gin).
-    Differs from optax.adafactor: the decay is not rounded to float32, and slots are what T5X's checkpoints hold.
-    """
-    decay = 1.0 - (step + 1.0) ** -decay_rate
-    squared = gradient * gradient + 1e-30
-    axes = factored_axes(parameter.shape)
-    if axes is None:
-        slots = {"v": decay * slots["v"] + (1.0 - decay) * squared}
-        update = gradient * slots["v"] ** -0.5
-    else:
-        second, largest = axes
-        slots = {
-            "v_row": decay * slots["v_row"] + (1.0 - decay) * squared.mean(largest),
-            "v_col": decay * slots["v_col"] + (1.0 - decay) * squared.mean(second),
-        }
-        rows = jnp.expand_dims(slots["v_row"], largest)
-        row_factor = (rows / rows.mean(second, keepdims=True)) ** -0.5
-        update = gradient * row_factor * jnp.expand_dims(slots["v_col"], second) ** -0.5
-    # clipped so that its root mean square is 1 at most
-    update = update / jnp.maximum(1.0, jnp.sqrt((update * update).mean()))
-    scale = jnp.maximum(jnp.sqrt((parameter * parameter).mean()), 1e-3)
-    return parameter - learning_rate * scale * update, slots
-
-
-def adamw(learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """AdamW with the settings that both twins use: decays 0.9 and 0.999, epsilon 1e-8 outside the root."""
-    return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
-
-
-def auxiliary_losses(
-    encoded: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    rolls: jax.Array,
-    next_events: jax.Array,
-    next_weight: float,
-) -> jax.Array:
-    """The frame-wise losses on the encoder, or those on a decoder layer: (b, f).
-
-    What sounds: weighted binary cross-entropy of each column, summed; plus next_weight times the cross-entropy of where
-    the next event is.
-
-    Args:
-        encoded: (b, f, emb_dim), what the linear layer reads; f may be tokens.
-        kernel: (emb_dim, columns), of the linear layer that is thrown away.
-        bias: (columns,).
-        rolls: (b, f, LABEL_COLUMNS) in 0..1, see labels.soft_rolls.
-        next_events: (b, f) ids, see labels.next_events.
-        next_weight: of the second loss.
-    """
-    weights, positive = training_labels.roll_weights()
-    logits = encoded.astype(kernel.dtype) @ kernel + bias
-    logits, places = jnp.split(logits, [rolls.shape[-1]], axis=-1)
-    losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * jax.nn.softplus(-logits)
-    chosen = jnp.take_along_axis(places, next_events[..., None], axis=-1)[..., 0]
-    return (losses * weights).sum(axis=-1) + next_weight * (jax.scipy.special.logsumexp(places, axis=-1) - chosen)
-
-
-def alignment_loss(query: jax.Array, key: jax.Array, places: jax.Array, real: jax.Array) -> jax.Array:
-    """How far a head of cross-attention is from looking at given frames: cross-entropy, summed over tokens.
-
-    Args:
-        query: (b, l, d), of one head.
-        key: (b, f, d).
-        places: (b, l), frames, f where there is none to look at.
-        real: (b, l) bool, false at padding.
-    """
-    frames = jnp.arange(key.shape[1], dtype=places.dtype)
-    # 0.8 frames: a note may be heard in the frames beside its own
-    wanted = jnp.exp(-0.5 * ((frames - places[..., None]) / 0.8) ** 2)
-    wanted = wanted / jnp.maximum(wanted.sum(axis=-1, keepdims=True), 1e-6)
-    logits = einsum(query, key, "b l d, b f d -> b l f").astype(places.dtype)
-    losses = -(wanted * jax.nn.log_softmax(logits, axis=-1)).sum(axis=-1)
-    return (losses * (real & (places < key.shape[1]))).sum()
 
 
 def find_devices(name: str | None) -> list[jax.Device]:

@@ -60,6 +60,7 @@ def load(
     # imported here: --help and wrong arguments are answered at once, and Ctrl-C while PyTorch loads is handled
     from torch_mt3 import checkpoint as weights
     from torch_mt3 import decode
+    from torch_mt3.weights import processor_note
 
     found = find_checkpoint(checkpoint)
     only = None if instruments is None else parse_instruments(instruments)
@@ -69,7 +70,7 @@ def load(
     if dtype == "int8" and place.type != "cpu":
         raise ValueError(f"PyTorch computes int8 on the CPU only, not on {place}: take float32 or bfloat16 there")
     module = weights.cast(module, "float32" if dtype == "int8" else dtype).to(place).eval()
-    if note := decode.processor_note(module, int8=dtype == "int8"):
+    if note := processor_note(module, int8=dtype == "int8"):
         warnings.warn(note, UserWarning, stacklevel=2)
     generate = decode.generator(
         module,

@@ -9,14 +9,12 @@ is.
 import copy
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from einops import einsum
 from torch import distributed
 from torch.func import functional_call
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mt3_common.cli import train as command_line
@@ -29,24 +27,9 @@ from mt3_common.training.learner import check_share, first_average, pack, unpack
 from torch_mt3.checkpoint import _renamed, to_state_dict
 from torch_mt3.decode import generate
 from torch_mt3.infer import find_device
+from torch_mt3.losses import alignment_loss, auxiliary_losses, cross_entropy
 from torch_mt3.model import Transformer
-
-# an array is factored when its second largest side is at least this
-MIN_FACTORED = 128
-
-
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, z_loss: float = 1e-4) -> torch.Tensor:
-    """The training loss: cross-entropy plus z_loss * log(Z)^2, summed over positions whose target is not 0.
-
-    Args:
-        logits: (b, l, vocab_size).
-        targets: (b, l) ids.
-
-    Source: T5X/losses.py, compute_weighted_cross_entropy.
-    """
-    log_z = torch.logsumexp(logits, dim=-1)
-    chosen = torch.gather(logits, -1, targets[..., None].long())[..., 0]
-    return ((log_z - chosen + z_loss * log_z**2) * (targets > 0)).sum()
+from torch_mt3.optimizers import adafactor, adafactor_slots, adamw
 
 
 def loss_and_gradients(
@@ -62,117 +45,6 @@ def loss_and_gradients(
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     return loss.detach(), dict(zip(parameters, gradients, strict=True))
-
-
-def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """The axes that Adafactor averages for the columns and the rows of an array's second moment; None: all is kept.
-
-    Source: T5X/adafactor.py, factored_dims.
-    """
-    if len(shape) < 2:
-        return None
-    *_, second, largest = sorted(range(len(shape)), key=lambda axis: shape[axis])
-    return (second, largest) if shape[second] >= MIN_FACTORED else None
-
-
-def adafactor_slots(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Adafactor's state of one array before the first step."""
-    axes = factored_axes(parameter.shape)
-    if axes is None:
-        return {"v": torch.zeros_like(parameter)}
-    second, largest = axes
-    return {"v_row": torch.zeros_like(parameter.mean(largest)), "v_col": torch.zeros_like(parameter.mean(second))}
-
-
-@torch.no_grad()
-def adafactor(
-    parameter: torch.Tensor,
-    gradient: torch.Tensor,
-    slots: dict[str, torch.Tensor],
-    step: int,
-    learning_rate: float,
-    decay_rate: float = 0.8,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """One array and its slots after an Adafactor step; step is 0 for the first.
-
-    The step's length is learning_rate times the array's root mean square, which counts as 1e-3 at least.
-
-    Source: T5X/adafactor.py, Adafactor.apply_param_gradient, with MT3's settings (mt3/gin/model.gin).
-    Differs from torch.optim.Adafactor: that one factors small matrices too, and its rate is 1 / sqrt(step) at most.
-    """
-    decay = 1.0 - (step + 1.0) ** -decay_rate
-    squared = gradient * gradient + 1e-30
-    axes = factored_axes(parameter.shape)
-    if axes is None:
-        slots = {"v": decay * slots["v"] + (1.0 - decay) * squared}
-        update = gradient * slots["v"] ** -0.5
-    else:
-        second, largest = axes
-        slots = {
-            "v_row": decay * slots["v_row"] + (1.0 - decay) * squared.mean(largest),
-            "v_col": decay * slots["v_col"] + (1.0 - decay) * squared.mean(second),
-        }
-        rows = slots["v_row"].unsqueeze(largest)
-        row_factor = (rows / rows.mean(second, keepdim=True)) ** -0.5
-        update = gradient * row_factor * slots["v_col"].unsqueeze(second) ** -0.5
-    # clipped so that its root mean square is 1 at most
-    update = update / torch.clamp(torch.sqrt((update * update).mean()), min=1.0)
-    scale = torch.clamp(torch.sqrt((parameter * parameter).mean()), min=1e-3)
-    return parameter - learning_rate * scale * update, slots
-
-
-def adamw(
-    parameters: Iterable[torch.nn.Parameter], learning_rate: float, weight_decay: float = 0.0
-) -> torch.optim.Optimizer:
-    """AdamW with the settings that both twins use: decays 0.9 and 0.999, epsilon 1e-8 outside the root."""
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
-
-
-def auxiliary_losses(
-    encoded: torch.Tensor,
-    kernel: torch.Tensor,
-    bias: torch.Tensor,
-    rolls: torch.Tensor,
-    next_events: torch.Tensor,
-    next_weight: float,
-) -> torch.Tensor:
-    """The frame-wise losses on the encoder, or those on a decoder layer: (b, f).
-
-    What sounds: weighted binary cross-entropy of each column, summed; plus next_weight times the cross-entropy of where
-    the next event is.
-
-    Args:
-        encoded: (b, f, emb_dim), what the linear layer reads; f may be tokens.
-        kernel: (emb_dim, columns), of the linear layer that is thrown away.
-        bias: (columns,).
-        rolls: (b, f, LABEL_COLUMNS) in 0..1, see labels.soft_rolls.
-        next_events: (b, f) ids, see labels.next_events.
-        next_weight: of the second loss.
-    """
-    weights, positive = (torch.from_numpy(array).to(encoded.device) for array in training_labels.roll_weights())
-    logits = encoded.to(kernel.dtype) @ kernel + bias
-    logits, places = logits.split([rolls.shape[-1], logits.shape[-1] - rolls.shape[-1]], dim=-1)
-    losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * F.softplus(-logits)
-    chosen = torch.gather(places, -1, next_events[..., None])[..., 0]
-    return (losses * weights).sum(dim=-1) + next_weight * (torch.logsumexp(places, dim=-1) - chosen)
-
-
-def alignment_loss(query: torch.Tensor, key: torch.Tensor, places: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """How far a head of cross-attention is from looking at given frames: cross-entropy, summed over tokens.
-
-    Args:
-        query: (b, l, d), of one head.
-        key: (b, f, d).
-        places: (b, l), frames, f where there is none to look at.
-        real: (b, l) bool, false at padding.
-    """
-    frames = torch.arange(key.shape[1], device=key.device, dtype=places.dtype)
-    # 0.8 frames: a note may be heard in the frames beside its own
-    wanted = torch.exp(-0.5 * ((frames - places[..., None]) / 0.8) ** 2)
-    wanted = wanted / torch.clamp(wanted.sum(dim=-1, keepdim=True), min=1e-6)
-    logits = einsum(query, key, "b l d, b f d -> b l f").to(places.dtype)
-    losses = -(wanted * torch.log_softmax(logits, dim=-1)).sum(dim=-1)
-    return (losses * (real & (places < key.shape[1]))).sum()
 
 
 def find_devices(name: str | None) -> list[torch.device]:

@@ -16,7 +16,8 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 
-from jax_mt3 import checkpoint, decode, train
+from jax_mt3 import checkpoint, decode, kernels, optimizers, train
+from jax_mt3 import weights as weights_of
 from jax_mt3.infer import keep_compiled
 from jax_mt3.model import Transformer
 from mt3_common.config import Config
@@ -228,8 +229,8 @@ class Side:
         """
         with exact_mode(precision, self.device):
             count, length = tokens.shape
-            weights = decode.pack(self.cast(precision), self.config.network)
-            first = min(decode.LENGTHS[0], length)
+            weights = weights_of.pack(self.cast(precision), self.config.network)
+            first = min(kernels.LENGTHS[0], length)
             cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
             rows, frames = np.arange(count), _cast(frames, trace.dtype_of(precision))
             step = compile_once(decode.step, self.device, donate_argnums=1)
@@ -270,10 +271,10 @@ class Side:
     ) -> dict[str, np.ndarray]:
         """The weights after steps of 'adafactor' or 'adamw' (weight decay 0.01), one per set of gradients."""
         with exact_mode(precision, self.device):
-            adamw = train.adamw(learning_rate, weight_decay=0.01)
+            adamw = optimizers.adamw(learning_rate, weight_decay=0.01)
 
             def begin(array):
-                return adamw.init(array) if optimizer == "adamw" else train.adafactor_slots(array)
+                return adamw.init(array) if optimizer == "adamw" else optimizers.adafactor_slots(array)
 
             def one_step(carried, given):
                 array, state = carried
@@ -282,7 +283,7 @@ class Side:
                     update, state = adamw.update(gradient, state, array)
                     array = optax.apply_updates(array, update)
                 else:
-                    array, state = train.adafactor(array, gradient, state, step, learning_rate)
+                    array, state = optimizers.adafactor(array, gradient, state, step, learning_rate)
                 return (array, state), None
 
             # array by array: few shapes to compile, and no second copy of everything in memory

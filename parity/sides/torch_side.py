@@ -12,7 +12,8 @@ import torch
 from mt3_common.config import Config
 from parity.trace import trace
 from parity.trace.trace import WARM_UP, unrolled
-from torch_mt3 import checkpoint, decode, train
+from torch_mt3 import checkpoint, decode, kernels, optimizers, train
+from torch_mt3 import weights as weights_of
 from torch_mt3.model import Transformer
 
 
@@ -234,8 +235,8 @@ class Side:
         """
         with exact_mode(precision, self.device), torch.inference_mode():
             count, length = tokens.shape
-            weights = decode.pack(self.cast(precision))
-            first = min(decode.FIRST_LENGTH, length)
+            weights = weights_of.pack(self.cast(precision))
+            first = min(kernels.FIRST_LENGTH, length)
             cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
             rows = list(range(count))
             ids = torch.tensor(tokens, device=self.device)
@@ -275,15 +276,15 @@ class Side:
             for name, array in checkpoint.to_arrays(self.cast(precision).state_dict()).items():
                 # array by array, as the other side does it; a step does not know how its array is turned
                 weight = torch.nn.Parameter(torch.tensor(array, device=self.device))
-                adamw = train.adamw([weight], learning_rate, weight_decay=0.01)
-                slots = train.adafactor_slots(weight)
+                adamw = optimizers.adamw([weight], learning_rate, weight_decay=0.01)
+                slots = optimizers.adafactor_slots(weight)
                 for step, each in enumerate(gradients):
                     gradient = torch.tensor(each[name], device=self.device).to(weight.dtype)
                     if optimizer == "adamw":
                         weight.grad = gradient
                         adamw.step()
                     else:
-                        weight, slots = train.adafactor(weight, gradient, slots, step, learning_rate)
+                        weight, slots = optimizers.adafactor(weight, gradient, slots, step, learning_rate)
                 after[name] = weight.detach().cpu().numpy()
             return after
 

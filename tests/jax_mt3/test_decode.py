@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jax_mt3 import checkpoint, decode
+from jax_mt3 import weights as packing
 from mt3_common.audio.spectrogram import Segment
 from mt3_common.notes.vocabulary import EOS_ID
 from mt3_common.transcription import batching
@@ -14,7 +15,7 @@ from mt3_common.transcription.batching import Held, SearchSettings
 
 @pytest.fixture
 def weights(golden_config, golden_arrays):
-    return decode.pack(checkpoint.to_params(golden_arrays), golden_config)
+    return packing.pack(checkpoint.to_params(golden_arrays), golden_config)
 
 
 @pytest.fixture

@@ -9,7 +9,10 @@ import torch
 
 from jax_mt3 import checkpoint as jax_checkpoint
 from jax_mt3 import decode as jax_decode
+from jax_mt3 import kernels as jax_kernels
 from jax_mt3 import model as jax_model
+from jax_mt3 import search as jax_search
+from jax_mt3 import weights as jax_weights
 from mt3_common.audio.spectrogram import Segment
 from mt3_common.config import Config
 from mt3_common.notes.vocabulary import EOS_ID
@@ -17,7 +20,10 @@ from mt3_common.transcription import batching
 from mt3_common.transcription.batching import Held, SearchSettings
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import decode as torch_decode
+from torch_mt3 import kernels as torch_kernels
 from torch_mt3 import model as torch_model
+from torch_mt3 import search as torch_search
+from torch_mt3 import weights as torch_weights
 
 
 def with_eos_gain(arrays, gain):
@@ -37,9 +43,10 @@ def torch_model_of(config, arrays):
     return model
 
 
+SEARCH = {"jax": jax_search, "torch": torch_search}
 TWINS = {
-    "jax": (jax_decode, jax_model_of, lambda config, arrays: jax_decode.pack(jax_model_of(config, arrays), config)),
-    "torch": (torch_decode, torch_model_of, lambda config, arrays: torch_decode.pack(torch_model_of(config, arrays))),
+    "jax": (jax_decode, jax_model_of, lambda config, arrays: jax_weights.pack(jax_model_of(config, arrays), config)),
+    "torch": (torch_decode, torch_model_of, lambda config, arrays: torch_weights.pack(torch_model_of(config, arrays))),
 }
 
 
@@ -55,7 +62,7 @@ def test_tokens_and_scores_are_t5xs(twin, case, gain, golden_config, golden_arra
     batch.insert(list(range(6)), list(decoded["in/frames"]), [settings.uniforms(i) for i in range(6)])
     while not batch.advance()[:6].all():
         pass
-    tokens, scores = (np.asarray(array)[:6] for array in decode.best(settings, batch.hypotheses))
+    tokens, scores = (np.asarray(array)[:6] for array in SEARCH[twin].best(settings, batch.hypotheses))
     golden = decoded[f"eos_gain{gain}/{case}/tokens"].reshape(6, num_decodes, 64)
     for ours, theirs in zip(tokens.reshape(-1, 64), golden.reshape(-1, 64)):
         np.testing.assert_array_equal(batching.until_eos(ours), batching.until_eos(theirs))
@@ -238,7 +245,7 @@ def test_one_cached_step_equals_the_full_forward_pass_at_every_position(golden_c
     model = torch_model_of(golden_config, golden_arrays).double()
     with torch.no_grad():
         full = model(*map(torch.from_numpy, (frames, inputs, tokens))).numpy()
-    weights = torch_decode.pack(model)
+    weights = torch_weights.pack(model)
     cache = torch_decode.empty_cache(weights, 2, 256, length=512)
     cache = torch_decode.insert(weights, cache, [0, 1], torch.from_numpy(frames))
     stepped = np.empty_like(full)
@@ -254,7 +261,7 @@ def test_one_cached_step_equals_the_full_forward_pass_at_every_position(golden_c
         full_jax = np.asarray(
             jax.jit(jax_model.Transformer(golden_config).apply)({"params": params}, frames, inputs, tokens)
         )
-        weights = jax_decode.pack(params, golden_config)
+        weights = jax_weights.pack(params, golden_config)
         step = jax.jit(jax_decode.step, donate_argnums=1)
         cache = jax_decode.empty_cache(weights, 2, 256, length=512)
         cache = jax_decode.insert(weights, cache, np.arange(2), frames)
@@ -268,7 +275,7 @@ def test_one_cached_step_equals_the_full_forward_pass_at_every_position(golden_c
 
 def test_a_wrong_position_would_be_seen(golden_config, golden_arrays, decoded):
     model = torch_model_of(golden_config, golden_arrays)
-    weights = torch_decode.pack(model)
+    weights = torch_weights.pack(model)
     logits = []
     for age in (0, 1):
         cache = torch_decode.empty_cache(weights, 1, 256, length=8)
@@ -339,7 +346,9 @@ def first_logits(twin, config, arrays, frames, dtype):
     cast = {"jax": jax_checkpoint, "torch": torch_checkpoint}[twin].cast
     model = cast(build(config, arrays), "float32" if dtype == "int8" else dtype)
     weights = (
-        decode.pack(model, int8=dtype == "int8") if twin == "torch" else decode.pack(model, config, dtype == "int8")
+        torch_weights.pack(model, int8=dtype == "int8")
+        if twin == "torch"
+        else jax_weights.pack(model, config, dtype == "int8")
     )
     cache = decode.empty_cache(weights, 2, frames.shape[1], length=8)
     frames, tokens = (np.asarray(frames), np.zeros((2, 1), np.int64))
@@ -353,8 +362,8 @@ def first_logits(twin, config, arrays, frames, dtype):
 @pytest.mark.parametrize("coarse", [False, True])
 def test_int8_computes_with_whole_numbers_and_is_close(coarse, golden_config, golden_arrays, decoded, monkeypatch):
     """Both twins round the same: to 8 bits in wide networks, to 15 in narrow ones."""
-    for decode in (torch_decode, jax_decode):
-        monkeypatch.setattr(decode, "COARSE_WIDTH", 1 if coarse else 10**6)
+    for weights in (torch_weights, jax_weights):
+        monkeypatch.setattr(weights, "COARSE_WIDTH", 1 if coarse else 10**6)
     frames = decoded["in/frames"][:2]
     exact = first_logits("torch", golden_config, golden_arrays, frames, "float32")[0]
     ours, _, weights = first_logits("torch", golden_config, golden_arrays, frames, "int8")
@@ -372,8 +381,8 @@ def test_int8_computes_with_whole_numbers_and_is_close(coarse, golden_config, go
 @pytest.mark.parametrize("coarse", [False, True])
 def test_bfloat16_rounds_what_pack_says_in_both_twins(coarse, golden_config, golden_arrays, decoded, monkeypatch):
     """A narrow network's products take float32; PyTorch keeps keys and values in float16, JAX in float32."""
-    for decode in (torch_decode, jax_decode):
-        monkeypatch.setattr(decode, "COARSE_WIDTH", 1 if coarse else 10**6)
+    for weights in (torch_weights, jax_weights):
+        monkeypatch.setattr(weights, "COARSE_WIDTH", 1 if coarse else 10**6)
     frames = decoded["in/frames"][:2]
     arrays = {name: torch.from_numpy(array.copy()).bfloat16().float().numpy() for name, array in golden_arrays.items()}
     found, heard = {}, {}
@@ -407,7 +416,7 @@ def test_sums_of_rows_are_batched_products(shape):
     rows = torch.randn((num_batches, num_rows, width), generator=generator).half()
     exact = torch.bmm(factors.double(), rows.double())
     for laid in (rows, rows.transpose(1, 2).contiguous().transpose(1, 2)):
-        found = torch_decode._sums_of_rows(factors, laid)
+        found = torch_kernels.sums_of_rows(factors, laid)
         assert found.dtype == torch.float16
         np.testing.assert_allclose(found.double(), exact, rtol=1e-3, atol=1e-4 * num_rows)
 
@@ -418,7 +427,7 @@ def test_int8_products_are_those_of_the_rounded_matrix_in_both_twins():
     x, weight = torch.randn((3, 2, 96), generator=generator), torch.randn((40, 96), generator=generator)
     x[1, 1] = 0
     for coarse in (True, False):
-        quantised = torch_decode._quantised(weight, coarse)
+        quantised = torch_kernels.quantised(weight, coarse)
         rounded = quantised.whole * quantised.scales[:, None]
         if coarse:
             assert quantised.rest is None
@@ -426,11 +435,11 @@ def test_int8_products_are_those_of_the_rounded_matrix_in_both_twins():
         else:
             rounded += quantised.rest / 254 * quantised.scales[:, None]
             np.testing.assert_allclose(rounded, weight, rtol=0, atol=1e-4)
-        found = torch_decode._dense(x, quantised)
+        found = torch_kernels.dense(x, quantised)
         np.testing.assert_allclose(found, x @ rounded.T, rtol=0, atol=3e-3)
         assert not found[1, 1].any()
-        of_jax = jax_decode._product(
-            jax_decode._quantised(weight.numpy(), coarse, np.float32), x.reshape(-1, 96).numpy().T
+        of_jax = jax_kernels.column_product(
+            jax_kernels.quantised(weight.numpy(), coarse, np.float32), x.reshape(-1, 96).numpy().T
         )
         np.testing.assert_allclose(np.asarray(of_jax).T, found.reshape(-1, 40), rtol=0, atol=1e-4)
 

@@ -13,12 +13,14 @@ import torch
 
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import decode as torch_decode
+from torch_mt3 import kernels as torch_kernels
 from torch_mt3 import model as torch_model
+from torch_mt3 import weights as torch_weights
 
 ROOT = Path(__file__).parents[2]
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}
 X86 = platform.machine() in ("x86_64", "AMD64")
-KERNELS = ("_has_onednn_products", "_has_float16_weights", "_has_int8_products", "_has_fast_float16_sums")
+KERNELS = ("has_onednn_products", "has_float16_weights", "has_int8_products", "has_fast_float16_sums")
 PROCESSORS = {"as it is": {}, "AVX2": AVX2}
 
 # the golden network's logits of the first token and its tokens, in every dtype, as a network of either width
@@ -29,7 +31,8 @@ from mt3_common.checkpoint.checkpoint import read
 from mt3_common.config import Config, NetworkConfig
 
 twin, folder = sys.argv[1:]
-checkpoint, decode = (importlib.import_module(f"{twin}.{name}") for name in ("checkpoint", "decode"))
+names = ("checkpoint", "decode", "weights")
+checkpoint, decode, packing = (importlib.import_module(f"{twin}.{name}") for name in names)
 sizes = json.load(open(folder + "/config.json"))
 network = NetworkConfig(**{name: size for name, size in sizes.items() if name in NetworkConfig.__dataclass_fields__})
 config = dataclasses.replace(Config(), network=network, max_target_length=12)
@@ -41,12 +44,12 @@ if twin == "torch_mt3":
     as_array = torch.from_numpy
 results = {}
 for width in (1, 10**6):
-    decode.COARSE_WIDTH = width
+    packing.COARSE_WIDTH = width
     for dtype in ("float32", "bfloat16", "int8"):
         model, _ = checkpoint.load(folder + "/checkpoints/t5x_bfloat16")
         model = checkpoint.cast(checkpoint.cast(model, "float32"), "float32" if dtype == "int8" else dtype)
         packed = (model,) if twin == "torch_mt3" else (model, network)
-        weights = decode.pack(*packed, int8=dtype == "int8")
+        weights = packing.pack(*packed, int8=dtype == "int8")
         cache = decode.empty_cache(weights, 2, frames.shape[1], length=8)
         cache = decode.insert(weights, cache, [0, 1] if twin == "torch_mt3" else np.arange(2), as_array(frames))
         logits, cache = decode.step(weights, cache, as_array(np.zeros((2, 1), np.int64)))
@@ -56,7 +59,7 @@ for width in (1, 10**6):
             "encoded": float(np.asarray(decode.encode(weights, as_array(frames))).sum()),
             "steps": [len(row) for row in ids],
             "cache": str(cache.self_keys[0].dtype).removeprefix("torch."),
-            "note": decode.processor_note(model, dtype == "int8") if twin == "torch_mt3" else None,
+            "note": packing.processor_note(model, dtype == "int8") if twin == "torch_mt3" else None,
         }
 print(json.dumps(results))
 """
@@ -110,7 +113,7 @@ def test_wide_bfloat16_is_computed_in_float32_where_the_processor_is_slow_at_it(
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_the_command_says_so_in_one_line(talkative, tmp_path, processor, dtype):
-    code = "import sys\nfrom torch_mt3 import decode, infer\ndecode.COARSE_WIDTH = 1\nsys.exit(infer.main())"
+    code = "import sys\nfrom torch_mt3 import infer, weights\nweights.COARSE_WIDTH = 1\nsys.exit(infer.main())"
     options = ("--duration", "1", "--device", "cpu", "--dtype", dtype, "--checkpoint", str(talkative))
     finished = subprocess.run(
         [sys.executable, "-c", code, str(ROOT / "audio" / "example.flac"), "-o", "song.mid", "--quiet", *options],
@@ -139,12 +142,12 @@ def test_without_any_private_kernel_logits_stay_the_same(
     dtype, wide, golden_config, golden_arrays, decoded, monkeypatch
 ):
     """The plain path of a PyTorch that has none of them."""
-    monkeypatch.setattr(torch_decode, "COARSE_WIDTH", 1 if wide else 10**6)
+    monkeypatch.setattr(torch_weights, "COARSE_WIDTH", 1 if wide else 10**6)
     model = model_of(golden_config, golden_arrays, "float32" if dtype == "int8" else dtype)
     frames = torch.from_numpy(decoded["in/frames"][:2])
 
     def logits():
-        weights = torch_decode.pack(model, int8=dtype == "int8")
+        weights = torch_weights.pack(model, int8=dtype == "int8")
         cache = torch_decode.empty_cache(weights, 2, frames.shape[1], length=8)
         cache = torch_decode.insert(weights, cache, [0, 1], frames)
         return torch_decode.step(weights, cache, torch.zeros((2, 1), dtype=torch.int64))[0], weights
@@ -155,12 +158,14 @@ def test_without_any_private_kernel_logits_stay_the_same(
         raise AssertionError("a private kernel is called")
 
     for name in KERNELS:
-        monkeypatch.setattr(torch_decode, name, lambda kind: kind not in ("cpu", torch.float32, torch.bfloat16))
-    for name in ("_onednn_product", "_sums_of_rows"):
-        monkeypatch.setattr(torch_decode, name, missing)
+        for module in (torch_kernels, torch_weights):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, lambda kind: kind not in ("cpu", torch.float32, torch.bfloat16))
+    for name in ("onednn_product", "sums_of_rows"):
+        monkeypatch.setattr(torch_kernels, name, missing)
     monkeypatch.setattr(torch, "_int_mm", missing)
     plain, weights = logits()
-    matrices = [array for layer in weights.layers for array in layer if not isinstance(array, torch_decode.Quantised)]
+    matrices = [array for layer in weights.layers for array in layer if not isinstance(array, torch_kernels.Quantised)]
     assert not any(isinstance(array, torch.ScriptObject) or array.is_mkldnn for array in matrices)
     assert weights.kept == torch.float32
     limit = {"float32": 1e-5, "bfloat16": 5e-2 if wide else 2e-3, "int8": 1e-3}[dtype]
@@ -172,13 +177,13 @@ def test_a_kernel_that_is_missing_or_refuses_is_not_used(error):
     def refuse(x, weight):
         raise error("no such kernel")
 
-    assert not torch_decode._is_right(refuse, 1.0)
+    assert not torch_kernels.is_right(refuse, 1.0)
 
 
 def test_a_kernel_whose_result_is_wrong_is_not_used():
-    assert torch_decode._is_right(lambda x, weight: x @ weight.t(), 1e-6)
-    assert not torch_decode._is_right(lambda x, weight: (x @ weight.t()).clamp(max=30), 1e-2)
-    assert not torch_decode._is_right(lambda x, weight: x @ weight.t() * torch.nan, 1e-2)
+    assert torch_kernels.is_right(lambda x, weight: x @ weight.t(), 1e-6)
+    assert not torch_kernels.is_right(lambda x, weight: (x @ weight.t()).clamp(max=30), 1e-2)
+    assert not torch_kernels.is_right(lambda x, weight: x @ weight.t() * torch.nan, 1e-2)
 
     def in_16_bits(x, weight, limit):
         x, weight = 128 * x + 128, 128 * weight
@@ -186,5 +191,5 @@ def test_a_kernel_whose_result_is_wrong_is_not_used():
         return (pairs.sum(-1) - 128 * weight.sum(-1)) / 128**2
 
     # as int8 products without VNNI
-    assert torch_decode._is_right(lambda x, weight: in_16_bits(x, weight, 2**20), 0.0)
-    assert not torch_decode._is_right(lambda x, weight: in_16_bits(x, weight, 2**15 - 1), 0.0)
+    assert torch_kernels.is_right(lambda x, weight: in_16_bits(x, weight, 2**20), 0.0)
+    assert not torch_kernels.is_right(lambda x, weight: in_16_bits(x, weight, 2**15 - 1), 0.0)

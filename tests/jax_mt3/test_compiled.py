@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jax_mt3 import infer, programs
+from jax_mt3 import compiled, infer
 
 ROOT = Path(__file__).parents[2]
 WHERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -94,7 +94,7 @@ def test_a_second_run_compiles_nothing_and_files_that_are_not_programs_are_repla
 def test_what_cannot_be_kept_is_no_hindrance(tmp_path):
     """A file lies where the folder should be; files cannot be made for another reason on a full disk."""
     (tmp_path / "programs").write_text("")
-    kept = programs.find(tmp_path / "programs", "no folder", WHERE)
+    kept = compiled.find(tmp_path / "programs", "no folder", WHERE)
     twice = kept.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)
     assert int(twice(np.int32(4))) == 8
     assert [path.name for path in tmp_path.rglob("*")] == ["programs"]
@@ -102,7 +102,7 @@ def test_what_cannot_be_kept_is_no_hindrance(tmp_path):
 
 def test_a_program_that_cannot_be_loaded_is_made_anew_with_a_warning(tmp_path, monkeypatch):
     def ask():
-        kept = programs.Programs(tmp_path, jax.devices()[0])
+        kept = compiled.Programs(tmp_path, jax.devices()[0])
         return int(kept.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)(np.int32(4)))
 
     assert ask() == 8
@@ -110,17 +110,17 @@ def test_a_program_that_cannot_be_loaded_is_made_anew_with_a_warning(tmp_path, m
     def refuse(*arguments, **keywords):
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: made for another processor")
 
-    monkeypatch.setattr(programs.serialize_executable, "deserialize_and_load", refuse)
+    monkeypatch.setattr(compiled.serialize_executable, "deserialize_and_load", refuse)
     with pytest.warns(UserWarning, match=r"twice cannot be loaded and is compiled again: INVALID_ARGUMENT: made for"):
         assert ask() == 8
 
 
 def test_a_fault_of_the_program_itself_is_not_hidden(tmp_path, monkeypatch):
-    kept = programs.Programs(tmp_path, jax.devices()[0])
+    kept = compiled.Programs(tmp_path, jax.devices()[0])
     kept.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)
-    monkeypatch.setattr(programs.serialize_executable, "deserialize_and_load", lambda content: None)
+    monkeypatch.setattr(compiled.serialize_executable, "deserialize_and_load", lambda content: None)
     with pytest.raises(TypeError, match="backend"):
-        programs.Programs(tmp_path, jax.devices()[0]).get("twice", None, (np.int32(4),), 0)
+        compiled.Programs(tmp_path, jax.devices()[0]).get("twice", None, (np.int32(4),), 0)
 
 
 def test_a_folder_that_cannot_be_written_is_named_in_a_warning(tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_a_folder_that_cannot_be_written_is_named_in_a_warning(tmp_path, monkeyp
 
 
 def test_threads_that_ask_for_the_same_program_wait_for_one():
-    kept = programs.find(None, "threads", WHERE)
+    kept = compiled.find(None, "threads", WHERE)
     lowered, both = [], threading.Barrier(4)
 
     def lower(number):
@@ -160,9 +160,9 @@ def test_threads_that_ask_for_the_same_program_wait_for_one():
 
 
 def test_programs_that_depend_on_something_else_are_others(monkeypatch):
-    first = programs.find(None, ("a", 1), WHERE)
-    assert programs.find(None, ("a", 1), WHERE) is first
-    assert programs.find(None, ("a", 2), WHERE) is not first
-    assert programs.find("folder", ("a", 1), WHERE) is not first
+    first = compiled.find(None, ("a", 1), WHERE)
+    assert compiled.find(None, ("a", 1), WHERE) is first
+    assert compiled.find(None, ("a", 2), WHERE) is not first
+    assert compiled.find("folder", ("a", 1), WHERE) is not first
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-    assert programs.find(None, ("a", 1), WHERE) is not first
+    assert compiled.find(None, ("a", 1), WHERE) is not first

@@ -121,6 +121,9 @@ class Programs:
                     raise
 
 
+# files of this package that a program depends on
+SOURCES = ("compiled.py", "decode.py", "kernels.py", "search.py", "weights.py")
+
 _KNOWN: dict[tuple[str | None, str], Programs] = {}
 
 
@@ -140,7 +143,7 @@ def find(folder: str | os.PathLike | None, depends: Any, where: jax.sharding.Sha
 
 def _digest(depends, device):
     """Another one wherever a program could be another one."""
-    sources = [Path(__file__).with_name(name).read_bytes() for name in ("decode.py", "programs.py")]
+    sources = [Path(__file__).with_name(name).read_bytes() for name in SOURCES]
     settings = {name: value for name, value in jax.config.values.items() if isinstance(value, bool | int | float | str)}
     parts = (
         *(hashlib.sha256(source).hexdigest() for source in sources),
