@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from mt3_common.checkpoint import checkpoint
-from parity.diagnosis.diagnose import PICKLES, read_candidate
+from mt3_common.checkpoint.torch_pickle import PICKLES
+from parity.diagnosis.candidate import read_candidate
 
 
 def describe(path: str, preset: str | None = None) -> dict[str, Any]:

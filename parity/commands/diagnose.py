@@ -3,8 +3,9 @@
 import argparse
 import math
 
-from parity.diagnosis.diagnose import Diagnosis, diagnose, read_candidate, read_original
-from parity.diagnosis.modules import Finding
+from parity.diagnosis.candidate import read_candidate, read_original
+from parity.diagnosis.diagnose import diagnose
+from parity.diagnosis.finding import Diagnosis, Finding
 from parity.report.files import write_json
 
 # of the conventions of arrays without readable names, so many go into the verdict

@@ -5,8 +5,9 @@ import argparse
 from parity.checkpoints import convert
 from parity.commands.diagnose import print_diagnosis
 from parity.compare.traces import DIFFERENT, REFUSED, SAME
-from parity.diagnosis import diagnose
+from parity.diagnosis.candidate import read_candidate, read_original
 from parity.diagnosis.repair import RepairError, repair
+from parity.diagnosis.weights import diagnose_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Repairs, writes, proves; exit status 0 put right, 1 not possible, 2 refused."""
     layout = convert.layout_of(args.target, args.to)
-    original, config = diagnose.read_original(args.against, args.model)
-    candidate = diagnose.read_candidate(args.candidate, args.config)
+    original, config = read_original(args.against, args.model)
+    candidate = read_candidate(args.candidate, args.config)
     if candidate.kind != "weights":
         raise RepairError(f"{args.candidate}: only weights can be repaired; this is a {candidate.kind}")
-    diagnosis = diagnose.diagnose_weights(candidate, original, config)
+    diagnosis = diagnose_weights(candidate, original, config)
     print_diagnosis(diagnosis, args.candidate, args.against)
     if diagnosis.refusal:
         return REFUSED

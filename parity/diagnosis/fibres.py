@@ -6,13 +6,10 @@ fibre gets a fingerprint (random projections divided by its norm, which a scalar
 of the candidate is looked up among those of the original, and what was found is then compared bit for bit.
 """
 
-import collections
 import dataclasses
 import functools
-import hashlib
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -24,10 +21,6 @@ LOOSE = 1e-2
 # share of an array's fibres that must be found for the array to count as matched
 ENOUGH = 0.5
 SAMPLED_FIBRES = 64
-# relative difference up to which two factors, each read off an array that may be rounded, are one
-ONE_FACTOR = 1e-3
-# elements multiplied in float32 by a factor that is no power of two are within two units of their last place
-LAST_PLACE = 2.0**-22
 
 
 @dataclasses.dataclass
@@ -62,7 +55,7 @@ class Match:
 
     def uniform_factor(self) -> float | None:
         """The one factor of all fibres, or None where they differ."""
-        return _one_factor(self.factor[self.owner >= 0])
+        return one_factor(self.factor[self.owner >= 0])
 
 
 @dataclasses.dataclass
@@ -93,7 +86,7 @@ def _directions(length: int) -> np.ndarray:
     return np.random.default_rng(length).standard_normal((length, PROJECTIONS))
 
 
-def _fibres(array: np.ndarray, axis: int) -> np.ndarray:
+def fibres_of(array: np.ndarray, axis: int) -> np.ndarray:
     """(fibres, length) view or copy of an array's fibres along an axis, the other axes in C order."""
     return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
 
@@ -167,7 +160,7 @@ def index_of(original: Mapping[str, np.ndarray]) -> dict[int, _Index]:
     for number, name in enumerate(original):
         array = np.atleast_1d(original[name])
         for axis in range(array.ndim):
-            entries.setdefault(array.shape[axis], []).append((number, axis, *_fingerprints(_fibres(array, axis))))
+            entries.setdefault(array.shape[axis], []).append((number, axis, *_fingerprints(fibres_of(array, axis))))
     return {length: _Index(found) for length, found in entries.items()}
 
 
@@ -248,7 +241,7 @@ def _match_axis(name, array, axis, names, indices) -> Match | None:
     index = indices.get(array.shape[axis])
     if index is None:
         return None
-    prints, norms = _fingerprints(_fibres(array, axis))
+    prints, norms = _fingerprints(fibres_of(array, axis))
     zero = norms == 0
     if zero.all():
         return None
@@ -283,12 +276,12 @@ def expected(found: Match, original: Mapping[str, np.ndarray]) -> np.ndarray:
     values = np.zeros((len(found.owner), length))
     for position, name in enumerate(found.owners):
         at = np.flatnonzero(found.owner == position)
-        fibres = _fibres(np.atleast_1d(original[name]), found.original_axis[position])
+        fibres = fibres_of(np.atleast_1d(original[name]), found.original_axis[position])
         values[at] = (fibres[found.fibre[at]].astype(np.float64)) * found.factor[at, np.newaxis] + found.offset
     return values
 
 
-def _one_factor(factors: np.ndarray) -> float | None:
+def one_factor(factors: np.ndarray) -> float | None:
     """The factor that fibres share, exactly a power of two or its root where it is near one; None where they differ."""
     middle = float(np.median(factors))
     if not np.all(np.abs(factors - middle) <= 1e-2 * abs(middle)):
@@ -304,7 +297,7 @@ def _verify(found: Match, array: np.ndarray, original: Mapping[str, np.ndarray])
         found.factor[found.owner >= 0] = factor
     values = expected(found, original)
     usable = found.owner != -2
-    have = _fibres(array, found.axis)[usable]
+    have = fibres_of(array, found.axis)[usable]
     want = values[usable].astype(array.dtype)
     if have.tobytes() == want.tobytes() or np.array_equal(have, want):
         found.exact, found.error = True, 0.0
@@ -322,7 +315,7 @@ def _share_together(holders: list[Match], name: str, array: np.ndarray) -> float
     array = np.atleast_1d(array)
     best = 0.0
     for axis in range(array.ndim):
-        fibres = _fibres(array, axis)
+        fibres = fibres_of(array, axis)
         seen = ~np.any(fibres != 0, axis=1)
         touched = False
         for found in holders:
@@ -376,14 +369,14 @@ def restore(
             continue
         array = np.atleast_1d(array)
         for axis in range(array.ndim):
-            fibres = np.zeros(_fibres(array, axis).shape)
+            fibres = np.zeros(fibres_of(array, axis).shape)
             seen = np.zeros(len(fibres), bool)
             for found in matching.holders(name):
                 position = found.owners.index(name)
                 if found.original_axis[position] != axis:
                     continue
                 at = np.flatnonzero(found.owner == position)
-                rows = _fibres(np.squeeze(candidate[found.candidate]), found.axis)[at].astype(np.float64)
+                rows = fibres_of(np.squeeze(candidate[found.candidate]), found.axis)[at].astype(np.float64)
                 fibres[found.fibre[at]] = (rows - found.offset) / found.factor[at, np.newaxis]
                 seen[found.fibre[at]] = True
             if seen.any():
@@ -394,321 +387,16 @@ def restore(
     return found_arrays
 
 
-@dataclasses.dataclass
-class Standing:
-    """How one original stands in one candidate array.
-
-    Attributes:
-        name: the original.
-        found: the match that holds it.
-        start: its first number's position in the flattened candidate.
-        order: fingerprint of where all its numbers stand after start; '' where some were not found.
-        plain: they ascend along every axis: turned, cut or joined, but not permuted.
-        turned: the candidate has (out, in).
-        stacked: the candidate holds other layers' arrays of the same kind too.
-        factor: candidate / original; None where it is not one number.
-    """
-
-    name: str
-    found: Match
-    start: int
-    order: str
-    plain: bool
-    turned: bool
-    stacked: bool
-    factor: float | None
-
-    def key(self) -> tuple:
-        """What siblings have in common: layers of a stack start where they may, parts of a fused array do not."""
-        return self.found.shape, self.order, "stacked" if self.stacked else self.start
-
-
-@dataclasses.dataclass
-class Loaded:
-    """Originals as a loader would get them that treats every array as it treats the array's siblings.
-
-    Attributes:
-        arrays: MT3's names -> arrays in MT3's layout.
-        starts: original -> where in the flattened candidate array its first number was taken.
-        conventions: what all siblings share, in words: 'every kernel transposed'.
-        odd: original -> why nothing can be said of it without names.
-    """
-
-    arrays: dict[str, np.ndarray]
-    starts: dict[str, int]
-    conventions: list[str]
-    odd: dict[str, str]
-
-
-def role_of(name: str) -> str:
-    """An original's name without the number of its layer."""
-    return re.sub(r"layers_\d+", "layers_#", name)
-
-
-def family_of(name: str) -> str:
-    """What an original is, wherever it stands: 'query/kernel', 'scale'."""
-    return "scale" if name.endswith("scale") else "/".join(name.split("/")[-2:])
-
-
 def positions(found: Match, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """(shape) int64: where each number of an original stands in the flattened candidate; -1 where it does not."""
     owner = found.owners.index(name)
     axis = found.original_axis[owner]
     at = np.flatnonzero(found.owner == owner)
-    places = _fibres(np.arange(math.prod(found.shape)).reshape(found.shape), found.axis)[at]
+    places = fibres_of(np.arange(math.prod(found.shape)).reshape(found.shape), found.axis)[at]
     moved = [*(size for i, size in enumerate(shape) if i != axis), shape[axis]]
     rows = np.full((math.prod(moved[:-1]), shape[axis]), -1)
     rows[found.fibre[at]] = places
     return np.ascontiguousarray(np.moveaxis(rows.reshape(moved), -1, axis))
-
-
-def _standing(found: Match, name: str, shape: tuple[int, ...]) -> Standing:
-    places = positions(found, name, shape)
-    whole = bool((places >= 0).all())
-    start = int(places[places >= 0].min())
-    plain = whole and all((np.diff(places, axis=axis) > 0).all() for axis in range(places.ndim))
-    turned = False
-    if places.ndim == 2 and min(shape) > 1:
-        down, along = (np.median(np.abs(np.diff(line))) for line in (places[:, 0], places[0]))
-        turned = bool(down < along)
-    order = hashlib.blake2b((places - start).astype(np.int32).tobytes()).hexdigest() if whole else ""
-    stacked = sum(role_of(other) == role_of(name) for other in found.owners) > 1
-    factor = _one_factor(found.factor[found.owner == found.owners.index(name)])
-    return Standing(name, found, start, order, plain, turned, stacked, factor)
-
-
-def load_as_siblings(
-    matching: Matching,
-    candidate: Mapping[str, np.ndarray],
-    original: Mapping[str, np.ndarray],
-    names: Iterable[str],
-    believed: Iterable[str] = (),
-    transposed: bool | None = None,
-    head_dim: int = 0,
-) -> Loaded:
-    """Originals whose place in the candidate no name tells, loaded as most of their siblings are to be loaded.
-
-    Siblings are the same array of other layers, and of the other attentions or norms. What they all share (turned,
-    cut, joined, scaled by one factor) is a convention and is undone; what one has alone is left in, so that it shows.
-    Layers of a stack are taken in the order of the stack.
-
-    Args:
-        matching: of candidate against original.
-        candidate: the arrays that were matched.
-        original: what they should be.
-        names: originals to load.
-        believed: originals that names tell, of which and of whose siblings no factor is a convention.
-        transposed: whether kernels found by name are (out, in); None where there are none.
-        head_dim: width of a head, for words.
-    """
-    names, believed = list(names), list(believed)
-    standings: dict[str, Standing] = {}
-    for name in names:
-        holders = matching.holders(name)
-        if holders:
-            held = [int((found.owner == found.owners.index(name)).sum()) for found in holders]
-            best = max(range(len(holders)), key=lambda i: (held[i], holders[i].exact))
-            if held[best]:
-                standings[name] = _standing(holders[best], name, np.atleast_1d(original[name]).shape)
-    templates, factors = _templates(standings, original), _factors(standings, believed)
-    kernels = [each.turned for name, each in standings.items() if name.endswith("kernel") and each.order]
-    turned = sum(kernels) * 2 > len(kernels) if transposed is None else transposed
-    arrays: dict[str, np.ndarray] = {}
-    starts: dict[str, int] = {}
-    odd: dict[str, str] = {}
-    words: dict[str, dict[str, None]] = {}
-    for name, standing in standings.items():
-        template, (factor, offset) = templates.get((role_of(name), standing.found.shape)), factors[role_of(name)]
-        array = np.squeeze(candidate[standing.found.candidate])
-        if template is not None:
-            values, start = _as_template(standing, template, standings, array, original[name].shape)
-        else:
-            start = standing.start
-            siblings = [each for each in standings.values() if role_of(each.name) == role_of(name)]
-            votes = sum(each.turned for each in siblings) * 2
-            role_turned = turned
-            if name.endswith("kernel") and len(siblings) > 1 and votes != len(siblings):
-                role_turned = votes > len(siblings)
-            alone = len(siblings) + sum(role_of(other) == role_of(name) for other in believed) < 2
-            values = _as_it_stands(standing, array, original[name], role_turned, alone)
-        if values is None:
-            odd[name] = f"stands in {standing.found.candidate} in an order that no sibling shows"
-            continue
-        arrays[name], starts[name] = _undone(values, np.asarray(original[name]), factor, offset), start
-        said = words.setdefault(role_of(name), {})
-        if template is not None or standing.plain:
-            model = template or standing
-            told = [*_joined(model), *describe(model.found, original, head_dim)]
-            said |= dict.fromkeys(word for word in told if not _OF_ONE.match(word))
-        if factor != 1:
-            said[f"times {factor:.6g}"] = None
-        if offset:
-            said[f"{offset:+g} added"] = None
-    return Loaded(arrays, starts, _conventions(words, {role_of(name) for name in original}), odd)
-
-
-# what describe says of one array's factor and losses, which are no convention
-_OF_ONE = re.compile(r"times|each row|[+-][\d.]+ added|\d+ of \d+ rows|padded|cropped|\d+ arrays in one")
-
-
-def _parts(found: Match) -> list[str]:
-    """What stands in a candidate array, in its order, layers taken together: ['query/kernel', 'key/kernel', …]."""
-    first = {name: int(np.argmax(found.owner == i)) for i, name in enumerate(found.owners)}
-    return list(dict.fromkeys(family_of(name) for name in sorted(first, key=lambda name: first[name])))
-
-
-def _interleaved(found: Match) -> bool:
-    """Whether a matrix holds pieces of its originals in turn."""
-    runs = 1 + int(np.count_nonzero(np.diff(found.owner[found.owner >= 0])))
-    return len(found.shape) == 2 and runs > len(found.owners)
-
-
-# the order in which parts are joined where nothing says otherwise
-_USUAL = ("query/kernel", "key/kernel", "value/kernel", "out/kernel", "wi_0/kernel", "wi_1/kernel", "wo/kernel")
-
-
-def _is_usual(found: Match) -> bool:
-    parts = [part for part in _USUAL if part in _parts(found)]
-    return not _interleaved(found) and _parts(found) in (parts, _parts(found)[:1])
-
-
-def _joined(standing: Standing) -> list[str]:
-    parts = [part.split("/")[0] for part in _parts(standing.found)]
-    words = ["stacked by layer"] if standing.stacked else []
-    if len(parts) > 1:
-        words.append(f"joined as {', '.join(parts)}" + (", interleaved" if _interleaved(standing.found) else ""))
-    return words
-
-
-def _templates(standings: Mapping[str, Standing], original: Mapping[str, np.ndarray]) -> dict[tuple, Standing]:
-    """(role, candidate's shape) -> the standing that most siblings share, where there are siblings that share one."""
-    groups: dict[tuple, list[Standing]] = {}
-    families: dict[tuple, collections.Counter] = {}
-    for name, each in standings.items():
-        if each.order:
-            groups.setdefault((role_of(name), each.found.shape), []).append(each)
-            families.setdefault((family_of(name), each.found.shape), collections.Counter())[each.key()] += 1
-    found = {}
-    for (role, shape), group in groups.items():
-        own, family = collections.Counter(each.key() for each in group), families[family_of(role), shape]
-        best = max(group, key=lambda each: (own[each.key()], family[each.key()], each.plain, _is_usual(each.found)))
-        if max(len(group), family[best.key()]) > 1:
-            found[role, shape] = best
-    return {key: each for key, each in found.items() if each.plain or _is_shared(key[0], each, found, original)}
-
-
-def _is_shared(role: str, each: Standing, found: Mapping[tuple, Standing], original: Mapping[str, np.ndarray]) -> bool:
-    """Whether all kernels of a module are in another order, query, key and value in the same one."""
-    module = role.rsplit("/", 2)[0]
-    partners = {role_of(name) for name in original if role_of(name).rsplit("/", 2)[0] == module}
-    orders = {partner: other for (partner, _), other in found.items() if partner in partners and not other.plain}
-    parts = ("/query/kernel", "/key/kernel", "/value/kernel")
-    same = {orders[partner].order for partner in orders if partner.endswith(parts)}
-    return set(orders) == partners and len(same) < 2
-
-
-def _factors(standings: Mapping[str, Standing], believed: Iterable[str]) -> dict[str, tuple[float, float]]:
-    """Role -> (factor, offset) that most siblings share; (1, 0) where none do, or where names tell the role."""
-    votes = [(name, each.factor, each.found.offset) for name, each in standings.items() if each.factor is not None]
-    votes += [(name, 1.0, 0.0) for name in believed]
-    chosen, named = {}, {role_of(name) for name in believed}
-    for role in {role_of(name) for name in standings}:
-        family = [(factor, offset) for name, factor, offset in votes if family_of(name) == family_of(role)]
-        own = [(factor, offset) for name, factor, offset in votes if role_of(name) == role]
-
-        def count(pair: tuple[float, float], among: list[tuple[float, float]]) -> int:
-            return sum(abs(f - pair[0]) <= ONE_FACTOR * abs(f) and o == pair[1] for f, o in among)
-
-        best = max(
-            own or family or [(1.0, 0.0)],
-            key=lambda pair: (count(pair, own), count(pair, family), pair == (1.0, 0.0)),
-        )
-        shared = max(count(best, own), count(best, family)) > 1 and role not in named
-        chosen[role] = best if shared else (1.0, 0.0)
-    return chosen
-
-
-def _as_template(standing, template, standings, array, shape) -> tuple[np.ndarray | None, int]:
-    """The numbers that stand in an array where a sibling's stand in its own, and where the first of them stands."""
-    places = positions(template.found, template.name, shape) - template.start
-    start = template.start
-    if template.stacked:
-        role = role_of(standing.name)
-        layers = [name for name in standing.found.owners if role_of(name) == role]
-        if any(name not in standings or not standings[name].order for name in layers):
-            own = positions(standing.found, standing.name, shape)
-            start = int(np.median((own - places)[own >= 0]))
-        else:
-            starts = sorted(standings[name].start for name in layers)
-            start = starts[sorted(layers, key=_layer).index(standing.name)]
-    places += start
-    if places.min() < 0 or places.max() >= array.size:
-        return None, start
-    return array.ravel()[places].reshape(shape), start
-
-
-def _layer(name: str) -> int:
-    found = re.search(r"layers_(\d+)", name)
-    return int(found[1]) if found else 0
-
-
-def _as_it_stands(standing, array, own, turned, alone) -> np.ndarray | None:
-    """An array that is like none of its siblings: as its shape, or else the candidate's other kernels, have it."""
-    if len(standing.found.owners) == 1 and array.ndim == own.ndim:
-        if own.ndim < 2:
-            return array
-        if own.shape[0] != own.shape[1] and alone:
-            fits = any(a == b for a, b in zip(array.shape, own.shape))
-            return array if fits else array.T
-        return array.T if turned and standing.name.endswith("kernel") else array
-    if standing.plain and _is_usual(standing.found) and (own.ndim < 2 or standing.turned == turned):
-        return array.ravel()[positions(standing.found, standing.name, own.shape)]
-    return None
-
-
-def _undone(values: np.ndarray, own: np.ndarray, factor: float, offset: float) -> np.ndarray:
-    """Numbers with a convention's factor and offset taken off; the original's bits where these explain every bit."""
-    import ml_dtypes
-
-    wide = np.result_type(own.dtype, values.dtype)
-    exact = values.astype(np.float64)
-    if offset == 0 and abs(math.frexp(factor)[0]) == 0.5:
-        return (exact / factor).astype(wide)
-    if values.shape == own.shape:
-        for each in _near(factor):
-            want = own.astype(np.float64) * each + offset
-            if any(np.array_equal(exact, want.astype(kind).astype(np.float64)) for kind in (wide, own.dtype)):
-                return own.copy()
-            for low in (ml_dtypes.bfloat16, np.float16):
-                if np.array_equal(exact, want.astype(np.float32).astype(low).astype(np.float64)):
-                    return own.astype(np.float32).astype(low).astype(own.dtype)
-        if offset == 0 and np.all(np.abs(exact - want) <= LAST_PLACE * np.abs(want)):
-            return own.copy()
-    return ((exact - offset) / factor).astype(wide)
-
-
-def _near(factor: float) -> list[float]:
-    """A factor as it was read, in float32, and the root of a whole number or its inverse that is next to it."""
-    found = [factor, float(np.float32(factor))]
-    square = factor**2 if abs(factor) > 1 else factor**-2
-    root = math.copysign(round(square) ** (0.5 if abs(factor) > 1 else -0.5), factor)
-    return [*found, root, float(np.float32(root))] if abs(root - factor) <= ONE_FACTOR * abs(factor) else found
-
-
-def _conventions(words: Mapping[str, Iterable[str]], roles: Iterable[str]) -> list[str]:
-    """'every kernel transposed', 'encoder/layers_#/attention/query times 0.25 (and 2 more)'."""
-    said = []
-    for word in dict.fromkeys(word for each in words.values() for word in each):
-        left = [role for role in words if word in words[role]]
-        for ending, what in (("kernel", "every kernel"), ("scale", "every norm scale")):
-            of = [role for role in roles if role.endswith(ending)]
-            if set(of) <= set(left):
-                said.append(f"{what} {word}")
-                left = [role for role in left if role not in of]
-        if left:
-            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-            said.append(f"{left[0].rpartition('/')[0]} {word}{more}")
-    return said
 
 
 def is_transposed(found: Match, ndim: int) -> bool:
@@ -769,7 +457,7 @@ def _order(order, owner, first, found, head_dim) -> list[str]:
     """Words for the order in which an original's fibres stand in the candidate."""
     if first.ndim == 1:
         return []
-    count = _fibres(first, found.original_axis[0]).shape[0]
+    count = fibres_of(first, found.original_axis[0]).shape[0]
     words = []
     zeros = np.flatnonzero(owner == -1)
     if len(owner) > count:

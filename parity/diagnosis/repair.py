@@ -11,7 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from mt3_common.config import Config
-from parity.diagnosis import diagnose, fibres
+from parity.diagnosis import fibres
+from parity.diagnosis.effect import probe
+from parity.diagnosis.finding import Diagnosis
 from parity.sides import numpy_network
 
 
@@ -39,7 +41,7 @@ class Repaired:
 
 def repair(
     candidate: Mapping[str, np.ndarray],
-    diagnosis: diagnose.Diagnosis,
+    diagnosis: Diagnosis,
     original: Mapping[str, np.ndarray],
     config: Config,
     from_original: bool = False,
@@ -76,7 +78,7 @@ def repair(
     for name in lost:
         arrays[name] = np.array(original[name])
     arrays = {name: arrays[name] for name in original}
-    inputs = diagnose.probe(config.network)
+    inputs = probe(config.network)
     truth = numpy_network.forward(original, config.network, inputs)[""]
     after = numpy_network.forward(arrays, config.network, inputs)[""]
     error = float(np.abs(after - truth).max() / np.abs(truth).max())

@@ -15,7 +15,7 @@ import numpy as np
 
 from mt3_common.checkpoint.names import array_shapes
 from mt3_common.config import NetworkConfig
-from parity.diagnosis.modules import sites_of
+from parity.diagnosis.finding import sites_of
 
 
 @dataclasses.dataclass(frozen=True)

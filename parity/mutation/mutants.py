@@ -223,12 +223,13 @@ class Bench:
     def judge(self, mutant: Mutant | None, size: str) -> list[Outcome]:
         """What the harness, the doctor and the published gates say of a mutant (None: of a clean pair)."""
         from parity.compare import traces
-        from parity.diagnosis import diagnose, modules
+        from parity.diagnosis import arrays as array_diagnosis
+        from parity.diagnosis import modules
 
         candidate, arrays = self.trace(mutant)
         _, refusals = traces.comparability(self.reference, candidate)
         weights = traces.compare_weights(self.reference.weights, candidate.weights)
-        in_weights = diagnose.compare_arrays(arrays, self.arrays, self.config.network, self.indices)
+        in_weights = array_diagnosis.compare_arrays(arrays, self.arrays, self.config.network, self.indices)
         targets = self.inputs[numpy_network.TARGETS]
         rows = []
         for precision in PRECISIONS:

@@ -14,7 +14,9 @@ import torch
 from mt3_common.checkpoint import checkpoint
 from parity import __main__ as cli
 from parity.checkpoints import convert, inspect
-from parity.diagnosis import diagnose, repair
+from parity.diagnosis import repair
+from parity.diagnosis.candidate import Candidate, read_original
+from parity.diagnosis.weights import diagnose_weights
 
 CHECKPOINTS = Path(__file__).parents[2] / "golden" / "model" / "checkpoints"
 ORIGINAL = CHECKPOINTS / "t5x_zarr"
@@ -229,8 +231,8 @@ def test_repair_says_what_it_cannot_undo(golden_arrays, tmp_path, capsys):
 
 def test_rounded_weights_are_not_passed_off_as_repaired(golden_arrays):
     candidate = {name: array.astype(np.float16).astype(np.float32) for name, array in golden_arrays.items()}
-    original, config = diagnose.read_original(str(ORIGINAL))
-    diagnosis = diagnose.diagnose_weights(diagnose.Candidate("c", "weights", candidate), original, config)
+    original, config = read_original(str(ORIGINAL))
+    diagnosis = diagnose_weights(Candidate("c", "weights", candidate), original, config)
     with pytest.raises(repair.RepairError, match="65 of 65 arrays cannot be put right"):
         repair.repair(candidate, diagnosis, original, config)
 

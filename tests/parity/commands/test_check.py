@@ -16,6 +16,7 @@ from parity.commands import check as command
 from parity.commands import options
 from parity.compare.traces import Report, Row
 from parity.diagnosis import diagnose
+from parity.diagnosis.finding import Finding
 from parity.trace.trace import Trace
 
 ROOT = Path(__file__).parents[3]
@@ -98,7 +99,7 @@ def test_a_wrong_reference_is_told_as_such(monkeypatch):
 
     def name_faults(trace, original, config, arrays):
         asked.append((trace.framework, sorted(trace.passes)))
-        return [diagnose.Finding("a", "x", "wrong", 1.0, 0.0)] if trace.framework == "jax" else []
+        return [Finding("a", "x", "wrong", 1.0, 0.0)] if trace.framework == "jax" else []
 
     monkeypatch.setattr(diagnose, "name_faults", name_faults)
 

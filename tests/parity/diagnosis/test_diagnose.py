@@ -15,6 +15,9 @@ from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from parity import __main__ as cli
 from parity.compare.traces import real_rows
 from parity.diagnosis import diagnose, modules
+from parity.diagnosis.candidate import Candidate, read_original
+from parity.diagnosis.effect import probe
+from parity.diagnosis.evidence import likeliest
 from parity.sides import numpy_network
 from parity.sides.numpy_network import Behaviour
 from parity.trace import trace
@@ -26,11 +29,11 @@ INLINE = GOLDEN / "checkpoints" / "t5x_inline_scales"
 
 @pytest.fixture(scope="module")
 def original():
-    return diagnose.read_original(str(ORIGINAL))
+    return read_original(str(ORIGINAL))
 
 
 def diagnosed(arrays, original, config=None):
-    return diagnose.diagnose(diagnose.Candidate("x", "weights", arrays, config or {}), *original)
+    return diagnose.diagnose(Candidate("x", "weights", arrays, config or {}), *original)
 
 
 def causes(diagnosis):
@@ -81,7 +84,7 @@ def test_the_numpy_network_is_the_torch_twin_in_float64(golden_config, golden_ar
     model = Transformer(golden_config)
     model.load_state_dict(to_state_dict(golden_arrays))
     model.double()
-    inputs = diagnose.probe(golden_config)
+    inputs = probe(golden_config)
     with torch.no_grad():
         frames, tokens, targets = (torch.as_tensor(inputs[name]) for name in numpy_network.INPUTS)
         theirs = model(frames.double(), tokens, targets).numpy()
@@ -567,7 +570,7 @@ def test_the_seeds_case_at_its_own_size():
     """189 arrays of which the converter kept 147 and tied one; d_model 1536, vocab_size 512, d_ff 2048."""
     arrays = numpy_network.random_arrays(NetworkConfig(), 2)
     settings = {"d_model": 1536, "vocab_size": 512, "d_ff": 2048, "num_encoder_layers": 8, "num_decoder_layers": 8}
-    candidate = diagnose.Candidate("x", "weights", seed_state(arrays), settings | SEED_SETTINGS)
+    candidate = Candidate("x", "weights", seed_state(arrays), settings | SEED_SETTINGS)
     found = diagnose.diagnose(candidate, arrays, Config())
     assert {finding.cause for finding in found.findings} == SEED_FAULTS | {"mlp_dim=2048"}
     (scales,) = [finding for finding in found.findings if finding.cause == "norm scales missing"]
@@ -632,12 +635,12 @@ def test_the_seeds_case_every_fault_and_nothing_else(seed_case, capsys, tmp_path
     ],
 )
 def test_config_alone(original, settings, expected):
-    found = diagnose.diagnose(diagnose.Candidate("config.json", "config", config=settings), *original)
+    found = diagnose.diagnose(Candidate("config.json", "config", config=settings), *original)
     assert {finding.cause for finding in found.findings} == expected
 
 
 def test_a_wrong_type_is_told_with_what_was_expected(original):
-    candidate = diagnose.Candidate("c", "config", config={"d_model": 48, "num_heads": "8"})
+    candidate = Candidate("c", "config", config={"d_model": 48, "num_heads": "8"})
     (finding,) = diagnose.diagnose(candidate, *original).findings
     assert (finding.site, finding.text) == (
         "config: num_heads",
@@ -646,7 +649,7 @@ def test_a_wrong_type_is_told_with_what_was_expected(original):
 
 
 def test_1491_is_noted(original):
-    found = diagnose.diagnose(diagnose.Candidate("c", "config", config={"d_model": 48, "vocab_size": 1491}), *original)
+    found = diagnose.diagnose(Candidate("c", "config", config={"d_model": 48, "vocab_size": 1491}), *original)
     assert "no fault" in found.notes[0]
 
 
@@ -656,7 +659,7 @@ def test_1491_is_noted(original):
 def behave(original, behaviour, at, drop=(), precision="float64"):
     """A third party's trace: the NumPy network with a behaviour at the steps that a pattern names."""
     arrays, config = original
-    inputs = diagnose.probe(config.network)
+    inputs = probe(config.network)
     values = numpy_network.forward(
         arrays,
         config.network,
@@ -761,19 +764,19 @@ def test_what_rounding_hides_does_not_decide_between_explanations(seed):
     gains = random.uniform(-1, 1, (40, 1))
     apart, close = truth * (1 + 1e-6 * gains), truth * (1 + 1e-9 * gains)
     single = truth.astype(np.float32)
-    assert modules.likeliest([truth, apart], single, "float32") == 0
-    assert modules.likeliest([apart, truth], single, "float32") == 1
-    assert modules.likeliest([truth, close], single, "float32") == 0
-    assert modules.likeliest([close, truth], single, "float32") == 0
+    assert likeliest([truth, apart], single, "float32") == 0
+    assert likeliest([apart, truth], single, "float32") == 1
+    assert likeliest([truth, close], single, "float32") == 0
+    assert likeliest([close, truth], single, "float32") == 0
     # in float64 they are far apart
-    assert modules.likeliest([close, truth], truth, "float64") == 1
+    assert likeliest([close, truth], truth, "float64") == 1
 
 
 def test_a_common_factor_of_half_a_roundoff_decides_nothing():
     truth = np.random.default_rng(0).standard_normal((400, 32))
     half, five = (truth * (1 + roundoffs * 2.0**-24) for roundoffs in (0.5, 5.0))
-    assert modules.likeliest([truth, half], half, "float32") == 0
-    assert modules.likeliest([truth, five], five, "float32") == 1
+    assert likeliest([truth, half], half, "float32") == 0
+    assert likeliest([truth, five], five, "float32") == 1
 
 
 def test_one_cause_everywhere_is_one_finding(original):
@@ -786,7 +789,7 @@ def test_one_cause_everywhere_is_one_finding(original):
 
 def test_two_faults_are_both_found(original):
     arrays, config = original
-    inputs = diagnose.probe(config.network)
+    inputs = probe(config.network)
     wrong = {
         "encoder/layers_0/mlp/dropout": Behaviour(activation="relu"),
         "decoder/layers_2/encoder_decoder_attention/dropout": Behaviour(attention_scale=0.25),
@@ -814,7 +817,7 @@ def test_taps_may_be_missing(original):
 def test_a_layer_left_out_is_named(original):
     """The candidate has one layer fewer, so the taps of that layer are not there."""
     arrays, config = original
-    inputs = diagnose.probe(config.network)
+    inputs = probe(config.network)
     values = {name: inputs[name] for name in numpy_network.INPUTS}
     for step in numpy_network.steps(config.network):
         reads = {**values, "encoder/layers_1": values.get("encoder/layers_0")}
@@ -966,6 +969,4 @@ def test_another_size_is_refused(tmp_path, capsys):
 
 def test_a_trace_of_nothing_known_is_refused(original):
     with pytest.raises(ValueError, match="none of the candidate's taps is named after a module"):
-        modules.examine(
-            {"conv": np.zeros(3)}, diagnose.probe(original[1].network), original[0], original[1].network, "float64"
-        )
+        modules.examine({"conv": np.zeros(3)}, probe(original[1].network), original[0], original[1].network, "float64")

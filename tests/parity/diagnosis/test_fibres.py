@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mt3_common.config import NetworkConfig
 from parity.diagnosis import fibres
+from parity.diagnosis.siblings import load_as_siblings
 from parity.sides import numpy_network
 
 SMALL = NetworkConfig(emb_dim=48, num_heads=3, head_dim=16, mlp_dim=40, num_encoder_layers=2, num_decoder_layers=3)
@@ -167,7 +168,7 @@ def test_any_mixture_is_undone(arrays, data):
 def test_what_siblings_share_is_undone_and_what_one_has_alone_is_left_in(arrays):
     name = "decoder/layers_1/self_attention/query/kernel"
     candidate = {f"t{i}": -array.T if other == name else array.T for i, (other, array) in enumerate(arrays.items())}
-    loaded = fibres.load_as_siblings(fibres.match(candidate, arrays), candidate, arrays, arrays)
+    loaded = load_as_siblings(fibres.match(candidate, arrays), candidate, arrays, arrays)
     assert loaded.conventions == ["every kernel transposed", "decoder/token_embedder transposed"]
     assert not loaded.odd
     assert all((loaded.arrays[each] == (-array if each == name else array)).all() for each, array in arrays.items())

@@ -1,0 +1,125 @@
+"""Candidates: weights under any names, a trace or a config.json, read from whatever file holds them."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint.torch_pickle import PICKLES, read_tensors
+from mt3_common.config import Config
+from parity.trace.trace import read_npz
+
+
+class DoctorError(ValueError):
+    """A candidate that cannot be read, or is no candidate at all."""
+
+
+@dataclasses.dataclass
+class Candidate:
+    """What was handed in.
+
+    Attributes:
+        path: where it lies.
+        kind: 'weights', 'trace' or 'config'.
+        arrays: name -> array, for weights, under the candidate's own names.
+        config: its config.json or what was stored with the weights; {} where there is none.
+        trace: the trace, where it is one.
+    """
+
+    path: str
+    kind: str
+    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    trace: Any = None
+
+
+def read_candidate(path: str | os.PathLike, config: str | os.PathLike | None = None) -> Candidate:
+    """Whatever lies at a path: weights under any names, a trace, or a config.json.
+
+    Args:
+        path: T5X or Orbax directory, .safetensors, .npz, a PyTorch file, a trace, or config.json.
+        config: the config.json that goes with it; by default the one beside it.
+
+    Raises:
+        ValueError: nothing there, or nothing that can be read.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if "://" not in str(path) and not path.exists():
+        raise DoctorError(f"{path}: no such file or directory")
+    if name.endswith(".json"):
+        return Candidate(str(path), "config", config=_read_json(path))
+    beside = path.parent / "config.json" if path.is_file() else path / "config.json"
+    settings = Path(config) if config is not None else beside
+    found_config = _read_json(settings) if config is not None or beside.is_file() else {}
+    if path.is_dir() or "://" in str(path):
+        return Candidate(str(path), "weights", checkpoint.read(path, check=False).arrays, found_config)
+    if name.endswith(".safetensors"):
+        return _read_safetensors(path, found_config)
+    if name.endswith(".npz"):
+        return Candidate(str(path), "weights", read_npz(path), found_config)
+    if name.endswith(PICKLES):
+        return Candidate(str(path), "weights", _read_pickle(path), found_config)
+    raise DoctorError(f"{path}: not a checkpoint folder, .safetensors, .npz, {', '.join(PICKLES)} or config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return _parse_settings(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise DoctorError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise DoctorError(f"{path}: not readable JSON ({error})") from error
+
+
+def _parse_settings(text: str, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DoctorError(f"{where}: not readable JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DoctorError(f"{where}: holds no settings (a JSON object of names and values)")
+    return found
+
+
+_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def _read_safetensors(path: Path, config: dict[str, Any]) -> Candidate:
+    import ml_dtypes
+    import safetensors
+
+    from parity.trace import trace
+
+    data = path.read_bytes()
+    try:
+        tensors = dict(safetensors.deserialize(data))
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise DoctorError(f"{path}: not a readable .safetensors file ({error})") from error
+    if "header" in header:
+        return Candidate(str(path), "trace", trace=trace.load(path))
+    if "config" in header and not config:
+        config = _parse_settings(header["config"], f"{path}: its metadata 'config'")
+    arrays = {}
+    for name in sorted(tensors):
+        kind = _SAFETENSORS.get(tensors[name]["dtype"])
+        if kind is not None:
+            dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
+            arrays[name] = np.frombuffer(tensors[name]["data"], dtype).reshape(tensors[name]["shape"])
+    return Candidate(str(path), "weights", arrays, config)
+
+
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+    floats = ("float16", "bfloat16", "float32", "float64")
+    return {key: array for key, array in read_tensors(path).items() if array.dtype.name in floats}
+
+
+def read_original(path: str, preset: str | None = None) -> tuple[dict[str, np.ndarray], Config]:
+    """Arrays and config of the original checkpoint, complete and checked."""
+    found = checkpoint.read(path)
+    return found.arrays, checkpoint.network_config(found.arrays, path, preset=preset)

@@ -1,0 +1,121 @@
+"""Findings: the faults that a diagnosis names, and the modules that it can blame."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mt3_common.config import NetworkConfig
+from parity.compare.traces import DIFFERENT, REFUSED, SAME
+from parity.diagnosis import fibres
+from parity.sides.numpy_network import steps
+
+
+@dataclasses.dataclass
+class Finding:
+    """One fault.
+
+    Attributes:
+        site: the module, or the array, where it is: 'decoder/layers_3/mlp/wo'.
+        cause: short and stable, for programs: 'eps=1e-05'; 'unknown' if no hypothesis explains it.
+        text: the same for people.
+        before: largest error of the site's output as it is, relative to the largest value.
+        after: the same once the cause is undone; None if no cause was found.
+        runner_up: the next best cause and its error; ('', None) where there is none that helps.
+        undoable: whether `parity repair` can undo it with the candidate's own numbers.
+        in_weights: whether it lies in the weights, not in what a module does.
+        sites: all sites with the same cause.
+    """
+
+    site: str
+    cause: str
+    text: str
+    before: float
+    after: float | None = None
+    runner_up: tuple[str, float | None] = ("", None)
+    undoable: bool = False
+    in_weights: bool = False
+    sites: list[str] = dataclasses.field(default_factory=list)
+
+    def sentence(self) -> str:
+        """'decoder/layers_3/mlp/wo: transposed (restores parity to 3e-14; next best: none)'."""
+        where = self.site if len(self.sites) < 2 else f"{self.site} and {len(self.sites) - 1} more"
+        if self.after is None:
+            return f"{where}: {self.text} (error {self.before:.1e}; no known cause explains it)"
+        name, error = self.runner_up
+        second = f"{name}, {error:.1e}" if name else "none"
+        how = "restores parity" if self.undoable or not self.in_weights else "putting the original back restores parity"
+        return f"{where}: {self.text} ({how} from {self.before:.1e} to {self.after:.0e}; next best: {second})"
+
+
+@dataclasses.dataclass
+class Diagnosis:
+    """What is wrong, and what is not.
+
+    Attributes:
+        findings: faults.
+        notes: things that look like faults and are none, or that do no harm.
+        mapping: candidate array -> which originals it holds, and how it was changed.
+        duplicates, unused, missing: as in matching.Matching.
+        counts: 'found' and 'of': original arrays.
+        refusal: why there is no verdict, or ''.
+        placed: original name -> the candidate's array in MT3's layout.
+        matched: of the candidate's arrays, for repair.
+        logits_error: largest relative error of the logits with the candidate's weights; None where it has none.
+        conventions: how arrays without readable names were mapped, in words, where all siblings share it.
+    """
+
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    mapping: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    duplicates: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    unused: list[str] = dataclasses.field(default_factory=list)
+    missing: dict[str, float] = dataclasses.field(default_factory=dict)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    refusal: str = ""
+    placed: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    matched: fibres.Matching | None = None
+    logits_error: float | None = None
+    conventions: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 nothing wrong, 1 faults, 2 refused."""
+        if self.refusal:
+            return REFUSED
+        return DIFFERENT if self.findings else SAME
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; arrays left out."""
+        return {
+            "format": "mt3-parity-diagnosis",
+            "version": 1,
+            "verdict": ("same", "different", "refused")[self.exit_code],
+            "refusal": self.refusal,
+            "findings": [dataclasses.asdict(finding) | {"sentence": finding.sentence()} for finding in self.findings],
+            "not_faults": self.notes,
+            "arrays": self.counts,
+            "mapping": self.mapping,
+            "duplicates": self.duplicates,
+            "unused": self.unused,
+            "missing": self.missing,
+            "logits_error": self.logits_error,
+            "mapped_with": self.conventions,
+        }
+
+
+def module_of(step: str) -> str:
+    """The module to blame for a step: the attention for its weights, the MLP for its gate, the layer for its sums."""
+    path, _, last = step.rpartition("/")
+    if last == "dropout" or last.startswith(".") or last == "input_dropout":
+        return path
+    return step
+
+
+def sites_of(config: NetworkConfig) -> list[str]:
+    """Every module that can be blamed."""
+    return list(dict.fromkeys(module_of(step.name) for step in steps(config)))
+
+
+def module_of_array(array: str) -> str:
+    return array.rpartition("/")[0]

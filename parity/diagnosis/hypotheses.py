@@ -1,0 +1,339 @@
+"""What a module may do in place of what MT3's does: behaviours, other arrays, other inputs, functions of its output."""
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from mt3_common.config import NetworkConfig
+from parity.diagnosis.fits import (
+    fit_bias,
+    fit_column_order,
+    fit_columns,
+    fit_distance_bias,
+    fit_dropout,
+    fit_factor,
+    fit_other_scale,
+    fit_rounded,
+    fit_times,
+)
+from parity.sides.numpy_network import MT3, TARGETS, Behaviour, Step
+
+
+class Hypothesis(NamedTuple):
+    """One thing that a module may do instead: a behaviour, other arrays, other inputs, or a function of the output."""
+
+    cause: str
+    text: str
+    behaviour: Behaviour = MT3
+    arrays: Mapping[str, np.ndarray] = {}
+    reads: Mapping[str, str] = {}
+    fit: Callable[[np.ndarray, np.ndarray], np.ndarray | None] | None = None
+
+
+NORMS = (
+    ("eps=1e-05", "epsilon 1e-5 in place of 1e-6", {"eps": 1e-5}),
+    ("eps=1e-12", "epsilon 1e-12 in place of 1e-6", {"eps": 1e-12}),
+    ("eps=1e-08", "epsilon 1e-8 in place of 1e-6", {"eps": 1e-8}),
+    ("eps=0.001", "epsilon 1e-3 in place of 1e-6", {"eps": 1e-3}),
+    ("eps outside the root", "epsilon added to the root, not under it", {"eps_outside": True}),
+    ("LayerNorm", "LayerNorm in place of RMSNorm (the mean is taken off)", {"norm": "layer"}),
+    ("LayerNorm, eps=1e-05", "LayerNorm with epsilon 1e-5", {"norm": "layer", "eps": 1e-5}),
+    ("LayerNorm without scale", "LayerNorm without a scale", {"norm": "layer", "norm_scale": "ones"}),
+    ("norm without scale", "the scale is left out (or is all ones)", {"norm_scale": "ones"}),
+    ("1 + scale", "1 + scale in place of scale", {"norm_scale": "plus_one"}),
+    ("norm missing", "the norm is left out", {"skip": True}),
+    ("norm without root", "the scale without the norm", {"norm": "none", "norm_scale": "scale"}),
+    ("unbiased variance", "n - 1 in place of n in the mean square", {"norm": "unbiased"}),
+)
+POSITIONS = (
+    ("positions=port", "the ports' position table (2k/d) in place of MT3's", {"positions": "port"}),
+    ("positions=paper", "interleaved sinusoids of 2k/d", {"positions": "paper"}),
+    ("positions=interleaved", "sines and cosines interleaved", {"positions": "interleaved"}),
+    ("positions=cosine_first", "cosines before sines", {"positions": "cosine_first"}),
+    ("positions=none", "no positions", {"positions": "none"}),
+    ("first position 1", "positions count from 1", {"first_position": 1}),
+    ("first position -1", "positions count from -1", {"first_position": -1}),
+    ("first position 2", "positions count from 2", {"first_position": 2}),
+    ("positions from 1, port", "the ports' table, counted from 1", {"positions": "port", "first_position": 1}),
+)
+GATES = (
+    ("gelu_erf", "exact GELU (erf) in place of the tanh approximation", {"activation": "gelu_erf"}),
+    ("relu", "ReLU in place of GELU", {"activation": "relu"}),
+    ("silu", "SiLU in place of GELU", {"activation": "silu"}),
+    ("quick_gelu", "x sigmoid(1.702 x) in place of GELU", {"activation": "quick_gelu"}),
+    ("no activation", "no activation", {"activation": "linear"}),
+    ("sigmoid", "sigmoid in place of GELU", {"activation": "sigmoid"}),
+    ("tanh", "tanh in place of GELU", {"activation": "tanh"}),
+    ("activation on wi_1", "the activation is on wi_1, not on wi_0", {"gate": "wi_1"}),
+    ("relu on wi_1", "ReLU, and on wi_1", {"gate": "wi_1", "activation": "relu"}),
+    ("wi_1 left out", "no gate: wi_1 is left out", {"gate": "none"}),
+    ("relu, wi_1 left out", "plain ReLU MLP: wi_1 is left out", {"gate": "none", "activation": "relu"}),
+    ("activation on both", "the activation is on both branches", {"gate": "both"}),
+    ("gate added", "the branches are added, not multiplied", {"gate": "sum"}),
+    ("activation after the product", "the activation comes after the product", {"gate": "after"}),
+)
+RESIDUALS = (
+    ("residual missing", "the input is not added back", {"residual": "none"}),
+    ("branch left out", "the block is left out of the sum", {"residual": "branch_left_out"}),
+    ("residual from the norm", "the norm's output is added back, not its input", {"residual": "normed"}),
+    ("residual halved", "the sum is halved", {"residual": "half"}),
+    ("branch doubled", "the block is added twice", {"residual": "twice"}),
+)
+
+
+def _named(table) -> Iterator[Hypothesis]:
+    for cause, text, options in table:
+        yield Hypothesis(cause, text, Behaviour(**options))
+
+
+def _attention_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
+    joined, width = config.num_heads * config.head_dim, config.head_dim
+    scales = {
+        "attention scaled by 1/sqrt(d)": width**-0.5,
+        "attention scaled by sqrt(d)": width**0.5,
+        "attention scaled by 1/d": 1.0 / width,
+        "attention scaled by 1/sqrt(emb_dim)": config.emb_dim**-0.5,
+    }
+    for cause, scale in scales.items():
+        yield Hypothesis(cause, cause, Behaviour(attention_scale=scale))
+    # a tap with another number of heads says how many
+    counts = [shape[1]] if len(shape) == 4 else [n for n in range(1, joined + 1) if joined % n == 0]
+    for heads in counts:
+        if heads != config.num_heads and joined % heads == 0:
+            text = f"{heads} heads of {joined // heads} in place of {config.num_heads} of {width}"
+            yield Hypothesis(f"heads={heads}", text, Behaviour(heads=heads))
+            scale = (joined // heads) ** -0.5
+            cause = f"heads={heads}, attention scaled by 1/sqrt(d)"
+            yield Hypothesis(cause, f"{text}, scaled by 1/sqrt(d)", Behaviour(heads=heads, attention_scale=scale))
+    yield Hypothesis("head axes exchanged", "the joined axis is read as (d h), not (h d)", Behaviour(head_axis="inner"))
+    if step.kind == "self_weights":
+        yield Hypothesis("no causal mask", "the future is not masked", Behaviour(causal="none"))
+        yield Hypothesis(
+            "causal mask hides the position itself",
+            "the causal mask is off by one: a position does not see itself",
+            Behaviour(causal="strict"),
+        )
+        yield Hypothesis(
+            "causal mask one ahead", "the causal mask is off by one: the next token is seen", Behaviour(causal="ahead")
+        )
+        yield Hypothesis("no padding mask", "padded targets are not masked", Behaviour(padding=False))
+        yield Hypothesis("no mask", "no mask at all", Behaviour(padding=False, causal="none"))
+    if step.kind == "encoder_weights":
+        yield Hypothesis(
+            "zero frames masked", "frames of zeros are masked; MT3 sees them", Behaviour(encoder_mask="zeros")
+        )
+    if step.kind == "cross_weights":
+        yield Hypothesis(
+            "zero frames masked", "frames of zeros are masked; MT3 sees them", reads={TARGETS: ".frames_mask"}
+        )
+    yield Hypothesis("alibi", "a linear bias on the distance is added", Behaviour(relative_bias="alibi"))
+    yield Hypothesis(
+        "relative bias",
+        "a bias that depends on head and distance is added (T5's relative positions; MT3 has none)",
+        fit=fit_distance_bias,
+    )
+    yield Hypothesis("softmax over queries", "the softmax runs over the queries", Behaviour(softmax="queries"))
+    yield Hypothesis("softmax off by one", "1 is added to the softmax's denominator", Behaviour(softmax="off_by_one"))
+    yield Hypothesis("softmax missing", "the softmax is left out", Behaviour(softmax="none"))
+    yield Hypothesis("dropout active", "dropout is active (not in evaluation mode)", fit=fit_dropout)
+
+
+def _relatives(step: Step, arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Other arrays that may have taken this one's place, the nearest relatives first."""
+    own = step.array
+    size = arrays[own].size
+
+    def distance(name: str) -> tuple:
+        mine, theirs = own.split("/"), name.split("/")
+        same_module = mine[:-2] == theirs[:-2]
+        same_role = mine[-2:] == theirs[-2:]
+        return (not same_module, not same_role, mine[0] != theirs[0], name)
+
+    return sorted((name for name, array in arrays.items() if name != own and array.size == size), key=distance)
+
+
+def _array_edits(step: Step, arrays: Mapping[str, np.ndarray], config: NetworkConfig) -> Iterator[Hypothesis]:
+    own = arrays[step.array]
+
+    def edit(cause: str, text: str, array: np.ndarray) -> Hypothesis:
+        return Hypothesis(cause, text, arrays={step.array: array})
+
+    if own.ndim == 2:
+        if own.shape[0] == own.shape[1]:
+            yield edit("transposed", "transposed", own.T)
+        else:
+            text = "reshaped where it should be transposed"
+            yield edit("reshaped, not transposed", text, own.T.reshape(own.shape))
+            yield edit("reshaped, not transposed", text, own.reshape(own.T.shape).T)
+    for name in _relatives(step, arrays):
+        other = arrays[name]
+        if other.shape == own.shape:
+            yield edit(f"holds {name}", f"holds the weights of {name}", other)
+        if other.ndim == 2 and other.T.shape == own.shape:
+            yield edit(f"holds {name} transposed", f"holds the weights of {name}, transposed", other.T)
+    yield edit("times -1", "negated", -own)
+    yield edit("zeros", "all zeros", np.zeros_like(own))
+    if own.ndim == 1:
+        yield edit("reversed", "reversed", own[::-1])
+        yield edit("rolled by 1", "rolled by one", np.roll(own, -1))
+        yield edit("squared", "squared (applied twice)", own * own)
+        yield edit("-1 added", "scale - 1 in place of scale", own - 1)
+        return
+    for axis, word in ((0, "rows"), (1, "columns")):
+        yield edit(f"{word} reversed", f"{word} reversed", np.flip(own, axis))
+        for shift in (1, -1, 3, -3):
+            yield edit(f"{word} rolled by {shift}", f"{word} rolled by {shift}", np.roll(own, -shift, axis))
+    width = config.head_dim
+    for axis in (0, 1):
+        count = own.shape[axis]
+        if count != config.num_heads * width:
+            continue
+        grid = np.arange(count).reshape(-1, width)
+        yield edit(
+            "head axes exchanged (d h for h d)", "head axes exchanged (d h for h d)", np.take(own, grid.T.ravel(), axis)
+        )
+        inverse = np.argsort(grid.T.ravel())
+        yield edit(
+            "head axes exchanged (h d for d h)", "head axes exchanged (h d for d h)", np.take(own, inverse, axis)
+        )
+        yield edit("heads reversed", "heads in reverse order", np.take(own, grid[::-1].ravel(), axis))
+        for shift in range(1, config.num_heads):
+            yield edit(
+                f"heads rolled by {shift}",
+                f"heads rolled by {shift}",
+                np.take(own, np.roll(grid, shift, 0).ravel(), axis),
+            )
+    import ml_dtypes
+
+    for low in (ml_dtypes.bfloat16, np.float16):
+        rounded = own.astype(low).astype(own.dtype)
+        yield edit(f"{np.dtype(low).name} weights", f"rounded to {np.dtype(low).name}", rounded)
+
+
+def _low_precision(step: Step, arrays: Mapping[str, np.ndarray]) -> Iterator[Hypothesis]:
+    for low in ("bfloat16", "float16"):
+        if step.kind == "norm":
+            scale = arrays[step.array].astype(np.float64)
+            fit = functools.partial(fit_rounded, low, scale)
+            yield Hypothesis(f"{low} statistics", f"computed in {low}; MT3 takes at least float32", fit=fit)
+        fit = functools.partial(fit_rounded, low, None)
+        yield Hypothesis(f"{low} output", f"rounded to {low}", fit=fit)
+
+
+def hypotheses(
+    step: Step, arrays: Mapping[str, np.ndarray], config: NetworkConfig, shape: tuple[int, ...]
+) -> Iterator[Hypothesis]:
+    """What a step may do instead, the likeliest first.
+
+    Args:
+        step: of parity.sides.numpy_network.steps.
+        arrays: the weights that it should use.
+        config: sizes.
+        shape: of the candidate's tap.
+    """
+    last = step.name.rpartition("/")[2]
+    if step.kind == "norm":
+        yield from _named(NORMS)
+    elif step.kind == "positions":
+        yield from _named(POSITIONS)
+    elif step.kind == "add_positions":
+        root = config.emb_dim**0.5
+        yield Hypothesis(
+            "scaled by sqrt(emb_dim)",
+            "multiplied by sqrt(emb_dim) before positions are added",
+            Behaviour(embedding_scale=root),
+        )
+        yield Hypothesis("positions not added", "positions are not added", Behaviour(position_scale=0.0))
+        yield Hypothesis("positions added twice", "positions are added twice", Behaviour(position_scale=2.0))
+        yield Hypothesis("positions subtracted", "positions are subtracted", Behaviour(position_scale=-1.0))
+        yield from _named(POSITIONS)
+    elif step.kind.endswith("weights"):
+        yield from _attention_hypotheses(step, config, shape)
+    elif step.kind == "context":
+        yield Hypothesis(
+            "head axes exchanged", "the joined axis is written as (d h), not (h d)", Behaviour(head_axis="inner")
+        )
+    elif step.kind == "gate":
+        yield from _named(GATES)
+    elif step.kind == "residual":
+        yield from _named(RESIDUALS)
+        layer = re.fullmatch(r"(encoder|decoder)/layers_(\d+)", step.name)
+        if layer:
+            number = int(layer[2])
+            before = f"{layer[1]}/layers_{number - 1}" if number else f"{layer[1]}/input_dropout"
+            yield Hypothesis(
+                "layer left out", "the whole layer is left out", Behaviour(skip=True), reads={step.reads[0]: before}
+            )
+    elif step.kind == "embed":
+        for start in (1, 2, config.vocab_size - 1):
+            yield Hypothesis(f"start token {start}", f"the start token is {start}, not 0", Behaviour(start_token=start))
+        yield Hypothesis(
+            "tokens not shifted",
+            "the decoder is fed the targets themselves, not shifted by one",
+            Behaviour(unshifted=True),
+        )
+        for shift in (3, -3, 1, -1):
+            yield Hypothesis(f"ids off by {shift}", f"token ids are off by {shift}", Behaviour(token_shift=shift))
+    elif step.kind == "head":
+        scale = config.emb_dim**-0.5
+        yield Hypothesis("tied head", "the head is tied to the embedding; MT3's is separate", Behaviour(head="tied"))
+        yield Hypothesis(
+            "tied head, scaled",
+            "the head is tied to the embedding and scaled by 1/sqrt(emb_dim)",
+            Behaviour(head="tied", logits_scale=scale),
+        )
+        yield Hypothesis(
+            "logits scaled by 1/sqrt(emb_dim)", "logits scaled by 1/sqrt(emb_dim)", Behaviour(logits_scale=scale)
+        )
+        yield Hypothesis(
+            "logits scaled by sqrt(emb_dim)", "logits scaled by sqrt(emb_dim)", Behaviour(logits_scale=1 / scale)
+        )
+    if step.kind == "dense" and last in ("key", "value") and "encoder_decoder" in step.name:
+        layers = config.num_encoder_layers
+        previous = f"encoder/layers_{layers - 2}" if layers > 1 else "encoder/input_dropout"
+        layer = step.name.split("/encoder_decoder")[0]
+        yield Hypothesis(
+            "encoder norm skipped",
+            "reads the encoder before its last norm",
+            reads={"encoder": f"encoder/layers_{layers - 1}"},
+        )
+        yield Hypothesis(
+            "encoder input read",
+            "reads the encoder's input, not its output",
+            reads={"encoder": "encoder/input_dropout"},
+        )
+        yield Hypothesis(
+            "encoder layer left out", "reads the encoder's last layer but one", reads={"encoder": previous}
+        )
+        yield Hypothesis(
+            "decoder read",
+            "reads the decoder, not the encoder",
+            reads={"encoder": f"{layer}/pre_cross_attention_layer_norm"},
+        )
+    if step.array:
+        yield from _array_edits(step, arrays, config)
+    if step.kind == "embed":
+        yield Hypothesis(
+            "scaled by sqrt(emb_dim)",
+            "multiplied by sqrt(emb_dim)",
+            fit=functools.partial(fit_times, config.emb_dim**0.5),
+        )
+    if step.kind not in ("positions", "add_positions") and not step.kind.endswith("weights"):
+        yield Hypothesis("skipped", "the module hands its input on", Behaviour(skip=True))
+    yield Hypothesis("one position late", "the output is that of the position before", Behaviour(time_shift=1))
+    yield Hypothesis("one position early", "the output is that of the next position", Behaviour(time_shift=-1))
+    if step.kind in ("norm", "dense", "head", "gate", "embed"):
+        yield from _low_precision(step, arrays)
+    if step.kind == "norm":
+        yield Hypothesis("other scale", "another scale", fit=fit_other_scale)
+    if step.kind in ("dense", "head", "gate", "same", "norm", "embed"):
+        yield Hypothesis("dropout active", "dropout is active (not in evaluation mode)", fit=fit_dropout)
+    if not step.kind.endswith("weights"):
+        yield Hypothesis("scaled", "multiplied by a constant", fit=fit_factor)
+    if step.kind in ("dense", "head"):
+        yield Hypothesis("bias", "a bias is added; MT3 has none", fit=fit_bias)
+        yield Hypothesis("columns permuted", "columns in another order", fit=fit_column_order)
+        yield Hypothesis("columns changed", "some columns hold other weights", fit=fit_columns)
