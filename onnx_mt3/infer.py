@@ -1,0 +1,86 @@
+"""Recordings to notes with ONNX Runtime: python -m onnx_mt3.infer song.wav, or from Python:
+
+from onnx_mt3 import infer
+transcription = infer.load().transcribe("song.wav")
+transcription.write("song.mid")
+"""
+
+import os
+import sys
+
+from mt3_common.checkpoint.checkpoint import network_config
+from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
+from mt3_common.checkpoint.torch_pickle import read_any
+from mt3_common.cli import infer as cli
+from mt3_common.io.optional import needed
+from mt3_common.notes.instruments import allowed_tokens, parse_instruments
+from mt3_common.transcription.pipeline import Hold, Transcriber
+
+
+def load(
+    checkpoint: str | os.PathLike | NamedCheckpoint | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    search: str = "greedy",
+    beams: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    positions: str | None = None,
+    instruments: str | None = None,
+    hold: float | None = None,
+) -> Transcriber:
+    """Return a Transcriber: the network of a checkpoint as an ONNX graph, run on the CPU.
+
+    Args:
+        checkpoint: path, name or address, as find_checkpoint takes them; None for the default one.
+        model: 'mt3' or 'ismir2021', where neither the checkpoint nor its name tells.
+        device: 'cpu' or None; the twins have others.
+        dtype: 'float32' or 'float64'; the twins have others.
+        search: 'greedy'; the twins have others.
+        beams, temperature, top_k, top_p, seed: for the twins' searches; greedy search ignores them.
+        batch_size: segments searched at once.
+        positions: 'mt3' or 'port': the sinusoids that the weights were trained on; None to believe the checkpoint.
+        instruments: the only ones that may be heard, such as 'piano,bass,drums' (see parse_instruments); None for all.
+        hold: keep instruments from one segment to the next, with this bias; None to decode each segment alone.
+
+    Raises:
+        ValueError: the checkpoint or a setting is not usable; says what to do.
+    """
+    if search != "greedy":
+        raise ValueError(f"ONNX Runtime searches greedily; --search {search} is for torch_mt3 and jax_mt3")
+    if device not in (None, "cpu"):
+        raise ValueError(f"onnx_mt3 runs on the CPU, not on {device!r}; torch_mt3 and jax_mt3 know other devices")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"onnx_mt3 computes in float32 or float64; --dtype {dtype} is for torch_mt3 and jax_mt3")
+    with needed("onnx_mt3 needs onnx and onnxruntime", "onnx"):
+        # imported here: --help and wrong arguments are answered at once
+        from onnx_mt3 import decode, graph
+
+    named = find_checkpoint(checkpoint)
+    programs = None if instruments is None else parse_instruments(instruments)
+    overrides = {"position_table": positions} if positions else None
+    arrays = read_any(named.path, overrides)
+    config = network_config(arrays, named.path, preset=model or named.model or None, overrides=overrides)
+    search_model = graph.search_graph(arrays, config, stored=graph.common_dtype(arrays), computed=dtype)
+    generate = decode.generator(
+        decode.session(search_model.SerializeToString()),
+        config,
+        batch_size=batch_size,
+        allowed=None if programs is None else allowed_tokens(programs, config),
+    )
+    return Transcriber(
+        config, generate, checkpoint=named, instruments=programs, hold=None if hold is None else Hold(hold, batch_size)
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit status: see mt3_common/cli/infer.py."""
+    return cli.main("onnx_mt3", load, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""The ONNX graphs against the published code's numbers and the PyTorch twin; the search token for token."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from mt3_common.audio.spectrogram import Segment
+from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.config import Config
+from mt3_common.notes.vocabulary import EOS_ID
+from mt3_common.transcription.batching import Held, until_eos
+from onnx_mt3 import decode, graph
+from torch_mt3 import checkpoint as torch_checkpoint
+from torch_mt3 import decode as torch_decode
+from torch_mt3.model import Transformer
+
+
+@pytest.fixture(scope="module")
+def config(golden_config) -> Config:
+    return dataclasses.replace(Config(), network=golden_config, max_target_length=64)
+
+
+@pytest.fixture(scope="module")
+def twin(golden_arrays, golden_config) -> Transformer:
+    model = Transformer(golden_config)
+    model.load_state_dict(torch_checkpoint.to_state_dict(golden_arrays))
+    return model.eval()
+
+
+def full_pass(arrays, config, activations, dtype: str) -> dict[str, np.ndarray]:
+    """Outputs of the teacher-forced graph for the golden inputs, by name."""
+    model = graph.teacher_graph(arrays, config, stored=dtype, computed=dtype)
+    onnx.checker.check_model(model, full_check=True)
+    session = decode.session(model.SerializeToString(), threads=1)
+    inputs = {
+        "frames": activations["in/frames"].astype(dtype),
+        "decoder_input_tokens": activations["in/decoder_inputs"].astype(np.int64),
+        "decoder_target_tokens": activations["in/targets"].astype(np.int64),
+    }
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def relative_error(value: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.abs(value - truth.reshape(value.shape)).max() / np.abs(truth).max())
+
+
+def test_float32_agrees_with_the_published_code_at_every_module(golden_arrays, config, activations):
+    outputs = full_pass(golden_arrays, config, activations, "float32")
+    expected = {name.removeprefix("act/"): array for name, array in activations.items()}
+    errors = {name: relative_error(value, expected[name]) for name, value in outputs.items() if name in expected}
+    modules = {name for name in expected if "Dropout" not in name and "FixedEmbed" not in name and "/" in name}
+    assert set(errors) == modules - {name for name in modules if name.startswith(("in/", "out/"))}
+    # measured: 1.1e-6
+    assert max(errors.values()) < 5e-6, max(errors, key=errors.get)
+    assert relative_error(outputs["logits"], activations["out/logits"]) < 5e-6
+
+
+def test_float64_agrees_with_the_twin(golden_arrays, config, activations, twin):
+    outputs = full_pass(golden_arrays, config, activations, "float64")
+    inputs = [torch.from_numpy(activations[name]) for name in ("in/frames", "in/decoder_inputs", "in/targets")]
+    with torch.no_grad():
+        logits = twin.double()(inputs[0].double(), inputs[1].long(), inputs[2].long()).numpy()
+    twin.float()
+    # measured: 1.3e-15
+    assert relative_error(outputs["logits"], logits) < 1e-12
+
+
+@pytest.mark.parametrize("fault", ["eps", "gelu", "scale", "transposed", "gate", "table"])
+def test_a_planted_fault_is_far_outside_of_rounding(golden_arrays, config, activations, fault, monkeypatch):
+    clean = full_pass(golden_arrays, config, activations, "float64")["logits"]
+    arrays, changed = dict(golden_arrays), config
+    if fault == "table":
+        changed = dataclasses.replace(config, network=dataclasses.replace(config.network, position_table="port"))
+    elif fault == "gate":
+        for layer in range(config.network.num_decoder_layers):
+            name = f"decoder/layers_{layer}/mlp/wi_"
+            arrays[f"{name}0/kernel"], arrays[f"{name}1/kernel"] = arrays[f"{name}1/kernel"], arrays[f"{name}0/kernel"]
+    elif fault == "transposed":
+        arrays["encoder/layers_0/attention/out/kernel"] = arrays["encoder/layers_0/attention/out/kernel"].T.copy()
+    elif fault == "eps":
+        real = graph._Graph.real
+        monkeypatch.setattr(graph._Graph, "real", lambda self, x: real(self, 1e-5 if x == 1e-6 else x))
+    elif fault == "gelu":
+        real = graph._Graph.real
+        monkeypatch.setattr(graph._Graph, "real", lambda self, x: real(self, 0.0 if x == 0.044715 else x))
+    else:
+        heads = graph._Graph.heads
+        monkeypatch.setattr(
+            graph._Graph,
+            "heads",
+            lambda self, x, transposed=False: self.op("Mul", heads(self, x, transposed), self.real(1.01)),
+        )
+    assert relative_error(full_pass(arrays, changed, activations, "float64")["logits"], clean) > 1e-7
+
+
+def searched(arrays, config: Config, segments, **how) -> list[np.ndarray]:
+    model = graph.search_graph(arrays, config, stored="float32", computed="float32")
+    return list(decode.generator(decode.session(model.SerializeToString(), threads=1), config, **how)(segments))
+
+
+def with_eos_gain(arrays, gain: float) -> dict[str, np.ndarray]:
+    kernel = arrays["decoder/logits_dense/kernel"].copy()
+    kernel[:, EOS_ID] *= gain
+    return arrays | {"decoder/logits_dense/kernel": kernel}
+
+
+@pytest.mark.parametrize("gain", [1.0, 2.0, 3.0, 4.0])
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_greedy_tokens_are_those_of_the_published_code(golden_arrays, config, decoded, gain, batch_size):
+    rows = searched(with_eos_gain(golden_arrays, gain), config, list(decoded["in/frames"]), batch_size=batch_size)
+    expected = decoded[f"eos_gain{gain}/greedy/tokens"]
+    assert len(rows) == len(expected) == 6
+    for ids, tokens in zip(rows, expected, strict=True):
+        np.testing.assert_array_equal(ids, until_eos(tokens))
+
+
+def test_ends_differ_and_the_number_of_steps_is_kept(golden_arrays, config, decoded):
+    """Rows that end leave the batch; a limit that is no multiple of a block is a limit all the same."""
+    arrays = with_eos_gain(golden_arrays, 3.0)
+    lengths = [len(ids) for ids in searched(arrays, config, list(decoded["in/frames"]))]
+    assert len(set(lengths)) > 2
+    cut = searched(arrays, config, list(decoded["in/frames"]), max_steps=13)
+    assert [len(ids) for ids in cut] == [min(13, length) for length in lengths]
+    assert all(ids.dtype == np.int32 for ids in cut)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_prompts_biases_and_allowed_tokens_are_those_of_the_twin(golden_arrays, config, decoded, twin, allowed):
+    rng = np.random.default_rng(0)
+    frames = decoded["in/frames"]
+    vocab_size = config.network.vocab_size
+    segments = [
+        Held(
+            Segment(number, 0.0, frame, len(frame)),
+            rng.integers(3, vocab_size, length).astype(np.int32),
+            rng.normal(0, 3, vocab_size).astype(np.float32),
+        )
+        for number, (frame, length) in enumerate(zip(frames, [0, 1, 5, 20, 0, 3], strict=True))
+    ]
+    mask = rng.random(vocab_size) < 0.5 if allowed else None
+    if mask is not None:
+        mask[EOS_ID] = True
+    # where the next segment needs ids that are not out yet, there is a None
+    stream = [*segments[:2], None, *segments[2:]]
+    ids = searched(golden_arrays, config, stream, allowed=mask)
+    expected = list(torch_decode.generator(twin, config, allowed=mask, hold=True)(segments))
+    assert len(ids) == len(expected) == 6
+    for row, tokens in zip(ids, expected, strict=True):
+        np.testing.assert_array_equal(row, tokens)
+
+
+def test_weights_are_stored_once_and_as_asked(golden_arrays, config):
+    sizes = {}
+    for stored in graph.STORED:
+        model = graph.search_graph(golden_arrays, config, stored=stored)
+        onnx.checker.check_model(model, full_check=True)
+        assert {entry.version for entry in model.opset_import} == {graph.OPSET}
+        assert not {node.domain for node in model.graph.node} - {""}
+        sizes[stored] = len(model.SerializeToString())
+    assert sizes["bfloat16"] == pytest.approx(sizes["float16"], rel=0.01)
+    assert sizes["bfloat16"] < 0.75 * sizes["float32"] < 0.6 * sizes["float64"]
+
+
+def test_wrong_arrays_and_dtypes_are_refused(golden_arrays, config):
+    with pytest.raises(ValueError, match="stored must be one of"):
+        graph.search_graph(golden_arrays, config, stored="int8")
+    with pytest.raises(ValueError, match="computed must be one of"):
+        graph.search_graph(golden_arrays, config, computed="bfloat16")
+    with pytest.raises(CheckpointError, match="decoder_norm"):
+        graph.search_graph({k: v for k, v in golden_arrays.items() if "decoder_norm" not in k}, config)
