@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("mt3_common", "jax_mt3", "torch_mt3", "parity", "seqio_mt3")
+PACKAGES = ("mt3_common", "jax_mt3", "torch_mt3", "onnx_mt3", "parity", "seqio_mt3")
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess:
@@ -33,7 +33,7 @@ def copied_packages(tmp_path: Path) -> Path:
 def test_contract_is_kept(copied_packages):
     result = lint_imports(copied_packages)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "5 kept, 0 broken" in result.stdout
+    assert "6 kept, 0 broken" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,11 @@ def test_contract_is_kept(copied_packages):
         ("mt3_common", "import torch", "mt3_common knows no framework BROKEN"),
         ("mt3_common", "def late():\n    import jax.numpy", "mt3_common knows no framework BROKEN"),
         ("mt3_common", "import orbax.checkpoint", "mt3_common knows no framework BROKEN"),
-        ("mt3_common", "from jax_mt3 import planted_leaf", "parity -> jax_mt3 | torch_mt3 -> mt3_common BROKEN"),
+        (
+            "mt3_common",
+            "from jax_mt3 import planted_leaf",
+            "parity -> jax_mt3 | torch_mt3 | onnx_mt3 -> mt3_common BROKEN",
+        ),
         ("mt3_common/io", "from mt3_common.notes import vocabulary", "rooms of mt3_common BROKEN"),
         ("mt3_common/notes", "from mt3_common.audio import files", "rooms of mt3_common BROKEN"),
         (
@@ -52,12 +56,17 @@ def test_contract_is_kept(copied_packages):
         ),
         ("mt3_common", "", "rooms of mt3_common BROKEN"),
         ("jax_mt3", "from torch import nn", "jax_mt3 knows no PyTorch BROKEN"),
-        ("jax_mt3", "import torch_mt3.planted_leaf", "parity -> jax_mt3 | torch_mt3 -> mt3_common BROKEN"),
-        ("jax_mt3", "import parity", "parity -> jax_mt3 | torch_mt3 -> mt3_common BROKEN"),
+        ("jax_mt3", "import torch_mt3.planted_leaf", "parity -> jax_mt3 | torch_mt3 | onnx_mt3 -> mt3_common BROKEN"),
+        ("jax_mt3", "import parity", "parity -> jax_mt3 | torch_mt3 | onnx_mt3 -> mt3_common BROKEN"),
         ("torch_mt3", "import jax", "torch_mt3 knows no JAX BROKEN"),
         ("torch_mt3", "from flax import linen", "torch_mt3 knows no JAX BROKEN"),
+        ("onnx_mt3", "import torch", "onnx_mt3 knows no framework BROKEN"),
         ("torch_mt3", "from orbax import checkpoint", "torch_mt3 knows no JAX BROKEN"),
-        ("torch_mt3", "from jax_mt3 import planted_leaf", "parity -> jax_mt3 | torch_mt3 -> mt3_common BROKEN"),
+        (
+            "torch_mt3",
+            "from jax_mt3 import planted_leaf",
+            "parity -> jax_mt3 | torch_mt3 | onnx_mt3 -> mt3_common BROKEN",
+        ),
     ],
 )
 def test_planted_import_breaks_the_contract(copied_packages, package, planted, broken):
@@ -74,6 +83,7 @@ EXTRAS = {
     "mt3_common": (),
     "jax_mt3": ("jax",),
     "torch_mt3": ("torch",),
+    "onnx_mt3": ("onnx",),
     "parity": ("jax", "torch", "parity", "pytest"),
 }
 

@@ -19,6 +19,7 @@ FORBIDDEN = {
     "mt3_common": JAX | TORCH | OPTIONAL,
     "jax_mt3": TORCH | OPTIONAL,
     "torch_mt3": JAX | OPTIONAL,
+    "onnx_mt3": JAX | TORCH | OPTIONAL,
 }
 
 IMPORT_ALL = """

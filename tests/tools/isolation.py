@@ -16,7 +16,8 @@ import pretty_midi
 
 ROOT = Path(__file__).parents[2]
 # extra -> top-level modules that must not be there with it
-FOREIGN = {"jax": ("torch",), "torch": ("jax", "jaxlib", "flax", "optax", "orbax")}
+JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
+FOREIGN = {"jax": ("torch",), "torch": JAX, "onnx": ("torch", *JAX)}
 FIND = "import importlib.util, sys; print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name)))"
 
 
@@ -99,7 +100,7 @@ def transcribe_alone(framework: str, wheel: Path, audio: Path, checkpoint: Path 
 
 
 def main() -> int:
-    """0 if both twins work alone and write the same notes, 1 otherwise."""
+    """0 if the twins and onnx_mt3 work alone and write the same notes, 1 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--audio", type=Path, default=ROOT / "audio/example.flac")
     parser.add_argument("--checkpoint", type=Path, help="default: the one that is installed with the package")
@@ -109,11 +110,13 @@ def main() -> int:
         try:
             wheel = build_wheel(folder)
             given = (wheel, options.audio.resolve(), options.checkpoint and options.checkpoint.resolve(), folder)
-            require_same(*pool.map(lambda framework: transcribe_alone(framework, *given), FOREIGN))
+            first, *others = pool.map(lambda framework: transcribe_alone(framework, *given), FOREIGN)
+            for other in others:
+                require_same(first, other)
         except RuntimeError as error:
             print(f"isolation: {error}", file=sys.stderr)
             return 1
-    print("isolation: each twin works alone, and both wrote the same MIDI file")
+    print("isolation: each twin and onnx_mt3 work alone, and all wrote the same MIDI file")
     return 0
 
 
