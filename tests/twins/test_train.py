@@ -9,8 +9,12 @@ import torch
 from flax import traverse_util
 
 from jax_mt3 import checkpoint as jax_checkpoint
+from jax_mt3 import losses as jax_losses
+from jax_mt3 import optimizers as jax_optimizers
 from jax_mt3 import train as jax_train
 from torch_mt3 import checkpoint as torch_checkpoint
+from torch_mt3 import losses as torch_losses
+from torch_mt3 import optimizers as torch_optimizers
 from torch_mt3 import train as torch_train
 from torch_mt3.model import Transformer
 
@@ -64,13 +68,13 @@ def test_loss_and_gradients_are_t5xs(found, stored):
 def adafactor_step(twin, parameter, gradient, step, slots=None):
     if twin == "jax":
         parameter, gradient = jnp.asarray(parameter), jnp.asarray(gradient)
-        slots = slots or jax_train.adafactor_slots(parameter)
+        slots = slots or jax_optimizers.adafactor_slots(parameter)
         # compiled, as in training: one program for a shape instead of one for each operation
-        after, slots = jax.jit(jax_train.adafactor)(parameter, gradient, slots, step, 1e-3)
+        after, slots = jax.jit(jax_optimizers.adafactor)(parameter, gradient, slots, step, 1e-3)
         return np.asarray(after), slots
     parameter, gradient = torch.from_numpy(np.array(parameter)), torch.from_numpy(np.array(gradient))
-    slots = slots or torch_train.adafactor_slots(parameter)
-    after, slots = torch_train.adafactor(parameter, gradient, slots, step, 1e-3)
+    slots = slots or torch_optimizers.adafactor_slots(parameter)
+    after, slots = torch_optimizers.adafactor(parameter, gradient, slots, step, 1e-3)
     return after.numpy(), slots
 
 
@@ -130,7 +134,7 @@ def test_the_golden_step_tells_settings_apart(golden_arrays, stored):
     [((512,), None), ((48, 1536), None), ((512, 384), (1, 0)), ((384, 512), (0, 1)), ((512, 512), (0, 1)), ((), None)],
 )
 def test_which_arrays_are_factored(shape, axes):
-    assert jax_train.factored_axes(shape) == axes == torch_train.factored_axes(shape)
+    assert jax_optimizers.factored_axes(shape) == axes == torch_optimizers.factored_axes(shape)
 
 
 # a matrix of each orientation, a square one, and one that is too small to be factored
@@ -200,8 +204,8 @@ def test_adamw_is_the_same_in_both(golden_arrays):
     arrays = {name: array for name, array in golden_arrays.items() if "layers_0" in name}
     rng = np.random.default_rng(0)
     parameters = {name: torch.nn.Parameter(torch.from_numpy(array.copy())) for name, array in arrays.items()}
-    in_torch = torch_train.adamw(parameters.values(), 1e-3, weight_decay=0.1)
-    in_jax = jax_train.adamw(1e-3, weight_decay=0.1)
+    in_torch = torch_optimizers.adamw(parameters.values(), 1e-3, weight_decay=0.1)
+    in_jax = jax_optimizers.adamw(1e-3, weight_decay=0.1)
     weights = {name: jnp.asarray(array) for name, array in arrays.items()}
     state = in_jax.init(weights)
     for _ in range(3):
@@ -219,8 +223,8 @@ def test_adamw_is_the_same_in_both(golden_arrays):
 def test_z_loss_and_padding_count():
     logits, targets = np.zeros((1, 3, 4), np.float32), np.array([[1, 2, 0]], np.int32)
     expected = 2 * (np.log(4) + 0.5 * np.log(4) ** 2)
-    in_jax = jax_train.cross_entropy(jnp.asarray(logits), jnp.asarray(targets), 0.5)
-    in_torch = torch_train.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets), 0.5)
+    in_jax = jax_losses.cross_entropy(jnp.asarray(logits), jnp.asarray(targets), 0.5)
+    in_torch = torch_losses.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets), 0.5)
     assert float(in_jax) == pytest.approx(expected)
     assert float(in_torch) == pytest.approx(expected)
 
