@@ -402,7 +402,7 @@ def end_to_end(settings: dict[str, Any], package: str, dtype: str, size: str) ->
 
 def spectrogram(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """Measures audio to segments on one core."""
-    from mt3_common.audio.spectrogram import segments
+    from mt3_common.audio.segments import segments
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
     samples = np.random.default_rng(3).normal(0, 0.1, round(settings["seconds"] * 16000)).astype(np.float32)

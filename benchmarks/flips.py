@@ -27,10 +27,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mt3_common.audio.spectrogram import start_times
+from mt3_common.audio.segments import start_times
 from mt3_common.evaluation import metrics
 from mt3_common.formats import find_audio, midi
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.transcription.recording import Request
 
 # rounding alone; a pitch that goes on does so at once (s)

@@ -25,6 +25,7 @@ from jax_mt3 import checkpoint as jax_checkpoint  # noqa: E402
 from jax_mt3 import decode as jax_decode  # noqa: E402
 from jax_mt3 import model as jax_model  # noqa: E402
 from mt3_common.audio import spectrogram  # noqa: E402
+from mt3_common.audio.segments import segments as cut_into_segments  # noqa: E402
 from mt3_common.checkpoint import checkpoint  # noqa: E402
 from mt3_common.config import PRESETS, NetworkConfig, SpectrogramConfig  # noqa: E402
 from mt3_common.transcription.batching import SearchSettings, until_eos  # noqa: E402
@@ -46,7 +47,7 @@ def spectrogram_errors() -> tuple[float, float, int]:
     with np.load(GOLDEN / "features" / "segments.npz") as archive:
         for name in (key.removesuffix("/audio") for key in archive if key.endswith("/audio")):
             config = PRESETS[name.split("/")[0]]
-            ours = list(spectrogram.segments(archive[f"{name}/audio"], config))
+            ours = list(cut_into_segments(archive[f"{name}/audio"], config))
             segments = max(
                 segments, float(np.abs(np.stack([one.frames for one in ours]) - archive[f"{name}/inputs"]).max())
             )

@@ -26,7 +26,7 @@ from mt3_common.cli.dataset import add_arguments
 from mt3_common.config import Config
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example, Generator
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.training.batches import batch_of, load_batches
 from mt3_common.training.config import TrainingConfig, read_config
 from mt3_common.training.initial import initial_arrays

@@ -10,7 +10,7 @@ import soundfile
 
 from mt3_common.config import PRESETS
 from mt3_common.formats import midi
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription.batching import Held
 from mt3_common.transcription.continuity import Hold

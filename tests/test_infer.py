@@ -15,11 +15,12 @@ import pytest
 import soundfile
 
 from mt3_common.audio.files import read_audio
-from mt3_common.audio.spectrogram import segments
+from mt3_common.audio.segments import segments
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.evaluation import metrics
 from mt3_common.formats import midi
-from mt3_common.notes.notes import Note, decode_segments
+from mt3_common.notes.decoder import decode_segments
+from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription.recording import Request
 

@@ -15,7 +15,7 @@ from mt3_common.formats import midi
 from mt3_common.formats import plot as picture
 from mt3_common.formats import sonify as listen
 from mt3_common.formats.registry import EXTRAS, kind_of
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.transcription import beats
 from mt3_common.transcription.result import Transcription
 

@@ -30,7 +30,7 @@ from mt3_common.data.synthesis import Example
 from mt3_common.formats import midi
 from mt3_common.formats.find_audio import recordings as audio_files
 from mt3_common.io.optional import needed
-from mt3_common.notes.notes import Note, trim_overlapping
+from mt3_common.notes.note import Note, trim_overlapping
 
 SPLITS = ("train", "validation", "test")
 # MT3 draws a data set with n examples in proportion to n ** (1 / this)

@@ -17,7 +17,8 @@ from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import Config
 from mt3_common.data import corpora as datasets
 from mt3_common.data.synthesis import Generator
-from mt3_common.notes.notes import Note, NoteEncoder
+from mt3_common.notes.encoder import NoteEncoder
+from mt3_common.notes.note import Note
 
 # Columns of a frame: pitches that sound, pitches that begin, drums that are hit, MIDI classes that sound.
 ROLL_COLUMNS = 128 + 128 + 128 + 16

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mt3_common.formats.midi import NoteFileError, read_midi_stems
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 
 
 class Stem(NamedTuple):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 
 # Soundfonts are rendered at their own rate: below it tinysoundfont's linear interpolation folds overtones back.
 RENDER_RATE = 44100

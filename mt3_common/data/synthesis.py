@@ -21,7 +21,7 @@ import numpy as np
 from mt3_common.data.augment import SAMPLE_RATE, _coloured, _damage
 from mt3_common.data.songs import Song, Stem, made_up_drums, made_up_notes
 from mt3_common.data.soundfont import RENDER_RATE, Fonts
-from mt3_common.notes.notes import Note, trim_overlapping
+from mt3_common.notes.note import Note, trim_overlapping
 
 # dB, of one stem beside the others
 GAIN, CLEAN_GAIN = (-10.0, 4.0), (-6.0, 0.0)

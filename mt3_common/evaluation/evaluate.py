@@ -22,7 +22,7 @@ from rich.table import Table
 from mt3_common.data.corpora import Recording, read_notes
 from mt3_common.evaluation import metrics
 from mt3_common.formats import midi
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.transcription.pipeline import Transcriber
 
 # what the table shows; the JSON and the CSV hold every measure

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mt3_common.io.optional import needed
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 
 # s; mir_eval's default, which all published figures use
 ONSET_TOLERANCE = 0.05

@@ -22,7 +22,7 @@ from mt3_common.formats.plot import (
     png_bytes,
     spectrogram_image,
 )
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 
 # in a comparison: what a bar stands for, its colour, its height in semitones
 COMPARED = (

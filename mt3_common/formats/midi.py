@@ -27,7 +27,7 @@ import mido
 import pretty_midi
 
 from mt3_common.io.optional import needed
-from mt3_common.notes.notes import Note, assign_instruments, check_notes
+from mt3_common.notes.note import Note, assign_instruments, check_notes
 from mt3_common.notes.tempo import BEATS_PER_BAR, Change, Tempo, TempoMap
 
 DRUM_CHANNEL = 9

@@ -17,7 +17,7 @@ import pretty_midi
 
 from mt3_common.formats import midi
 from mt3_common.io.optional import needed
-from mt3_common.notes.notes import Note, check_notes
+from mt3_common.notes.note import Note, check_notes
 from mt3_common.notes.tempo import BEATS_PER_BAR, DEFAULT_BPM, Tempo, TempoMap, constant
 
 # all times here are in twelfths of a beat: the grid's points are among them

@@ -16,7 +16,7 @@ from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import SpectrogramConfig
 from mt3_common.formats import midi
 from mt3_common.io.optional import needed
-from mt3_common.notes.notes import Note, check_notes
+from mt3_common.notes.note import Note, check_notes
 
 # columns of the picture: so many a second, down to what fits into the widest
 COLUMNS_PER_SECOND = 50

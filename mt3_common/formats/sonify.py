@@ -20,7 +20,7 @@ import pretty_midi
 from mt3_common.audio.files import stream_audio
 from mt3_common.formats import midi
 from mt3_common.formats.registry import kind_of
-from mt3_common.notes.notes import Note, check_notes
+from mt3_common.notes.note import Note, check_notes
 
 # the first at which two channels of 16 bits fit into a WAV: beyond 6.7, 13.5 and 26.9 hours
 RATES = (44100, 22050, 11025, 4000)

@@ -12,7 +12,8 @@ import numpy as np
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch, roll
 from mt3_common.io.optional import needed
-from mt3_common.notes.notes import Note, decode_segments
+from mt3_common.notes.decoder import decode_segments
+from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 
 # in a picture: nothing, a note that was missed, a wrong one, a right one

@@ -9,7 +9,7 @@ import numpy as np
 
 from mt3_common.audio.files import stream_audio
 from mt3_common.io.optional import needed
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import BEATS_PER_BAR, DEFAULT_BPM, NO_TIME, Tempo, constant
 
 AUTO = "auto"

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from mt3_common.audio.spectrogram import Segment
+from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.config import Config
 from mt3_common.notes.instruments import Instruments
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.transcription.batching import Held
 from mt3_common.transcription.beats import asked_for
 from mt3_common.transcription.clock import STAGES, Clock
@@ -30,7 +30,7 @@ class Transcriber:
 
     Args:
         config: of the network's checkpoint.
-        generate: takes an iterable of spectrogram.Segment and yields the (n,) int32 ids of each, in order; it may take
+        generate: takes an iterable of segments.Segment and yields the (n,) int32 ids of each, in order; it may take
             several segments before it yields the first ids. A segment's index begins anew with each recording.
         checkpoint: where the network came from, for notices and metadata.
         instruments: the only ones that may play, where generate is restricted to them.

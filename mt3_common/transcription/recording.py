@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mt3_common.audio.files import audio_duration, stream_audio
-from mt3_common.audio.spectrogram import Segment, num_segments, segments
+from mt3_common.audio.segments import Segment, num_segments, segments
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.config import Config
+from mt3_common.notes.decoder import NoteDecoder
 from mt3_common.notes.instruments import Instruments
-from mt3_common.notes.notes import Note, NoteDecoder
+from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
 from mt3_common.transcription import velocity as loudness
 from mt3_common.transcription.batching import Held

@@ -8,7 +8,7 @@ from typing import Any
 from mt3_common.formats import midi
 from mt3_common.formats import musicxml as score
 from mt3_common.formats.registry import SUFFIXES
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import Tempo
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from mt3_common.config import Config
-from mt3_common.notes.notes import Note, decode_segments
+from mt3_common.notes.decoder import decode_segments
+from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
 from parity.compare.traces import EPSILON, Row, judge, over
 from parity.trace.inputs import shift_right

@@ -7,7 +7,7 @@ import pytest
 
 from jax_mt3 import checkpoint, decode
 from jax_mt3 import weights as packing
-from mt3_common.audio.spectrogram import Segment
+from mt3_common.audio.segments import Segment
 from mt3_common.notes.vocabulary import EOS_ID
 from mt3_common.transcription import batching
 from mt3_common.transcription.batching import Held, SearchSettings

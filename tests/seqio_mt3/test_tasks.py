@@ -7,7 +7,7 @@ from mt3_common.config import Config, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.corpora import mixing_rates
 from mt3_common.data.synthesis import Example
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 
 CONFIG = Config(spectrogram=SpectrogramConfig(hop_width=320), input_frames=64, max_target_length=64)
 

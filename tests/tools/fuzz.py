@@ -37,7 +37,8 @@ from mt3_common.cli import infer as cli  # noqa: E402
 from mt3_common.cli.resume import Summary, SummaryError  # noqa: E402
 from mt3_common.config import PRESETS  # noqa: E402
 from mt3_common.formats import midi  # noqa: E402
-from mt3_common.notes.notes import Note, encode_segments  # noqa: E402
+from mt3_common.notes.encoder import encode_segments  # noqa: E402
+from mt3_common.notes.note import Note  # noqa: E402
 from mt3_common.transcription.pipeline import Transcriber  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "model" / "checkpoints"

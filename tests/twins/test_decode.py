@@ -13,7 +13,7 @@ from jax_mt3 import kernels as jax_kernels
 from jax_mt3 import model as jax_model
 from jax_mt3 import search as jax_search
 from jax_mt3 import weights as jax_weights
-from mt3_common.audio.spectrogram import Segment
+from mt3_common.audio.segments import Segment
 from mt3_common.config import Config
 from mt3_common.notes.vocabulary import EOS_ID
 from mt3_common.transcription import batching

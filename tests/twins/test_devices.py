@@ -15,7 +15,7 @@ from mt3_common.checkpoint import checkpoint
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config(

@@ -9,7 +9,7 @@ import soundfile
 
 from jax_mt3 import evaluate as jax_evaluate
 from mt3_common.formats import midi
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from torch_mt3 import evaluate as torch_evaluate
 
 EVALUATE = {"jax": jax_evaluate.main, "torch": torch_evaluate.main}

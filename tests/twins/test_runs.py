@@ -29,7 +29,7 @@ from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.training import batches, initial, loop, run_folder
 from mt3_common.training import logs as curves
 from mt3_common.training.config import TrainingConfig

@@ -20,7 +20,7 @@ from mt3_common.data import shards as dataset
 from mt3_common.data import synthesis
 from mt3_common.data.songs import read_songs
 from mt3_common.formats.midi import write_midi
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.training import run_folder
 from mt3_common.training.batches import load_batches
 from mt3_common.training.config import TrainingConfig

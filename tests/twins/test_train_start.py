@@ -21,7 +21,7 @@ from mt3_common.cli import train
 from mt3_common.config import Config, ConfigError, NetworkConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import train as torch_train
 

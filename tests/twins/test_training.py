@@ -15,7 +15,7 @@ from mt3_common.checkpoint import checkpoint
 from mt3_common.config import Config, ConfigError, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.training import labels as training_labels
 from mt3_common.training import loop
 from mt3_common.training.batches import batch_of

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from mt3_common.audio.spectrogram import Segment
+from mt3_common.audio.segments import Segment
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.workers.worker import Worker, WorkerError
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mt3_common.audio.spectrogram import Segment
+from mt3_common.audio.segments import Segment
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.workers.pool import Pool
 from mt3_common.transcription.workers.worker import _in_words, _loaded

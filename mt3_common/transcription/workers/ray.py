@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.audio.spectrogram import Segment
+from mt3_common.audio.segments import Segment
 from mt3_common.io.optional import needed
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.workers.pool import Pool

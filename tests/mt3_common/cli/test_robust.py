@@ -24,7 +24,8 @@ from mt3_common.cli import infer as cli
 from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.config import PRESETS
 from mt3_common.formats import midi
-from mt3_common.notes.notes import Note, encode_segments
+from mt3_common.notes.encoder import encode_segments
+from mt3_common.notes.note import Note
 from mt3_common.transcription.pipeline import Transcriber
 
 ROOT = Path(__file__).parents[3]

@@ -18,7 +18,7 @@ from mt3_common.data import shards as dataset
 from mt3_common.data.corpora import DatasetError, Recording
 from mt3_common.data.synthesis import in_order
 from mt3_common.formats import midi
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 
 NOTES = [Note(0.5, 1.0, 60, 100), Note(1.0, 1.5, 64, 80), Note(2.0, 2.5, 67, 90)]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mt3_common.audio.files import read_audio
-from mt3_common.audio.spectrogram import segments, start_times
+from mt3_common.audio.segments import segments, start_times
 from mt3_common.cli import dataset as command_line
 from mt3_common.cli.dataset import add_arguments, generator_of, main
 from mt3_common.config import Config, SpectrogramConfig
@@ -17,7 +17,9 @@ from mt3_common.data import shards as dataset
 from mt3_common.data import sources, synthesis
 from mt3_common.data.synthesis import Example, Recipe
 from mt3_common.formats.midi import write_midi
-from mt3_common.notes.notes import Note, decode_segments, encode_segments, trim_overlapping
+from mt3_common.notes.decoder import decode_segments
+from mt3_common.notes.encoder import encode_segments
+from mt3_common.notes.note import Note, trim_overlapping
 from mt3_common.notes.vocabulary import Vocabulary
 
 CONFIG = Config(spectrogram=SpectrogramConfig(hop_width=320), input_frames=64, max_target_length=64)

@@ -9,7 +9,7 @@ pytest.importorskip("tinysoundfont")
 from mt3_common.data import augment, soundfont, synthesis
 from mt3_common.data.songs import Song, Stem, made_up_drums, made_up_notes, read_songs, split_of
 from mt3_common.formats.midi import write_midi
-from mt3_common.notes.notes import Note, trim_overlapping
+from mt3_common.notes.note import Note, trim_overlapping
 
 SHARES = dict.fromkeys(("piano", "band", "drums", "solo", "dense", "silence"), 0.0)
 

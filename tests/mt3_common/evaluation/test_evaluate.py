@@ -19,7 +19,7 @@ from mt3_common.evaluation import evaluate as evaluation
 from mt3_common.evaluation import plot
 from mt3_common.formats import midi
 from mt3_common.formats import plot as picture
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.transcription.result import Transcription
 
 PIANO = [Note(0.5, 1.0, 60, 100), Note(1.0, 1.5, 64, 100), Note(1.5, 2.5, 67, 100)]

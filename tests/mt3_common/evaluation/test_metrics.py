@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt3_common.evaluation import metrics
-from mt3_common.notes.notes import Note, trim_overlapping
+from mt3_common.notes.note import Note, trim_overlapping
 
 NOTES = st.lists(
     st.builds(

@@ -29,7 +29,7 @@ from mt3_common.formats.midi import (
     write_note_sequence,
     written_here,
 )
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "features" / "notes.json").read_text())
 IN_TMP = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

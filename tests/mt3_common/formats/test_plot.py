@@ -9,7 +9,7 @@ import soundfile
 
 from mt3_common.formats import midi
 from mt3_common.formats import plot as picture
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 
 pytest.importorskip("matplotlib")
 NOTES = [Note(0.5, 1.0, 60, 100, 0), Note(2.0, 3.0, 72, 100, 40), Note(1.5, 1.51, 36, 100, 0, True)]

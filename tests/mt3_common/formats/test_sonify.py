@@ -12,7 +12,7 @@ import soundfile
 
 from mt3_common.formats import midi
 from mt3_common.formats import sonify as listen
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 
 NOTES = [
     Note(0.5, 1.0, 69, 100, 0),

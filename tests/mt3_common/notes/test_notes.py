@@ -10,16 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt3_common.config import PRESETS
-from mt3_common.notes.notes import (
-    Note,
-    NoteDecoder,
-    NoteEncoder,
-    assign_instruments,
-    check_notes,
-    decode_segments,
-    encode_segments,
-    trim_overlapping,
-)
+from mt3_common.notes.decoder import NoteDecoder, decode_segments
+from mt3_common.notes.encoder import NoteEncoder, encode_segments
+from mt3_common.notes.note import Note, check_notes, trim_overlapping
 from mt3_common.notes.vocabulary import EOS_ID, PAD_ID, UNK_ID, Vocabulary
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "features" / "notes.json").read_text())
@@ -430,25 +423,6 @@ class TestEncoding:
     def test_notes_that_midi_cannot_hold_are_refused(self, note):
         with pytest.raises(ValueError, match="note 1 must"):
             encode_segments([Note(0.0, 1.0, 60, 90), note], 10, PRESETS["mt3"])
-
-
-def test_trimming_drops_what_has_no_length_left_and_keeps_the_order():
-    notes = [Note(1.0, 3.0, 60, 9), Note(0.0, 2.0, 60, 9), Note(1.0, 4.0, 60, 8), Note(0.0, 2.0, 60, 9, 1)]
-    notes += [Note(0.0, 2.0, 60, 9, 0, True), Note(1.0, 1.0, 61, 9)]
-    assert trim_overlapping(notes) == [
-        Note(0.0, 1.0, 60, 9),
-        Note(1.0, 4.0, 60, 8),
-        Note(0.0, 2.0, 60, 9, 1),
-        Note(0.0, 2.0, 60, 9, 0, True),
-    ]
-
-
-def test_instrument_numbers_leave_out_nine_and_go_on_past_sixteen():
-    notes = [Note(0.0, 1.0, 60, 90, program) for program in range(100, 120)]
-    notes.insert(3, Note(0.0, 1.0, 36, 90, 0, True))
-    notes.append(Note(0.0, 1.0, 60, 90, 100))
-    numbers = [0, 1, 2, 9, 3, 4, 5, 6, 7, 8, *range(10, 21), 0]
-    assert assign_instruments(notes) == numbers
 
 
 @st.composite

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mt3_common.formats import midi
 from mt3_common.notes import tempo
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import Tempo, TempoMap
 from mt3_common.transcription import beats
 

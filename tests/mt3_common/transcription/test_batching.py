@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3_common.audio.spectrogram import Segment
+from mt3_common.audio.segments import Segment
 from mt3_common.transcription import batching
 from mt3_common.transcription.batching import Halves, Held, SearchSettings
 

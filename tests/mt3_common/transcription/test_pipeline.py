@@ -15,11 +15,13 @@ import pytest
 import soundfile
 
 from mt3_common.audio.files import AudioError
-from mt3_common.audio.spectrogram import segments, start_times
+from mt3_common.audio.segments import segments, start_times
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.config import PRESETS
 from mt3_common.formats import midi
-from mt3_common.notes.notes import Note, decode_segments, encode_segments
+from mt3_common.notes.decoder import decode_segments
+from mt3_common.notes.encoder import encode_segments
+from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription import batching, pipeline, recording
 from mt3_common.transcription.continuity import Hold

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mt3_common.audio.spectrogram import Segment
+from mt3_common.audio.segments import Segment
 from mt3_common.cli import infer as cli
 from mt3_common.formats import midi
 from mt3_common.transcription.workers.pool import ATTEMPTS, Pool

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3_common.notes.notes import Note
+from mt3_common.notes.note import Note
 from parity.compare import decoding
 from parity.sides import record
 from parity.trace import inputs

@@ -1,0 +1,67 @@
+"""Notes, and what every format and the network ask of them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+# MIDI's tenth channel, which general MIDI keeps for drums.
+DRUM_INSTRUMENT = 9
+
+
+class Note(NamedTuple):
+    """One note: onset and offset in seconds, the rest as in MIDI (drums: pitch is the drum's key)."""
+
+    onset: float
+    offset: float
+    pitch: int
+    velocity: int
+    program: int = 0
+    is_drum: bool = False
+
+
+def check_notes(notes: Iterable[Note]) -> None:
+    """Nothing, if MIDI can hold every note.
+
+    Raises:
+        ValueError: a time is not finite or negative, a note ends before it begins, pitch or program is not in
+            0..127, or velocity not in 1..127.
+    """
+    for number, note in enumerate(notes):
+        if not 0 <= note.onset <= note.offset < math.inf:
+            raise ValueError(f"note {number} must begin at 0 s or later and end no earlier than it begins: {note}")
+        if not (0 <= note.pitch <= 127 and 0 <= note.program <= 127 and 1 <= note.velocity <= 127):
+            raise ValueError(f"note {number} must have pitch and program in 0..127 and velocity in 1..127: {note}")
+
+
+def trim_overlapping(notes: Sequence[Note]) -> list[Note]:
+    """The notes, in the same order, each ended where the next of its pitch, program and kind begins.
+
+    Notes left without length are dropped. Tokens cannot say that a pitch sounds twice.
+
+    Source: mt3/note_sequences.py, trim_overlapping_notes.
+    """
+    offsets = [note.offset for note in notes]
+    previous: dict[tuple[int, int, bool], int] = {}
+    for number in sorted(range(len(notes)), key=lambda number: notes[number].onset):
+        note = notes[number]
+        key = (note.pitch, note.program, note.is_drum)
+        if key in previous:
+            offsets[previous[key]] = min(offsets[previous[key]], note.onset)
+        previous[key] = number
+    return [note._replace(offset=offset) for note, offset in zip(notes, offsets) if note.onset < offset]
+
+
+def assign_instruments(notes: Iterable[Note]) -> list[int]:
+    """Instrument numbers: programs counted in order of appearance, leaving out 9, which all drums have.
+
+    Source: mt3/note_sequences.py, assign_instruments. Numbers go on past 15: they are not MIDI channels.
+    """
+    instruments: dict[int, int] = {}
+    numbers = []
+    for note in notes:
+        if note.is_drum:
+            numbers.append(DRUM_INSTRUMENT)
+            continue
+        count = len(instruments)
+        numbers.append(instruments.setdefault(note.program, count if count < DRUM_INSTRUMENT else count + 1))
+    return numbers
