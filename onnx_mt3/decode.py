@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import onnxruntime
 
-from mt3_common.audio.spectrogram import Segment
+from mt3_common.audio.segments import Segment
 from mt3_common.config import Config
 from mt3_common.transcription.batching import Held, until_eos
 

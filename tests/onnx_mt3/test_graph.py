@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from mt3_common.audio.spectrogram import Segment
+from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.config import Config
 from mt3_common.notes.vocabulary import EOS_ID
