@@ -19,22 +19,60 @@ class ConfigError(ValueError):
     """Settings that are missing, malformed, or contradict the arrays or one another."""
 
 
-def _complaint(kind: type, value: Any) -> str:
-    """Why value is not of the kind that a setting must have ('' where it is): 127.0 is no integer, "true" not true."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+class Range(NamedTuple):
+    """Numbers allowed: low <= number < high, or <= high where the end is closed."""
+
+    low: float
+    high: float = math.inf
+    closed: bool = False
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, (int, float)) and (
+            self.low <= number < self.high or (self.closed and number == self.high)
+        )
+
+    def __str__(self) -> str:
+        return f"[{self.low:g}, {self.high:g}{']' if self.closed else ')'}"
+
+
+def check_fields(
+    settings: Any, ranges: Mapping[str, Range] | None = None, choices: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Check type and range of every field of a dataclass: 127.0 is no integer, "true" is not true.
+
+    Args:
+        settings: an instance of the dataclass.
+        ranges: field -> numbers allowed; without one, integers are 1 or more, and floats 0 or more and finite.
+        choices: field -> values allowed.
+
+    Raises:
+        ConfigError: a field is not what it must be.
+    """
+    ranges, choices = ranges or {}, choices or {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if complaint := _complaint(field.type, value, ranges.get(field.name), choices.get(field.name)):
+            raise ConfigError(f"{field.name} must be {complaint}, not {value!r}")
+
+
+def _complaint(kind: Any, value: Any, allowed: Range | None = None, choices: Sequence[str] | None = None) -> str:
+    """Return what a value must be, or "" if it is that."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if choices is not None and value not in choices:
+        return f"one of {', '.join(choices)}"
     if kind is bool and not isinstance(value, bool):
-        return f"must be true or false, not {value!r}"
-    if kind is int and not (number and isinstance(value, int) and value > 0):
-        return f"must be a positive integer, not {value!r}"
-    if kind is float and not (number and 0 <= value < math.inf):
-        return f"must be a number of at least 0, not {value!r}"
+        return "true or false"
+    if kind is int and not (is_number and isinstance(value, int) and value in (allowed or Range(1))):
+        if allowed is None:
+            return "a positive integer"
+        return f"a whole number {f'in {allowed}' if math.isfinite(allowed.high) else f'of at least {allowed.low:g}'}"
+    if kind is float:
+        allowed = allowed or Range(0)
+        if not is_number or not math.isfinite(value):
+            return f"a number of at least {allowed.low:g}" if math.isfinite(allowed.low) else "a finite number"
+        if value not in allowed:
+            return f"in {allowed}" if math.isfinite(allowed.high) else f"a number of at least {allowed.low:g}"
     return ""
-
-
-def _check_fields(config):
-    for field in dataclasses.fields(config):
-        if complaint := _complaint(field.type, getattr(config, field.name)):
-            raise ConfigError(f"{field.name} {complaint}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +116,13 @@ class NetworkConfig:
     def __post_init__(self):
         if isinstance(self.mlp_activations, list):
             object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        _check_fields(self)
+        check_fields(self, {"dropout_rate": Range(0, 1)}, {"position_table": ("mt3", "port")})
         if self.mlp_activations != ("gelu", "linear"):
             raise ConfigError(f"mlp_activations must be ('gelu', 'linear') as in MT3, not {self.mlp_activations!r}")
         if self.logits_via_embedding:
             raise ConfigError("logits_via_embedding must be false: MT3 has a separate logits_dense")
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise ConfigError(f"dropout_rate must be in [0, 1), not {self.dropout_rate!r}")
         if self.emb_dim % 2 or self.emb_dim < 4:
             raise ConfigError(f"emb_dim must be even and at least 4 (sinusoids come in pairs), not {self.emb_dim}")
-        if self.position_table not in ("mt3", "port"):
-            raise ConfigError(f"position_table must be 'mt3' or 'port', not {self.position_table!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +142,7 @@ class SpectrogramConfig:
         return self.sample_rate / self.hop_width
 
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
         if not self.mel_lo_hz < self.mel_hi_hz <= self.sample_rate / 2:
             raise ConfigError(
                 f"mel_lo_hz {self.mel_lo_hz} and mel_hi_hz {self.mel_hi_hz} must rise and end at half of "
@@ -135,7 +169,7 @@ class VocabularyConfig:
     use_programs: bool = True
 
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
 
     @property
     def num_ids(self) -> int:
@@ -172,7 +206,7 @@ class Config:
     max_target_length: int = 1024
 
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
         if self.network.input_depth != self.spectrogram.num_mel_bins:
             raise ConfigError(
                 f"input_depth {self.network.input_depth} must equal num_mel_bins {self.spectrogram.num_mel_bins}"
@@ -293,7 +327,7 @@ def read_settings(values: Mapping[str, Any], origin: str, strict: bool = False) 
         if name == "mlp_activations" and isinstance(value, (list, tuple)):
             value = tuple(value)
         if complaint := _complaint(_FIELDS[name], value):
-            raise ConfigError(f"{origin}: {spelled} {complaint}")
+            raise ConfigError(f"{origin}: {spelled} must be {complaint}, not {value!r}")
         setting = Setting(value, spelled, origin)
         if name in settings and settings[name].value != value:
             raise ConfigError(

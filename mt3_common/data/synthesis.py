@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mt3_common.config import Range, check_fields
 from mt3_common.data.augment import SAMPLE_RATE, _coloured, _damage
 from mt3_common.data.songs import Song, Stem, made_up_drums, made_up_notes
 from mt3_common.data.soundfont import RENDER_RATE, Fonts
@@ -79,12 +80,9 @@ class Recipe:
     def __post_init__(self):
         if min(self.shares().values()) < 0 or not sum(self.shares().values()):
             raise ValueError(f"the shares of a recipe must be 0 or more and one of them above it, not {self.shares()}")
-        if not self.seconds >= 1:
-            raise ValueError(f"an example must last 1 s or longer, not {self.seconds}")
-        if not 0 <= self.tones <= 1:
-            raise ValueError(f"tones must be a share of 0 to 1, not {self.tones}")
-        if not 0 <= self.settle <= 0.1:
-            raise ValueError(f"settle must be a grid of 0 to 0.1 s, not {self.settle}")
+        check_fields(
+            self, {"seconds": Range(1), "tones": Range(0, 1, closed=True), "settle": Range(0, 0.1, closed=True)}
+        )
 
     def shares(self) -> dict[str, float]:
         """Kind -> its share; they need not add up to 1."""

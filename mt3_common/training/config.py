@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mt3_common.config import Config, ConfigError
+from mt3_common.config import Config, ConfigError, Range, check_fields
 
 SCHEDULES = ("constant", "rsqrt", "cosine", "linear")
 OPTIMIZERS = ("adamw", "adafactor")
@@ -81,35 +81,10 @@ class TrainingConfig:
     validate_every: int = 500
 
     def __post_init__(self):
-        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("dtype", DTYPES)):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        for name in ("steps", "batch_size", "accumulate", "warmup_steps", "validate_every"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be a whole number from 1 up, not {getattr(self, name)!r}")
-        for name in (
-            "learning_rate",
-            "weight_decay",
-            "clip",
-            "z_loss",
-            "auxiliary",
-            "next_event",
-            "alignment",
-            "contents",
-            "equalizer",
-            "auxiliary_steps",
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise ConfigError(f"{name} must be a number of at least 0, not {value!r}")
-        for name in ("decay_from", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)!r}")
-        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 0:
-            raise ConfigError(f"patience must be a whole number from 0 up, not {self.patience!r}")
-        for name in ("arranged", "remat"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        counts = ("steps", "batch_size", "accumulate", "warmup_steps", "validate_every")
+        ranges = dict.fromkeys(counts, Range(1)) | dict.fromkeys(("auxiliary_steps", "patience", "seed"), Range(0))
+        ranges |= dict.fromkeys(("decay_from", "ema"), Range(0, 1))
+        check_fields(self, ranges, {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "dtype": DTYPES})
         if self.remat and (self.alignment or self.contents):
             raise ConfigError("alignment and contents need what happens inside of layers, which remat throws away")
 

@@ -6,12 +6,14 @@ Framework-free: the twins' decode.py bring the batch, this module fills and empt
 import concurrent.futures
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from mt3_common.audio.segments import Segment
+from mt3_common.config import Range, check_fields
 from mt3_common.notes.vocabulary import EOS_ID
 
 # a smaller batch has so many times fewer rows
@@ -52,22 +54,20 @@ class SearchSettings:
     seed: int = 0
 
     def __post_init__(self):
-        if self.search not in ("greedy", "t5x", "sample"):
-            raise ValueError(f"search must be 'greedy', 't5x' or 'sample', not {self.search!r}")
-        if self.num_decodes < 1:
-            raise ValueError(f"num_decodes (beams) must be at least 1, not {self.num_decodes}")
-        if self.num_decodes > 1 and self.search != "t5x":
-            raise ValueError(f"{self.num_decodes} beams need search 't5x'; {self.search!r} follows one")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, not {self.max_steps}")
-        if not self.temperature >= LEAST:
+        if isinstance(self.temperature, (int, float)) and not self.temperature >= LEAST:
             raise ValueError(
                 f"temperature must be above 0, at least {LEAST:g}, not {self.temperature}; search 'greedy' is its limit"
             )
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (all) or more, not {self.top_k}")
-        if not LEAST <= self.top_p <= 1.0:
-            raise ValueError(f"top_p must be in [{LEAST:g}, 1], not {self.top_p}")
+        ranges = {
+            "alpha": Range(-math.inf),
+            "num_decodes": Range(1),
+            "top_k": Range(0),
+            "top_p": Range(LEAST, 1, closed=True),
+            "seed": Range(0, 2**64),
+        }
+        check_fields(self, ranges, {"search": ("greedy", "t5x", "sample")})
+        if self.num_decodes > 1 and self.search != "t5x":
+            raise ValueError(f"{self.num_decodes} beams need search 't5x'; {self.search!r} follows one")
 
     def uniforms(self, index: int) -> np.ndarray:
         """The numbers that 'sample' draws for segment index: (max_steps,) float32 in [0, 1); zeros otherwise."""
