@@ -17,7 +17,7 @@ import numpy as np
 
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from parity.mutation import processors
-from parity.mutation.faults import Mutant, kinds
+from parity.mutation.faults import BLAMED, Mutant, kinds, modules_like
 from parity.sides import numpy_network
 
 SIZES = {
@@ -47,8 +47,7 @@ class Outcome:
         localised: that is the module in which the fault was planted.
         cause: what the doctor calls it.
         named: that is right.
-        from_trace: where and what the doctor says it is without the weights, from the taps alone; for group 'weights'.
-        located_in_trace: that is the right module.
+        located_in_trace: from the taps alone, without the weights, the right module is named; for group 'weights'.
         invisible: nothing was detected in float32, and in float64 no module's output changes (root mean square) by
             more than float32's unit roundoff, 2^-24: every element's change is smaller than its own rounding.
         logits_error: relative, against the reference's logits.
@@ -68,7 +67,6 @@ class Outcome:
     localised: bool = False
     cause: str = ""
     named: bool = False
-    from_trace: str = ""
     located_in_trace: bool = False
     invisible: bool = False
     logits_error: float = math.nan
@@ -79,20 +77,11 @@ class Outcome:
 def expected_sites(mutant: Mutant, config: NetworkConfig) -> set[str]:
     """The modules that may be blamed for a mutant: the one in which it lies, or either of a pair."""
     name, site = mutant.kind.name, mutant.site
-    if name == "wi_0 and wi_1 exchanged":
-        return {f"{site}/wi_0", f"{site}/wi_1"}
-    if name == "query and key exchanged":
-        return {f"{site}/query", f"{site}/key"}
-    if name == "key and value exchanged":
-        return {f"{site}/key", f"{site}/value"}
     if name == "layers exchanged":
         stack, _, number = site.rpartition("_")
         return {site, f"{stack}_{1 if number == '0' else 0}"}
-    if mutant.kind.plant.__qualname__.startswith("_encoded"):
-        # what is read is wrong where it is read: at the projections to keys and values
-        return {f"{site}/key", f"{site}/value"}
-    if mutant.kind.plant.__qualname__.startswith("_masks"):
-        return {f"decoder/layers_{i}/self_attention" for i in range(config.num_decoder_layers)}
+    if name in BLAMED:
+        return set(modules_like(BLAMED[name].format(site=site), config))
     return {site}
 
 
@@ -258,13 +247,10 @@ class Bench:
                 found.localised = mutant is not None and bool(
                     {findings[0].site, *findings[0].sites} & expected_sites(mutant, self.config.network)
                 )
-                found.named = mutant is not None and any(
-                    re.fullmatch(cause, findings[0].cause) for cause in mutant.kind.causes
-                )
+                found.named = mutant is not None and bool(re.fullmatch(mutant.kind.causes, findings[0].cause))
             if in_weights and size != "full":
                 blind = modules.examine(run.outputs, self.inputs, self.arrays, self.config.network, precision)
                 if blind:
-                    found.from_trace = f"{blind[0].site}: {blind[0].cause}"
                     sites = expected_sites(mutant, self.config.network) if mutant is not None else set()
                     found.located_in_trace = any(blind[0].site == s or blind[0].site.startswith(f"{s}/") for s in sites)
             found.gates = published_gates(reference, run, targets, self.arrays, arrays)
