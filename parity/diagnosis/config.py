@@ -1,11 +1,12 @@
 """Settings of a config.json, in anybody's spelling, against the original's."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from mt3_common.config import Config
 from parity.diagnosis.finding import Finding
@@ -14,6 +15,7 @@ VOCABULARY = "the vocabulary's size rounded up to a multiple of 128"
 
 
 def vocabulary_note(config: Config) -> list[str]:
+    """A note on ids and rows of the embedding, where the rows are the ids rounded up as MT3 does."""
     ids, rows = config.vocabulary.num_ids + 100, config.network.vocab_size
     if not 0 <= rows - ids < 128:
         return []
@@ -30,37 +32,137 @@ SIZE_KEYS = {
     "num_decoder_layers": ("num_decoder_layers", "decoder_layers", "n_decoder_layers"),
     "input_depth": ("input_depth", "num_mel_bins", "n_mels", "input_dim"),
 }
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu_tanh": ("gated-gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_tanh", "gelu_fast", "gelu,linear", "geglu"),
     "gelu_erf": ("gelu", "gelu_python", "gelu_erf"),
     "relu": ("relu", "gated-relu", "relu,linear", "reglu"),
     "silu": ("silu", "swish", "gated-silu", "swiglu", "silu,linear", "swish,linear"),
 }
-_ACTIVATION_KEYS = (
-    "feed_forward_proj",
-    "dense_act_fn",
-    "activation",
-    "hidden_act",
-    "activation_function",
-    "mlp_activations",
-)
-_NORM_KEYS = ("normalization", "norm", "norm_type", "layer_norm_type", "normalization_type")
-_RMS_NORMS = ("rms_norm", "rmsnorm", "rms", "t5", "t5layernorm", "t5_layer_norm", "t5norm")
-_EPSILON_KEYS = ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps", "eps", "epsilon")
-_ID_KEYS = (("decoder_start_token_id", 0), ("bos_token_id", 0), ("pad_token_id", 0), ("eos_token_id", 1))
-_TIED_KEYS = ("tie_word_embeddings", "logits_via_embedding", "tied_head", "tie_embeddings", "share_embeddings")
-_STRICT_KEYS = ("strict", "strict_loading", "load_strict")
-# settings of which None says "not set": the usual default is MT3's
-_MAY_BE_NONE = frozenset({*_ACTIVATION_KEYS, *_NORM_KEYS, *_TIED_KEYS, "bos_token_id", "decoder_start_token_id"})
-_WRONG_ACTIVATION = {
+WRONG_ACTIVATIONS = {
     "gelu_erf": "exact GELU (erf) in place of the tanh approximation",
     "relu": "ReLU in place of GELU",
     "silu": "SiLU in place of GELU",
 }
+RMS_NORMS = ("rms_norm", "rmsnorm", "rms", "t5", "t5layernorm", "t5_layer_norm", "t5norm")
+RELATIVE_BIAS = re.compile(r"relative_(attention|position)|position_bias")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a setting is a whole number; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _are_words(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) else [value]
+    return bool(parts) and all(isinstance(part, str) for part in parts)
+
+
+def _activation(key: str, value: Any) -> tuple[str, str] | None:
+    spelled = (value if isinstance(value, str) else ",".join(value)).lower()
+    name = next((name for name, spellings in ACTIVATIONS.items() if spelled in spellings), None)
+    if name is None:
+        return f"activation {spelled}", f"{spelled!r}; MT3 has gated GELU, tanh approximation"
+    return (name, f"{value!r}: {WRONG_ACTIVATIONS[name]}") if name in WRONG_ACTIVATIONS else None
+
+
+def _norm(key: str, value: Any) -> tuple[str, str] | None:
+    spelled = re.sub(r"[\s-]", "_", value.lower()) if isinstance(value, str) else ""
+    if spelled in RMS_NORMS:
+        return None
+    layer = spelled.replace("_", "") == "layernorm"
+    return "LayerNorm" if layer else f"{key}={value}", f"{value!r}; MT3 has RMSNorm"
+
+
+def _is(wrong: Any, cause: str, text: str) -> Callable[[str, Any], tuple[str, str] | None]:
+    return lambda key, value: (cause, text) if value is wrong else None
+
+
+def _is_set(cause: str, text: str) -> Callable[[str, Any], tuple[str, str] | None]:
+    return lambda key, value: (cause, text) if value else None
+
+
+def _id(right: int, cause: str) -> Callable[[str, Any], tuple[str, str] | None]:
+    return lambda key, value: (
+        None if value == right else (cause.format(key=key, value=value), f"{value}; MT3 has {right}")
+    )
+
+
+class Setting(NamedTuple):
+    """A setting that MT3 has one value of.
+
+    Attributes:
+        keys: its names in other projects.
+        fault: (key, value) -> (cause, text), or None where it is right.
+        has_type: of a value.
+        expected: that type, in words, and MT3's value; '' where any type will do.
+        optional: None says "not set", of which the usual default is MT3's.
+    """
+
+    keys: tuple[str, ...]
+    fault: Callable[[str, Any], tuple[str, str] | None]
+    has_type: Callable[[Any], bool] = lambda value: True
+    expected: str = ""
+    optional: bool = False
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+SETTINGS = (
+    Setting(
+        ("feed_forward_proj", "dense_act_fn", "activation", "hidden_act", "activation_function", "mlp_activations"),
+        _activation,
+        _are_words,
+        "the name of an activation; MT3 has gated GELU, tanh approximation",
+        optional=True,
+    ),
+    Setting(
+        ("is_gated_act",),
+        lambda key, value: None if value is True else ("no gate", f"{value!r}; MT3's MLP is gated (true)"),
+    ),
+    Setting(("normalization", "norm", "norm_type", "layer_norm_type", "normalization_type"), _norm, optional=True),
+    Setting(
+        ("tie_word_embeddings", "logits_via_embedding", "tied_head", "tie_embeddings", "share_embeddings"),
+        _is(True, "tied head", "the head is tied to the embedding; MT3's is separate"),
+        _is_flag,
+        "true or false; MT3 has false",
+        optional=True,
+    ),
+    Setting(
+        ("scale_embedding",),
+        _is_set("scaled by sqrt(emb_dim)", "embeddings times sqrt(emb_dim); MT3's are not scaled"),
+    ),
+    Setting(
+        ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps", "eps", "epsilon"),
+        lambda key, value: None if value == 1e-6 else (f"eps={value:g}", f"{value:g} in place of 1e-06"),
+        _is_number,
+        "a number; MT3 has 1e-06",
+    ),
+    Setting(
+        ("decoder_start_token_id", "bos_token_id"),
+        _id(0, "start token {value}"),
+        is_whole,
+        "a whole number; MT3 has 0",
+        optional=True,
+    ),
+    Setting(("pad_token_id",), _id(0, "{key}={value}"), is_whole, "a whole number; MT3 has 0"),
+    Setting(("eos_token_id",), _id(1, "{key}={value}"), is_whole, "a whole number; MT3 has 1"),
+    Setting(
+        ("strict", "strict_loading", "load_strict"),
+        _is(False, "strict=False", "arrays that are missing or too many are passed over in silence"),
+        _is_flag,
+        "true or false; MT3 has true",
+    ),
+)
 
 
 def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) -> list[Finding]:
-    """Settings that contradict the original.
+    """Findings about settings that contradict the original's.
 
     Args:
         values: a config.json, in anybody's spelling, flat or in sections.
@@ -68,101 +170,64 @@ def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) ->
         notes: gets what looks like a fault and is none.
     """
     flat = flat_settings(values)
+    findings = _check_sizes(flat, config, notes)
+    for setting in SETTINGS:
+        for key in setting.keys:
+            if key not in flat or (flat[key] is None and setting.optional):
+                continue
+            if not setting.has_type(flat[key]):
+                findings.append(_mistyped(key, flat[key], setting.expected))
+            elif fault := setting.fault(key, flat[key]):
+                findings.append(_finding(key, *fault))
+    relative = [key for key in flat if RELATIVE_BIAS.search(key) and flat[key]]
+    if relative:
+        text = "a relative position bias; MT3 has none (fixed sinusoids are added)"
+        findings.append(_finding(relative[0], "relative bias", text))
+    if flat.get("position_table") == "port" and config.network.position_table != "port":
+        text = "the ports' position table (2k/d) in place of MT3's"
+        findings.append(_finding("position_table", "positions=port", text))
+    if any(flat.get(key) is not None for key in SIZE_KEYS["vocab_size"]) and not notes:
+        notes += vocabulary_note(config)
+    return findings
+
+
+def _check_sizes(flat: Mapping[str, Any], config: Config, notes: list[str]) -> list[Finding]:
     findings = []
-
-    def fault(key: str, cause: str, text: str) -> None:
-        findings.append(Finding(f"config: {key}", cause, text, math.nan, undoable=True, sites=[f"config: {key}"]))
-
-    def mistyped(key: str, expected: str) -> None:
-        shown = json.dumps(flat[key], default=str)
-        text = f"{shown if len(shown) < 60 else shown[:57] + '...'} is not {expected}"
-        fault(key, f"{key} of the wrong type", text)
-
     wrong: dict[str, tuple[str, int]] = {}
     right = dataclasses.asdict(config.network)
-    for field, names in SIZE_KEYS.items():
-        for key in names:
-            if key not in flat:
+    for field, keys in SIZE_KEYS.items():
+        for key in keys:
+            if key not in flat or (is_whole(flat[key]) and flat[key] == right[field]):
                 continue
             value = flat[key]
             if not is_whole(value):
-                mistyped(key, f"a whole number; the checkpoint has {right[field]}")
-                continue
-            if value == right[field]:
-                continue
-            if field == "vocab_size" and value in (config.vocabulary.num_ids, config.vocabulary.num_ids + 100):
+                findings.append(_mistyped(key, value, f"a whole number; the checkpoint has {right[field]}"))
+            elif field == "vocab_size" and value in (config.vocabulary.num_ids, config.vocabulary.num_ids + 100):
                 notes.append(f"config: {key} {value} against {right[field]} is no fault: {VOCABULARY}")
-                continue
-            wrong[field] = (key, value)
-    for field, (key, value) in list(wrong.items()):
-        for other, (other_key, other_value) in list(wrong.items()):
-            if field < other and field in wrong and value == right[other] and other_value == right[field]:
-                text = f"swapped with {other_key}: {key} is {right[field]} and {other_key} is {right[other]}"
-                fault(key, f"{key} and {other_key} swapped", text)
-                del wrong[field], wrong[other]
+            else:
+                wrong[field] = (key, value)
+    for (field, (key, value)), (other, (other_key, other_value)) in itertools.combinations(sorted(wrong.items()), 2):
+        if field in wrong and other in wrong and value == right[other] and other_value == right[field]:
+            text = f"swapped with {other_key}: {key} is {right[field]} and {other_key} is {right[other]}"
+            findings.append(_finding(key, f"{key} and {other_key} swapped", text))
+            del wrong[field], wrong[other]
     for field, (key, value) in wrong.items():
         text = f"{value}; the checkpoint has {right[field]}"
         joined = config.network.num_heads * config.network.head_dim
         if field == "num_heads" and joined != config.network.emb_dim:
             text += f" heads of {config.network.head_dim}: {joined} in all, not {config.network.emb_dim}"
-        fault(key, f"{field}={value}", text)
-    for key in _ACTIVATION_KEYS:
-        value = flat.get(key)
-        if value is None:
-            continue
-        parts = value if isinstance(value, list | tuple) else [value]
-        if not parts or not all(isinstance(part, str) for part in parts):
-            mistyped(key, "the name of an activation; MT3 has gated GELU, tanh approximation")
-            continue
-        spelled = ",".join(parts).lower()
-        found = next((name for name, spellings in _ACTIVATIONS.items() if spelled in spellings), None)
-        if found is None:
-            fault(key, f"activation {spelled}", f"{spelled!r}; MT3 has gated GELU, tanh approximation")
-        elif found in _WRONG_ACTIVATION:
-            fault(key, found, f"{value!r}: {_WRONG_ACTIVATION[found]}")
-    if "is_gated_act" in flat and flat["is_gated_act"] is not True:
-        fault("is_gated_act", "no gate", f"{flat['is_gated_act']!r}; MT3's MLP is gated (true)")
-    for key in _NORM_KEYS:
-        value = flat.get(key)
-        if value is not None and (not isinstance(value, str) or re.sub(r"[\s-]", "_", value.lower()) not in _RMS_NORMS):
-            layer = isinstance(value, str) and re.sub(r"[\s_-]", "", value.lower()) == "layernorm"
-            fault(key, "LayerNorm" if layer else f"{key}={value}", f"{value!r}; MT3 has RMSNorm")
-    for key in (*_TIED_KEYS, *_STRICT_KEYS):
-        if key in flat and not isinstance(flat[key], bool) and not (flat[key] is None and key in _MAY_BE_NONE):
-            mistyped(key, f"true or false; MT3 has {'false' if key in _TIED_KEYS else 'true'}")
-    for key in _TIED_KEYS:
-        if flat.get(key) is True:
-            fault(key, "tied head", "the head is tied to the embedding; MT3's is separate")
-    if flat.get("scale_embedding"):
-        fault("scale_embedding", "scaled by sqrt(emb_dim)", "embeddings times sqrt(emb_dim); MT3's are not scaled")
-    relative = [key for key in flat if re.search(r"relative_(attention|position)|position_bias", key) and flat[key]]
-    if relative:
-        fault(relative[0], "relative bias", "a relative position bias; MT3 has none (fixed sinusoids are added)")
-    for key in _EPSILON_KEYS:
-        if key not in flat:
-            continue
-        value = flat[key]
-        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
-            mistyped(key, "a number; MT3 has 1e-06")
-        elif value != 1e-6:
-            fault(key, f"eps={value:g}", f"{value:g} in place of 1e-06")
-    for key, right_id in _ID_KEYS:
-        if key not in flat or (flat[key] is None and key in _MAY_BE_NONE):
-            continue
-        value = flat[key]
-        if not is_whole(value):
-            mistyped(key, f"a whole number; MT3 has {right_id}")
-        elif value != right_id:
-            cause = f"start token {value}" if right_id == 0 and "pad" not in key else f"{key}={value}"
-            fault(key, cause, f"{value}; MT3 has {right_id}")
-    for key in _STRICT_KEYS:
-        if flat.get(key) is False:
-            fault(key, "strict=False", "arrays that are missing or too many are passed over in silence")
-    if flat.get("position_table") == "port" and config.network.position_table != "port":
-        fault("position_table", "positions=port", "the ports' position table (2k/d) in place of MT3's")
-    if any(flat.get(key) is not None for key in SIZE_KEYS["vocab_size"]) and not notes:
-        notes += vocabulary_note(config)
+        findings.append(_finding(key, f"{field}={value}", text))
     return findings
+
+
+def _finding(key: str, cause: str, text: str) -> Finding:
+    return Finding(f"config: {key}", cause, text, math.nan, undoable=True, sites=[f"config: {key}"])
+
+
+def _mistyped(key: str, value: Any, expected: str) -> Finding:
+    shown = json.dumps(value, default=str)
+    text = f"{shown if len(shown) < 60 else shown[:57] + '...'} is not {expected}"
+    return _finding(key, f"{key} of the wrong type", text)
 
 
 def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +236,3 @@ def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         found.update(value if isinstance(value, Mapping) else {key: value})
     return found
-
-
-def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
