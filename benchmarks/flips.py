@@ -31,7 +31,7 @@ from mt3_common.audio.segments import start_times
 from mt3_common.evaluation import metrics
 from mt3_common.formats import find_audio, midi
 from mt3_common.notes.note import Note
-from mt3_common.transcription.recording import Request
+from mt3_common.transcription.reader import Request
 
 # rounding alone; a pitch that goes on does so at once (s)
 CUT_WITHIN = 1e-3

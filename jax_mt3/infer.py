@@ -16,7 +16,7 @@ import platformdirs
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.cli import infer as cli
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
-from mt3_common.transcription.continuity import Hold
+from mt3_common.transcription.continuity import InstrumentContinuity
 from mt3_common.transcription.pipeline import Transcriber
 
 
@@ -54,8 +54,8 @@ def load(
         batch_size: segments decoded at once.
         positions: 'mt3' or 'port': the sinusoids that the weights were trained on; None to believe the checkpoint.
         instruments: the only ones that may be heard, such as 'piano,bass,drums' (see parse_instruments); None for all.
-        hold: keep instruments from one segment to the next (see transcribe.Hold), with this bias; None to decode each
-            segment alone.
+        hold: keep instruments from one segment to the next with this bias (see InstrumentContinuity); None to decode
+            each segment alone.
 
     Raises:
         ValueError: the checkpoint, the device or a setting is not usable; says what to do.
@@ -90,9 +90,8 @@ def load(
         int8=dtype == "int8",
         folder=programs_folder(),
     )
-    return Transcriber(
-        config, generate, checkpoint=found, instruments=only, hold=None if hold is None else Hold(hold, batch_size)
-    )
+    continuity = None if hold is None else InstrumentContinuity(hold, batch_size)
+    return Transcriber(config, generate, checkpoint=found, instruments=only, continuity=continuity)
 
 
 def programs_folder() -> str | None:

@@ -13,7 +13,7 @@ from mt3_common.formats import midi
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription.batching import Held
-from mt3_common.transcription.continuity import Hold
+from mt3_common.transcription.continuity import InstrumentContinuity
 from mt3_common.transcription.pipeline import Transcriber
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +77,7 @@ def test_the_command_shows_each_way_to_decode(tmp_path, capsys, monkeypatch):
                 events += [("shift", 150), ("velocity", 0), ("pitch", 60)]
                 yield vocabulary.encode([vocabulary.index(*event) for event in events])
 
-        return Transcriber(config, generate, hold=None if hold is None else Hold(hold, 2))
+        return Transcriber(config, generate, continuity=None if hold is None else InstrumentContinuity(hold, 2))
 
     monkeypatch.setattr("torch_mt3.infer.load", load)
     soundfile.write(tmp_path / "a.wav", np.zeros(16000 * 8), 16000)

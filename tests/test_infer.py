@@ -22,7 +22,7 @@ from mt3_common.formats import midi
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
-from mt3_common.transcription.recording import Request
+from mt3_common.transcription.reader import Request
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "checkpoints" / "golden"

@@ -13,7 +13,7 @@ from mt3_common.notes import tempo
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.batching import LEAST
 from mt3_common.transcription.beats import AUTO
-from mt3_common.transcription.recording import ESTIMATE
+from mt3_common.transcription.reader import ESTIMATE
 
 # what --hold-instruments takes off the logits of programs that have just not played (nats)
 HOLD_BIAS = 2.0

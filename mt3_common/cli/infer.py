@@ -34,7 +34,7 @@ from mt3_common.io.stdio import complete, finish
 from mt3_common.transcription import beats
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.pipeline import Transcriber
-from mt3_common.transcription.recording import Request
+from mt3_common.transcription.reader import Request
 from mt3_common.transcription.result import Transcription
 from mt3_common.transcription.workers.process import split_devices, start_processes
 from mt3_common.transcription.workers.ray import start_on_ray

@@ -1,10 +1,14 @@
-"""Velocities for notes of models that have none of their own, from how loud the recording is where they begin."""
+"""Velocities for notes of models that have none of their own, from the loudness of the recording where they begin."""
 
+import collections
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 
-from mt3_common.config import SpectrogramConfig
+from mt3_common.audio.segments import Segment
+from mt3_common.config import Config, SpectrogramConfig
+from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import MAX_VELOCITY
 
 # the note's own frequency and its overtones
@@ -21,9 +25,9 @@ LOUDEST = -20.0
 
 
 def velocity(frames: np.ndarray, time: float, pitch: int, is_drum: bool, config: SpectrogramConfig) -> int:
-    """The velocity 1..127 of a note, which grows with the level of its harmonics where it begins.
+    """Return the velocity 1..127 of a note, which grows with the level of its harmonics where it begins.
 
-    Drums have no harmonics; of them all that sounds counts.
+    Drums have no harmonics: the level of the whole spectrum counts.
 
     Args:
         frames: (n, num_mel_bins) natural-log mel magnitudes of the segment that it begins in, as log_mel_spectrogram
@@ -37,11 +41,11 @@ def velocity(frames: np.ndarray, time: float, pitch: int, is_drum: bool, config:
     half = config.fft_size // config.hop_width // 2
     # near the segment's end, earlier frames hold more of the note
     first = max(0, min(onset + FIRST_FRAME, len(frames) - half))
-    some = np.arange(first, min(max(first, onset + LAST_FRAME) + 1, len(frames)))
-    magnitudes = np.exp(frames[some].astype(np.float64))
+    rows = np.arange(first, min(max(first, onset + LAST_FRAME) + 1, len(frames)))
+    magnitudes = np.exp(frames[rows].astype(np.float64))
     ends = _window_sums(config)
     # the share of each window that lies between the onset and the segment's end
-    share = ends[np.clip(len(frames) - some, 0, 2 * half)] - ends[np.clip(onset - some, 0, 2 * half)]
+    share = ends[np.clip(len(frames) - rows, 0, 2 * half)] - ends[np.clip(onset - rows, 0, 2 * half)]
     magnitudes /= np.maximum(share, LEAST_SHARE)[:, None]
     if not is_drum:
         bands = _harmonics(pitch, config)
@@ -55,7 +59,7 @@ def velocity(frames: np.ndarray, time: float, pitch: int, is_drum: bool, config:
 
 @functools.cache
 def _harmonics(pitch: int, config: SpectrogramConfig) -> list[np.ndarray]:
-    """Of each harmonic that the filters reach, or the nearest filter if none: the numbers of its filters."""
+    """Return the numbers of the filters of each harmonic in their range; if none is, those of the nearest filter."""
     low, high = (1127.0 * np.log1p(hz / 700.0) for hz in (config.mel_lo_hz, config.mel_hi_hz))
     mels = np.linspace(low, high, config.num_mel_bins + 2)[1:-1]
     middles = 700.0 * np.expm1(mels / 1127.0)
@@ -71,6 +75,49 @@ def _harmonics(pitch: int, config: SpectrogramConfig) -> list[np.ndarray]:
 
 @functools.cache
 def _window_sums(config: SpectrogramConfig) -> np.ndarray:
-    """The sum of the Hann window up to each hop, its whole sum being 1."""
+    """Return the sum of the Hann window up to each hop, its whole sum being 1."""
     window = np.sin(np.pi * np.arange(config.fft_size) / config.fft_size) ** 2
     return np.concatenate([[0.0], np.cumsum(window)])[:: config.hop_width] / window.sum()
+
+
+class VelocityEstimator:
+    """Estimated velocities along one recording.
+
+    Args:
+        config: of the network.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        # segments whose notes are to come; and (onset, pitch, program) -> velocity of the notes that sound
+        self._segments: collections.deque[Segment] = collections.deque()
+        self._velocities: dict[tuple[float, int, int], int] = {}
+
+    def expect(self, segment: Segment) -> None:
+        """Keep a segment until `estimate` is called with its notes."""
+        self._segments.append(segment)
+
+    def estimate(self, ended: list[Note], sounding: Mapping[tuple[int, int], float]) -> list[Note]:
+        """Return the notes that the next segment ended, with velocities.
+
+        Args:
+            ended: the notes.
+            sounding: (pitch, program) -> onset (s) of the notes that sound on.
+        """
+        segment = self._segments.popleft()
+        spectrogram = self.config.spectrogram
+        segment_start = segment.index * self.config.input_frames / spectrogram.frames_per_second
+        frames = segment.frames[: segment.num_frames]
+
+        def estimated(onset: float, pitch: int, program: int, is_drum: bool) -> int:
+            known = None if is_drum else self._velocities.get((onset, pitch, program))
+            return known or velocity(frames, onset - segment_start, pitch, is_drum, spectrogram)
+
+        ended = [
+            note._replace(velocity=estimated(note.onset, note.pitch, note.program, note.is_drum)) for note in ended
+        ]
+        self._velocities = {
+            (onset, pitch, program): estimated(onset, pitch, program, False)
+            for (pitch, program), onset in sounding.items()
+        }
+        return ended

@@ -23,10 +23,10 @@ from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.encoder import encode_segments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
-from mt3_common.transcription import batching, pipeline, recording
-from mt3_common.transcription.continuity import Hold
+from mt3_common.transcription import batching, pipeline, reader
+from mt3_common.transcription.continuity import InstrumentContinuity
 from mt3_common.transcription.pipeline import Transcriber
-from mt3_common.transcription.recording import Request
+from mt3_common.transcription.reader import Request
 from mt3_common.transcription.result import Transcription
 
 CONFIG = PRESETS["mt3"]
@@ -108,10 +108,10 @@ def test_a_stage_counts_alone(audio, monkeypatch):
             now[threading.get_ident()] += 100.0
             yield np.array([1])
 
-    stream_audio, segments = recording.stream_audio, recording.segments
+    stream_audio, segments = reader.stream_audio, reader.segments
     monkeypatch.setattr(time, "perf_counter", lambda: now[threading.get_ident()])
-    monkeypatch.setattr(recording, "stream_audio", lambda *args, **options: after(1.0, stream_audio(*args, **options)))
-    monkeypatch.setattr(recording, "segments", lambda *args: after(10.0, segments(*args)))
+    monkeypatch.setattr(reader, "stream_audio", lambda *args, **options: after(1.0, stream_audio(*args, **options)))
+    monkeypatch.setattr(reader, "segments", lambda *args: after(10.0, segments(*args)))
     found = Transcriber(CONFIG, network).transcribe(audio)
     # seven blocks of a second, four segments
     assert found.seconds == {"audio": 7.0, "spectrogram": 40.0, "waiting": 0.0, "network": 400.0, "notes": 0.0}
@@ -163,7 +163,7 @@ def test_progress_counts_to_the_total(audio, options, total):
 
 
 def test_a_length_that_the_file_does_not_tell(audio, monkeypatch):
-    monkeypatch.setattr(recording, "audio_duration", lambda path: None)
+    monkeypatch.setattr(reader, "audio_duration", lambda path: None)
     seen = []
     Transcriber(CONFIG, answering(ids_of([]))).transcribe(audio, on_progress=lambda *now: seen.append(now))
     assert seen == [(0, None), (1, None), (2, None), (3, None), (4, None)]
@@ -389,7 +389,7 @@ def test_ctrl_c_while_a_thread_starts_leaves_no_thread(tmp_path, monkeypatch, be
 
 
 def test_only_so_much_is_read_ahead(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "QUEUED_SEGMENTS", 2)
+    monkeypatch.setattr(reader, "QUEUED_SEGMENTS", 2)
     made = []
 
     def counted(*arguments):
@@ -397,7 +397,7 @@ def test_only_so_much_is_read_ahead(tmp_path, monkeypatch):
             made.append(segment.index)
             yield segment
 
-    monkeypatch.setattr(recording, "segments", counted)
+    monkeypatch.setattr(reader, "segments", counted)
     most = 0
 
     def generate(frames):
@@ -417,7 +417,7 @@ def test_before_is_called_first_and_may_refuse(tmp_path):
         raise ValueError("no")
 
     path = recordings(tmp_path, 1.0)[0]
-    requests = [Request(tmp_path / "missing", before=refuse), Request(path, before=path.touch)]
+    requests = [Request(tmp_path / "missing", before_reading=refuse), Request(path, before_reading=path.touch)]
     found = list(Transcriber(CONFIG, listening(1)).transcribe_many(requests))
     assert (str(found[0]), found[1].num_segments) == ("no", 1)
 
@@ -474,7 +474,7 @@ def test_what_goes_on_is_asked_for_again_under_its_program(audio):
             number = held.segment.index
             yield np.concatenate([held.forced, again[number]]) if len(held.forced) else free[number]
 
-    found = Transcriber(CONFIG, generate, hold=Hold(1.5, 1)).transcribe(audio)
+    found = Transcriber(CONFIG, generate, continuity=InstrumentContinuity(1.5, 1)).transcribe(audio)
     assert [held.segment.index for held in taken] == [0, 1, 1, 2, 3, 3]
     forced = [[vocabulary.events[token - 3] for token in held.forced] for held in taken]
     assert [forced[number] for number in (0, 1, 3, 4)] == [[]] * 4
@@ -495,9 +495,12 @@ def test_what_goes_on_is_asked_for_again_under_its_program(audio):
 def test_held_recordings_come_out_as_if_alone_whatever_runs_beside_them(tmp_path, at_once, rows):
     paths = recordings(tmp_path, 5.0, 9.0, 1.0, 3.0)
     answers = ids_of(NOTES, 9.0)
-    alone = [Transcriber(CONFIG, holding(answers, 1), hold=Hold(1.0, 1)).transcribe(path).notes for path in paths]
+    alone = [
+        Transcriber(CONFIG, holding(answers, 1), continuity=InstrumentContinuity(1.0, 1)).transcribe(path).notes
+        for path in paths
+    ]
     assert len({len(notes) for notes in alone}) > 1
-    transcriber = Transcriber(CONFIG, holding(answers, rows), hold=Hold(1.0, at_once))
+    transcriber = Transcriber(CONFIG, holding(answers, rows), continuity=InstrumentContinuity(1.0, at_once))
     *together, missing = transcriber.transcribe_many(map(Request, [*paths, tmp_path / "missing"]))
     assert [found.notes for found in together] == alone
     assert isinstance(missing, AudioError)
@@ -544,7 +547,7 @@ def test_held_recordings_go_through_a_running_batch(tmp_path):
     expected = None
     for ahead, readers in ((1, 1), (1, 3), (3, 1), (8, 2)):
         again.clear()
-        transcriber = Transcriber(CONFIG, generate, hold=Hold(1.0, ahead))
+        transcriber = Transcriber(CONFIG, generate, continuity=InstrumentContinuity(1.0, ahead))
         found = list(transcriber.transcribe_many(map(Request, paths), readers))
         assert [transcription.num_segments for transcription in found] == [3, 5, 1, 2, 4]
         assert sorted(again) == [1, 1, 1, 1, 2, 2, 2, 4]
@@ -555,7 +558,7 @@ def test_held_recordings_go_through_a_running_batch(tmp_path):
 
 def test_a_model_without_ties_has_nothing_to_hold():
     with pytest.raises(ValueError, match="nothing to hold"):
-        Transcriber(PRESETS["ismir2021"], holding([], 1), hold=Hold(1.0, 1))
+        Transcriber(PRESETS["ismir2021"], holding([], 1), continuity=InstrumentContinuity(1.0, 1))
 
 
 @pytest.mark.parametrize("ahead", [1, 3])
