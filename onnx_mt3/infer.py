@@ -14,7 +14,8 @@ from mt3_common.checkpoint.torch_pickle import read_any
 from mt3_common.cli import infer as cli
 from mt3_common.io.optional import needed
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
-from mt3_common.transcription.pipeline import Hold, Transcriber
+from mt3_common.transcription.continuity import InstrumentContinuity
+from mt3_common.transcription.pipeline import Transcriber
 
 
 def load(
@@ -72,9 +73,8 @@ def load(
         batch_size=batch_size,
         allowed=None if programs is None else allowed_tokens(programs, config),
     )
-    return Transcriber(
-        config, generate, checkpoint=named, instruments=programs, hold=None if hold is None else Hold(hold, batch_size)
-    )
+    continuity = None if hold is None else InstrumentContinuity(hold, batch_size)
+    return Transcriber(config, generate, checkpoint=named, instruments=programs, continuity=continuity)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -974,7 +974,8 @@ from pathlib import Path
 import numpy as np
 from mt3_common.cli import infer as cli
 from mt3_common.config import PRESETS
-from mt3_common.notes.notes import Note, encode_segments
+from mt3_common.notes.encoder import encode_segments
+from mt3_common.notes.note import Note
 from mt3_common.transcription.pipeline import Transcriber
 
 IDS = encode_segments([Note(0.1, 0.6, 60, 127, 0, False)], 126, PRESETS["mt3"])[0]

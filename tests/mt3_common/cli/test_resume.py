@@ -174,7 +174,8 @@ import numpy as np
 from mt3_common.cli import infer as cli
 from mt3_common.formats import midi
 from mt3_common.config import PRESETS
-from mt3_common.notes.notes import Note, encode_segments
+from mt3_common.notes.encoder import encode_segments
+from mt3_common.notes.note import Note
 from mt3_common.transcription.pipeline import Transcriber
 
 CONFIG = PRESETS["mt3"]

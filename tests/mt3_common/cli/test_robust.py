@@ -253,7 +253,8 @@ import sys, time
 import numpy as np
 from mt3_common.cli import infer as cli
 from mt3_common.config import PRESETS
-from mt3_common.notes.notes import Note, encode_segments
+from mt3_common.notes.encoder import encode_segments
+from mt3_common.notes.note import Note
 from mt3_common.transcription.pipeline import Transcriber
 
 def network(segments):

@@ -31,7 +31,8 @@ import itertools, os, signal, time, warnings
 from pathlib import Path
 import numpy as np
 from mt3_common.config import PRESETS
-from mt3_common.notes.notes import Note, encode_segments
+from mt3_common.notes.encoder import encode_segments
+from mt3_common.notes.note import Note
 from mt3_common.transcription.pipeline import Transcriber
 
 FOLDER = Path(__file__).parent
