@@ -72,8 +72,8 @@ def talkative(tmp_path_factory) -> Path:
     return path
 
 
-def _soundfont() -> bytes:
-    """A soundfont of two presets, piano (bank 0) and a drum kit (bank 128): one looped sawtooth of 441 Hz."""
+def _soundfont(programs: int = 1) -> bytes:
+    """A soundfont of so many programs (bank 0) and a drum kit (bank 128): one looped sawtooth of 441 Hz."""
 
     def chunk(name, data):
         return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
@@ -81,16 +81,17 @@ def _soundfont() -> bytes:
     period = np.linspace(20000, -20000, 100)
     samples = np.tile(period, 40).astype("<i2").tobytes() + b"\0\0" * 46
     # generators: 54 loops, 53 names the sample, 41 the instrument
-    presets = [(b"piano", 0), (b"kit", 128)]
-    phdr = b"".join(struct.pack("<20sHHHIII", n, 0, bank, i, 0, 0, 0) for i, (n, bank) in enumerate(presets))
-    phdr += struct.pack("<20sHHHIII", b"EOP", 0, 0, 2, 0, 0, 0)
-    pgen = struct.pack("<HHHHHH", 41, 0, 41, 0, 0, 0)
+    presets = [(b"piano", program, 0) for program in range(programs)] + [(b"kit", 0, 128)]
+    phdr = b"".join(struct.pack("<20sHHHIII", n, p, bank, i, 0, 0, 0) for i, (n, p, bank) in enumerate(presets))
+    phdr += struct.pack("<20sHHHIII", b"EOP", 0, 0, len(presets), 0, 0, 0)
+    pbag = b"".join(struct.pack("<HH", number, 0) for number in range(len(presets) + 1))
+    pgen = struct.pack("<HH", 41, 0) * len(presets) + b"\0" * 4
     inst = struct.pack("<20sH20sH", b"saw", 0, b"EOI", 1)
     igen = struct.pack("<HHHHHH", 54, 1, 53, 0, 0, 0)
     shdr = struct.pack("<20sIIIIIBbHH", b"saw", 0, 4000, 1000, 3000, 44100, 69, 0, 0, 1) + struct.pack("<46s", b"EOS")
     pdta = b"".join(
         [
-            *(chunk(b"phdr", phdr), chunk(b"pbag", struct.pack("<HHHHHH", 0, 0, 1, 0, 2, 0))),
+            *(chunk(b"phdr", phdr), chunk(b"pbag", pbag)),
             *(chunk(b"pmod", b"\0" * 10), chunk(b"pgen", pgen), chunk(b"inst", inst)),
             *(chunk(b"ibag", struct.pack("<HHHH", 0, 0, 2, 0)), chunk(b"imod", b"\0" * 10)),
             *(chunk(b"igen", igen), chunk(b"shdr", shdr)),
@@ -106,6 +107,14 @@ def font(tmp_path_factory) -> Path:
     """A file with that soundfont."""
     path = tmp_path_factory.mktemp("fonts") / "saw.sf2"
     path.write_bytes(_soundfont())
+    return path
+
+
+@pytest.fixture(scope="session")
+def bank(tmp_path_factory) -> Path:
+    """A file with that soundfont for all programs of General MIDI."""
+    path = tmp_path_factory.mktemp("fonts") / "bank.sf2"
+    path.write_bytes(_soundfont(128))
     return path
 
 

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
+from mt3_common.data.sample_fonts import Compass, NotesError, compasses
 from mt3_common.notes.note import Note
 
 # Soundfonts are rendered at their own rate: below it tinysoundfont's linear interpolation folds overtones back.
 RENDER_RATE = 44100
-
-
 # Voices of one stem that sound at once; dense chords with long releases need as many.
 MAX_VOICES = 128
+# A soundfont with fewer instruments is not a General MIDI bank but recordings of some instruments.
+BANK_SIZE = 64
+# s, between steps of a bend
+BEND_STEP = 0.01
 
 
 class Fonts:
@@ -30,11 +33,16 @@ class Fonts:
         if not paths:
             raise ValueError("rendering needs at least one soundfont")
         self._synths = []
+        self._compasses: list[dict[tuple[int, int], Compass]] = []
         for path in paths:
             synth = tinysoundfont.Synth(samplerate=RENDER_RATE)
             try:
                 font = synth.sfload(str(path), max_voices=MAX_VOICES)
             except Exception as error:
+                raise ValueError(f"{path} cannot be loaded as a soundfont: {error}") from error
+            try:
+                self._compasses.append(compasses(Path(path)))
+            except (OSError, NotesError) as error:
                 raise ValueError(f"{path} cannot be loaded as a soundfont: {error}") from error
             programs = frozenset(p for p in range(128) if synth.sfpreset_name(font, 0, p) is not None)
             kits = tuple(p for p in range(128) if synth.sfpreset_name(font, 128, p) is not None)
@@ -51,10 +59,35 @@ class Fonts:
         """Presets of its drum bank."""
         return self._synths[font][3]
 
+    def recorded(self, font: int) -> bool:
+        """True for recordings of a few instruments, false for a General MIDI bank."""
+        return len(self.programs(font)) < BANK_SIZE
+
+    def longest(self, font: int, preset: int, is_drum: bool) -> np.ndarray:
+        """(128,) s, how long each key of a preset sounds while it is held; 0 where it is silent."""
+        return self._compasses[font][128 if is_drum else 0, preset].longest
+
     def play(
-        self, notes: Sequence[Note], font: int, preset: int, is_drum: bool, tuning: float, seconds: float
+        self,
+        notes: Sequence[Note],
+        font: int,
+        preset: int,
+        is_drum: bool,
+        tuning: float,
+        seconds: float,
+        bend: np.ndarray | None = None,
     ) -> np.ndarray:
-        """One stem alone, tuning semitones sharp: (seconds * RENDER_RATE,) float32 mono, not yet scaled."""
+        """One stem alone: (seconds * RENDER_RATE,) float32 mono, not yet scaled.
+
+        Args:
+            notes: of the stem.
+            font: number of the soundfont.
+            preset: of its bank.
+            is_drum: of its drum bank instead.
+            tuning: semitones that all notes are sharp.
+            seconds: length.
+            bend: (n,) semitones more, of all that sounds, every BEND_STEP; None for none.
+        """
         synth, number, _, _ = self._synths[font]
         synth.program_select(0, number, 128 if is_drum else 0, preset, is_drum)
         synth.set_tuning(0, tuning)
@@ -63,11 +96,14 @@ class Fonts:
             # ends come before beginnings, so that a repeated pitch sounds again
             events.append((round(note.onset * RENDER_RATE), 1, note.pitch, note.velocity))
             events.append((round(max(note.offset, note.onset + 0.02) * RENDER_RATE), 0, note.pitch, 0))
+        if bend is not None:
+            steps = np.flatnonzero(np.diff(bend, prepend=0.0)).tolist()
+            events += [(round(step * BEND_STEP * RENDER_RATE), -1, step, 0) for step in steps]
         events.sort()
         total = round(seconds * RENDER_RATE)
         audio = np.zeros(total, np.float32)
         position = 0
-        for sample, is_onset, pitch, velocity in [*events, (total, 0, 0, 0)]:
+        for sample, kind, pitch, velocity in [*events, (total, 0, 0, 0)]:
             sample = min(sample, total)
             if sample > position:
                 block = np.frombuffer(synth.generate(sample - position), np.float32)
@@ -75,10 +111,13 @@ class Fonts:
                 position = sample
             if sample == total:
                 break
-            if is_onset:
+            if kind == 1:
                 synth.noteon(0, pitch, velocity)
-            else:
+            elif kind == 0:
                 synth.noteoff(0, pitch)
+            else:
+                # the number of the step stands where a note has its pitch
+                synth.set_tuning(0, tuning + float(bend[pitch]))
         # voices fade for some milliseconds; what is left of them must not be heard in the next stem
         synth.sounds_off(0)
         synth.generate(RENDER_RATE // 4)

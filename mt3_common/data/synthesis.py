@@ -20,6 +20,7 @@ import numpy as np
 
 from mt3_common.config import Range, check_fields
 from mt3_common.data.augment import SAMPLE_RATE, _coloured, _damage
+from mt3_common.data.performance import BENDING, bent, in_compass, one_kit
 from mt3_common.data.songs import Song, Stem, made_up_drums, made_up_notes
 from mt3_common.data.soundfont import RENDER_RATE, Fonts
 from mt3_common.notes.note import Note, trim_overlapping
@@ -28,6 +29,8 @@ from mt3_common.notes.note import Note, trim_overlapping
 GAIN, CLEAN_GAIN = (-10.0, 4.0), (-6.0, 0.0)
 # Programs of one MIDI class are 8 neighbours (0..7 pianos, 8..15 chromatic percussion, ...).
 CLASS_SIZE = 8
+# Share of a stem's notes that a font's instrument should have; fonts that have fewer are drawn if no other has more.
+IN_COMPASS = 0.9
 
 
 class Example(NamedTuple):
@@ -59,6 +62,10 @@ class Recipe:
         midi_class: label notes with the first program of their MIDI class instead of their own.
         settle: label notes with times on a grid of so many seconds (see settle), which a decoder can tell apart;
             0 to label them with their own times, as test sets need.
+        recorded: share of the stems that are played by a font with recordings of a few instruments, where one has an
+            instrument of the stem's MIDI class.
+        vibrato: share of the stems of strings, voices, brass, reeds and pipes that have vibrato.
+        scoops: share of those whose lines without chords begin some notes from below.
         tones: share of the pitched stems that are added up from sine waves (see play_tones), which sound like none of
             the soundfonts' instruments.
         damage: stems get an equaliser, gains of -10 to 4 dB, other formants and a common detuning; mixes an equaliser,
@@ -75,14 +82,16 @@ class Recipe:
     midi_class: bool = True
     settle: float = 0.0
     tones: float = 0.0
+    recorded: float = 0.5
+    vibrato: float = 0.4
+    scoops: float = 0.2
     damage: bool = True
 
     def __post_init__(self):
         if min(self.shares().values()) < 0 or not sum(self.shares().values()):
             raise ValueError(f"the shares of a recipe must be 0 or more and one of them above it, not {self.shares()}")
-        check_fields(
-            self, {"seconds": Range(1), "tones": Range(0, 1, closed=True), "settle": Range(0, 0.1, closed=True)}
-        )
+        shares = dict.fromkeys(("tones", "recorded", "vibrato", "scoops"), Range(0, 1, closed=True))
+        check_fields(self, {"seconds": Range(1), "settle": Range(0, 0.1, closed=True)} | shares)
 
     def shares(self) -> dict[str, float]:
         """Kind -> its share; they need not add up to 1."""
@@ -120,15 +129,15 @@ class Generator:
         rng = np.random.default_rng([self.seed, index])
         shares = self.recipe.shares()
         kind = str(rng.choice(list(shares), p=np.array(list(shares.values())) / sum(shares.values())))
-        stems = [stem for stem in self._stems(kind, rng) if stem.notes]
+        stems = one_kit([stem for stem in self._stems(kind, rng) if stem.notes])
         detune = float(rng.normal(0, 0.08)) if self.recipe.damage else 0.0
         formant = int(rng.integers(-3, 4)) if self.recipe.damage and rng.random() < 0.4 else 0
         count = round(self.recipe.seconds * SAMPLE_RATE)
         mix = np.zeros(count, np.float32)
         notes: list[Note] = []
         for stem in stems:
-            font = int(rng.integers(len(self._fonts)))
             shift = 0 if stem.is_drum else formant
+            font, stem = self._cast(stem, shift, rng)
             audio = self._stem_audio(stem, font, shift, detune, rng)
             if audio is not None:
                 mix += audio
@@ -142,8 +151,40 @@ class Generator:
             notes = trim_overlapping(sorted(settle(notes, self.recipe.settle)))
         return Example(mix.astype(np.float32), notes, kind)
 
+    def _cast(self, stem: Stem, shift: int, rng: np.random.Generator) -> tuple[int, Stem]:
+        """The font that plays a stem, and what it plays: its program of the stem's class, notes inside its compass."""
+        if stem.is_drum:
+            roles = [(font, 0) for font in range(len(self._fonts)) if self._fonts.kits(font)]
+        else:
+            first = stem.program - stem.program % CLASS_SIZE
+            roles = [(font, stem.program) for font in range(len(self._fonts)) if not self._fonts.recorded(font)]
+            roles = [(font, program) for font, program in roles if program in self._fonts.programs(font)]
+            roles += [
+                (font, program)
+                for font in range(len(self._fonts))
+                if self._fonts.recorded(font)
+                for program in sorted(self._fonts.programs(font))
+                if first <= program < first + CLASS_SIZE
+            ]
+        groups = [[role for role in roles if self._fonts.recorded(role[0]) == real] for real in (False, True)]
+        if all(groups):
+            roles = groups[int(rng.random() < self.recipe.recorded)]
+        if not roles:
+            return 0, stem._replace(notes=())
+        if stem.is_drum:
+            font, _ = roles[int(rng.integers(len(roles)))]
+            return font, stem
+        pitches = np.array([note.pitch + shift for note in stem.notes]).clip(0, 127)
+        inside = np.array([np.mean(self._fonts.longest(*role, False)[pitches] > 0) for role in roles])
+        fitting = np.flatnonzero(inside >= min(IN_COMPASS, inside.max()))
+        font, program = roles[int(rng.choice(fitting))]
+        notes = in_compass(stem.notes, self._fonts.longest(font, program, False), shift)
+        return font, stem._replace(program=program, notes=tuple(notes))
+
     def _stem_audio(self, stem, font, shift, detune, rng) -> np.ndarray | None:
         """(seconds * 16000,) float32 of one stem at its gain, or None where the font lacks its instrument."""
+        if not stem.notes:
+            return None
         if self.recipe.tones and not stem.is_drum and rng.random() < self.recipe.tones:
             audio = play_tones(stem.notes, stem.program, detune, self.recipe.seconds, rng)
         else:
@@ -180,7 +221,11 @@ class Generator:
             for n in stem.notes
             if 0 <= n.pitch + shift <= 127
         ]
-        audio = self._fonts.play(played, font, preset, stem.is_drum, detune, self.recipe.seconds / speed + 0.1)
+        seconds = self.recipe.seconds / speed + 0.1
+        bend = None
+        if not stem.is_drum and stem.program in BENDING:
+            bend = bent(played, seconds, self.recipe.vibrato, self.recipe.scoops, rng)
+        audio = self._fonts.play(played, font, preset, stem.is_drum, detune, seconds, bend)
         return soxr.resample(audio, RENDER_RATE, SAMPLE_RATE * speed, quality="MQ")
 
     def _stems(self, kind: str, rng: np.random.Generator) -> list[Stem]:

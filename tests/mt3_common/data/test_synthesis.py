@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("tinysoundfont")
-from mt3_common.data import augment, soundfont, synthesis
+from mt3_common.data import augment, performance, sample_fonts, soundfont, synthesis
 from mt3_common.data.songs import Song, Stem, made_up_drums, made_up_notes, read_songs, split_of
 from mt3_common.formats.midi import write_midi
 from mt3_common.notes.note import Note, trim_overlapping
@@ -377,3 +377,119 @@ def test_every_damage_befalls_its_share_of_mixes(monkeypatch):
     # what is counted is heard: rooms sound on
     assert 0.3 < np.mean(np.array(lasting) > 0.05) < 0.7
     assert not np.array_equal(augment._damage(tone, np.random.default_rng(1)), tone)
+
+
+@pytest.fixture(scope="module")
+def flute(tmp_path_factory):
+    """A font with recordings of one instrument, program 73, keys 70 to 84, of which each sounds for about 2 s."""
+    path = tmp_path_factory.mktemp("fonts") / "flute.sf2"
+    times = np.arange(2 * sample_fonts.RATE) / sample_fonts.RATE
+    recorded = []
+    for key in range(72, 83, 2):
+        samples = (0.3 * np.sin(2 * np.pi * 440 * 2 ** ((key - 69) / 12) * times)).astype(np.float32)
+        recorded.append(sample_fonts.RecordedNote(samples, float(key), key, 0.5, None))
+    sample_fonts.write_font(path, "flute", 73, recorded)
+    return path
+
+
+def cast(generator, program, pitches, count, is_drum=False):
+    generator.example(0)
+    stem = Stem(program, is_drum, tuple(Note(0.1, 3.9, pitch, 90, program, is_drum) for pitch in pitches))
+    return [generator._cast(stem, 0, rng) for rng in draws(count)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_recorded_instruments_play_their_share_of_the_stems_of_their_class(songs, bank, flute, share):
+    generator = synthesis.Generator(songs, [bank, flute], recipe(silence=1.0, recorded=share))
+    roles = [(number, stem.program) for number, stem in cast(generator, 75, [76], 200)]
+    assert np.mean([role == (1, 73) for role in roles]) == pytest.approx(share, abs=0.1)
+    assert set(roles) <= {(0, 75), (1, 73)}
+    # other classes, and drums, are the bank's
+    assert {number for number, _ in cast(generator, 0, [76], 20)} == {0}
+    assert {number for number, _ in cast(generator, 0, [38], 20, is_drum=True)} == {0}
+
+
+def test_a_font_that_has_more_of_the_notes_is_taken_and_the_label_is_what_sounds(songs, bank, flute):
+    generator = synthesis.Generator(songs, [flute], recipe(silence=1.0))
+    for _, stem in cast(generator, 79, [65, 76], 5):
+        # 65 is below the compass; held for longer than 2 s nothing sounds
+        assert sorted(note.pitch for note in stem.notes) == [76, 77]
+        assert all(0.1 < note.offset < 2.4 for note in stem.notes)
+    assert [stem.notes for _, stem in cast(generator, 0, [76], 2)] == [(), ()]
+    low = synthesis.Generator(songs, [bank, flute], recipe(silence=1.0, recorded=1.0))
+    assert {number for number, _ in cast(low, 73, [76], 5)} == {1}
+
+
+def test_notes_of_recorded_instruments_are_labelled_where_they_are_heard(songs, flute):
+    generator = synthesis.Generator(
+        songs, [flute], recipe(solo=1.0, damage=False, midi_class=False, vibrato=0, scoops=0)
+    )
+    examples = [generator.example(index) for index in range(30)]
+    examples = [example for example in examples if example.notes]
+    assert examples
+    for example in examples:
+        assert {note.program for note in example.notes} == {73}
+        assert all(70 <= note.pitch <= 84 for note in example.notes)
+
+
+def test_notes_stay_inside_the_compass():
+    longest = np.zeros(128)
+    longest[60:72] = 1.0
+    notes = [Note(0, 3, 40, 80), Note(1, 1.5, 65, 80), Note(2, 2.5, 76, 80), Note(3, 4, 64, 80)]
+    fitted = performance.in_compass(notes, longest)
+    assert [(note.onset, note.offset, note.pitch) for note in fitted] == [
+        *((0, 1, 64), (1, 1.5, 65)),
+        *((2, 2.5, 64), (3, 4, 64)),
+    ]
+    # played three semitones higher and slowed down, a sample lasts longer
+    [shifted] = performance.in_compass([Note(0, 3, 60, 80)], longest, 3)
+    assert (shifted.pitch, shifted.offset) == (60, pytest.approx(2 ** (3 / 12)))
+    assert performance.in_compass([Note(0, 1, 60, 80)], np.zeros(128)) == []
+
+
+def test_vibrato_and_scoops_have_the_rates_depths_and_times_that_they_should():
+    line = [Note(0.5, 1.9, 69, 80), Note(2.0, 3.5, 71, 80)]
+    assert all(performance.bent(line, 4.0, 0.0, 0.0, rng) is None for rng in draws(20))
+    assert performance.bent([], 4.0, 1.0, 1.0, np.random.default_rng(0)) is None
+    bends = np.array([performance.bent(line, 4.0, 1.0, 0.0, rng) for rng in draws(100)])
+    assert bends.shape == (100, 400)
+    # no vibrato before 0.2 s of a note
+    assert np.abs(bends[:, 200:219]).max() == 0
+    depths = np.abs(bends).max(axis=1)
+    assert 0.09 < depths.min() < 0.2 < 0.5 < depths.max() < 0.61
+    rates = np.abs(np.fft.rfft(bends[:, 280:], 4000)).argmax(axis=1) / 40
+    assert 4.0 < rates.min() < 5.2 < 6.4 < rates.max() < 7.5
+    scoops = [bend for rng in draws(200) if (bend := performance.bent(line, 4.0, 0.0, 1.0, rng)) is not None]
+    deepest = np.array([bend.min() for bend in scoops])
+    assert -1.7 < deepest.min() < -1.2
+    assert max(bend.max() for bend in scoops) == 0
+    for bend in scoops:
+        assert not bend[:48].any()
+        assert not bend[66:198].any()
+    chord = [Note(0.5, 1.9, 69, 80), Note(0.5, 1.9, 73, 80)]
+    assert all(performance.bent(chord, 4.0, 0.0, 1.0, rng) is None for rng in draws(20))
+
+
+def test_bends_are_heard_and_left_behind_with_the_stem(flute):
+    fonts = soundfont.Fonts([flute])
+
+    def hertz(audio):
+        return np.abs(np.fft.rfft(audio[22050:66150] * np.hanning(44100))).argmax()
+
+    note = [Note(0.0, 1.9, 76, 100)]
+    straight = hertz(fonts.play(note, 0, 73, False, 0.0, 1.6))
+    up = hertz(fonts.play(note, 0, 73, False, 0.0, 1.6, np.full(160, 0.5)))
+    assert up / straight == pytest.approx(2 ** (0.5 / 12), rel=0.002)
+    assert hertz(fonts.play(note, 0, 73, False, 0.0, 1.6)) == straight
+
+
+def test_one_kit_plays_all_drums():
+    stems = [
+        Stem(0, True, (Note(1, 1.1, 38, 80, 0, True),)),
+        Stem(5, False, (Note(0, 1, 60, 80, 5),)),
+        Stem(0, True, (Note(0, 0.1, 36, 80, 0, True),)),
+    ]
+    pitched, drums = performance.one_kit(stems)
+    assert pitched == stems[1]
+    assert [note.pitch for note in drums.notes] == [36, 38]
+    assert performance.one_kit(stems[1:2]) == stems[1:2]
