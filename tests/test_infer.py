@@ -18,7 +18,7 @@ from mt3_common.audio.files import read_audio
 from mt3_common.audio.segments import segments
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.evaluation import metrics
-from mt3_common.formats import midi
+from mt3_common.formats import midi, tables
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
@@ -71,7 +71,7 @@ def test_a_recording_becomes_files(written, twin):
     assert (status, err) == (0, "")
     assert out.startswith(f"{EXAMPLE} -> out/example.mid, out/example.json: ")
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["example.json", "example.mid"]
-    notes, metadata = midi.read_json(folder / "out" / "example.json")
+    notes, metadata = tables.read_json(folder / "out" / "example.json")
     assert len(notes) > 50
     assert (metadata["checkpoint"], metadata["duration"], metadata["segments"]) == ("talkative", 6.0, 3)
     assert f" {len(notes)} notes, " in out
@@ -129,13 +129,13 @@ def test_only_the_named_instruments_are_heard_by_both(written, talkative, tmp_pa
     for twin in TWINS:
         assert infer(twin, EXAMPLE, "-o", f"{twin}.json", *options, "drums", folder=tmp_path)[0] == 0
     assert len({(tmp_path / f"{twin}.json").read_bytes() for twin in TWINS}) == 1
-    free, _ = midi.read_json(written["jax_mt3"][0] / "out" / "example.json")
-    drums, metadata = midi.read_json(tmp_path / "jax_mt3.json")
+    free, _ = tables.read_json(written["jax_mt3"][0] / "out" / "example.json")
+    drums, metadata = tables.read_json(tmp_path / "jax_mt3.json")
     assert len(drums) > len(free)
     assert all(note.is_drum for note in drums)
     assert metadata["instruments"] == "drums"
     assert infer("torch_mt3", EXAMPLE, "-o", "piano.json", *options, "piano", folder=tmp_path)[0] == 0
-    assert not any(note.is_drum for note in midi.read_json(tmp_path / "piano.json")[0])
+    assert not any(note.is_drum for note in tables.read_json(tmp_path / "piano.json")[0])
 
 
 @pytest.mark.parametrize("twin", TWINS)
@@ -203,7 +203,7 @@ def test_both_hold_instruments_and_recordings_come_out_as_if_alone(talkative, tm
     (tmp_path / "copy.flac").write_bytes(EXAMPLE.read_bytes())
     for twin in TWINS:
         assert infer(twin, EXAMPLE, "copy.flac", "-o", twin, "--format", "json", *options, folder=tmp_path)[0] == 0
-    notes = [midi.read_json(tmp_path / twin / f"{name}.json")[0] for twin in TWINS for name in ("example", "copy")]
+    notes = [tables.read_json(tmp_path / twin / f"{name}.json")[0] for twin in TWINS for name in ("example", "copy")]
     assert notes[0] == notes[1] == notes[2] == notes[3]
     assert notes[0]
 
@@ -227,7 +227,7 @@ def test_both_agree_with_every_option_of_theirs(talkative, tmp_path):
         assert (status, err) == (0, "")
         contents.append((tmp_path / f"{twin}.json").read_bytes())
     assert contents[0] == contents[1]
-    assert len(midi.read_json(tmp_path / "jax_mt3.json")[0]) > 10
+    assert len(tables.read_json(tmp_path / "jax_mt3.json")[0]) > 10
 
 
 @pytest.mark.parametrize("twin", TWINS)

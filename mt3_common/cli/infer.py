@@ -25,10 +25,7 @@ from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED, SU
 from mt3_common.cli.jobs import STDIN, Job, UsageError, is_file_name, listed, plan
 from mt3_common.cli.resume import Summary, SummaryError, describe_file, digest_of_checkpoint, remove_leftovers
 from mt3_common.cli.tasks import Task, Unread, closing_line, stream, took
-from mt3_common.formats import midi
-from mt3_common.formats import musicxml as score
-from mt3_common.formats import plot as picture
-from mt3_common.formats import sonify as listen
+from mt3_common.formats import musicxml, note_sequence, plot, sonify
 from mt3_common.formats.registry import kind_of
 from mt3_common.io.stdio import complete, finish
 from mt3_common.transcription import beats
@@ -101,14 +98,14 @@ def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], s
         kinds = {kind_of(output) for job in jobs for output in job.outputs}
         # what is missing is said now, not after the work
         if "noteseq" in kinds:
-            midi.to_note_sequence([])
+            note_sequence.to_note_sequence([])
         if "musicxml" in kinds:
-            score.library()
+            musicxml.library()
         if arguments.plot:
-            picture.library()
+            plot.library()
         if arguments.listen:
-            arguments.player = listen.find_player(arguments.soundfont)
-            if isinstance(arguments.player, listen.TonePlayer) and not arguments.quiet:
+            arguments.player = sonify.find_player(arguments.soundfont)
+            if isinstance(arguments.player, sonify.TonePlayer) and not arguments.quiet:
                 say("note: --listen plays sine waves; for instruments: pip install --no-deps tinysoundfont")
         if arguments.tempo == AUTO:
             beats.librosa()

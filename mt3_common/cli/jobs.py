@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mt3_common.cli.console import printable
-from mt3_common.formats import sonify as listen
+from mt3_common.formats import sonify
 from mt3_common.formats.find_audio import AUDIO_SUFFIXES, folders, recordings
 from mt3_common.formats.registry import SUFFIXES
 
@@ -161,7 +161,7 @@ def find(name: str, unread: Callable[[OSError], None]) -> list[tuple[Path, Path]
         if match.is_dir():
             found += recordings(match, unread)
         elif match.suffix.lower() in AUDIO_SUFFIXES or (path.suffix and not glob.has_magic(path.suffix)):
-            found += [match] * (not listen.is_played(match))
+            found += [match] * (not sonify.is_played(match))
     return [(file, file.relative_to(fixed)) for file in found]
 
 

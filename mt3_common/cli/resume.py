@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3_common.formats.midi import temporary_prefix
 from mt3_common.formats.registry import kind_of
+from mt3_common.formats.sealed import temporary_prefix
 
 HEAD = '{"format": "mt3-twins summary", '
 

@@ -11,9 +11,7 @@ from typing import Any
 from mt3_common.cli.console import plural, printable, report
 from mt3_common.cli.jobs import Job
 from mt3_common.cli.resume import describe_file
-from mt3_common.formats import midi
-from mt3_common.formats import plot as picture
-from mt3_common.formats import sonify as listen
+from mt3_common.formats import plot, sealed, sonify, tables
 from mt3_common.formats.registry import EXTRAS, kind_of
 from mt3_common.notes.note import Note
 from mt3_common.transcription import beats
@@ -48,7 +46,7 @@ class Task:
             OSError: the recording cannot be read.
         """
         for output in self.job.outputs:
-            if os.path.lexists(output) and not self.arguments.force and not midi.written_here(output):
+            if os.path.lexists(output) and not self.arguments.force and not sealed.written_here(output):
                 raise ValueError(
                     f"{output} is in the way: this program did not write it, or it was changed since; --force "
                     "replaces it"
@@ -87,12 +85,12 @@ class Task:
             except OSError as error:
                 raise ValueError(f"{output} cannot be written: {error.filename}: {error.strerror}") from error
             if kind == "plot":
-                picture.write_picture(transcription.notes, job.audio, output, *part)
+                plot.write_picture(transcription.notes, job.audio, output, *part)
             elif kind not in EXTRAS.values():
                 transcription.write(output)
         if self.arguments.listen:
             files = by_kind["played"], by_kind["compared"]
-            listen.write_sounds(transcription.notes, job.audio, *files, self.arguments.player, *part)
+            sonify.write_sounds(transcription.notes, job.audio, *files, self.arguments.player, *part)
         seconds = transcription.seconds | {"files": time.perf_counter() - began}
         record = {
             "audio": job.called,
@@ -119,7 +117,7 @@ def stream(job: Job, notes: Sequence[Note]) -> None:
     Raises:
         Unread: nobody reads them, and there are no files that they go to.
     """
-    lines = [json.dumps({"audio": job.called} | midi.fields(note)) for note in notes]
+    lines = [json.dumps({"audio": job.called} | tables.fields(note)) for note in notes]
     if not report("\n".join(lines)) and not job.outputs:
         raise Unread
 

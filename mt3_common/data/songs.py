@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mt3_common.formats.midi import NoteFileError, read_midi_stems
+from mt3_common.formats.midi import read_midi_stems
+from mt3_common.formats.sealed import NoteFileError
 from mt3_common.notes.note import Note
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mt3_common.audio.files import audio_duration
 from mt3_common.evaluation import metrics
-from mt3_common.formats import midi
+from mt3_common.formats import sealed
 from mt3_common.formats.plot import (
     DRAWING,
     HIGHEST,
@@ -59,7 +59,7 @@ def write_comparison(
     with DRAWING:
         content = png_bytes(_compared(references, estimates, image, seconds))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    midi.write_whole(path, content)
+    sealed.write_whole(path, content)
 
 
 def _compared(references: Sequence[Note], estimates: Sequence[Note], image: np.ndarray, seconds: float) -> Any:

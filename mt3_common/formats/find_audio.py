@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mt3_common.formats import sonify as listen
+from mt3_common.formats import sonify
 
 # what a folder is searched for; a file that is named is tried whatever its name ends in
 AUDIO_SUFFIXES = {
@@ -35,5 +35,5 @@ def recordings(folder: Path, unread: Callable[[OSError], None] | None = None) ->
     return sorted(
         path
         for path in found
-        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not listen.is_played(path)
+        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not sonify.is_played(path)
     )

@@ -1,7 +1,4 @@
-"""Notes as files: MIDI, JSON, CSV and note_seq.NoteSequence.
-
-Every file written here is sealed: it holds "mt3-twins" and a digest of itself, by which written_here tells it from
-files of others, and from files of ours that somebody has changed.
+"""Notes as MIDI files, and back.
 
 MIDI has 15 channels beside the drums', programs are 128. Up to 15 programs have a channel each, from the beginning of
 the file. Beyond that a program that begins to play takes the channel that has been silent longest, and a program
@@ -10,24 +7,19 @@ a second port (meta event 0x21), which players without ports play on the same ch
 track, so a reader that looks at tracks, as pretty_midi does, and a player that looks at channels hear the same.
 """
 
-import hashlib
 import io
 import itertools
-import json
-import mmap
 import os
-import re
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mido
 import pretty_midi
 
-from mt3_common.io.optional import needed
-from mt3_common.notes.note import Note, assign_instruments, check_notes
+from mt3_common.formats.sealed import UNSEALED, NoteFileError, write_whole
+from mt3_common.notes.note import Note, check_notes
 from mt3_common.notes.tempo import BEATS_PER_BAR, Change, Tempo, TempoMap
 
 DRUM_CHANNEL = 9
@@ -44,21 +36,6 @@ MAX_TICKS = 10_000_000
 
 SUSTAIN_CONTROL = 64
 SUSTAIN_DOWN = 64
-
-CSV_HEADER = "onset,offset,pitch,velocity,program,is_drum,seal\n"
-
-JSON_FORMAT = "mt3-twins notes"
-JSON_VERSION = 1
-
-# The seal: a name, and half of the SHA-256 of the file as it is with zeros in the place of these 32 digits.
-SEAL = re.compile(rb"mt3-twins ([0-9a-f]{32})")
-UNSEALED = "mt3-twins " + 32 * "0"
-# bytes of a file that are read at once
-PIECE = 2**20
-
-
-class NoteFileError(ValueError):
-    """A file of notes that cannot be read or written; the message says which, why and what to do."""
 
 
 class _Span(NamedTuple):
@@ -340,216 +317,3 @@ def _sustained_instrument(notes: list[Note], pedal: list[tuple[float, bool]], la
     for number in held:
         offsets[number] = last_time
     return [note._replace(offset=offsets[number]) for number, note in enumerate(notes) if number not in gone]
-
-
-def to_note_sequence(notes: Sequence[Note]) -> Any:
-    """A note_seq.NoteSequence, notes in the order given and instruments numbered as MT3 numbers them.
-
-    Raises:
-        ValueError: a note that MIDI cannot hold (check_notes), or note_seq is not installed.
-
-    Source: mt3/note_sequences.py, flush_note_decoding_state.
-    """
-    check_notes(notes)
-    # Importing it brings warnings that do not concern us: no ffmpeg for sound, modules soon to be removed.
-    with needed("a NoteSequence needs note_seq", "noteseq"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import note_seq
-    sequence = note_seq.NoteSequence(ticks_per_quarter=220)
-    for note, instrument in zip(notes, assign_instruments(notes)):
-        sequence.notes.add(
-            start_time=note.onset,
-            end_time=note.offset,
-            pitch=note.pitch,
-            velocity=note.velocity,
-            program=note.program,
-            is_drum=note.is_drum,
-            instrument=instrument,
-        )
-    sequence.total_time = max((note.offset for note in notes), default=0.0)
-    return sequence
-
-
-def write_note_sequence(notes: Sequence[Note], path: str | os.PathLike) -> None:
-    """Writes to_note_sequence(notes) as a serialised protocol buffer; the file appears whole or not at all.
-
-    Its id is the seal.
-
-    Raises:
-        ValueError: as to_note_sequence.
-        NoteFileError: the file cannot be written.
-    """
-    sequence = to_note_sequence(notes)
-    sequence.id = UNSEALED
-    write_whole(path, sequence.SerializeToString(deterministic=True))
-
-
-def write_json(notes: Sequence[Note], path: str | os.PathLike, metadata: dict[str, Any] | None = None) -> None:
-    """Writes notes and metadata as JSON, one note a line, times unrounded; the file appears whole or not at all.
-
-    Args:
-        notes: in the order in which they are to stand.
-        path: of the file.
-        metadata: whatever JSON can hold: counts of invalid and dropped tokens, checkpoint, …
-
-    Raises:
-        ValueError: a note that MIDI cannot hold (check_notes), or metadata that JSON cannot.
-        NoteFileError: the file cannot be written.
-    """
-    check_notes(notes)
-    try:
-        about = json.dumps(metadata or {}, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata must be what JSON can hold: {error}") from error
-    lines = ",\n".join(json.dumps(fields(note)) for note in notes)
-    head = f'"format": "{JSON_FORMAT}", "version": {JSON_VERSION}, "seal": "{UNSEALED}"'
-    text = f'{{{head},\n"metadata": {about},\n"notes": [\n{lines}\n]}}\n'
-    # what is no text in a name becomes JSON's own escape
-    write_whole(path, text.encode("utf-8", "backslashreplace"))
-
-
-def fields(note: Note) -> dict[str, Any]:
-    """The note as JSON holds it: a name for every field, Python's own types."""
-    return {
-        "onset": float(note.onset),
-        "offset": float(note.offset),
-        "pitch": int(note.pitch),
-        "velocity": int(note.velocity),
-        "program": int(note.program),
-        "is_drum": bool(note.is_drum),
-    }
-
-
-def write_csv(notes: Sequence[Note], path: str | os.PathLike) -> None:
-    """Writes notes as CSV under CSV_HEADER, a note a line, times unrounded; the file appears whole or not at all.
-
-    The seal is in a column of its own, in the first note's line. is_drum is true or false.
-
-    Args:
-        notes: in the order in which they are to stand.
-        path: of the file.
-
-    Raises:
-        ValueError: a note that MIDI cannot hold (check_notes).
-        NoteFileError: the file cannot be written.
-    """
-    check_notes(notes)
-    seals = itertools.chain([UNSEALED], itertools.repeat(""))
-    lines = [",".join([*map(json.dumps, fields(note).values()), seal]) + "\n" for note, seal in zip(notes, seals)]
-    write_whole(path, "".join([CSV_HEADER, *lines]).encode())
-
-
-def read_json(path: str | os.PathLike) -> tuple[list[Note], dict[str, Any]]:
-    """Notes and metadata of a file that write_json wrote.
-
-    Raises:
-        NoteFileError: the file cannot be read, is not JSON, or is not of this format and version.
-    """
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise NoteFileError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise NoteFileError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != JSON_FORMAT:
-        raise NoteFileError(f'{path} does not hold notes: "format" must be "{JSON_FORMAT}"')
-    if content.get("version") != JSON_VERSION:
-        raise NoteFileError(f'{path} has "version" {content.get("version")!r}; this program reads {JSON_VERSION}')
-    try:
-        notes = [_json_note(item) for item in content["notes"]]
-        metadata = dict(content["metadata"])
-        check_notes(notes)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise NoteFileError(f"{path} holds something else than notes: {error}") from error
-    return notes, metadata
-
-
-def _json_note(item: dict[str, Any]) -> Note:
-    """The note of one JSON object; a missing, unknown or wrongly typed field is a ValueError."""
-    types = {
-        "onset": (int, float),
-        "offset": (int, float),
-        "pitch": int,
-        "velocity": int,
-        "program": int,
-        "is_drum": bool,
-    }
-    if not isinstance(item, dict) or item.keys() != types.keys():
-        raise ValueError(f"a note has {', '.join(types)}, not {item!r}")
-    for field, kind in types.items():
-        if not isinstance(item[field], kind) or (isinstance(item[field], bool) and kind is not bool):
-            raise ValueError(f"{field} of {item!r}")
-    return Note(float(item["onset"]), float(item["offset"]), *(item[field] for field in Note._fields[2:]))
-
-
-def written_here(path: str | os.PathLike) -> bool:
-    """Whether the file was written by this project and nobody has changed it since."""
-    # to open a pipe would wait for its writer
-    if not os.path.isfile(path):
-        return False
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == len(CSV_HEADER) and file.read() == CSV_HEADER.encode():
-                # without a note there is no line for the seal
-                return True
-            # sounds are large: mapped, they are no memory of ours
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                found = SEAL.search(content)
-                seal, place = (found[1], found.start(1)) if found else (b"", 0)
-                # it refers to the map, which would not close
-                found = None
-            file.seek(0)
-            digest.update(file.read(place) + len(seal) * b"0")
-            file.seek(len(seal), os.SEEK_CUR)
-            while piece := file.read(PIECE):
-                digest.update(piece)
-    except (OSError, ValueError):
-        # ValueError: there is nothing to map
-        return False
-    return digest.hexdigest()[: len(seal)].encode() == seal != b""
-
-
-def write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Seals the content and writes it as write_pieces does."""
-    write_pieces(path, [content])
-
-
-def temporary_prefix(path: Path) -> str:
-    """How the name begins under which a process writes a file before it is renamed; short, however long the name is."""
-    return f".mt3-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}."
-
-
-def write_pieces(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
-    """Writes the pieces beside the path, seals them and renames, so that the path never holds a part.
-
-    Args:
-        path: of the file.
-        pieces: of its content; UNSEALED, if it is there, is in the first.
-
-    Raises:
-        NoteFileError: the file cannot be written.
-    """
-    path = Path(path)
-    beside = path.with_name(f"{temporary_prefix(path)}{os.getpid()}.tmp")
-    digest = hashlib.sha256()
-    place = None
-    try:
-        try:
-            with open(beside, "wb") as file:
-                for piece in pieces:
-                    if place is None:
-                        place = piece.find(UNSEALED.encode())
-                    digest.update(piece)
-                    file.write(piece)
-                if place is not None and place >= 0:
-                    file.seek(place)
-                    file.write(f"mt3-twins {digest.hexdigest()[:32]}".encode())
-                # after a power cut, too, the path holds all or nothing
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise NoteFileError(f"{path} cannot be written: {error.strerror}") from error

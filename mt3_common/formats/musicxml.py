@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pretty_midi
 
-from mt3_common.formats import midi
+from mt3_common.formats import sealed
 from mt3_common.io.optional import needed
 from mt3_common.notes.note import Note, check_notes
 from mt3_common.notes.tempo import BEATS_PER_BAR, DEFAULT_BPM, Tempo, TempoMap, constant
@@ -94,7 +94,7 @@ def write_musicxml(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo 
         _part(number, *instrument, part, grid, bars)
         for number, (instrument, part) in enumerate(sorted(played.items()) or [((False, 0), [])], 1)
     ]
-    midi.write_pieces(path, _document(music21, parts, bars, round(60 / tempo.interval, 1)))
+    sealed.write_pieces(path, _document(music21, parts, bars, round(60 / tempo.interval, 1)))
 
 
 class Bars:
@@ -193,7 +193,7 @@ def _document(music21: Any, parts: Sequence[Part], bars: Bars, bpm: float) -> It
         '<?xml version="1.0" encoding="utf-8"?>\n'
         f'<!DOCTYPE score-partwise PUBLIC "-//Recordare//DTD MusicXML {version} Partwise//EN" '
         '"http://www.musicxml.org/dtds/partwise.dtd">\n'
-        f'<!-- {midi.UNSEALED} -->\n<score-partwise version="{version}">\n'
+        f'<!-- {sealed.UNSEALED} -->\n<score-partwise version="{version}">\n'
     ).encode()
     head = ET.Element("part-list")
     for part in parts:

@@ -14,7 +14,7 @@ import pretty_midi
 from mt3_common.audio.files import stream_audio
 from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import SpectrogramConfig
-from mt3_common.formats import midi
+from mt3_common.formats import sealed
 from mt3_common.io.optional import needed
 from mt3_common.notes.note import Note, check_notes
 
@@ -66,7 +66,7 @@ def write_picture(
     with DRAWING:
         content = png_bytes(_drawn(notes, image, seconds))
     # readers of PNG stop at its end
-    midi.write_whole(path, content + midi.UNSEALED.encode())
+    sealed.write_whole(path, content + sealed.UNSEALED.encode())
 
 
 def _drawn(notes: Sequence[Note], image: np.ndarray, seconds: float) -> Any:

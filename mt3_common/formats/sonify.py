@@ -18,7 +18,7 @@ import numpy as np
 import pretty_midi
 
 from mt3_common.audio.files import stream_audio
-from mt3_common.formats import midi
+from mt3_common.formats import sealed
 from mt3_common.formats.registry import kind_of
 from mt3_common.notes.note import Note, check_notes
 
@@ -197,13 +197,13 @@ def write_wav(path: str | os.PathLike, blocks: Iterable[np.ndarray], rate: int, 
         NoteFileError: the file cannot be written.
     """
     size = 2 * channels * count
-    seal = midi.UNSEALED.encode()
+    seal = sealed.UNSEALED.encode()
     about = b"INFO" + b"ISFT" + struct.pack("<I", len(seal)) + seal
     head = b"WAVE" + b"fmt " + struct.pack("<IHHIIHH", 16, 1, channels, rate, 2 * channels * rate, 2 * channels, 16)
     head += b"LIST" + struct.pack("<I", len(about)) + about + b"data" + struct.pack("<I", size)
     head = b"RIFF" + struct.pack("<I", len(head) + size) + head
     samples = (np.rint(np.clip(block, -1, 1) * 32767).astype("<i2").tobytes() for block in blocks)
-    midi.write_pieces(path, itertools.chain([head], samples))
+    sealed.write_pieces(path, itertools.chain([head], samples))
 
 
 def is_played(path: Path) -> bool:
@@ -212,7 +212,7 @@ def is_played(path: Path) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            return midi.SEAL.search(file.read(512)) is not None
+            return sealed.SEAL.search(file.read(512)) is not None
     except OSError:
         return False
 

@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mt3_common.formats import midi
-from mt3_common.formats import musicxml as score
+from mt3_common.formats import midi, musicxml, note_sequence, tables
 from mt3_common.formats.registry import SUFFIXES
 from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import Tempo
@@ -65,12 +64,12 @@ class Transcription:
                     "invalid": self.invalid,
                     "dropped": self.dropped,
                 }
-                midi.write_json(self.notes, path, self.metadata | about)
+                tables.write_json(self.notes, path, self.metadata | about)
             case "csv":
-                midi.write_csv(self.notes, path)
+                tables.write_csv(self.notes, path)
             case "noteseq":
-                midi.write_note_sequence(self.notes, path)
+                note_sequence.write_note_sequence(self.notes, path)
             case "musicxml":
-                score.write_musicxml(self.notes, path, self.tempo)
+                musicxml.write_musicxml(self.notes, path, self.tempo)
             case _:
                 raise ValueError(f"{path}: the name of the output must end in {', '.join(SUFFIXES)}")

@@ -36,7 +36,7 @@ from mt3_common.checkpoint import checkpoint  # noqa: E402
 from mt3_common.cli import infer as cli  # noqa: E402
 from mt3_common.cli.resume import Summary, SummaryError  # noqa: E402
 from mt3_common.config import PRESETS  # noqa: E402
-from mt3_common.formats import midi  # noqa: E402
+from mt3_common.formats import midi, sealed, tables  # noqa: E402
 from mt3_common.notes.encoder import encode_segments  # noqa: E402
 from mt3_common.notes.note import Note  # noqa: E402
 from mt3_common.transcription.pipeline import Transcriber  # noqa: E402
@@ -122,7 +122,7 @@ def infer(folder: Path, argv: list[str]) -> Iterator[str]:
         if path.suffix == ".tmp":
             yield f"left {path.name}"
         elif path.suffix == ".mid":
-            if not midi.written_here(path):
+            if not sealed.written_here(path):
                 yield f"half-written: {path.name}"
             midi.read_midi(path)
 
@@ -161,16 +161,16 @@ def midi_case(random: Random, folder: Path) -> Iterator[str]:
     path = folder / "x.mid"
     midi.write_midi(NOTES * random.randint(0, 3), path)
     path.write_bytes(mutated(random, path.read_bytes()))
-    midi.written_here(path)
-    yield from refused(lambda: midi.read_midi(path, sustain=random.random() < 0.5), midi.NoteFileError)
+    sealed.written_here(path)
+    yield from refused(lambda: midi.read_midi(path, sustain=random.random() < 0.5), sealed.NoteFileError)
 
 
 def json_case(random: Random, folder: Path) -> Iterator[str]:
     """A damaged JSON file of notes."""
     path = folder / "x.json"
-    midi.write_json(NOTES, path, {"audio": "x"})
+    tables.write_json(NOTES, path, {"audio": "x"})
     path.write_bytes(mutated(random, path.read_bytes()))
-    yield from refused(lambda: midi.read_json(path), midi.NoteFileError)
+    yield from refused(lambda: tables.read_json(path), sealed.NoteFileError)
 
 
 def summary_case(random: Random, folder: Path) -> Iterator[str]:

@@ -22,7 +22,7 @@ from mt3_common.cli.arguments import HOLD_BIAS
 from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import Job, UsageError, plan
 from mt3_common.config import PRESETS
-from mt3_common.formats import midi
+from mt3_common.formats import midi, tables
 from mt3_common.notes.encoder import encode_segments
 from mt3_common.notes.note import Note
 from mt3_common.transcription.clock import STAGES
@@ -292,7 +292,7 @@ def test_a_run_says_what_it_did(folder, capsys):
     assert err == ""
     assert names(folder) == ["song.json", "song.mid", "song.wav"]
     assert [note.pitch for note in midi.read_midi("song.mid")] == [60, 36]
-    notes, metadata = midi.read_json("song.json")
+    notes, metadata = tables.read_json("song.json")
     assert notes == NOTES[1:] + NOTES[:1] or notes == NOTES
     assert metadata == {"audio": "song.wav", "start": 0.0, "duration": 3.0, "segments": 2, "invalid": 0, "dropped": 0}
 
@@ -670,7 +670,7 @@ def test_notes_go_to_stdout(folder, capsys):
     assert (lines_of(out), err) == (expected[2:], "")
     assert names(folder) == ["a.wav", "b.mid", "b.wav"]
     assert infer("b.wav", "--jsonl", "-", "-o", "x.json", "--quiet") == SUCCESS
-    assert midi.read_json("x.json")[0] == [NOTES[1], NOTES[0]]
+    assert tables.read_json("x.json")[0] == [NOTES[1], NOTES[0]]
 
 
 def test_notes_come_while_the_network_works(folder, capsys):
@@ -716,7 +716,7 @@ def test_a_recording_on_stdin(folder, monkeypatch, capsys):
     assert infer("-", "a.wav", "-o", "out", "--format", "mid,json") == SUCCESS
     assert names(folder / "out") == ["a.json", "a.mid", "stdin.json", "stdin.mid", "summary.jsonl"]
     assert Path("out/stdin.mid").read_bytes() == Path("out/a.mid").read_bytes()
-    assert midi.read_json("out/stdin.json")[1]["audio"] == "stdin"
+    assert tables.read_json("out/stdin.json")[1]["audio"] == "stdin"
     assert [line[0] for line in summary_of("out/summary.jsonl")] == ["stdin", "a.wav"]
     assert capsys.readouterr().out.startswith("stdin -> out/stdin.mid, out/stdin.json: ")
     # the same content under another name is done
@@ -834,7 +834,7 @@ def test_velocities_are_those_of_the_stream_and_of_the_files(folder, capsys):
     soundfile.write("a.wav", samples, 16000)
     assert infer("a.wav", "-o", "a.json", "--jsonl", "-", "--velocity", "estimate") == SUCCESS
     streamed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    notes, _ = midi.read_json("a.json")
+    notes, _ = tables.read_json("a.json")
     assert [note["velocity"] for note in streamed] == [note.velocity for note in notes]
     assert all(1 < note.velocity < 127 for note in notes if not note.is_drum)
     assert infer("a.wav", "--velocity", "33", "--jsonl", "-") == SUCCESS
@@ -848,9 +848,9 @@ def test_tempo_auto_finds_the_beats_of_the_recording(folder):
         samples[round(beat * 16000) :][:300] += 0.3
     soundfile.write("a.wav", samples, 16000)
     assert infer("a.wav", "--tempo", "auto", "--format", "mid,json") == SUCCESS
-    assert midi.read_json("a.json")[1]["bpm"] == pytest.approx(100, abs=1)
+    assert tables.read_json("a.json")[1]["bpm"] == pytest.approx(100, abs=1)
     onsets = sorted(note.onset for note in midi.read_midi("a.mid"))
-    assert onsets == pytest.approx(sorted(note.onset for note in midi.read_json("a.json")[0]), abs=1e-3)
+    assert onsets == pytest.approx(sorted(note.onset for note in tables.read_json("a.json")[0]), abs=1e-3)
 
 
 def test_a_score_is_a_format(folder):

@@ -13,7 +13,7 @@ import soundfile
 from mt3_common.checkpoint import checkpoint, storage
 from mt3_common.cli import resume as summary
 from mt3_common.cli.resume import Summary, SummaryError, describe_file, digest_of_checkpoint, remove_leftovers
-from mt3_common.formats.midi import temporary_prefix
+from mt3_common.formats.sealed import temporary_prefix
 
 ROOT = Path(__file__).parents[3]
 BUNDLED = ROOT / "checkpoints" / "golden"

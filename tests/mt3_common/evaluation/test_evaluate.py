@@ -18,7 +18,7 @@ from mt3_common.data import corpora as datasets
 from mt3_common.evaluation import evaluate as evaluation
 from mt3_common.evaluation import plot
 from mt3_common.formats import midi
-from mt3_common.formats import plot as picture
+from mt3_common.formats.plot import LOWEST, drum_row, spectrogram_image
 from mt3_common.notes.note import Note
 from mt3_common.transcription.result import Transcription
 
@@ -96,7 +96,7 @@ def test_a_picture_has_right_and_estimated_notes_on_top_of_the_spectrogram(tmp_p
         Note(2.01, 2.02, 36, 100, 0, True),
         Note(3.0, 3.01, 43, 100, 0, True),
     ]
-    image = picture.spectrogram_image(tmp_path / "a.wav", 0.0, 4.0, 800)
+    image = spectrogram_image(tmp_path / "a.wav", 0.0, 4.0, 800)
     figure = plot._compared(references, estimates, image, 4.0)
     (axes,) = figure.axes
     canvas = FigureCanvasAgg(figure)
@@ -115,11 +115,11 @@ def test_a_picture_has_right_and_estimated_notes_on_top_of_the_spectrogram(tmp_p
     assert at(0.7, 60.35) == at(0.7, 59.65) == at(0.51, 60) == at(1.2, 60) == reference
     assert at(1.03, 72) == at(1.5, 72.4) == missed
     assert at(1.5, 72) == wrong
-    assert at(2.03, picture.drum_row(36)) == estimate
-    assert at(2.03, picture.drum_row(36) + 0.35) == reference
-    assert at(3.03, picture.drum_row(43)) == wrong
-    below = [picture.drum_row(key) for key in (35, 36, 43, 81, picture.LOWEST)]
-    assert below[4] == below[0] < below[1] < below[2] < below[3] < picture.LOWEST
+    assert at(2.03, drum_row(36)) == estimate
+    assert at(2.03, drum_row(36) + 0.35) == reference
+    assert at(3.03, drum_row(43)) == wrong
+    below = [drum_row(key) for key in (35, 36, 43, 81, LOWEST)]
+    assert below[4] == below[0] < below[1] < below[2] < below[3] < LOWEST
     assert axes.get_ylim()[0] < below[0]
     assert axes.get_ylabel() == "MIDI pitch, drums below 21"
     # the tone where nobody wrote a note: bright, and dark two semitones above

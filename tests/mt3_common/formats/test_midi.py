@@ -1,12 +1,7 @@
-"""MIDI, JSON and NoteSequence: what is written is what any reader hears."""
+"""MIDI: what is written is what any reader hears."""
 
-import csv
 import json
-import os
 import random
-import re
-import subprocess
-import sys
 import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -18,17 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mt3_common.formats.midi import (
-    NoteFileError,
-    read_json,
-    read_midi,
-    to_note_sequence,
-    write_csv,
-    write_json,
-    write_midi,
-    write_note_sequence,
-    written_here,
-)
+from mt3_common.formats.midi import read_midi, write_midi
+from mt3_common.formats.sealed import NoteFileError
+from mt3_common.formats.tables import read_json, write_json
 from mt3_common.notes.note import Note
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "features" / "notes.json").read_text())
@@ -376,205 +363,6 @@ class TestSustain:
         sequence = note_seq.apply_sustain_control_changes(note_seq.midi_file_to_note_sequence(str(path)))
         expected = [(n.start_time, n.end_time, n.pitch, n.velocity, n.program, n.is_drum) for n in sequence.notes]
         assert sorted(read_midi(path, sustain=True)) == sorted(expected)
-
-
-class TestNoteSequence:
-    def test_fields_order_and_instrument_numbers(self):
-        (case,) = [case for case in GOLDEN["cases"] if case["model"] == "mt3" and case["seconds"] == 9.0]
-        sequence = to_note_sequence(golden_notes()[GOLDEN["cases"].index(case)])
-        assert [{name: getattr(note, name) for name in case["decoded"][0]} for note in sequence.notes] == case[
-            "decoded"
-        ]
-        assert sequence.total_time == max(fields["end_time"] for fields in case["decoded"])
-        assert sequence.ticks_per_quarter == 220
-
-    def test_a_file_is_the_serialised_sequence(self, tmp_path):
-        notes = golden_notes()[1]
-        write_note_sequence(notes, tmp_path / "song.noteseq")
-        sequence = to_note_sequence(notes)
-        written = type(sequence).FromString((tmp_path / "song.noteseq").read_bytes())
-        assert written.id.startswith("mt3-twins ")
-        written.ClearField("id")
-        assert written == sequence
-        assert to_note_sequence([]).total_time == 0
-
-    def test_is_imported_when_asked_only(self):
-        code = (
-            "import sys; from mt3_common.formats.midi import to_note_sequence; assert 'note_seq' not in sys.modules;"
-            "to_note_sequence([]); assert 'note_seq' in sys.modules"
-        )
-        root = Path(__file__).parents[3]
-        subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=root, check=True)
-
-    def test_says_what_to_install(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "note_seq", None)
-        with pytest.raises(ValueError, match=r'pip install "mt3-twins\[noteseq\]"'):
-            to_note_sequence([])
-
-
-def read_csv(path):
-    """The notes of a file of write_csv, as any program reads it."""
-    with open(path, newline="") as file:
-        return [
-            Note(
-                float(row["onset"]),
-                float(row["offset"]),
-                int(row["pitch"]),
-                int(row["velocity"]),
-                int(row["program"]),
-                {"true": True, "false": False}[row["is_drum"]],
-            )
-            for row in csv.DictReader(file, strict=True)
-        ]
-
-
-class TestCsv:
-    @given(notes=tunes())
-    @IN_TMP
-    def test_other_programs_read_exactly_what_was_written(self, tmp_path, notes):
-        write_csv(notes, tmp_path / "song.csv")
-        assert read_csv(tmp_path / "song.csv") == notes
-        assert written_here(tmp_path / "song.csv")
-
-    def test_numbers_of_numpy_are_written_as_others(self, tmp_path):
-        write_csv([Note(np.float64(0.1), np.float64(0.25), np.int64(60), 127, 0, np.bool_(True))], tmp_path / "a.csv")
-        lines = (tmp_path / "a.csv").read_text().splitlines()
-        assert lines[0] == "onset,offset,pitch,velocity,program,is_drum,seal"
-        assert re.fullmatch(r"0\.1,0\.25,60,127,0,true,mt3-twins [0-9a-f]{32}", lines[1])
-
-    def test_without_notes_there_are_the_names(self, tmp_path):
-        write_csv([], tmp_path / "a.csv")
-        assert (tmp_path / "a.csv").read_text().count("\n") == 1
-        assert written_here(tmp_path / "a.csv")
-        (tmp_path / "a.csv").write_text((tmp_path / "a.csv").read_text() + "1,2\n")
-        assert not written_here(tmp_path / "a.csv")
-
-    def test_a_note_that_is_none_is_refused(self, tmp_path):
-        with pytest.raises(ValueError, match="pitch"):
-            write_csv([Note(0.0, 1.0, 128, 127, 0, False)], tmp_path / "a.csv")
-        assert list(tmp_path.iterdir()) == []
-
-
-class TestJson:
-    @given(notes=tunes(), metadata=st.dictionaries(st.text(), st.integers() | st.text() | st.none(), max_size=4))
-    @IN_TMP
-    def test_round_trip_is_exact(self, tmp_path, notes, metadata):
-        write_json(notes, tmp_path / "song.json", metadata)
-        assert read_json(tmp_path / "song.json") == (notes, metadata)
-
-    def test_one_line_a_note_and_a_version(self, tmp_path):
-        notes = golden_notes()[0]
-        write_json(notes, tmp_path / "song.json", {"invalid": 0, "checkpoint": "mt3"})
-        text = (tmp_path / "song.json").read_text()
-        assert json.loads(text)["version"] == 1
-        assert len(text.splitlines()) == len(notes) + 4
-        assert read_json(tmp_path / "song.json") == (notes, {"invalid": 0, "checkpoint": "mt3"})
-
-    @pytest.mark.parametrize("metadata", [{"loss": float("nan")}, {"path": Path("x")}])
-    def test_metadata_that_json_cannot_hold_is_refused(self, tmp_path, metadata):
-        with pytest.raises(ValueError, match="metadata must be what JSON can hold"):
-            write_json([], tmp_path / "song.json", metadata)
-        assert list(tmp_path.iterdir()) == []
-
-    @pytest.mark.parametrize(
-        ("content", "reason"),
-        [
-            ("{", "is not JSON"),
-            ("[" * 100_000, "is not JSON"),
-            (b"\xff\xfe", "is not JSON"),
-            ("[]", "does not hold notes"),
-            ('{"format": "other"}', "does not hold notes"),
-            ('{"format": "mt3-twins notes", "version": 2}', 'has "version" 2; this program reads 1'),
-            ('{"format": "mt3-twins notes", "version": 1, "notes": []}', "something else than notes: 'metadata'"),
-            ('{"format": "mt3-twins notes", "version": 1, "metadata": {}, "notes": 3}', "something else"),
-        ],
-    )
-    def test_other_files_are_refused(self, tmp_path, content, reason):
-        (tmp_path / "song.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-        with pytest.raises(NoteFileError, match=rf"song.json .*{reason}"):
-            read_json(tmp_path / "song.json")
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {"pitch": 300},
-            {"pitch": 60.5},
-            {"pitch": True},
-            {"onset": float("nan")},
-            {"onset": "0"},
-            {"offset": 10**400},
-            {"is_drum": 1},
-            {"loudness": 3},
-        ],
-        ids=str,
-    )
-    def test_other_notes_are_refused(self, tmp_path, change):
-        note = Note(0.0, 1.0, 60, 80)._asdict() | change
-        content = {"format": "mt3-twins notes", "version": 1, "metadata": {}, "notes": [note]}
-        (tmp_path / "song.json").write_text(json.dumps(content))
-        with pytest.raises(NoteFileError, match="something else than notes: "):
-            read_json(tmp_path / "song.json")
-
-    def test_a_missing_file_is_refused(self, tmp_path):
-        with pytest.raises(NoteFileError, match=r"none.json cannot be read: No such file"):
-            read_json(tmp_path / "none.json")
-
-
-WRITERS = [write_midi, write_json, write_csv, write_note_sequence]
-
-
-@pytest.mark.parametrize("write", WRITERS)
-class TestWholeFiles:
-    def test_an_interrupt_leaves_the_old_file_and_nothing_else(self, tmp_path, monkeypatch, write):
-        path = tmp_path / "song"
-        path.write_bytes(b"old")
-
-        def interrupt(*_):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(Path, "replace", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            write(golden_notes()[0], path)
-        assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("song", b"old")]
-
-    def test_a_file_is_replaced_and_bytes_do_not_vary(self, tmp_path, write):
-        path = tmp_path / "song"
-        path.write_bytes(b"old")
-        write(golden_notes()[0], path)
-        first = path.read_bytes()
-        write(golden_notes()[0], str(path))
-        assert path.read_bytes() == first
-        assert first != b"old"
-        assert [p.name for p in tmp_path.iterdir()] == ["song"]
-
-    def test_a_seal_tells_our_files_from_changed_ones(self, tmp_path, write):
-        path = tmp_path / "song"
-        assert not written_here(path)
-        write(golden_notes()[0], path)
-        assert written_here(path)
-        content = path.read_bytes()
-        assert content.count(b"mt3-twins " + 32 * b"0") == 0
-        for position in (0, len(content) // 2, len(content) - 1):
-            changed = bytearray(content)
-            changed[position] ^= 1
-            path.write_bytes(changed)
-            assert not written_here(path)
-        path.write_bytes(content + b"\n")
-        assert not written_here(path)
-        path.write_bytes(re.sub(rb"mt3-twins [0-9a-f]{32}", b"mt3-twins " + 32 * b"0", content))
-        assert not written_here(path)
-
-    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes")
-    def test_a_pipe_is_not_waited_for(self, tmp_path, write):
-        path = tmp_path / "song"
-        os.mkfifo(path)
-        assert not written_here(path)
-        write(golden_notes()[0], path)
-        assert written_here(path)
-
-    def test_a_folder_that_is_not_there_is_named(self, tmp_path, write):
-        with pytest.raises(NoteFileError, match=r"nowhere.song cannot be written: No such file"):
-            write(golden_notes()[0], tmp_path / "nowhere" / "song")
 
 
 def test_the_file_is_format_1_with_a_track_for_the_tempo_and_one_for_each_program(tmp_path):

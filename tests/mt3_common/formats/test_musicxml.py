@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3_common.formats import midi
-from mt3_common.formats import musicxml as score
+from mt3_common.formats import musicxml, sealed
 from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import Tempo, TempoMap, constant
 
@@ -37,7 +36,7 @@ def sounding(part):
 
 
 def test_notes_are_written_in_quarters_by_part(tmp_path):
-    score.write_musicxml(NOTES, tmp_path / "a.musicxml")
+    musicxml.write_musicxml(NOTES, tmp_path / "a.musicxml")
     parts = read(tmp_path / "a.musicxml").parts
     assert [part.partName for part in parts] == ["Acoustic Grand Piano", "Violin", "Drums"]
     piano, violin, drums = map(sounding, parts)
@@ -51,7 +50,7 @@ def test_notes_are_written_in_quarters_by_part(tmp_path):
 def test_bars_begin_on_the_downbeat(tmp_path):
     """Beats at 0, 0.4, 0.8 s come before it and make a bar of three."""
     beats = Tempo((0.8, 1.2, 1.6, 2.0, 2.4), 1)
-    score.write_musicxml([Note(1.2, 2.8, 60, 100)], tmp_path / "a.musicxml", beats)
+    musicxml.write_musicxml([Note(1.2, 2.8, 60, 100)], tmp_path / "a.musicxml", beats)
     bars = list(read(tmp_path / "a.musicxml").parts[0].getElementsByClass("Measure"))
     assert [bar.duration.quarterLength for bar in bars[:2]] == [3.0, 4.0]
     assert [note.pitch.midi for note in bars[1].notes] == [60]
@@ -60,12 +59,12 @@ def test_bars_begin_on_the_downbeat(tmp_path):
 
 def test_the_same_notes_give_the_same_bytes_and_are_known_as_ours(tmp_path):
     for name, notes in (("a", NOTES), ("b", NOTES[::-1])):
-        score.write_musicxml(notes, tmp_path / f"{name}.musicxml", constant(90))
+        musicxml.write_musicxml(notes, tmp_path / f"{name}.musicxml", constant(90))
     content = (tmp_path / "a.musicxml").read_bytes()
     assert content == (tmp_path / "b.musicxml").read_bytes()
-    assert midi.written_here(tmp_path / "a.musicxml")
+    assert sealed.written_here(tmp_path / "a.musicxml")
     (tmp_path / "a.musicxml").write_bytes(content.replace(b"Violin", b"Fiddle"))
-    assert not midi.written_here(tmp_path / "a.musicxml")
+    assert not sealed.written_here(tmp_path / "a.musicxml")
 
 
 TIMES = st.integers(0, 900).map(lambda centiseconds: centiseconds / 100)
@@ -113,7 +112,7 @@ def test_bars_are_full_and_hold_every_note(tmp_path_factory, notes, downbeat):
     pytest.importorskip("music21")
     path = tmp_path_factory.mktemp("score") / "a.musicxml"
     tempo = Tempo(tuple(0.4 * beat for beat in range(9)), downbeat)
-    score.write_musicxml(notes, path, tempo)
+    musicxml.write_musicxml(notes, path, tempo)
     sounds, written = {}, []
     for part, _, voice, begin, lasts, item in signs(path.read_bytes()):
         if item.find("rest") is not None:
@@ -150,7 +149,7 @@ def test_bars_are_full_and_hold_every_note(tmp_path_factory, notes, downbeat):
 def test_drums_are_unpitched_and_keep_their_numbers(tmp_path):
     music21 = pytest.importorskip("music21")
     struck = [Note(0.0, 0.1, 36, 100, 0, True), Note(0.0, 0.1, 42, 100, 0, True), Note(0.5, 0.6, 56, 100, 0, True)]
-    score.write_musicxml(struck, tmp_path / "a.musicxml")
+    musicxml.write_musicxml(struck, tmp_path / "a.musicxml")
     part = read(tmp_path / "a.musicxml").parts[0]
     assert isinstance(part.recurse().getElementsByClass("Clef")[0], music21.clef.PercussionClef)
     both, one = part.flatten().notes
@@ -167,7 +166,7 @@ def test_drums_are_unpitched_and_keep_their_numbers(tmp_path):
 def test_a_beat_is_in_triplets_or_in_sixteenths(tmp_path):
     pytest.importorskip("music21")
     onsets = [0.0, 0.17, 0.33, 0.5, 0.62, 0.75, 0.88]
-    score.write_musicxml(
+    musicxml.write_musicxml(
         [Note(onset, onset + 0.1, 60, 100, 0) for onset in onsets], tmp_path / "a.musicxml", constant(120)
     )
     played = [
@@ -182,7 +181,7 @@ def test_a_beat_is_in_triplets_or_in_sixteenths(tmp_path):
 def test_accidentals_are_shown_where_they_change_something(tmp_path):
     pytest.importorskip("music21")
     pitches = [61, 61, 60, 60, 61]
-    score.write_musicxml(
+    musicxml.write_musicxml(
         [Note(0.5 * number, 0.5 * number + 0.5, pitch, 100, 0) for number, pitch in enumerate(pitches)],
         tmp_path / "a.musicxml",
     )
@@ -195,18 +194,18 @@ def test_accidentals_are_shown_where_they_change_something(tmp_path):
 
 
 def test_a_score_has_no_name_and_no_composer_of_its_own(tmp_path):
-    score.write_musicxml(NOTES, tmp_path / "a.musicxml")
+    musicxml.write_musicxml(NOTES, tmp_path / "a.musicxml")
     content = (tmp_path / "a.musicxml").read_bytes()
     assert [word for word in (b"title", b"creator", b"usic21") if word in content] == []
 
 
 def test_nothing_is_a_score_too(tmp_path):
-    score.write_musicxml([], tmp_path / "a.musicxml")
+    musicxml.write_musicxml([], tmp_path / "a.musicxml")
     assert sounding(read(tmp_path / "a.musicxml").parts[0]) == []
 
 
 def test_without_music21_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "music21", None)
     with pytest.raises(ValueError, match=r"mt3-twins\[musicxml\]"):
-        score.write_musicxml(NOTES, tmp_path / "a.musicxml")
+        musicxml.write_musicxml(NOTES, tmp_path / "a.musicxml")
     assert not list(tmp_path.iterdir())

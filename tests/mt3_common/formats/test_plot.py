@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mt3_common.formats import midi
-from mt3_common.formats import plot as picture
+from mt3_common.formats import plot, sealed
 from mt3_common.notes.note import Note
 
 pytest.importorskip("matplotlib")
@@ -30,41 +29,41 @@ def pixels(path):
 
 def test_a_picture_is_a_png_of_the_notes_and_known_as_ours(tmp_path):
     audio = record(tmp_path / "a.wav", 4.0)
-    picture.write_picture(NOTES, audio, tmp_path / "a.png", seconds=4.0)
+    plot.write_picture(NOTES, audio, tmp_path / "a.png", seconds=4.0)
     with_notes = pixels(tmp_path / "a.png")
     assert with_notes.shape[:2] == (800, 1000)
-    assert midi.written_here(tmp_path / "a.png")
+    assert sealed.written_here(tmp_path / "a.png")
     first = (tmp_path / "a.png").read_bytes()
-    picture.write_picture(NOTES, audio, tmp_path / "a.png", seconds=4.0)
+    plot.write_picture(NOTES, audio, tmp_path / "a.png", seconds=4.0)
     assert (tmp_path / "a.png").read_bytes() == first
-    picture.write_picture([], audio, tmp_path / "b.png", seconds=4.0)
+    plot.write_picture([], audio, tmp_path / "b.png", seconds=4.0)
     assert (pixels(tmp_path / "b.png") != with_notes).any()
     (tmp_path / "a.png").write_bytes(first[:-60] + b"x" + first[-59:])
-    assert not midi.written_here(tmp_path / "a.png")
+    assert not sealed.written_here(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("seconds", [4.0, 20.0])
 def test_sound_is_drawn_at_its_pitch_and_time(tmp_path, seconds):
-    image = picture.spectrogram_image(record(tmp_path / "a.wav", seconds), 0.0, seconds, 800)
-    assert image.shape == (88 * picture.ROWS_PER_PITCH, 800)
-    loud = image[(83 - picture.LOWEST) * picture.ROWS_PER_PITCH]
+    image = plot.spectrogram_image(record(tmp_path / "a.wav", seconds), 0.0, seconds, 800)
+    assert image.shape == (88 * plot.ROWS_PER_PITCH, 800)
+    loud = image[(83 - plot.LOWEST) * plot.ROWS_PER_PITCH]
     assert loud[420:780].min() > loud[:380].max() + 5
-    assert image[:, 600].argmax() == pytest.approx((83.2 - picture.LOWEST) * picture.ROWS_PER_PITCH, abs=2)
+    assert image[:, 600].argmax() == pytest.approx((83.2 - plot.LOWEST) * plot.ROWS_PER_PITCH, abs=2)
 
 
 def test_a_part_is_drawn_from_its_beginning(tmp_path):
-    image = picture.spectrogram_image(record(tmp_path / "a.wav", 8.0), 4.0, 2.0, 800)
-    assert image[(83 - picture.LOWEST) * picture.ROWS_PER_PITCH].min() > 0
+    image = plot.spectrogram_image(record(tmp_path / "a.wav", 8.0), 4.0, 2.0, 800)
+    assert image[(83 - plot.LOWEST) * plot.ROWS_PER_PITCH].min() > 0
 
 
 def test_memory_and_size_do_not_grow_with_the_recording(tmp_path, monkeypatch):
-    monkeypatch.setattr(picture, "MAX_COLUMNS", 900)
+    monkeypatch.setattr(plot, "MAX_COLUMNS", 900)
     peaks = []
     for seconds in (60.0, 300.0):
         audio = record(tmp_path / "a.wav", seconds)
-        picture.write_picture(NOTES, audio, tmp_path / "a.png", seconds=seconds)
+        plot.write_picture(NOTES, audio, tmp_path / "a.png", seconds=seconds)
         tracemalloc.start()
-        picture.write_picture(NOTES, audio, tmp_path / "a.png", seconds=seconds)
+        plot.write_picture(NOTES, audio, tmp_path / "a.png", seconds=seconds)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert pixels(tmp_path / "a.png").shape[1] == 1100
@@ -74,4 +73,4 @@ def test_memory_and_size_do_not_grow_with_the_recording(tmp_path, monkeypatch):
 def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match=r"mt3-twins\[plot\]"):
-        picture.write_picture(NOTES, tmp_path / "a.wav", tmp_path / "a.png")
+        plot.write_picture(NOTES, tmp_path / "a.wav", tmp_path / "a.png")

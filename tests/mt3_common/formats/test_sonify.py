@@ -10,8 +10,7 @@ import pretty_midi
 import pytest
 import soundfile
 
-from mt3_common.formats import midi
-from mt3_common.formats import sonify as listen
+from mt3_common.formats import sealed, sonify
 from mt3_common.notes.note import Note
 
 NOTES = [
@@ -25,10 +24,10 @@ BUNDLED_FONT = Path(pretty_midi.__file__).parent / "TimGM6mb.sf2"
 
 
 def players():
-    found = [listen.TonePlayer()]
+    found = [sonify.TonePlayer()]
     # without tinysoundfont
     with contextlib.suppress(ValueError):
-        found.append(listen.FontPlayer(BUNDLED_FONT))
+        found.append(sonify.FontPlayer(BUNDLED_FONT))
     return found
 
 
@@ -64,7 +63,7 @@ def test_notes_sound_when_and_as_high_as_they_should(player):
 def test_the_files_and_what_is_on_either_side(tmp_path, player):
     record(tmp_path / "a.wav", 5.0)
     files = tmp_path / "a.played.wav", tmp_path / "a.compared.wav"
-    listen.write_sounds(NOTES, tmp_path / "a.wav", *files, player, 1.0, 4.0)
+    sonify.write_sounds(NOTES, tmp_path / "a.wav", *files, player, 1.0, 4.0)
     played, rate = soundfile.read(files[0])
     compared, _ = soundfile.read(files[1])
     assert (rate, played.shape, compared.shape) == (44100, (44100 * 6,), (44100 * 6, 2))
@@ -75,13 +74,13 @@ def test_the_files_and_what_is_on_either_side(tmp_path, player):
     assert np.sqrt(np.mean(right**2)) == pytest.approx(np.sqrt(np.mean(left**2)), rel=0.05)
     assert np.corrcoef(right, played)[0, 1] > 0.99
     first = [path.read_bytes() for path in files]
-    assert all(map(midi.written_here, files))
-    assert all(map(listen.is_played, files))
-    listen.write_sounds(NOTES, tmp_path / "a.wav", *files, player, 1.0, 4.0)
+    assert all(map(sealed.written_here, files))
+    assert all(map(sonify.is_played, files))
+    sonify.write_sounds(NOTES, tmp_path / "a.wav", *files, player, 1.0, 4.0)
     assert [path.read_bytes() for path in files] == first
     files[0].write_bytes(first[0][:-1] + b"x")
-    assert not midi.written_here(files[0])
-    assert listen.is_played(files[0])
+    assert not sealed.written_here(files[0])
+    assert sonify.is_played(files[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.compared.wav", "a.played.wav", "a.wav"]
 
 
@@ -91,25 +90,25 @@ def test_many_loud_notes_are_turned_down_and_none_is_cut(tmp_path, player):
     notes += [Note(3.0, 3.01, key, 127, 0, True) for key in range(35, 82)]
     loudest = max(float(np.abs(block).max()) for block in player.play(notes, 44100, 44100 * 6))
     assert loudest > 1
-    samples = np.concatenate(list(listen.limited(player.play(notes, 44100, 44100 * 6))))
+    samples = np.concatenate(list(sonify.limited(player.play(notes, 44100, 44100 * 6))))
     assert len(samples) == 44100 * 6
-    assert np.abs(samples).max() <= listen.LOUDEST + 1e-6
+    assert np.abs(samples).max() <= sonify.LOUDEST + 1e-6
 
 
 def test_limiting_leaves_quiet_sound_alone():
-    blocks = [np.full(listen.BLOCK, 0.5, np.float32)] * 3
-    assert np.array_equal(np.concatenate(list(listen.limited(blocks))), np.concatenate(blocks))
+    blocks = [np.full(sonify.BLOCK, 0.5, np.float32)] * 3
+    assert np.array_equal(np.concatenate(list(sonify.limited(blocks))), np.concatenate(blocks))
     loud = [*blocks, np.full(100, 9.0, np.float32), *blocks]
-    samples = np.concatenate(list(listen.limited(loud)))
-    assert len(samples) == 6 * listen.BLOCK + 100
-    assert np.abs(samples).max() <= listen.LOUDEST + 1e-6
-    assert not list(listen.limited([]))
+    samples = np.concatenate(list(sonify.limited(loud)))
+    assert len(samples) == 6 * sonify.BLOCK + 100
+    assert np.abs(samples).max() <= sonify.LOUDEST + 1e-6
+    assert not list(sonify.limited([]))
 
 
 @PLAYERS
 def test_no_notes_and_a_silent_recording(tmp_path, player):
     soundfile.write(tmp_path / "a.flac", np.zeros(8000), 8000)
-    listen.write_sounds([], tmp_path / "a.flac", tmp_path / "b.wav", tmp_path / "c.wav", player, 0.0, 1.0)
+    sonify.write_sounds([], tmp_path / "a.flac", tmp_path / "b.wav", tmp_path / "c.wav", player, 0.0, 1.0)
     for name, channels in (("b.wav", 1), ("c.wav", 2)):
         samples, _ = soundfile.read(tmp_path / name, always_2d=True)
         assert samples.shape == (44100 * 3, channels)
@@ -119,7 +118,7 @@ def test_no_notes_and_a_silent_recording(tmp_path, player):
 def test_a_recording_far_beyond_full_scale_is_brought_down(tmp_path):
     samples = 1000 * np.random.default_rng(0).uniform(-1, 1, 16000).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
-    listen.write_sounds(NOTES, tmp_path / "a.wav", tmp_path / "b.wav", tmp_path / "c.wav", listen.TonePlayer(), 0, 1.0)
+    sonify.write_sounds(NOTES, tmp_path / "a.wav", tmp_path / "b.wav", tmp_path / "c.wav", sonify.TonePlayer(), 0, 1.0)
     left = soundfile.read(tmp_path / "c.wav")[0][:, 0]
     assert np.abs(left).max() == pytest.approx(1.0, abs=0.01)
     assert np.mean(np.abs(left[:40000]) > 0.99) < 0.05
@@ -127,15 +126,15 @@ def test_a_recording_far_beyond_full_scale_is_brought_down(tmp_path):
 
 @PLAYERS
 def test_memory_does_not_grow_with_the_recording(tmp_path, player, monkeypatch):
-    monkeypatch.setattr(listen, "RATES", (11025,))
+    monkeypatch.setattr(sonify, "RATES", (11025,))
     peaks = []
     for seconds in (20.0, 200.0):
         record(tmp_path / "a.wav", seconds, 11025)
         notes = [Note(time, time + 0.3, 60, 100, 0) for time in np.arange(0, seconds - 1, 1.0).tolist()]
-        listen.write_sounds(notes[:5], tmp_path / "a.wav", tmp_path / "b.wav", tmp_path / "c.wav", player, 0, 5.0)
+        sonify.write_sounds(notes[:5], tmp_path / "a.wav", tmp_path / "b.wav", tmp_path / "c.wav", player, 0, 5.0)
         tracemalloc.start()
-        listen.write_sounds(notes, tmp_path / "a.wav", tmp_path / "b.wav", tmp_path / "c.wav", player, 0, seconds)
-        midi.written_here(tmp_path / "c.wav")
+        sonify.write_sounds(notes, tmp_path / "a.wav", tmp_path / "b.wav", tmp_path / "c.wav", player, 0, seconds)
+        sealed.written_here(tmp_path / "c.wav")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
@@ -143,13 +142,13 @@ def test_memory_does_not_grow_with_the_recording(tmp_path, player, monkeypatch):
 
 def test_what_is_too_long_for_a_wav_is_written_at_a_lower_rate(tmp_path, monkeypatch):
     record(tmp_path / "a.wav", 1.0)
-    monkeypatch.setattr(listen, "WAV_BYTES", 300_000)
-    listen.write_sounds(NOTES, tmp_path / "a.wav", tmp_path / "b.wav", tmp_path / "c.wav", listen.TonePlayer(), 0, 1.0)
+    monkeypatch.setattr(sonify, "WAV_BYTES", 300_000)
+    sonify.write_sounds(NOTES, tmp_path / "a.wav", tmp_path / "b.wav", tmp_path / "c.wav", sonify.TonePlayer(), 0, 1.0)
     assert soundfile.info(tmp_path / "c.wav").samplerate == 11025
 
 
 def test_a_family_stands_in_for_a_program_that_the_font_lacks():
-    font = object.__new__(listen.FontPlayer)
+    font = object.__new__(sonify.FontPlayer)
     font._presets = {0, 41, 60}
     assert [font._preset(program) for program in (0, 7, 40, 47, 62, 100)] == [0, 0, 41, 41, 60, 60]
 
@@ -157,23 +156,23 @@ def test_a_family_stands_in_for_a_program_that_the_font_lacks():
 def test_soundfonts_that_cannot_play(tmp_path, monkeypatch):
     pytest.importorskip("tinysoundfont")
     with pytest.raises(ValueError, match=r"absent\.sf2 is no soundfont: there is no such file"):
-        listen.find_player(tmp_path / "absent.sf2")
+        sonify.find_player(tmp_path / "absent.sf2")
     (tmp_path / "x.sf2").write_bytes(b"no sound")
     with pytest.raises(ValueError, match=r"x\.sf2 cannot be loaded as a soundfont"):
-        listen.find_player(tmp_path / "x.sf2")
+        sonify.find_player(tmp_path / "x.sf2")
     monkeypatch.setitem(sys.modules, "tinysoundfont", None)
     with pytest.raises(ValueError, match="pip install --no-deps tinysoundfont"):
-        listen.find_player(BUNDLED_FONT)
-    assert isinstance(listen.find_player(), listen.TonePlayer)
+        sonify.find_player(BUNDLED_FONT)
+    assert isinstance(sonify.find_player(), sonify.TonePlayer)
 
 
 def test_the_largest_soundfont_that_is_not_too_large_is_found(tmp_path, monkeypatch):
     pytest.importorskip("tinysoundfont")
-    monkeypatch.setattr(listen, "FOLDERS", (str(tmp_path), str(tmp_path / "absent")))
-    monkeypatch.setattr(listen, "LARGEST_FONT", 10_000_000)
-    assert listen.find_soundfont() == BUNDLED_FONT
+    monkeypatch.setattr(sonify, "FOLDERS", (str(tmp_path), str(tmp_path / "absent")))
+    monkeypatch.setattr(sonify, "LARGEST_FONT", 10_000_000)
+    assert sonify.find_soundfont() == BUNDLED_FONT
     for name, size in (("a.SF2", 7_000_000), ("b.sf3", 8_000_000), ("c.sf2", 11_000_000), ("d.wav", 9_000_000)):
         (tmp_path / name).write_bytes(bytes(size))
-    assert listen.find_soundfont() == tmp_path / "b.sf3"
-    monkeypatch.setattr(listen, "LARGEST_FONT", 1)
-    assert isinstance(listen.find_player(), listen.TonePlayer)
+    assert sonify.find_soundfont() == tmp_path / "b.sf3"
+    monkeypatch.setattr(sonify, "LARGEST_FONT", 1)
+    assert isinstance(sonify.find_player(), sonify.TonePlayer)

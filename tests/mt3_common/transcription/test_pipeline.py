@@ -18,7 +18,7 @@ from mt3_common.audio.files import AudioError
 from mt3_common.audio.segments import segments, start_times
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.config import PRESETS
-from mt3_common.formats import midi
+from mt3_common.formats import midi, tables
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.encoder import encode_segments
 from mt3_common.notes.note import Note
@@ -202,7 +202,7 @@ def test_write_follows_the_ending(tmp_path, transcription):
         transcription.write(tmp_path / name)
     assert midi.read_midi(tmp_path / "a.mid") == midi.read_midi(tmp_path / "b.MIDI")
     assert [note.pitch for note in midi.read_midi(tmp_path / "a.mid")] == [60, 36, 64, 67]
-    notes, metadata = midi.read_json(tmp_path / "c.json")
+    notes, metadata = tables.read_json(tmp_path / "c.json")
     assert notes == NOTES
     assert metadata == {"audio": "song.wav", "duration": 7.0, "segments": 4, "invalid": 1, "dropped": 2}
     transcription.write(tmp_path / "d.csv")
