@@ -77,7 +77,7 @@ parity: $(READY) ## run both twins and compare: CKPT=path AUDIO=file DEVICE=cpu
 	@$(BIN)/python -m parity $(CKPT) $(if $(AUDIO),--audio $(AUDIO)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 drift: $(READY) ## the distance of the twins over time: REPORT=parity.json adds a run, else the history
-	@cp docs/drift.jsonl $(VENV)/drift.jsonl
+	@cp benchmarks/drift.jsonl $(VENV)/drift.jsonl
 	@$(BIN)/python -m parity drift $(VENV)/drift.jsonl $(REPORT)
 
 diff: ## the twins side by side, lines that differ marked: FILE=model.py

@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from mt3_common.checkpoint import checkpoint  # noqa: E402
 from mt3_common.config import PRESETS, Config, NetworkConfig  # noqa: E402
+from mt3_common.evaluation.metrics import program_score  # noqa: E402
 from mt3_common.notes.vocabulary import EOS_ID  # noqa: E402
 from mt3_common.training.initial import initial_arrays  # noqa: E402
 
@@ -578,7 +579,7 @@ def agreement_part(settings: dict[str, Any]) -> None:
                         length += longer
                         whole += common == longer
                         count += 1
-                    matched += matching(ours, theirs, 0.05)
+                    matched += round(program_score(theirs, ours, offsets=False).recall * len(theirs))
                     notes += len(ours) + len(theirs)
                 table.add_row(
                     f"{package} {dtype}",
@@ -595,28 +596,6 @@ def common_beginning(ours: np.ndarray, theirs: np.ndarray) -> int:
     shorter = min(len(ours), len(theirs))
     other = np.flatnonzero(ours[:shorter] != theirs[:shorter])
     return int(other[0]) if len(other) else shorter
-
-
-def matching(ours: list[Any], theirs: list[Any], tolerance: float) -> int:
-    """Notes with a partner of the same pitch and instrument whose onset is no further away (s)."""
-
-    def onsets(notes: list[Any]) -> dict[tuple[bool, int, int], list[float]]:
-        found: dict[tuple[bool, int, int], list[float]] = {}
-        for note in notes:
-            found.setdefault((note.is_drum, 0 if note.is_drum else note.program, note.pitch), []).append(note.onset)
-        return {key: sorted(each) for key, each in found.items()}
-
-    count = 0
-    others = onsets(theirs)
-    for key, mine in onsets(ours).items():
-        waiting = list(others.get(key, []))
-        for onset in mine:
-            while waiting and waiting[0] < onset - tolerance - 1e-9:
-                waiting.pop(0)
-            if waiting and waiting[0] <= onset + tolerance + 1e-9:
-                waiting.pop(0)
-                count += 1
-    return count
 
 
 def start_part(settings: dict[str, Any]) -> None:

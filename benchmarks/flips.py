@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import mir_eval
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -49,23 +48,12 @@ class Flips(NamedTuple):
     long_notes: int
 
 
-def matched(references: Sequence[Note], estimates: Sequence[Note]) -> list[tuple[int, int]]:
-    """Which estimate is which reference, by onset and pitch, one to one."""
-    if not references or not estimates:
-        return []
-    arrays = []
-    for notes in (references, estimates):
-        arrays.append(np.array([(note.onset, max(note.offset, note.onset + 1e-3)) for note in notes]))
-        arrays.append(440.0 * 2.0 ** ((np.array([note.pitch for note in notes]) - 69) / 12))
-    return mir_eval.transcription.match_notes(*arrays, onset_tolerance=metrics.ONSET_TOLERANCE, offset_ratio=None)
-
-
 def flips(references: Sequence[Note], estimates: Sequence[Note], boundaries: Sequence[float]) -> Flips:
     """The counts; boundaries are the beginnings of all segments but the first (s, ascending)."""
     references = [note for note in references if not note.is_drum]
     estimates = [note for note in estimates if not note.is_drum]
     found: dict[tuple[int, int], collections.Counter[int]] = collections.defaultdict(collections.Counter)
-    for reference, estimate in matched(references, estimates):
+    for reference, estimate in metrics.found_notes(references, estimates):
         note = references[reference]
         segment = int(np.searchsorted(boundaries, note.onset, side="right"))
         found[note.program, segment][estimates[estimate].program] += 1

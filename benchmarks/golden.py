@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "twins"))
 GOLDEN = ROOT / "tests" / "golden"
 
-from test_twin_model import our_name, relative_error  # noqa: E402
+from test_model import our_name, relative_error  # noqa: E402
 
 from jax_mt3 import checkpoint as jax_checkpoint  # noqa: E402
 from jax_mt3 import decode as jax_decode  # noqa: E402

@@ -229,7 +229,7 @@ def test_the_projects_own_ledger_is_of_the_default_checkpoint():
     from mt3_common.checkpoint.registry import find_checkpoint
     from parity.trace.trace import fingerprint, weights_digest
 
-    records = drift.read_ledger(Path(__file__).parents[3] / "docs" / "drift.jsonl")
+    records = drift.read_ledger(Path(__file__).parents[3] / "benchmarks" / "drift.jsonl")
     accepted = next(record for record in reversed(records) if record["accepted"])
     assert accepted["weights"] == weights_digest(fingerprint(checkpoint.read(find_checkpoint(None).path).arrays))
 
@@ -241,7 +241,7 @@ def test_make_drift_judges_a_copy_of_the_projects_ledger(tmp_path):
     for name, value in (("VENV", tmp_path), ("REPORT", tmp_path / "report.json")):
         commands = commands.replace(f"$({name})", str(value))
     commands = commands.replace("$(BIN)/python", sys.executable)
-    ledger = root / "docs" / "drift.jsonl"
+    ledger = root / "benchmarks" / "drift.jsonl"
     before = ledger.read_bytes()
 
     def status(found):
