@@ -223,6 +223,105 @@ def _low_precision(step: Step, arrays: Mapping[str, np.ndarray]) -> Iterator[Hyp
         yield Hypothesis(f"{low} output", f"rounded to {low}", fit=fit)
 
 
+def _add_positions_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
+    cause, text = "scaled by sqrt(emb_dim)", "multiplied by sqrt(emb_dim) before positions are added"
+    yield Hypothesis(cause, text, Behaviour(embedding_scale=config.emb_dim**0.5))
+    yield Hypothesis("positions not added", "positions are not added", Behaviour(position_scale=0.0))
+    yield Hypothesis("positions added twice", "positions are added twice", Behaviour(position_scale=2.0))
+    yield Hypothesis("positions subtracted", "positions are subtracted", Behaviour(position_scale=-1.0))
+    yield from _named(POSITIONS)
+
+
+def _context_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
+    text = "the joined axis is written as (d h), not (h d)"
+    yield Hypothesis("head axes exchanged", text, Behaviour(head_axis="inner"))
+
+
+def _residual_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
+    yield from _named(RESIDUALS)
+    layer = re.fullmatch(r"(encoder|decoder)/layers_(\d+)", step.name)
+    if layer:
+        number = int(layer[2])
+        before = f"{layer[1]}/layers_{number - 1}" if number else f"{layer[1]}/input_dropout"
+        text = "the whole layer is left out"
+        yield Hypothesis("layer left out", text, Behaviour(skip=True), reads={step.reads[0]: before})
+
+
+def _embed_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
+    for start in (1, 2, config.vocab_size - 1):
+        yield Hypothesis(f"start token {start}", f"the start token is {start}, not 0", Behaviour(start_token=start))
+    text = "the decoder is fed the targets themselves, not shifted by one"
+    yield Hypothesis("tokens not shifted", text, Behaviour(unshifted=True))
+    for shift in (3, -3, 1, -1):
+        yield Hypothesis(f"ids off by {shift}", f"token ids are off by {shift}", Behaviour(token_shift=shift))
+
+
+def _head_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
+    scale = config.emb_dim**-0.5
+    yield Hypothesis("tied head", "the head is tied to the embedding; MT3's is separate", Behaviour(head="tied"))
+    text = "the head is tied to the embedding and scaled by 1/sqrt(emb_dim)"
+    yield Hypothesis("tied head, scaled", text, Behaviour(head="tied", logits_scale=scale))
+    for cause, factor in (("1/sqrt(emb_dim)", scale), ("sqrt(emb_dim)", 1 / scale)):
+        yield Hypothesis(f"logits scaled by {cause}", f"logits scaled by {cause}", Behaviour(logits_scale=factor))
+
+
+def _dense_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
+    """Other inputs of the cross attention's keys and values."""
+    layer, _, last = step.name.partition("/encoder_decoder_attention/")
+    if last not in ("key", "value"):
+        return
+    layers = config.num_encoder_layers
+    previous = f"encoder/layers_{layers - 2}" if layers > 1 else "encoder/input_dropout"
+    for cause, text, source in (
+        ("encoder norm skipped", "reads the encoder before its last norm", f"encoder/layers_{layers - 1}"),
+        ("encoder input read", "reads the encoder's input, not its output", "encoder/input_dropout"),
+        ("encoder layer left out", "reads the encoder's last layer but one", previous),
+        ("decoder read", "reads the decoder, not the encoder", f"{layer}/pre_cross_attention_layer_norm"),
+    ):
+        yield Hypothesis(cause, text, reads={"encoder": source})
+
+
+def _table(rows: tuple) -> Callable[[Step, NetworkConfig, tuple[int, ...]], Iterator[Hypothesis]]:
+    return lambda step, config, shape: _named(rows)
+
+
+# kind of step -> what such a step alone may do instead
+OF_KIND: dict[str, Callable[[Step, NetworkConfig, tuple[int, ...]], Iterator[Hypothesis]]] = {
+    "norm": _table(NORMS),
+    "positions": _table(POSITIONS),
+    "add_positions": _add_positions_hypotheses,
+    "encoder_weights": _attention_hypotheses,
+    "self_weights": _attention_hypotheses,
+    "cross_weights": _attention_hypotheses,
+    "context": _context_hypotheses,
+    "gate": _table(GATES),
+    "residual": _residual_hypotheses,
+    "embed": _embed_hypotheses,
+    "head": _head_hypotheses,
+    "dense": _dense_hypotheses,
+    "same": _table(()),
+}
+# hypotheses with numbers that are fitted to the output: kinds of steps, cause, text, fit
+FITTED: tuple[tuple[tuple[str, ...], str, str, Callable], ...] = (
+    (("norm",), "other scale", "another scale", fit_other_scale),
+    (
+        ("dense", "head", "gate", "same", "norm", "embed"),
+        "dropout active",
+        "dropout is active (not in evaluation mode)",
+        fit_dropout,
+    ),
+    (
+        tuple(kind for kind in OF_KIND if not kind.endswith("weights")),
+        "scaled",
+        "multiplied by a constant",
+        fit_factor,
+    ),
+    (("dense", "head"), "bias", "a bias is added; MT3 has none", fit_bias),
+    (("dense", "head"), "columns permuted", "columns in another order", fit_column_order),
+    (("dense", "head"), "columns changed", "some columns hold other weights", fit_columns),
+)
+
+
 def hypotheses(
     step: Step, arrays: Mapping[str, np.ndarray], config: NetworkConfig, shape: tuple[int, ...]
 ) -> Iterator[Hypothesis]:
@@ -234,106 +333,18 @@ def hypotheses(
         config: sizes.
         shape: of the candidate's tap.
     """
-    last = step.name.rpartition("/")[2]
-    if step.kind == "norm":
-        yield from _named(NORMS)
-    elif step.kind == "positions":
-        yield from _named(POSITIONS)
-    elif step.kind == "add_positions":
-        root = config.emb_dim**0.5
-        yield Hypothesis(
-            "scaled by sqrt(emb_dim)",
-            "multiplied by sqrt(emb_dim) before positions are added",
-            Behaviour(embedding_scale=root),
-        )
-        yield Hypothesis("positions not added", "positions are not added", Behaviour(position_scale=0.0))
-        yield Hypothesis("positions added twice", "positions are added twice", Behaviour(position_scale=2.0))
-        yield Hypothesis("positions subtracted", "positions are subtracted", Behaviour(position_scale=-1.0))
-        yield from _named(POSITIONS)
-    elif step.kind.endswith("weights"):
-        yield from _attention_hypotheses(step, config, shape)
-    elif step.kind == "context":
-        yield Hypothesis(
-            "head axes exchanged", "the joined axis is written as (d h), not (h d)", Behaviour(head_axis="inner")
-        )
-    elif step.kind == "gate":
-        yield from _named(GATES)
-    elif step.kind == "residual":
-        yield from _named(RESIDUALS)
-        layer = re.fullmatch(r"(encoder|decoder)/layers_(\d+)", step.name)
-        if layer:
-            number = int(layer[2])
-            before = f"{layer[1]}/layers_{number - 1}" if number else f"{layer[1]}/input_dropout"
-            yield Hypothesis(
-                "layer left out", "the whole layer is left out", Behaviour(skip=True), reads={step.reads[0]: before}
-            )
-    elif step.kind == "embed":
-        for start in (1, 2, config.vocab_size - 1):
-            yield Hypothesis(f"start token {start}", f"the start token is {start}, not 0", Behaviour(start_token=start))
-        yield Hypothesis(
-            "tokens not shifted",
-            "the decoder is fed the targets themselves, not shifted by one",
-            Behaviour(unshifted=True),
-        )
-        for shift in (3, -3, 1, -1):
-            yield Hypothesis(f"ids off by {shift}", f"token ids are off by {shift}", Behaviour(token_shift=shift))
-    elif step.kind == "head":
-        scale = config.emb_dim**-0.5
-        yield Hypothesis("tied head", "the head is tied to the embedding; MT3's is separate", Behaviour(head="tied"))
-        yield Hypothesis(
-            "tied head, scaled",
-            "the head is tied to the embedding and scaled by 1/sqrt(emb_dim)",
-            Behaviour(head="tied", logits_scale=scale),
-        )
-        yield Hypothesis(
-            "logits scaled by 1/sqrt(emb_dim)", "logits scaled by 1/sqrt(emb_dim)", Behaviour(logits_scale=scale)
-        )
-        yield Hypothesis(
-            "logits scaled by sqrt(emb_dim)", "logits scaled by sqrt(emb_dim)", Behaviour(logits_scale=1 / scale)
-        )
-    if step.kind == "dense" and last in ("key", "value") and "encoder_decoder" in step.name:
-        layers = config.num_encoder_layers
-        previous = f"encoder/layers_{layers - 2}" if layers > 1 else "encoder/input_dropout"
-        layer = step.name.split("/encoder_decoder")[0]
-        yield Hypothesis(
-            "encoder norm skipped",
-            "reads the encoder before its last norm",
-            reads={"encoder": f"encoder/layers_{layers - 1}"},
-        )
-        yield Hypothesis(
-            "encoder input read",
-            "reads the encoder's input, not its output",
-            reads={"encoder": "encoder/input_dropout"},
-        )
-        yield Hypothesis(
-            "encoder layer left out", "reads the encoder's last layer but one", reads={"encoder": previous}
-        )
-        yield Hypothesis(
-            "decoder read",
-            "reads the decoder, not the encoder",
-            reads={"encoder": f"{layer}/pre_cross_attention_layer_norm"},
-        )
+    yield from OF_KIND[step.kind](step, config, shape)
     if step.array:
         yield from _array_edits(step, arrays, config)
     if step.kind == "embed":
-        yield Hypothesis(
-            "scaled by sqrt(emb_dim)",
-            "multiplied by sqrt(emb_dim)",
-            fit=functools.partial(fit_times, config.emb_dim**0.5),
-        )
+        fit = functools.partial(fit_times, config.emb_dim**0.5)
+        yield Hypothesis("scaled by sqrt(emb_dim)", "multiplied by sqrt(emb_dim)", fit=fit)
     if step.kind not in ("positions", "add_positions") and not step.kind.endswith("weights"):
         yield Hypothesis("skipped", "the module hands its input on", Behaviour(skip=True))
     yield Hypothesis("one position late", "the output is that of the position before", Behaviour(time_shift=1))
     yield Hypothesis("one position early", "the output is that of the next position", Behaviour(time_shift=-1))
     if step.kind in ("norm", "dense", "head", "gate", "embed"):
         yield from _low_precision(step, arrays)
-    if step.kind == "norm":
-        yield Hypothesis("other scale", "another scale", fit=fit_other_scale)
-    if step.kind in ("dense", "head", "gate", "same", "norm", "embed"):
-        yield Hypothesis("dropout active", "dropout is active (not in evaluation mode)", fit=fit_dropout)
-    if not step.kind.endswith("weights"):
-        yield Hypothesis("scaled", "multiplied by a constant", fit=fit_factor)
-    if step.kind in ("dense", "head"):
-        yield Hypothesis("bias", "a bias is added; MT3 has none", fit=fit_bias)
-        yield Hypothesis("columns permuted", "columns in another order", fit=fit_column_order)
-        yield Hypothesis("columns changed", "some columns hold other weights", fit=fit_columns)
+    for kinds, cause, text, fit in FITTED:
+        if step.kind in kinds:
+            yield Hypothesis(cause, text, fit=fit)
