@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,26 +15,59 @@ from parity.diagnosis.config import VOCABULARY, check_config, vocabulary_note
 from parity.diagnosis.effect import measure
 from parity.diagnosis.finding import Diagnosis, Finding, module_of_array
 from parity.diagnosis.names import FUSED, LETTERS, Meant, read_name
-from parity.diagnosis.siblings import Loaded, load_as_siblings
+from parity.diagnosis.siblings import Loaded, load_as_siblings, role_of
 from parity.sides import numpy_network
 
 # share of the original's arrays that a candidate must hold for a diagnosis to mean anything
 RECOGNISABLE = 0.1
 
 
-def place(
-    arrays: Mapping[str, np.ndarray], original: Mapping[str, np.ndarray], found: fibres.Matching
-) -> tuple[dict[str, np.ndarray], dict[str, str], list[str], bool | None]:
-    """The candidate's arrays under the names that they are meant to have, in MT3's layout.
+class Placement(NamedTuple):
+    """A candidate's arrays under the names that they are meant to have.
+
+    Attributes:
+        arrays: MT3's name -> array in MT3's layout.
+        sources: MT3's name -> the candidate's name.
+        notes: namings that call a thing by another name throughout.
+        transposed: kernels are (out, in), as PyTorch keeps them; None where no kernel was placed.
+    """
+
+    arrays: dict[str, np.ndarray]
+    sources: dict[str, str]
+    notes: list[str]
+    transposed: bool | None
+
+
+def place(arrays: Mapping[str, np.ndarray], original: Mapping[str, np.ndarray], matching: fibres.Matching) -> Placement:
+    """Put a candidate's arrays under the names that they are meant to have, in MT3's layout.
 
     Names are read; a naming that calls the same thing by another name throughout is believed for what its arrays hold.
-    Kernels are turned if most of the candidate's kernels are (out, in), as PyTorch keeps them.
-
-    Returns:
-        (MT3's name -> array, MT3's name -> the candidate's name, notes, whether kernels are (out, in) or None where
-        no kernel was placed).
+    Kernels are turned if most of the candidate's kernels are (out, in).
     """
-    meant = {key: read_name(key, original) for key in arrays}
+    meanings, notes = _meanings(arrays, original, matching)
+    turned = [
+        fibres.is_transposed(matching.matches[key], 2)
+        for key, meant in meanings.items()
+        if meant and key in matching.matches and meant.name.endswith("kernel") and arrays[key].ndim == 2
+    ]
+    torch_layout = sum(turned) * 2 > len(turned)
+    placed: dict[str, np.ndarray] = {}
+    sources: dict[str, str] = {}
+    # of several arrays with one meaning the one that holds it comes first
+    for key in sorted(arrays, key=lambda key: meanings[key] is None or not _holds(matching, key, meanings[key].name)):
+        meant, array = meanings[key], arrays[key]
+        if meant is None or meant.name in placed or array.ndim != original[meant.name].ndim:
+            continue
+        placed[meant.name] = array.T if torch_layout and meant.name.endswith("kernel") else array
+        sources[meant.name] = key
+    return Placement(placed, sources, notes, torch_layout if turned else None)
+
+
+def _meanings(
+    arrays: Mapping[str, np.ndarray], original: Mapping[str, np.ndarray], matching: fibres.Matching
+) -> tuple[dict[str, Meant | None], list[str]]:
+    """Read all names; (the candidate's name -> its meaning, notes on namings that were overruled by content)."""
+    meanings = {key: read_name(key, original) for key in arrays}
     notes = []
     patterns: dict[str, list[str]] = {}
     for key in arrays:
@@ -41,56 +75,39 @@ def place(
     for pattern, keys in patterns.items():
         roles: dict[str, list[str]] = {}
         for key in keys:
-            match = found.matches.get(key)
+            match = matching.matches.get(key)
             if match is not None and len(match.owners) == 1:
-                roles.setdefault(re.sub(r"layers_\d+", "layers_#", match.owners[0]), []).append(key)
+                roles.setdefault(role_of(match.owners[0]), []).append(key)
         if not roles:
             continue
-        role = max(roles, key=lambda each: len(roles[each]))
-        read = {re.sub(r"layers_\d+", "layers_#", meant[key].name) for key in keys if meant[key]}
-        loose = not any(meant[key] and meant[key].strict for key in keys)
+        role = max(roles, key=lambda name: len(roles[name]))
+        read = {role_of(meanings[key].name) for key in keys if meanings[key]}
+        loose = not any(meanings[key] and meanings[key].strict for key in keys)
         if read == {role} or not loose or len(roles[role]) * 2 <= len(keys):
             continue
-        numbered = {key: [int(n) for n in re.findall(r"\d+", key)] for key in keys}
-        slot = next(
-            (
-                i
-                for i in range(min(map(len, numbered.values()), default=0))
-                if all(f"layers_{numbered[key][i]}/" in found.matches[key].owners[0] for key in roles[role])
-            ),
-            None,
-        )
+        numbers = {key: [int(number) for number in re.findall(r"\d+", key)] for key in keys}
+        slot = _layer_slot(numbers, {key: matching.matches[key].owners[0] for key in roles[role]})
         if "#" in role and slot is None:
             continue
         for key in keys:
-            name = role.replace("layers_#", f"layers_{numbered[key][slot]}") if "#" in role else role
+            name = role.replace("layers_#", f"layers_{numbers[key][slot]}") if "#" in role else role
             if name in original:
-                meant[key] = Meant(name, strict=False)
+                meanings[key] = Meant(name, strict=False)
         if read:
             notes.append(f"{pattern} holds {role} throughout; its name says {min(read)}: a matter of naming")
-    turned = [
-        fibres.is_transposed(found.matches[key], 2)
-        for key, said in meant.items()
-        if said and key in found.matches and said.name.endswith("kernel") and arrays[key].ndim == 2
-    ]
-    torch_layout = sum(turned) * 2 > len(turned)
-    placed, source = {}, {}
-    # of several arrays with one meaning the one that holds it comes first
-    order = sorted(arrays, key=lambda key: meant[key] is None or not _holds(found, key, meant[key].name))
-    for key in order:
-        said = meant[key]
-        if said is None or said.name in placed:
-            continue
-        array = arrays[key]
-        if array.ndim == original[said.name].ndim:
-            turn = torch_layout and said.name.endswith("kernel")
-            placed[said.name] = array.T if turn else array
-            source[said.name] = key
-    return placed, source, notes, torch_layout if turned else None
+    return meanings, notes
 
 
-def _holds(found: fibres.Matching, key: str, name: str) -> bool:
-    return key in found.matches and found.matches[key].owners == [name]
+def _layer_slot(numbers: Mapping[str, list[int]], owners: Mapping[str, str]) -> int | None:
+    """Which of the numbers in alike names is the layer's; None if none is that of every array's owner."""
+    for slot in range(min(map(len, numbers.values()), default=0)):
+        if all(f"layers_{numbers[key][slot]}/" in owner for key, owner in owners.items()):
+            return slot
+    return None
+
+
+def _holds(matching: fibres.Matching, key: str, name: str) -> bool:
+    return key in matching.matches and matching.matches[key].owners == [name]
 
 
 def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], config: Config) -> Diagnosis:
@@ -105,33 +122,33 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
     if not candidate.arrays:
         raise DoctorError(f"{candidate.path}: holds no arrays of floating-point numbers")
     indices = fibres.index_of(original)
-    found = fibres.match(candidate.arrays, original, indices)
-    diagnosis.matched, diagnosis.duplicates, diagnosis.missing = found, found.duplicates, dict(found.missing)
-    diagnosis.unused = found.unused
+    matching = fibres.match(candidate.arrays, original, indices)
+    diagnosis.matched, diagnosis.duplicates, diagnosis.missing = matching, matching.duplicates, dict(matching.missing)
+    diagnosis.unused = matching.unused
     head_dim = config.network.head_dim
-    for key, match in found.matches.items():
+    for key, match in matching.matches.items():
         words = fibres.describe(match, original, head_dim)
         diagnosis.mapping[key] = {"holds": match.owners, "how": words or ["copied"], "exact": match.exact}
-    placed, source, notes, torch_layout = place(candidate.arrays, original, found)
+    placed, sources, notes, torch_layout = place(candidate.arrays, original, matching)
     diagnosis.notes += notes
     for name, array in list(placed.items()):
         placed[name] = _uncropped(name, array, original, diagnosis.notes)
     rest = [name for name in original if name not in placed]
-    told = {*placed, *(said.name for key in candidate.arrays if (said := read_name(key, original)))}
-    loaded = load_as_siblings(found, candidate.arrays, original, rest, told, torch_layout, head_dim)
+    told = {*placed, *(meant.name for key in candidate.arrays if (meant := read_name(key, original)))}
+    loaded = load_as_siblings(matching, candidate.arrays, original, rest, told, torch_layout, head_dim)
     diagnosis.conventions = loaded.conventions
-    _as_named(loaded, found)
+    _as_named(loaded, matching)
     for name, array in loaded.arrays.items():
         placed[name] = _uncropped(name, array, original, diagnosis.notes)
     findings = compare_arrays(placed, original, config.network, indices)
-    placed |= fibres.restore(found, candidate.arrays, {name: original[name] for name in loaded.odd})
+    placed |= fibres.restore(matching, candidate.arrays, {name: original[name] for name in loaded.odd})
     absent = [name for name in original if name not in placed and name not in loaded.odd]
-    findings += _unexplained_findings(loaded, found, findings)
-    diagnosis.counts = {"of": len(original), "found": len(original) - len(found.missing)}
-    recognised = len(original) - len(found.missing) + sum(name in placed for name in found.missing)
-    right_shapes = sum(name in placed and placed[name].shape == original[name].shape for name in found.missing)
-    if len(original) - len(found.missing) < RECOGNISABLE * len(original):
-        known = f"{len(original) - len(found.missing)} of {len(original)} arrays of the original are in it"
+    findings += _unexplained_findings(loaded, matching, findings)
+    diagnosis.counts = {"of": len(original), "found": len(original) - len(matching.missing)}
+    recognised = len(original) - len(matching.missing) + sum(name in placed for name in matching.missing)
+    right_shapes = sum(name in placed and placed[name].shape == original[name].shape for name in matching.missing)
+    if len(original) - len(matching.missing) < RECOGNISABLE * len(original):
+        known = f"{len(original) - len(matching.missing)} of {len(original)} arrays of the original are in it"
         if right_shapes > RECOGNISABLE * len(original):
             diagnosis.refusal = f"{candidate.path}: the same network with other weights: {known}"
         else:
@@ -139,8 +156,8 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
                 f" ({recognised} names are known)" if recognised else ""
             )
         return diagnosis
-    findings += _missing_findings(absent, original, candidate, found)
-    findings += _extra_findings(candidate, original, source, found, diagnosis.notes)
+    findings += _missing_findings(absent, original, candidate, matching)
+    findings += _extra_findings(candidate, original, sources, matching, diagnosis.notes)
     diagnosis.findings = check_config(candidate.config, config, diagnosis.notes) + findings
     if VOCABULARY not in " ".join(diagnosis.notes):
         diagnosis.notes += vocabulary_note(config)
@@ -149,16 +166,16 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
     return diagnosis
 
 
-def _unexplained_findings(loaded: Loaded, found: fibres.Matching, findings: list[Finding]) -> list[Finding]:
+def _unexplained_findings(loaded: Loaded, matching: fibres.Matching, findings: list[Finding]) -> list[Finding]:
     """Faults of arrays without readable names that no array under MT3's name shows: orders, and numbers too many."""
     known = {site for finding in findings for site in finding.sites}
     more = []
     for name, why in loaded.odd.items():
         text = f"{why}; what is meant cannot be told without its name"
         more.append(Finding(module_of_array(name), "order", text, math.nan, sites=[name]))
-    for key, match in found.matches.items():
+    for key, match in matching.matches.items():
         sites = list(dict.fromkeys(module_of_array(name) for name in match.owners if name in loaded.arrays))
-        if not sites or known & set(sites) or any(name in found.missing for name in match.owners):
+        if not sites or known & set(sites) or any(name in matching.missing for name in match.owners):
             continue
         used = sum(len(np.unique(match.fibre[match.owner == i])) for i in range(len(match.owners)))
         extra = int((match.owner != -1).sum()) - used
@@ -168,9 +185,9 @@ def _unexplained_findings(loaded: Loaded, found: fibres.Matching, findings: list
     return more
 
 
-def _as_named(loaded: Loaded, found: fibres.Matching) -> None:
+def _as_named(loaded: Loaded, matching: fibres.Matching) -> None:
     """Gives the parts of a fused array to those that its name says, in its order: 'qkv_proj', 'to_kv'."""
-    for key, match in found.matches.items():
+    for key, match in matching.matches.items():
         said = FUSED.search(key.lower())
         if not said:
             continue
@@ -206,7 +223,7 @@ def _uncropped(name: str, array: np.ndarray, original: Mapping[str, np.ndarray],
     return array
 
 
-def _missing_findings(absent, original, candidate, found) -> list[Finding]:
+def _missing_findings(absent, original, candidate, matching) -> list[Finding]:
     findings = []
     groups: dict[str, list[str]] = {}
     for stack in ("encoder", "decoder"):
@@ -238,19 +255,19 @@ def _missing_findings(absent, original, candidate, found) -> list[Finding]:
             text = "missing: the head is tied to the embedding; MT3's is separate"
             findings.append(Finding(sites[0], "tied head", text, math.nan, sites=sites))
         else:
-            share = found.missing.get(names[0], 0.0)
+            share = matching.missing.get(names[0], 0.0)
             text = "missing" if share == 0 else f"{share:.0%} of it found"
             findings.append(Finding(sites[0], "missing", text, math.nan, sites=sites))
     return findings
 
 
-def _extra_findings(candidate, original, source, found, notes) -> list[Finding]:
+def _extra_findings(candidate, original, sources, matching, notes) -> list[Finding]:
     """Faults shown by arrays that MT3 does not have: relative biases, biases, position tables."""
     findings = []
-    used = set(source.values())
+    used = set(sources.values())
     width = original["decoder/token_embedder/embedding"].shape[1]
     biases: dict[str, list[str]] = {}
-    for key in found.unused:
+    for key in matching.unused:
         if key in used:
             continue
         array, lower = candidate.arrays[key], key.lower()
@@ -283,9 +300,9 @@ def _extra_findings(candidate, original, source, found, notes) -> list[Finding]:
                 if len(keys) > 1
                 else f"{keys[0]}: {cause}, no harm"
             )
-    for name, keys in found.duplicates.items():
-        others = [key for key in keys if key != source.get(name)]
-        if source.get("decoder/logits_dense/kernel") not in others:
+    for name, keys in matching.duplicates.items():
+        others = [key for key in keys if key != sources.get(name)]
+        if sources.get("decoder/logits_dense/kernel") not in others:
             notes.append(f"{name} is there {len(keys)} times: {', '.join(keys)}")
     return findings
 
