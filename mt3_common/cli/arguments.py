@@ -22,22 +22,22 @@ HOLD_BIAS = 2.0
 LESSON = """\
 Turns recordings of music into notes (MIDI, MusicXML, JSON, CSV) with an MT3 network.
 
-  python -m {program}.infer song.wav
+  {command} song.wav
       writes song.mid beside song.wav
-  python -m {program}.infer album/ -o notes/
+  {command} album/ -o notes/
       every recording below album/, into notes/; with --resume, those that are not done yet
-  python -m {program}.infer song.wav --checkpoint mt3
+  {command} song.wav --checkpoint mt3
       with the published weights for many instruments (ismir2021: for the piano), fetched once and kept
-  cat song.wav | python -m {program}.infer - --jsonl -
+  cat song.wav | {command} - --jsonl -
       its notes on stdout, each as soon as it ends
-  python -m {program}.infer song.wav --instruments piano,bass,drums
+  {command} song.wav --instruments piano,bass,drums
       nothing but these
-  python -m {program}.infer song.wav --plot --listen
+  {command} song.wav --plot --listen
       also a picture, and the notes played: alone, and beside the recording
-  python -m {program}.infer song.mp3 --format mid,json --search t5x --start 30 --duration 10
+  {command} song.mp3 --format mid,json --search t5x --start 30 --duration 10
       ten seconds of it, to song.mid and song.json, searched as MT3 was published
 
-All options: python -m {program}.infer --help. From Python:
+All options: {command} --help. From Python:
 
   from {program} import infer
   transcription = infer.load().transcribe("song.wav")
@@ -70,14 +70,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; {self.prog} --help lists the options")
 
 
-def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
+def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments as argparse gives them, checked against each other.
 
     Raises:
         UsageError: they cannot be followed; says which and why.
     """
     parser = Parser(
-        prog=f"python -m {program}.infer",
+        prog=command,
         description=LESSON.splitlines()[0],
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

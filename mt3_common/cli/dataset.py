@@ -75,15 +75,13 @@ def _recipe(text: str) -> Recipe:
         raise argparse.ArgumentTypeError(f"{text} is no recipe: {error}") from error
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.dataset") -> int:
     """Makes shards of segments: music played on soundfonts, or data sets of recordings.
 
     Shard k holds examples k * N to k * N + N - 1 of the seed, so that several processes can share the work and a run
     that was cut off goes on: what is there is left alone.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m mt3_common.cli.dataset", description=main.__doc__, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog=command, description=main.__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("output", type=Path, metavar="DIR", help="folder for the shards and sources.json")
     add_arguments(parser)

@@ -14,10 +14,12 @@ from mt3_common.formats.plot import library
 from mt3_common.transcription.pipeline import Transcriber
 
 
-def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | None = None) -> int:
+def main(
+    program: str, load: Callable[..., Transcriber], argv: Sequence[str] | None = None, command: str | None = None
+) -> int:
     """Runs `python -m {program}.evaluate`; returns 0, 1 if some files failed, 2 if nothing was started."""
     try:
-        options = parse(program, sys.argv[1:] if argv is None else list(argv))
+        options = parse(command or f"python -m {program}.evaluate", sys.argv[1:] if argv is None else list(argv))
         pairs = [pair for folder in options.datasets for pair in chosen(folder, options.split)]
         transcriber: Any = None
         if options.baseline:
@@ -70,10 +72,10 @@ def chosen(folder: str, split: str | None) -> list[Recording]:
     return found
 
 
-def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
+def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments as argparse gives them."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {program}.evaluate",
+        prog=command,
         description="Measures transcriptions against notes that are known.",
         allow_abbrev=False,
     )

@@ -43,7 +43,9 @@ LOADING += ("instruments", "hold")
 SETTINGS = (*LOADING, "velocity", "tempo", "as_published", "soundfont", "start", "duration")
 
 
-def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | None = None) -> int:
+def main(
+    program: str, load: Callable[..., Transcriber], argv: Sequence[str] | None = None, command: str | None = None
+) -> int:
     """Runs `python -m {program}.infer` and returns its exit status.
 
     Closing lines go to stdout, or to stderr where the notes go to stdout; the rest to stderr.
@@ -52,16 +54,18 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
         program: 'jax_mt3' or 'torch_mt3'.
         load: as the twins' infer.load.
         argv: arguments; None for those of the process.
+        command: the command that help names; None for `python -m {program}.infer`.
     """
     complete()
     argv = list(sys.argv[1:] if argv is None else argv)
+    command = command or f"python -m {program}.infer"
     if not argv:
-        for line in LESSON.format(program=program).rstrip().split("\n"):
+        for line in LESSON.format(command=command, program=program).rstrip().split("\n"):
             say(line)
         return NOT_STARTED
     try:
         with contextlib.ExitStack() as stack:
-            return infer(program, load, argv, stack)
+            return infer(program, load, argv, stack, command)
     except Unread:
         return SUCCESS
     except OSError as error:
@@ -77,12 +81,14 @@ def main(program: str, load: Callable[..., Transcriber], argv: Sequence[str] | N
         finish(sys.stdout)
 
 
-def infer(program: str, load: Callable[..., Transcriber], argv: Sequence[str], stack: contextlib.ExitStack) -> int:
+def infer(
+    program: str, load: Callable[..., Transcriber], argv: Sequence[str], stack: contextlib.ExitStack, command: str
+) -> int:
     """main, but for the lesson and Ctrl-C; the stack cleans up."""
     debug = "--debug" in argv
     about: dict[str, Any] = {}
     try:
-        arguments = parse(program, argv)
+        arguments = parse(command, argv)
         devices = split_devices(arguments.device)
         if arguments.hold is not None and (arguments.ray is not None or len(devices) > 1):
             raise UsageError("--hold-instruments goes from segment to segment, on one device: name one with --device")

@@ -9,10 +9,10 @@ from pathlib import Path
 from mt3_common.data.sources import MANIFEST, get
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.sources") -> int:
     """Exit status of the command line: 0, or 1 if a source cannot be had."""
     parser = argparse.ArgumentParser(
-        prog="python -m mt3_common.cli.sources",
+        prog=command,
         description="Gets the songs and soundfonts that training data is made from, out of Debian packages.",
         allow_abbrev=False,
     )

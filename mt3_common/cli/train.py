@@ -31,10 +31,17 @@ from mt3_common.training.run_folder import about, recover, write_whole
 SEGMENTS_TOGETHER = 256
 
 
-def main(program: str, make_learner: Callable[..., Learner], join: Callable[[], None], argv=None) -> int:
+def main(
+    program: str,
+    make_learner: Callable[..., Learner],
+    join: Callable[[], None],
+    argv: Sequence[str] | None = None,
+    command: str | None = None,
+) -> int:
     """Runs `python -m {program}.train`; returns the exit status: 0, 1 for an error, 130 after Ctrl-C."""
     try:
-        run(program, make_learner, join, sys.argv[1:] if argv is None else list(argv))
+        options = parse(command or f"python -m {program}.train", sys.argv[1:] if argv is None else list(argv))
+        run(program, make_learner, join, options)
     except KeyboardInterrupt:
         print("interrupted; the run goes on from last/ with the same command", file=sys.stderr)
         return 130
@@ -54,11 +61,11 @@ def main(program: str, make_learner: Callable[..., Learner], join: Callable[[], 
     return 0
 
 
-def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
+def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments as argparse gives them."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {program}.train",
-        description="Trains an MT3 network on shards (python -m mt3_common.cli.dataset), on music that is played as it "
+        prog=command,
+        description="Trains an MT3 network on shards (mt3 data shards), on music that is played as it "
         "is needed, or on recordings. A run that was cut off goes on.",
         allow_abbrev=False,
     )
@@ -87,13 +94,14 @@ def parse(program: str, argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(program: str, make_learner: Callable[..., Learner], join: Callable[[], None], argv: Sequence[str]) -> None:
+def run(
+    program: str, make_learner: Callable[..., Learner], join: Callable[[], None], options: argparse.Namespace
+) -> None:
     """Trains as the arguments say.
 
     Raises:
         ValueError: the arguments, the data or the checkpoint are not usable, or the loss is no number any more.
     """
-    options = parse(program, argv)
     config, settings = read_config(options.config, options.preset)
     typed = {"steps": options.max_steps, "validate_every": options.val_every}
     settings = dataclasses.replace(settings, **{name: value for name, value in typed.items() if value is not None})

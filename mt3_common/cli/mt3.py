@@ -1,0 +1,158 @@
+"""The `mt3` command: transcribe, train, evaluate and make data, with whichever framework is installed."""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+from mt3_common.cli import dataset, evaluate, infer, sources, train
+from mt3_common.cli.console import say
+from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
+
+# framework -> modules that it needs; the first that is there is the default. PyTorch comes first: it transcribes a song
+# as fast as JAX (docs/speed.md) and compiles nothing at the first run. ONNX Runtime does not train.
+FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax"), "onnx": ("onnx", "onnxruntime")}
+HELP = """\
+Turn recordings of music into notes (MIDI, MusicXML, JSON, CSV) with MT3.
+
+  mt3 song.wav                            write song.mid beside song.wav
+  mt3 album/ -o notes/ --resume           every recording below album/ that is not done yet
+  mt3 song.wav --checkpoint mt3           with Google's published weights, fetched once
+  mt3 song.wav --format mid,musicxml      other files of the same notes
+
+commands:
+  mt3 transcribe AUDIO...                 the same as mt3 AUDIO...
+  mt3 train RUN ...                       train a model on your recordings, or on synthesised music
+  mt3 evaluate DATASET...                 measure transcriptions against notes that are known
+  mt3 data sources DIR                    get songs and soundfonts to synthesise music from
+  mt3 data shards DIR ...                 write training data once, to be read again and again
+
+Each explains its options: mt3 train --help. A recording whose name is a command's: mt3 ./train.
+
+  --framework jax|torch|onnx              which network computes; default: the installed one, PyTorch if both are
+  --version                               print the version
+
+exit status: 0 everything was done; 1 some of it failed; 2 nothing was started; 130 after Ctrl-C
+"""
+
+
+class UsageError(ValueError):
+    """Arguments that cannot be meant; the text is one sentence."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the `mt3` command and return its exit status.
+
+    Args:
+        argv: arguments; None for those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        framework = _take_framework(arguments)
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(HELP, end="", file=sys.stdout if arguments else sys.stderr)
+            return SUCCESS if arguments else NOT_STARTED
+        if arguments[0] == "--version":
+            print(f"mt3-twins {metadata.version('mt3-twins')}")
+            return SUCCESS
+        name = arguments.pop(0) if arguments[0] in COMMANDS else "transcribe"
+        return COMMANDS[name](framework, arguments)
+    except UsageError as error:
+        say(f"error: {error}")
+        return NOT_STARTED
+
+
+def _take_framework(arguments: list[str]) -> str | None:
+    """Remove --framework NAME from the arguments and return the name, or None; raises UsageError."""
+    for number, argument in enumerate(arguments):
+        if argument == "--":
+            break
+        option, equals, name = argument.partition("=")
+        if option != "--framework":
+            continue
+        if not equals:
+            name = arguments[number + 1] if number + 1 < len(arguments) else ""
+        if name not in FRAMEWORKS:
+            raise UsageError(f"--framework must be {', '.join(FRAMEWORKS)}, not {name!r}")
+        del arguments[number : number + (1 if equals else 2)]
+        return name
+    return None
+
+
+def _installed(framework: str) -> bool:
+    return all(importlib.util.find_spec(module) for module in FRAMEWORKS[framework])
+
+
+def _package(framework: str | None, arguments: Sequence[str], able: Sequence[str]) -> str:
+    """Return the package that computes, such as 'torch_mt3'.
+
+    Args:
+        framework: the one that the user named, or None.
+        arguments: with --help among them, none has to be installed.
+        able: frameworks that the command works with.
+
+    Raises:
+        UsageError: none is installed, or the named one is not, or it cannot do this.
+    """
+    if framework and framework not in able:
+        raise UsageError(f"--framework {framework} cannot do this: take {' or '.join(able)}")
+    candidates = [framework] if framework else able
+    for candidate in candidates:
+        if _installed(candidate):
+            return f"{candidate}_mt3"
+    if {"-h", "--help"} & set(arguments):
+        return f"{candidates[0]}_mt3"
+    if framework:
+        missing = next(module for module in FRAMEWORKS[framework] if not importlib.util.find_spec(module))
+        raise UsageError(f'--framework {framework} needs {missing}: pip install "mt3-twins[{framework}]"')
+    raise UsageError('neither PyTorch nor JAX is installed: pip install "mt3-twins[torch]" or "mt3-twins[jax]"')
+
+
+def _transcribe(framework: str | None, arguments: Sequence[str]) -> int:
+    package = _package(framework, arguments, tuple(FRAMEWORKS))
+    load = importlib.import_module(f"{package}.infer").load
+    return infer.main(package, load, arguments, "mt3 transcribe")
+
+
+def _train(framework: str | None, arguments: Sequence[str]) -> int:
+    package = _package(framework, arguments, ("torch", "jax"))
+    if {"-h", "--help"} & set(arguments):
+        train.parse("mt3 train", arguments)  # ends here, whether or not the framework is installed
+    twin = importlib.import_module(f"{package}.train")
+    return train.main(package, twin.Learner, twin.join, arguments, "mt3 train")
+
+
+def _evaluate(framework: str | None, arguments: Sequence[str]) -> int:
+    package = _package(framework, arguments, tuple(FRAMEWORKS))
+    load = importlib.import_module(f"{package}.infer").load
+    return evaluate.main(package, load, arguments, "mt3 evaluate")
+
+
+DATA: dict[str, Callable[..., int]] = {"sources": sources.main, "shards": dataset.main}
+
+
+def _data(framework: str | None, arguments: Sequence[str]) -> int:
+    name = arguments[0] if arguments else ""
+    if name in ("-h", "--help"):
+        print(HELP, end="")
+        return SUCCESS
+    if name not in DATA:
+        hint = difflib.get_close_matches(name, DATA, 1)
+        raise UsageError(
+            f"mt3 data must be followed by {' or '.join(DATA)}" + (f": mt3 data {hint[0]}?" if hint else "")
+        )
+    return DATA[name](arguments[1:], f"mt3 data {name}")
+
+
+COMMANDS: dict[str, Callable[[str | None, list[str]], int]] = {
+    "transcribe": _transcribe,
+    "train": _train,
+    "evaluate": _evaluate,
+    "data": _data,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

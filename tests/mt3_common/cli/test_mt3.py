@@ -1,0 +1,123 @@
+"""The `mt3` command in real processes: which command, which framework, and clear sentences where none is installed."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import import_module, metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mt3_common.cli import mt3
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(*arguments, module="mt3_common.cli.mt3", folder=ROOT):
+    """Run a command in a process of its own; its name is what `python -m` takes."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def song(tmp_path_factory):
+    path = tmp_path_factory.mktemp("songs") / "song.wav"
+    time = np.arange(2 * 16000) / 16000
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 440 * time) * np.exp(-3 * (time % 0.5)), 16000)
+    return path
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("transcribe",), ("--framework", "torch"), ("transcribe", "--framework=torch")]
+)
+def test_a_song_is_transcribed_as_by_the_twin(song, tmp_path, command):
+    result = run(*command, song, "-o", tmp_path / "ours")
+    assert (result.returncode, result.stderr) == (0, "")
+    reference = tmp_path / "twin"
+    assert run(song, "-o", reference, module="torch_mt3.infer").returncode == 0
+    assert (tmp_path / "ours" / "song.mid").read_bytes() == (reference / "song.mid").read_bytes()
+
+
+def test_the_other_framework_can_be_asked_for(song, tmp_path):
+    assert run(song, "--framework", "jax", "-o", tmp_path, "--summary", tmp_path / "done.jsonl").returncode == 0
+    assert '"program": "jax_mt3"' in (tmp_path / "done.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--help",), "mt3 transcribe AUDIO..."),
+        (("transcribe", "--help"), "usage: mt3 transcribe"),
+        (("song.wav", "--help"), "usage: mt3 transcribe"),
+        (("train", "--help"), "usage: mt3 train"),
+        (("evaluate", "--help"), "usage: mt3 evaluate"),
+        (("data", "--help"), "mt3 data sources DIR"),
+        (("data", "shards", "--help"), "usage: mt3 data shards"),
+        (("data", "sources", "--help"), "usage: mt3 data sources"),
+        (("--version",), f"mt3-twins {metadata.version('mt3-twins')}"),
+    ],
+)
+def test_help(arguments, words):
+    result = run(*arguments)
+    assert result.returncode == 0
+    assert words in result.stdout
+    assert "python -m" not in result.stdout
+
+
+def test_without_arguments_it_explains_itself():
+    result = run()
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == mt3.HELP
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--framework", "keras", "song.wav"), "--framework must be torch, jax, onnx, not 'keras'"),
+        (("song.wav", "--framework"), "--framework must be torch, jax, onnx, not ''"),
+        (("train", "run", "--framework=onnx"), "--framework onnx cannot do this: take torch or jax"),
+        (("data",), "mt3 data must be followed by sources or shards"),
+        (("data", "shard"), "mt3 data must be followed by sources or shards: mt3 data shards?"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    assert mt3.main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_missing_recording_fails_as_with_the_twin(capfd):
+    assert mt3.main(["missing.wav"]) == 1
+    assert capfd.readouterr().err == "error: missing.wav: no such file\n"
+
+
+@pytest.mark.parametrize("name", ["transcribe", "train", "evaluate"])
+def test_neither_framework_is_installed(name, monkeypatch, capsys):
+    monkeypatch.setattr(mt3, "FRAMEWORKS", {"torch": ("no_torch",), "jax": ("jax", "no_flax"), "onnx": ("no_onnx",)})
+    assert mt3.main([name, "x"]) == 2
+    assert capsys.readouterr().err == (
+        'error: neither PyTorch nor JAX is installed: pip install "mt3-twins[torch]" or "mt3-twins[jax]"\n'
+    )
+
+
+def test_the_framework_that_is_asked_for_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setitem(mt3.FRAMEWORKS, "jax", ("jax", "no_flax"))
+    assert mt3.main(["song.wav", "--framework", "jax"]) == 2
+    assert capsys.readouterr().err == 'error: --framework jax needs no_flax: pip install "mt3-twins[jax]"\n'
+
+
+def test_the_installed_framework_is_taken(monkeypatch):
+    monkeypatch.setitem(mt3.FRAMEWORKS, "torch", ("no_torch",))
+    commands = {}
+    monkeypatch.setattr(mt3.infer, "main", lambda program, load, argv, command: commands.setdefault(program, argv))
+    mt3.main(["a.wav", "--", "--framework"])
+    assert commands == {"jax_mt3": ["a.wav", "--", "--framework"]}
+
+
+def test_scripts_are_functions():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert set(scripts) == {"mt3", "mt3-parity"}
+    for target in scripts.values():
+        module, name = target.split(":")
+        assert callable(getattr(import_module(module), name))
