@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from mt3_common.io.stdio import complete, finish, give_up
-from parity.compare.traces import BAD_INPUT
+from parity.compare.results import BAD_INPUT
 
 # subcommand -> what it does
 COMMANDS = {

@@ -1,6 +1,5 @@
 """The whole comparison in one process: `python -m parity CKPT`."""
 
-import concurrent.futures
 import ctypes
 import gc
 import sys
@@ -10,9 +9,12 @@ import numpy as np
 
 from parity.compare import decoding, probes, training
 from parity.compare.original import compare_with_original
-from parity.compare.traces import AGAINST, DIFFERENT, ORIGINAL, Report, Row, compare, compare_weights, excuse_amplified
+from parity.compare.results import AGAINST, DIFFERENT, ORIGINAL, Report, Row
+from parity.compare.taps import excuse_amplified
+from parity.compare.traces import compare, compare_weights
 from parity.diagnosis import diagnose
 from parity.sides import record
+from parity.sides.prefetch import Ahead
 from parity.trace import inputs
 from parity.trace.trace import Trace, fingerprint, weights_digest
 
@@ -154,44 +156,6 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-class Ahead:
-    """A Side that begins some answers in a thread before they are asked for; everything else is the Side's own.
-
-    For JAX on a machine with two cores: most of a small network's time is compiling, which needs no one else.
-    """
-
-    def __init__(self, side: Any):
-        self.side = side
-        self.pool = concurrent.futures.ThreadPoolExecutor(1)
-        self.begun: list[tuple[str, tuple, concurrent.futures.Future]] = []
-
-    def begin(self, method: str, *args: Any) -> None:
-        """Has method(*args) computed; the call with these very arguments, once, returns what comes out."""
-        self.begun.append((method, args, self.pool.submit(getattr(self.side, method), *args)))
-
-    def forget(self) -> None:
-        """Begins nothing more of what was to be begun."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
-
-    def __getattr__(self, name: str) -> Any:
-        plain = getattr(self.side, name)
-        if name not in {method for method, _, _ in self.begun}:
-            return plain
-
-        def answer(*args: Any) -> Any:
-            for each in self.begun:
-                if each[0] == name and len(args) == len(each[1]) and all(map(_same_argument, args, each[1])):
-                    self.begun.remove(each)
-                    return each[2].result()
-            return plain(*args)
-
-        return answer
-
-
-def _same_argument(a: Any, b: Any) -> bool:
-    return a is b or (isinstance(a, str) and a == b)
 
 
 def is_large(side: Any) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity.compare.traces import Report, compare
+from parity.compare.results import Report
+from parity.compare.traces import compare
 from parity.sides.record import record
 
 
@@ -31,8 +32,9 @@ def assert_parity(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..
     """compare_twins that fails the test unless the verdict is 'same', saying where the twins part."""
 
     def check(flax_module: Any, params: dict[str, Any], torch_module: Any, inputs: dict[str, np.ndarray]) -> Report:
-        from parity.report.files import describe, write
+        from parity.report.files import write
         from parity.report.html import page
+        from parity.report.table import describe
 
         report = compare_twins(flax_module, params, torch_module, inputs)
         if report.exit_code:

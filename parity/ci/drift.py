@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from parity.compare.traces import REFUSED, VERDICTS
+from parity.compare.results import REFUSED, VERDICTS
 from parity.report.files import SCHEMA, SCHEMA_VERSION
-from parity.trace.trace import wanted
+from parity.trace.file import wanted
 
 FORMAT = "mt3-parity-drift"
 VERSION = 1

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mt3_common.checkpoint.registry import find_checkpoint
-from parity.compare.traces import DIFFERENT, SAME
+from parity.compare.results import DIFFERENT, SAME
 from parity.mutation.blindspots import LEVELS, input_sets, visible
 from parity.sides import record
 

@@ -9,10 +9,10 @@ from mt3_common.checkpoint import checkpoint
 from mt3_common.checkpoint.registry import find_checkpoint
 from parity.check import check
 from parity.commands import options
-from parity.compare.original import check_original
-from parity.compare.traces import DIFFERENT
+from parity.compare.results import DIFFERENT
 from parity.report import counterexample
 from parity.sides import record
+from parity.sides.published import check_original
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

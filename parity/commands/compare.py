@@ -3,8 +3,9 @@
 import argparse
 
 from parity.commands import options
-from parity.compare.traces import DIFFERENT, compare
-from parity.trace.trace import load
+from parity.compare.results import DIFFERENT
+from parity.compare.traces import compare
+from parity.trace.file import load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from parity.checkpoints.convert import LAYOUTS, ConvertError, layout_of, mapping, read, write
-from parity.compare.traces import SAME
+from parity.compare.results import SAME
 from parity.report.files import write_json
 
 

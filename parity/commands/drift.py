@@ -21,8 +21,9 @@ from parity.ci.drift import (
     read_ledger,
     same_checkpoint,
 )
-from parity.compare.traces import DIFFERENT, REFUSED, SAME
-from parity.report.files import number, write
+from parity.compare.results import DIFFERENT, REFUSED, SAME
+from parity.report.files import write
+from parity.report.table import number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from parity.checkpoints.inspect import describe
-from parity.compare.traces import SAME
+from parity.compare.results import SAME
 from parity.report.files import write_json
 
 

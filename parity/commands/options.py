@@ -4,10 +4,11 @@ import argparse
 import json
 from pathlib import Path
 
-from parity.compare.traces import Report
-from parity.report.files import show, to_json, to_junit, to_markdown, write
+from parity.compare.results import Report
+from parity.report.files import to_json, to_junit, to_markdown, write
 from parity.report.html import page
-from parity.trace import trace
+from parity.report.terminal import show
+from parity.trace.precision import PRECISIONS
 
 
 def add_precisions(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +17,7 @@ def add_precisions(parser: argparse.ArgumentParser) -> None:
         "--precisions",
         default="float64,float32,bfloat16",
         metavar="LIST",
-        help=f"passes to run, of {', '.join(trace.PRECISIONS)}; float64 and another at least; tf32 needs a GPU "
+        help=f"passes to run, of {', '.join(PRECISIONS)}; float64 and another at least; tf32 needs a GPU "
         "(default: %(default)s)",
     )
 
@@ -28,9 +29,9 @@ def read_precisions(text: str) -> tuple[str, ...]:
         ValueError: an unknown one, one named twice, or too few for a budget.
     """
     precisions = tuple(text.split(","))
-    unknown = [name for name in precisions if name not in trace.PRECISIONS]
+    unknown = [name for name in precisions if name not in PRECISIONS]
     if unknown:
-        raise ValueError(f"--precisions {text}: {unknown[0]!r} is none of {', '.join(trace.PRECISIONS)}")
+        raise ValueError(f"--precisions {text}: {unknown[0]!r} is none of {', '.join(PRECISIONS)}")
     if "float64" not in precisions or len(precisions) < 2 or len(set(precisions)) < len(precisions):
         raise ValueError(f"--precisions {text}: float64 and at least one other, each once: budgets come from both")
     return precisions

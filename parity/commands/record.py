@@ -4,7 +4,7 @@ import argparse
 
 from parity.commands import options
 from parity.sides.record import FRAMEWORKS, load_side, record
-from parity.trace import inputs, trace
+from parity.trace import file, inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Records one side."""
     precisions = options.read_precisions(args.precisions)
-    reference = trace.load(args.on) if args.on else None
+    reference = file.load(args.on) if args.on else None
     side = load_side(args.framework, args.checkpoint, device=args.device, preset=args.model)
     given = reference.inputs if reference else inputs.choose(side.config, args.audio)
     found = record(side, given, precisions, reference)
-    trace.save(args.output, found)
+    file.save(args.output, found)
     taps = sum(len(each.outputs) for each in found.passes.values())
     print(f"{args.output}: {taps} taps in {', '.join(precisions)} by {side.framework} on {args.device}")
     return 0

@@ -4,7 +4,7 @@ import argparse
 
 from parity.checkpoints import convert
 from parity.commands.diagnose import print_diagnosis
-from parity.compare.traces import DIFFERENT, REFUSED, SAME
+from parity.compare.results import DIFFERENT, REFUSED, SAME
 from parity.diagnosis.candidate import read_candidate, read_original
 from parity.diagnosis.repair import RepairError, repair
 from parity.diagnosis.weights import diagnose_weights

@@ -8,8 +8,10 @@ from mt3_common.config import Config
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
-from parity.compare.traces import EPSILON, Row, judge, over
+from parity.compare.budget import judge
+from parity.compare.results import Row, over
 from parity.trace.inputs import shift_right
+from parity.trace.precision import EPSILON
 
 CACHED_TAPS = r"^decoder/.*attention/(key|value)$"
 

@@ -6,8 +6,10 @@ import numpy as np
 
 from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import Config
-from parity.compare.traces import EPSILON, Row, judge, over
+from parity.compare.budget import judge
+from parity.compare.results import Row, over
 from parity.trace.inputs import shift_right
+from parity.trace.precision import EPSILON
 
 
 def probe_frames(config: Config, frames: np.ndarray) -> dict[str, np.ndarray]:

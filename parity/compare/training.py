@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from parity.compare.traces import EPSILON, Row, judge, over
+from parity.compare.budget import judge
+from parity.compare.results import Row, over
+from parity.trace.precision import EPSILON
 
 OPTIMIZERS = ("adafactor", "adamw")
 

@@ -11,7 +11,7 @@ import numpy as np
 from mt3_common.checkpoint import checkpoint
 from mt3_common.checkpoint.torch_pickle import PICKLES, read_tensors
 from mt3_common.config import Config
-from parity.trace.trace import read_npz
+from parity.trace.file import load, read_npz
 
 
 class DoctorError(ValueError):
@@ -93,8 +93,6 @@ def _read_safetensors(path: Path, config: dict[str, Any]) -> Candidate:
     import ml_dtypes
     import safetensors
 
-    from parity.trace import trace
-
     data = path.read_bytes()
     try:
         tensors = dict(safetensors.deserialize(data))
@@ -102,7 +100,7 @@ def _read_safetensors(path: Path, config: dict[str, Any]) -> Candidate:
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise DoctorError(f"{path}: not a readable .safetensors file ({error})") from error
     if "header" in header:
-        return Candidate(str(path), "trace", trace=trace.load(path))
+        return Candidate(str(path), "trace", trace=load(path))
     if "config" in header and not config:
         config = _parse_settings(header["config"], f"{path}: its metadata 'config'")
     arrays = {}

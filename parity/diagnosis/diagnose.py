@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from mt3_common.config import Config
-from parity.compare.traces import EPSILON
 from parity.diagnosis.arrays import compare_arrays
 from parity.diagnosis.candidate import Candidate, DoctorError
 from parity.diagnosis.config import SIZE_KEYS, check_config, flat_settings, is_whole
@@ -20,6 +19,7 @@ from parity.diagnosis.finding import Diagnosis, Finding
 from parity.diagnosis.modules import examine
 from parity.diagnosis.weights import diagnose_weights
 from parity.sides import numpy_network
+from parity.trace.precision import EPSILON
 
 
 def diagnose(candidate: Candidate, original: Mapping[str, np.ndarray], config: Config) -> Diagnosis:

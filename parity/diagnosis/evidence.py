@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parity.compare.traces import EPSILON
 from parity.diagnosis.hypotheses import Hypothesis
+from parity.trace.precision import EPSILON
 
 # a cause is named only if it explains the output to this multiple of the budget; one with fitted numbers in it, whose
 # own arithmetic rounds, to that of FITTED

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.config import NetworkConfig
-from parity.compare.traces import DIFFERENT, REFUSED, SAME
+from parity.compare.results import DIFFERENT, REFUSED, SAME
 from parity.diagnosis import fibres
 from parity.sides.numpy_network import steps
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from mt3_common.config import NetworkConfig
 from parity.diagnosis import fibres
-from parity.diagnosis.epsilon import Epsilon, agree, epsilons_implied, filtered, only_epsilon
+from parity.diagnosis.epsilon import agree, epsilons_implied, filtered, only_epsilon
 from parity.diagnosis.evidence import EXPLAINED, FITTED, Trial, ranked
 from parity.diagnosis.finding import Finding, module_of
 from parity.diagnosis.hypotheses import Hypothesis, hypotheses
-from parity.diagnosis.values import Scale, Values
+from parity.diagnosis.values import Epsilon, Scale, Values
 from parity.sides.numpy_network import MT3, Step, steps
 
 # hypotheses about a single unobserved step are tried where at most this many steps lie between two taps

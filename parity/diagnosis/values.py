@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parity.compare.traces import CAP, EPSILON, judge, real_rows
+from parity.compare.budget import CAP, judge, real_rows
 from parity.diagnosis.finding import Finding
 from parity.diagnosis.hypotheses import Hypothesis
 from parity.sides.numpy_network import FRAMES, INPUTS, MT3, TARGETS, Behaviour, Step, run_step, steps
+from parity.trace.precision import EPSILON
 
 # an alternative that is within this share of a tap's size, but for that share of its values, has its noise measured
 PROMISING, FEW = 1e-2, 0.3

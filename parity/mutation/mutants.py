@@ -211,20 +211,20 @@ class Bench:
 
     def judge(self, mutant: Mutant | None, size: str) -> list[Outcome]:
         """What the harness, the doctor and the published gates say of a mutant (None: of a clean pair)."""
-        from parity.compare import traces
+        from parity.compare import comparability, taps, traces
         from parity.diagnosis import arrays as array_diagnosis
         from parity.diagnosis import modules
 
         candidate, arrays = self.trace(mutant)
-        _, refusals = traces.comparability(self.reference, candidate)
+        _, refusals = comparability.comparability(self.reference, candidate)
         weights = traces.compare_weights(self.reference.weights, candidate.weights)
         in_weights = array_diagnosis.compare_arrays(arrays, self.arrays, self.config.network, self.indices)
         targets = self.inputs[numpy_network.TARGETS]
         rows = []
         for precision in PRECISIONS:
-            rows += traces.compare_taps(self.reference, candidate, precision)
-            rows += traces.compare_logits(self.reference, candidate, precision)
-        traces.excuse_amplified(rows)
+            rows += taps.compare_taps(self.reference, candidate, precision)
+            rows += taps.compare_logits(self.reference, candidate, precision)
+        taps.excuse_amplified(rows)
         outcomes = []
         for precision in PRECISIONS:
             run, reference = candidate.passes[precision], self.reference.passes[precision]
@@ -268,7 +268,7 @@ class Bench:
             mine = run.local.get(tap)
             if mine is None or mine.shape != truth.shape:
                 return math.inf
-            from parity.compare.traces import real_rows
+            from parity.compare.budget import real_rows
 
             a, b = (real_rows(tap, x, self.inputs[numpy_network.TARGETS]) for x in (truth, mine))
             worst = max(worst, float(np.linalg.norm(a - b) / (np.linalg.norm(a) or 1.0)))

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from parity.compare.traces import EPSILON, Report, judge, over
+from parity.compare.budget import judge
+from parity.compare.results import Report, over
 from parity.report.files import write
-from parity.trace.trace import Call, Trace, input_dtype
+from parity.trace.precision import EPSILON, input_dtype
+from parity.trace.trace import Call, Trace
 
 # one script per framework, each with the weights that the side of its framework has: 20 lines of code
 BEGIN = """\"\"\"What {framework} makes of the counter-example beside it, against what {reference} made of it.\"\"\"

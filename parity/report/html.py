@@ -4,8 +4,9 @@ import html
 import math
 from typing import Any
 
-from parity.compare.traces import Report, Row
-from parity.report.files import cells, columns, describe, grouped, headline, number, shown_causes, worst_verdict
+from parity.compare.results import Report, Row
+from parity.report.svg import growth, heat_strip, histogram
+from parity.report.table import cells, columns, describe, grouped, headline, number, shown_causes, worst_verdict
 
 STYLE = """
 :root { --ink: #1c2024; --soft: #60646c; --line: #d9d9e0; --paper: #ffffff; --well: #f6f6f8;
@@ -32,18 +33,6 @@ svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 details { margin: .5rem 0; } summary { cursor: pointer; } dl { margin: 0; }
 dt { color: var(--soft); } dd { margin: 0 0 .3rem 0; overflow-wrap: anywhere; }
 """
-
-# lines of the plots: a colour for each precision, dashes for local errors
-LINES = (
-    ("float64", "free", "#3e63dd", ""),
-    ("float64", "local", "#3e63dd", "2 3"),
-    ("float32", "free", "#d6409f", ""),
-    ("float32", "local", "#d6409f", "2 3"),
-    ("bfloat16", "free", "#ad5700", ""),
-    ("bfloat16", "local", "#ad5700", "2 3"),
-    ("tf32", "free", "#30a46c", ""),
-    ("tf32", "local", "#30a46c", "2 3"),
-)
 
 
 def page(report: Report) -> str:
@@ -107,93 +96,6 @@ def page(report: Report) -> str:
     return "\n".join(parts)
 
 
-def heat_strip(taps: list[Row]) -> str:
-    """An SVG of a coloured cell per tap and measure; its titles say which."""
-    names = list(dict.fromkeys(row.name for row in taps))
-    place = {name: index for index, name in enumerate(names)}
-    lines = [line for line in LINES if any(row.precision == line[0] for row in taps)]
-    width, left, high = 1000, 92, 20
-    cell = (width - left) / len(names)
-    parts = [f"<svg viewBox='0 0 {width} {high * len(lines) + 24}' role='img' aria-label='error of every tap'>"]
-    for line, (precision, kind, _, _) in enumerate(lines):
-        parts.append(f"<text x='0' y='{line * high + 14}'>{precision} {kind}</text>")
-        for row in taps:
-            measure = getattr(row, kind)
-            if row.precision != precision or measure is None:
-                continue
-            title = f"{row.name} {precision} {kind}: {number(measure.ratio)} x budget"
-            parts.append(
-                f"<rect x='{left + place[row.name] * cell:.2f}' y='{line * high}' width='{cell + 0.1:.2f}' "
-                f"height='{high - 2}' fill='{colour(measure.ratio)}'><title>{_text(title)}</title></rect>"
-            )
-    y = high * len(lines) + 14
-    for mark, at in _stacks(names):
-        parts.append(f"<text x='{left + at * cell:.1f}' y='{y}'>{_text(mark)}</text>")
-    return "".join(parts) + "</svg>"
-
-
-def _stacks(names: list[str]) -> list[tuple[str, int]]:
-    found = []
-    for stack in ("encoder", "decoder"):
-        at = next((index for index, name in enumerate(names) if name.startswith(stack)), None)
-        if at is not None:
-            found.append((stack, at))
-    return found or [(names[0], 0)]
-
-
-def colour(ratio: float | None) -> str:
-    """White-blue below the limit, red above it, black for what is not finite."""
-    if ratio is None:
-        return "#b0b4ba"
-    if not math.isfinite(ratio):
-        return "#000000"
-    if ratio > 1.0:
-        return f"hsl(358 75% {max(30, 60 - 4 * math.log10(ratio)):.0f}%)"
-    return f"hsl(226 70% {93 - 35 * ratio:.0f}%)"
-
-
-def growth(taps: list[Row]) -> str:
-    """An SVG of relative error against execution order, one line per precision and kind, logarithmic."""
-    names = list(dict.fromkeys(row.name for row in taps))
-    place = {name: index for index, name in enumerate(names)}
-    series = []
-    for precision, kind, ink, dash in LINES:
-        points = [
-            (place[row.name], math.log10(measure.relative))
-            for row in taps
-            if row.precision == precision
-            and (measure := getattr(row, kind)) is not None
-            and 0.0 < measure.relative < math.inf
-        ]
-        if points:
-            series.append((f"{precision} {kind}", points, ink, dash))
-    if not series:
-        return "<p>No error at all: every tap is equal to the bit.</p>"
-    low = math.floor(min(y for _, points, _, _ in series for _, y in points))
-    high = max(low + 1, math.ceil(max(y for _, points, _, _ in series for _, y in points)))
-    width, height, left = 1000, 260, 52
-
-    def at(x: float, y: float) -> str:
-        down = 8 + (high - y) / (high - low) * (height - 40)
-        return f"{left + x / max(1, len(names) - 1) * (width - left - 8):.1f},{down:.1f}"
-
-    parts = [f"<svg viewBox='0 0 {width} {height + 18}' role='img' aria-label='error against execution order'>"]
-    for y in range(low, high + 1, max(1, (high - low) // 6)):
-        x1, y1 = at(0, y).split(",")
-        parts.append(f"<line class='axis' x1='{x1}' y1='{y1}' x2='{width - 8}' y2='{y1}'/>")
-        parts.append(f"<text x='0' y='{float(y1) + 4:.1f}'>1e{y}</text>")
-    for index, (label, points, ink, dash) in enumerate(series):
-        path = " ".join(at(x, y) for x, y in points)
-        stroke = f"stroke='{ink}' stroke-width='1.6' fill='none' stroke-dasharray='{dash}'"
-        parts.append(f"<polyline points='{path}' {stroke}><title>{label}</title></polyline>")
-        x = left + index * 130
-        parts.append(f"<line x1='{x}' x2='{x + 26}' y1='{height - 4}' y2='{height - 4}' {stroke}/>")
-        parts.append(f"<text x='{x + 32}' y='{height}'>{label}</text>")
-    for mark, x in _stacks(names):
-        parts.append(f"<text x='{at(x, low).split(',')[0]}' y='{height + 14}'>{_text(mark)} begins</text>")
-    return "".join(parts) + "</svg>"
-
-
 def amplifiers(taps: list[Row], count: int = 8) -> str:
     """A table of the taps that amplify the most, with the factor in every precision."""
     precisions = list(dict.fromkeys(row.precision for row in taps))
@@ -209,25 +111,6 @@ def amplifiers(taps: list[Row], count: int = 8) -> str:
         cells_of_tap = "".join(f"<td class='n'>{_text(figure)}</td>" for figure in figures)
         lines.append(f"<tr><td>{_text(name)}</td>{cells_of_tap}</tr>")
     return "\n".join(lines) + "</tbody></table></div>"
-
-
-def histogram(counts: list[int], edges: list[float]) -> str:
-    """An SVG of counts per decade of error; the first bar is what is exactly equal."""
-    width, height = 1000, 180
-    bar = width / len(counts)
-    top = max(1, max(counts))
-    parts = [f"<svg viewBox='0 0 {width} {height + 20}' role='img' aria-label='histogram of the worst tap'>"]
-    for index, count in enumerate(counts):
-        label = "equal" if index == 0 else f"<1e{edges[index]:.0f}"
-        # logarithmic, so that a single value can be seen
-        tall = (height - 24) * math.log1p(count) / math.log1p(top)
-        parts.append(
-            f"<rect x='{index * bar + 4:.1f}' y='{height - tall:.1f}' width='{bar - 8:.1f}' height='{tall:.1f}' "
-            f"fill='#3e63dd'><title>{count} values {label}</title></rect>"
-            f"<text x='{index * bar + 6:.1f}' y='{height - tall - 4:.1f}'>{count}</text>"
-            f"<text x='{index * bar + 6:.1f}' y='{height + 14}'>{label.replace('<', '&lt;')}</text>"
-        )
-    return "".join(parts) + "</svg>"
 
 
 def _wide(picture: str) -> str:

@@ -21,8 +21,9 @@ from jax_mt3 import weights as weights_of
 from jax_mt3.infer import keep_compiled
 from jax_mt3.model import Transformer
 from mt3_common.config import Config
+from parity.sides.cache import WARM_UP, unrolled
 from parity.trace import trace
-from parity.trace.trace import WARM_UP, unrolled
+from parity.trace.precision import check_device, dtype_of, input_dtype, product_bits, product_test
 
 
 def find_device(name: str) -> jax.Device:
@@ -45,7 +46,7 @@ def exact_mode(precision: str, device: jax.Device):
     Raises:
         ValueError: TF32 where there is none.
     """
-    trace.check_device(precision, device.platform)
+    check_device(precision, device.platform)
     with (
         jax.enable_x64(precision == "float64"),
         jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "highest"),
@@ -56,12 +57,12 @@ def exact_mode(precision: str, device: jax.Device):
 
 def read_mode(precision: str) -> dict[str, Any]:
     """JAX's precision switches as they are now, and what a product makes of its inputs."""
-    left, right = (jax.device_put(_cast(matrix, trace.dtype_of(precision))) for matrix in trace.product_test())
+    left, right = (jax.device_put(_cast(matrix, dtype_of(precision))) for matrix in product_test())
     product = jax.lax.dot_general(left, right, (((1,), (0,)), ((), ())))
     return {
         "jax_enable_x64": bool(jax.config.jax_enable_x64),
         "jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
-        "product_bits": trace.product_bits(_Keeper()(product)),
+        "product_bits": product_bits(_Keeper()(product)),
     }
 
 
@@ -119,7 +120,7 @@ class Side:
 
     def cast(self, precision: str) -> dict[str, Any]:
         """The parameters for computing in a precision, on the device; call it in exact_mode."""
-        return checkpoint.cast(jax.device_put(self.params, self.device), trace.dtype_of(precision))
+        return checkpoint.cast(jax.device_put(self.params, self.device), dtype_of(precision))
 
     def run(
         self,
@@ -150,7 +151,7 @@ class Side:
                 "other dtypes": {
                     name: array.dtype.name
                     for name, array in (weights | outputs).items()
-                    if array.dtype != trace.dtype_of(precision)
+                    if array.dtype != dtype_of(precision)
                 },
             }
             keep = _Keeper()
@@ -171,7 +172,7 @@ class Side:
         return found
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
-        names, dtype = ("frames", "decoder_input_tokens", "decoder_target_tokens"), trace.dtype_of(precision)
+        names, dtype = ("frames", "decoder_input_tokens", "decoder_target_tokens"), dtype_of(precision)
         return tuple(jax.device_put(_cast(inputs[name], dtype), self.device) for name in names)
 
     def _watched(
@@ -232,7 +233,7 @@ class Side:
             weights = weights_of.pack(self.cast(precision), self.config.network)
             first = min(kernels.LENGTHS[0], length)
             cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
-            rows, frames = np.arange(count), _cast(frames, trace.dtype_of(precision))
+            rows, frames = np.arange(count), _cast(frames, dtype_of(precision))
             step = compile_once(decode.step, self.device, donate_argnums=1)
             insert = compile_once(decode.insert, self.device, donate_argnums=1)
             cache = insert(weights, cache, rows, frames)
@@ -294,7 +295,7 @@ class Side:
 
             after = {}
             for name, array in traverse_util.flatten_dict(self.params, sep="/").items():
-                dtype = np.dtype(trace.dtype_of(precision))
+                dtype = np.dtype(dtype_of(precision))
                 stacked = np.stack([each[name].astype(dtype) for each in gradients])
                 after[name] = np.asarray(steps(np.asarray(array).astype(dtype), stacked))
             return after
@@ -323,7 +324,7 @@ class Side:
             if tap not in self.modules:
                 continue
             subtree = functools.reduce(lambda tree, part: tree.get(part, {}), tap.split("/"), params)
-            dtype = trace.input_dtype(tap, precision)
+            dtype = input_dtype(tap, precision)
             args = tuple(give(value, dtype) for value in call.args)
             kwargs = {key: give(value, dtype) for key, value in call.kwargs.items()}
             outputs[tap] = keep(self.modules[tap].apply({"params": subtree}, *args, **kwargs))
@@ -351,10 +352,10 @@ class Plain(Side):
 
     def cast(self, precision: str) -> dict[str, Any]:
         """The parameters in a precision, on the device; call it in exact_mode."""
-        return jax.tree.map(lambda array: jnp.asarray(array).astype(trace.dtype_of(precision)), self.params)
+        return jax.tree.map(lambda array: jnp.asarray(array).astype(dtype_of(precision)), self.params)
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
-        dtype = trace.dtype_of(precision)
+        dtype = dtype_of(precision)
         return tuple(jax.device_put(_cast(array, dtype), self.device) for array in inputs.values())
 
 

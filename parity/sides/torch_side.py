@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from mt3_common.config import Config
+from parity.sides.cache import WARM_UP, unrolled
 from parity.trace import trace
-from parity.trace.trace import WARM_UP, unrolled
+from parity.trace.precision import check_device, dtype_of, input_dtype, product_bits, product_test
 from torch_mt3 import checkpoint, decode, kernels, optimizers, train
 from torch_mt3 import weights as weights_of
 from torch_mt3.model import Transformer
@@ -44,7 +45,7 @@ def exact_mode(precision: str, device: torch.device):
     Raises:
         ValueError: TF32 where there is none.
     """
-    trace.check_device(precision, device.type)
+    check_device(precision, device.type)
     tf32 = precision == "tf32"
     before = (
         torch.get_float32_matmul_precision(),
@@ -74,13 +75,13 @@ def exact_mode(precision: str, device: torch.device):
 def read_mode(precision: str, device: torch.device) -> dict[str, Any]:
     """PyTorch's precision switches as they are now, and what a product makes of its inputs."""
     dtype = _torch_dtype(precision)
-    left, right = (torch.tensor(matrix, device=device).to(dtype) for matrix in trace.product_test())
+    left, right = (torch.tensor(matrix, device=device).to(dtype) for matrix in product_test())
     return {
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "allow_tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
         "autocast": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "product_bits": trace.product_bits(_Keeper()(torch.nn.functional.linear(left, right))),
+        "product_bits": product_bits(_Keeper()(torch.nn.functional.linear(left, right))),
     }
 
 
@@ -123,7 +124,7 @@ class Side:
 
     def cast(self, precision: str) -> Transformer:
         """A copy of the model for computing in a precision."""
-        return checkpoint.cast(copy.deepcopy(self.model), trace.dtype_of(precision))
+        return checkpoint.cast(copy.deepcopy(self.model), dtype_of(precision))
 
     def run(
         self,
@@ -149,7 +150,7 @@ class Side:
             plain = model(*given)
             logits, outputs, calls = self._watched(model, *given)
             weights = {f"{_tap_name(key).rpartition('/')[0]}/weights": t for key, t in model.state_dict().items()}
-            dtype = trace.dtype_of(precision)
+            dtype = dtype_of(precision)
             mode = read_mode(precision, self.device) | {
                 "inputs": sorted({_dtype(tensor) for tensor in given if tensor.is_floating_point()}),
                 "other dtypes": {
@@ -311,7 +312,7 @@ class Side:
         outputs = {}
         for tap, call in calls.items():
             if tap in modules:
-                dtype = trace.input_dtype(tap, precision)
+                dtype = input_dtype(tap, precision)
                 args = tuple(give(value, dtype) for value in call.args)
                 kwargs = {key: give(value, dtype) for key, value in call.kwargs.items()}
                 outputs[tap] = keep(modules[tap](*args, **kwargs))
@@ -376,7 +377,7 @@ class _Keeper:
 
 
 def _torch_dtype(precision: str) -> torch.dtype:
-    return getattr(torch, trace.dtype_of(precision))
+    return getattr(torch, dtype_of(precision))
 
 
 def _dtype(tensor: torch.Tensor) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 from parity.__main__ import main
 from parity.ci import drift
 from parity.commands.drift import show
-from parity.compare.traces import Measure, Report, Row
+from parity.compare.results import Measure, Report, Row
 from parity.report.files import to_json
 
 

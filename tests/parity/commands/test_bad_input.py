@@ -15,7 +15,8 @@ import safetensors.numpy
 from mt3_common.checkpoint import checkpoint
 from mt3_common.config import Config, NetworkConfig
 from parity.sides import numpy_network
-from parity.trace.trace import Call, Pass, Trace, save
+from parity.trace.file import save
+from parity.trace.trace import Call, Pass, Trace
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "model" / "checkpoints" / "t5x_zarr"

@@ -14,9 +14,10 @@ from parity import check
 from parity.__main__ import COMMANDS, main
 from parity.commands import check as command
 from parity.commands import options
-from parity.compare.traces import Report, Row
+from parity.compare.results import Report, Row
 from parity.diagnosis import diagnose
 from parity.diagnosis.finding import Finding
+from parity.sides import prefetch
 from parity.trace.trace import Trace
 
 ROOT = Path(__file__).parents[3]
@@ -193,7 +194,7 @@ def test_answers_begun_ahead_are_for_their_own_question():
             return [len(segments)]
 
     slow, segments = Slow(), [1, 2, 3]
-    side = check.Ahead(slow)
+    side = prefetch.Ahead(slow)
     side.begin("generate", segments)
     assert side.framework == "slow"
     # another list, though it is equal, and other arguments are asked for themselves

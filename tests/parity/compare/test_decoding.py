@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt3_common.notes.note import Note
-from parity.compare import decoding
+from parity.compare import decoding, results
 from parity.sides import record
 from parity.trace import inputs
 
@@ -164,10 +164,10 @@ def test_notes_row(sides):
     ids = ([np.array(ours)], [np.array(theirs)])
     tie = np.array([1134])
     ids = tuple([np.concatenate([tie, side[0]])] for side in ids)
-    rows = decoding.compare_notes(config, [0.0], ids, [decoding.Row("tokens", "a", "different")])
+    rows = decoding.compare_notes(config, [0.0], ids, [results.Row("tokens", "a", "different")])
     assert rows[0].verdict == "different"
     assert "pitch F1 0.500" in rows[0].note
-    rows = decoding.compare_notes(config, [0.0], ids, [decoding.Row("tokens", "a", "same")])
+    rows = decoding.compare_notes(config, [0.0], ids, [results.Row("tokens", "a", "same")])
     assert rows[0].verdict == "same"
     assert "ties only" in rows[0].note
     rows = decoding.compare_notes(config, [0.0], (ids[0], ids[0]), [])

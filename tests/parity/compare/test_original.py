@@ -8,32 +8,32 @@ import numpy as np
 import pytest
 
 from parity.compare import original
-from parity.sides import record
+from parity.sides import published, record
 
 NAMES = ("in/frames", "in/decoder_inputs", "in/targets", "out/logits")
 GOLDEN = Path(__file__).parents[2] / "golden" / "model"
 
 
 @pytest.fixture(scope="module")
-def published():
-    return original.read_activations(GOLDEN / "activations.npz")
+def activations():
+    return published.read_activations(GOLDEN / "activations.npz")
 
 
 @pytest.fixture(scope="module")
-def traces(published):
-    reference = record.record(record.load_side("jax", str(GOLDEN / "checkpoints" / "t5x_zarr")), published[0])
+def traces(activations):
+    reference = record.record(record.load_side("jax", str(GOLDEN / "checkpoints" / "t5x_zarr")), activations[0])
     candidate = record.load_side("torch", str(GOLDEN / "checkpoints" / "t5x_zarr"))
-    return reference, record.record(candidate, published[0], reference=reference)
+    return reference, record.record(candidate, activations[0], reference=reference)
 
 
-def test_both_twins_are_the_original(published, traces):
-    rows = original.vote(published[1], *traces)
+def test_both_twins_are_the_original(activations, traces):
+    rows = original.vote(activations[1], *traces)
     assert [row.name for row in rows if row.verdict != "same"] == []
     # every tap but the dropouts inside attention, the decoder as a whole and logits_dense, which is the logits
     unnamed = {tap for tap in traces[0].passes["float32"].outputs if tap not in {row.name for row in rows}}
     assert len(unnamed) == 2 + 2 * 3 + 2
     assert all(tap.endswith(("attention/dropout", "decoder", "logits_dense")) for tap in unnamed)
-    assert {original.original_name(row.name) for row in rows} == set(published[1])
+    assert {published.original_name(row.name) for row in rows} == set(activations[1])
 
 
 def with_fault(trace, tap):
@@ -43,36 +43,36 @@ def with_fault(trace, tap):
 
 
 @pytest.mark.parametrize("wrong", ["jax", "torch"])
-def test_the_wrong_twin_is_named(published, traces, wrong):
+def test_the_wrong_twin_is_named(activations, traces, wrong):
     tap = "decoder/layers_1/encoder_decoder_attention/key"
     pair = [with_fault(trace, tap) if trace.framework == wrong else trace for trace in traces]
     if wrong == "jax":
         run = pair[0].passes["float64"]
         outputs = run.outputs | {tap: run.outputs[tap] * (1 + 1e-4)}
         pair[0].passes["float64"] = dataclasses.replace(run, outputs=outputs)
-    bad = [row for row in original.vote(published[1], *pair) if row.verdict != "same"]
+    bad = [row for row in original.vote(activations[1], *pair) if row.verdict != "same"]
     assert [row.name for row in bad] == [tap]
     assert bad[0].note == f"differs from the original: {wrong}"
 
 
-def test_another_checkpoint_and_another_network(published, traces):
-    others = {name: array * 1.01 for name, array in published[1].items()}
+def test_another_checkpoint_and_another_network(activations, traces):
+    others = {name: array * 1.01 for name, array in activations[1].items()}
     rows = original.vote(others, *traces)
     assert "is this the original's checkpoint" in rows[0].note
-    cut = published[1] | {"logits": published[1]["logits"][..., :1491]}
+    cut = activations[1] | {"logits": activations[1]["logits"][..., :1491]}
     assert "shape" in original.vote(cut, *traces)[-1].note
     assert original.vote({}, *traces)[0].verdict == "skipped"
 
 
 def test_what_is_not_there_is_one_sentence(tmp_path, traces):
     with pytest.raises(ValueError, match="not a readable"):
-        original.read_activations(tmp_path / "none.npz")
+        published.read_activations(tmp_path / "none.npz")
     (tmp_path / "junk.npz").write_bytes(b"junk")
     with pytest.raises(ValueError, match="not a readable"):
-        original.read_activations(tmp_path / "junk.npz")
+        published.read_activations(tmp_path / "junk.npz")
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     with pytest.raises(ValueError, match="in/frames is missing"):
-        original.read_activations(tmp_path / "other.npz")
+        published.read_activations(tmp_path / "other.npz")
     (tmp_path / "zip.npz").write_bytes(b"PK\x03\x04" + bytes(100))
     np.save(tmp_path / "single.npy", np.zeros(3))
     cut = (GOLDEN / "activations.npz").read_bytes()
@@ -80,11 +80,11 @@ def test_what_is_not_there_is_one_sentence(tmp_path, traces):
     (tmp_path / "bit.npz").write_bytes(cut[:4000] + b"junk" + cut[4004:])
     for name in ("zip.npz", "single.npy", "cut.npz", "bit.npz"):
         with pytest.raises(ValueError, match=f"{name}: not a readable"):
-            original.read_activations(tmp_path / name)
+            published.read_activations(tmp_path / name)
     with pytest.raises(ValueError, match="one bare array"):
-        original.read_activations(tmp_path / "single.npy")
+        published.read_activations(tmp_path / "single.npy")
     with pytest.raises(ValueError, match="extra t5x"):
-        original.run_original({}, copy.copy(traces[0].config), {})
+        published.run_original({}, copy.copy(traces[0].config), {})
 
 
 def test_a_third_side_that_cannot_be_is_told_before_anything_is_computed(tmp_path, capsys, monkeypatch):
@@ -104,7 +104,7 @@ def test_a_third_side_that_cannot_be_is_told_before_anything_is_computed(tmp_pat
         said = capsys.readouterr().err
         assert reason in said
         assert len(said.splitlines()) == 1
-    original.check_original(str(GOLDEN / "activations.npz"), record.load_side("jax", checkpoint).config)
+    published.check_original(str(GOLDEN / "activations.npz"), record.load_side("jax", checkpoint).config)
 
 
 def test_a_file_of_activations_is_the_third_side():

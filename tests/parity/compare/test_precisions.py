@@ -14,11 +14,12 @@ from mt3_common.checkpoint.names import array_shapes
 from mt3_common.config import Config, NetworkConfig
 from parity import check
 from parity.commands import options
-from parity.compare import traces
+from parity.compare import budget, comparability, results, taps, traces
 from parity.diagnosis import diagnose
 from parity.sides import jax_side, record, torch_side
 from parity.trace import trace
 from parity.trace.inputs import with_tokens
+from parity.trace.precision import PRECISIONS, PRODUCT_BITS
 from torch_mt3.checkpoint import to_state_dict
 from torch_mt3.model import Transformer
 
@@ -96,23 +97,23 @@ def test_rounding_that_sharp_softmaxes_amplify_is_no_fault_and_a_fault_is():
     report = report_of(candidate, reference, given, "bfloat16")
     assert report.verdict == "same", report.first_difference
     excused = [row for row in report.rows if row.note.startswith("rounding, amplified")]
-    assert 1 < max(row.free.ratio for row in excused) < traces.AMPLIFIED / 2
+    assert 1 < max(row.free.ratio for row in excused) < budget.AMPLIFIED / 2
     # the same excess is a difference with one module over its budget in any precision, or missing, or float64 wrong
     wo = [row for row in report.rows if row.section == "taps" and row.name == "encoder/layers_0/mlp/wo"]
     logits = next(row for row in report.rows if row.section == "logits" and row.precision == "float64")
     for culprit, kind in [*((row, "local") for row in wo), (wo[0], "free"), (logits, "free")]:
         measure = getattr(culprit, kind)
-        for changed in (dataclasses.replace(measure, ratio=1.1 if kind == "local" else 1.01 * traces.AMPLIFIED), None):
+        for changed in (dataclasses.replace(measure, ratio=1.1 if kind == "local" else 1.01 * budget.AMPLIFIED), None):
             setattr(culprit, kind, changed)
             for row in excused:
                 row.verdict = "different"
-            traces.excuse_amplified(report.rows)
+            taps.excuse_amplified(report.rows)
             assert {row.verdict for row in excused} == {"different"}, (culprit.name, culprit.precision, kind)
         setattr(culprit, kind, measure)
     # nor is more than AMPLIFIED excused
     some = next(row for row in excused if row.precision == "float32")
-    some.free.ratio = 1.01 * traces.AMPLIFIED
-    traces.excuse_amplified(report.rows)
+    some.free.ratio = 1.01 * budget.AMPLIFIED
+    taps.excuse_amplified(report.rows)
     assert [row for row in excused if row.verdict == "different"] == [some]
     # a module that is wrong in the fifth digit
     encoder, plain = candidate.model.encoder, candidate.model.encoder.output_dropout.forward
@@ -134,9 +135,9 @@ def test_where_bfloat16_leaves_nothing_to_compare_modules_are_still_judged():
     first = report_of(reference, candidate, given, "bfloat16").first_difference
     assert (first.name, first.precision) == ("decoder/layers_1/mlp", "bfloat16")
     truth, noise = np.ones(9), np.full(9, 0.3)
-    assert traces.judge_short(truth, truth + 5, noise, "bfloat16").ratio is None
-    assert traces.judge_short(truth, truth + 5, noise, "float32").ratio > 1
-    assert traces.judge_short(truth, truth + np.nan, noise, "bfloat16").ratio == np.inf
+    assert budget.judge_short(truth, truth + 5, noise, "bfloat16").ratio is None
+    assert budget.judge_short(truth, truth + 5, noise, "float32").ratio > 1
+    assert budget.judge_short(truth, truth + np.nan, noise, "bfloat16").ratio == np.inf
 
 
 def test_a_fault_in_bfloat16_alone_is_found_where_it_is():
@@ -193,7 +194,8 @@ def tf32(monkeypatch):
         plain = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda a, b, *rest, **more: plain(rounding(a), rounding(b), *rest, **more))
 
-    monkeypatch.setattr(trace, "check_device", entered)
+    for side in (jax_side, torch_side):
+        monkeypatch.setattr(side, "check_device", entered)
     patched(jax.lax, "dot_general", jax_rounded)
     patched(jax_mt3.model, "einsum", jax_rounded)
     patched(torch.nn.functional, "linear", torch_rounded)
@@ -253,7 +255,7 @@ def test_a_fault_in_tf32_alone_is_found_where_it_is_and_named(tf32, change, monk
 def test_the_doctor_finds_nothing_in_a_clean_pair_in_any_precision(tf32, seed, gain):
     *pair, given = sides(seed, gain)
     for side in pair:
-        found = record.record(side, given, trace.PRECISIONS)
+        found = record.record(side, given, PRECISIONS)
         assert diagnose.name_faults(found, side.arrays(), CONFIG) == [], side.framework
 
 
@@ -261,17 +263,17 @@ def test_the_doctor_finds_nothing_in_a_clean_pair_in_any_precision(tf32, seed, g
 def test_products_of_other_bits_are_refused(tf32, bits):
     tf32["torch bits"] = bits
     report = report_of(*sides(0), "tf32")
-    assert report.exit_code == traces.REFUSED
+    assert report.exit_code == results.REFUSED
     assert f"torch tf32: {bits} bits went into a product, not 10" in "; ".join(report.refusals)
 
 
 def test_tf32_must_be_stated_and_read_back():
     run = trace.Pass("tf32", {}, {}, np.zeros(1), True)
-    assert "nobody read back" in traces.wrong_mode(run)[0]
+    assert "nobody read back" in comparability.wrong_mode(run)[0]
     run.mode |= {"product_bits": 10}
-    assert traces.wrong_mode(run) == []
+    assert comparability.wrong_mode(run) == []
     for mode in ({"allow_tf32": False}, {"jax_default_matmul_precision": "highest"}, {"inputs": ["bfloat16"]}):
-        assert traces.wrong_mode(dataclasses.replace(run, mode=run.mode | mode)), mode
+        assert comparability.wrong_mode(dataclasses.replace(run, mode=run.mode | mode)), mode
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
@@ -282,8 +284,8 @@ def test_what_goes_into_a_product_is_read_back(precision):
     with torch_side.exact_mode(precision, torch.device("cpu")):
         modes.append(torch_side.read_mode(precision, torch.device("cpu")))
     for mode in modes:
-        assert mode["product_bits"] == traces.PRODUCT_BITS[precision]
-        assert traces.wrong_mode(trace.Pass(precision, mode, {}, np.zeros(1), True)) == []
+        assert mode["product_bits"] == PRODUCT_BITS[precision]
+        assert comparability.wrong_mode(trace.Pass(precision, mode, {}, np.zeros(1), True)) == []
 
 
 def test_no_tf32_on_a_processor():

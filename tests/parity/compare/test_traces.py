@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from parity.compare import traces
-from parity.compare.traces import judge, measure
+from parity.compare import results, traces
+from parity.compare.budget import judge, measure
 from parity.sides import record
-from parity.trace import trace
+from parity.trace import file, trace
 from torch_mt3.model import Attention
 
 ROOT = Path(__file__).parents[3]
@@ -294,8 +294,8 @@ def test_shapes_are_never_cut(reference, candidate):
 
 
 def test_nothing_compared_is_refused():
-    assert traces.Report().verdict == "refused"
-    assert traces.Report(rows=[traces.Row("taps", "a", "skipped")]).verdict == "refused"
+    assert results.Report().verdict == "refused"
+    assert results.Report(rows=[results.Row("taps", "a", "skipped")]).verdict == "refused"
 
 
 def test_a_broken_reference_does_not_widen_the_budget():
@@ -332,8 +332,8 @@ def test_measure_says_what_tolerance_would_have_been_needed():
 
 
 def test_traces_in_files_give_the_same_report_without_a_framework(reference, candidate, tmp_path):
-    trace.save(tmp_path / "a", reference)
-    trace.save(tmp_path / "b", candidate)
+    file.save(tmp_path / "a", reference)
+    file.save(tmp_path / "b", candidate)
     program = (
         "import sys\n"
         "from parity.__main__ import main\n"

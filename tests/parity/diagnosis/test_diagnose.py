@@ -13,14 +13,14 @@ import torch
 from mt3_common.checkpoint import checkpoint
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from parity import __main__ as cli
-from parity.compare.traces import real_rows
+from parity.compare.budget import real_rows
 from parity.diagnosis import diagnose, modules
 from parity.diagnosis.candidate import Candidate, read_original
 from parity.diagnosis.effect import probe
 from parity.diagnosis.evidence import likeliest
 from parity.sides import numpy_network
 from parity.sides.numpy_network import Behaviour
-from parity.trace import trace
+from parity.trace import file, trace
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "model"
 ORIGINAL = GOLDEN / "checkpoints" / "t5x_zarr"
@@ -849,7 +849,7 @@ def test_a_recorded_trace_is_diagnosed(original, tmp_path, capsys):
     run = trace.Pass("float64", {}, outputs, outputs["decoder"], True)
     given = trace.Trace("somebody's", {}, config.to_dict(), trace.fingerprint(arrays), inputs, {"float64": run})
     path = tmp_path / "theirs.safetensors"
-    trace.save(path, given)
+    file.save(path, given)
     assert cli.main(["diagnose", str(path), "--against", str(ORIGINAL)]) == 1
     assert "encoder/layers_0/mlp and 4 more: ReLU in place of GELU (restores parity" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from parity import __main__ as cli
-from parity.compare import traces
+from parity.compare import results
 from parity.diagnosis import modules
 from parity.mutation import faults, mutants, processors
 from parity.sides import numpy_network
@@ -187,7 +187,7 @@ def test_libraries_obey_the_limit():
 
 def test_other_processors_have_no_avx2(monkeypatch, capsys):
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
-    assert cli.main(["mutants", "--isa", "avx2"]) == traces.BAD_INPUT
+    assert cli.main(["mutants", "--isa", "avx2"]) == results.BAD_INPUT
     assert "a processor of the sort arm64 has no AVX2" in capsys.readouterr().err
 
 
@@ -211,7 +211,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, capsys, monkeypatch):
     assert len(judged) == count + 1
     for foreign in ("nothing\n" + lines[0], "nothing\n", "nothing"):
         path.write_text(foreign)
-        assert cli.main(command) == traces.BAD_INPUT
+        assert cli.main(command) == results.BAD_INPUT
         assert "line 1: not outcomes" in capsys.readouterr().err
         assert path.read_text() == foreign
 

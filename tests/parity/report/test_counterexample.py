@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from parity.compare import traces
+from parity.compare import results, traces
 from parity.report import counterexample
 from parity.sides import record
 
@@ -76,18 +76,18 @@ def test_clean_twins_have_none(reference, trace, inputs):
 
 
 def test_what_is_in_no_module_has_none_and_says_so(tmp_path):
-    lost = traces.Measure(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1, None)
+    lost = results.Measure(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1, None)
     rows = [
-        traces.Row("weights", "a/kernel", "different"),
+        results.Row("weights", "a/kernel", "different"),
         # in bfloat16 noise can be as large as the values, so that nothing is judged
-        traces.Row("taps", "a", "same", "bfloat16", lost, lost),
-        traces.Row("decode path", "cached steps", "different", "float64"),
+        results.Row("taps", "a", "same", "bfloat16", lost, lost),
+        results.Row("decode path", "cached steps", "different", "float64"),
     ]
-    report = traces.Report(rows=rows)
+    report = results.Report(rows=rows)
     assert counterexample.shrink(report, None, None, (None, None)) is None
     said = counterexample.sentence(None, tmp_path, report)
     assert said.startswith("none: the difference is in weights, decode path and not in one module")
-    said = counterexample.sentence(None, tmp_path, traces.Report(rows=[traces.Row("original", "a", "different")]))
+    said = counterexample.sentence(None, tmp_path, results.Report(rows=[results.Row("original", "a", "different")]))
     assert said.startswith("none: the difference is in the original (the published MT3 that --oracle names) and not")
 
 
@@ -135,5 +135,5 @@ def test_the_scripts_replay_it(reference, trace, inputs, tmp_path):
     assert by_jax[:2] == by_torch[:2] == ("encoder/layers_0/mlp/wo", "float64")
     assert by_jax[2] <= 1e-13 * by_jax[3]
     assert abs(by_torch[2] / by_torch[3] - 0.01) < 1e-5
-    said = counterexample.sentence(found, tmp_path, traces.Report())
+    said = counterexample.sentence(found, tmp_path, results.Report())
     assert "encoder/layers_0/mlp/wo float64 on inputs (1, 1, 40)" in said

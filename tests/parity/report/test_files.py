@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from parity.compare.traces import Measure, Report, Row
-from parity.report import files
+from parity.compare.results import Measure, Report, Row
+from parity.report import files, table, terminal
 from parity.report.html import page
 
 VOID = {"meta", "line", "br"}
@@ -59,7 +59,7 @@ def test_the_page_shows_what_amplifies():
 def test_people_are_shown_ten_causes_and_programs_all():
     found = example(causes=[f"module {index} <b>: wrong" for index in range(12)])
     console = Console(width=150, record=True, file=io.StringIO())
-    files.show(found, console=console)
+    terminal.show(found, console=console)
     for text in (console.export_text(), page(found), files.to_markdown(found)):
         assert "module 9 " in text
         assert "module 10 " not in text
@@ -146,12 +146,12 @@ def test_markdown_table_is_rectangular():
 
 def test_the_terminal_says_what_matters():
     console = Console(width=150, record=True, file=io.StringIO())
-    files.show(example(), console=console)
+    terminal.show(example(), console=console)
     printed = console.export_text()
     assert printed.startswith("DIFFERENT")
     assert "first difference: decoder/layers_0/b float64 local error 2.0e+09 times its budget" in printed
     assert "segment 0 float32: 3 tokens, equal" in printed
-    files.show(example(), everything=True, console=console)
+    terminal.show(example(), everything=True, console=console)
     assert "decoder/layers_0/b" in console.export_text()
 
 
@@ -159,7 +159,7 @@ def test_the_terminal_says_what_matters():
     ("value", "text"), [(None, ""), (0.0, "0"), (0.314, "0.31"), (2.4e-7, "2.4e-07"), (5e9, "5.0e+09")]
 )
 def test_number(value, text):
-    assert files.number(value) == text
+    assert table.number(value) == text
 
 
 def test_files_are_replaced_whole(tmp_path):

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from parity.trace.trace import Call, Pass, Trace, TraceError, digest, load, same_bits, save, unrolled
+from parity.sides.cache import unrolled
+from parity.trace.file import TraceError, load, save
+from parity.trace.trace import Call, Pass, Trace, digest, same_bits
 
 
 def small_trace() -> Trace:

@@ -1,0 +1,132 @@
+"""Taps and logits of two traces, in multiples of their budgets."""
+
+import numpy as np
+
+from parity.compare.budget import AMPLIFIED, judge_short, measure, real_rows
+from parity.compare.results import Row, over
+from parity.trace.precision import EPSILON
+from parity.trace.trace import Pass, Trace
+
+# what a row says then
+GREW = "rounding, amplified"
+
+
+LOST = "judged module by module: in this precision the reference's own noise is as large as the values"
+
+
+def compare_taps(reference: Trace, candidate: Trace, precision: str) -> list[Row]:
+    """A row per tap of either side in execution order: free-running and local error in multiples of their budgets."""
+    truth, run, other = reference.passes["float64"], reference.passes[precision], candidate.passes[precision]
+    low_name = next(name for name in reference.passes if name != "float64") if precision == "float64" else precision
+    low = reference.passes[low_name]
+    scale = EPSILON[precision] / EPSILON[low_name]
+    targets = reference.inputs.get("decoder_target_tokens")
+    rows: list[Row] = []
+    culprits: list[str] = []
+    for tap in [*run.outputs, *(tap for tap in other.outputs if tap not in run.outputs)]:
+        if tap not in run.outputs or tap not in other.outputs:
+            only = "reference" if tap in run.outputs else "candidate"
+            missing = candidate.framework if tap in run.outputs else reference.framework
+            rows.append(Row("taps", tap, "different", precision, note=f"{missing} has no such tap", only=only))
+            continue
+        a, b = run.outputs[tap], other.outputs[tap]
+        if a.shape != b.shape:
+            rows.append(Row("taps", tap, "different", precision, note=f"shape {a.shape} against {b.shape}"))
+            continue
+        absent = [
+            name
+            for name, found in (("local", other.local), ("exact", low.exact), ("float64", truth.outputs))
+            if tap not in found
+        ]
+        if absent:
+            rows.append(Row("taps", tap, "skipped", precision, note=f"no {' and no '.join(absent)} output recorded"))
+            continue
+
+        def real(array: np.ndarray, tap: str = tap) -> np.ndarray:
+            return real_rows(tap, array, targets)
+
+        if other.local[tap].shape != a.shape:
+            note = f"fed the reference's inputs, it has shape {other.local[tap].shape}"
+            rows.append(Row("taps", tap, "different", precision, note=note))
+            continue
+        exact64 = real(truth.outputs[tap]).astype(np.float64)
+        noise = (real(low.outputs[tap]) - exact64) * scale
+        free = judge_short(exact64, real(b), noise, precision)
+        exact_local = real(low.exact[tap]).astype(np.float64)
+        local_noise = (real(low.outputs[tap]) - exact_local) * scale
+        local_truth = exact64 if precision == "float64" else exact_local
+        local = judge_short(local_truth, real(other.local[tap]), local_noise, precision)
+        row = Row("taps", tap, "different" if over(free) or over(local) else "same", precision, free, local)
+        row.amplification = amplification(tap, run, other, targets)
+        if not np.isfinite(free.max_abs) or not np.isfinite(local.max_abs):
+            row.note = "not finite"
+        elif over(local):
+            inside = next((name for name in culprits if name.startswith(f"{tap}/")), None)
+            row.note = f"local: contains {inside}" if inside else "local: differs on the reference's own inputs"
+            culprits.append(tap)
+        elif over(free):
+            row.note = "inherited: right on the reference's inputs"
+        elif free.ratio is None:
+            row.note = LOST
+        rows.append(row)
+    judged = [row.name for row in rows if row.local is not None and row.local.ratio is not None]
+    for row in rows:
+        if row.local is not None and row.local.ratio is None and not any(n.startswith(f"{row.name}/") for n in judged):
+            row.verdict, row.note = "different", f"nothing in it could be judged: its noise in {precision} is too large"
+    return rows
+
+
+def excuse_amplified(rows: list[Row]) -> None:
+    """Makes rows the same whose free-running error is rounding that grew: at most AMPLIFIED times its budget.
+
+    Only where nothing else can have caused it: every tap is there on both sides and, on the reference's own inputs,
+    within its budget in every precision; and nothing in float64 is more than AMPLIFIED times over, as wrong wiring is.
+    """
+    taps = [row for row in rows if row.section == "taps"]
+    exact = [row for row in rows if row.precision == "float64"]
+    if any(row.local is None or over(row.local) for row in taps):
+        return
+    if not exact or not all(row.free is not None and row.free.ratio <= AMPLIFIED for row in exact):
+        return
+    for row in rows:
+        if row.verdict == "different" and over(row.free) and row.free.ratio <= AMPLIFIED:
+            row.verdict = "same"
+            row.note = f"{GREW} to {row.free.ratio:.1f} budgets: every module is right on its own inputs"
+
+
+def amplification(tap: str, run: Pass, other: Pass, targets: np.ndarray | None) -> float | None:
+    """Relative error of a tap over the largest relative error among its inputs, free-running; None if none came in."""
+    if tap not in run.calls or tap not in other.calls:
+        return None
+
+    def error(a: np.ndarray, b: np.ndarray) -> float:
+        found = measure(real_rows(tap, a, targets), real_rows(tap, b, targets))
+        return found.rms / found.size if found.size else 0.0
+
+    pairs = [
+        (a, b)
+        for a, b in zip(run.calls[tap].args, other.calls[tap].args)
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype.kind == "f" and a.shape == b.shape
+    ]
+    coming = max((error(a, b) for a, b in pairs), default=0.0)
+    going = error(run.outputs[tap], other.outputs[tap])
+    return going / coming if coming > 0.0 and np.isfinite(going) else None
+
+
+def compare_logits(reference: Trace, candidate: Trace, precision: str) -> list[Row]:
+    """One row: the logits in one precision, with the share of positions whose best token is another one."""
+    run, other = reference.passes[precision], candidate.passes[precision]
+    if run.logits.shape != other.logits.shape:
+        note = f"shape {run.logits.shape} against {other.logits.shape}"
+        return [Row("logits", "logits", "different", precision, note=note)]
+    low_name = next(name for name in reference.passes if name != "float64") if precision == "float64" else precision
+    targets = reference.inputs.get("decoder_target_tokens")
+    truth = reference.passes["float64"].logits
+    real = np.ones(truth.shape[:-1], bool) if targets is None else targets > 0
+    noise = (reference.passes[low_name].logits - truth)[real] * (EPSILON[precision] / EPSILON[low_name])
+    free = judge_short(truth[real], other.logits[real], noise, precision)
+    moved = int((run.logits[real].argmax(-1) != other.logits[real].argmax(-1)).sum())
+    note = f"best token differs at {moved} of {int(real.sum())} positions"
+    if free.ratio is None:
+        note += f"; {LOST}"
+    return [Row("logits", "logits", "different" if over(free) else "same", precision, free, note=note)]

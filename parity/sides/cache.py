@@ -1,0 +1,41 @@
+"""A decoding cache under the names of the taps that it should equal."""
+
+import numpy as np
+
+# tokens that a cache has had before the ones that are compared, so that its ring comes round
+WARM_UP = 37
+
+
+def unrolled(
+    self_keys: list[np.ndarray],
+    self_values: list[np.ndarray],
+    cross_keys: list[np.ndarray],
+    cross_values: list[np.ndarray],
+    slot: int,
+    length: int,
+) -> dict[str, np.ndarray]:
+    """What a decoding cache holds, under the names and in the shapes of the taps that it should equal.
+
+    Args:
+        self_keys, self_values: per layer (b, h, ring, d), `slot` being the slot after the last token's.
+        cross_keys, cross_values: per layer (b, h, frames, d).
+        length: tokens to take, in order.
+
+    Returns:
+        tap -> (b, length or frames, h * d).
+    """
+
+    def joined(array: np.ndarray) -> np.ndarray:
+        array = np.swapaxes(array, 1, 2)
+        return array.reshape(*array.shape[:2], -1)
+
+    slots = (slot - length + np.arange(length)) % self_keys[0].shape[2]
+    found = {}
+    for layer, arrays in enumerate(zip(self_keys, self_values, cross_keys, cross_values, strict=True)):
+        for name, array in zip(("self_attention/key", "self_attention/value"), arrays[:2], strict=True):
+            found[f"decoder/layers_{layer}/{name}"] = joined(array[:, :, slots])
+        for name, array in zip(
+            ("encoder_decoder_attention/key", "encoder_decoder_attention/value"), arrays[2:], strict=True
+        ):
+            found[f"decoder/layers_{layer}/{name}"] = joined(array)
+    return found
