@@ -27,7 +27,7 @@ from mt3_common.config import Config
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example, Generator
 from mt3_common.notes.note import Note
-from mt3_common.training.batches import batch_of, load_batches
+from mt3_common.training.batches import load_batches, make_batch
 from mt3_common.training.config import TrainingConfig, read_config
 from mt3_common.training.initial import initial_arrays
 
@@ -80,7 +80,7 @@ def step_rate(
     learner = importlib.import_module(f"{program}_mt3.train").Learner(
         config, settings, initial_arrays(config.network), {}, device
     )
-    batches = [batch_of(source, settings, 0, part) for part in range(settings.accumulate)]
+    batches = [make_batch(source, settings, 0, part) for part in range(settings.accumulate)]
     learner.update(batches, 0, 1e-4)
     began = time.perf_counter()
     for step in range(1, steps + 1):

@@ -31,9 +31,9 @@ from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig
 from mt3_common.data.shards import Batch
 from mt3_common.training import labels as training_labels
-from mt3_common.training.batches import padded_batch
+from mt3_common.training.batches import pad_batch
 from mt3_common.training.config import TrainingConfig
-from mt3_common.training.learner import check_share, first_average, pack, unpack
+from mt3_common.training.learner import check_share, initial_average, pack, unpack
 
 
 def loss_and_gradients(
@@ -152,7 +152,7 @@ class Learner:
             else:
                 zeros = {"m": np.zeros(weight.shape), "v": np.zeros(weight.shape), "count": np.zeros(())}
                 self.states.setdefault(name, {slot: self._array(array) for slot, array in zeros.items()})
-        averages = first_average(settings, arrays, slots)
+        averages = initial_average(settings, arrays, slots)
         self.average = {name: self._array(array) for name, array in averages.items()}
 
     def update(self, batches: Sequence[Batch], step: int, learning_rate: float) -> dict[str, float]:
@@ -183,7 +183,7 @@ class Learner:
 
     def token_loss(self, batch: Batch) -> tuple[float, int]:
         """Cross-entropy of averaged() summed over the targets of a batch, without dropout, and their number."""
-        inputs = self._inputs(padded_batch(batch, self.num_devices))
+        inputs = self._inputs(pad_batch(batch, self.num_devices))
         return float(self._token_loss(self.average or self.weights, *inputs)), int((batch.targets > 0).sum())
 
     def transcribe(self, frames: np.ndarray) -> list[np.ndarray]:
@@ -272,10 +272,10 @@ class Learner:
         """What `alignment` teaches, the fields of Places, and `contents`, labels and next events; None for neither."""
         if not (self.settings.alignment or self.settings.contents):
             return None
-        where = training_labels.places(batch, self.config)
+        where = training_labels.event_frames(batch, self.config)
         arrays = [array.astype(self.wide) for array in where]
         if self.settings.contents:
-            labels, coming = training_labels.contents(batch, training_labels.soft_rolls(batch.rolls), where)
+            labels, coming = training_labels.decoder_labels(batch, training_labels.soft_rolls(batch.rolls), where)
             arrays += [labels.astype(self.wide), coming]
         return tuple(self._put(array, self.shared) for array in arrays)
 
@@ -285,7 +285,7 @@ class Learner:
         total = jnp.zeros((), self.wide)
         if self.settings.alignment:
             width = self.config.network.head_dim
-            for layer, head, field in training_labels.looking_heads(self.config):
+            for layer, head, field in training_labels.supervised_heads(self.config):
                 attention = seen[f"layers_{layer}"]["encoder_decoder_attention"]
                 query, key = (
                     attention[part]["__call__"][0][..., head * width : (head + 1) * width] for part in ("query", "key")

@@ -21,9 +21,9 @@ from mt3_common.cli import train as command_line
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch
 from mt3_common.training import labels as training_labels
-from mt3_common.training.batches import first_line, padded_batch
+from mt3_common.training.batches import first_line, pad_batch
 from mt3_common.training.config import TrainingConfig
-from mt3_common.training.learner import check_share, first_average, pack, unpack
+from mt3_common.training.learner import check_share, initial_average, pack, unpack
 from torch_mt3.checkpoint import _renamed, to_state_dict
 from torch_mt3.decode import generate
 from torch_mt3.infer import find_device
@@ -134,7 +134,7 @@ class Learner:
                 }
             elif settings.optimizer == "adafactor":
                 self.states.setdefault(name, adafactor_slots(weight.detach()))
-        averages = first_average(settings, arrays, slots)
+        averages = initial_average(settings, arrays, slots)
         self.average = {name: self._tensor(array) for name, array in averages.items()}
         with torch.device("meta"):
             self.model = Transformer(config.network)
@@ -185,7 +185,7 @@ class Learner:
     @torch.no_grad()
     def token_loss(self, batch: Batch) -> tuple[float, int]:
         """Cross-entropy of averaged() summed over the targets of a batch, without dropout, and their number."""
-        share = self._share(padded_batch(batch, self.num_devices))
+        share = self._share(pad_batch(batch, self.num_devices))
         weights = self.average or self.weights
         encoded = self._call("encoder", weights, self._tensor(share.frames))
         inputs, targets = (torch.from_numpy(ids).to(self.device).long() for ids in (share.inputs, share.targets))
@@ -250,18 +250,18 @@ class Learner:
 
     def _reading_loss(self, batch: Batch) -> torch.Tensor:
         """The losses `alignment` and `contents` on the last call of the decoder, weighted, summed over tokens."""
-        where = training_labels.places(batch, self.config)
+        where = training_labels.event_frames(batch, self.config)
         real = torch.from_numpy(batch.targets > 0).to(self.device)
         total = torch.zeros((), dtype=self.wide, device=self.device)
         if self.settings.alignment:
             width = self.config.network.head_dim
-            for layer, head, field in training_labels.looking_heads(self.config):
+            for layer, head, field in training_labels.supervised_heads(self.config):
                 query, key = (
                     self.seen[part, layer][..., head * width : (head + 1) * width] for part in ("query", "key")
                 )
                 total = total + self.settings.alignment * alignment_loss(query, key, self._tensor(where[field]), real)
         if self.settings.contents:
-            labels, coming = training_labels.contents(batch, training_labels.soft_rolls(batch.rolls), where)
+            labels, coming = training_labels.decoder_labels(batch, training_labels.soft_rolls(batch.rolls), where)
             labels, coming = self._tensor(labels), torch.from_numpy(coming).to(self.device)
             for layer in range(self.config.network.num_decoder_layers - 1):
                 head = self.weights[f"auxiliary/kernel_{layer}"], self.weights[f"auxiliary/bias_{layer}"]

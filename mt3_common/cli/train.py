@@ -19,15 +19,15 @@ from mt3_common.checkpoint.torch_pickle import read_any
 from mt3_common.cli.dataset import add_arguments, generator_of, write_sources
 from mt3_common.config import Config
 from mt3_common.data.shards import Shards, Stream
-from mt3_common.training import logs as curves
 from mt3_common.training.batches import open_shards
-from mt3_common.training.config import PRESETS, TrainingConfig, TrainingError, _settings_of, read_config
+from mt3_common.training.config import PRESETS, TrainingConfig, TrainingError, read_config, stated_settings
 from mt3_common.training.initial import drawn_arrays
 from mt3_common.training.learner import Learner
+from mt3_common.training.logs import Log, TensorBoard, WandB
 from mt3_common.training.loop import fit
-from mt3_common.training.run_folder import about, recover, write_whole
+from mt3_common.training.run_folder import recover, run_description, write_whole
 
-# segments of a Stream that are made and mixed at once: from 17 examples of 20 s where segments are of 1.28 s; 40 MB
+# segments of one block of a Stream: 17 examples of 20 s for segments of 1.28 s; 40 MB
 SEGMENTS_TOGETHER = 256
 
 
@@ -38,7 +38,15 @@ def main(
     argv: Sequence[str] | None = None,
     command: str | None = None,
 ) -> int:
-    """Runs `python -m {program}.train`; returns the exit status: 0, 1 for an error, 130 after Ctrl-C."""
+    """Run the command of a twin's training; return the exit status: 0, 1 for an error, 130 after Ctrl-C.
+
+    Args:
+        program: package of the twin.
+        make_learner: function of config, settings, arrays, slots and device that returns a Learner.
+        join: waits until all processes of a distributed run have started.
+        argv: arguments; None for those of the process.
+        command: name of the program in the help text; None for the module's.
+    """
     try:
         options = parse(command or f"python -m {program}.train", sys.argv[1:] if argv is None else list(argv))
         run(program, make_learner, join, options)
@@ -49,7 +57,7 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        # JAX's and PyTorch's own errors
+        # JAX and PyTorch report exhausted memory by exceptions of their own.
         if not isinstance(error, MemoryError) and not re.search("memory|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE):
             raise
         print(
@@ -62,27 +70,31 @@ def main(
 
 
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments as argparse gives them."""
+    """Parse the arguments."""
     parser = argparse.ArgumentParser(
         prog=command,
-        description="Trains an MT3 network on shards (mt3 data shards), on music that is played as it "
-        "is needed, or on recordings. A run that was cut off goes on.",
+        description="Train an MT3 network on shards (mt3 data shards), on music that is rendered as it is needed, or on "
+        "recordings. An interrupted run resumes.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     presets = sorted(path.stem for path in PRESETS.glob("*.json"))
-    add("run", type=Path, metavar="RUN", help="folder of the run; one that is there goes on")
+    add("run", type=Path, metavar="RUN", help="folder of the run; an existing one resumes")
     add("--data", type=Path, nargs="+", metavar="DIR", help="folders of shards to train on; without them:")
     add_arguments(parser)
     add("--validation", type=Path, nargs="+", metavar="DIR", help="shards to choose the best checkpoint with")
-    add("--preset", choices=presets, metavar="NAME", help=f"settings to begin with: {', '.join(presets)}")
+    add("--preset", choices=presets, metavar="NAME", help=f"settings to start from: {', '.join(presets)}")
     add("--config", type=Path, metavar="FILE", help='JSON: {"model": {...}, "training": {...}}; default: MT3')
-    add("--warm-start", metavar="CHECKPOINT", help="begin with the arrays of any checkpoint that infer reads")
-    add("--model", choices=("mt3", "ismir2021"), help="what the warm start is, where neither it nor its name tells")
+    add("--warm-start", metavar="CHECKPOINT", help="start from the arrays of any checkpoint that infer reads")
+    add(
+        "--model",
+        choices=("mt3", "ismir2021"),
+        help="model of the warm start, if neither files nor name say so",
+    )
     add("--max-steps", type=int, metavar="N", help="instead of the config's steps")
     add("--val-every", type=int, metavar="N", help="instead of the config's validate_every")
-    add("--workers", type=int, default=0, metavar="N", help="processes that make batches ahead; default: this one")
-    add("--device", metavar="D", help="cpu, gpu, gpu:1, …; default: all GPUs (PyTorch: one a process), else the CPU")
+    add("--workers", type=int, default=0, metavar="N", help="processes that make batches ahead of time; default: none")
+    add("--device", metavar="D", help="cpu, gpu, gpu:1, …; default: all GPUs (PyTorch: one per process), else the CPU")
     add(
         "--distributed",
         action="store_true",
@@ -97,22 +109,22 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
 def run(
     program: str, make_learner: Callable[..., Learner], join: Callable[[], None], options: argparse.Namespace
 ) -> None:
-    """Trains as the arguments say.
+    """Train as the arguments say.
 
     Raises:
-        ValueError: the arguments, the data or the checkpoint are not usable, or the loss is no number any more.
+        ValueError: the arguments, the data or the checkpoint are unusable, or the loss is no longer finite.
     """
     config, settings = read_config(options.config, options.preset)
-    typed = {"steps": options.max_steps, "validate_every": options.val_every}
-    settings = dataclasses.replace(settings, **{name: value for name, value in typed.items() if value is not None})
+    overrides = {"steps": options.max_steps, "validate_every": options.val_every}
+    settings = dataclasses.replace(settings, **{name: value for name, value in overrides.items() if value is not None})
     if settings.patience and not options.validation:
         raise TrainingError("patience needs --validation: without it nothing says when to end")
     if os.environ.get("RANK", "0") == "0":
         recover(options.run)
     if options.distributed:
-        # no process comes out of this before all of them are there
+        # returns once all processes have started
         join()
-    config, arrays, slots, begin = beginning(options, config)
+    config, arrays, slots, begin = starting_point(options, config)
     source = open_source(options, config, settings)
     validation = open_shards(options.validation, config) if options.validation else None
     if not arrays:
@@ -120,51 +132,51 @@ def run(
     learner = make_learner(config, settings, arrays, slots, options.device)
     if learner.writer:
         options.run.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(about(program, config, settings, options), indent=1, default=str)
+        text = json.dumps(run_description(program, config, settings, options), indent=1, default=str)
         write_whole(options.run / "run.json", text)
         if isinstance(source, Stream):
             path = options.run / "sources.json"
-            before = path.read_text() if begin and path.exists() else None
+            previous = path.read_text() if begin and path.exists() else None
             write_sources(path, source.generator, options, "train")
-            if before not in (None, path.read_text()):
+            if previous not in (None, path.read_text()):
                 print(f"note: {path} was another one: the run goes on with other music than it had", file=sys.stderr)
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(log) for log in open_logs(options, begin)] if learner.writer else []
         fit(learner, config, settings, source, validation, options.run, begin, options.quiet, options.workers, logs)
 
 
-def beginning(
+def starting_point(
     options: argparse.Namespace, config: Config
 ) -> tuple[Config, dict[str, np.ndarray], dict[str, np.ndarray], int]:
-    """The model's config, arrays (empty: to be drawn), slots and step that a run begins with.
+    """Return the model's config, arrays (empty: to be drawn), slots and step at the start of a run.
 
-    The config of a warm start is the checkpoint's, with what the preset and the file say of the model on top.
+    The config of a warm start is the checkpoint's, overridden by the model settings of the preset and the file.
 
     Raises:
         CheckpointError: last/ or the warm start cannot be read.
-        ConfigError: what is said contradicts the warm start's arrays.
+        ConfigError: the settings contradict the warm start's arrays.
     """
     last = options.run / "last"
     if last.exists():
-        found = checkpoint.read(last, optimizer=True)
-        return checkpoint.network_config(found.arrays, last), found.arrays, found.optimizer, found.step
+        state = checkpoint.read(last, optimizer=True)
+        return checkpoint.network_config(state.arrays, last), state.arrays, state.optimizer, state.step
     if options.warm_start:
-        place = find_checkpoint(options.warm_start)
-        # what arrays cannot tell may be stated, and what does not hang on them (segments, dropout) may be changed
+        named = find_checkpoint(options.warm_start)
+        # Settings may add what arrays cannot tell, and change what does not depend on them (segments, dropout).
         stated: dict[str, Any] = {}
-        for values in _settings_of(options.config, options.preset):
+        for values in stated_settings(options.config, options.preset):
             stated |= values.get("model", {})
-        arrays = read_any(place.path, stated)
-        model = options.model or place.model or None
-        return checkpoint.network_config(arrays, place.path, preset=model, overrides=stated), arrays, {}, 0
+        arrays = read_any(named.path, stated)
+        model = options.model or named.model or None
+        return checkpoint.network_config(arrays, named.path, preset=model, overrides=stated), arrays, {}, 0
     return config, {}, {}, 0
 
 
 def open_source(options: argparse.Namespace, config: Config, settings: TrainingConfig) -> Shards | Stream:
-    """What a run trains on.
+    """Open the segments that a run trains on.
 
     Raises:
-        ValueError: it is not said, or not usable.
+        ValueError: the arguments name none, contradict each other, or name unusable data.
     """
     if bool(options.data) == bool(options.fonts or options.midi or options.recordings):
         raise TrainingError(
@@ -177,11 +189,11 @@ def open_source(options: argparse.Namespace, config: Config, settings: TrainingC
     return Stream(generator, config, steps * settings.accumulate)
 
 
-def open_logs(options: argparse.Namespace, begin: int) -> list[curves.Log]:
-    """Where curves and pictures go, beside metrics.csv."""
-    logs: list[curves.Log] = []
+def open_logs(options: argparse.Namespace, begin: int) -> list[Log]:
+    """Open the logs beside metrics.csv."""
+    logs: list[Log] = []
     if options.tensorboard:
-        logs.append(curves.TensorBoard(options.run / "tensorboard", begin))
+        logs.append(TensorBoard(options.run / "tensorboard", begin))
     if options.wandb:
-        logs.append(curves.WandB(options.wandb, options.run, begin))
+        logs.append(WandB(options.wandb, options.run, begin))
     return logs

@@ -1,4 +1,4 @@
-"""The settings of a training run: TrainingConfig, presets, and the JSON files that they are read from."""
+"""Settings of a training run: TrainingConfig, presets, and the JSON files that hold them."""
 
 import dataclasses
 import json
@@ -11,48 +11,48 @@ from mt3_common.config import Config, ConfigError, Range, check_fields
 SCHEDULES = ("constant", "rsqrt", "cosine", "linear")
 OPTIMIZERS = ("adamw", "adafactor")
 DTYPES = ("float32", "bfloat16", "float64")
-# settings of ours for models and training, by name
+# JSON files of presets for models and training
 PRESETS = Path(__file__).parent / "presets"
 
 
 class TrainingError(ValueError):
-    """Training cannot begin or go on; what was saved is kept."""
+    """Training cannot start or continue; the last save is intact."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained.
+    """Settings of the optimizer, the losses and the schedule.
 
     Attributes:
-        steps: updates in all.
-        batch_size: segments of one batch.
-        accumulate: batches of one update.
+        steps: total number of updates.
+        batch_size: segments per batch.
+        accumulate: batches per update.
         optimizer: 'adamw' or 'adafactor' (T5X's, whose steps are relative to the arrays' size).
-        learning_rate: after warm-up.
+        learning_rate: peak value, after warm-up.
         schedule: after warm-up 'constant', 'rsqrt' (1 / sqrt(step / warmup_steps)), 'cosine' or 'linear' to 0.
-        decay_from: share of the steps after which 'cosine' and 'linear' begin.
+        decay_from: share of the steps after which 'cosine' and 'linear' start to decay.
         warmup_steps: the learning rate rises linearly until then.
         weight_decay: of 'adamw'.
-        clip: the gradients' norm at most; 0 for no limit.
+        clip: largest norm of the gradients; 0 for no limit.
         z_loss: weight of log(Z)^2 (MT3: 1e-4).
-        auxiliary: weight of the frame-wise loss on the encoder: what sounds, begins, is hit in each frame, read off
-            by a linear layer that is thrown away; 0 for none.
-        next_event: weight of a second frame-wise loss beside that one: the frame of the next beginning or end, which
-            the decoder has to say in its next shift.
-        alignment: weight of a loss on where heads of cross-attention look: at the frame that is written about, at
-            the next event's, and in the last layer at that of the token to come; 0 for none.
-        contents: weight of the frame-wise losses on what each decoder layer but the last knows of the frame that is
-            written about, and of when the next event comes; 0 for none. These two make a small decoder learn to read
+        auxiliary: weight of the frame-wise loss on the encoder: a linear layer, discarded after training, predicts
+            sounding notes, onsets and drum hits of each frame; 0 for none.
+        next_event: weight of a second frame-wise loss of that layer: the frame of the next onset or offset, which the
+            decoder's next shift token encodes.
+        alignment: weight of a loss on the attention of cross-attention heads: to the frame of the current event, to
+            that of the next one, and in the last layer to that of the target token; 0 for none.
+        contents: weight of the frame-wise losses on each decoder layer but the last: the roll at the frame of the
+            current event, and the frame of the next one; 0 for none. With `alignment` a small decoder learns to read
             the encoder in a tenth of the steps.
-        auxiliary_steps: in the first steps only that loss is trained; the decoder, much of the work, comes after them.
+        auxiliary_steps: initial steps that train with the encoder's auxiliary loss alone, without the decoder.
         dtype: of the computation; state is float32 at least.
-        equalizer: log magnitudes (natural) are shifted by smooth random curves of this deviation; 0 for none.
-        arranged: begin with arranged weights (mt3_common/training/initial.py) instead of MT3's draws.
+        equalizer: deviation of smooth random curves that are added to natural-log magnitudes; 0 for none.
+        arranged: start from arranged weights (mt3_common/training/initial.py) instead of MT3's draws.
         ema: decay of an exponential moving average of the weights, which validation and best/ use; 0 for none.
-        patience: looks at the validation segments without a better one after which training ends; 0 for never.
-        remat: layers are computed again for the gradients instead of kept: half as fast at worst, much less memory.
-        seed: of everything drawn.
-        validate_every: steps between saves, each with a look at the validation segments.
+        patience: validations without improvement after which training stops; 0 for never.
+        remat: recompute layers for the gradients instead of storing them: half as fast at worst, much less memory.
+        seed: of all random draws.
+        validate_every: steps between saves, each of which validates.
     """
 
     steps: int = 10000
@@ -89,29 +89,29 @@ class TrainingConfig:
             raise ConfigError("alignment and contents need what happens inside of layers, which remat throws away")
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step; the first one is step 0."""
+        """Return the learning rate of a step; the first one is step 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         if self.schedule == "rsqrt":
             return self.learning_rate * math.sqrt(self.warmup_steps / step)
         begin = max(self.warmup_steps, self.decay_from * self.steps)
-        done = min(1.0, max(0.0, (step - begin) / max(1.0, self.steps - begin)))
-        falling = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-        return self.learning_rate * falling[self.schedule]
+        progress = min(1.0, max(0.0, (step - begin) / max(1.0, self.steps - begin)))
+        factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        return self.learning_rate * factors[self.schedule]
 
     def average_decay(self, step: int) -> float:
-        """What the moving average keeps of itself in a step; less at the beginning, so that it forgets the draws."""
+        """Return the moving average's decay in a step; smaller in early steps, so that the initial draws fade."""
         return min(self.ema, (1 + step) / (10 + step))
 
 
 def read_config(path: Path | None, preset: str | None = None) -> tuple[Config, TrainingConfig]:
-    """Model and training of a preset with those of a JSON file on top; what neither says is MT3's.
+    """Read the settings of model and training: MT3's, overridden by a preset, overridden by a JSON file.
 
     Raises:
         ConfigError: a file cannot be read, or a setting is unknown or malformed.
     """
     model, training = Config().to_dict(), {}
-    for values in _settings_of(path, preset):
+    for values in stated_settings(path, preset):
         model, training = model | values.get("model", {}), training | values.get("training", {})
     try:
         return Config.from_dict(model), TrainingConfig(**training)
@@ -119,12 +119,17 @@ def read_config(path: Path | None, preset: str | None = None) -> tuple[Config, T
         raise ConfigError(f"{path or preset}: {error}") from error
 
 
-def _settings_of(path: Path | None, preset: str | None) -> list[dict[str, dict[str, Any]]]:
-    """What a preset and a file say, in this order."""
+def stated_settings(path: Path | None, preset: str | None) -> list[dict[str, dict[str, Any]]]:
+    """Return the settings stated by a preset and by a file, in this order."""
     return [_read_settings(file) for file in (PRESETS / f"{preset}.json" if preset else None, path) if file is not None]
 
 
 def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
+    """Read {"model": {…}, "training": {…}}.
+
+    Raises:
+        ConfigError: the file cannot be read, or it has other or unknown keys.
+    """
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -1,8 +1,8 @@
-"""The weights that training begins with, the same for both twins.
+"""Initial weights of training, the same for both twins.
 
-Drawn as MT3 draws them, then, where frames of the data are given, arranged so that a small network learns in hours
-what it would otherwise need days for: the projection of the frames is whitened, some heads look a fixed number of
-frames back or ahead, and the shift tokens' embeddings know which frame they mean. The architecture stays MT3's.
+They are drawn as MT3 draws them, then arranged by frames of the training data, so that a small network learns in hours
+instead of days: the projection of the frames is whitened, some heads attend a fixed number of frames back or ahead, and
+the embeddings of shift tokens encode their frame. The architecture stays MT3's.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from mt3_common.data.shards import Shards, Stream
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.training.config import TrainingConfig
 
-# dimensions of the residual stream that the encoder's positions get to themselves; 64 positions need no more
+# dimensions of the residual stream reserved for the encoder's positions; 64 positions need no more
 POSITION_DIMS = 24
-# frames that heads of the first encoder layers look ahead (None: left as drawn), and those of cross-attention from the
-# frame of a shift token
+# frames by which heads attend ahead (None: as drawn): in the first encoder layers from their own frame, in
+# cross-attention from the frame of a shift token
 ENCODER_OFFSETS = ((-2, 2, -5, 5), (-1, 1, -4, 8), (-3, 3, None, None), (0, -2, None, None))
 CROSS_OFFSETS = (0, 3, None, None)
 
 
 def initial_arrays(config: NetworkConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights as MT3 draws them: MT3's names -> float32.
+    """Draw random weights as MT3 does: MT3's names -> float32.
 
     Kernels are truncated normal with variance 1 / inputs (the queries' a further 1 / head_dim smaller), embeddings
     standard normal, scales 1.
@@ -45,7 +45,7 @@ def initial_arrays(config: NetworkConfig, seed: int = 0) -> dict[str, np.ndarray
 
 
 def arranged_arrays(config: Config, frames: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """initial_arrays, arranged for the data.
+    """Return initial_arrays arranged for the data.
 
     Args:
         config: of the model; its emb_dim must exceed POSITION_DIMS.
@@ -68,30 +68,30 @@ def arranged_arrays(config: Config, frames: np.ndarray, seed: int = 0) -> dict[s
     _, _, rows = np.linalg.svd(positions)
     basis, rest = rows[:POSITION_DIMS].T, rows[POSITION_DIMS:].T
 
-    # not centred: there are no biases, so the mean is one of the directions that are scaled down
+    # Uncentred: without biases, the mean is one of the directions that are scaled down.
     moments = frames.astype(np.float64).T @ frames / len(frames)
     scales, directions = np.linalg.eigh(moments)
-    kept = min(rest.shape[1], network.input_depth)
+    rank = min(rest.shape[1], network.input_depth)
     # 0.02: directions of less variance are noise between neighbouring bins
-    whitened = directions[:, ::-1][:, :kept] / np.sqrt(scales[::-1][:kept] + 0.02)
-    projection = whitened @ _rotation(rng, kept) @ rest[:, :kept].T
+    whitened = directions[:, ::-1][:, :rank] / np.sqrt(scales[::-1][:rank] + 0.02)
+    projection = whitened @ _rotation(rng, rank) @ rest[:, :rank].T
     arrays["encoder/continuous_inputs_projection/kernel"] = projection.astype(np.float32)
 
     for layer, offsets in zip(range(network.num_encoder_layers), ENCODER_OFFSETS):
-        _look(arrays, f"encoder/layers_{layer}/attention", offsets, basis, np.eye(width), network, rng)
-    # the decoder's own positions lie where they lie; times of shift tokens are turned away from them
+        _attend_at_offsets(arrays, f"encoder/layers_{layer}/attention", offsets, basis, np.eye(width), network, rng)
+    # The times of shift tokens are rotated away from the decoder's own positions.
     turned = _rotation(rng, width)
     vocabulary = Vocabulary(config.vocabulary)
     first, last = vocabulary.ranges["shift"]
     times = np.arange(last - first + 1) / config.vocabulary.steps_per_second
     embedding = _sinusoids(times * config.spectrogram.frames_per_second, network) @ turned.T
-    # 1.2: as large as the standard normal rows beside them
+    # 1.2: the norm of the standard normal rows of other tokens
     arrays["decoder/token_embedder/embedding"][3 + first : 3 + last + 1] = 1.2 * embedding + 0.1 * rng.standard_normal(
         embedding.shape
     )
     for layer in range(network.num_decoder_layers):
         name = f"decoder/layers_{layer}/encoder_decoder_attention"
-        _look(arrays, name, CROSS_OFFSETS, basis, turned, network, rng)
+        _attend_at_offsets(arrays, name, CROSS_OFFSETS, basis, turned, network, rng)
     _carry_time(arrays, embedding, basis, turned, config, rng)
     return arrays
 
@@ -104,20 +104,25 @@ def _carry_time(
     config: Config,
     rng: np.random.Generator,
 ) -> None:
-    """Makes the first self-attention head of the decoder bring the time of the last shift token; changes arrays.
+    """Let the decoder's first self-attention head copy the time of the last shift token; changes arrays.
 
-    Then every token's query of cross-attention holds the frame that is being written about. The head's key asks
-    whether a token is a shift (all of them share the slow cosines) and how near it is; its value is the time.
+    Every token's query of cross-attention then holds the frame of the current event. The head's key encodes whether a
+    token is a shift (they all share the slow cosines) and its position; its value is the time.
 
     Args:
+        arrays: all weights, by name.
         shifts: (n, emb_dim), embeddings of the shift tokens.
+        basis: (emb_dim, POSITION_DIMS), directions of the encoder's positions.
+        turned: (emb_dim, emb_dim), rotation of the times.
+        config: of the model.
+        rng: of all draws.
     """
     network = config.network
     positions = _sinusoids(np.arange(256), network)
     near = np.linalg.svd(positions)[2][: network.head_dim - 1].T
     constant, shift = positions.mean(axis=0), shifts[: config.vocabulary.steps_per_second].mean(axis=0)
     kernels = {"query": near, "key": near, "value": turned @ basis}
-    # 2: enough to beat nearness over some twenty tokens, little more than the shifts differ among themselves
+    # 2: enough to outweigh distances of some twenty tokens, little more than shift tokens differ among themselves
     flags = {"query": 2.0 * constant / np.linalg.norm(constant), "key": shift / np.linalg.norm(shift)}
     name = "decoder/layers_0/self_attention"
     for part, kernel in kernels.items():
@@ -131,7 +136,7 @@ def _carry_time(
     arrays[f"{name}/out/kernel"][: network.head_dim] = out
 
 
-def _look(
+def _attend_at_offsets(
     arrays: dict[str, np.ndarray],
     name: str,
     offsets: Sequence[int | None],
@@ -140,10 +145,10 @@ def _look(
     network: NetworkConfig,
     rng: np.random.Generator,
 ) -> None:
-    """Makes heads of an attention look at the frame so many after their own; changes arrays.
+    """Let heads of an attention layer attend to the frame at an offset from their own; changes arrays.
 
-    A query that holds the sinusoids of position p, and a key that holds those of position q, have the product
-    sum(cos(w * (p - q))), which is largest at p = q; turning the query's pairs by an angle of w * offset moves that.
+    A query with the sinusoids of position p and a key with those of position q have the product sum(cos(w * (p - q))),
+    which is largest at p = q; rotating the query's pairs by an angle of w * offset moves the maximum.
     """
     for head, offset in zip(range(network.num_heads), offsets):
         if offset is None:
@@ -161,25 +166,25 @@ def _frequencies(network: NetworkConfig) -> np.ndarray:
 
 
 def _sinusoids(positions: np.ndarray, network: NetworkConfig) -> np.ndarray:
-    """The network's position table at any positions, whole or not: (n, emb_dim) float64."""
+    """Return the network's position table at any positions, integer or not: (n, emb_dim) float64."""
     angles = np.asarray(positions, np.float64)[:, None] * _frequencies(network)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
 def _turn(offset: float, network: NetworkConfig) -> np.ndarray:
-    """The matrix that takes the sinusoids of p to those of p + offset: (emb_dim, emb_dim), applied from the left."""
+    """Return the matrix that maps sinusoids of p to those of p + offset: (emb_dim, emb_dim), applied from the left."""
     angles = offset * _frequencies(network)
     sines, cosines = np.diag(np.sin(angles)), np.diag(np.cos(angles))
     return np.block([[cosines, sines], [-sines, cosines]])
 
 
 def _rotation(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A random orthogonal matrix."""
+    """Draw a random orthogonal matrix."""
     return np.linalg.qr(rng.standard_normal((size, size)))[0]
 
 
 def _truncated(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-    """Normal draws within two deviations, scaled to variance 1."""
+    """Draw from a normal distribution cut off at two deviations, scaled to variance 1."""
     draws = rng.standard_normal(shape)
     while (outside := np.abs(draws) > 2).any():
         draws[outside] = rng.standard_normal(outside.sum())
@@ -187,7 +192,7 @@ def _truncated(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
 
 
 def drawn_arrays(config: Config, settings: TrainingConfig, source: Shards | Stream) -> dict[str, np.ndarray]:
-    """The weights that training from nothing begins with."""
+    """Return the weights of a training run from scratch."""
     if not settings.arranged:
         return initial_arrays(config.network, settings.seed)
     rows = source.some(500).frames.reshape(-1, config.network.input_depth)

@@ -1,4 +1,4 @@
-"""The targets of the auxiliary losses: what sounds in each frame, and which frame each token is about."""
+"""Targets of the auxiliary losses: sounding notes of each frame, and the frame that each token is about."""
 
 from typing import NamedTuple
 
@@ -9,20 +9,20 @@ from mt3_common.data.shards import ROLL_COLUMNS, Batch
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.training.config import TrainingConfig
 
-# columns of a roll, and the 128 pitches that end
+# the columns of a piano roll, then 128 pitches that end
 LABEL_COLUMNS = ROLL_COLUMNS + 128
 
 
-def first_heads(config: Config, settings: TrainingConfig) -> dict[str, np.ndarray]:
-    """The linear layers of the auxiliary losses before training, float32.
+def initial_heads(config: Config, settings: TrainingConfig) -> dict[str, np.ndarray]:
+    """Return the linear layers of the auxiliary losses before training, float32.
 
     auxiliary/kernel (emb_dim, columns) and auxiliary/bias (columns,) on the encoder, where settings.auxiliary is not 0;
     auxiliary/kernel_0 and so on, the same on each decoder layer but the last, where settings.contents is not 0.
-    Columns: LABEL_COLUMNS of what sounds, then one for each frame that the next event may be in, and one for none.
+    Columns: LABEL_COLUMNS of the roll, then one for each frame in which the next event may be, and one for none.
     """
     width, columns = config.network.emb_dim, LABEL_COLUMNS + config.input_frames + 1
     bias = np.zeros(columns, np.float32)
-    # what sounds is rare: sigmoid(-4) = 0.018
+    # Active cells are rare: sigmoid(-4) = 0.018.
     bias[:LABEL_COLUMNS] = -4.0
     endings = [""] if settings.auxiliary else []
     endings += [f"_{layer}" for layer in range(config.network.num_decoder_layers - 1)] if settings.contents else []
@@ -33,13 +33,13 @@ def first_heads(config: Config, settings: TrainingConfig) -> dict[str, np.ndarra
     return heads
 
 
-class Places(NamedTuple):
-    """Of each token to come, frames of the segment: (b, l) float32, input_frames where there is none.
+class EventFrames(NamedTuple):
+    """Frames of the segment that each target token refers to: (b, l) float32, input_frames for none.
 
     Attributes:
-        current: of the last shift before it.
-        next: of the next shift, from it on.
-        wanted: next where the token is a shift, else current.
+        current: frame of the last shift token before the target.
+        next: frame of the first shift token from the target on.
+        wanted: `next` where the target is a shift token, else `current`.
     """
 
     current: np.ndarray
@@ -47,25 +47,25 @@ class Places(NamedTuple):
     wanted: np.ndarray
 
 
-def places(batch: Batch, config: Config) -> Places:
-    """Where in the segment each token's event is: what `alignment` and `contents` teach."""
+def event_frames(batch: Batch, config: Config) -> EventFrames:
+    """Return the frame of each token's event, which the losses `alignment` and `contents` teach."""
     first, last = Vocabulary(config.vocabulary).ranges["shift"]
-    # ids 0, 1 and 2 are no codes
+    # ids 0, 1 and 2 are special tokens, not codes of the vocabulary
     first, last = first + 3, last + 3
     frames_per_step = config.spectrogram.frames_per_second / config.vocabulary.steps_per_second
-    none = config.input_frames
+    no_event = config.input_frames
 
-    def frames(ids: np.ndarray, otherwise: float) -> np.ndarray:
-        return np.where((ids >= first) & (ids <= last), (ids - first) * frames_per_step, otherwise).astype(np.float32)
+    def frames(ids: np.ndarray, default: float) -> np.ndarray:
+        return np.where((ids >= first) & (ids <= last), (ids - first) * frames_per_step, default).astype(np.float32)
 
     current = np.maximum.accumulate(frames(batch.inputs, 0), axis=1)
-    coming = np.minimum.accumulate(frames(batch.targets, none)[:, ::-1], axis=1)[:, ::-1]
-    current, coming = np.minimum(current, none), np.minimum(coming, none)
-    return Places(current, coming, np.where(frames(batch.targets, -1) >= 0, coming, current))
+    following = np.minimum.accumulate(frames(batch.targets, no_event)[:, ::-1], axis=1)[:, ::-1]
+    current, following = np.minimum(current, no_event), np.minimum(following, no_event)
+    return EventFrames(current, following, np.where(frames(batch.targets, -1) >= 0, following, current))
 
 
-def looking_heads(config: Config) -> list[tuple[int, int, int]]:
-    """(decoder layer, head, field of Places) of the heads of cross-attention that `alignment` teaches where to look."""
+def supervised_heads(config: Config) -> list[tuple[int, int, int]]:
+    """Return (decoder layer, head, field of EventFrames) of the cross-attention heads that `alignment` supervises."""
     last = config.network.num_decoder_layers - 1
     fields = dict.fromkeys(range(1, last), (0, 1)) | {0: (0, 0), last: (2, 1)}
     return [
@@ -76,18 +76,21 @@ def looking_heads(config: Config) -> list[tuple[int, int, int]]:
 
 
 def next_events(rolls: np.ndarray) -> np.ndarray:
-    """For each frame, the frame of the next beginning or end behind it: (b, f) int32, f where there is none."""
-    begins = rolls[..., 128:384].any(axis=-1)
-    begins[:, 1:] |= (rolls[:, :-1, :128] & ~rolls[:, 1:, :128]).any(axis=-1)
+    """Return for each frame the frame of the next onset or offset after it: (b, f) int32, f for none."""
+    events = rolls[..., 128:384].any(axis=-1)
+    events[:, 1:] |= (rolls[:, :-1, :128] & ~rolls[:, 1:, :128]).any(axis=-1)
     length = rolls.shape[1]
-    frames = np.where(begins, np.arange(length), length)
-    # the least of all later ones
+    frames = np.where(events, np.arange(length), length)
+    # running minimum from the end: the earliest of all later events
     later = np.minimum.accumulate(frames[:, ::-1], axis=1)[:, ::-1]
     return np.pad(later[:, 1:], ((0, 0), (0, 1)), constant_values=length).astype(np.int32)
 
 
 def soft_rolls(rolls: np.ndarray) -> np.ndarray:
-    """The auxiliary losses' targets: (b, f, LABEL_COLUMNS) float32; onsets and ends count 0.4 in the frames beside."""
+    """Return the auxiliary losses' targets: (b, f, LABEL_COLUMNS) float32.
+
+    Onsets and offsets count 0.4 in the two neighbouring frames.
+    """
     ends = np.zeros((*rolls.shape[:2], 128), bool)
     ends[:, 1:] = rolls[:, :-1, :128] & ~rolls[:, 1:, :128]
     hard = np.concatenate([rolls, ends], axis=-1).astype(np.float32)
@@ -99,17 +102,26 @@ def soft_rolls(rolls: np.ndarray) -> np.ndarray:
 
 
 def roll_weights() -> tuple[np.ndarray, np.ndarray]:
-    """Of each label column: its weight in the auxiliary losses, and the further weight of what is there."""
+    """Return each label column's weight in the auxiliary losses, and the further weight of its active cells."""
     weights, positive = np.ones(LABEL_COLUMNS, np.float32), np.ones(LABEL_COLUMNS, np.float32)
-    # onsets are a thirtieth of what sounds, and what the decoder needs first; ends are heard less well
+    # Onsets are a thirtieth of the sounding cells, and the decoder needs them first; offsets are less audible.
     weights[128:384], positive[128:384] = 6.0, 3.0
     weights[ROLL_COLUMNS:], positive[ROLL_COLUMNS:] = 3.0, 2.0
     return weights, positive
 
 
-def contents(batch: Batch, soft: np.ndarray, where: Places) -> tuple[np.ndarray, np.ndarray]:
-    """What decoder layers should know at each token: (b, l, LABEL_COLUMNS) of soft_rolls at the frame that is written
-    about, and (b, l) int64, the frame of the next event, input_frames where there is none."""
-    none = batch.frames.shape[1]
-    current = np.minimum(np.rint(where.current), none - 1).astype(np.int64)
-    return np.take_along_axis(soft, current[..., None], axis=1), np.rint(where.next).astype(np.int64)
+def decoder_labels(batch: Batch, soft: np.ndarray, frames: EventFrames) -> tuple[np.ndarray, np.ndarray]:
+    """Return the targets of the auxiliary losses on decoder layers.
+
+    Args:
+        batch: segments.
+        soft: (b, f, LABEL_COLUMNS), see soft_rolls.
+        frames: see event_frames.
+
+    Returns:
+        (b, l, LABEL_COLUMNS), soft at the frame that each token is about, and (b, l) int64, the frame of the next
+        event, input_frames for none.
+    """
+    no_event = batch.frames.shape[1]
+    current = np.minimum(np.rint(frames.current), no_event - 1).astype(np.int64)
+    return np.take_along_axis(soft, current[..., None], axis=1), np.rint(frames.next).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The protocol that a framework's Learner fulfils, and the arrays that it begins with and hands back."""
+"""The protocol of a framework's Learner, and the arrays that it starts from and returns."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -8,50 +8,50 @@ import numpy as np
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch
 from mt3_common.training.config import TrainingConfig, TrainingError
-from mt3_common.training.labels import first_heads
+from mt3_common.training.labels import initial_heads
 
 
 class Learner(Protocol):
-    """What a framework brings: a network and an optimizer, as values under MT3's names.
+    """A network and an optimizer in one framework, with arrays under MT3's names.
 
     Attributes:
-        writer: false in all processes of a run but the first, which alone writes files.
+        writer: true in the first process of a run, the only one that writes files.
     """
 
     writer: bool
 
     def update(self, batches: Sequence[Batch], step: int, learning_rate: float) -> dict[str, float]:
-        """One step; returns loss, token_loss (a token), auxiliary_loss (a frame) and gradient_norm before clipping."""
+        """Take one step; return loss, token_loss (per token), auxiliary_loss (per frame), gradient_norm (unclipped)."""
 
     def token_loss(self, batch: Batch) -> tuple[float, int]:
-        """Cross-entropy of averaged() summed over the targets of a batch, without dropout, and their number."""
+        """Return the cross-entropy of averaged() without dropout, summed over a batch's targets, and their number."""
 
     def transcribe(self, frames: np.ndarray) -> list[np.ndarray]:
-        """The ids that a greedy search with averaged() gives for segments (n, input_frames, mel bins)."""
+        """Return the ids of a greedy search with averaged() for segments (n, input_frames, mel bins)."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The network's arrays."""
+        """Return the network's arrays."""
 
     def averaged(self) -> dict[str, np.ndarray]:
-        """The arrays to use: their moving average where the settings ask for one."""
+        """Return the arrays to use: their moving average if settings.ema is set."""
 
     def slots(self) -> dict[str, np.ndarray]:
-        """The optimizer's slots, 'param_states/NAME/SLOT', the auxiliary loss's linear layer, and the average."""
+        """Return the optimizer's slots 'param_states/NAME/SLOT', the auxiliary linear layers and the average."""
 
 
 def unpack(
     config: Config, settings: TrainingConfig, arrays: Mapping[str, np.ndarray], slots: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
-    """What a Learner begins with: the weights, and each weight's optimizer slots (empty before the first step).
+    """Return a Learner's initial weights, and each weight's optimizer slots (empty before the first step).
 
-    The auxiliary losses' linear layers are among the weights, see first_heads.
+    The weights include the auxiliary losses' linear layers, see labels.initial_heads.
 
     Raises:
         TrainingError: the slots belong to the other optimizer.
     """
-    heads = first_heads(config, settings)
+    heads = initial_heads(config, settings)
     weights = {**arrays, **{name: slots.get(name, array) for name, array in heads.items()}}
-    # always in the same order, so that sums over all arrays are the same to the last bit
+    # A fixed order makes sums over all arrays reproducible to the last bit.
     weights = dict(sorted(weights.items()))
     states: dict[str, dict[str, np.ndarray]] = {}
     for name, array in slots.items():
@@ -68,10 +68,10 @@ def unpack(
     return weights, states
 
 
-def first_average(
+def initial_average(
     settings: TrainingConfig, arrays: Mapping[str, np.ndarray], slots: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The moving average that a Learner begins with: that of the slots, else the arrays; empty where none is kept."""
+    """Return a Learner's initial moving average: that of the slots, else the arrays; empty if settings.ema is 0."""
     if not settings.ema:
         return {}
     return {name: slots.get(f"average/{name}", array) for name, array in arrays.items()}
@@ -82,21 +82,17 @@ def pack(
     states: Mapping[str, Mapping[str, np.ndarray]],
     average: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """The slots of a checkpoint, which unpack reads: T5X's names for the network's, ours for what T5X does not have."""
+    """Return the slots of a checkpoint, which `unpack` reads: T5X's names, and ours for arrays that T5X lacks."""
     slots = {name: array for name, array in weights.items() if name.startswith("auxiliary/")}
     slots |= {f"average/{name}": array for name, array in average.items()}
     for name, state in states.items():
-        place = f"param_states/{name}".replace("param_states/auxiliary/", "auxiliary_states/")
-        slots |= {f"{place}/{slot}": array for slot, array in state.items()}
+        prefix = f"param_states/{name}".replace("param_states/auxiliary/", "auxiliary_states/")
+        slots |= {f"{prefix}/{slot}": array for slot, array in state.items()}
     return slots
 
 
 def check_share(settings: TrainingConfig, devices: int) -> None:
-    """Nothing, if each of so many devices can take as many segments of a batch.
-
-    Raises:
-        TrainingError: they cannot.
-    """
+    """Raise TrainingError unless a batch can be divided evenly among the devices."""
     if settings.batch_size % devices:
         raise TrainingError(
             f"a batch_size of {settings.batch_size} cannot be shared among {devices} devices; make it a multiple, or "

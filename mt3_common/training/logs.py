@@ -1,4 +1,4 @@
-"""Where training shows itself beside metrics.csv: TensorBoard, Weights & Biases, and pictures of what the model writes.
+"""Logs of training beside metrics.csv: TensorBoard, Weights & Biases, pictures of transcribed segments.
 
 Needs tensorboardX and pillow (`pip install "mt3-twins[train]"`), or wandb.
 """
@@ -16,20 +16,20 @@ from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 
-# in a picture: nothing, a note that was missed, a wrong one, a right one
+# colours of cells in a picture: empty, missed, wrong, right
 COLOURS = np.array([[255, 255, 255], [30, 100, 220], [220, 40, 40], [0, 0, 0]], np.uint8)
-# log mel values (natural) of black and white
+# natural-log mel values of black and white
 DARKEST, BRIGHTEST = 3.0, -8.0
 
 
 class Log(Protocol):
-    """A place for curves and pictures; a context manager that closes it."""
+    """Receiver of curves and pictures; a context manager that closes it."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a point to each curve."""
+        """Add a point to each curve."""
 
     def image(self, step: int, image: np.ndarray) -> None:
-        """Adds a picture: (height, width, 3) uint8."""
+        """Add a picture: (height, width, 3) uint8."""
 
     def __enter__(self) -> "Log": ...
 
@@ -37,7 +37,7 @@ class Log(Protocol):
 
 
 class TensorBoard:
-    """Event files of TensorBoard in a folder; what an earlier run wrote after step `begin` is taken back.
+    """Event files of TensorBoard in a folder; entries of an earlier run after step `begin` are purged.
 
     Raises:
         ValueError: tensorboardX is not installed.
@@ -49,13 +49,13 @@ class TensorBoard:
         self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=begin + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a point to each curve."""
+        """Add a point to each curve."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def image(self, step: int, image: np.ndarray) -> None:
-        """Adds a picture: (height, width, 3) uint8."""
+        """Add a picture: (height, width, 3) uint8."""
         self._writer.add_image("notes", image, step, dataformats="HWC")
         self._writer.flush()
 
@@ -67,7 +67,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases, the same one again when training goes on.
+    """A run of Weights & Biases, which a resumed training continues.
 
     Raises:
         ValueError: wandb is not installed.
@@ -81,11 +81,11 @@ class WandB:
         self._run = wandb.init(project=project, name=name, id=name, dir=str(folder), resume="allow")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a point to each curve."""
+        """Add a point to each curve."""
         self._run.log(dict(values), step=step)
 
     def image(self, step: int, image: np.ndarray) -> None:
-        """Adds a picture: (height, width, 3) uint8."""
+        """Add a picture: (height, width, 3) uint8."""
         self._run.log({"notes": self._wandb.Image(image)}, step=step)
 
     def __enter__(self) -> "WandB":
@@ -95,22 +95,23 @@ class WandB:
         self._run.finish()
 
 
-def picture(batch: Batch, ids: Sequence[np.ndarray], config: Config) -> np.ndarray:
-    """Segments side by side: spectrogram above, pitches that sound and drums below: (height, width, 3) uint8.
+def segment_image(batch: Batch, ids: Sequence[np.ndarray], config: Config) -> np.ndarray:
+    """Draw segments side by side, spectrograms above piano rolls of pitches and drums: (height, width, 3) uint8.
 
-    Found is black, missed blue, wrong red, frame by frame.
+    Right frames are black, missed ones blue, wrong ones red.
 
     Args:
         batch: the segments.
-        ids: what was transcribed from each.
+        ids: transcribed ids of each segment.
         config: of the model.
     """
     columns = []
-    for frames, right, some in zip(batch.frames, batch.rolls, ids, strict=True):
-        found = roll(segment_notes(some, config), config.input_frames, config)
-        # drums are hit for a moment: three frames can be seen
-        kinds = [right[:, :128] + 2 * found[:, :128], widened(right[:, 256:384]) + 2 * widened(found[:, 256:384])]
-        kinds = np.concatenate(kinds, axis=1)[:, ::-1].T
+    for frames, reference, segment_ids in zip(batch.frames, batch.rolls, ids, strict=True):
+        estimate = roll(segment_notes(segment_ids, config), config.input_frames, config)
+        # A drum hit lasts one frame; three are visible.
+        pitches = reference[:, :128] + 2 * estimate[:, :128]
+        drums = _widen(reference[:, 256:384]) + 2 * _widen(estimate[:, 256:384])
+        kinds = np.concatenate([pitches, drums], axis=1)[:, ::-1].T
         notes = COLOURS[kinds]
         mel = frames[:, : frames.shape[1] // 4 * 4].reshape(len(frames), -1, 4).mean(axis=-1)[:, ::-1].T
         grey = 255 * np.clip((mel - DARKEST) / (BRIGHTEST - DARKEST), 0, 1)
@@ -120,21 +121,21 @@ def picture(batch: Batch, ids: Sequence[np.ndarray], config: Config) -> np.ndarr
 
 
 def segment_notes(ids: np.ndarray, config: Config) -> list[Note]:
-    """The notes of one segment alone, in seconds from its beginning; those that it takes over begin at 0."""
+    """Return the notes of one segment, in seconds from its start; tied notes start at 0."""
     vocabulary = Vocabulary(config.vocabulary)
     if not config.vocabulary.use_ties:
         return decode_segments([(0.0, ids)], vocabulary).notes
     tie, on = vocabulary.encode([vocabulary.index("tie", 0), vocabulary.index("velocity", 1)])
     ends = np.flatnonzero(ids == tie)
-    # a segment before this one in which they began
-    before = np.concatenate([[tie, on], ids[: ends[0] if len(ends) else 0]])
-    notes = decode_segments([(0.0, before), (1.0, ids)], vocabulary).notes
-    moved = [note._replace(onset=max(0.0, note.onset - 1), offset=note.offset - 1) for note in notes]
-    return [note for note in moved if note.offset > 0]
+    # The tied notes start in an artificial segment one second earlier.
+    earlier = np.concatenate([[tie, on], ids[: ends[0] if len(ends) else 0]])
+    notes = decode_segments([(0.0, earlier), (1.0, ids)], vocabulary).notes
+    shifted = [note._replace(onset=max(0.0, note.onset - 1), offset=note.offset - 1) for note in notes]
+    return [note for note in shifted if note.offset > 0]
 
 
-def widened(hits: np.ndarray) -> np.ndarray:
-    """(f, n) bool: true also in the two frames behind."""
+def _widen(hits: np.ndarray) -> np.ndarray:
+    """Extend each hit by two frames: (f, n) bool."""
     wide = hits.copy()
     wide[1:] |= hits[:-1]
     wide[2:] |= hits[:-2]

@@ -15,11 +15,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch, Shards, Stream
-from mt3_common.training import logs as curves
-from mt3_common.training.batches import _padded_targets, load_batches
+from mt3_common.training.batches import load_batches, pad_targets
 from mt3_common.training.config import TrainingConfig, TrainingError
 from mt3_common.training.learner import Learner
-from mt3_common.training.run_folder import METRICS, kept, read_metrics, said_where, save, stale, write_metrics
+from mt3_common.training.logs import Log, segment_image
+from mt3_common.training.run_folder import (
+    METRICS,
+    read_metrics,
+    reraise_with_saved_state,
+    save,
+    saved_state_sentence,
+    validations_since_best,
+    write_metrics,
+)
 
 
 def fit(
@@ -32,12 +40,24 @@ def fit(
     begin: int = 0,
     quiet: bool = True,
     workers: int = 0,
-    logs: Sequence[curves.Log] = (),
+    logs: Sequence[Log] = (),
 ) -> None:
-    """Trains from step `begin` to settings.steps or until patience ends, and keeps the run folder up to date.
+    """Train from step `begin` to settings.steps or until patience runs out, and keep the run folder up to date.
+
+    Args:
+        learner: network and optimizer.
+        config: of the model.
+        settings: of the training.
+        source: of the segments to train on.
+        validation: segments to choose the best checkpoint with, or None.
+        folder: of the run.
+        begin: first step.
+        quiet: show no progress.
+        workers: worker processes that make batches.
+        logs: receivers of curves and pictures.
 
     Raises:
-        TrainingError: the loss or the gradients are no numbers, the folder cannot be written, or a worker died; last/
+        TrainingError: the loss or the gradients are not finite, the folder cannot be written, or a worker died; last/
             holds the state of the last save.
     """
     rows = read_metrics(folder / "metrics.csv", begin)
@@ -48,12 +68,14 @@ def fit(
     sums: dict[str, float] = {}
     since, clock = begin, began
     with progress(settings, begin, quiet or not learner.writer) as show:
-        if enough(rows, settings):
+        if should_stop(rows, settings):
             return
         for step, batches in enumerate(load_batches(source, settings, begin, workers), begin):
             values = learner.update(batches, step, settings.rate(step))
             if not all(map(math.isfinite, values.values())):
-                raise TrainingError(f"step {step + 1}: {diverged(values, batches)}; {kept(folder, since)}")
+                raise TrainingError(
+                    f"step {step + 1}: {divergence_message(values, batches)}; {saved_state_sentence(folder, since)}"
+                )
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
             done = step + 1
@@ -67,48 +89,48 @@ def fit(
             row["validation_loss"] = validation_loss(learner, validation, settings) if validation else ""
             row["seconds"] = before + time.monotonic() - began
             rows.append({name: str(row[name]) for name in METRICS})
-            with said_where(done, folder, since):
+            with reraise_with_saved_state(done, folder, since):
                 save(learner, config, rows, folder)
                 write_logs(logs, row, learner, config, validation or source)
             show(done, values["loss"], row)
             sums, since, clock = {}, done, time.monotonic()
-            if enough(rows, settings):
+            if should_stop(rows, settings):
                 return
 
 
-def enough(rows: Sequence[Mapping[str, str]], settings: TrainingConfig) -> bool:
-    """Whether patience has ended."""
-    return bool(settings.patience) and stale(rows) >= settings.patience
+def should_stop(rows: Sequence[Mapping[str, str]], settings: TrainingConfig) -> bool:
+    """Return True if the last settings.patience validations brought no improvement."""
+    return bool(settings.patience) and validations_since_best(rows) >= settings.patience
 
 
-def diverged(values: Mapping[str, float], batches: Sequence[Batch]) -> str:
-    """Why a loss is no number, in words: the data, or else the training."""
-    about = f"loss {values['loss']}, gradient norm {values['gradient_norm']}"
+def divergence_message(values: Mapping[str, float], batches: Sequence[Batch]) -> str:
+    """Say whether the data or the training made a loss that is not finite."""
+    losses = f"loss {values['loss']}, gradient norm {values['gradient_norm']}"
     if not all(np.isfinite(batch.frames).all() for batch in batches):
-        return f"{about}: a shard holds frames that are no numbers, make it again"
-    return f"{about}: training has diverged, a lower learning_rate may help"
+        return f"{losses}: a shard holds frames that are no numbers, make it again"
+    return f"{losses}: training has diverged, a lower learning_rate may help"
 
 
 def write_logs(
-    logs: Sequence[curves.Log], row: Mapping[str, Any], learner: Learner, config: Config, source: Shards | Stream
+    logs: Sequence[Log], row: Mapping[str, Any], learner: Learner, config: Config, source: Shards | Stream
 ) -> None:
-    """Writes a row of metrics and a picture of some segments, as a search transcribes them, to every log."""
+    """Write a row of metrics and a picture of transcribed segments to every log."""
     if not logs:
         return
     batch = source.some(4)
     ids = learner.transcribe(batch.frames)
-    image = curves.picture(batch, ids, config)
+    image = segment_image(batch, ids, config)
     for log in logs:
         log.scalars(row["step"], {name: row[name] for name in METRICS[1:] if row[name] != ""})
         log.image(row["step"], image)
 
 
 def validation_loss(learner: Learner, validation: Shards, settings: TrainingConfig) -> float:
-    """Cross-entropy a token over all validation segments."""
+    """Return the mean cross-entropy per token over all validation segments."""
     total, count = 0.0, 0
     for first in range(0, len(validation), settings.batch_size):
         batch = validation.batch(range(first, min(first + settings.batch_size, len(validation))))
-        loss, targets = learner.token_loss(_padded_targets(batch))
+        loss, targets = learner.token_loss(pad_targets(batch))
         total, count = total + loss, count + targets
     return total / count
 
@@ -117,9 +139,9 @@ def validation_loss(learner: Learner, validation: Shards, settings: TrainingConf
 def progress(
     settings: TrainingConfig, begin: int, quiet: bool
 ) -> Iterator[Callable[[int, float, Mapping[str, Any] | None], None]]:
-    """Shows how far training is, on stderr: a bar with the loss, rates and the time left, or a line a save.
+    """Show the progress on stderr: a bar with loss, rates and remaining time, or one line per save.
 
-    Yields a function of the steps done, the loss, and the row of metrics where one was just written.
+    Yields a function of the steps done, the loss, and the row of metrics if one was just written.
     """
     console = Console(stderr=True)
     bar_shown = console.is_interactive and not quiet

@@ -1,8 +1,8 @@
-"""The run folder, and how a run that was cut off at any moment goes on from it.
+"""The run folder, from which an interrupted run resumes.
 
 It holds run.json (settings, arguments, versions), metrics.csv, last/ (with the optimizer's state, to resume from) and
-best/ (lowest validation loss, to use). What is drawn depends on the seed and the step alone, so a resumed run is the
-same as one that was never interrupted.
+best/ (lowest validation loss, to use). Random draws depend on the seed and the step alone, so a resumed run equals one
+that was never interrupted.
 """
 
 import argparse
@@ -37,61 +37,65 @@ METRICS = (
 
 
 def save(learner: Learner, config: Config, rows: Sequence[Mapping[str, str]], folder: Path) -> None:
-    """Writes metrics.csv, best/ if the last row is the best, and last/; in this order, so that last/ is never ahead."""
-    # all processes take part in getting the arrays, one writes them
+    """Write metrics.csv, best/ if the last row is the best, and last/, in this order, so that last/ is never ahead."""
+    # Gathering the arrays takes all processes; one of them writes.
     arrays, averaged, slots = learner.arrays(), learner.averaged(), learner.slots()
     if not learner.writer:
         return
     done = int(rows[-1]["step"])
     write_metrics(folder / "metrics.csv", rows)
-    if rows[-1]["validation_loss"] and stale(rows) == 0:
+    if rows[-1]["validation_loss"] and validations_since_best(rows) == 0:
         checkpoint.write_t5x(folder / "best", averaged, done, config=config, overwrite=True)
     checkpoint.write_t5x(folder / "last", arrays, done, optimizer=slots, config=config, overwrite=True)
 
 
-def stale(rows: Sequence[Mapping[str, str]]) -> int:
-    """How many looks at the validation segments ago the best one was; 0: it was the last."""
-    found = [float(row["validation_loss"]) for row in rows if row["validation_loss"]]
-    return len(found) - 1 - found.index(min(found)) if found else 0
+def validations_since_best(rows: Sequence[Mapping[str, str]]) -> int:
+    """Count the validations since the one with the lowest loss; 0 if that is the last."""
+    losses = [float(row["validation_loss"]) for row in rows if row["validation_loss"]]
+    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
 
-def kept(folder: Path, step: int) -> str:
-    """What of a run is left, in words."""
+def saved_state_sentence(folder: Path, step: int) -> str:
+    """Say which step can be resumed from, for error messages."""
     return f"{folder / 'last'} holds step {step}" if (folder / "last").exists() else "nothing was saved yet"
 
 
 @contextlib.contextmanager
-def said_where(done: int, folder: Path, since: int) -> Iterator[None]:
-    """Errors of writing, told with what is left of the run.
+def reraise_with_saved_state(done: int, folder: Path, since: int) -> Iterator[None]:
+    """Turn errors of writing into a TrainingError that says which step can be resumed from.
 
-    Raises:
-        TrainingError: instead of them.
+    Args:
+        done: step that is being saved.
+        folder: of the run.
+        since: step of the last save.
     """
     try:
         yield
     except (OSError, checkpoint.CheckpointError) as error:
         raise TrainingError(
-            f"step {done} cannot be saved: {error}; {kept(folder, since)}: make room and give the same command"
+            f"step {done} cannot be saved: {error}; {saved_state_sentence(folder, since)}: make room and give the "
+            "same command"
         ) from error
 
 
 def recover(folder: Path) -> None:
-    """Puts right what a kill in the middle of a save left in a run folder.
+    """Repair a run folder after a process was killed in the middle of a save.
 
-    A folder is written beside (.NAME.writing-PID), the one in place renamed (….-old), then the new one renamed.
+    A save writes a folder under a temporary name (.NAME.writing-PID), renames the previous folder (….-old), then
+    renames the new one.
     """
     for old in folder.glob(".*.writing-*-old"):
         new = old.with_name(old.name.removesuffix("-old"))
-        place = folder / old.name[1:].partition(".writing-")[0]
-        if not place.exists():
-            # once the old one is out of the way the new one is whole
-            (new if new.exists() else old).rename(place)
-    for left in [*folder.glob(".*.writing-*"), *folder.glob(".*.tmp")]:
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        target = folder / old.name[1:].partition(".writing-")[0]
+        if not target.exists():
+            # The previous folder is renamed only once the new one is complete.
+            (new if new.exists() else old).rename(target)
+    for leftover in [*folder.glob(".*.writing-*"), *folder.glob(".*.tmp")]:
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def read_metrics(path: Path, step: int) -> list[dict[str, str]]:
-    """The rows of metrics.csv up to a step; later ones are of steps that will be done again."""
+    """Read the rows of metrics.csv up to a step; the steps of later rows will be repeated."""
     if not path.exists():
         return []
     with open(path, newline="") as file:
@@ -100,13 +104,15 @@ def read_metrics(path: Path, step: int) -> list[dict[str, str]]:
 
 
 def write_metrics(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Writes metrics.csv, whole or not at all."""
+    """Write metrics.csv atomically."""
     lines = [",".join(METRICS), *(",".join(row[name] for name in METRICS) for row in rows)]
     write_whole(path, "\n".join(lines) + "\n")
 
 
-def about(program: str, config: Config, settings: TrainingConfig, options: argparse.Namespace) -> Mapping[str, Any]:
-    """What a run is: its settings, arguments, versions and commit."""
+def run_description(
+    program: str, config: Config, settings: TrainingConfig, options: argparse.Namespace
+) -> Mapping[str, Any]:
+    """Return a run's settings, arguments, versions and commit, for run.json."""
     versions = {}
     for name in ("numpy", "jax", "flax", "optax", "torch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -122,9 +128,9 @@ def about(program: str, config: Config, settings: TrainingConfig, options: argpa
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit that is checked out in a folder, with '-dirty' behind it where files were changed since.
+    """Return the commit that is checked out in a folder, with '-dirty' appended if files have changed since.
 
-    None where the folder is no checkout of its own: installed, the project may lie inside of somebody else's.
+    None if the folder is not the root of a checkout: an installed project may lie inside another one's.
     """
     if not (folder / ".git").exists():
         return None
@@ -135,7 +141,7 @@ def commit_of(folder: Path) -> str | None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes beside the path and renames."""
+    """Write a file under a temporary name and rename it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         beside.write_text(text)

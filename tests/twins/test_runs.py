@@ -31,9 +31,9 @@ from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
 from mt3_common.notes.note import Note
 from mt3_common.training import batches, initial, loop, run_folder
-from mt3_common.training import logs as curves
 from mt3_common.training.config import TrainingConfig
 from mt3_common.training.initial import initial_arrays
+from mt3_common.training.logs import segment_image
 from torch_mt3 import train as torch_train
 
 CONFIG = Config(
@@ -480,7 +480,7 @@ def test_a_picture_colours_what_is_right_missed_and_wrong(data):
     shards = dataset.Shards([data / "train" / "00000.npz"], CONFIG)
     batch = shards.batch(range(4))
     right = [row[row > 0] for row in batch.targets]
-    image = curves.picture(batch, right, CONFIG)
+    image = segment_image(batch, right, CONFIG)
     assert image.dtype == np.uint8
     assert image.shape == (2 * (128 + 256), 4 * 64 + 3 * 4, 3)
     notes = image[256:].reshape(-1, 3).tolist()
@@ -489,7 +489,7 @@ def test_a_picture_colours_what_is_right_missed_and_wrong(data):
     # ids are 10 ms apart, frames 20 ms: at the edges of notes a frame may be missed, few are
     black = notes.count([0, 0, 0])
     assert notes.count([30, 100, 220]) + notes.count([220, 40, 40]) < 0.3 * black
-    silent = curves.picture(batch, [np.array([1])] * 4, CONFIG)[256:].reshape(-1, 3).tolist()
+    silent = segment_image(batch, [np.array([1])] * 4, CONFIG)[256:].reshape(-1, 3).tolist()
     assert silent.count([0, 0, 0]) == 0 < silent.count([30, 100, 220])
 
 

@@ -18,10 +18,17 @@ from mt3_common.data.synthesis import Example
 from mt3_common.notes.note import Note
 from mt3_common.training import labels as training_labels
 from mt3_common.training import loop
-from mt3_common.training.batches import batch_of
+from mt3_common.training.batches import make_batch
 from mt3_common.training.config import PRESETS, TrainingConfig, TrainingError, read_config
 from mt3_common.training.initial import initial_arrays
-from mt3_common.training.labels import LABEL_COLUMNS, contents, looking_heads, next_events, places, soft_rolls
+from mt3_common.training.labels import (
+    LABEL_COLUMNS,
+    decoder_labels,
+    event_frames,
+    next_events,
+    soft_rolls,
+    supervised_heads,
+)
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import model as torch_model
 from torch_mt3 import train as torch_train
@@ -66,7 +73,7 @@ def losses(twin, settings, shards, steps, slots=None, arrays=None, begin=0):
     learner = LEARNERS[twin](CONFIG, settings, arrays or initial_arrays(CONFIG.network, 1), slots or {}, "cpu")
     found = []
     for step in range(begin, steps):
-        batches = [batch_of(shards, settings, step, part) for part in range(settings.accumulate)]
+        batches = [make_batch(shards, settings, step, part) for part in range(settings.accumulate)]
         found.append(learner.update(batches, step, settings.rate(step)))
     return found, learner
 
@@ -102,7 +109,7 @@ def test_twenty_steps_agree_where_adafactor_factors(dtype, tolerance, shards):
     learners = [LEARNERS[twin](config, settings, initial_arrays(network, 1), {}, "cpu") for twin in LEARNERS]
     found = []
     for step in range(20):
-        batches = [batch_of(shards, settings, step, 0)]
+        batches = [make_batch(shards, settings, step, 0)]
         one, other = (learner.update(batches, step, 0.01)["loss"] for learner in learners)
         assert one == pytest.approx(other, rel=tolerance), step
         found.append(one)
@@ -127,7 +134,7 @@ def test_twenty_steps_agree_while_the_decoder_learns_to_read(dtype, tolerance, s
     learners = [LEARNERS[twin](config, settings, arrays, {}, "cpu") for twin in LEARNERS]
     extras = []
     for step in range(20):
-        batches = [batch_of(shards, settings, step, 0)]
+        batches = [make_batch(shards, settings, step, 0)]
         one, other = (learner.update(batches, step, settings.rate(step)) for learner in learners)
         assert one["loss"] == pytest.approx(other["loss"], rel=tolerance), step
         # the two losses are there, and fall
@@ -141,12 +148,12 @@ def test_where_each_token_is():
     # 3 + n: a shift of n * 10 ms; the frames are 20 ms
     targets = np.array([[1132, 3 + 10, 1050, 1060, 3 + 31, 1070, 1, 0]], np.int32)
     batch = dataset.Batch(np.zeros((1, 32, 512), np.float32), targets, np.zeros((1, 32, dataset.ROLL_COLUMNS), bool))
-    found = places(batch, CONFIG)
+    found = event_frames(batch, CONFIG)
     np.testing.assert_array_equal(found.current[0], [0, 0, 5, 5, 5, 15.5, 15.5, 15.5])
     np.testing.assert_array_equal(found.next[0], [5, 5, 15.5, 15.5, 15.5, 32, 32, 32])
     np.testing.assert_array_equal(found.wanted[0], [0, 5, 5, 5, 15.5, 15.5, 15.5, 15.5])
     batch.rolls[0, 5, 50] = batch.rolls[0, 15, 60] = True
-    labels, coming = contents(batch, soft_rolls(batch.rolls), found)
+    labels, coming = decoder_labels(batch, soft_rolls(batch.rolls), found)
     assert labels[0, 2, 50] == 1
     assert labels[0, 4, 60] == 0
     assert labels[0, 2, LABEL_COLUMNS - 128 + 50] == pytest.approx(0.4)
@@ -156,7 +163,7 @@ def test_where_each_token_is():
 def test_heads_of_every_decoder_look():
     for layers, expected in ((1, [(0, 0, 2), (0, 1, 1)]), (2, [(0, 0, 0), (0, 1, 0), (1, 0, 2), (1, 1, 1)])):
         network = dataclasses.replace(CONFIG.network, num_decoder_layers=layers)
-        assert looking_heads(dataclasses.replace(CONFIG, network=network)) == expected
+        assert supervised_heads(dataclasses.replace(CONFIG, network=network)) == expected
     with pytest.raises(ConfigError, match="remat throws away"):
         TrainingConfig(remat=True, contents=0.1)
 
@@ -208,7 +215,7 @@ def test_bfloat16_comes_close_and_dropout_drops(twin, shards):
     assert rough[0]["loss"] != exact[0]["loss"]
     assert all(array.dtype == np.float32 for array in learner.arrays().values())
     dropping = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, dropout_rate=0.3))
-    batch = batch_of(shards, base, 0, 0)
+    batch = make_batch(shards, base, 0, 0)
     arrays = initial_arrays(CONFIG.network, 1)
     first, again, later = (
         LEARNERS[twin](dropping, base, arrays, {}, "cpu").update([batch], step, 0.0)["loss"] for step in (0, 0, 1)
@@ -278,7 +285,7 @@ def test_a_run_that_diverges_ends_and_keeps_the_last_save(twin, tmp_path, shards
 @pytest.mark.parametrize("twin", LEARNERS)
 def test_gradients_are_clipped_to_their_norm(twin, clip, shards):
     settings = TrainingConfig(batch_size=4, clip=clip, auxiliary=0.0)
-    batch = batch_of(shards, settings, 0, 0)
+    batch = make_batch(shards, settings, 0, 0)
     arrays = initial_arrays(CONFIG.network, 1)
     # by another way to the same gradients, in PyTorch
     model = torch_model.Transformer(CONFIG.network)
@@ -350,7 +357,7 @@ def test_rematerialised_layers_give_the_same_losses(twin, dropout_rate, shards, 
 
 
 def test_rematerialised_layers_are_computed_twice(shards, monkeypatch):
-    batch = batch_of(shards, TrainingConfig(batch_size=4), 0, 0)
+    batch = make_batch(shards, TrainingConfig(batch_size=4), 0, 0)
     calls, norm = [], torch_model.RMSNorm.forward
     monkeypatch.setattr(torch_model.RMSNorm, "forward", lambda self, x: calls.append(1) or norm(self, x))
     counts = []
@@ -379,7 +386,7 @@ def test_the_average_follows_the_weights_and_is_what_validation_sees(twin, shard
     expected = initial_arrays(CONFIG.network, 1)
     learner = LEARNERS[twin](CONFIG, settings, expected, {}, "cpu")
     for step in range(3):
-        learner.update([batch_of(shards, settings, step, 0)], step, 1e-2)
+        learner.update([make_batch(shards, settings, step, 0)], step, 1e-2)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = {name: decay * expected[name] + (1 - decay) * array for name, array in learner.arrays().items()}
     for name, array in learner.averaged().items():
