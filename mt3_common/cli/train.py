@@ -73,7 +73,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments."""
     parser = argparse.ArgumentParser(
         prog=command,
-        description="Train an MT3 network on shards (mt3 data shards), on music that is rendered as it is needed, or on "
+        description="Train an MT3 network on shards (mt3 data shards), on music that is rendered as needed, or on "
         "recordings. An interrupted run resumes.",
         allow_abbrev=False,
     )
