@@ -1,4 +1,4 @@
-"""How close both twins come to what the published MT3 computed: prints the table in the README.
+"""How close both twins come to what the published MT3 computed: prints the table of docs/measured.md.
 
 python benchmarks/golden.py
 """
@@ -35,7 +35,7 @@ from torch_mt3 import model as torch_model  # noqa: E402
 
 
 def spectrogram_errors() -> tuple[float, float, int]:
-    """(log-mel, loud; segments; start times that differ): largest differences, loud as the README says."""
+    """(log-mel, loud; segments; start times that differ): largest differences, loud as docs/measured.md says."""
     loudest = segments = 0.0
     late = 0
     with np.load(GOLDEN / "features" / "spectrograms.npz") as archive:
