@@ -16,7 +16,8 @@ TORCH = {"torch"}
 OPTIONAL = {"av", "librosa", "ray", "note_seq", "mir_eval", "matplotlib", "jinja2", "tensorflow", "wandb"}
 
 FORBIDDEN = {
-    "mt3_common": JAX | TORCH | OPTIONAL,
+    # scipy takes half a second to load: it is imported where it is used
+    "mt3_common": JAX | TORCH | OPTIONAL | {"scipy"},
     "jax_mt3": TORCH | OPTIONAL,
     "torch_mt3": JAX | OPTIONAL,
     "onnx_mt3": JAX | TORCH | OPTIONAL,

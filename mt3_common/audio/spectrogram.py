@@ -7,7 +7,6 @@ mel matrix and the order of operations repeat TensorFlow's float32 arithmetic; w
 import functools
 
 import numpy as np
-import scipy.fft
 
 from mt3_common.audio.tensorflow_rounding import edge_mels, hann_window, hertz_to_mel
 from mt3_common.config import SpectrogramConfig
@@ -64,6 +63,9 @@ def log_mel_spectrogram(samples: np.ndarray, config: SpectrogramConfig, graph: b
     Differs from librosa.feature.melspectrogram: magnitude, not power; frames are not centred, the tail is
     zero-padded; filters end at 7600 Hz; only values <= 0 are raised to 1e-5, so that there is no floor.
     """
+    # Imported here: it takes half a second, which --help and wrong arguments need not wait for.
+    import scipy.fft
+
     samples = check_samples(samples, 0, config)
     num_rows = -(-len(samples) // config.hop_width)
     log_mel = np.empty((num_rows, config.num_mel_bins), np.float32)

@@ -1,7 +1,6 @@
 """Audio effects for synthetic recordings: equalisers, rooms, media, compression, noise."""
 
 import numpy as np
-import scipy.fft
 
 SAMPLE_RATE = 16000
 
@@ -12,6 +11,9 @@ STEM_EQUALIZER, MIX_EQUALIZER = 3.0, 5.0
 
 def _coloured(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One stem through an equaliser: (n,) float32."""
+    # Imported here: it takes half a second, and whatever reads examples loads this module.
+    import scipy.fft
+
     size = scipy.fft.next_fast_len(len(audio) + SAMPLE_RATE // 4, real=True)
     response = _equalizer(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), STEM_EQUALIZER, rng)
     return scipy.fft.irfft(scipy.fft.rfft(audio, size) * _factors(response), size)[: len(audio)]
@@ -19,6 +21,8 @@ def _coloured(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _damage(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The mix in a room, through a microphone, on a medium: (n,) float32 in [-1, 1]."""
+    import scipy.fft
+
     size = scipy.fft.next_fast_len(len(audio) + SAMPLE_RATE, real=True)
     hertz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     response = _equalizer(hertz, MIX_EQUALIZER, rng)
