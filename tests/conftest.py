@@ -58,6 +58,13 @@ def decoded() -> dict[str, np.ndarray]:
         return dict(archive)
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def talkative(tmp_path_factory) -> Path:
     """A checkpoint like the bundled random weights, but for short shifts and early ends: more notes of fewer tokens."""

@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
+from fakes import record
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,8 +45,7 @@ def recordings(tmp_path_factory):
     """A folder with two recordings of noise: 30 and 5 segments."""
     folder = tmp_path_factory.mktemp("in")
     for name, seconds in (("a", 61.0), ("b", 10.0)):
-        noise = np.random.default_rng(ord(name)).uniform(-0.1, 0.1, round(seconds * 16000))
-        soundfile.write(folder / f"{name}.wav", noise, 16000)
+        record(folder / f"{name}.wav", seconds, seed=ord(name))
     return folder
 
 

@@ -29,22 +29,19 @@ import numpy as np
 import soundfile
 
 ROOT = Path(__file__).parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests")) if path not in sys.path]
+
+from fakes import CONFIG, first_segment_only  # noqa: E402
 
 from mt3_common.checkpoint import checkpoint  # noqa: E402
 from mt3_common.cli import infer as cli  # noqa: E402
 from mt3_common.cli.resume import Summary, SummaryError  # noqa: E402
-from mt3_common.config import PRESETS  # noqa: E402
 from mt3_common.formats import midi, sealed, tables  # noqa: E402
-from mt3_common.notes.encoder import encode_segments  # noqa: E402
 from mt3_common.notes.note import Note  # noqa: E402
 from mt3_common.transcription.pipeline import Transcriber  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "model" / "checkpoints"
-CONFIG = PRESETS["mt3"]
 NOTES = [Note(0.1, 0.6, 60, 127, 0, False), Note(0.5, 0.51, 36, 127, 0, True), Note(0.2, 1.0, 64, 100, 40, False)]
-IDS = encode_segments(NOTES, 126, CONFIG)[0]
 AUDIO = {
     "wav": ("WAV", "PCM_16"),
     "24.wav": ("WAV", "PCM_24"),
@@ -69,12 +66,6 @@ DECODER = re.compile(r"^(Note: |Warning: |\[src/libmpg123|\n).*\n", re.MULTILINE
 LONGEST, LARGEST = 60, 1000
 # cases that a process tries
 CHUNK = 100
-
-
-def first_segment_only(segments):
-    """Stands for the network: NOTES in each recording's first segment."""
-    for segment in segments:
-        yield IDS if segment.index == 0 else np.array([1])
 
 
 def mutated(random: Random, content: bytes, head: int = 256) -> bytes:

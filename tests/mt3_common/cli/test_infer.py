@@ -14,30 +14,18 @@ import mido
 import numpy as np
 import pytest
 import soundfile
+from fakes import CONFIG, IDS, NOTES, first_segment_only, infer, names, record
 
 from mt3_common.checkpoint.registry import NamedCheckpoint
-from mt3_common.cli import infer as cli
 from mt3_common.cli import tasks
 from mt3_common.cli.arguments import HOLD_BIAS
 from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import Job, UsageError, plan
-from mt3_common.config import PRESETS
 from mt3_common.formats import midi, tables
-from mt3_common.notes.encoder import encode_segments
-from mt3_common.notes.note import Note
 from mt3_common.transcription.clock import STAGES
 from mt3_common.transcription.pipeline import Transcriber
 
-CONFIG = PRESETS["mt3"]
 DEFAULT = json.loads((Path(__file__).parents[3] / "checkpoints/manifest.json").read_text())["default"]
-NOTES = [Note(0.1, 0.6, 60, 127, 0, False), Note(0.5, 0.51, 36, 127, 0, True)]
-IDS = encode_segments(NOTES, 126, CONFIG)[0]
-
-
-def first_segment_only(segments):
-    """Stands for the network: NOTES in each recording's first segment, nothing later."""
-    for segment in segments:
-        yield IDS if segment.index == 0 else np.array([1])
 
 
 def unasked(segments):
@@ -49,31 +37,6 @@ def unasked(segments):
 
 def not_reached(**settings):
     raise AssertionError("nothing should have been loaded")
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch) -> Path:
-    """An empty folder, which is the current one."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def record(path: str | Path, seconds: float = 1.0) -> Path:
-    """Writes a recording of noise."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.random.default_rng(0).uniform(-0.1, 0.1, round(seconds * 16000)), 16000)
-    return path
-
-
-def infer(*argv, generate=first_segment_only, load=None, checkpoint=None):
-    """Exit status of the command line with a stand-in for the network."""
-    transcriber = Transcriber(CONFIG, generate, checkpoint)
-    return cli.main("torch_mt3", load or (lambda **settings: transcriber), [str(argument) for argument in argv])
-
-
-def names(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def test_without_arguments_it_teaches(capsys):

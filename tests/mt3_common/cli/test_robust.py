@@ -19,45 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from fakes import infer, names, noise
 
 from mt3_common.cli import infer as cli
 from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS
-from mt3_common.config import PRESETS
 from mt3_common.formats import midi
-from mt3_common.notes.encoder import encode_segments
-from mt3_common.notes.note import Note
-from mt3_common.transcription.pipeline import Transcriber
 
 ROOT = Path(__file__).parents[3]
-CONFIG = PRESETS["mt3"]
-IDS = encode_segments([Note(0.1, 0.6, 60, 127, 0, False), Note(0.5, 0.51, 36, 127, 0, True)], 126, CONFIG)[0]
 POSIX = pytest.mark.skipif(os.name != "posix", reason="as POSIX has it")
-
-
-def first_segment_only(segments):
-    """Stands for the network: two notes in each recording's first segment."""
-    for segment in segments:
-        yield IDS if segment.index == 0 else np.array([1])
-
-
-def infer(*argv, generate=first_segment_only):
-    """Exit status of the command line with a stand-in for the network."""
-    return cli.main("torch_mt3", lambda **settings: Transcriber(CONFIG, generate), [str(argument) for argument in argv])
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty folder, which is the current one."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def names(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def noise(seconds, channels=1, rate=16000, amplitude=0.1):
-    return np.random.default_rng(0).uniform(-amplitude, amplitude, (round(seconds * rate), channels))
 
 
 def complaint(capsys):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from fakes import record
 
 from mt3_common.audio.files import AudioError
 from mt3_common.audio.segments import segments, start_times
@@ -44,10 +45,7 @@ SECONDS = 7.0
 @pytest.fixture
 def audio(tmp_path: Path) -> Path:
     """A file of seven seconds of noise: four segments."""
-    path = tmp_path / "song.wav"
-    noise = np.random.default_rng(0).uniform(-0.1, 0.1, round(SECONDS * RATE))
-    soundfile.write(path, noise, RATE, subtype="FLOAT")
-    return path
+    return record(tmp_path / "song.wav", SECONDS, subtype="FLOAT")
 
 
 def ids_of(notes, seconds=SECONDS):
@@ -244,12 +242,10 @@ def test_an_unknown_checkpoint_is_refused_with_the_names():
 
 def recordings(folder: Path, *lengths: float) -> list[Path]:
     """Files of noise, each of its own, of so many seconds."""
-    paths = []
-    for number, seconds in enumerate(lengths):
-        paths.append(folder / f"{number}.wav")
-        noise = np.random.default_rng(number).uniform(-0.1, 0.1, round(seconds * RATE))
-        soundfile.write(paths[-1], noise, RATE, subtype="FLOAT")
-    return paths
+    return [
+        record(folder / f"{number}.wav", seconds, seed=number, subtype="FLOAT")
+        for number, seconds in enumerate(lengths)
+    ]
 
 
 def listening(ahead, rows=None):

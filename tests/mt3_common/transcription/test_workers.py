@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
+from fakes import record
 
 from mt3_common.audio.segments import Segment
 from mt3_common.cli import infer as cli
@@ -264,8 +264,7 @@ def test_names_of_several_devices():
 def test_the_command_line_on_two_devices(stand_in, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, seconds in (("a", 5.0), ("b", 9.0)):
-        noise = np.random.default_rng(ord(name)).uniform(-0.1, 0.1, round(seconds * 16000))
-        soundfile.write(f"{name}.wav", noise, 16000)
+        record(f"{name}.wav", seconds, seed=ord(name))
     Path("c.wav").write_text("no sound")
     for device in ("cpu", "cpu,cpu"):
         status = cli.main(
