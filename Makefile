@@ -24,7 +24,7 @@ override ARITHMETIC := tests/twins/test_model.py tests/twins/test_decode.py test
   tests/onnx_mt3 tests/parity/compare tests/parity/diagnosis tests/parity/mutation tests/test_infer.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-avx2 check lint contract format parity drift diff bench isolation lock clean
+.PHONY: help setup test test-fast test-avx2 check lint contract format parity drift diff bench isolation lock clean
 
 help: ## this list
 	@echo 'MT3 in Flax and in PyTorch. Two commands to begin with: make parity, make test'
@@ -54,6 +54,9 @@ $(READY): pyproject.toml requirements.lock
 
 test: $(READY) ## run the tests: all, or ARGS='tests/twins/test_twins.py -k planted'
 	@$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+test-fast: $(READY) ## run the tests that compile no network and start no process: under a minute
+	@$(BIN)/python -m pytest --numprocesses auto -m 'not compile and not process' $(ARGS)
 
 test-avx2: $(READY) ## run the tests of arithmetic as on a processor that has AVX2 only
 	@$(AVX2) $(BIN)/python -m pytest --numprocesses auto $(ARITHMETIC) $(ARGS)

@@ -1,4 +1,5 @@
-"""The golden network and what the published code computed with it, see tests/golden/README.md; and a soundfont."""
+"""Marks of whole files; the golden network and what the published code computed with it, see tests/golden/README.md; a
+soundfont."""
 
 import gc
 import json
@@ -28,7 +29,65 @@ from mt3_common.notes.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
 # passes the default on (preexec_fn would do it by a fork, of which JAX warns)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-GOLDEN = Path(__file__).parent / "golden"
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "golden"
+
+# Files and folders, all of whose tests have a mark; the marks of single tests stand at the tests.
+MARKED = {
+    "compile": (
+        *("jax_mt3", "onnx_mt3", "seqio_mt3"),
+        *(f"twins/{path.name}" for path in (TESTS / "twins").glob("test_*.py") if path.name != "test_twins.py"),
+        *("parity/compare", "parity/diagnosis", "parity/mutation"),
+        *("parity/checkpoints", "parity/report/test_counterexample.py", "parity/test_pytest_plugin.py"),
+    ),
+    "process": (
+        *("test_contract.py", "test_flips.py", "test_infer.py", "test_isolation.py", "test_ray.py"),
+        *("mt3_common/cli/test_mt3.py", "mt3_common/transcription/test_workers.py"),
+    ),
+}
+
+
+def marks_of(path: Path) -> list[str]:
+    """Return the marks that all tests of a file have."""
+    name = path.relative_to(TESTS).as_posix()
+    return [mark for mark, places in MARKED.items() if any(f"{name}/".startswith(f"{place}/") for place in places)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of MARKED."""
+    for item in items:
+        for mark in marks_of(item.path):
+            item.add_marker(mark)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import a file whose tests are all left out: it may load both frameworks, which takes seconds."""
+    if collection_path.suffix != ".py" or not collection_path.is_relative_to(TESTS):
+        return None
+    expression = config.getoption("markexpr")
+    return any(f"not {mark}" in expression for mark in marks_of(collection_path)) or None
+
+
+# what the process of the tests started since the current test began
+started: list[str] = []
+
+
+def note_process(event: str, arguments: tuple) -> None:
+    """Take down that a process of Python is started or forked; called by the interpreter for every event."""
+    if event == "os.fork" or (event == "subprocess.Popen" and str(arguments[0]) == sys.executable):
+        started.append(event)
+
+
+sys.addaudithook(note_process)
+
+
+@pytest.fixture(autouse=True)
+def only_marked_tests_start_processes(request: pytest.FixtureRequest):
+    """Fail a test that starts a process of Python without a mark: `make test-fast` would run it."""
+    started.clear()
+    yield
+    if started and not any(request.node.get_closest_marker(mark) for mark in MARKED):
+        pytest.fail("this test starts a process: mark it with @pytest.mark.process, or its file in tests/conftest.py")
 
 
 @pytest.fixture(scope="session")

@@ -418,6 +418,7 @@ def test_a_full_disk_is_seen_before(bucket, monkeypatch):
         download.fetch("mt3", quiet=True)
 
 
+@pytest.mark.process
 def test_two_processes_at_once(bucket, tmp_path):
     code = "from mt3_common.checkpoint import download; print(download.fetch('mt3'))"
     started = [
@@ -431,6 +432,7 @@ def test_two_processes_at_once(bucket, tmp_path):
     assert len(bucket.requests) == len(NAMES)
 
 
+@pytest.mark.process
 def test_a_killed_process_loses_nothing(bucket):
     hold = threading.Event()
     answer = bucket.answer

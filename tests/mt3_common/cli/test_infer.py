@@ -953,6 +953,7 @@ sys.exit(cli.main("torch_mt3", lambda **settings: Transcriber(PRESETS["mt3"], ne
 """
 
 
+@pytest.mark.process
 def test_a_pipe_that_is_closed_is_the_end(folder):
     command = [sys.executable, "-W", "error", "-c", READER_GOES]
     environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[3]))

@@ -149,6 +149,7 @@ def test_the_digest_of_a_file(tmp_path):
     assert digest_of_checkpoint(str(path)) != first
 
 
+@pytest.mark.process
 def test_leftovers_of_the_dead_go(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -234,6 +235,7 @@ print(json.dumps([wrong, kills, partly]))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="forks")
+@pytest.mark.process
 def test_killed_at_every_step(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / "in").mkdir(exist_ok=True)

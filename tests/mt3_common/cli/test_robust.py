@@ -207,6 +207,7 @@ def test_a_disk_that_is_full_for_the_summary(folder, capsys):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.process
 def test_a_stdout_that_is_full(folder):
     soundfile.write("a.wav", noise(1.0), 16000)
     with open("/dev/full", "w") as full:
@@ -250,6 +251,7 @@ def run(*argv, **streams):
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
+@pytest.mark.process
 def test_pictures_and_sounds_of_several_recordings_at_once(folder):
     """Made by several threads of a process in which a warning is an error."""
     pytest.importorskip("matplotlib")
@@ -266,6 +268,7 @@ def test_pictures_and_sounds_of_several_recordings_at_once(folder):
 
 
 @POSIX
+@pytest.mark.process
 def test_a_stderr_that_nobody_reads(folder):
     Path("a.wav").write_bytes(b"no sound")
     read, write = os.pipe()
@@ -279,6 +282,7 @@ def test_a_stderr_that_nobody_reads(folder):
 
 @POSIX
 @pytest.mark.parametrize("command", [("torch_mt3.infer", "--help"), ("parity", "inspect", ROOT / "checkpoints/small")])
+@pytest.mark.process
 def test_a_stdout_that_nobody_reads(folder, command):
     read, write = os.pipe()
     os.close(read)
@@ -294,6 +298,7 @@ def test_a_stdout_that_nobody_reads(folder, command):
 
 @POSIX
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.process
 def test_streams_that_are_closed(folder, closed):
     soundfile.write("a.wav", noise(1.0), 16000)
     command = [sys.executable, "-c", SLOW, "a.wav", "-o", "a.mid", "--checkpoint", "golden"]
@@ -305,6 +310,7 @@ def test_streams_that_are_closed(folder, closed):
     assert Path("a.mid").exists()
 
 
+@pytest.mark.process
 def test_help_where_letters_are_few(folder):
     environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONIOENCODING="ascii")
     command = [sys.executable, "-m", "torch_mt3.infer", "--help"]
@@ -333,6 +339,7 @@ def notes_in(folder):
 
 @POSIX
 @pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.process
 def test_killed_again_and_again(album, tmp_path, jobs):
     """kill -9 at random moments, three times, each time resumed: nothing lost, half-written or done twice."""
     moments = random.Random(jobs)
@@ -361,6 +368,7 @@ def test_killed_again_and_again(album, tmp_path, jobs):
 
 
 @POSIX
+@pytest.mark.process
 def test_ctrl_c_at_any_moment(album, tmp_path):
     moments = random.Random(0)
     for attempt in range(3):
@@ -382,6 +390,7 @@ def test_ctrl_c_at_any_moment(album, tmp_path):
 
 
 @pytest.mark.parametrize("jobs", [1, 4, 30])
+@pytest.mark.process
 def test_any_number_of_jobs_writes_the_same(album, tmp_path, jobs):
     result = run(album / "in", "-o", tmp_path, "--format", "mid,json", "--jobs", jobs)
     assert result.returncode == SUCCESS, result.stderr
@@ -399,7 +408,7 @@ def test_any_number_of_jobs_writes_the_same(album, tmp_path, jobs):
 @pytest.fixture(scope="module")
 def fuzz():
     """tests/tools/fuzz.py."""
-    spec = importlib.util.spec_from_file_location("fuzz", ROOT / "tests" / "fuzz.py")
+    spec = importlib.util.spec_from_file_location("fuzz", ROOT / "tests" / "tools" / "fuzz.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

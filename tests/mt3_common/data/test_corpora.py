@@ -297,6 +297,7 @@ def test_the_command_makes_shards_of_published_data(published, tmp_path, capsys)
     assert "give either --fonts, with --midi unless music is to be made up, or --recordings" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_a_worker_that_dies_is_said_and_does_not_hang():
     found = in_order(abs, range(5), 2)
     assert list(found) == [0, 1, 2, 3, 4]

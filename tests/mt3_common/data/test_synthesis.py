@@ -77,6 +77,7 @@ def test_examples_depend_on_seed_and_index_alone(kind, songs, font):
     assert not np.array_equal(example.audio, one.example(5).audio)
 
 
+@pytest.mark.process
 def test_workers_make_the_same_examples_in_order(songs, font):
     generator = synthesis.Generator(songs, [font], recipe(piano=1.0, dense=1.0), seed=1)
     alone = list(synthesis.in_order(generator.example, range(2, 6), 0))

@@ -39,6 +39,7 @@ class TestNoteSequence:
         assert written == sequence
         assert to_note_sequence([]).total_time == 0
 
+    @pytest.mark.process
     def test_is_imported_when_asked_only(self):
         code = (
             "import sys; from mt3_common.formats.note_sequence import to_note_sequence;"

@@ -118,6 +118,7 @@ def test_long_names_can_be_written(tmp_path):
     assert os.listdir(tmp_path) == [name]
 
 
+@pytest.mark.process
 def test_a_killed_writer_leaves_the_old_file_and_its_leftover_is_removed(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")

@@ -25,6 +25,7 @@ CHECKPOINTS = ROOT / "tests" / "golden" / "model" / "checkpoints"
 AUDIO = ROOT / "audio" / "example.flac"
 
 
+@pytest.mark.compile
 def test_the_twins_are_the_same(tmp_path, capsys):
     out = tmp_path / "report.json"
     assert main([str(CHECKPOINTS / "t5x_zarr"), "--segments", "1", "--json", str(out)]) == 0
@@ -42,6 +43,7 @@ def test_the_twins_are_the_same(tmp_path, capsys):
     assert {row["section"] for row in report["rows"]} >= {"weights", "taps", "logits", "decode path", "tokens", "notes"}
 
 
+@pytest.mark.compile
 def test_every_form_of_the_report_names_the_cause(tmp_path, capsys, monkeypatch):
     torch = pytest.importorskip("torch")
     gelu = torch.nn.functional.gelu
@@ -216,6 +218,8 @@ def test_help_names_every_command(capsys):
         assert name in printed
 
 
+@pytest.mark.compile
+@pytest.mark.process
 def test_traces_of_two_processes(tmp_path):
     def parity(*argv):
         command = [sys.executable, "-m", "parity", *[str(arg) for arg in argv]]
