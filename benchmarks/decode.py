@@ -28,7 +28,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mt3_common.checkpoint import checkpoint  # noqa: E402
+from mt3_common.checkpoint import read as checkpoint  # noqa: E402
 from mt3_common.config import PRESETS, Config, NetworkConfig  # noqa: E402
 from mt3_common.evaluation.metrics import program_score  # noqa: E402
 from mt3_common.notes.vocabulary import EOS_ID  # noqa: E402

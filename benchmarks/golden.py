@@ -26,7 +26,7 @@ from jax_mt3 import decode as jax_decode  # noqa: E402
 from jax_mt3 import model as jax_model  # noqa: E402
 from mt3_common.audio import spectrogram  # noqa: E402
 from mt3_common.audio.segments import segments as cut_into_segments  # noqa: E402
-from mt3_common.checkpoint import checkpoint  # noqa: E402
+from mt3_common.checkpoint import read as checkpoint  # noqa: E402
 from mt3_common.config import PRESETS, NetworkConfig, SpectrogramConfig  # noqa: E402
 from mt3_common.transcription.batching import SearchSettings, until_eos  # noqa: E402
 from torch_mt3 import checkpoint as torch_checkpoint  # noqa: E402

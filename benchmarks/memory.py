@@ -16,7 +16,7 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.formats import midi
 from mt3_common.notes.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
 

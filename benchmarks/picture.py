@@ -11,7 +11,7 @@ import torch
 from golden import GOLDEN, jax_taps, relative_error, torch_taps
 from torch.nn import functional as F
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from torch_mt3 import model as torch_model
 
 matplotlib.use("agg")

@@ -12,7 +12,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 
 FOLDER = Path(__file__).parent
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint.torch_pickle import read_any
 from mt3_common.config import Config
 

@@ -8,7 +8,7 @@ transcription.write("song.mid")
 import os
 import sys
 
-from mt3_common.checkpoint.checkpoint import network_config
+from mt3_common.checkpoint.read import network_config
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.checkpoint.torch_pickle import read_any
 from mt3_common.cli import infer as cli

@@ -21,7 +21,7 @@ os.environ.pop("PYTHONUNBUFFERED", None)
 import numpy as np
 import pytest
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.config import NetworkConfig
 from mt3_common.notes.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
 

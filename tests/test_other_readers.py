@@ -9,7 +9,7 @@ import pytest
 import zarr
 from flax import serialization, traverse_util
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from parity import __main__ as parity
 
 ORIGINAL = Path(__file__).parent / "golden" / "model" / "checkpoints" / "t5x_zarr"

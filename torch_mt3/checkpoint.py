@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint.torch_pickle import hf_t5_name, read_any
 from mt3_common.config import Config
 from torch_mt3.model import Transformer

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint.names import CheckpointError, array_names
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.checkpoint.torch_pickle import read_any
 from mt3_common.cli.dataset import add_arguments, generator_of, write_sources

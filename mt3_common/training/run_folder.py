@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.config import Config
 from mt3_common.training.config import TrainingConfig, TrainingError
 from mt3_common.training.learner import Learner

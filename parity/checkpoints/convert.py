@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint import torch_pickle as hf_t5
 from mt3_common.config import Config
 from parity.trace.trace import digest

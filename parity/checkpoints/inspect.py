@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint.torch_pickle import PICKLES
 from parity.diagnosis.candidate import read_candidate
 

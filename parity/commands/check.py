@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint.registry import find_checkpoint
 from parity.check import check
 from parity.commands import options

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint.torch_pickle import PICKLES, read_tensors
 from mt3_common.config import Config
 from parity.trace.file import load, read_npz

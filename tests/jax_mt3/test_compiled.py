@@ -24,7 +24,7 @@ import dataclasses, json, sys
 import jax
 import numpy as np
 from jax_mt3 import checkpoint, decode
-from mt3_common.checkpoint.checkpoint import read
+from mt3_common.checkpoint.read import read
 from mt3_common.config import Config, NetworkConfig
 
 compiled = []

@@ -33,7 +33,7 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests")) if path not in
 
 from fakes import CONFIG, first_segment_only  # noqa: E402
 
-from mt3_common.checkpoint import checkpoint  # noqa: E402
+from mt3_common.checkpoint import read as checkpoint  # noqa: E402
 from mt3_common.cli import infer as cli  # noqa: E402
 from mt3_common.cli.resume import Summary, SummaryError  # noqa: E402
 from mt3_common.formats import midi, sealed, tables  # noqa: E402

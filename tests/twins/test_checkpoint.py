@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from jax_mt3 import checkpoint as jax_checkpoint
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint import torch_pickle as hf_t5
-from mt3_common.checkpoint.checkpoint import CheckpointError
+from mt3_common.checkpoint.read import CheckpointError
 from mt3_common.config import Config
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3.model import Transformer

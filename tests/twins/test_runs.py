@@ -24,7 +24,7 @@ import torch
 from tensorboardX.proto import event_pb2
 
 from jax_mt3 import train as jax_train
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
@@ -108,7 +108,7 @@ def assert_same_run(run, other):
 # one process of each twin, which starts another for each end that a run may meet: what takes long is loading
 ENDS = """
 import json, os, resource, signal, sys
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.training import loop, run_folder
 program, *ends = sys.argv[1:]
 train = __import__(f"{program}_mt3.train").train

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("tinysoundfont")
 from jax_mt3 import train as jax_train
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset

@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from jax_mt3 import checkpoint as jax_checkpoint
 from jax_mt3 import train as jax_train
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint.names import array_shapes
 from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.cli import train

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jax_mt3 import train as jax_train
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.config import Config, ConfigError, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example

@@ -19,8 +19,9 @@ import tensorstore as ts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mt3_common.checkpoint import checkpoint, storage
-from mt3_common.checkpoint.checkpoint import CheckpointError
+from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint import storage, write
+from mt3_common.checkpoint.read import CheckpointError
 from mt3_common.config import PRESETS, ConfigError
 
 GOLDEN = Path(__file__).parents[2] / "golden/model"
@@ -664,7 +665,7 @@ def test_an_interruption_leaves_what_was_there(tmp_path, full, monkeypatch, inte
     def interrupted(*_):
         raise interruption
 
-    monkeypatch.setattr(checkpoint, moment, interrupted)
+    monkeypatch.setattr(write, moment, interrupted)
     for target in (path, tmp_path / "checkpoint_2"):
         with pytest.raises((KeyboardInterrupt, CheckpointError)):
             checkpoint.write_t5x(target, full.arrays, 2, overwrite=True)
@@ -724,7 +725,7 @@ def test_what_no_reader_would_take_is_not_written(tmp_path, full):
 
 
 def test_large_arrays_are_cut_into_chunks_and_zeros_are_stored(tmp_path, full, monkeypatch):
-    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(write, "CHUNK_BYTES", 4096)
     arrays = full.arrays | {QUERY: np.zeros((48, 48), np.float32)}
     checkpoint.write_t5x(tmp_path / "small", arrays, 1)
     assert_same(checkpoint.read(tmp_path / "small").arrays, arrays)
@@ -739,7 +740,7 @@ def test_large_arrays_are_cut_into_chunks_and_zeros_are_stored(tmp_path, full, m
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 400), min_size=0, max_size=3), st.integers(1, 5000))
 def test_chunks_divide_the_shape_and_hold_no_more_than_asked(shape, elements):
-    chunks = checkpoint._chunk_shape(shape, elements)
+    chunks = write._chunk_shape(shape, elements)
     assert math.prod(chunks) <= elements or math.prod(shape) == 0
     assert all(size % chunk == 0 for size, chunk in zip(shape, chunks))
     if math.prod(shape) <= elements:

@@ -17,7 +17,8 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-from mt3_common.checkpoint import checkpoint, download
+from mt3_common.checkpoint import download
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import tensorstore as ts
 
-from mt3_common.checkpoint import checkpoint, storage
+from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint import storage
 from mt3_common.checkpoint.names import CheckpointError
 
 GOLDEN = Path(__file__).parents[2] / "golden/model"

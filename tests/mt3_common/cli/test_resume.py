@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from mt3_common.checkpoint import checkpoint, storage
+from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint import storage
 from mt3_common.cli import resume as summary
 from mt3_common.cli.resume import Summary, SummaryError, describe_file, digest_of_checkpoint, remove_leftovers
 from mt3_common.formats.sealed import temporary_prefix

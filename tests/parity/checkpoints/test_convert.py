@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from parity import __main__ as cli
 from parity.checkpoints import convert, inspect
 from parity.diagnosis import repair

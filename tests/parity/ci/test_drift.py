@@ -225,7 +225,7 @@ def test_history_names_the_worst_tap():
 
 
 def test_the_projects_own_ledger_is_of_the_default_checkpoint():
-    from mt3_common.checkpoint import checkpoint
+    from mt3_common.checkpoint import read as checkpoint
     from mt3_common.checkpoint.registry import find_checkpoint
     from parity.trace.trace import fingerprint, weights_digest
 

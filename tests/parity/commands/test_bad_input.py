@@ -12,7 +12,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.config import Config, NetworkConfig
 from parity.sides import numpy_network
 from parity.trace.file import save

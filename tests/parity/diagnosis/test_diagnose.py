@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from mt3_common.checkpoint import checkpoint
+from mt3_common.checkpoint import read as checkpoint
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from parity import __main__ as cli
 from parity.compare.budget import real_rows
