@@ -28,7 +28,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mt3_common.checkpoint import read as checkpoint  # noqa: E402
+from mt3_common.checkpoint.write import write_safetensors  # noqa: E402
 from mt3_common.config import PRESETS, Config, NetworkConfig  # noqa: E402
 from mt3_common.evaluation.metrics import program_score  # noqa: E402
 from mt3_common.notes.vocabulary import EOS_ID  # noqa: E402
@@ -379,7 +379,7 @@ def end_to_end(settings: dict[str, Any], package: str, dtype: str, size: str) ->
         seconds = config.input_frames / config.spectrogram.frames_per_second
         config = dataclasses.replace(config, max_target_length=round(seconds * TOKENS_PER_SECOND))
         source = os.path.join(folder.name, "full.safetensors")
-        checkpoint.write_safetensors(source, arrays, config)
+        write_safetensors(source, arrays, config)
     transcriber = infer.load(source, device=settings["device"], dtype=dtype, batch_size=settings["rows"])
 
     def measure() -> dict[str, float]:

@@ -26,7 +26,7 @@ from jax_mt3 import decode as jax_decode  # noqa: E402
 from jax_mt3 import model as jax_model  # noqa: E402
 from mt3_common.audio import spectrogram  # noqa: E402
 from mt3_common.audio.segments import segments as cut_into_segments  # noqa: E402
-from mt3_common.checkpoint import read as checkpoint  # noqa: E402
+from mt3_common.checkpoint.read import read_checkpoint  # noqa: E402
 from mt3_common.config import PRESETS, NetworkConfig, SpectrogramConfig  # noqa: E402
 from mt3_common.transcription.batching import SearchSettings, until_eos  # noqa: E402
 from torch_mt3 import checkpoint as torch_checkpoint  # noqa: E402
@@ -149,8 +149,8 @@ def tokens_equal(config, arrays) -> dict[str, tuple[int, int, float]]:
 
 def main() -> None:
     """Prints the table."""
-    sizes = checkpoint.read(GOLDEN / "model" / "checkpoints" / "t5x_zarr")
-    config = checkpoint.network_config(sizes.arrays, None, preset="mt3", overrides={"num_heads": 3}).network
+    sizes = read_checkpoint(GOLDEN / "model" / "checkpoints" / "t5x_zarr")
+    config = sizes.config("mt3", {"num_heads": 3}).network
     assert isinstance(config, NetworkConfig)
     jax.config.update("jax_default_matmul_precision", "highest")
     table = Table("against the published MT3 (golden data)", "JAX", "PyTorch", "between the twins")

@@ -16,7 +16,8 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.checkpoint.write import write_t5x
 from mt3_common.formats import midi
 from mt3_common.notes.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
 
@@ -27,12 +28,12 @@ FRAMEWORKS = {"torch_mt3": "torch", "jax_mt3": "jax, flax.linen"}
 
 def write_checkpoint(path: Path, ends: float) -> Path:
     """The bundled random weights, changed to end segments: at 2, after some twenty notes a second; at 4, after few."""
-    found = checkpoint.read(BUNDLED)
-    config = checkpoint.network_config(found.arrays, BUNDLED)
+    found = read_checkpoint(BUNDLED)
+    config = found.config()
     kernel = found.arrays["decoder/logits_dense/kernel"].copy()
     kernel[:, SPECIAL_IDS + 15 : SPECIAL_IDS + Vocabulary(config.vocabulary).max_shift_steps + 1] = 0.0
     kernel[:, EOS_ID] *= ends
-    checkpoint.write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
+    write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
     return path
 
 

@@ -11,7 +11,7 @@ import torch
 from golden import GOLDEN, jax_taps, relative_error, torch_taps
 from torch.nn import functional as F
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
 from torch_mt3 import model as torch_model
 
 matplotlib.use("agg")
@@ -29,8 +29,8 @@ class ErfMLP(torch_model.MLP):
 
 def main() -> None:
     """Runs the golden network three times on each side and writes the picture."""
-    arrays = checkpoint.read(GOLDEN / "model" / "checkpoints" / "t5x_zarr").arrays
-    config = checkpoint.network_config(arrays, None, preset="mt3", overrides={"num_heads": 3}).network
+    golden = read_checkpoint(GOLDEN / "model" / "checkpoints" / "t5x_zarr")
+    arrays, config = golden.arrays, golden.config("mt3", {"num_heads": 3}).network
     with np.load(GOLDEN / "model" / "activations.npz") as archive:
         inputs = archive["in/frames"], archive["in/decoder_inputs"], archive["in/targets"]
     real = inputs[2] > 0

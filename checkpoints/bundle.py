@@ -12,7 +12,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.checkpoint.write import write_t5x
 
 FOLDER = Path(__file__).parent
 
@@ -31,10 +32,10 @@ def main() -> None:
     parser.add_argument("--default", action="store_true", help="take this one where none is named")
     options = parser.parse_args()
 
-    found = checkpoint.read(options.checkpoint)
-    config = checkpoint.network_config(found.arrays, options.checkpoint)
+    found = read_checkpoint(options.checkpoint)
+    config = found.config()
     folder = FOLDER / options.name
-    checkpoint.write_t5x(folder, found.arrays, found.step, dtype=options.dtype, config=config, overwrite=True)
+    write_t5x(folder, found.arrays, found.step, dtype=options.dtype, config=config, overwrite=True)
 
     manifest_file = FOLDER / "manifest.json"
     manifest = json.loads(manifest_file.read_text()) if manifest_file.exists() else {"default": "", "checkpoints": {}}

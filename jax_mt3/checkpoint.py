@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from mt3_common.checkpoint import read as checkpoint
-from mt3_common.checkpoint.torch_pickle import read_any
+from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.checkpoint.write import write_safetensors
 from mt3_common.config import Config
 
 
@@ -67,12 +67,11 @@ def load(
     Warns:
         UserWarning: a .pth carries the ports' sinusoid table, which its weights need only if they were trained with it.
     """
-    arrays = read_any(path, overrides)
-    config = checkpoint.network_config(arrays, path, preset=preset, overrides=overrides)
-    checkpoint.check_arrays(arrays, config.network)
-    return to_params(arrays), config
+    checkpoint = read_checkpoint(path)
+    config = checkpoint.config(preset, overrides)
+    return to_params(checkpoint.arrays), config
 
 
 def save(path: str | os.PathLike, params: dict[str, Any], config: Config) -> None:
     """Writes params to a .safetensors file under MT3's names with the config inside; the torch twin reads it too."""
-    checkpoint.write_safetensors(path, to_arrays(params), config)
+    write_safetensors(path, to_arrays(params), config)

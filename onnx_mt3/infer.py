@@ -8,9 +8,8 @@ transcription.write("song.mid")
 import os
 import sys
 
-from mt3_common.checkpoint.read import network_config
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
-from mt3_common.checkpoint.torch_pickle import read_any
 from mt3_common.cli import infer as cli
 from mt3_common.io.optional import needed
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
@@ -64,9 +63,10 @@ def load(
     named = find_checkpoint(checkpoint)
     programs = None if instruments is None else parse_instruments(instruments)
     overrides = {"position_table": positions} if positions else None
-    arrays = read_any(named.path, overrides)
-    config = network_config(arrays, named.path, preset=model or named.model or None, overrides=overrides)
-    search_model = graph.search_graph(arrays, config, stored=graph.common_dtype(arrays), computed=dtype)
+    source = read_checkpoint(named.path)
+    config = source.config(model or named.model or None, overrides)
+    stored = graph.common_dtype(source.arrays)
+    search_model = graph.search_graph(source.arrays, config, stored=stored, computed=dtype)
     generate = decode.generator(
         decode.session(search_model.SerializeToString()),
         config,

@@ -21,7 +21,8 @@ os.environ.pop("PYTHONUNBUFFERED", None)
 import numpy as np
 import pytest
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.checkpoint.write import write_t5x
 from mt3_common.config import NetworkConfig
 from mt3_common.notes.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
 
@@ -100,7 +101,7 @@ def golden_config() -> NetworkConfig:
 @pytest.fixture(scope="session")
 def golden_arrays() -> dict[str, np.ndarray]:
     """Its weights, under MT3's names."""
-    return checkpoint.read(GOLDEN / "model" / "checkpoints" / "t5x_zarr").arrays
+    return read_checkpoint(GOLDEN / "model" / "checkpoints" / "t5x_zarr").arrays
 
 
 @pytest.fixture(scope="session")
@@ -128,13 +129,13 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 def talkative(tmp_path_factory) -> Path:
     """A checkpoint like the bundled random weights, but for short shifts and early ends: more notes of fewer tokens."""
     bundled = GOLDEN.parents[1] / "checkpoints" / "golden"
-    found = checkpoint.read(bundled)
-    config = checkpoint.network_config(found.arrays, bundled)
+    found = read_checkpoint(bundled)
+    config = read_checkpoint(bundled).config()
     kernel = found.arrays["decoder/logits_dense/kernel"].copy()
     kernel[:, SPECIAL_IDS + 15 : SPECIAL_IDS + Vocabulary(config.vocabulary).max_shift_steps + 1] = 0.0
     kernel[:, EOS_ID] *= 2.0
     path = tmp_path_factory.mktemp("checkpoint") / "talkative"
-    checkpoint.write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
+    write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
     return path
 
 

@@ -9,15 +9,16 @@ import pytest
 import zarr
 from flax import serialization, traverse_util
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import Checkpoint, read_checkpoint
+from mt3_common.checkpoint.write import write_t5x
 from parity import __main__ as parity
 
 ORIGINAL = Path(__file__).parent / "golden" / "model" / "checkpoints" / "t5x_zarr"
 
 
 @pytest.fixture(scope="module")
-def original() -> checkpoint.Checkpoint:
-    return checkpoint.read(ORIGINAL, optimizer=True)
+def original() -> Checkpoint:
+    return read_checkpoint(ORIGINAL, optimizer=True)
 
 
 def flat(tree):
@@ -53,7 +54,7 @@ def read_t5x(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]
 
 
 def test_zarr_and_flax_read_a_t5x_folder(original, tmp_path):
-    checkpoint.write_t5x(tmp_path / "checkpoint_7", original.arrays, 7, original.optimizer)
+    write_t5x(tmp_path / "checkpoint_7", original.arrays, 7, original.optimizer)
     target, state = read_t5x(tmp_path / "checkpoint_7")
     require_equal(target, original.arrays)
     assert state.pop("step") == 7
@@ -67,7 +68,7 @@ def test_zarr_and_flax_read_what_parity_convert_writes(original, tmp_path):
 
 
 def test_a_chunk_changed_by_one_bit_is_seen(original, tmp_path):
-    checkpoint.write_t5x(tmp_path / "checkpoint_7", original.arrays, 7)
+    write_t5x(tmp_path / "checkpoint_7", original.arrays, 7)
     spoiled = zarr.open_array(str(tmp_path / "checkpoint_7" / "target.decoder.decoder_norm.scale"), zarr_format=2)
     spoiled[3] = np.nextafter(spoiled[3], np.float32(9))
     with pytest.raises(AssertionError, match="Mismatched elements: 1 / "):
@@ -76,7 +77,7 @@ def test_a_chunk_changed_by_one_bit_is_seen(original, tmp_path):
 
 @pytest.mark.parametrize("name", ["t5x_zarr", "t5x_bfloat16"])
 def test_orbax_reads_what_parity_convert_writes(tmp_path, name):
-    source = checkpoint.read(ORIGINAL.with_name(name))
+    source = read_checkpoint(ORIGINAL.with_name(name))
     assert parity.main(["convert", str(source.location), str(tmp_path / "orbax"), "--to", "orbax"]) == 0
     with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.restore((tmp_path / "orbax").absolute())

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mt3_common.checkpoint import read as checkpoint
-from mt3_common.checkpoint.torch_pickle import hf_t5_name, read_any
+from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.checkpoint.torch_pickle import hf_t5_name
+from mt3_common.checkpoint.write import write_safetensors
 from mt3_common.config import Config
 from torch_mt3.model import Transformer
 
@@ -89,18 +90,17 @@ def load(
     Warns:
         UserWarning: a .pth carries the ports' sinusoid table, which its weights need only if they were trained with it.
     """
-    arrays = read_any(path, overrides)
-    config = checkpoint.network_config(arrays, path, preset=preset, overrides=overrides)
-    checkpoint.check_arrays(arrays, config.network)
+    checkpoint = read_checkpoint(path)
+    config = checkpoint.config(preset, overrides)
     with torch.device("meta"), _Undrawn():
         model = Transformer(config.network)
-    model.load_state_dict(to_state_dict(arrays), strict=True, assign=True)
+    model.load_state_dict(to_state_dict(checkpoint.arrays), strict=True, assign=True)
     return model, config
 
 
 def save(path: str | os.PathLike, model: Transformer, config: Config) -> None:
     """Writes the weights to a .safetensors file under MT3's names with the config inside; the JAX twin reads it too."""
-    checkpoint.write_safetensors(path, to_arrays(model.state_dict()), config)
+    write_safetensors(path, to_arrays(model.state_dict()), config)
 
 
 def to_hf_t5(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -384,7 +384,16 @@ def _preset_settings(vocab_size: int, preset: str | None, bins: Setting | None) 
 
 
 def find_config_files(folder: Folder, listed: Sequence[str] | None) -> dict[str, str]:
-    """Name -> text of the config files that go with a checkpoint in a folder with these keys; see config_origins."""
+    """Return name -> text of the config files that go with a checkpoint.
+
+    These are the config.json and *.gin in the nearest of these folders that has any with settings of a model: the step
+    folder (or the file's folder); the folder of the run, which holds the checkpoint_N; the one above; and if that is
+    called `checkpoints`, the one above it.
+
+    Args:
+        folder: of the checkpoint.
+        listed: all keys in it; None where they are not known.
+    """
     levels = [folder]
     if STEP.fullmatch(folder.path.name):
         levels.append(folder.above)
@@ -395,7 +404,7 @@ def find_config_files(folder: Folder, listed: Sequence[str] | None) -> dict[str,
         files = {}
         for name in level.config_names(listed if level is folder else None):
             data = level.read(name)
-            if data is not None and _has_settings(text := decode_text(data, f"{level}/{name}"), f"{level}/{name}"):
+            if data is not None and _has_settings(text := _text(data, f"{level}/{name}"), f"{level}/{name}"):
                 files[f"{level}/{name}"] = text
         if files:
             return files
@@ -410,7 +419,7 @@ def _has_settings(text: str, name: str) -> bool:
         return True
 
 
-def decode_text(data: bytes, where: str) -> str:
+def _text(data: bytes, where: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:

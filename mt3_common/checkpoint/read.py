@@ -1,4 +1,4 @@
-"""Checkpoint files to plain NumPy arrays and back, for every layout in which MT3's weights occur.
+"""Checkpoints to plain NumPy arrays, whatever layout they have: T5X, Orbax, .safetensors, a PyTorch port's file.
 
 A T5X checkpoint is a folder with a msgpack file `checkpoint` and one Zarr folder per array. Per array the msgpack holds
 the array itself (inline), a TensorStore spec that names the folder, or a PLACEHOLDER string (Orbax). Orbax may also
@@ -9,77 +9,110 @@ file says leads outside the checkpoint's own folder.
 """
 
 import dataclasses
+import json
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from mt3_common.checkpoint import safetensors, torch_pickle
 from mt3_common.checkpoint.config_files import Resolved, find_config_files, read_settings_file, resolve
-from mt3_common.checkpoint.names import (
-    CheckpointError,
-    array_names,
-    array_shapes,
-    array_sizes,
-    check_all,
-    check_arrays,
-    check_values,
-)
-from mt3_common.checkpoint.safetensors import inspect_safetensors
-from mt3_common.checkpoint.storage import STEP, Entry, Inspection, Place, Reference, locate, read_zarr, zarr_entries
-from mt3_common.checkpoint.t5x import (
-    NAME,
-    PLACEHOLDER,
-    check_folders,
-    flatten,
-    sort_leaves,
-    step_folder,
-    unpack,
-)
-from mt3_common.checkpoint.write import write_safetensors, write_t5x
+from mt3_common.checkpoint.names import CheckpointError, array_sizes, check_all, check_values
+from mt3_common.checkpoint.storage import STEP, Entry, Place, Reference, locate, read_zarr, zarr_entries
+from mt3_common.checkpoint.t5x import NAME, PLACEHOLDER, check_folders, flatten, sort_leaves, step_folder, unpack
 from mt3_common.config import Config
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "Entry",
-    "Inspection",
-    "array_names",
-    "array_shapes",
-    "array_sizes",
-    "check_arrays",
-    "config_origins",
-    "inspect",
-    "network_config",
-    "read",
-    "write_safetensors",
-    "write_t5x",
-]
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """The content of a checkpoint before its arrays are read.
+
+    Attributes:
+        location: the step folder or file, as path or address.
+        layout: 't5x', 't5x-inline' (all arrays in the msgpack file), 'orbax-folders', 'orbax-ocdbt' or 'safetensors'.
+        step: training step, None where the checkpoint does not say.
+        arrays: MT3's name -> Entry.
+        optimizer: 'param_states/encoder/…/v' -> Entry; empty unless asked for.
+        config_files: name -> text of the config.json and .gin files that go with it; see find_config_files.
+        passed_over: newer step folders beside it that are incomplete.
+    """
+
+    location: str
+    layout: str
+    step: int | None
+    arrays: dict[str, Entry]
+    optimizer: dict[str, Entry]
+    config_files: dict[str, str]
+    passed_over: tuple[str, ...]
+
+    def resolve(self, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Resolved:
+        """Return the Config and the origin of each of its settings; see Checkpoint.config."""
+        check_all(self.arrays)
+        return _resolve(self.arrays, self.config_files, preset, overrides)
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """The arrays of a checkpoint.
+    """The arrays of a checkpoint, and what is known about them. Arrays alone make one too.
 
     Attributes:
-        arrays: 'encoder/layers_0/attention/query/kernel' -> array, writable, in the checkpoint's dtype.
+        arrays: 'encoder/layers_0/attention/query/kernel' -> array, in the checkpoint's dtype.
         optimizer: 'param_states/encoder/…/v' -> array; empty unless asked for.
         inline: names of the arrays that lay in the msgpack file itself.
-        location, layout, step, config_files, passed_over: as in Inspection.
+        location, step, config_files, passed_over: as in Inspection.
+        layout: as in Inspection, or 'pth' for a PyTorch port's file.
+        position_table: 'mt3' or 'port', the sinusoids that a PyTorch port's file carries; None without them.
+        is_checked: the arrays are known to be exactly those of an MT3.
     """
 
     arrays: dict[str, np.ndarray]
-    optimizer: dict[str, np.ndarray]
-    step: int | None
-    layout: str
-    inline: tuple[str, ...]
-    config_files: dict[str, str]
-    location: str
-    passed_over: tuple[str, ...]
+    optimizer: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    step: int | None = None
+    layout: str = ""
+    inline: tuple[str, ...] = ()
+    config_files: dict[str, str] = dataclasses.field(default_factory=dict)
+    location: str = ""
+    passed_over: tuple[str, ...] = ()
+    position_table: str | None = None
+    is_checked: bool = False
+
+    def config(self, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+        """Return the Config: sizes from the arrays, the rest from the files, a preset that fits, or the caller.
+
+        Args:
+            preset: 'mt3' or 'ismir2021'.
+            overrides: settings that the user states, such as {'num_heads': 6}; or a whole config.json as a dict.
+
+        Raises:
+            CheckpointError: the arrays are not exactly those of an MT3; names the array.
+            ConfigError: a setting contradicts the arrays (with the right value), or is not known (with what to pass).
+
+        Warns:
+            UserWarning: a port's file carries the ports' sinusoid table, which its weights need only if they were
+                trained with it, and overrides do not say whether they were.
+
+        See config_files.resolve for the rules.
+        """
+        if self.position_table == "port" and "position_table" not in (overrides or {}):
+            warnings.warn(
+                f"{self.location} carries the sinusoid table of the PyTorch ports; weights converted from MT3 need "
+                "MT3's, which is used; weights that a port was trained with need position_table 'port' "
+                "(infer: --positions port)",
+                stacklevel=3,
+            )
+        return self.resolve(preset, overrides).config
+
+    def resolve(self, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Resolved:
+        """Return the Config and the origin of each of its settings, without a warning; see config."""
+        if not self.is_checked:
+            check_all(self.arrays)
+        return _resolve(self.arrays, self.config_files, preset, overrides)
 
 
-def inspect(path: str | os.PathLike, optimizer: bool = False) -> Inspection:
-    """What the checkpoint at a path holds, without reading the arrays that lie in folders.
+def inspect_checkpoint(path: str | os.PathLike, optimizer: bool = False) -> Inspection:
+    """List what the checkpoint at a path holds, without reading the arrays that lie in folders.
 
     Args:
         path: a step folder, a folder of checkpoint_N folders (the latest complete one counts), or a file; local, or an
@@ -96,11 +129,12 @@ def inspect(path: str | os.PathLike, optimizer: bool = False) -> Inspection:
         raise _at(str(place), error) from error
 
 
-def read(path: str | os.PathLike, optimizer: bool = False, check: bool = True) -> Checkpoint:
-    """The arrays of the checkpoint at a path, bit for bit, whatever its layout.
+def read_checkpoint(path: str | os.PathLike, optimizer: bool = False, check: bool = True) -> Checkpoint:
+    """Read the arrays of the checkpoint at a path, bit for bit, whatever its layout.
 
     Args:
-        path: as in inspect; also a .safetensors file under MT3's names.
+        path: as in inspect_checkpoint; also a .safetensors file under MT3's names, or a PyTorch port's file, which is
+            told by its ending, one of torch_pickle.PICKLES.
         optimizer: read the optimizer's slots too; without, they may be missing.
         check: refuse arrays that are not exactly those of an MT3, and NaN and infinite values.
 
@@ -108,37 +142,97 @@ def read(path: str | os.PathLike, optimizer: bool = False, check: bool = True) -
         CheckpointError: missing, truncated or damaged files, missing chunks, missing, doubled, unknown, wrongly shaped
             or non-finite arrays; names the array.
     """
-    found = inspect(path, optimizer)
+    if os.fspath(path).endswith(torch_pickle.PICKLES):
+        return _read_torch_pickle(path, optimizer, check)
+    inspection = inspect_checkpoint(path, optimizer)
     try:
         if check:
-            check_all(found.arrays)
+            check_all(inspection.arrays)
         if optimizer:
-            _check_slots(found)
-        entries = found.arrays | {f"state/{name}": entry for name, entry in found.optimizer.items()}
+            _check_slots(inspection)
+        entries = inspection.arrays | {f"state/{name}": entry for name, entry in inspection.optimizer.items()}
         stored = read_zarr({name: entry for name, entry in entries.items() if entry.place != "inline"})
         values = {name: stored.get(name, entry.source) for name, entry in entries.items()}
         if check:
             check_values(values)
     except CheckpointError as error:
-        raise _at(found.location, error) from error
+        raise _at(inspection.location, error) from error
     return Checkpoint(
-        arrays={name: values[name] for name in found.arrays},
-        optimizer={name: values[f"state/{name}"] for name in found.optimizer},
-        inline=tuple(name for name, entry in found.arrays.items() if entry.place == "inline"),
-        **{name: getattr(found, name) for name in ("location", "layout", "step", "config_files", "passed_over")},
+        arrays={name: values[name] for name in inspection.arrays},
+        optimizer={name: values[f"state/{name}"] for name in inspection.optimizer},
+        inline=tuple(name for name, entry in inspection.arrays.items() if entry.place == "inline"),
+        location=inspection.location,
+        layout=inspection.layout,
+        step=inspection.step,
+        config_files=inspection.config_files,
+        passed_over=inspection.passed_over,
+        is_checked=check,
     )
 
 
+def _read_torch_pickle(path: str | os.PathLike, optimizer: bool, check: bool) -> Checkpoint:
+    arrays, position_table = torch_pickle.read(path)
+    if optimizer:
+        raise CheckpointError(f"{path}: a PyTorch file has no optimizer state that can be read")
+    if check:
+        try:
+            check_all(arrays)
+            check_values(arrays)
+        except CheckpointError as error:
+            raise _at(os.fspath(path), error) from error
+    return Checkpoint(
+        arrays=arrays,
+        layout="pth",
+        config_files=find_config_files(locate(path).folder, None),
+        location=os.fspath(path),
+        position_table=position_table,
+        is_checked=check,
+    )
+
+
+def _resolve(
+    arrays: Mapping[str, Any],
+    config_files: Mapping[str, str],
+    preset: str | None,
+    overrides: Mapping[str, Any] | None,
+) -> Resolved:
+    settings = [read_settings_file(text, name) for name, text in config_files.items()]
+    return resolve(array_sizes(arrays), settings, preset, overrides)
+
+
 def _at(location: str, error: CheckpointError) -> CheckpointError:
-    """The error with the checkpoint's place in front, where it does not say a place itself."""
+    """Return the error with the checkpoint's place in front, where it does not say a place itself."""
     return error if location in str(error) else CheckpointError(f"{location}: {error}")
+
+
+def _inspect_safetensors(place: Place, data: bytes) -> Inspection:
+    try:
+        file = safetensors.parse(data)
+    except ValueError as error:
+        raise CheckpointError(f"{place} is truncated or no safetensors file: {error}") from error
+    for name, dtype in file.other_dtypes.items():
+        raise CheckpointError(f"{place}: array {name} has dtype {dtype}, not a float")
+    config = file.metadata.get("config")
+    try:
+        step = json.loads(config or "{}").get("step")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{place} has a config inside that is no JSON object: {error}") from error
+    return Inspection(
+        location=str(place),
+        layout="safetensors",
+        step=step,
+        arrays={name: Entry(array.shape, array.dtype, "inline", array) for name, array in file.arrays.items()},
+        optimizer={},
+        config_files={str(place): config} if config is not None else find_config_files(place.folder, None),
+        passed_over=place.passed_over,
+    )
 
 
 def _inspect(place: Place, optimizer: bool) -> Inspection:
     if place.file:
         data = place.folder.read(place.file) or b""
         if place.file.endswith(".safetensors"):
-            return inspect_safetensors(place, data)
+            return _inspect_safetensors(place, data)
         leaves, store, layout, listed = flatten(unpack(data, str(place)), str(place)), place.folder, "t5x", None
     else:
         leaves, store, layout = step_folder(place.folder)
@@ -185,51 +279,3 @@ def _check_slots(found: Inspection) -> None:
     owners = {name[len(prefix) :].rpartition("/")[0] for name in found.optimizer if name.startswith(prefix)}
     if owners and (odd := sorted(owners ^ set(found.arrays))):
         raise CheckpointError(f"array {odd[0]} has no optimizer slots, or they have no array ({len(odd)} such names)")
-
-
-def network_config(
-    arrays: Mapping[str, Any],
-    path: str | os.PathLike | Checkpoint | None = None,
-    preset: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> Config:
-    """The Config of a checkpoint: sizes from its arrays, the rest from its files, a preset that fits, or the caller.
-
-    See config_origins for where the files may lie and config.resolve for the rules.
-
-    Args:
-        arrays: MT3's names -> arrays.
-        path: the checkpoint that they were read from; None where there are no files to look for.
-        preset: 'mt3' or 'ismir2021'.
-        overrides: settings that the user states, such as {'num_heads': 6}; or a whole config.json as a dict.
-
-    Raises:
-        CheckpointError: the arrays are not exactly those of an MT3; names the array.
-        ConfigError: a setting contradicts the arrays (with the right value), or is not known (with what to pass).
-    """
-    return config_origins(arrays, path, preset, overrides).config
-
-
-def config_origins(
-    arrays: Mapping[str, Any],
-    path: str | os.PathLike | Checkpoint | None = None,
-    preset: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> Resolved:
-    """What network_config gives, and for every setting where it comes from.
-
-    The files are the config.json and *.gin in the nearest of these folders that has any with settings of a model: the
-    step folder (or the file's folder); the folder of the run, which holds the checkpoint_N; the one above; and if that
-    is called `checkpoints`, the one above it. A .safetensors file has its config inside.
-    """
-    check_all(arrays)
-    if path is None:
-        files: dict[str, str] = {}
-    elif isinstance(path, Checkpoint):
-        files = path.config_files
-    elif os.fspath(path).endswith(".safetensors"):
-        files = inspect(path).config_files
-    else:
-        files = find_config_files(locate(path).folder, None)
-    settings = [read_settings_file(text, name) for name, text in files.items()]
-    return resolve(array_sizes(arrays), settings, preset, overrides)

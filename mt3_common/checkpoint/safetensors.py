@@ -1,43 +1,46 @@
-"""Arrays in .safetensors files."""
+"""The arrays and the metadata of .safetensors files."""
 
 import json
+from typing import NamedTuple
 
 import numpy as np
 import safetensors
 
-from mt3_common.checkpoint.config_files import find_config_files
-from mt3_common.checkpoint.names import CheckpointError
-from mt3_common.checkpoint.storage import DTYPES, Entry, Inspection, Place
+from mt3_common.checkpoint.storage import DTYPES
 
-_SAFETENSORS_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
-def inspect_safetensors(place: Place, data: bytes) -> Inspection:
+class SafetensorsFile(NamedTuple):
+    """The content of a .safetensors file.
+
+    Attributes:
+        arrays: name -> array of floating-point numbers, by name.
+        other_dtypes: name -> dtype, as the file spells it, of the arrays of other numbers, which are not read.
+        metadata: what the file says beside its arrays.
+    """
+
+    arrays: dict[str, np.ndarray]
+    other_dtypes: dict[str, str]
+    metadata: dict[str, str]
+
+
+def parse(data: bytes) -> SafetensorsFile:
+    """Return the content of a .safetensors file.
+
+    Raises:
+        ValueError: the file is truncated or damaged, or no .safetensors file.
+    """
     try:
         tensors = dict(safetensors.deserialize(data))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{place} is truncated or no safetensors file: {error}") from error
-    arrays = {}
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        if tensor["dtype"] not in _SAFETENSORS_DTYPES:
-            raise CheckpointError(f"{place}: array {name} has dtype {tensor['dtype']}, not a float")
-        dtype = DTYPES[_SAFETENSORS_DTYPES[tensor["dtype"]]]
-        array = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
-        arrays[name] = Entry(array.shape, dtype, "inline", array)
-    config = header.get("__metadata__", {}).get("config")
-    config_files = {str(place): config} if config is not None else find_config_files(place.folder, None)
-    try:
-        step = json.loads(config or "{}").get("step")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{place} has a config inside that is no JSON object: {error}") from error
-    return Inspection(
-        location=str(place),
-        layout="safetensors",
-        step=step,
-        arrays=arrays,
-        optimizer={},
-        config_files=config_files,
-        passed_over=place.passed_over,
-    )
+    except (safetensors.SafetensorError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    arrays, other_dtypes = {}, {}
+    for name, tensor in sorted(tensors.items()):
+        if tensor["dtype"] in _DTYPES:
+            dtype = DTYPES[_DTYPES[tensor["dtype"]]]
+            arrays[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+        else:
+            other_dtypes[name] = tensor["dtype"]
+    return SafetensorsFile(arrays, other_dtypes, header.get("__metadata__") or {})

@@ -4,7 +4,6 @@ Everything goes through TensorStore's key-value stores, so that local paths, gs:
 """
 
 import collections
-import dataclasses
 import json
 import math
 import os
@@ -50,29 +49,6 @@ class Entry(NamedTuple):
     dtype: np.dtype
     place: str
     source: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Inspection:
-    """What a checkpoint holds, before its arrays are read.
-
-    Attributes:
-        location: the step folder or file, as path or address.
-        layout: 't5x', 't5x-inline' (all arrays in the msgpack file), 'orbax-folders', 'orbax-ocdbt' or 'safetensors'.
-        step: training step, None where the checkpoint does not say.
-        arrays: MT3's name -> Entry.
-        optimizer: 'param_states/encoder/…/v' -> Entry; empty unless asked for.
-        config_files: name -> text of the config.json and .gin files that go with it; see network_config.
-        passed_over: newer step folders beside it that are incomplete.
-    """
-
-    location: str
-    layout: str
-    step: int | None
-    arrays: dict[str, Entry]
-    optimizer: dict[str, Entry]
-    config_files: dict[str, str]
-    passed_over: tuple[str, ...]
 
 
 class Reference(NamedTuple):

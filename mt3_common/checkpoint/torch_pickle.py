@@ -10,15 +10,13 @@ import math
 import os
 import pickle
 import re
-import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint.names import CheckpointError, array_names
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
@@ -63,32 +61,6 @@ _STORAGES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-
-
-def read_any(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint, under MT3's names: of any layout that checkpoint.read takes, or of a port's file.
-
-    Args:
-        path: local path or address; a port's file is told by its ending, one of PICKLES.
-        overrides: settings that the user states.
-
-    Raises:
-        CheckpointError: unreadable, or not MT3's arrays.
-
-    Warns:
-        UserWarning: a port's file carries the ports' sinusoid table, which its weights need only if they were trained
-            with it, and overrides do not say whether they were.
-    """
-    if not os.fspath(path).endswith(PICKLES):
-        return checkpoint.read(path).arrays
-    arrays, table = read(path)
-    if table == "port" and "position_table" not in (overrides or {}):
-        warnings.warn(
-            f"{path} carries the sinusoid table of the PyTorch ports; weights converted from MT3 need MT3's, which "
-            "is used; weights that a port was trained with need position_table 'port' (infer: --positions port)",
-            stacklevel=3,
-        )
-    return arrays
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str | None]:

@@ -126,7 +126,7 @@ def digest_of_checkpoint(path: str) -> str:
 
     for key in [file] if file else folder.keys():
         add(key, folder.read(key))
-    # see checkpoint.config_origins
+    # see checkpoint/config_files.py, find_config_files
     for level in range(1, 4):
         folder = folder.above if level > 1 or not file else folder
         for name in folder.config_names(None):

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import find_checkpoint
-from mt3_common.checkpoint.torch_pickle import read_any
 from mt3_common.cli.dataset import add_arguments, generator_of, write_sources
 from mt3_common.config import Config
 from mt3_common.data.shards import Shards, Stream
@@ -158,17 +157,16 @@ def starting_point(
     """
     last = options.run / "last"
     if last.exists():
-        state = checkpoint.read(last, optimizer=True)
-        return checkpoint.network_config(state.arrays, last), state.arrays, state.optimizer, state.step
+        saved = read_checkpoint(last, optimizer=True)
+        return saved.config(), saved.arrays, saved.optimizer, saved.step
     if options.warm_start:
         named = find_checkpoint(options.warm_start)
         # Settings may add what arrays cannot tell, and change what does not depend on them (segments, dropout).
         stated: dict[str, Any] = {}
         for values in stated_settings(options.config, options.preset):
             stated |= values.get("model", {})
-        arrays = read_any(named.path, stated)
-        model = options.model or named.model or None
-        return checkpoint.network_config(arrays, named.path, preset=model, overrides=stated), arrays, {}, 0
+        source = read_checkpoint(named.path)
+        return source.config(options.model or named.model or None, stated), source.arrays, {}, 0
     return config, {}, {}, 0
 
 

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.checkpoint.write import write_t5x
 from mt3_common.config import Config
 from mt3_common.training.config import TrainingConfig, TrainingError
 from mt3_common.training.learner import Learner
@@ -45,8 +46,8 @@ def save(learner: Learner, config: Config, rows: Sequence[Mapping[str, str]], fo
     done = int(rows[-1]["step"])
     write_metrics(folder / "metrics.csv", rows)
     if rows[-1]["validation_loss"] and validations_since_best(rows) == 0:
-        checkpoint.write_t5x(folder / "best", averaged, done, config=config, overwrite=True)
-    checkpoint.write_t5x(folder / "last", arrays, done, optimizer=slots, config=config, overwrite=True)
+        write_t5x(folder / "best", averaged, done, config=config, overwrite=True)
+    write_t5x(folder / "last", arrays, done, optimizer=slots, config=config, overwrite=True)
 
 
 def validations_since_best(rows: Sequence[Mapping[str, str]]) -> int:
@@ -71,7 +72,7 @@ def reraise_with_saved_state(done: int, folder: Path, since: int) -> Iterator[No
     """
     try:
         yield
-    except (OSError, checkpoint.CheckpointError) as error:
+    except (OSError, CheckpointError) as error:
         raise TrainingError(
             f"step {done} cannot be saved: {error}; {saved_state_sentence(folder, since)}: make room and give the "
             "same command"

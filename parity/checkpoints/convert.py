@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.checkpoint import read as checkpoint
-from mt3_common.checkpoint import torch_pickle as hf_t5
+from mt3_common.checkpoint import torch_pickle
+from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.checkpoint.torch_pickle import PICKLES, hf_t5_name
+from mt3_common.checkpoint.write import write_safetensors, write_t5x
 from mt3_common.config import Config
 from parity.trace.trace import digest
 
@@ -54,7 +56,7 @@ def layout_of(path: str | os.PathLike, wanted: str | None = None) -> str:
         ConvertError: the path's ending contradicts the layout asked for.
     """
     name = os.fspath(path).rstrip("/")
-    ending = "safetensors" if name.endswith(".safetensors") else "pth" if name.endswith(hf_t5.PICKLES) else None
+    ending = "safetensors" if name.endswith(".safetensors") else "pth" if name.endswith(PICKLES) else None
     if wanted is None:
         return ending or "t5x"
     if (wanted in ("safetensors", "pth") or ending) and wanted != ending:
@@ -73,13 +75,11 @@ def read(path: str | os.PathLike, preset: str | None = None, optimizer: bool = F
     Raises:
         CheckpointError: missing, damaged, or not MT3's arrays.
     """
-    if os.fspath(path).endswith(hf_t5.PICKLES):
-        arrays, table = hf_t5.read(path)
-        config = checkpoint.network_config(arrays, path, preset=preset)
-        return Weights(arrays, config, None, "pth", ports_table=table == "port")
-    found = checkpoint.read(path, optimizer=optimizer)
-    config = checkpoint.network_config(found.arrays, found, preset=preset)
-    return Weights(found.arrays, config, found.step, found.layout, found.optimizer)
+    is_pickle = os.fspath(path).endswith(PICKLES)
+    source = read_checkpoint(path, optimizer=optimizer and not is_pickle)
+    config = source.resolve(preset).config
+    ports_table = source.position_table == "port"
+    return Weights(source.arrays, config, source.step, source.layout, source.optimizer, ports_table)
 
 
 def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: bool = False) -> None:
@@ -96,13 +96,11 @@ def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: boo
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if layout == "t5x":
-            checkpoint.write_t5x(
-                beside, weights.arrays, weights.step or 0, weights.optimizer or None, config=weights.config
-            )
+            write_t5x(beside, weights.arrays, weights.step or 0, weights.optimizer or None, config=weights.config)
         elif layout == "orbax":
             _write_orbax(beside, weights)
         elif layout == "safetensors":
-            checkpoint.write_safetensors(beside, weights.arrays, weights.config, weights.step)
+            write_safetensors(beside, weights.arrays, weights.config, weights.step)
         else:
             _write_pickle(beside, weights)
         back = _read_back(beside, layout, bool(weights.optimizer))
@@ -126,9 +124,9 @@ class _Back:
 
 def _read_back(path: Path, layout: str, optimizer: bool) -> _Back:
     if layout == "pth":
-        return _Back(hf_t5.read(path)[0], {})
-    found = checkpoint.read(path, optimizer=optimizer)
-    return _Back(found.arrays, found.optimizer)
+        return _Back(torch_pickle.read(path)[0], {})
+    written = read_checkpoint(path, optimizer=optimizer)
+    return _Back(written.arrays, written.optimizer)
 
 
 def differing(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[str]:
@@ -241,7 +239,7 @@ def mapping(weights: Weights, layout: str) -> list[dict[str, Any]]:
     """One row per array: its name here and there, shape, dtype, whether it is turned, and the sha256 of its bits."""
     rows = []
     for name, array in weights.arrays.items():
-        there = hf_t5.hf_t5_name(name) if layout == "pth" else name
+        there = hf_t5_name(name) if layout == "pth" else name
         if layout in ("t5x", "orbax"):
             there = f"target.{name.replace('/', '.')}"
         rows.append(

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import Inspection, inspect_checkpoint
 from mt3_common.checkpoint.torch_pickle import PICKLES
 from parity.diagnosis.candidate import read_candidate
 
@@ -26,11 +26,11 @@ def describe(path: str, preset: str | None = None) -> dict[str, Any]:
         found: dict[str, Any] = {"layout": path.rpartition(".")[2], "step": candidate.config.get("step")}
         found |= {"optimizer": 0, "passed_over": [], "location": str(path), "settings": candidate.config}
     else:
-        listed = checkpoint.inspect(path, optimizer=True)
+        listed = inspect_checkpoint(path, optimizer=True)
         arrays = {name: (entry.shape, entry.dtype, entry.place) for name, entry in listed.arrays.items()}
         found = {"layout": listed.layout, "step": listed.step, "optimizer": len(listed.optimizer)}
         found |= {"passed_over": list(listed.passed_over), "location": listed.location}
-        found["settings"] = _config(path, listed.arrays, preset)
+        found["settings"] = _config(listed, preset)
     rows = [
         {
             "name": name,
@@ -49,9 +49,9 @@ def describe(path: str, preset: str | None = None) -> dict[str, Any]:
     return found
 
 
-def _config(path: str, arrays: dict[str, Any], preset: str | None) -> dict[str, Any]:
+def _config(inspection: Inspection, preset: str | None) -> dict[str, Any]:
     try:
-        resolved = checkpoint.config_origins(arrays, path, preset)
+        resolved = inspection.resolve(preset)
     except ValueError as error:
         return {"problem": str(error)}
     return {

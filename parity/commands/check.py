@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import find_checkpoint
 from parity.check import check
 from parity.commands import options
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     if args.oracle is not None:
         check_original(args.oracle, sides[0].config)
-    source = checkpoint.read(path).arrays
+    source = read_checkpoint(path).arrays
     found, traces = check(*sides, args.audio, args.segments, source, args.oracle, precisions, args.positions)
     found.facts["checkpoint"] = path
     found.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint import safetensors
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.torch_pickle import PICKLES, read_tensors
 from mt3_common.config import Config
 from parity.trace.file import load, read_npz
@@ -57,7 +58,7 @@ def read_candidate(path: str | os.PathLike, config: str | os.PathLike | None = N
     settings = Path(config) if config is not None else beside
     found_config = _read_json(settings) if config is not None or beside.is_file() else {}
     if path.is_dir() or "://" in str(path):
-        return Candidate(str(path), "weights", checkpoint.read(path, check=False).arrays, found_config)
+        return Candidate(str(path), "weights", read_checkpoint(path, check=False).arrays, found_config)
     if name.endswith(".safetensors"):
         return _read_safetensors(path, found_config)
     if name.endswith(".npz"):
@@ -86,30 +87,16 @@ def _parse_settings(text: str, where: str) -> dict[str, Any]:
     return found
 
 
-_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
 def _read_safetensors(path: Path, config: dict[str, Any]) -> Candidate:
-    import ml_dtypes
-    import safetensors
-
-    data = path.read_bytes()
     try:
-        tensors = dict(safetensors.deserialize(data))
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        file = safetensors.parse(path.read_bytes())
+    except ValueError as error:
         raise DoctorError(f"{path}: not a readable .safetensors file ({error})") from error
-    if "header" in header:
+    if "header" in file.metadata:
         return Candidate(str(path), "trace", trace=load(path))
-    if "config" in header and not config:
-        config = _parse_settings(header["config"], f"{path}: its metadata 'config'")
-    arrays = {}
-    for name in sorted(tensors):
-        kind = _SAFETENSORS.get(tensors[name]["dtype"])
-        if kind is not None:
-            dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
-            arrays[name] = np.frombuffer(tensors[name]["data"], dtype).reshape(tensors[name]["shape"])
-    return Candidate(str(path), "weights", arrays, config)
+    if "config" in file.metadata and not config:
+        config = _parse_settings(file.metadata["config"], f"{path}: its metadata 'config'")
+    return Candidate(str(path), "weights", file.arrays, config)
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
@@ -119,5 +106,5 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
 
 def read_original(path: str, preset: str | None = None) -> tuple[dict[str, np.ndarray], Config]:
     """Arrays and config of the original checkpoint, complete and checked."""
-    found = checkpoint.read(path)
-    return found.arrays, checkpoint.network_config(found.arrays, path, preset=preset)
+    original = read_checkpoint(path)
+    return original.arrays, original.config(preset)

@@ -24,7 +24,7 @@ import dataclasses, json, sys
 import jax
 import numpy as np
 from jax_mt3 import checkpoint, decode
-from mt3_common.checkpoint.read import read
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.config import Config, NetworkConfig
 
 compiled = []
@@ -35,7 +35,7 @@ golden, folder = sys.argv[1:]
 sizes = json.load(open(golden + "/config.json"))
 sizes = {name: value for name, value in sizes.items() if name in NetworkConfig.__dataclass_fields__}
 config = dataclasses.replace(Config(), network=NetworkConfig(**sizes), max_target_length=60)
-params = checkpoint.to_params(read(golden + "/checkpoints/t5x_zarr").arrays)
+params = checkpoint.to_params(read_checkpoint(golden + "/checkpoints/t5x_zarr").arrays)
 with np.load(golden + "/decode.npz") as archive:
     frames = list(archive["in/frames"]) * 2
 ids = [

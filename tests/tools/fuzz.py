@@ -33,7 +33,8 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests")) if path not in
 
 from fakes import CONFIG, first_segment_only  # noqa: E402
 
-from mt3_common.checkpoint import read as checkpoint  # noqa: E402
+from mt3_common.checkpoint.read import read_checkpoint  # noqa: E402
+from mt3_common.checkpoint.write import write_safetensors  # noqa: E402
 from mt3_common.cli import infer as cli  # noqa: E402
 from mt3_common.cli.resume import Summary, SummaryError  # noqa: E402
 from mt3_common.formats import midi, sealed, tables  # noqa: E402
@@ -181,9 +182,9 @@ def checkpoint_case(random: Random, folder: Path) -> Iterator[str]:
     kind = random.choice([*(path.name for path in sorted(GOLDEN.iterdir())), "safetensors"])
     place = folder / "checkpoint"
     if kind == "safetensors":
-        found = checkpoint.read(GOLDEN / "t5x_zarr")
+        found = read_checkpoint(GOLDEN / "t5x_zarr")
         place = folder / "x.safetensors"
-        checkpoint.write_safetensors(place, found.arrays, checkpoint.network_config(found.arrays, found))
+        write_safetensors(place, found.arrays, found.config())
         files = [place]
     else:
         shutil.copytree(GOLDEN / kind, place)
@@ -194,8 +195,7 @@ def checkpoint_case(random: Random, folder: Path) -> Iterator[str]:
     path.write_bytes(mutated(random, path.read_bytes(), head=2000))
 
     def read() -> None:
-        found = checkpoint.read(place)
-        checkpoint.network_config(found.arrays, place)
+        read_checkpoint(place).config()
 
     yield from refused(read, ValueError, OSError)
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from jax_mt3 import checkpoint as jax_checkpoint
-from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint import torch_pickle as hf_t5
-from mt3_common.checkpoint.read import CheckpointError
+from mt3_common.checkpoint.names import CheckpointError, check_arrays
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.config import Config
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3.model import Transformer
@@ -36,7 +36,7 @@ def test_there_are_seven_layouts():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_loads_into_both_bit_for_bit(layout):
     path = GOLDEN / "model" / "checkpoints" / layout
-    arrays = checkpoint.read(path).arrays
+    arrays = read_checkpoint(path).arrays
     params, jax_config = jax_checkpoint.load(path, preset="mt3", overrides=HEADS)
     model, torch_config = torch_checkpoint.load(path, preset="mt3", overrides=HEADS)
     assert jax_config == torch_config
@@ -154,4 +154,4 @@ def test_a_missing_or_extra_array_is_refused_by_both(tmp_path, golden_config, go
     for change in ({"decoder/decoder_norm/scale": None}, {"decoder/relative_bias": np.ones(3, np.float32)}):
         arrays = {name: array for name, array in {**golden_arrays, **change}.items() if array is not None}
         with pytest.raises(CheckpointError, match=next(iter(change))):
-            checkpoint.check_arrays(arrays, config.network)
+            check_arrays(arrays, config.network)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
@@ -72,7 +72,7 @@ def assert_same_training(one, other):
     for row, again in zip(rows(one), rows(other), strict=True):
         assert again == pytest.approx(row, rel=1e-5)
     for name in ("best", "last"):
-        first, second = (checkpoint.read(run / name).arrays for run in (one, other))
+        first, second = (read_checkpoint(run / name).arrays for run in (one, other))
         for array in first:
             np.testing.assert_allclose(second[array], first[array], atol=2e-5)
 
@@ -122,7 +122,7 @@ def test_torchrun_starts_them(arguments, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
-    assert checkpoint.read(tmp_path / "run" / "last").step == 2
+    assert read_checkpoint(tmp_path / "run" / "last").step == 2
 
 
 def test_distributed_without_a_launcher_is_said(arguments, tmp_path):

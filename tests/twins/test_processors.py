@@ -27,7 +27,7 @@ PROCESSORS = {"as it is": {}, "AVX2": AVX2}
 PROGRAM = """
 import dataclasses, importlib, json, sys
 import numpy as np
-from mt3_common.checkpoint.read import read
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.config import Config, NetworkConfig
 
 twin, folder = sys.argv[1:]

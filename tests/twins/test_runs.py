@@ -24,7 +24,7 @@ import torch
 from tensorboardX.proto import event_pb2
 
 from jax_mt3 import train as jax_train
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
@@ -98,7 +98,7 @@ def exact_rows(run):
 def assert_same_run(run, other):
     assert exact_rows(run) == exact_rows(other)
     for name in ("best", "last"):
-        one, again = (checkpoint.read(folder / name) for folder in (run, other))
+        one, again = (read_checkpoint(folder / name) for folder in (run, other))
         assert one.step == again.step
         for array in one.arrays:
             np.testing.assert_array_equal(one.arrays[array], again.arrays[array])
@@ -108,7 +108,7 @@ def assert_same_run(run, other):
 # one process of each twin, which starts another for each end that a run may meet: what takes long is loading
 ENDS = """
 import json, os, resource, signal, sys
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.training import loop, run_folder
 program, *ends = sys.argv[1:]
 train = __import__(f"{program}_mt3.train").train
@@ -196,7 +196,7 @@ def test_a_run_that_met_any_end_goes_on_as_if_nothing_had_happened(program, tmp_
         run_folder.recover(run)
         # the last save is there, whole: of step 4, or of step 2 where step 4 was not yet written
         expected = 4 if end in ("a step", "renaming") else 2
-        assert checkpoint.read(run / "last", optimizer=True).step == expected, end
+        assert read_checkpoint(run / "last", optimizer=True).step == expected, end
         assert TWINS[program].main(arguments) == 0, end
         assert_same_run(whole / program, run)
 
@@ -285,8 +285,8 @@ def test_patience_ends_a_run_for_good(twin, command, tmp_path, monkeypatch):
     assert twin.main(arguments) == 0
     run = tmp_path / "patient"
     assert [row["validation_loss"] for row in exact_rows(run)] == ["3.0", "2.0", "2.5", "2.6"]
-    assert checkpoint.read(run / "best").step == 4
-    assert checkpoint.read(run / "last").step == 8
+    assert read_checkpoint(run / "best").step == 4
+    assert read_checkpoint(run / "last").step == 8
     # the same command again adds nothing; more patience goes on
     assert twin.main(arguments) == 0
     assert len(exact_rows(run)) == 4
@@ -296,7 +296,7 @@ def test_patience_ends_a_run_for_good(twin, command, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("program", TWINS)
 def test_best_holds_the_average_of_the_step_with_the_lowest_validation_loss(program, whole):
-    best, last = (checkpoint.read(whole / program / name, optimizer=name == "last") for name in ("best", "last"))
+    best, last = (read_checkpoint(whole / program / name, optimizer=name == "last") for name in ("best", "last"))
     found = [(float(row["validation_loss"]), int(row["step"])) for row in exact_rows(whole / program)]
     assert min(found)[1] == best.step
     # it falls in every step of this short run
@@ -398,7 +398,7 @@ def test_saves_can_be_asked_for_and_without_a_terminal_a_line_tells_of_each(twin
     assert [row["step"] for row in rows] == ["3", "4"]
     about = json.loads((tmp_path / "run" / "run.json").read_text())["training"]
     assert (about["validate_every"], about["steps"]) == (3, 4)
-    assert checkpoint.read(tmp_path / "run" / "last").step == 4
+    assert read_checkpoint(tmp_path / "run" / "last").step == 4
     assert len(lines) == 2
     for line, row in zip(lines, rows, strict=True):
         match = re.fullmatch(
@@ -531,7 +531,7 @@ def test_a_worker_that_dies_is_said_and_the_last_save_stays(twin, command, data,
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
     assert len(said) == 1
     assert "error: a worker process that makes batches died" in said[0]
-    assert 1 <= checkpoint.read(tmp_path / "deadly" / "last", optimizer=True).step < 40
+    assert 1 <= read_checkpoint(tmp_path / "deadly" / "last", optimizer=True).step < 40
 
 
 def test_arrays_that_begin_a_run_need_no_data(data):

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("tinysoundfont")
 from jax_mt3 import train as jax_train
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
@@ -156,7 +156,7 @@ def test_a_worker_that_dies_is_said_and_the_last_save_stays(command, tmp_path):
     assert len(errors) == 1, result.stderr
     assert "a worker process that makes batches died" in errors[0]
     assert "Traceback" not in result.stderr
-    assert checkpoint.read(tmp_path / "deadly" / "last", optimizer=True).step in (3, 6, 9, 12)
+    assert read_checkpoint(tmp_path / "deadly" / "last", optimizer=True).step in (3, 6, 9, 12)
 
 
 def test_what_a_worker_misses_is_said(command, font, tmp_path, monkeypatch, capfd):

@@ -14,9 +14,10 @@ from flax import traverse_util
 
 from jax_mt3 import checkpoint as jax_checkpoint
 from jax_mt3 import train as jax_train
-from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint.names import array_shapes
+from mt3_common.checkpoint.read import Checkpoint, read_checkpoint
 from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.checkpoint.write import write_t5x
 from mt3_common.cli import train
 from mt3_common.config import Config, ConfigError, NetworkConfig
 from mt3_common.data import shards as dataset
@@ -77,11 +78,11 @@ def begun(twin, data, folder, *arguments):
 
 def written(layout, folder, arrays):
     """The golden weights in a layout that infer reads: a path, or a bundled name."""
-    config = checkpoint.network_config(arrays, None, "mt3", HEADS | SHORT)
+    config = Checkpoint(arrays).config("mt3", HEADS | SHORT)
     if layout in ("golden", *(path.name for path in GOLDEN.iterdir())):
         return layout if layout == "golden" else GOLDEN / layout
     if layout == "folder of steps":
-        checkpoint.write_t5x(folder / "run" / "checkpoint_5", arrays, 5, config=config)
+        write_t5x(folder / "run" / "checkpoint_5", arrays, 5, config=config)
         return folder / "run"
     if layout == "safetensors":
         jax_checkpoint.save(folder / "w.safetensors", arrays, config)
@@ -141,9 +142,9 @@ def test_what_a_pickle_would_run_is_not_run(data, tmp_path, capsys):
 
 
 def test_a_warm_start_keeps_the_checkpoints_config_but_for_what_is_asked_for(data, tmp_path, golden_arrays, capsys):
-    own = checkpoint.network_config(golden_arrays, None, "mt3", HEADS | SHORT)
+    own = Checkpoint(golden_arrays).config("mt3", HEADS | SHORT)
     own = dataclasses.replace(own, max_target_length=512, network=dataclasses.replace(own.network, dropout_rate=0.0))
-    checkpoint.write_t5x(tmp_path / "old", golden_arrays, 7, config=own)
+    write_t5x(tmp_path / "old", golden_arrays, 7, config=own)
     start = ["--warm-start", tmp_path / "old", "--config", tmp_path / "model.json"]
     (tmp_path / "model.json").write_text("{}")
     assert begun("torch", data, tmp_path, *start)[1] == own
@@ -165,14 +166,14 @@ def test_a_warm_start_keeps_the_checkpoints_config_but_for_what_is_asked_for(dat
 def test_the_published_sizes_are_taken_for_mt3(tmp_path):
     # and nothing beside the arrays that says more, as published
     arrays = {name: np.zeros(shape, np.float32) for name, shape in array_shapes(NetworkConfig()).items()}
-    checkpoint.write_t5x(tmp_path / "checkpoint_1", arrays, 1)
+    write_t5x(tmp_path / "checkpoint_1", arrays, 1)
     command = ["run", "--data", "data", "--warm-start", str(tmp_path / "checkpoint_1"), "--model", "mt3"]
     assert train.starting_point(train.parse("torch_mt3", command), Config())[0] == Config()
 
 
 def test_a_checkpoint_as_published_is_tuned_and_in_both_twins_alike(data, tmp_path, golden_arrays):
     """T5X's folders with the norm scales inside the file `checkpoint`, and Adafactor's slots beside, as MT3's are."""
-    assert len(checkpoint.read(GOLDEN / "t5x_inline_scales").inline) == 15
+    assert len(read_checkpoint(GOLDEN / "t5x_inline_scales").inline) == 15
     steps = {"warmup_steps": 1, "learning_rate": 0.02, "batch_size": 2, "accumulate": 2, "validate_every": 2}
     model = {**HEADS, **SHORT, "dropout_rate": 0.0}
     (tmp_path / "less.json").write_text(json.dumps({"model": model, "training": steps}))
@@ -190,7 +191,7 @@ def test_a_checkpoint_as_published_is_tuned_and_in_both_twins_alike(data, tmp_pa
             assert found[-1] < 0.95 * found[0], (twin, name)
             losses[twin, name] = found
         # every array has moved, by its own size
-        after = checkpoint.read(run / "last", optimizer=True)
+        after = read_checkpoint(run / "last", optimizer=True)
         assert after.step == 6
         for name, array in golden_arrays.items():
             moved = np.sqrt(((after.arrays[name] - array) ** 2).mean() / (array**2).mean())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jax_mt3 import train as jax_train
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.config import Config, ConfigError, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
@@ -256,12 +256,12 @@ def test_the_command_trains_stops_and_goes_on(twin, tmp_path, data):
     assert [row["step"] for row in rows["parts"]] == ["2", "4", "6"]
     for one, other in zip(rows["whole"], rows["parts"], strict=True):
         assert {k: float(v) for k, v in one.items()} == pytest.approx({k: float(v) for k, v in other.items()}, rel=1e-6)
-    last = checkpoint.read(tmp_path / "parts" / "last", optimizer=True)
+    last = read_checkpoint(tmp_path / "parts" / "last", optimizer=True)
     assert last.step == 6
-    whole = checkpoint.read(tmp_path / "whole" / "last")
+    whole = read_checkpoint(tmp_path / "whole" / "last")
     for name, array in whole.arrays.items():
         np.testing.assert_allclose(last.arrays[name], array, rtol=1e-5, atol=1e-7)
-    assert checkpoint.network_config(last.arrays, tmp_path / "parts" / "best") == CONFIG
+    assert read_checkpoint(tmp_path / "parts" / "best").config() == CONFIG
     about = json.loads((tmp_path / "parts" / "run.json").read_text())
     assert about["training"]["batch_size"] == 4
 
@@ -276,7 +276,7 @@ def test_a_run_that_diverges_ends_and_keeps_the_last_save(twin, tmp_path, shards
         loop.fit(learner, CONFIG, settings, shards, None, tmp_path)
     assert re.match(r"step 6: loss (nan|inf).*training has diverged, a lower learning_rate may help", str(error.value))
     assert str(error.value).endswith("last holds step 4")
-    last = checkpoint.read(tmp_path / "last", optimizer=True)
+    last = read_checkpoint(tmp_path / "last", optimizer=True)
     assert last.step == 4
     assert all(np.isfinite(array).all() for array in [*last.arrays.values(), *last.optimizer.values()])
 

@@ -18,7 +18,7 @@ import google_crc32c
 import pytest
 
 from mt3_common.checkpoint import download
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 
 ROOT = Path(__file__).parents[3]
@@ -458,10 +458,10 @@ def test_find_checkpoint_reads_what_it_fetched(bucket):
     bucket.objects |= objects_of(BUNDLED, "checkpoints/small")
     found = find_checkpoint("gs://mt3/checkpoints/small", quiet=True)
     assert (found.name, found.model, found.notice) == ("small", "", "")
-    read, expected = checkpoint.read(found.path), checkpoint.read(BUNDLED)
+    read, expected = read_checkpoint(found.path), read_checkpoint(BUNDLED)
     assert read.arrays.keys() == expected.arrays.keys()
     assert all((read.arrays[name] == expected.arrays[name]).all() for name in read.arrays)
-    assert checkpoint.network_config(read.arrays, found.path) == checkpoint.network_config(expected.arrays, BUNDLED)
+    assert read_checkpoint(found.path).config() == read_checkpoint(BUNDLED).config()
     assert find_checkpoint("mt3", quiet=True).model == find_checkpoint("gs://mt3/checkpoints/mt3/").model == "mt3"
 
 

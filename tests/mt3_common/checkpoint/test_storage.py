@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import tensorstore as ts
 
-from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint import storage
 from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.checkpoint.read import read_checkpoint
 
 GOLDEN = Path(__file__).parents[2] / "golden/model"
 CHECKPOINTS = GOLDEN / "checkpoints"
@@ -95,8 +95,8 @@ def test_linked_files_and_folders_count(tmp_path):
     source = CHECKPOINTS / "t5x_zarr"
     for child in source.iterdir():
         os.symlink(child, tmp_path / child.name)
-    expected = checkpoint.read(source).arrays
-    assert {name: array.tobytes() for name, array in checkpoint.read(tmp_path).arrays.items()} == {
+    expected = read_checkpoint(source).arrays
+    assert {name: array.tobytes() for name, array in read_checkpoint(tmp_path).arrays.items()} == {
         name: array.tobytes() for name, array in expected.items()
     }
 
@@ -109,15 +109,15 @@ def test_no_local_path_is_needed(layout, request):
         if path.is_file():
             store.write(f"checkpoints/{layout}/{path.relative_to(CHECKPOINTS / layout)}", path.read_bytes()).result()
     store.write("config.json", (GOLDEN / "config.json").read_bytes()).result()
-    local = checkpoint.read(CHECKPOINTS / layout)
-    remote = checkpoint.read(f"{address}checkpoints/{layout}")
+    local = read_checkpoint(CHECKPOINTS / layout)
+    remote = read_checkpoint(f"{address}checkpoints/{layout}")
     assert remote.location == f"{address}checkpoints/{layout}" + "/checkpoint_1234567" * (layout == "t5x_orbax_ocdbt")
     assert {name: array.tobytes() for name, array in remote.arrays.items()} == {
         name: array.tobytes() for name, array in local.arrays.items()
     }
-    config = checkpoint.network_config(remote.arrays, remote)
+    config = remote.config()
     assert (config.network.num_heads, config.network.head_dim) == (3, 16)
-    assert config == checkpoint.network_config(remote.arrays, f"{address}checkpoints/{layout}")
+    assert config == read_checkpoint(f"{address}checkpoints/{layout}").config()
 
 
 class GoogleStorage(http.server.BaseHTTPRequestHandler):
@@ -185,9 +185,9 @@ def bucket(monkeypatch):
 
 
 def test_gs_addresses_read_as_local_folders_do(bucket):
-    expected = checkpoint.read(CHECKPOINTS / "t5x_zarr").arrays
+    expected = read_checkpoint(CHECKPOINTS / "t5x_zarr").arrays
     for layout in ("t5x_bucket_specs", "t5x_orbax_ocdbt", "t5x_single_file/checkpoint"):
-        found = checkpoint.read(f"gs://golden-bucket/checkpoints/{layout}")
+        found = read_checkpoint(f"gs://golden-bucket/checkpoints/{layout}")
         assert found.location.startswith("gs://golden-bucket/checkpoints/")
         assert {name: array.tobytes() for name, array in found.arrays.items()} == {
             name: array.tobytes() for name, array in expected.items()
@@ -195,10 +195,10 @@ def test_gs_addresses_read_as_local_folders_do(bucket):
         assert list(found.config_files) == ["gs://golden-bucket/config.json"]
     assert any("/o/" in request for request in bucket.requests)
     with pytest.raises(CheckpointError, match=r"gs://golden-bucket/nowhere is no checkpoint"):
-        checkpoint.read("gs://golden-bucket/nowhere")
+        read_checkpoint("gs://golden-bucket/nowhere")
 
 
 def test_a_folder_that_cannot_be_listed_holds_no_config(tmp_path):
     shutil.copytree(CHECKPOINTS / "t5x_single_file", tmp_path / "model")
     assert storage.Folder(storage.address(tmp_path / "missing")).config_names(None) == []
-    assert checkpoint.read(tmp_path / "model").config_files == {}
+    assert read_checkpoint(tmp_path / "model").config_files == {}

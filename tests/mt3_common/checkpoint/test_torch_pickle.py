@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mt3_common.checkpoint import torch_pickle as hf_t5
 from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.checkpoint.read import read_checkpoint
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 
@@ -162,11 +163,11 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_sentence(content, says, 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=says) as error:
-        hf_t5.read_any(os.fspath(path))
+        read_checkpoint(os.fspath(path))
     assert "\n" not in str(error.value)
     torch.save([torch.ones(2)], path)
     with pytest.raises(CheckpointError, match="holds no dictionary of tensors"):
-        hf_t5.read_any(path)
+        read_checkpoint(path)
 
 
 def test_a_name_with_a_huge_number_is_refused_at_once(tmp_path):

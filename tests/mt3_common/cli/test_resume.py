@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from mt3_common.checkpoint import read as checkpoint
 from mt3_common.checkpoint import storage
+from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.checkpoint.write import write_safetensors
 from mt3_common.cli import resume as summary
 from mt3_common.cli.resume import Summary, SummaryError, describe_file, digest_of_checkpoint, remove_leftovers
 from mt3_common.formats.sealed import temporary_prefix
@@ -140,9 +141,9 @@ def test_the_digest_of_a_checkpoint(tmp_path):
 
 
 def test_the_digest_of_a_file(tmp_path):
-    read = checkpoint.read(BUNDLED)
+    read = read_checkpoint(BUNDLED)
     path = tmp_path / "w.safetensors"
-    checkpoint.write_safetensors(path, read.arrays, checkpoint.network_config(read.arrays, BUNDLED))
+    write_safetensors(path, read.arrays, read_checkpoint(BUNDLED).config())
     first = digest_of_checkpoint(str(path))
     (tmp_path / "unrelated").write_bytes(b"x")
     assert digest_of_checkpoint(str(path)) == first

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.checkpoint.write import write_safetensors
 from parity import __main__ as cli
 from parity.checkpoints import convert, inspect
 from parity.diagnosis import repair
@@ -82,7 +83,7 @@ def test_a_gin_beside_it_that_says_otherwise_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["t5x_inline_scales", "t5x_single_file", "t5x_orbax_ocdbt", "orbax_placeholders"])
 def test_golden_layouts_convert(name, golden_arrays, tmp_path):
     assert cli.main(["convert", str(CHECKPOINTS / name), str(tmp_path / "w.safetensors")]) == 0
-    assert convert.differing(golden_arrays, checkpoint.read(tmp_path / "w.safetensors").arrays) == []
+    assert convert.differing(golden_arrays, read_checkpoint(tmp_path / "w.safetensors").arrays) == []
 
 
 @pytest.mark.parametrize("layout", list(ENDINGS))
@@ -98,7 +99,7 @@ def test_bfloat16_stays_bfloat16(layout, tmp_path):
 def test_the_optimizer_and_the_step_go_along(layout, tmp_path):
     path = tmp_path / "checkpoint_3"
     assert cli.main(["convert", str(ORIGINAL), str(path), "--to", layout, "--optimizer"]) == 0
-    before, after = checkpoint.read(ORIGINAL, optimizer=True), checkpoint.read(path, optimizer=True)
+    before, after = read_checkpoint(ORIGINAL, optimizer=True), read_checkpoint(path, optimizer=True)
     assert convert.differing(before.optimizer, after.optimizer) == []
     assert len(before.optimizer) > 65
     assert after.step == before.step == 1234567
@@ -118,13 +119,13 @@ def test_the_report_maps_every_array(tmp_path, golden_arrays):
 
 def test_what_comes_back_different_is_not_kept(tmp_path, monkeypatch):
     weights = convert.read(ORIGINAL)
-    honest = checkpoint.write_safetensors
+    honest = write_safetensors
 
     def spoil(path, arrays, config, step=None, overwrite=True):
         name = "encoder/encoder_norm/scale"
         honest(path, arrays | {name: np.nextafter(arrays[name], np.float32(9))}, config, step, overwrite)
 
-    monkeypatch.setattr(checkpoint, "write_safetensors", spoil)
+    monkeypatch.setattr(convert, "write_safetensors", spoil)
     (tmp_path / "w.safetensors").write_bytes(b"kept")
     with pytest.raises(convert.ConvertError, match="1 arrays came back different, first encoder/encoder_norm/scale"):
         convert.write(tmp_path / "w.safetensors", weights, "safetensors", overwrite=True)
@@ -142,7 +143,7 @@ def test_nothing_is_replaced_unasked(written, tmp_path, capsys):
     folder = tmp_path / "folder"
     shutil.copytree(written["t5x"], folder)
     assert cli.main(["convert", str(written["pth"]), str(folder), "--overwrite"]) == 0
-    assert len(checkpoint.read(folder).arrays) == 65
+    assert len(read_checkpoint(folder).arrays) == 65
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_repair_undoes_and_proves(spoilt, golden_arrays, tmp_path, capsys):
     assert cli.main(["repair", str(spoilt), str(target), "--against", str(ORIGINAL)]) == 0
     printed = capsys.readouterr().out
     assert "65 arrays from the candidate, 0 from the original; 65 of 65 are the original's bits" in printed
-    assert convert.differing(golden_arrays, checkpoint.read(target).arrays) == []
+    assert convert.differing(golden_arrays, read_checkpoint(target).arrays) == []
     assert cli.main(["diagnose", str(target), "--against", str(ORIGINAL)]) == 0
 
 
@@ -226,7 +227,7 @@ def test_repair_says_what_it_cannot_undo(golden_arrays, tmp_path, capsys):
     assert not target.exists()
     assert cli.main([*argv, "--from-original"]) == 0
     assert "50 arrays from the candidate, 15 from the original" in capsys.readouterr().out
-    assert convert.differing(golden_arrays, checkpoint.read(target).arrays) == []
+    assert convert.differing(golden_arrays, read_checkpoint(target).arrays) == []
 
 
 def test_rounded_weights_are_not_passed_off_as_repaired(golden_arrays):

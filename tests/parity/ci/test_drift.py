@@ -225,13 +225,13 @@ def test_history_names_the_worst_tap():
 
 
 def test_the_projects_own_ledger_is_of_the_default_checkpoint():
-    from mt3_common.checkpoint import read as checkpoint
+    from mt3_common.checkpoint.read import read_checkpoint
     from mt3_common.checkpoint.registry import find_checkpoint
     from parity.trace.trace import fingerprint, weights_digest
 
     records = drift.read_ledger(Path(__file__).parents[3] / "benchmarks" / "drift.jsonl")
     accepted = next(record for record in reversed(records) if record["accepted"])
-    assert accepted["weights"] == weights_digest(fingerprint(checkpoint.read(find_checkpoint(None).path).arrays))
+    assert accepted["weights"] == weights_digest(fingerprint(read_checkpoint(find_checkpoint(None).path).arrays))
 
 
 def test_make_drift_judges_a_copy_of_the_projects_ledger(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.write import write_safetensors
 from mt3_common.config import Config, NetworkConfig
 from parity.sides import numpy_network
 from parity.trace.file import save
@@ -147,7 +147,7 @@ def test_a_corrupt_checkpoint(tmp_path):
     array = next(path for path in damaged.glob("target.encoder.layers_0.mlp.wo*/*") if path.name[0].isdigit())
     array.write_bytes(array.read_bytes()[:20])
     cut = tmp_path / "cut.safetensors"
-    checkpoint.write_safetensors(cut, numpy_network.random_arrays(SMALL, 0), config=Config(network=SMALL))
+    write_safetensors(cut, numpy_network.random_arrays(SMALL, 0), config=Config(network=SMALL))
     cut.write_bytes(cut.read_bytes()[:-1000])
     for path in (damaged, cut):
         status, said = parity(path)
@@ -167,6 +167,6 @@ def test_another_models_state_dict(tmp_path):
 
 def test_two_checkpoints_of_different_sizes(tmp_path):
     small = tmp_path / "small.safetensors"
-    checkpoint.write_safetensors(small, numpy_network.random_arrays(SMALL, 0), config=Config(network=SMALL))
+    write_safetensors(small, numpy_network.random_arrays(SMALL, 0), config=Config(network=SMALL))
     status, said = parity("diagnose", small, "--against", GOLDEN)
     assert status == 2, said

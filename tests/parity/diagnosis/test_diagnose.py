@@ -10,7 +10,8 @@ import pytest
 import safetensors.numpy
 import torch
 
-from mt3_common.checkpoint import read as checkpoint
+from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.checkpoint.write import write_t5x
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from parity import __main__ as cli
 from parity.compare.budget import real_rows
@@ -175,7 +176,7 @@ def test_one_element_off_by_one_bit_is_a_fault(original):
 
 
 def test_rounded_weights_are_one_finding(original):
-    rounded = checkpoint.read(GOLDEN / "checkpoints" / "t5x_bfloat16").arrays
+    rounded = read_checkpoint(GOLDEN / "checkpoints" / "t5x_bfloat16").arrays
     (finding,) = diagnosed(rounded, original).findings
     assert finding.cause == "bfloat16 weights"
     assert len(finding.sites) == 65
@@ -556,7 +557,7 @@ SEED_FAULTS = {
 def seed_case(tmp_path_factory):
     """The seeds' candidate, made from the folders of a T5X checkpoint whose scales lie inline."""
     folder = tmp_path_factory.mktemp("seed")
-    found = checkpoint.read(INLINE)
+    found = read_checkpoint(INLINE)
     state = seed_state({name: array for name, array in found.arrays.items() if name not in found.inline})
     state = {key: torch.tensor(array) for key, array in state.items()}
     path = folder / "mt3_converted.pth"
@@ -961,7 +962,7 @@ def test_another_training_is_refused(original, tmp_path, capsys):
 def test_another_size_is_refused(tmp_path, capsys):
     sizes = NetworkConfig(emb_dim=32, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1)
     arrays = numpy_network.random_arrays(sizes, 0)
-    checkpoint.write_t5x(tmp_path / "checkpoint_1", arrays, 1, config=Config(sizes, SpectrogramConfig()))
+    write_t5x(tmp_path / "checkpoint_1", arrays, 1, config=Config(sizes, SpectrogramConfig()))
     code, said = refused(capsys, tmp_path / "checkpoint_1")
     assert code == 2
     assert "same:" not in said

@@ -1,5 +1,6 @@
 """Checkpoints in every layout, damaged in every way, and written again."""
 
+import collections
 import contextlib
 import gzip
 import json
@@ -16,12 +17,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tensorstore as ts
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mt3_common.checkpoint import read as checkpoint
-from mt3_common.checkpoint import storage, write
-from mt3_common.checkpoint.read import CheckpointError
+from mt3_common.checkpoint import read, storage, torch_pickle, write
+from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.checkpoint.read import Checkpoint, inspect_checkpoint, read_checkpoint
+from mt3_common.checkpoint.torch_pickle import hf_t5_name
+from mt3_common.checkpoint.write import write_safetensors, write_t5x
 from mt3_common.config import PRESETS, ConfigError
 
 GOLDEN = Path(__file__).parents[2] / "golden/model"
@@ -103,7 +107,7 @@ def editing(path: Path):
 def refused(path: Path, *words: str, **options) -> str:
     """The message with which a checkpoint is refused; it is one line, says where, and has these words."""
     with pytest.raises(CheckpointError) as error:
-        checkpoint.read(path, **options)
+        read_checkpoint(path, **options)
     message = str(error.value)
     assert "\n" not in message
     assert str(path) in message
@@ -117,7 +121,7 @@ def refused(path: Path, *words: str, **options) -> str:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_arrays(layout):
-    found = checkpoint.read(CHECKPOINTS / layout)
+    found = read_checkpoint(CHECKPOINTS / layout)
     expected = EXPECTED
     if layout == "t5x_bfloat16":
         expected = {name: array.astype(ml_dtypes.bfloat16) for name, array in EXPECTED.items()}
@@ -130,13 +134,13 @@ def test_every_layout_gives_the_same_arrays(layout):
 
 
 def test_inline_scales_are_all_the_norms():
-    found = checkpoint.read(CHECKPOINTS / "t5x_inline_scales")
+    found = read_checkpoint(CHECKPOINTS / "t5x_inline_scales")
     assert set(found.inline) == {name for name in EXPECTED if name.endswith("/scale")}
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "orbax_placeholders"])
 def test_optimizer_slots_come_when_asked_for(layout):
-    found = checkpoint.read(CHECKPOINTS / layout, optimizer=True)
+    found = read_checkpoint(CHECKPOINTS / layout, optimizer=True)
     state = unpack(CHECKPOINTS / "t5x_single_file/checkpoint")["optimizer"]["state"]["param_states"]
     names = [f"{name}/{slot}" for name in EXPECTED for slot in ("m", "v", "v_row", "v_col")]
     assert_same(found.optimizer, {f"param_states/{name}": unpack_array(get(state, name)) for name in names})
@@ -144,7 +148,7 @@ def test_optimizer_slots_come_when_asked_for(layout):
 
 def test_optimizer_slots_that_are_not_there_are_refused_only_when_asked_for(copy):
     path = copy("t5x_zarr", leave_out="state.*")
-    assert_same(checkpoint.read(path).arrays, EXPECTED)
+    assert_same(read_checkpoint(path).arrays, EXPECTED)
     refused(path, "array state/param_states/", "is missing", optimizer=True)
     refused(CHECKPOINTS / "orbax_placeholders", "no optimizer state", optimizer=True)
 
@@ -160,16 +164,16 @@ def test_the_top_key_may_be_target_alone(copy):
     path = copy("t5x_zarr", leave_out="")
     with editing(path) as tree:
         tree |= tree.pop("optimizer")
-    found = checkpoint.read(path, optimizer=True)
+    found = read_checkpoint(path, optimizer=True)
     assert_same(found.arrays, EXPECTED)
     assert (found.step, len(found.optimizer)) == (1234567, 4 * len(EXPECTED))
 
 
 def test_the_step_of_the_name_counts_where_the_file_has_none(copy, tmp_path):
     os.rename(copy("orbax_placeholders"), tmp_path / "checkpoint_77")
-    assert checkpoint.read(tmp_path).step == 77
+    assert read_checkpoint(tmp_path).step == 77
     os.rename(copy("t5x_zarr"), tmp_path / "checkpoint_78")
-    assert checkpoint.read(tmp_path).step == 1234567
+    assert read_checkpoint(tmp_path).step == 1234567
 
 
 def test_gfile_specs_and_those_of_early_tensorstore_are_read(copy):
@@ -179,7 +183,7 @@ def test_gfile_specs_and_those_of_early_tensorstore_are_read(copy):
             spec = get(tree, f"optimizer/target/{name}")
             spec["kvstore"]["driver"] = "gfile"
             spec["path"] = spec["kvstore"].pop("path")
-    assert_same(checkpoint.read(path).arrays, EXPECTED)
+    assert_same(read_checkpoint(path).arrays, EXPECTED)
 
 
 def test_placeholders_in_front_of_a_database_are_read(copy):
@@ -189,7 +193,7 @@ def test_placeholders_in_front_of_a_database_are_read(copy):
     for name in EXPECTED:
         put(tree, f"optimizer/target/{name}", "PLACEHOLDER://target." + name.replace("/", "."))
     (path / "checkpoint").write_bytes(msgpack.packb(tree))
-    found = checkpoint.read(path)
+    found = read_checkpoint(path)
     assert found.layout == "orbax-ocdbt"
     assert_same(found.arrays, EXPECTED)
 
@@ -210,7 +214,7 @@ def test_orbax_folders_without_a_msgpack_file_are_read(copy, listed):
         nodes.pop(str(names[0]))
     (path / "_METADATA").write_text(json.dumps({"tree_metadata": nodes, "use_zarr3": False}))
     if listed:
-        assert_same(checkpoint.read(path).arrays, EXPECTED)
+        assert_same(read_checkpoint(path).arrays, EXPECTED)
     else:
         refused(path, f"array {'/'.join(names[0][2:])} has a folder", "not listed")
 
@@ -222,7 +226,7 @@ def test_arrays_cut_into_pieces_by_flax_are_joined(copy):
     cut = {"__msgpack_chunked_array__": True, "shape": {"0": 48, "1": 48}, "chunks": pieces}
     with editing(path) as tree:
         put(tree, f"optimizer/target/{QUERY}", cut)
-    assert_same(checkpoint.read(path).arrays, EXPECTED)
+    assert_same(read_checkpoint(path).arrays, EXPECTED)
     with editing(path) as tree:
         del get(tree, f"optimizer/target/{QUERY}")["chunks"]["3"]
     refused(path, f"array {QUERY} is cut into pieces, and a piece is missing")
@@ -235,7 +239,7 @@ def test_inspecting_says_what_is_there_without_reading_it(copy):
     path = copy("t5x_inline_scales", leave_out="")
     # damage that only a reader meets
     (path / f"target.{QUERY.replace('/', '.')}/0.0").write_bytes(b"")
-    found = checkpoint.inspect(path, optimizer=True)
+    found = inspect_checkpoint(path, optimizer=True)
     assert {name: entry.shape for name, entry in found.arrays.items()} == {
         name: tuple(shape) for name, shape in CONFIG["parameters"].items()
     }
@@ -255,7 +259,7 @@ def test_what_orbax_writes_today_is_read(tmp_path, ocdbt):
         put(tree, f"state/param_states/{name}/v", array * 2)
     handler = orbax.PyTreeCheckpointHandler(use_ocdbt=ocdbt)
     orbax.Checkpointer(handler).save(tmp_path / "checkpoint_6/state", tree)
-    found = checkpoint.read(tmp_path, optimizer=True)
+    found = read_checkpoint(tmp_path, optimizer=True)
     assert (found.layout, found.step) == ("orbax-ocdbt" if ocdbt else "orbax-folders", 5)
     assert_same(found.arrays, EXPECTED)
     assert_same(found.optimizer, {f"param_states/{name}/v": array * 2 for name, array in EXPECTED.items()})
@@ -338,11 +342,11 @@ def test_a_missing_part_of_a_database_is_refused(copy):
             os.remove(file) if harm is None else file.write_bytes(harm)
             with contextlib.suppress(CheckpointError):
                 # a file that holds only optimizer slots is not needed
-                assert_same(checkpoint.read(path).arrays, EXPECTED)
+                assert_same(read_checkpoint(path).arrays, EXPECTED)
                 continue
             refused(path)
         file.write_bytes(data)
-    assert_same(checkpoint.read(path).arrays, EXPECTED)
+    assert_same(read_checkpoint(path).arrays, EXPECTED)
 
 
 def test_a_database_without_its_arrays_names_one(copy):
@@ -368,7 +372,7 @@ def test_a_damaged_manifest_or_listing_is_refused(copy):
     (state / "_METADATA").write_text(listing.replace('"decoder_norm"', '"decoder_horn"'))
     refused(path, "decoder/decoder_")
     os.remove(state / "_METADATA")
-    assert_same(checkpoint.read(path).arrays, EXPECTED)
+    assert_same(read_checkpoint(path).arrays, EXPECTED)
 
 
 @pytest.mark.parametrize("layout", ["t5x_zarr", "t5x_inline_scales", "t5x_single_file", "orbax_placeholders"])
@@ -389,7 +393,7 @@ def test_an_array_too_many_is_refused(copy):
     with editing(path) as tree:
         put(tree, "optimizer/target/encoder/relpos_bias/rel_embedding", pack_array((2,), "float32", b"\0" * 8))
     refused(path, "array encoder/relpos_bias/rel_embedding is not one of MT3's")
-    checkpoint.read(path, check=False)
+    read_checkpoint(path, check=False)
 
 
 def test_an_array_that_is_there_twice_is_refused(copy):
@@ -428,7 +432,7 @@ def test_values_that_are_not_finite_are_refused(copy, value, dtype):
     with editing(path) as tree:
         put(tree, f"optimizer/target/{NORM}", pack_array(array.shape, dtype, array.tobytes()))
     refused(path, f"array {NORM} holds 1 NaN or infinite values of 48")
-    found = checkpoint.read(path, check=False).arrays[NORM]
+    found = read_checkpoint(path, check=False).arrays[NORM]
     assert found.tobytes() == array.tobytes()
 
 
@@ -548,7 +552,7 @@ def test_any_damage_to_the_file_is_an_error_or_changes_nothing_but_values(tmp_pa
     cut = data.draw(st.one_of(st.none(), st.integers(0, len(packed) - 1)))
     (tmp_path / "damaged").write_bytes(packed[:cut])
     with contextlib.suppress(CheckpointError):
-        found = checkpoint.read(tmp_path / "damaged", check=False)
+        found = read_checkpoint(tmp_path / "damaged", check=False)
         assert cut is None
         assert all(isinstance(array, np.ndarray) for array in found.arrays.values())
 
@@ -570,14 +574,14 @@ def files(path: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def full():
     """A golden checkpoint with its optimizer."""
-    return checkpoint.read(CHECKPOINTS / "t5x_zarr", optimizer=True)
+    return read_checkpoint(CHECKPOINTS / "t5x_zarr", optimizer=True)
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float64", np.float32])
 def test_what_is_written_comes_back_bit_for_bit(tmp_path, full, dtype):
     path = tmp_path / "runs/checkpoint_1234567"
-    checkpoint.write_t5x(path, full.arrays, full.step, full.optimizer, dtype=dtype)
-    found = checkpoint.read(tmp_path / "runs", optimizer=True)
+    write_t5x(path, full.arrays, full.step, full.optimizer, dtype=dtype)
+    found = read_checkpoint(tmp_path / "runs", optimizer=True)
     kind = np.dtype(np.float32) if dtype in (None, np.float32) else storage.DTYPES[dtype]
     assert_same(found.arrays, {name: array.astype(kind) for name, array in full.arrays.items()})
     assert_same(found.optimizer, full.optimizer)
@@ -588,7 +592,7 @@ def test_what_is_written_comes_back_bit_for_bit(tmp_path, full, dtype):
 def test_it_is_what_t5x_writes(tmp_path, full):
     # every file of T5X's own is there, with the same content; gzip's bytes may differ between zlib versions
     path = tmp_path / "checkpoint_1234567"
-    checkpoint.write_t5x(path, full.arrays, full.step, full.optimizer)
+    write_t5x(path, full.arrays, full.step, full.optimizer)
     ours, theirs = files(path), files(CHECKPOINTS / "t5x_zarr")
     assert ours.keys() == theirs.keys()
     for name, data in theirs.items():
@@ -602,7 +606,7 @@ def test_it_is_what_t5x_writes(tmp_path, full):
 
 def test_flax_and_tensorstore_read_it_as_t5x_does(tmp_path, full):
     serialization = pytest.importorskip("flax.serialization")
-    checkpoint.write_t5x(tmp_path / "checkpoint_5", full.arrays, 5, full.optimizer, dtype="bfloat16")
+    write_t5x(tmp_path / "checkpoint_5", full.arrays, 5, full.optimizer, dtype="bfloat16")
     tree = serialization.msgpack_restore((tmp_path / "checkpoint_5/checkpoint").read_bytes())
     assert tree["version"] == 3
     assert tree["optimizer"]["state"]["step"] == 5
@@ -615,38 +619,37 @@ def test_flax_and_tensorstore_read_it_as_t5x_does(tmp_path, full):
 
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path, full):
-    config = checkpoint.network_config(full.arrays, full)
+    config = full.config()
     for name in ("a", "b"):
         arrays = dict(sorted(full.arrays.items(), reverse=name == "b"))
-        checkpoint.write_t5x(tmp_path / name, arrays, 3, full.optimizer, config=config)
+        write_t5x(tmp_path / name, arrays, 3, full.optimizer, config=config)
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
 def test_the_config_goes_with_it(tmp_path, full):
-    config = checkpoint.network_config(full.arrays, full)
-    checkpoint.write_t5x(tmp_path / "mine", full.arrays, 3, config=config)
-    found = checkpoint.read(tmp_path / "mine")
-    assert checkpoint.network_config(found.arrays, tmp_path / "mine") == config
+    config = full.config()
+    write_t5x(tmp_path / "mine", full.arrays, 3, config=config)
+    assert read_checkpoint(tmp_path / "mine").config() == config
     assert json.loads((tmp_path / "mine/config.json").read_text()) == config.to_dict() | {"step": 3}
     with pytest.raises(CheckpointError, match="encoder/continuous_inputs_projection/kernel"):
-        checkpoint.write_t5x(tmp_path / "other", full.arrays, 3, config=PRESETS["mt3"])
+        write_t5x(tmp_path / "other", full.arrays, 3, config=PRESETS["mt3"])
 
 
 def test_nothing_is_overwritten_unless_asked(tmp_path, full):
     path = tmp_path / "checkpoint_1"
-    checkpoint.write_t5x(path, full.arrays, 1)
+    write_t5x(path, full.arrays, 1)
     before = files(path)
     with pytest.raises(CheckpointError, match="is there already"):
-        checkpoint.write_t5x(path, full.arrays, 2)
+        write_t5x(path, full.arrays, 2)
     assert files(path) == before
     (path / "remark.txt").write_text("of the old one")
-    checkpoint.write_t5x(path, full.arrays, 2, overwrite=True)
-    assert checkpoint.read(path).step == 2
+    write_t5x(path, full.arrays, 2, overwrite=True)
+    assert read_checkpoint(path).step == 2
     assert not (path / "remark.txt").exists()
     assert os.listdir(tmp_path) == ["checkpoint_1"]
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="is there already"):
-        checkpoint.write_t5x(tmp_path / "file", full.arrays, 2)
+        write_t5x(tmp_path / "file", full.arrays, 2)
 
 
 @pytest.mark.parametrize(
@@ -659,7 +662,7 @@ def test_nothing_is_overwritten_unless_asked(tmp_path, full):
 )
 def test_an_interruption_leaves_what_was_there(tmp_path, full, monkeypatch, interruption, moment):
     path = tmp_path / "checkpoint_1"
-    checkpoint.write_t5x(path, full.arrays, 1)
+    write_t5x(path, full.arrays, 1)
     before = files(tmp_path)
 
     def interrupted(*_):
@@ -668,13 +671,13 @@ def test_an_interruption_leaves_what_was_there(tmp_path, full, monkeypatch, inte
     monkeypatch.setattr(write, moment, interrupted)
     for target in (path, tmp_path / "checkpoint_2"):
         with pytest.raises((KeyboardInterrupt, CheckpointError)):
-            checkpoint.write_t5x(target, full.arrays, 2, overwrite=True)
+            write_t5x(target, full.arrays, 2, overwrite=True)
     assert files(tmp_path) == before
 
 
 def test_a_failed_rename_puts_the_old_one_back(tmp_path, full, monkeypatch):
     path = tmp_path / "checkpoint_1"
-    checkpoint.write_t5x(path, full.arrays, 1)
+    write_t5x(path, full.arrays, 1)
     before = files(tmp_path)
     rename = os.rename
 
@@ -685,50 +688,50 @@ def test_a_failed_rename_puts_the_old_one_back(tmp_path, full, monkeypatch):
 
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(CheckpointError, match="cannot be written: no"):
-        checkpoint.write_t5x(path, full.arrays, 2, overwrite=True)
+        write_t5x(path, full.arrays, 2, overwrite=True)
     assert files(tmp_path) == before
 
 
 def test_it_is_written_where_there_are_no_folders(full, request):
     address = f"memory://{request.node.name}/checkpoint_9"
-    checkpoint.write_t5x(address, full.arrays, 9, full.optimizer)
-    assert_same(checkpoint.read(address, optimizer=True).arrays, full.arrays)
+    write_t5x(address, full.arrays, 9, full.optimizer)
+    assert_same(read_checkpoint(address, optimizer=True).arrays, full.arrays)
     with pytest.raises(CheckpointError, match="is there already"):
-        checkpoint.write_t5x(address, full.arrays, 10)
+        write_t5x(address, full.arrays, 10)
     store = ts.KvStore.open(address + "/", context=storage.CONTEXT).result()
     store.write("target.old/.zarray", b"{}").result()
-    checkpoint.write_t5x(address, full.arrays, 10, overwrite=True)
-    assert checkpoint.read(address).step == 10
+    write_t5x(address, full.arrays, 10, overwrite=True)
+    assert read_checkpoint(address).step == 10
 
 
 def test_what_no_reader_would_take_is_not_written(tmp_path, full):
     path = tmp_path / "checkpoint_1"
     missing = {name: array for name, array in full.arrays.items() if name != NORM}
     with pytest.raises(CheckpointError, match=f"array {NORM} is missing"):
-        checkpoint.write_t5x(path, missing, 1)
+        write_t5x(path, missing, 1)
     with pytest.raises(CheckpointError, match=r"array x is not one of MT3's"):
-        checkpoint.write_t5x(path, full.arrays | {"x": full.arrays[NORM]}, 1)
+        write_t5x(path, full.arrays | {"x": full.arrays[NORM]}, 1)
     with pytest.raises(CheckpointError, match=f"array {NORM} holds 48 NaN"):
-        checkpoint.write_t5x(path, full.arrays | {NORM: np.full(48, np.nan, np.float32)}, 1)
+        write_t5x(path, full.arrays | {NORM: np.full(48, np.nan, np.float32)}, 1)
     with pytest.raises(CheckpointError, match=f"array {NORM} holds 48 NaN or infinite"):
-        checkpoint.write_t5x(path, full.arrays | {NORM: np.full(48, 1e30, np.float32)}, 1, dtype="float16")
+        write_t5x(path, full.arrays | {NORM: np.full(48, 1e30, np.float32)}, 1, dtype="float16")
     with pytest.raises(CheckpointError, match="holds 1 NaN"):
-        checkpoint.write_t5x(path, full.arrays, 1, {"param_states/x/v": np.asarray(np.nan)})
+        write_t5x(path, full.arrays, 1, {"param_states/x/v": np.asarray(np.nan)})
     with pytest.raises(CheckpointError, match="no name of an optimizer slot"):
-        checkpoint.write_t5x(path, full.arrays, 1, {"../x": np.zeros(3)})
+        write_t5x(path, full.arrays, 1, {"../x": np.zeros(3)})
     for step in (-1, 1.5, True, 2**31, "7"):
         with pytest.raises(CheckpointError, match="the step must be"):
-            checkpoint.write_t5x(path, full.arrays, step)
+            write_t5x(path, full.arrays, step)
     with pytest.raises(CheckpointError, match="cannot write arrays as int8"):
-        checkpoint.write_t5x(path, full.arrays, 1, dtype="int8")
+        write_t5x(path, full.arrays, 1, dtype="int8")
     assert os.listdir(tmp_path) == []
 
 
 def test_large_arrays_are_cut_into_chunks_and_zeros_are_stored(tmp_path, full, monkeypatch):
     monkeypatch.setattr(write, "CHUNK_BYTES", 4096)
     arrays = full.arrays | {QUERY: np.zeros((48, 48), np.float32)}
-    checkpoint.write_t5x(tmp_path / "small", arrays, 1)
-    assert_same(checkpoint.read(tmp_path / "small").arrays, arrays)
+    write_t5x(tmp_path / "small", arrays, 1)
+    assert_same(read_checkpoint(tmp_path / "small").arrays, arrays)
     folder = tmp_path / "small" / FOLDER
     # 48 x 48 x 4 bytes: the first longest axis goes to 24, then the other
     assert json.loads((folder / ".zarray").read_text())["chunks"] == [24, 24]
@@ -752,27 +755,27 @@ def test_chunks_divide_the_shape_and_hold_no_more_than_asked(shape, elements):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_safetensors_come_back_bit_for_bit_with_the_config_inside(tmp_path, full, dtype):
-    config = checkpoint.network_config(full.arrays, full)
+    config = full.config()
     arrays = {name: array.astype(storage.DTYPES[dtype]) for name, array in full.arrays.items()}
     path = tmp_path / "model.safetensors"
-    checkpoint.write_safetensors(path, arrays, config, step=12)
-    found = checkpoint.read(path)
+    write_safetensors(path, arrays, config, step=12)
+    found = read_checkpoint(path)
     assert_same(found.arrays, arrays)
     assert (found.layout, found.step) == ("safetensors", 12)
-    assert checkpoint.network_config(found.arrays, path) == checkpoint.network_config(found.arrays, found) == config
+    assert found.config() == config
     data = path.read_bytes()
-    checkpoint.write_safetensors(path, dict(reversed(arrays.items())), config, step=12)
+    write_safetensors(path, dict(reversed(arrays.items())), config, step=12)
     assert path.read_bytes() == data
     assert os.listdir(tmp_path) == ["model.safetensors"]
     with pytest.raises(CheckpointError, match="is there already"):
-        checkpoint.write_safetensors(path, arrays, config, overwrite=False)
+        write_safetensors(path, arrays, config, overwrite=False)
     for cut in (0, 7, 50, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:cut])
         refused(path, "truncated or no safetensors file")
 
 
 def test_safetensors_of_something_else_are_refused(tmp_path, full):
-    config = checkpoint.network_config(full.arrays, full)
+    config = full.config()
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors.numpy.save({"encoder.block.0.weight": np.zeros(3, np.float32)}))
     refused(path, "not MT3's arrays")
@@ -783,18 +786,18 @@ def test_safetensors_of_something_else_are_refused(tmp_path, full):
     path.write_bytes(safetensors.numpy.save(full.arrays, metadata={"config": "[1]"}))
     refused(path, "a config inside")
     with pytest.raises(CheckpointError, match=r"does not end in \.safetensors"):
-        checkpoint.write_safetensors(tmp_path / "model.bin", full.arrays, config)
+        write_safetensors(tmp_path / "model.bin", full.arrays, config)
     with pytest.raises(CheckpointError, match=f"array {NORM} "):
-        checkpoint.write_safetensors(path, full.arrays | {NORM: np.ones(47, np.float32)}, config)
+        write_safetensors(path, full.arrays | {NORM: np.ones(47, np.float32)}, config)
 
 
 def test_safetensors_without_a_config_take_the_one_beside(tmp_path, full):
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors.numpy.save(full.arrays))
     with pytest.raises(ConfigError, match="pass num_heads"):
-        checkpoint.network_config(full.arrays, path)
+        read_checkpoint(path).config()
     shutil.copy(GOLDEN / "config.json", tmp_path)
-    assert checkpoint.network_config(full.arrays, path).network.num_heads == 3
+    assert read_checkpoint(path).config().network.num_heads == 3
 
 
 # --- config ---
@@ -802,9 +805,9 @@ def test_safetensors_without_a_config_take_the_one_beside(tmp_path, full):
 
 def test_the_golden_config_is_found_from_every_layout():
     for layout in LAYOUTS:
-        found = checkpoint.read(CHECKPOINTS / layout)
-        assert list(found.config_files) == [str(GOLDEN / "config.json")]
-        config = checkpoint.network_config(found.arrays, CHECKPOINTS / layout)
+        source = read_checkpoint(CHECKPOINTS / layout)
+        assert list(source.config_files) == [str(GOLDEN / "config.json")]
+        config = source.config()
         assert {name: getattr(config.network, name) for name in ("num_heads", "head_dim")} == {
             "num_heads": 3,
             "head_dim": 16,
@@ -814,13 +817,12 @@ def test_the_golden_config_is_found_from_every_layout():
 
 def test_without_files_the_heads_must_be_passed(copy):
     path = copy("t5x_zarr")
-    arrays = checkpoint.read(path).arrays
-    for where in (path, None):
+    for source in (read_checkpoint(path), Checkpoint(read_checkpoint(path).arrays)):
         with pytest.raises(ConfigError, match=r"= 48, which may be 1 x 48, .*3 x 16.*pass num_heads"):
-            checkpoint.network_config(arrays, where)
-    assert checkpoint.network_config(arrays, path, overrides={"num_heads": 3}).network.head_dim == 16
-    assert checkpoint.network_config(arrays, path, overrides=CONFIG).network.head_dim == 16
-    resolved = checkpoint.config_origins(arrays, path, overrides={"num_heads": 3})
+            source.config()
+    assert read_checkpoint(path).config(overrides={"num_heads": 3}).network.head_dim == 16
+    assert read_checkpoint(path).config(overrides=CONFIG).network.head_dim == 16
+    resolved = read_checkpoint(path).resolve(overrides={"num_heads": 3})
     assert (resolved.origins["emb_dim"], resolved.origins["num_heads"]) == ("the arrays", "the overrides")
 
 
@@ -842,46 +844,84 @@ def test_where_the_config_may_lie(tmp_path, copy, where, found):
     file = root / where
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("network.T5Config.num_heads = 3\n" if where.endswith(".gin") else '{"num_heads": 3}')
-    arrays = checkpoint.read(root / "runs").arrays
     if found:
-        assert checkpoint.network_config(arrays, root / "runs").network.head_dim == 16
-        assert checkpoint.network_config(arrays, root / "runs/checkpoint_5").network.head_dim == 16
+        assert read_checkpoint(root / "runs").config().network.head_dim == 16
+        assert read_checkpoint(root / "runs/checkpoint_5").config().network.head_dim == 16
     else:
         with pytest.raises(ConfigError, match="pass num_heads"):
-            checkpoint.network_config(arrays, root / "runs")
+            read_checkpoint(root / "runs").config()
 
 
 def test_the_nearest_config_counts_and_files_of_one_folder_must_agree(copy):
     path = copy("t5x_zarr")
-    arrays = checkpoint.read(path).arrays
     (path.parent / "config.json").write_text('{"num_heads": 6}')
     (path / "config.json").write_text('{"name": "no settings of a model"}')
-    assert checkpoint.network_config(arrays, path).network.num_heads == 6
+    assert read_checkpoint(path).config().network.num_heads == 6
     (path / "config.json").write_text('{"num_heads": 3}')
-    assert checkpoint.network_config(arrays, path).network.num_heads == 3
+    assert read_checkpoint(path).config().network.num_heads == 3
     (path / "model.gin").write_text("network.T5Config.num_heads = 4")
     with pytest.raises(
         ConfigError, match=r"two files disagree: num_heads 3 in .*config.json, num_heads 4 in .*model.gin"
     ):
-        checkpoint.network_config(arrays, path)
+        read_checkpoint(path).config()
     (path / "model.gin").write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match=r"model.gin is not text"):
-        checkpoint.network_config(arrays, path)
+        read_checkpoint(path).config()
 
 
 def test_a_config_that_contradicts_the_arrays_does_not_keep_them_from_being_read(copy):
     path = copy("t5x_zarr")
     (path / "config.json").write_text('{"d_model": 1536, "vocab_size": 48, "num_heads": 3}')
-    arrays = checkpoint.read(path).arrays
+    assert_same(read_checkpoint(path).arrays, EXPECTED)
     with pytest.raises(ConfigError, match=r"d_model 1536 is not emb_dim 48; vocab_size 48 is not 1536"):
-        checkpoint.network_config(arrays, path)
+        read_checkpoint(path).config()
     (path / "config.json").write_text("{")
-    assert_same(checkpoint.read(path).arrays, EXPECTED)
+    assert_same(read_checkpoint(path).arrays, EXPECTED)
     with pytest.raises(ConfigError, match=r"config\.json is not JSON"):
-        checkpoint.network_config(arrays, path)
+        read_checkpoint(path).config()
 
 
 def test_arrays_that_are_not_mt3s_have_no_config():
     arrays = {name: array for name, array in EXPECTED.items() if name != NORM}
     with pytest.raises(CheckpointError, match=f"array {NORM} is missing"):
-        checkpoint.network_config(arrays, None, overrides=CONFIG)
+        Checkpoint(arrays).config(overrides=CONFIG)
+
+
+# --- one reading ---
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "safetensors", "pth"])
+def test_loading_reads_each_file_and_checks_the_arrays_once(layout, tmp_path, monkeypatch):
+    path = CHECKPOINTS / layout
+    if layout == "safetensors":
+        source = read_checkpoint(CHECKPOINTS / "t5x_zarr")
+        path = tmp_path / "weights.safetensors"
+        write_safetensors(path, source.arrays, source.config())
+    elif layout == "pth":
+        path = tmp_path / "weights.pth"
+        tensors = {name: array.T if name.endswith("/kernel") else array for name, array in EXPECTED.items()}
+        torch.save({hf_t5_name(name): torch.from_numpy(array.copy()) for name, array in tensors.items()}, path)
+        shutil.copy(GOLDEN / "config.json", tmp_path)
+    calls = collections.Counter()
+
+    def count(owner, name, keys):
+        function = getattr(owner, name)
+
+        def counted(*arguments):
+            calls.update(keys(*arguments))
+            return function(*arguments)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(storage.Folder, "read", lambda folder, key: [f"file {folder}/{key}"])
+    count(torch_pickle, "read_tensors", lambda path: [f"file {path}"])
+    count(read, "read_zarr", lambda entries: [f"array {name}" for name in entries])
+    count(read, "check_all", lambda arrays: ["check_all"])
+    count(read, "check_values", lambda arrays: ["check_values"])
+    source = read_checkpoint(path)
+    assert source.config().network.num_heads == 3
+    assert set(calls.values()) == {1}, calls
+    assert {"check_all", "check_values"} < set(calls)
+    if layout in ("safetensors", "pth"):
+        assert_same(source.arrays, EXPECTED)
+        assert f"file {path}" in calls
