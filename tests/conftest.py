@@ -40,10 +40,11 @@ MARKED = {
         *(f"twins/{path.name}" for path in (TESTS / "twins").glob("test_*.py") if path.name != "test_twins.py"),
         *("parity/compare", "parity/diagnosis", "parity/mutation"),
         *("parity/checkpoints", "parity/report/test_counterexample.py", "parity/test_pytest_plugin.py"),
+        "test_other_readers.py",
     ),
     "process": (
         *("test_contract.py", "test_flips.py", "test_infer.py", "test_isolation.py", "test_ray.py"),
-        *("mt3_common/cli/test_mt3.py", "mt3_common/transcription/test_workers.py"),
+        *("test_examples.py", "mt3_common/cli/test_mt3.py", "mt3_common/transcription/test_workers.py"),
     ),
 }
 
