@@ -8,12 +8,12 @@ The checkpoint that comes with the project was made so:
 """
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.write import write_t5x
+from mt3_common.io.digests import file_sha256
 
 FOLDER = Path(__file__).parent
 
@@ -45,7 +45,7 @@ def main() -> None:
         "made": f"checkpoints/bundle.py from {Path(options.checkpoint).name}",
         "notice": options.notice,
         "sha256": {
-            file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            file.relative_to(folder).as_posix(): file_sha256(file)
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         },

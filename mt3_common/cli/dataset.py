@@ -16,6 +16,7 @@ from mt3_common.data.shards import write_shard
 from mt3_common.data.songs import read_split
 from mt3_common.data.synthesis import Generator, Recipe, in_order
 from mt3_common.formats import midi
+from mt3_common.io.digests import file_sha256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,8 +141,8 @@ def write_sources(
     """Writes what examples are made from, with hashes, so that they can be made again."""
     about = {"seed": generator.seed, "split": split, "recipe": dataclasses.asdict(options.recipe)}
     if isinstance(generator, Generator):
-        about["fonts"] = {font.name: sources.sha256(font) for font in options.fonts}
-        about["midi"] = {song.name: sources.sha256(song.path) for song in generator.songs}
+        about["fonts"] = {font.name: file_sha256(font) for font in options.fonts}
+        about["midi"] = {song.name: file_sha256(song.path) for song in generator.songs}
     else:
         about |= {"recordings": [folder.name for folder in options.recordings], "temperature": options.temperature}
     path.write_text(json.dumps(about, indent=1) + "\n")

@@ -18,13 +18,14 @@ from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.cli.dataset import add_arguments, generator_of, write_sources
 from mt3_common.config import Config
 from mt3_common.data.shards import Shards, Stream
+from mt3_common.io import atomic
 from mt3_common.training.batches import open_shards
 from mt3_common.training.config import PRESETS, TrainingConfig, TrainingError, read_config, stated_settings
 from mt3_common.training.initial import drawn_arrays
 from mt3_common.training.learner import Learner
 from mt3_common.training.logs import Log, TensorBoard, WandB
 from mt3_common.training.loop import fit
-from mt3_common.training.run_folder import recover, run_description, write_whole
+from mt3_common.training.run_folder import recover, run_description
 
 # segments of one block of a Stream: 17 examples of 20 s for segments of 1.28 s; 40 MB
 SEGMENTS_TOGETHER = 256
@@ -132,7 +133,7 @@ def run(
     if learner.writer:
         options.run.mkdir(parents=True, exist_ok=True)
         text = json.dumps(run_description(program, config, settings, options), indent=1, default=str)
-        write_whole(options.run / "run.json", text)
+        atomic.write(options.run / "run.json", text)
         if isinstance(source, Stream):
             path = options.run / "sources.json"
             previous = path.read_text() if begin and path.exists() else None

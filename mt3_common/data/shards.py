@@ -4,7 +4,6 @@ Training reads them from Shards, files of some thousand segments that are made o
 from a Stream, which makes them as they are needed.
 """
 
-import os
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import Config
 from mt3_common.data import corpora as datasets
 from mt3_common.data.synthesis import Generator
+from mt3_common.io import atomic
 from mt3_common.notes.encoder import NoteEncoder
 from mt3_common.notes.note import Note
 
@@ -102,17 +102,14 @@ def write_shard(path: str | Path, examples: Iterable, config: Config, seed: Sequ
             f"{path}: the examples gave no segment that max_target_length {config.max_target_length} allows"
         )
     frames, ids, rolls = zip(*segments)
-    beside = f"{path}.{os.getpid()}.tmp"
-    with open(beside, "wb") as file:
-        np.savez(
-            file,
-            frames=np.stack(frames),
-            ids=np.concatenate(ids).astype(np.int16),
-            lengths=np.array([len(row) for row in ids], np.int32),
-            rolls=np.packbits(np.stack(rolls), axis=-1),
-            made_for=np.array(_made_for(config)),
-        )
-    os.replace(beside, path)
+    arrays = {
+        "frames": np.stack(frames),
+        "ids": np.concatenate(ids).astype(np.int16),
+        "lengths": np.array([len(row) for row in ids], np.int32),
+        "rolls": np.packbits(np.stack(rolls), axis=-1),
+        "made_for": np.array(_made_for(config)),
+    }
+    atomic.write(path, lambda file: np.savez(file, **arrays))
     return len(segments)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mt3_common.io.digests import file_sha256
 from mt3_common.io.optional import needed
 
 MANIFEST = Path(__file__).with_name("sources.json")
@@ -145,7 +146,7 @@ def test_only(font: Path) -> bool:
     kept: dict[str, str] = {}
     for about in json.loads(MANIFEST.read_text())["packages"].values():
         kept |= about.get("test_only", {})
-    return font.name in kept or sha256(font) in kept.values()
+    return font.name in kept or file_sha256(font) in kept.values()
 
 
 def take_mma(root: Path, output: Path, count: int) -> list[Path]:
@@ -300,12 +301,6 @@ def _rights(path: Path, score: Any) -> str:
     return "; ".join(dict.fromkeys(said)) or "not said in the file"
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def get(
     output: Path,
     packages: Path | None = None,
@@ -338,7 +333,7 @@ def get(
 
         def unpacked(name: str, about: dict[str, Any]) -> Path:
             deb = find_package(name, packages) if packages else download(name, Path(temporary))
-            digest = sha256(deb)
+            digest = file_sha256(deb)
             if digest != about["sha256"]:
                 differing.append(f"{deb.name} is not the {name} {about['version']} of the manifest")
             taken[name] = {**about, "package": deb.name, "sha256": digest}
@@ -370,4 +365,4 @@ def get(
 
 
 def _digests(files: Sequence[Path], output: Path) -> dict[str, str]:
-    return {path.relative_to(output).as_posix(): sha256(path) for path in files}
+    return {path.relative_to(output).as_posix(): file_sha256(path) for path in files}

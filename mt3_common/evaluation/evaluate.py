@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from rich.table import Table
 from mt3_common.data.corpora import Recording, read_notes
 from mt3_common.evaluation import metrics
 from mt3_common.formats import midi
+from mt3_common.io import atomic
+from mt3_common.io.digests import file_sha256
 from mt3_common.notes.note import Note
 from mt3_common.transcription.pipeline import Transcriber
 
@@ -88,9 +89,7 @@ def write_results(rows: Sequence[dict[str, Any]], folder: Path | None) -> None:
     writer.writerows(rows)
     results = json.dumps({"summary": summarize(rows), "files": rows}, indent=1)
     for name, content in (("results.json", results), ("results.csv", text.getvalue())):
-        beside = folder / f".{name}.{os.getpid()}.tmp"
-        beside.write_text(content)
-        beside.replace(folder / name)
+        atomic.write(folder / name, content)
 
 
 def previous_rows(options: argparse.Namespace) -> dict[tuple[str, str], dict[str, Any]]:
@@ -127,8 +126,7 @@ def fingerprint(transcriber: Any) -> str:
     digest = hashlib.sha256()
     for file in sorted(path for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()):
         digest.update(file.relative_to(place).as_posix().encode() + b"\0")
-        with open(file, "rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(file)))
     return digest.hexdigest()
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch, Shards, Stream
+from mt3_common.io.progress import progress_bar
 from mt3_common.training.batches import load_batches, pad_targets
 from mt3_common.training.config import TrainingConfig, TrainingError
 from mt3_common.training.learner import Learner
@@ -143,22 +143,19 @@ def progress(
 
     Yields a function of the steps done, the loss, and the row of metrics if one was just written.
     """
-    console = Console(stderr=True)
-    bar_shown = console.is_interactive and not quiet
-    columns = (
-        *(TextColumn("loss {task.fields[loss]:.3f}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,")),
+    measures = (
+        *(MofNCompleteColumn(), TextColumn("steps,")),
         TextColumn("{task.fields[rate]:.2f} a second, {task.fields[segments]:.1f} segments a second,"),
-        *(TimeRemainingColumn(), TextColumn("left")),
     )
-    began = time.monotonic()
-    with Progress(*columns, console=console, disable=not bar_shown) as bar:
-        task = bar.add_task("", total=settings.steps, completed=begin, loss=math.nan, rate=0.0, segments=0.0)
+    start = time.monotonic()
+    with progress_bar(*measures, quiet=quiet, transient=False) as bar:
+        task = bar.add_task("loss nan", total=settings.steps, completed=begin, rate=0.0, segments=0.0)
 
         def show(done: int, loss: float, row: Mapping[str, Any] | None) -> None:
-            rate = (done - begin) / max(1e-9, time.monotonic() - began)
+            rate = (done - begin) / max(1e-9, time.monotonic() - start)
             segments = rate * settings.batch_size * settings.accumulate
-            bar.update(task, completed=done, loss=loss, rate=rate, segments=segments)
-            if row is not None and not bar_shown and not quiet:
+            bar.update(task, description=f"loss {loss:.3f}", completed=done, rate=rate, segments=segments)
+            if row is not None and bar.disable and not quiet:
                 validation = f", validation {row['validation_loss']:.4f}" if row["validation_loss"] != "" else ""
                 left = datetime.timedelta(seconds=round((settings.steps - done) / rate))
                 print(

@@ -10,7 +10,6 @@ import contextlib
 import csv
 import dataclasses
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.checkpoint.write import write_t5x
 from mt3_common.config import Config
+from mt3_common.io import atomic
 from mt3_common.training.config import TrainingConfig, TrainingError
 from mt3_common.training.learner import Learner
 
@@ -107,7 +107,7 @@ def read_metrics(path: Path, step: int) -> list[dict[str, str]]:
 def write_metrics(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Write metrics.csv atomically."""
     lines = [",".join(METRICS), *(",".join(row[name] for name in METRICS) for row in rows)]
-    write_whole(path, "\n".join(lines) + "\n")
+    atomic.write(path, "\n".join(lines) + "\n")
 
 
 def run_description(
@@ -139,13 +139,3 @@ def commit_of(folder: Path) -> str | None:
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
     return None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from mt3_common.data import shards as dataset
 from mt3_common.data import sources, synthesis
 from mt3_common.data.synthesis import Example, Recipe
 from mt3_common.formats.midi import write_midi
+from mt3_common.io.digests import file_sha256
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.encoder import encode_segments
 from mt3_common.notes.note import Note, trim_overlapping
@@ -294,7 +295,7 @@ def test_a_font_for_tests_is_refused_in_training(tmp_path, font, monkeypatch):
     kept = tmp_path / "renamed.sf2"
     kept.write_bytes(font.read_bytes() + b"other")
     manifest = json.loads(sources.MANIFEST.read_text())
-    manifest["packages"]["csound-soundfont"]["test_only"] = {"sf_GMbank.sf2": sources.sha256(kept)}
+    manifest["packages"]["csound-soundfont"]["test_only"] = {"sf_GMbank.sf2": file_sha256(kept)}
     (tmp_path / "sources.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(sources, "MANIFEST", tmp_path / "sources.json")
     named = tmp_path / "sf_GMbank.sf2"
