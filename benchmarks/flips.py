@@ -53,7 +53,7 @@ def flips(references: Sequence[Note], estimates: Sequence[Note], boundaries: Seq
     references = [note for note in references if not note.is_drum]
     estimates = [note for note in estimates if not note.is_drum]
     found: dict[tuple[int, int], collections.Counter[int]] = collections.defaultdict(collections.Counter)
-    for reference, estimate in metrics.found_notes(references, estimates):
+    for reference, estimate in metrics.matched_notes(references, estimates):
         note = references[reference]
         segment = int(np.searchsorted(boundaries, note.onset, side="right"))
         found[note.program, segment][estimates[estimate].program] += 1

@@ -8,7 +8,15 @@ from typing import Any
 
 from mt3_common.data.corpora import SPLITS, Recording, read_notes, recordings
 from mt3_common.evaluation.baselines import BasicPitch
-from mt3_common.evaluation.evaluate import _row_key, fingerprint, measure, previous_rows, show, summarize, write_results
+from mt3_common.evaluation.evaluate import (
+    fingerprint,
+    measure,
+    previous_rows,
+    print_summary,
+    row_key,
+    summarize,
+    write_results,
+)
 from mt3_common.evaluation.plot import write_comparison
 from mt3_common.formats.plot import library
 from mt3_common.transcription.pipeline import Transcriber
@@ -17,10 +25,17 @@ from mt3_common.transcription.pipeline import Transcriber
 def main(
     program: str, load: Callable[..., Transcriber], argv: Sequence[str] | None = None, command: str | None = None
 ) -> int:
-    """Runs `python -m {program}.evaluate`; returns 0, 1 if some files failed, 2 if nothing was started."""
+    """Run the command of a twin's evaluation; return 0, 1 if files failed, 2 if none was started.
+
+    Args:
+        program: package of the twin.
+        load: returns a Transcriber.
+        argv: arguments; None for those of the process.
+        command: name of the program in the help text; None for the module's.
+    """
     try:
         options = parse(command or f"python -m {program}.evaluate", sys.argv[1:] if argv is None else list(argv))
-        pairs = [pair for folder in options.datasets for pair in chosen(folder, options.split)]
+        pairs = [pair for folder in options.datasets for pair in select_recordings(folder, options.split)]
         transcriber: Any = None
         if options.baseline:
             transcriber = BasicPitch(options.baseline_command)
@@ -33,7 +48,7 @@ def main(
         done = previous_rows(options)
         for number, pair in enumerate(pairs, 1):
             try:
-                of = _row_key(pair, about, options.estimates)
+                of = row_key(pair, about, options.estimates)
                 row = done.get((pair.name, of))
                 if row is None or options.pictures:
                     row, notes = measure(pair, transcriber, options.estimates)
@@ -50,33 +65,34 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         return 2
     if rows:
-        show(summarize(rows))
+        print_summary(summarize(rows))
     if failed:
         print(f"error: {len(failed)} of {len(pairs)} files failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def chosen(folder: str, split: str | None) -> list[Recording]:
-    """The recordings of a data set to measure: of the split, or by default all pairs, else the test split or what is
-    nearest to it.
+def select_recordings(folder: str, split: str | None) -> list[Recording]:
+    """Select the recordings of a data set to evaluate.
+
+    Without a split: all pairs of a folder of pairs; else the test split, or validation, or all, whichever exists first.
 
     Raises:
         DatasetError: there are none.
     """
     if split:
         return recordings(folder, split)
-    found = recordings(folder)
-    for name in ("test", "validation") if found[0].layout != "pairs" else ():
-        if some := [recording for recording in found if recording.split == name]:
-            return some
-    return found
+    listed = recordings(folder)
+    for name in ("test", "validation") if listed[0].layout != "pairs" else ():
+        if selected := [recording for recording in listed if recording.split == name]:
+            return selected
+    return listed
 
 
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments as argparse gives them."""
+    """Parse the arguments."""
     parser = argparse.ArgumentParser(
         prog=command,
-        description="Measures transcriptions against notes that are known.",
+        description="Evaluate transcriptions against known notes.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -84,12 +100,21 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         "datasets",
         nargs="+",
         metavar="DATASET",
-        help="a data set as published, or recordings with NAME.mid or NAME.tsv beside",
+        help="a data set as published, or recordings with NAME.mid or NAME.tsv beside them",
     )
-    add("--split", choices=SPLITS, help="of data sets that have one; default: test, or validation where there is none")
+    add(
+        "--split",
+        choices=SPLITS,
+        help="of data sets that have splits; default: test, or validation if there is none",
+    )
     add("--checkpoint", metavar="PATH|NAME", help="file, folder or bundled name; default: bundled")
-    add("--estimates", type=Path, metavar="DIR", help="measure the MIDI files here, NAME.mid each, not a checkpoint")
-    add("--baseline", choices=("basic-pitch",), help="measure another transcriber, not a checkpoint")
+    add(
+        "--estimates",
+        type=Path,
+        metavar="DIR",
+        help="evaluate the files NAME.mid here instead of a checkpoint",
+    )
+    add("--baseline", choices=("basic-pitch",), help="evaluate another transcriber instead of a checkpoint")
     add("--baseline-command", default="basic-pitch", metavar="FILE", help="its command; default: the one on the PATH")
     add("--search", choices=("greedy", "t5x"), default="greedy", help="default: greedy")
     add("--device", metavar="D", help="cpu, gpu, …; default: a GPU if there is one")
@@ -98,12 +123,12 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="DIR",
-        help="results.json and results.csv go there; a run goes on from them",
+        help="folder for results.json and results.csv, from which an interrupted run resumes",
     )
     add(
         "--pictures",
         action="store_true",
-        help="a picture of each recording in the output: its spectrogram, and over it what was found, missed and wrong",
+        help="draw a picture of each recording in the output: spectrogram, and matched, missed and wrong notes",
     )
     options = parser.parse_args(argv)
     if options.pictures and options.output is None:

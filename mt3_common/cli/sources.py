@@ -1,4 +1,4 @@
-"""Gets the songs and soundfonts that training data is made from: python -m mt3_common.cli.sources DIR."""
+"""Get songs and soundfonts for training data: python -m mt3_common.cli.sources DIR."""
 
 import argparse
 import json
@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mt3_common.data.sources import MANIFEST, get
+from mt3_common.data.sources import MANIFEST, get_sources
 
 
 def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.sources") -> int:
-    """Exit status of the command line: 0, or 1 if a source cannot be had."""
+    """Run the command; return its exit status: 0, or 1 if a source is unavailable."""
     parser = argparse.ArgumentParser(
         prog=command,
-        description="Gets the songs and soundfonts that training data is made from, out of Debian packages.",
+        description="Get songs and soundfonts for training data out of Debian packages.",
         allow_abbrev=False,
     )
     manifest = json.loads(MANIFEST.read_text())
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
     try:
         composers = manifest["music21"]["composers"] if options.music21 == [] else options.music21 or []
         about = options.packages, options.pop909, options.only, options.mma, options.abc, composers
-        differing = get(options.output, *about)
+        differing = get_sources(options.output, *about)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

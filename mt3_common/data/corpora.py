@@ -1,6 +1,6 @@
-"""Recordings whose notes are known: published data sets in the layout they are published in, and folders of pairs.
+"""Recordings with known notes: published data sets in their published layouts, and folders of pairs.
 
-A folder is recognised by what it holds:
+A folder is recognised by its contents:
 
     maestro    maestro-v3.0.0.csv, with the columns split, midi_filename, audio_filename
     slakh      train|validation|test/TrackNNNNN/{metadata.yaml, mix.flac, MIDI/SNN.mid} (Slakh2100 redux)
@@ -33,9 +33,9 @@ from mt3_common.io.optional import needed
 from mt3_common.notes.note import Note, trim_overlapping
 
 SPLITS = ("train", "validation", "test")
-# MT3 draws a data set with n examples in proportion to n ** (1 / this)
+# MT3 draws a data set of n examples in proportion to n ** (1 / TEMPERATURE).
 TEMPERATURE = 10 / 3
-# Hz, of MusicNet's recordings, in whose samples its labels count
+# Hz, of MusicNet's recordings; its labels are in samples
 MUSICNET_RATE = 44100
 # a nylon guitar, as MT3 labels GuitarSet
 GUITAR = 24
@@ -45,23 +45,23 @@ URMP_PROGRAMS = {
 }
 URMP_VALIDATION = (1, 2, 12, 13, 24, 25, 31, 38, 39)
 NOTE_SUFFIXES = (".mid", ".midi", ".tsv")
-# labels without a velocity get this one
+# velocity of labels without one
 VELOCITY = 100
 
 
 class DatasetError(ValueError):
-    """A data set that cannot be read: says which file and why."""
+    """A data set cannot be read; the message names the file and the reason."""
 
 
 class Recording(NamedTuple):
-    """A recording and where its notes are.
+    """A recording and the files of its notes.
 
     Attributes:
-        name: its path within the data set, no suffix.
+        name: path within the data set, without suffix.
         layout: of LAYOUTS.
         split: 'train', 'validation' or 'test'.
         audio: the file.
-        notes: the files that read_notes takes the notes from.
+        notes: the files that read_notes reads.
     """
 
     name: str
@@ -72,46 +72,46 @@ class Recording(NamedTuple):
 
     @property
     def group(self) -> str:
-        """The layout; of pairs 'maps' of 'maps__song', the folder's name where there is no double underscore."""
+        """The layout; for pairs, 'maps' of 'maps__song', or the folder's name if there is no double underscore."""
         if self.layout != "pairs":
             return self.layout
-        head, found, _ = Path(self.name).name.partition("__")
-        return head if found else self.audio.parent.name
+        head, separator, _ = Path(self.name).name.partition("__")
+        return head if separator else self.audio.parent.name
 
 
 def recordings(folder: str | os.PathLike, split: str | None = None) -> list[Recording]:
-    """The recordings of a data set, by name; those of one split, or all.
+    """List the recordings of a data set, by name: those of one split, or all.
 
     Raises:
-        DatasetError: there are none, or a file that should be there is not.
+        DatasetError: there are none, or a file is missing.
     """
     folder = Path(folder)
-    found: list[Recording] = []
-    for find in LAYOUTS.values():
-        found = sorted(find(folder))
-        if found:
+    listed: list[Recording] = []
+    for list_layout in LAYOUTS.values():
+        listed = sorted(list_layout(folder))
+        if listed:
             break
-    if not found:
+    if not listed:
         raise DatasetError(
             f"{folder}: no data set is recognised here ({', '.join(LAYOUTS)}), and no recording here has its notes "
             "beside it (NAME.flac with NAME.mid or NAME.tsv)"
         )
-    layout = found[0].layout
-    chosen = [recording for recording in found if split in (None, recording.split)]
-    if not chosen:
-        raise DatasetError(f"{folder}: of {len(found)} recordings ({layout}) none is of the {split} split")
-    for recording in chosen:
+    layout = listed[0].layout
+    selected = [recording for recording in listed if split in (None, recording.split)]
+    if not selected:
+        raise DatasetError(f"{folder}: of {len(listed)} recordings ({layout}) none is of the {split} split")
+    for recording in selected:
         for file in (recording.audio, *recording.notes):
             if not file.exists():
                 raise DatasetError(f"{folder}: {file.relative_to(folder)} is missing, the rest of {layout} is there")
-    return chosen
+    return selected
 
 
 def read_notes(recording: Recording) -> list[Note]:
-    """The notes of a recording, by onset; MIDI with the sustain pedal applied.
+    """Read the notes of a recording, by onset, with the sustain pedal of MIDI applied.
 
     Raises:
-        ValueError: a file cannot be read or is not what its layout says.
+        ValueError: a file cannot be read or contradicts its layout.
     """
     readers: dict[str, Callable[[Sequence[Path]], list[Note]]] = {
         "slakh": _slakh_notes,
@@ -129,7 +129,7 @@ def read_notes(recording: Recording) -> list[Note]:
 
 
 def read_tsv(path: Path) -> list[Note]:
-    """The notes of a table with the columns onset, offset (s), MIDI pitch, program, is_drum; a header is skipped.
+    """Read a table with the columns onset, offset (s), MIDI pitch, program, is_drum; a header is skipped.
 
     Raises:
         DatasetError: a line is no note.
@@ -151,7 +151,7 @@ def read_tsv(path: Path) -> list[Note]:
 
 
 def mixing_rates(sizes: Sequence[int], temperature: float = TEMPERATURE) -> np.ndarray:
-    """How often data sets of these sizes are drawn: (n,) float64 that add up to 1.
+    """Return the probabilities with which data sets of these sizes are drawn: (n,) float64.
 
     Source: seqio, mixing_rate_num_examples.
     """
@@ -160,13 +160,13 @@ def mixing_rates(sizes: Sequence[int], temperature: float = TEMPERATURE) -> np.n
 
 
 class Excerpts:
-    """Examples cut out of recordings, by number, as synthesis.Generator makes them up.
+    """Generator of numbered examples that are cut out of recordings, as synthesis.Generator of synthetic ones.
 
     Args:
         datasets: the recordings of each data set.
         seconds: length of an example.
         seed: examples differ between seeds.
-        temperature: of mixing_rates; 1 draws every recording as often as another.
+        temperature: of mixing_rates; 1 draws all recordings with equal probability.
         midi_class: label notes with the first program of their MIDI class instead of their own.
     """
 
@@ -185,7 +185,7 @@ class Excerpts:
         self.midi_class = midi_class
 
     def example(self, index: int) -> Example:
-        """Example number index; the same bits whenever and wherever it is made."""
+        """Make example number index, bit for bit the same in any process."""
         rng = np.random.default_rng([self.seed, index])
         recordings = self.datasets[rng.choice(len(self.datasets), p=self.rates)]
         recording = recordings[rng.integers(len(recordings))]
@@ -211,24 +211,24 @@ def _maestro(folder: Path) -> Iterator[Recording]:
 
 
 def _slakh(folder: Path) -> Iterator[Recording]:
-    for about in folder.glob("*/Track*/metadata.yaml"):
-        track = about.parent
+    for metadata in folder.glob("*/Track*/metadata.yaml"):
+        track = metadata.parent
         if track.parent.name in SPLITS:
             name = f"{track.parent.name}/{track.name}"
-            stems = (track / "MIDI" / f"{stem}.mid" for stem in _slakh_stems(about))
-            yield Recording(name, "slakh", track.parent.name, track / "mix.flac", (about, *stems))
+            stems = (track / "MIDI" / f"{stem}.mid" for stem in _slakh_stems(metadata))
+            yield Recording(name, "slakh", track.parent.name, track / "mix.flac", (metadata, *stems))
 
 
 def _musicnet(folder: Path) -> Iterator[Recording]:
-    about = folder / "musicnet_metadata.csv"
+    metadata = folder / "musicnet_metadata.csv"
     pieces = {}
-    if about.exists():
+    if metadata.exists():
         pieces = {
-            row["id"]: f"{row['composer']} {row['composition']}" for row in _rows(about, ("composer", "composition"))
+            row["id"]: f"{row['composer']} {row['composition']}" for row in _rows(metadata, ("composer", "composition"))
         }
     for part in ("train", "test"):
         for labels in folder.glob(f"{part}_labels/*.csv"):
-            # movements of a piece stay together; the test set is the published one
+            # Movements of a piece share a split; the test set is the published one.
             group = split_of(pieces.get(labels.stem, labels.stem))
             split = "test" if part == "test" else "train" if group == "train" else "validation"
             audio = folder / f"{part}_data" / f"{labels.stem}.wav"
@@ -287,11 +287,11 @@ def _slakh_stems(about: Path) -> dict[str, dict]:
 
 
 def _slakh_notes(files: Sequence[Path]) -> list[Note]:
-    about, *stems = files
-    described = _slakh_stems(about)
+    metadata, *stems = files
+    descriptions = _slakh_stems(metadata)
     notes = []
     for path in stems:
-        stem = described[path.stem]
+        stem = descriptions[path.stem]
         program = 0 if stem["is_drum"] else int(stem["program_num"])
         for note in midi.read_midi(path, sustain=True):
             notes.append(note._replace(program=program, is_drum=bool(stem["is_drum"])))

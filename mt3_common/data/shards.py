@@ -1,7 +1,7 @@
-"""Examples cut into segments, ready to train on: log-mel frames, target ids, and what sounds in each frame.
+"""Segments to train on: log-mel frames, target ids and piano rolls.
 
-Training reads them from Shards, files of some thousand segments that are made once and kept outside the project, or
-from a Stream, which makes them as they are needed.
+Training reads them from Shards, files of some thousand segments that are written once, or from a Stream, which makes
+them as they are needed.
 """
 
 import struct
@@ -14,22 +14,22 @@ import numpy as np
 
 from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import Config
-from mt3_common.data import corpora as datasets
+from mt3_common.data.corpora import Excerpts
 from mt3_common.data.synthesis import Generator
 from mt3_common.io import atomic
 from mt3_common.notes.encoder import NoteEncoder
 from mt3_common.notes.note import Note
 
-# Columns of a frame: pitches that sound, pitches that begin, drums that are hit, MIDI classes that sound.
+# columns of a piano roll: sounding pitches, onsets of pitches, drum hits, sounding MIDI classes
 ROLL_COLUMNS = 128 + 128 + 128 + 16
 
 
 class Batch(NamedTuple):
-    """Segments side by side.
+    """A batch of segments.
 
     Attributes:
         frames: (b, input_frames, mel bins) float32.
-        targets: (b, l) int32 ids with EOS, 0 behind it.
+        targets: (b, l) int32 ids up to EOS, then 0.
         rolls: (b, input_frames, ROLL_COLUMNS) bool.
     """
 
@@ -39,14 +39,14 @@ class Batch(NamedTuple):
 
     @property
     def inputs(self) -> np.ndarray:
-        """The targets shifted right by one, 0 in front: (b, l) int32, what the decoder is fed."""
+        """The decoder's inputs: the targets shifted right by one, starting with 0, (b, l) int32."""
         return np.pad(self.targets, ((0, 0), (1, 0)))[:, :-1]
 
 
 def roll(notes: Sequence[Note], num_frames: int, config: Config) -> np.ndarray:
-    """What sounds in each frame of a recording: (num_frames, ROLL_COLUMNS) bool.
+    """Return the piano roll of a recording: (num_frames, ROLL_COLUMNS) bool.
 
-    Columns: 128 pitches that sound, 128 that begin, 128 drums that are hit, 16 MIDI classes that sound.
+    Columns: 128 sounding pitches, 128 onsets, 128 drum hits, 16 sounding MIDI classes.
     """
     rate = config.spectrogram.frames_per_second
     columns = np.zeros((num_frames, ROLL_COLUMNS), bool)
@@ -64,15 +64,24 @@ def roll(notes: Sequence[Note], num_frames: int, config: Config) -> np.ndarray:
     return columns
 
 
-def cut(audio: np.ndarray, notes: Sequence[Note], first_frame: int, config: Config) -> Iterator[tuple]:
-    """The segments of a recording from first_frame on: (frames float16, ids, roll bool) each, as `infer` cuts them.
+def cut_segments(audio: np.ndarray, notes: Sequence[Note], first_frame: int, config: Config) -> Iterator[tuple]:
+    """Cut a recording into segments from first_frame on, as `infer` does.
 
-    Each segment's spectrogram sees only its own samples; frames past the end are 0.0. Segments with more ids than
-    max_target_length are left out.
+    Each segment's spectrogram is computed from its own samples alone; frames past the end are 0.0. Segments with more
+    than max_target_length ids are left out.
+
+    Args:
+        audio: (n,) float32 mono at 16 kHz.
+        notes: onsets and offsets in seconds.
+        first_frame: first frame of the first segment.
+        config: of the model.
+
+    Yields:
+        (input_frames, mel bins) float16 frames, ids, and (input_frames, ROLL_COLUMNS) bool.
     """
     hop, length = config.spectrogram.hop_width, config.input_frames
     num_frames = len(audio) // hop + 1
-    # as published: a whole hop more where the last one is full
+    # As published, a full last hop is followed by an empty one.
     audio = np.pad(audio, (0, num_frames * hop - len(audio)))
     encoder = NoteEncoder(notes, num_frames, config)
     columns = roll(notes, num_frames, config)
@@ -89,14 +98,21 @@ def cut(audio: np.ndarray, notes: Sequence[Note], first_frame: int, config: Conf
 
 
 def write_shard(path: str | Path, examples: Iterable, config: Config, seed: Sequence[int]) -> int:
-    """Writes the segments of examples (with audio and notes) as one file; returns how many there are.
+    """Write the segments of examples as one file, atomically; return their number.
 
-    The file appears whole or not at all. seed decides where in an example its first segment begins.
+    Args:
+        path: of the file.
+        examples: objects with audio and notes, see synthesis.Example.
+        config: of the model.
+        seed: decides where in an example its first segment starts.
+
+    Raises:
+        ValueError: no segment is short enough.
     """
     rng = np.random.default_rng(seed)
     segments = []
     for example in examples:
-        segments += cut(example.audio, example.notes, _first_frame(rng, config), config)
+        segments += cut_segments(example.audio, example.notes, _first_frame(rng, config), config)
     if not segments:
         raise ValueError(
             f"{path}: the examples gave no segment that max_target_length {config.max_target_length} allows"
@@ -107,24 +123,26 @@ def write_shard(path: str | Path, examples: Iterable, config: Config, seed: Sequ
         "ids": np.concatenate(ids).astype(np.int16),
         "lengths": np.array([len(row) for row in ids], np.int32),
         "rolls": np.packbits(np.stack(rolls), axis=-1),
-        "made_for": np.array(_made_for(config)),
+        "made_for": np.array(_signature(config)),
     }
     atomic.write(path, lambda file: np.savez(file, **arrays))
     return len(segments)
 
 
 class Shards:
-    """The segments of shards, on the disk, and the order in which training reads them.
+    """The segments of shards on disk, and the order in which training reads them.
 
-    Nothing but the ids is kept in memory, and a worker process gets the paths alone. `together` is as in a Stream: a
-    batch is as easily made anywhere.
+    Memory holds the ids alone; worker processes receive paths and map the files themselves.
 
     Args:
-        paths: of files that write_shard wrote.
+        paths: of files written by write_shard.
         config: of the model to train.
 
+    Attributes:
+        together: batches that are made at once, as in a Stream: 1.
+
     Raises:
-        ValueError: there are none, a file is no shard, or it was made for other frames or ids.
+        ValueError: there are no paths, a file is no shard, or it was made for another config.
     """
 
     together = 1
@@ -135,7 +153,7 @@ class Shards:
         self._paths = [str(path) for path in paths]
         self._files: dict[str, list[np.ndarray]] = {}
         self._ids: list[np.ndarray] = []
-        places = []
+        rows = []
         for number, path in enumerate(paths):
             try:
                 with np.load(path) as file:
@@ -143,31 +161,31 @@ class Shards:
                 self._file(number)
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 raise ValueError(f"{path} is no shard of segments: {error}") from error
-            if str(made_for) != _made_for(config):
-                raise ValueError(f"{path} was made for {made_for}, not for {_made_for(config)}")
+            if str(made_for) != _signature(config):
+                raise ValueError(f"{path} was made for {made_for}, not for {_signature(config)}")
             self._ids += np.split(ids, np.cumsum(lengths)[:-1])
-            places += [(number, row) for row in range(len(lengths))]
-        self._places = np.array(places)
+            rows += [(number, row) for row in range(len(lengths))]
+        self._rows = np.array(rows)
         self._order: tuple[tuple[int, int, int], np.ndarray] = ((-1, -1, -1), np.empty(0, np.int64))
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     def __getstate__(self):
-        # a mapped array would be copied whole
+        # A mapped array would be pickled as a copy of the whole file.
         return {**self.__dict__, "_files": {}}
 
     def _file(self, number: int) -> list[np.ndarray]:
-        """The mapped frames and rolls of a shard; opened again in a worker process."""
+        """Map the frames and rolls of a shard, once per process."""
         path = self._paths[number]
         if path not in self._files:
-            self._files[path] = [mapped(path, name) for name in ("frames", "rolls")]
+            self._files[path] = [map_array(path, name) for name in ("frames", "rolls")]
         return self._files[path]
 
     def rows(self, step: int, size: int, seed: int = 0) -> np.ndarray:
-        """The segments of a training step: (size,) indices; each epoch goes through all in another order.
+        """Return the indices of a batch's segments: (size,); each epoch visits all segments in another order.
 
-        Segments of like length of ids come together, so that batches hold little padding.
+        Segments with similar numbers of ids share a batch, which reduces padding.
 
         Raises:
             ValueError: there are fewer segments than a batch holds.
@@ -175,47 +193,47 @@ class Shards:
         per_epoch = len(self) // size
         if not per_epoch:
             raise ValueError(f"{len(self)} segments are too few for batches of {size}")
-        epoch, place = divmod(step, per_epoch)
+        epoch, index = divmod(step, per_epoch)
         if self._order[0] != (epoch, size, seed):
             rng = np.random.default_rng([seed, epoch])
             order = rng.permutation(len(self))[: per_epoch * size]
-            # sorted within stretches of 16 batches: across all of them an epoch would always mix the same segments
-            stretches = (order[first : first + 16 * size] for first in range(0, len(order), 16 * size))
-            batches = [_alike(stretch, self._ids, size) for stretch in stretches]
+            # Sorting runs of 16 batches, not whole epochs, varies the segments that meet in a batch.
+            runs = (order[first : first + 16 * size] for first in range(0, len(order), 16 * size))
+            batches = [_batches_by_length(run, self._ids, size) for run in runs]
             self._order = (epoch, size, seed), rng.permutation(np.concatenate(batches))
-        return self._order[1][place]
+        return self._order[1][index]
 
     def batch_at(self, number: int, size: int, seed: int = 0) -> Batch:
-        """Batch number `number` of training with batches of this size."""
+        """Return batch number `number` of a training run with batches of this size."""
         return self.batch(self.rows(number, size, seed))
 
     def some(self, count: int) -> Batch:
-        """So many segments from all over, fewer where there are fewer."""
+        """Return `count` segments evenly spaced over all shards, or all if there are fewer."""
         count = min(count, len(self))
         return self.batch(number * len(self) // count for number in range(count))
 
     def batch(self, rows: Iterable[int]) -> Batch:
-        """The segments with these indices."""
+        """Read the segments with these indices."""
         rows = list(rows)
-        files = ([array[row] for array in self._file(shard)] for shard, row in self._places[rows])
+        files = ([array[row] for array in self._file(shard)] for shard, row in self._rows[rows])
         frames, packed = zip(*files)
         rolls = np.unpackbits(np.stack(packed), axis=-1, count=ROLL_COLUMNS).astype(bool)
-        return _side_by_side(frames, [self._ids[row] for row in rows], rolls)
+        return _stack(frames, [self._ids[row] for row in rows], rolls)
 
 
 class Stream:
-    """Segments of examples that are made as they are needed, without end, and the order in which training reads them.
+    """An endless supply of segments of examples that are made as they are needed.
 
-    Blocks of batches are made at once, each from examples of its own whose segments are mixed, so that a batch holds
-    segments of many examples. What a block holds depends on the seed and its number alone.
+    Batches are made in blocks, each from examples of its own whose segments are mixed, so that a batch holds segments
+    of many examples. A block depends on the seed and its number alone.
 
     Args:
-        generator: synthesis.Generator or datasets.Excerpts.
+        generator: synthesis.Generator or corpora.Excerpts.
         config: of the model to train.
-        together: batches of a block.
+        together: batches per block.
     """
 
-    def __init__(self, generator: Generator | datasets.Excerpts, config: Config, together: int = 1):
+    def __init__(self, generator: Generator | Excerpts, config: Config, together: int = 1):
         self.together = together
         self.generator = generator
         self._config = config
@@ -225,65 +243,64 @@ class Stream:
         return {**self.__dict__, "_block": ((-1, -1, -1), [])}
 
     def batch_at(self, number: int, size: int, seed: int = 0) -> Batch:
-        """Batch number `number` of training with batches of this size; makes its block, where it is not at hand.
+        """Return batch number `number` of a training run with batches of this size; make its block if needed.
 
         Raises:
             ValueError: examples cannot be made, or their segments need more ids than the config has.
         """
-        block, place = divmod(number, self.together)
+        block, index = divmod(number, self.together)
         if self._block[0] != (block, size, seed):
-            self._block = (block, size, seed), self._made(block, size, seed)
-        return self._block[1][place]
+            self._block = (block, size, seed), self._make_block(block, size, seed)
+        return self._block[1][index]
 
     def some(self, count: int) -> Batch:
-        """So many segments of the first examples."""
+        """Return `count` segments of the first examples."""
         return Stream(self.generator, self._config).batch_at(0, count)
 
-    def _made(self, block: int, size: int, seed: int) -> list[Batch]:
-        """The batches of a block; segments of like length of ids come together, as in Shards."""
+    def _make_block(self, block: int, size: int, seed: int) -> list[Batch]:
+        """Make the batches of a block; segments with similar numbers of ids share a batch, as in Shards."""
         rng = np.random.default_rng([seed, 5, block])
-        wanted = size * self.together
-        found: list[tuple] = []
-        # an example may give nothing; a block whose examples give less than one segment each is not worth waiting for
-        for index in range(block * wanted, (block + 1) * wanted):
+        count = size * self.together
+        segments: list[tuple] = []
+        # An example may give no segment; a block whose examples give less than one each on average is an error.
+        for index in range(block * count, (block + 1) * count):
             example = self.generator.example(index)
-            found += cut(example.audio, example.notes, _first_frame(rng, self._config), self._config)
-            if len(found) >= wanted:
+            segments += cut_segments(example.audio, example.notes, _first_frame(rng, self._config), self._config)
+            if len(segments) >= count:
                 break
         else:
             raise ValueError(
-                f"{wanted} examples gave {len(found)} segments that max_target_length {self._config.max_target_length} "
-                "allows: too few; longer targets or a sparser recipe give more"
+                f"{count} examples gave {len(segments)} segments that max_target_length "
+                f"{self._config.max_target_length} allows: too few; longer targets or a sparser recipe give more"
             )
-        frames, ids, rolls = zip(*found)
-        batches = _alike(rng.permutation(len(found))[:wanted], ids, size)
+        frames, ids, rolls = zip(*segments)
+        batches = _batches_by_length(rng.permutation(len(segments))[:count], ids, size)
         return [
-            _side_by_side(*([part[row] for row in rows] for part in (frames, ids, rolls)))
-            for rows in rng.permutation(batches)
+            _stack(*([part[row] for row in rows] for part in (frames, ids, rolls))) for rows in rng.permutation(batches)
         ]
 
 
 def _first_frame(rng: np.random.Generator, config: Config) -> int:
-    """Where in an example its first segment begins; never at 0, where what sounds on from before would have begun."""
+    """Draw the first frame of an example's first segment; not 0, so that notes may be tied from before it."""
     return int(rng.integers(config.input_frames)) or 1
 
 
-def _alike(rows: np.ndarray, ids: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """Segments in batches of like length of ids, which hold little padding: (n, size) of the rows."""
+def _batches_by_length(rows: np.ndarray, ids: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Group segments with similar numbers of ids into batches: (n, size) of the rows."""
     lengths = np.array([len(ids[row]) for row in rows])
     return rows[np.argsort(lengths, kind="stable")].reshape(-1, size)
 
 
-def _side_by_side(frames: Sequence[np.ndarray], ids: Sequence[np.ndarray], rolls: Sequence[np.ndarray]) -> Batch:
-    """Segments as a Batch."""
+def _stack(frames: Sequence[np.ndarray], ids: Sequence[np.ndarray], rolls: Sequence[np.ndarray]) -> Batch:
+    """Stack segments into a Batch."""
     targets = np.zeros((len(ids), max(map(len, ids))), np.int32)
-    for row, some in enumerate(ids):
-        targets[row, : len(some)] = some
+    for row, segment_ids in enumerate(ids):
+        targets[row, : len(segment_ids)] = segment_ids
     return Batch(np.stack(frames).astype(np.float32), targets, np.asarray(rolls))
 
 
-def mapped(path: str | Path, name: str) -> np.ndarray:
-    """An array of an uncompressed .npz where it lies in the file, read as it is used.
+def map_array(path: str | Path, name: str) -> np.ndarray:
+    """Map an array of an uncompressed .npz into memory.
 
     Raises:
         KeyError: there is no such array.
@@ -293,7 +310,7 @@ def mapped(path: str | Path, name: str) -> np.ndarray:
         entry = archive.getinfo(f"{name}.npy")
         if entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError("it is compressed; write it with numpy.savez")
-        # a local header of 30 bytes, the lengths of the name and of an extra field at its end
+        # The local header has 30 bytes; the lengths of the name and the extra field are its last four.
         file.seek(entry.header_offset + 26)
         file.seek(entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))))
         version = np.lib.format.read_magic(file)
@@ -302,7 +319,6 @@ def mapped(path: str | Path, name: str) -> np.ndarray:
         return np.memmap(path, dtype, "r", file.tell(), shape)
 
 
-def _made_for(config: Config) -> str:
-    """What segments depend on, in words."""
-    about = [config.spectrogram, config.vocabulary, f"input_frames {config.input_frames}"]
-    return "; ".join(map(str, about))
+def _signature(config: Config) -> str:
+    """Return the settings that segments depend on, as text."""
+    return "; ".join(map(str, (config.spectrogram, config.vocabulary, f"input_frames {config.input_frames}")))

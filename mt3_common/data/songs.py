@@ -1,4 +1,4 @@
-"""Songs to play: MIDI files and their splits, and music that is made up at random."""
+"""Songs to render: MIDI files with their splits, and random music."""
 
 import functools
 import hashlib
@@ -15,7 +15,7 @@ from mt3_common.notes.note import Note
 
 
 class Stem(NamedTuple):
-    """What one instrument plays: notes with their own program and is_drum, in order of onset."""
+    """The notes of one instrument, with their own program and is_drum, in order of onset."""
 
     program: int
     is_drum: bool
@@ -23,7 +23,7 @@ class Stem(NamedTuple):
 
 
 class Song:
-    """A piece of music in a MIDI file, which is read when it is first played, in each process anew.
+    """A piece of music in a MIDI file, which each process reads when it first needs it.
 
     Attributes:
         name: decides its split.
@@ -39,24 +39,24 @@ class Song:
 
     @functools.cached_property
     def stems(self) -> tuple[tuple[int, bool, np.ndarray], ...]:
-        """Of each stem: program, is_drum, and (n, 4) onsets, offsets (s), pitches, velocities.
+        """The stems: program, is_drum, and (n, 4) onsets, offsets (s), pitches, velocities of each.
 
-        Empty where the file is no MIDI or holds no notes.
+        Empty if the file is no MIDI or holds no notes.
 
         Raises:
-            NoteFileError: the file cannot be read: examples without it would be others than with it.
+            NoteFileError: the file cannot be read; skipping it would change the examples.
         """
         try:
-            found = [notes for notes in read_midi_stems(self.path, sustain=True) if notes]
+            stems = [notes for notes in read_midi_stems(self.path, sustain=True) if notes]
         except NoteFileError as error:
             if isinstance(error.__cause__, OSError):
                 raise
-            found = []
-        return tuple((n[0].program, n[0].is_drum, np.array([note[:4] for note in n], np.float64)) for n in found)
+            stems = []
+        return tuple((n[0].program, n[0].is_drum, np.array([note[:4] for note in n], np.float64)) for n in stems)
 
 
 def read_songs(folder: str | Path) -> list[Song]:
-    """The songs of a folder and those below it, by path; files that are no MIDI are left out.
+    """List the songs of a folder and its subfolders, by path; files that are no MIDI are left out.
 
     Raises:
         ValueError: there is no MIDI file.
@@ -72,17 +72,18 @@ def read_songs(folder: str | Path) -> list[Song]:
 
 
 def split_of(name: str) -> str:
-    """'train' (90 of 100 songs), 'validation' or 'test' (5 each), the same on every machine.
+    """Return the split of a song: 'train' (90 %), 'validation' or 'test' (5 % each), the same on every machine.
 
-    Versions of a song that differ by an underscore and hexadecimal digits in the file's name stay together.
+    File names that differ only in a final underscore and four hexadecimal digits are versions of one song and share
+    its split.
     """
     title = re.sub(r"_[0-9a-f]{4}$", "", str(Path(name).with_suffix("")))
     bucket = int.from_bytes(hashlib.sha256(title.encode()).digest()[:4], "big") % 100
     return "train" if bucket < 90 else "validation" if bucket < 95 else "test"
 
 
-def made_up_notes(seconds: float, rng: np.random.Generator) -> list[Note]:
-    """Random notes, chords or scales on one instrument, from sparse to dense: no style to lean on."""
+def random_notes(seconds: float, rng: np.random.Generator) -> list[Note]:
+    """Draw random notes, chords or scales for one instrument, from sparse to dense."""
     style = rng.choice(["random", "chords", "scale"])
     low = int(rng.integers(21, 72))
     high = min(108, low + int(rng.integers(12, 60)))
@@ -118,8 +119,8 @@ def made_up_notes(seconds: float, rng: np.random.Generator) -> list[Note]:
     return sorted(notes)
 
 
-def made_up_drums(seconds: float, rng: np.random.Generator) -> list[Note]:
-    """A random pattern on 16ths, repeated with changes: kick, snare, hats, toms, cymbals."""
+def random_drums(seconds: float, rng: np.random.Generator) -> list[Note]:
+    """Draw a pattern of drum hits on a grid of 16ths, repeated with changes."""
     tempo = float(rng.uniform(70, 180))
     step = 60 / tempo / 4
     instruments = {36: 0.25, 35: 0.05, 38: 0.18, 40: 0.05, 42: 0.5, 44: 0.08, 46: 0.08, 49: 0.03, 51: 0.2, 57: 0.02}
@@ -142,13 +143,13 @@ def made_up_drums(seconds: float, rng: np.random.Generator) -> list[Note]:
 
 
 def read_split(folders: Sequence[Path], split: str) -> list[Song]:
-    """The songs of folders that belong to a split, named FOLDER/FILE.
+    """List the songs of folders that belong to a split, named FOLDER/FILE.
 
     Raises:
         ValueError: there are none.
     """
     songs = [Song(f"{folder.name}/{song.name}", song.path) for folder in folders for song in read_songs(folder)]
-    chosen = [song for song in songs if split_of(song.name) == split]
-    if not chosen:
+    selected = [song for song in songs if split_of(song.name) == split]
+    if not selected:
         raise ValueError(f"of {len(songs)} songs none belongs to the {split} split")
-    return chosen
+    return selected

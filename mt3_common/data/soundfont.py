@@ -8,9 +8,9 @@ import numpy as np
 from mt3_common.data.sample_fonts import Compass, NotesError, compasses
 from mt3_common.notes.note import Note
 
-# Soundfonts are rendered at their own rate: below it tinysoundfont's linear interpolation folds overtones back.
+# Hz, the soundfonts' own rate: below it tinysoundfont's linear interpolation aliases overtones.
 RENDER_RATE = 44100
-# Voices of one stem that sound at once; dense chords with long releases need as many.
+# voices of one stem at a time; dense chords with long releases need as many
 MAX_VOICES = 128
 # A soundfont with fewer instruments is not a General MIDI bank but recordings of some instruments.
 BANK_SIZE = 64
@@ -19,7 +19,7 @@ BEND_STEP = 0.01
 
 
 class Fonts:
-    """Soundfonts ready to play; each process loads its own.
+    """Loaded soundfonts; each process loads its own.
 
     Raises:
         ValueError: tinysoundfont is missing, or a file is no soundfont.
@@ -93,7 +93,7 @@ class Fonts:
         synth.set_tuning(0, tuning)
         events = []
         for note in notes:
-            # ends come before beginnings, so that a repeated pitch sounds again
+            # Note-offs sort before note-ons, so that a repeated pitch sounds again.
             events.append((round(note.onset * RENDER_RATE), 1, note.pitch, note.velocity))
             events.append((round(max(note.offset, note.onset + 0.02) * RENDER_RATE), 0, note.pitch, 0))
         if bend is not None:
@@ -118,7 +118,7 @@ class Fonts:
             else:
                 # the number of the step stands where a note has its pitch
                 synth.set_tuning(0, tuning + float(bend[pitch]))
-        # voices fade for some milliseconds; what is left of them must not be heard in the next stem
+        # Voices fade for some milliseconds, which must not leak into the next stem.
         synth.sounds_off(0)
         synth.generate(RENDER_RATE // 4)
         return audio

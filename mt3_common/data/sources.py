@@ -1,9 +1,9 @@
-"""The songs and soundfonts that training data is made from.
+"""Sources of songs and soundfonts for training data.
 
-They come out of Debian packages, without root, and POP909 out of a folder that the user names; for more variety there
-are bands that MMA plays, tunes in ABC notation that abcmidi plays, and music21's corpus. sources.json beside this file
-lists all of them with licences and SHA-256. FOLDER gets midi/NAME/*.mid, soundfonts/*, the licences, and sources.json
-with what was really taken.
+They come from Debian packages, which are unpacked without root, and from a copy of POP909; more songs can be had from
+MMA, which plays chord charts, from tunes in ABC notation, which abcmidi plays, and from music21's corpus. sources.json
+beside this file lists them with licences and SHA-256. The output folder gets midi/NAME/*.mid, soundfonts/*, the
+licences, and a sources.json that lists the files taken.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ MANIFEST = Path(__file__).with_name("sources.json")
 
 
 class SourceError(ValueError):
-    """A source that cannot be had: says which and what to do."""
+    """A source is unavailable; the message names it and says what to do."""
 
 
 def download(package: str, folder: Path) -> Path:
-    """The .deb of a package, fetched by apt-get, which needs no root for it.
+    """Download the .deb of a package with apt-get, which needs no root.
 
     Raises:
         SourceError: there is no apt-get, or it has no such package.
@@ -42,25 +42,25 @@ def download(package: str, folder: Path) -> Path:
         )
     result = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True, text=True)
     if result.returncode:
-        said = (result.stderr.strip() or "nothing").splitlines()[-1]
-        raise SourceError(f"{package}: apt-get cannot download it: {said} (apt-get update first?)")
+        message = (result.stderr.strip() or "nothing").splitlines()[-1]
+        raise SourceError(f"{package}: apt-get cannot download it: {message} (apt-get update first?)")
     return find_package(package, folder)
 
 
 def find_package(package: str, folder: Path) -> Path:
-    """The .deb of a package in a folder.
+    """Return the .deb of a package in a folder.
 
     Raises:
         SourceError: it is not there.
     """
-    found = sorted(folder.glob(f"{package}_*.deb"))
-    if not found:
+    packages = sorted(folder.glob(f"{package}_*.deb"))
+    if not packages:
         raise SourceError(f"{folder} holds no {package}_*.deb")
-    return found[-1]
+    return packages[-1]
 
 
 def unpack(deb: Path, folder: Path) -> None:
-    """Unpacks a package's files below a folder.
+    """Unpack a package's files into a folder.
 
     Raises:
         SourceError: there is no dpkg-deb, or the file is no package.
@@ -73,7 +73,7 @@ def unpack(deb: Path, folder: Path) -> None:
 
 
 def wad_songs(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The MIDI files in a WAD (Doom's archive: a header, the entries, and a directory of 16 bytes an entry).
+    """Yield the MIDI files in a WAD, Doom's archive: a header, entries, and a directory of 16 bytes per entry.
 
     Yields:
         (entry's name, content).
@@ -87,29 +87,36 @@ def wad_songs(path: Path) -> Iterator[tuple[str, bytes]]:
     count, directory = struct.unpack("<II", content[4:12])
     if directory + 16 * count > len(content):
         raise SourceError(f"{path} ends before its directory does")
-    for place in range(directory, directory + 16 * count, 16):
-        first, size, name = struct.unpack("<II8s", content[place : place + 16])
+    for position in range(directory, directory + 16 * count, 16):
+        first, size, name = struct.unpack("<II8s", content[position : position + 16])
         if content[first : first + 4] == b"MThd":
             yield name.rstrip(b"\0").decode("ascii", "replace"), content[first : first + size]
 
 
 def take_package(name: str, about: dict[str, Any], root: Path, output: Path, seen: set[str]) -> list[Path]:
-    """Copies what is wanted out of an unpacked package, and its copyright file; returns the files written.
+    """Copy the files that the manifest lists out of an unpacked package, and its copyright file.
 
     Args:
-        seen: digests of songs that were written; those come once, Freedoom has some several times.
+        name: of the package.
+        about: its entry in the manifest.
+        root: folder of the unpacked package.
+        output: folder for the files.
+        seen: digests of songs written so far, which are not written again: Freedoom has duplicates.
+
+    Returns:
+        The files written.
 
     Raises:
-        SourceError: a file that should be in the package is not.
+        SourceError: the package lacks a file.
     """
     folder = output / about["folder"]
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for pattern in about.get("files", ()):
-        found = sorted(root.glob(pattern))
-        if not found:
+        paths = sorted(root.glob(pattern))
+        if not paths:
             raise SourceError(f"package {name} has no {pattern}; its version is another one than {about['version']}?")
-        for path in found:
+        for path in paths:
             written.append(Path(shutil.copyfile(path, folder / path.name)))
     for wad in about.get("wads", ()):
         if not (root / wad).exists():
@@ -118,7 +125,7 @@ def take_package(name: str, about: dict[str, Any], root: Path, output: Path, see
             digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
             if digest not in seen:
                 seen.add(digest)
-                # the split goes by the title, so that versions of a song stay together
+                # Splits depend on the title, so versions of a song stay together.
                 path = folder / f"{re.sub(r'[^A-Za-z0-9_]', '_', title)}_{digest[:4]}.mid"
                 path.write_bytes(content)
                 written.append(path)
@@ -129,7 +136,7 @@ def take_package(name: str, about: dict[str, Any], root: Path, output: Path, see
 
 
 def take_pop909(folder: Path, output: Path) -> list[Path]:
-    """Copies the songs of POP909; returns the files written.
+    """Copy the songs of POP909; return the files written.
 
     Raises:
         SourceError: there are none.
@@ -141,23 +148,24 @@ def take_pop909(folder: Path, output: Path) -> list[Path]:
     return [Path(shutil.copyfile(path, output / name)) for name, path in songs.items()]
 
 
-def test_only(font: Path) -> bool:
-    """Whether a soundfont is one of those that the manifest keeps for validation and test, by name or content."""
-    kept: dict[str, str] = {}
-    for about in json.loads(MANIFEST.read_text())["packages"].values():
-        kept |= about.get("test_only", {})
-    return font.name in kept or file_sha256(font) in kept.values()
+def is_test_only(font: Path) -> bool:
+    """Return True if the manifest reserves a soundfont for validation and test, by name or content."""
+    reserved: dict[str, str] = {}
+    for entry in json.loads(MANIFEST.read_text())["packages"].values():
+        reserved |= entry.get("test_only", {})
+    return font.name in reserved or file_sha256(font) in reserved.values()
 
 
 def take_mma(root: Path, output: Path, count: int) -> list[Path]:
-    """Has MMA play made-up chord charts, so many for each file of its library of grooves; returns the files written.
+    """Render random chord charts with MMA; return the files written.
 
     Args:
         root: the unpacked package.
-        output: the folder for them.
+        output: folder for the songs.
+        count: songs for each file of grooves in MMA's library.
 
     Raises:
-        SourceError: MMA does not run, or plays none of them.
+        SourceError: MMA does not run or plays no groove.
     """
     home = root / "usr" / "share" / "mma"
     output.mkdir(parents=True, exist_ok=True)
@@ -174,13 +182,13 @@ def take_mma(root: Path, output: Path, count: int) -> list[Path]:
         text = library.read_text(errors="replace")
         grooves = re.findall(r"^\s*DefGroove\s+(\S+)", text, re.MULTILINE | re.IGNORECASE)
         title = f"{library.parent.name}_{library.stem}"
-        # metronomes, and what only changes other grooves
+        # Skip metronomes and files that only modify other grooves.
         if not grooves or title.startswith("stdlib_metronome"):
             continue
         for number in range(count):
             chart = output / f"{title}.mma"
             chart.write_text(chord_chart(grooves, f"{title} {number}"))
-            # all of a file are one song to the split, as they are played alike
+            # Songs of one file sound alike, so their names put them into the same split.
             path = output / f"{title}_{number:04x}.mid"
             if mma("-f", path, chart) and path.exists():
                 written.append(path)
@@ -191,12 +199,12 @@ def take_mma(root: Path, output: Path, count: int) -> list[Path]:
 
 
 def chord_chart(grooves: Sequence[str], name: str) -> str:
-    """A chart of 64 bars for MMA, the same for the same name: every eight bars another groove and progression."""
+    """Draw a chart of 64 bars for MMA, seeded by its name; groove and progression change every eight bars."""
     draw = random.Random(name)
     lines = [f"Tempo {draw.randint(70, 180)}"]
     keys = ["C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B"]
     tonic, minor = draw.randrange(12), draw.random() < 0.4
-    # degrees of the key, in semitones, with their chords and how often they come
+    # (degree of the key in semitones, chord) -> weight
     major_chords = {
         (0, "M7"): 3,
         (0, ""): 3,
@@ -219,22 +227,22 @@ def chord_chart(grooves: Sequence[str], name: str) -> str:
 
 
 def take_abc(root: Path, tunes: Path, output: Path) -> list[Path]:
-    """Has abc2midi play the tunes of a folder of .abc files, a song each; returns the files written.
+    """Convert the tunes of a folder of .abc files with abc2midi; return the files written.
 
     Args:
         root: the unpacked package abcmidi.
-        tunes: the folder.
-        output: the folder for the songs.
+        tunes: folder of .abc files.
+        output: folder for the songs.
 
     Raises:
         SourceError: there are none, or abc2midi does not run here.
     """
-    found = sorted(tunes.rglob("*.abc"))
-    if not found:
+    sources = sorted(tunes.rglob("*.abc"))
+    if not sources:
         raise SourceError(f"{tunes} holds no tunes (*.abc)")
     output.mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(found):
-        # the tunes' numbers follow the name that is given
+    for number, path in enumerate(sources):
+        # abc2midi appends the tunes' numbers to this name.
         target = output / f"{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}_{number}_.abc"
         shutil.copyfile(path, target)
         try:
@@ -245,63 +253,66 @@ def take_abc(root: Path, tunes: Path, output: Path) -> list[Path]:
             target.unlink()
     written = sorted(output.glob("*.mid"))
     if not written:
-        raise SourceError(f"abc2midi plays none of the {len(found)} files in {tunes}")
+        raise SourceError(f"abc2midi plays none of the {len(sources)} files in {tunes}")
     return written
 
 
 def take_music21(composers: Sequence[str], output: Path) -> dict[Path, str]:
-    """Writes works of music21's corpus as MIDI; returns the files written, each with what its source says of rights.
+    """Write works of music21's corpus as MIDI.
 
     Args:
-        composers: the corpus's folders.
-        output: the folder for the songs.
+        composers: folders of the corpus.
+        output: folder for the songs.
+
+    Returns:
+        File written -> copyright statement of its source.
 
     Raises:
         SourceError: music21 is not installed, or its corpus has no such folder.
     """
     with needed("music21's corpus needs music21", "musicxml", SourceError):
         from music21 import converter, corpus
-    found: dict[str, list[Path]] = {}
+    works: dict[str, list[Path]] = {}
     for path in sorted(map(Path, corpus.getCorePaths())):
-        # analyses (.rntxt) have no notes of their own; of tunes (.abc) music21 plays one a second, abc2midi hundreds
+        # Analyses (.rntxt) have no notes; music21 converts one tune (.abc) per second, abc2midi hundreds.
         if path.suffix in (".krn", ".musicxml", ".mxl", ".xml"):
-            found.setdefault(path.parts[path.parts.index("corpus") + 1], []).append(path)
+            works.setdefault(path.parts[path.parts.index("corpus") + 1], []).append(path)
     output.mkdir(parents=True, exist_ok=True)
     written = {}
     for composer in composers:
-        if composer not in found:
-            raise SourceError(f"music21's corpus has no {composer}; it has {', '.join(sorted(found))}")
-        print(f"music21: {len(found[composer])} works of {composer}", file=sys.stderr, flush=True)
-        for path in found[composer]:
-            place = path.parts[path.parts.index("corpus") + 1 :]
-            # movements of a work stay in one split, as versions of a song do: they differ behind the underscore
-            work = place[:-1] if len(place) > 2 else (composer, path.stem)
+        if composer not in works:
+            raise SourceError(f"music21's corpus has no {composer}; it has {', '.join(sorted(works))}")
+        print(f"music21: {len(works[composer])} works of {composer}", file=sys.stderr, flush=True)
+        for path in works[composer]:
+            parts = path.parts[path.parts.index("corpus") + 1 :]
+            # Movements of a work differ after the last underscore, so they share a split, as versions of a song do.
+            work = parts[:-1] if len(parts) > 2 else (composer, path.stem)
             title = re.sub(r"[^A-Za-z0-9]", "_", "_".join(work))
-            digest = hashlib.md5("/".join(place).encode(), usedforsecurity=False).hexdigest()
+            digest = hashlib.md5("/".join(parts).encode(), usedforsecurity=False).hexdigest()
             target = output / f"{title}_{digest[:4]}.mid"
             try:
                 score = converter.parse(path)
                 score.write("midi", fp=target)
                 written[target] = _rights(path, score)
             except Exception as error:
-                # music21 fails on some of its own files with whatever exception they lead to
-                print(f"note: {'/'.join(place)} is left out: {error}", file=sys.stderr)
+                # music21 raises exceptions of all kinds on some files of its own corpus.
+                print(f"note: {'/'.join(parts)} is left out: {error}", file=sys.stderr)
     if not written:
         raise SourceError(f"music21 plays none of {', '.join(composers)}")
     return written
 
 
 def _rights(path: Path, score: Any) -> str:
-    """What a file of music21's corpus says of its encoder, copyright and conditions."""
-    said = [str(score.metadata.copyright)] if score.metadata and score.metadata.copyright else []
+    """Return the statements on encoder, copyright and conditions in a file of music21's corpus."""
+    statements = [str(score.metadata.copyright)] if score.metadata and score.metadata.copyright else []
     if path.suffix == ".krn":
-        # Humdrum's records of copyright, editors and encoders
+        # Humdrum reference records of copyright, editors and encoders
         lines = path.read_text(errors="replace").splitlines()
-        said += [line.strip() for line in lines if re.match(r"!!!(YE|EED|ENC)", line)]
-    return "; ".join(dict.fromkeys(said)) or "not said in the file"
+        statements += [line.strip() for line in lines if re.match(r"!!!(YE|EED|ENC)", line)]
+    return "; ".join(dict.fromkeys(statements)) or "not said in the file"
 
 
-def get(
+def get_sources(
     output: Path,
     packages: Path | None = None,
     pop909: Path | None = None,
@@ -310,19 +321,22 @@ def get(
     abc: Path | None = None,
     music21: Sequence[str] = (),
 ) -> list[str]:
-    """Fills a folder with the sources, and writes sources.json there; returns what differs from the manifest, in words.
+    """Fill a folder with the sources and write sources.json there.
 
     Args:
         output: the folder.
-        packages: where the .deb files are; None to download them.
-        pop909: where POP909 is; None to leave it out.
+        packages: folder of the .deb files; None to download them.
+        pop909: folder of POP909; None to leave it out.
         names: packages to get; none for all.
-        mma: songs for each file of MMA's grooves.
+        mma: songs for each file of grooves in MMA's library.
         abc: folder of tunes in ABC notation; None for none.
         music21: composers of its corpus.
 
+    Returns:
+        Sentences on differences from the manifest.
+
     Raises:
-        SourceError: a source cannot be had.
+        SourceError: a source is unavailable.
     """
     manifest = json.loads(MANIFEST.read_text())
     output.mkdir(parents=True, exist_ok=True)
@@ -358,8 +372,8 @@ def get(
     if music21:
         about = manifest["music21"]
         rights = take_music21(music21, output / about["folder"])
-        said = {path.relative_to(output).as_posix(): text for path, text in rights.items()}
-        taken["music21"] = {**about, "rights": said, "files": _digests(list(rights), output)}
+        statements = {path.relative_to(output).as_posix(): text for path, text in rights.items()}
+        taken["music21"] = {**about, "rights": statements, "files": _digests(list(rights), output)}
     (output / "sources.json").write_text(json.dumps(taken, indent=1) + "\n")
     return differing
 

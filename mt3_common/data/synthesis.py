@@ -1,8 +1,8 @@
-"""Training data made on the spot: songs played on soundfonts, with the notes that were played.
+"""Synthetic training data: songs rendered with soundfonts, with their notes.
 
-An example depends on its seed and index alone, so that any of them can be made again, in any process, in any order.
-Songs come from MIDI files or are made up; each stem is played alone, coloured, and mixed; the mix is put into a room,
-compressed, and spoiled with noise.
+An example depends on its seed and index alone, so any of them can be made again, in any process, in any order. Songs
+come from MIDI files or are random; each stem is rendered alone, equalized and mixed; the mix gets reverb, compression
+and noise.
 
 Rendering needs tinysoundfont (`pip install --no-deps tinysoundfont`) and soxr.
 """
@@ -19,13 +19,13 @@ from typing import NamedTuple
 import numpy as np
 
 from mt3_common.config import Range, check_fields
-from mt3_common.data.augment import SAMPLE_RATE, _coloured, _damage
+from mt3_common.data.augment import SAMPLE_RATE, degrade, equalize_stem
 from mt3_common.data.performance import BENDING, bent, in_compass, one_kit
-from mt3_common.data.songs import Song, Stem, made_up_drums, made_up_notes
+from mt3_common.data.songs import Song, Stem, random_drums, random_notes
 from mt3_common.data.soundfont import RENDER_RATE, Fonts
 from mt3_common.notes.note import Note, trim_overlapping
 
-# dB, of one stem beside the others
+# dB, range of a stem's gain
 GAIN, CLEAN_GAIN = (-10.0, 4.0), (-6.0, 0.0)
 # Programs of one MIDI class are 8 neighbours (0..7 pianos, 8..15 chromatic percussion, ...).
 CLASS_SIZE = 8
@@ -34,12 +34,12 @@ IN_COMPASS = 0.9
 
 
 class Example(NamedTuple):
-    """Audio and what is played in it.
+    """Audio and its notes.
 
     Attributes:
         audio: (n,) float32 in [-1, 1], mono at 16 kHz.
         notes: onsets and offsets in seconds, trimmed (no pitch of a program sounds twice at once).
-        kind: the Recipe's word for it: "piano", "band", "drums", "solo", "dense" or "silence".
+        kind: of the Recipe: "piano", "band", "drums", "solo", "dense" or "silence".
     """
 
     audio: np.ndarray
@@ -49,7 +49,7 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What examples are like.
+    """Settings of synthetic examples.
 
     Attributes:
         seconds: length of an example.
@@ -94,15 +94,15 @@ class Recipe:
         check_fields(self, {"seconds": Range(1), "settle": Range(0, 0.1, closed=True)} | shares)
 
     def shares(self) -> dict[str, float]:
-        """Kind -> its share; they need not add up to 1."""
+        """Return kind -> share; shares need not add up to 1."""
         return {kind: getattr(self, kind) for kind in ("piano", "band", "drums", "solo", "dense", "silence")}
 
 
 class Generator:
-    """Examples by number: generator.example(index).
+    """Generator of numbered examples.
 
     Args:
-        songs: to play; those of one split.
+        songs: of one split.
         fonts: paths of soundfonts.
         recipe: what examples are like.
         seed: examples differ between seeds.
@@ -119,11 +119,11 @@ class Generator:
         self._fonts: Fonts | None = None
 
     def __getstate__(self):
-        # soundfonts are loaded again in each worker process
+        # Each worker process loads the soundfonts itself.
         return {**self.__dict__, "_fonts": None}
 
     def example(self, index: int) -> Example:
-        """Example number index; the same bits whenever and wherever it is made."""
+        """Make example number index, bit for bit the same in any process."""
         if self._fonts is None:
             self._fonts = Fonts(self.font_paths)
         rng = np.random.default_rng([self.seed, index])
@@ -143,7 +143,7 @@ class Generator:
                 mix += audio
                 label = stem.program - stem.program % CLASS_SIZE if self.recipe.midi_class else stem.program
                 notes += [n._replace(program=0 if stem.is_drum else label, is_drum=stem.is_drum) for n in stem.notes]
-        mix = _damage(mix, rng) if self.recipe.damage else mix * np.float32(0.5 / max(1e-4, np.abs(mix).max()))
+        mix = degrade(mix, rng) if self.recipe.damage else mix * np.float32(0.5 / max(1e-4, np.abs(mix).max()))
         end = self.recipe.seconds
         notes = [n._replace(offset=min(n.offset, end)) for n in notes if n.onset < end - 0.01]
         notes = trim_overlapping(sorted(notes))
@@ -182,7 +182,7 @@ class Generator:
         return font, stem._replace(program=program, notes=tuple(notes))
 
     def _stem_audio(self, stem, font, shift, detune, rng) -> np.ndarray | None:
-        """(seconds * 16000,) float32 of one stem at its gain, or None where the font lacks its instrument."""
+        """Render one stem at its gain: (seconds * 16000,) float32, or None if the font lacks its instrument."""
         if not stem.notes:
             return None
         if self.recipe.tones and not stem.is_drum and rng.random() < self.recipe.tones:
@@ -194,14 +194,14 @@ class Generator:
         count = round(self.recipe.seconds * SAMPLE_RATE)
         audio = np.pad(audio[:count], (0, max(0, count - len(audio))))
         if self.recipe.damage:
-            audio = _coloured(audio, rng)
+            audio = equalize_stem(audio, rng)
         loudness = np.sqrt(np.mean(audio**2)) + 1e-5
         gain = 10 ** (rng.uniform(*(GAIN if self.recipe.damage else CLEAN_GAIN)) / 20)
-        # half way to equal loudness: quiet presets come forward, dynamics are kept
+        # Half way to equal loudness raises quiet presets and keeps dynamics.
         return audio * np.float32(gain * 0.08 / (loudness**0.5 * 0.08**0.5))
 
     def _font_audio(self, stem, font, shift, detune, rng) -> np.ndarray | None:
-        """The stem played by a soundfont, about seconds * 16000 samples, or None where it lacks the instrument."""
+        """Render a stem with a soundfont: about seconds * 16000 samples, or None if it lacks the instrument."""
         import soxr
 
         if stem.is_drum:
@@ -214,7 +214,7 @@ class Generator:
             if stem.program not in self._fonts.programs(font):
                 return None
             preset = stem.program
-        # played `shift` semitones higher, then slowed down by as much: same pitch, other formants
+        # Rendering `shift` semitones higher and slowing down by as much keeps the pitch and moves the formants.
         speed = 2.0 ** (shift / 12)
         played = [
             n._replace(onset=n.onset / speed, offset=n.offset / speed, pitch=n.pitch + shift)
@@ -229,14 +229,14 @@ class Generator:
         return soxr.resample(audio, RENDER_RATE, SAMPLE_RATE * speed, quality="MQ")
 
     def _stems(self, kind: str, rng: np.random.Generator) -> list[Stem]:
-        """The stems of an example: notes from 0 s to recipe.seconds, programs drawn."""
+        """Draw the stems of an example: notes from 0 s to recipe.seconds, programs redrawn."""
         if kind == "silence":
             return []
         if kind == "dense" or not self.songs:
             if kind == "drums":
-                return [Stem(0, True, tuple(made_up_drums(self.recipe.seconds, rng)))]
+                return [Stem(0, True, tuple(random_drums(self.recipe.seconds, rng)))]
             program = _draw_program(0, rng) if kind == "piano" or rng.random() < 0.5 else int(rng.integers(0, 112))
-            return [Stem(program, False, tuple(made_up_notes(self.recipe.seconds, rng)))]
+            return [Stem(program, False, tuple(random_notes(self.recipe.seconds, rng)))]
         for _ in range(20):
             song = self.songs[rng.integers(len(self.songs))]
             if not song.stems:
@@ -245,7 +245,7 @@ class Generator:
             melodic = [stem for stem in stems if not stem.is_drum]
             if kind == "drums":
                 if rng.random() < 0.35:
-                    return [Stem(0, True, tuple(made_up_drums(self.recipe.seconds, rng)))]
+                    return [Stem(0, True, tuple(random_drums(self.recipe.seconds, rng)))]
                 chosen = [stem for stem in stems if stem.is_drum]
             elif kind == "piano":
                 if len(stems) > 3 and rng.random() < 0.7:
@@ -272,14 +272,14 @@ class Generator:
             groups = [int(rng.choice([40, 48, 56, 64, 72, 80, 24])), int(rng.choice([24, 32, 48, 16])), 0]
             stems = [s._replace(program=_draw_program(g, rng)) for s, g in zip(stems, groups)]
             if rng.random() < 0.6:
-                stems.append(Stem(0, True, tuple(made_up_drums(self.recipe.seconds, rng))))
+                stems.append(Stem(0, True, tuple(random_drums(self.recipe.seconds, rng))))
         else:
             stems = [s if s.is_drum else s._replace(program=_draw_program(s.program, rng)) for s in stems]
         keep = [stem for stem in stems if rng.random() > 0.2]
         return keep[:8] if keep else stems[:1]
 
     def _stretch(self, song: Song, rng: np.random.Generator) -> list[Stem]:
-        """A stretch of the song at another tempo, key and loudness, beginning somewhere."""
+        """Draw an excerpt of the song at another tempo, key and loudness."""
         tempo = float(rng.uniform(0.8, 1.25))
         transposition = int(rng.integers(-5, 7))
         length = self.recipe.seconds * tempo
@@ -304,10 +304,10 @@ class Generator:
 
 
 def settle(notes: Sequence[Note], grid: float) -> list[Note]:
-    """Notes at times that can be heard apart: chords together, ends where something begins if that is near.
+    """Move notes to audibly distinct times: chords to one onset, offsets to a nearby onset.
 
-    A decoder says one time per group of events. Notes of a chord some milliseconds apart, and ends that nobody
-    hears exactly, would make it choose among many times that are equally likely, so that none of them wins.
+    A decoder writes one time per group of events. Notes of a chord some milliseconds apart, and offsets that nobody
+    hears exactly, would spread its probability over many equally likely times.
 
     Args:
         notes: sorted by onset.
@@ -335,7 +335,12 @@ def settle(notes: Sequence[Note], grid: float) -> list[Note]:
 
 
 def in_order(make: Callable[[int], Example], indices: Iterable[int], workers: int) -> Iterator[Example]:
-    """What make gives for each index, in order, made in so many worker processes (0: in this one), a few ahead.
+    """Yield make(index) for each index, in order.
+
+    Args:
+        make: function of an index, the same in every process.
+        indices: of the examples.
+        workers: worker processes, which work a few examples ahead; 0 for this process.
 
     Raises:
         ValueError: a worker process died.
@@ -344,11 +349,11 @@ def in_order(make: Callable[[int], Example], indices: Iterable[int], workers: in
         yield from map(make, indices)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_keep, initargs=(make,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(make,)) as pool:
         waiting = []
         try:
             for index in indices:
-                waiting.append(pool.submit(_kept, index))
+                waiting.append(pool.submit(_make_in_worker, index))
                 if len(waiting) > 2 * workers:
                     yield waiting.pop(0).result()
             while waiting:
@@ -362,27 +367,34 @@ def in_order(make: Callable[[int], Example], indices: Iterable[int], workers: in
                 future.cancel()
 
 
-def _keep(make: Callable[[int], Example]) -> None:
-    """Begins a worker process: songs that were read and fonts that were loaded stay for its next example."""
-    _kept.make = make
+def _start_worker(make: Callable[[int], Example]) -> None:
+    """Start a worker process; it reuses loaded songs and fonts for all of its examples."""
+    _make_in_worker.make = make
 
 
-def _kept(index: int) -> Example:
-    return _kept.make(index)
+def _make_in_worker(index: int) -> Example:
+    return _make_in_worker.make(index)
 
 
 def play_tones(
     notes: Sequence[Note], program: int, detune: float, seconds: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Notes on an instrument that was never built: (seconds * SAMPLE_RATE,) float32.
+    """Render notes with a random additive synthesizer: (seconds * SAMPLE_RATE,) float32.
 
-    Up to 16 partials with random weights, sharpened as in a stiff string or not; struck and dying away where the
-    program is a piano, a mallet, a guitar or a bass, held otherwise, some with vibrato.
+    Up to 16 partials with random weights, inharmonic as in a stiff string or not; decaying if the program is a piano,
+    a mallet, a guitar or a bass, sustained otherwise, sometimes with vibrato.
+
+    Args:
+        notes: to render.
+        program: of the notes.
+        detune: semitones.
+        seconds: length.
+        rng: of all draws.
     """
     struck = program < 16 or 24 <= program < 40
     partials = np.arange(1, int(rng.integers(4, 17)))
     weights = partials ** -rng.uniform(0.6, 2.2) * np.exp(rng.normal(0, 0.5, len(partials)))
-    # clarinets and square waves have odd partials alone
+    # Clarinets and square waves have odd partials only.
     weights[1::2] *= rng.choice([1.0, 1.0, 0.3, 0.03])
     stiffness = rng.choice([0.0, 1e-4, 4e-4, 1e-3]) if struck else 0.0
     attack = float(np.exp(rng.uniform(np.log(0.002), np.log(0.02 if struck else 0.06))))
@@ -411,13 +423,13 @@ def play_tones(
 
 
 def _draw_program(program: int, rng: np.random.Generator) -> int:
-    """A program of the same MIDI class; among pianos the acoustic ones more often than the electric."""
+    """Draw a program of the same MIDI class; acoustic pianos more often than electric ones."""
     if program < CLASS_SIZE:
         return int(rng.choice(CLASS_SIZE, p=[0.52, 0.22, 0.06, 0.06, 0.05, 0.05, 0.02, 0.02]))
     return program - program % CLASS_SIZE + int(rng.integers(CLASS_SIZE))
 
 
 def _pedal(notes: Sequence[Note], rng: np.random.Generator) -> list[Note]:
-    """The notes held by a pedal that is renewed at a regular beat."""
+    """Sustain notes by a pedal that is renewed at a regular beat."""
     beat = float(rng.uniform(0.4, 2.2))
     return trim_overlapping([n._replace(offset=max(n.offset, (n.onset // beat + 1) * beat - 0.05)) for n in notes])

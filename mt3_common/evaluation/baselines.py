@@ -1,4 +1,4 @@
-"""Other transcribers, to measure beside MT3."""
+"""Other transcribers, to compare with MT3."""
 
 import shutil
 import subprocess
@@ -11,31 +11,31 @@ from mt3_common.transcription.result import Transcription
 
 
 class BasicPitch:
-    """Spotify's Basic Pitch as a transcriber to compare with, run by its own command, in whatever environment that is.
+    """Spotify's Basic Pitch, run by its own command in an environment of its own.
 
     Raises:
         ValueError: there is no such command.
     """
 
     def __init__(self, command: str = "basic-pitch"):
-        found = shutil.which(command)
-        if found is None:
+        path = shutil.which(command)
+        if path is None:
             raise ValueError(
                 f"--baseline basic-pitch: there is no command {command!r}; install it in an environment of its own "
                 "(pip install basic-pitch) and name it: --baseline-command ENVIRONMENT/bin/basic-pitch"
             )
-        self.command = found
+        self.command = path
 
     def transcribe(self, path: Path) -> Transcription:
-        """The notes that Basic Pitch writes for a recording.
+        """Transcribe a recording with Basic Pitch.
 
         Raises:
-            ValueError: it failed; says what it said last.
+            ValueError: it failed; the message has the last line of its output.
         """
         with tempfile.TemporaryDirectory() as folder:
             result = subprocess.run([self.command, folder, str(path)], capture_output=True, text=True)
             [*written] = Path(folder).glob("*.mid")
             if result.returncode or not written:
-                said = (result.stderr.strip() or result.stdout.strip() or "nothing").splitlines()[-1]
-                raise ValueError(f"{path}: basic-pitch failed: {said}")
+                message = (result.stderr.strip() or result.stdout.strip() or "nothing").splitlines()[-1]
+                raise ValueError(f"{path}: basic-pitch failed: {message}")
             return Transcription(midi.read_midi(written[0]), audio_duration(path) or 0.0, 0, invalid=0, dropped=0)

@@ -1,8 +1,8 @@
-"""Measuring a transcriber, or ready MIDI files, on recordings whose notes are known.
+"""Evaluation of a transcriber, or of MIDI files, on recordings with known notes.
 
-A data set is a folder of recordings, each with its notes beside it: NAME.flac with NAME.mid or NAME.tsv (columns onset,
-offset in seconds, MIDI pitch, program, is_drum); what stands before a double underscore in NAME is its group. Or it is
-one of those that mt3_common/data/corpora.py knows, as published.
+A data set is one of those in mt3_common/data/corpora.py, as published, or a folder of recordings with their notes
+beside them: NAME.flac with NAME.mid or NAME.tsv (columns onset, offset in seconds, MIDI pitch, program, is_drum). The
+part of NAME before a double underscore is its group.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from mt3_common.io.digests import file_sha256
 from mt3_common.notes.note import Note
 from mt3_common.transcription.pipeline import Transcriber
 
-# what the table shows; the JSON and the CSV hold every measure
+# measures in the table; JSON and CSV hold all of them
 SHOWN = ("onset", "onset_offset", "frame", "onset_class", "program_full", "drum_onset", "drums")
 
 
 def measure(
     pair: Recording, transcriber: Transcriber | None, estimates: Path | None
 ) -> tuple[dict[str, Any], list[Note]]:
-    """A row of results for one recording, and the estimated notes."""
+    """Evaluate one recording; return a row of results and the estimated notes."""
     references = read_notes(pair)
     counts = {"invalid": 0, "dropped": 0}
     if estimates is not None:
@@ -43,7 +43,7 @@ def measure(
         notes = transcription.notes
         counts = {"invalid": transcription.invalid, "dropped": transcription.dropped}
     row = {"name": pair.name, "group": pair.group, "references": len(references), "estimates": len(notes), **counts}
-    # what a recording does not have is not counted against or for it
+    # Measures of drums or pitched notes do not apply to recordings without them.
     values = metrics.evaluate(references, notes)
     pitched, drums = (any(note.is_drum == kind for note in references) for kind in (False, True))
     for name in values:
@@ -55,7 +55,7 @@ def measure(
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per group, and over all: each measure's mean over the files that have it, its 95 % interval, and their number."""
+    """Return for each group and for all files: each measure's mean, its 95 % interval and the number of files."""
     groups = {"all": list(rows)}
     for row in rows:
         groups.setdefault(row["group"], []).append(row)
@@ -67,10 +67,10 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "dropped": sum(row["dropped"] for row in members),
         }
         for name in [name for name, value in members[0].items() if name not in _ABOUT]:
-            found = [row[name] for row in members if row[name] is not None]
-            if found:
-                low, high = metrics.confidence_interval(found)
-                entry[name] = {"mean": float(np.mean(found)), "low": low, "high": high, "files": len(found)}
+            values = [row[name] for row in members if row[name] is not None]
+            if values:
+                low, high = metrics.confidence_interval(values)
+                entry[name] = {"mean": float(np.mean(values)), "low": low, "high": high, "files": len(values)}
         summary[group] = entry
     return summary
 
@@ -79,7 +79,7 @@ _ABOUT = ("name", "group", "references", "estimates", "invalid", "dropped", "of"
 
 
 def write_results(rows: Sequence[dict[str, Any]], folder: Path | None) -> None:
-    """Writes results.json (files and summary) and results.csv (files), whole or not at all; None writes nothing."""
+    """Write results.json (files and summary) and results.csv (files), each atomically; None writes nothing."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,46 +93,46 @@ def write_results(rows: Sequence[dict[str, Any]], folder: Path | None) -> None:
 
 
 def previous_rows(options: argparse.Namespace) -> dict[tuple[str, str], dict[str, Any]]:
-    """The rows of the results that are there, by name and by what they were measured with."""
+    """Read the rows of earlier results, by recording and by row_key."""
     path = options.output / "results.json" if options.output else None
     if path is None or not path.exists():
         return {}
     return {(row["name"], row["of"]): row for row in json.loads(path.read_text())["files"]}
 
 
-def show(summary: dict[str, dict[str, Any]]) -> None:
-    """Prints the summary as a table: F1, mean over files, with its 95 % interval."""
+def print_summary(summary: dict[str, dict[str, Any]]) -> None:
+    """Print the summary as a table: F1, mean over files, with its 95 % interval."""
     table = Table("group", "files", *SHOWN, "invalid", "dropped", title="F1, mean of files (95 % interval)")
     for group, entry in summary.items():
         cells = []
         for name in SHOWN:
-            found = entry.get(name)
-            cells.append(f"{found['mean']:.3f} ({found['low']:.2f}-{found['high']:.2f})" if found else "")
+            value = entry.get(name)
+            cells.append(f"{value['mean']:.3f} ({value['low']:.2f}-{value['high']:.2f})" if value else "")
         table.add_row(group, str(entry["files"]), *cells, str(entry["invalid"]), str(entry["dropped"]))
     Console(width=160).print(table)
 
 
 def fingerprint(transcriber: Any) -> str:
-    """A digest of what a transcriber's checkpoint holds: of all files that lie there; '' for none, an address as it is.
+    """Return a digest of all files of a transcriber's checkpoint; '' for no checkpoint, an address unchanged.
 
-    A checkpoint that was trained on has another one under the same name.
+    Further training changes the digest of a checkpoint of the same name.
     """
-    found = getattr(transcriber, "checkpoint", None)
-    if found is None:
+    checkpoint = getattr(transcriber, "checkpoint", None)
+    if checkpoint is None:
         return ""
-    place = Path(found.path)
-    if not place.exists():
-        return str(found.path)
+    path = Path(checkpoint.path)
+    if not path.exists():
+        return str(checkpoint.path)
     digest = hashlib.sha256()
-    for file in sorted(path for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()):
-        digest.update(file.relative_to(place).as_posix().encode() + b"\0")
+    for file in sorted(file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()):
+        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
         digest.update(bytes.fromhex(file_sha256(file)))
     return digest.hexdigest()
 
 
-def _row_key(pair: Recording, about: str, estimates: Path | None) -> str:
-    """What a row depends on: the files' contents and the transcriber."""
-    digest = hashlib.sha256(about.encode())
+def row_key(pair: Recording, transcriber: str, estimates: Path | None) -> str:
+    """Return a digest of everything that a row depends on: the files' contents and the transcriber."""
+    digest = hashlib.sha256(transcriber.encode())
     for file in [pair.audio, *pair.notes, *([estimates / f"{pair.name}.mid"] if estimates else [])]:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

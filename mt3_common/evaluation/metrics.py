@@ -1,4 +1,4 @@
-"""How close estimated notes come to reference notes: the measures that MT3's paper and mir_eval define.
+"""Metrics of estimated against reference notes, as MT3's paper and mir_eval define them.
 
 Needs mir_eval (`pip install "mt3-twins[evaluate]"`).
 """
@@ -13,10 +13,10 @@ from mt3_common.notes.note import Note
 
 # s; mir_eval's default, which all published figures use
 ONSET_TOLERANCE = 0.05
-# frames per second of the frame measure, and the velocity from which a reference note counts (mt3/metrics.py)
+# frames per second of the frame measure, and the velocity above which a reference note counts (mt3/metrics.py)
 FRAME_RATE = 62.5
 FRAME_VELOCITY = 30
-# every note lasts as long at least in the frame measure (s)
+# shortest duration of a note in the frame measure (s)
 FRAME_MIN_DURATION = 0.05
 # programs of one MIDI class
 CLASS_SIZE = 8
@@ -24,7 +24,7 @@ GRANULARITIES = ("flat", "midi_class", "full")
 
 
 class Score(NamedTuple):
-    """Of the estimates, the share that is right (precision); of the references, the share that is found (recall)."""
+    """Share of correct estimates (precision), share of matched references (recall), and F1."""
 
     precision: float
     recall: float
@@ -32,7 +32,7 @@ class Score(NamedTuple):
 
 
 def score(num_matched: float, num_references: float, num_estimates: float) -> Score:
-    """The Score of counts. Nothing to find and nothing found is perfect: 1."""
+    """Return the Score of counts; without references and estimates it is 1."""
     if not num_references and not num_estimates:
         return Score(1.0, 1.0, 1.0)
     precision = num_matched / num_estimates if num_estimates else 0.0
@@ -41,12 +41,12 @@ def score(num_matched: float, num_references: float, num_estimates: float) -> Sc
 
 
 def evaluate(references: Sequence[Note], estimates: Sequence[Note]) -> dict[str, float]:
-    """Every measure by its name, in 0..1.
+    """Return all measures by name, in 0..1.
 
-    onset, onset_offset and onset_offset_velocity leave drums out and pay no regard to programs; drums counts hits at
-    the right time on the right drum, drum_onset at the right time; onset_class asks for the MIDI class too (drums are a
-    class of their own that needs the right drum); program_flat, program_midi_class and program_full are MT3's
-    program-aware F1. Each also as NAME_precision and NAME_recall.
+    onset, onset_offset and onset_offset_velocity ignore drums and programs; drums needs time and drum of a hit to
+    match, drum_onset its time alone; onset_class needs the MIDI class too (drums are a class in which the drum must
+    match); program_flat, program_midi_class and program_full are MT3's program-aware F1. Each measure also comes as
+    NAME_precision and NAME_recall.
     """
     pitched, estimated = _pitched(references), _pitched(estimates)
     scores = {
@@ -68,13 +68,13 @@ def evaluate(references: Sequence[Note], estimates: Sequence[Note]) -> dict[str,
 def program_score(
     references: Sequence[Note], estimates: Sequence[Note], granularity: str = "full", offsets: bool = True
 ) -> Score:
-    """MT3's program-aware score: each note must have the right program; drums count by onset alone.
+    """Return MT3's program-aware score: programs must match; drums are matched by onset alone.
 
     Args:
-        references: the right notes.
-        estimates: the notes to judge.
+        references: true notes.
+        estimates: notes to judge.
         granularity: "flat" (drums or not), "midi_class" (8 neighbouring programs are one) or "full".
-        offsets: pitched notes must end right, too; MT3 asks for it.
+        offsets: require the offsets of pitched notes to match, as MT3 does.
 
     Raises:
         ValueError: no such granularity.
@@ -91,44 +91,48 @@ def program_score(
 
     matched = 0.0
     for key in {group(note) for note in [*references, *estimates]}:
-        mine = [note for note in references if group(note) == key]
-        theirs = [note for note in estimates if group(note) == key]
-        if mine and theirs:
-            matched += _match(mine, theirs, offsets=offsets and not key[0]).recall * len(mine)
+        members = [note for note in references if group(note) == key]
+        candidates = [note for note in estimates if group(note) == key]
+        if members and candidates:
+            matched += _match(members, candidates, offsets=offsets and not key[0]).recall * len(members)
     return score(matched, len(references), len(estimates))
 
 
 def frame_score(references: Sequence[Note], estimates: Sequence[Note]) -> Score:
-    """Pitches that sound, 62.5 times a second; drums left out, reference notes of velocity 30 or less too.
+    """Score sounding pitches 62.5 times a second, without drums and reference notes of velocity 30 or less.
 
     Source: mt3/metrics_utils.py, get_prettymidi_pianoroll and frame_metrics.
     """
     loud = [note for note in references if note.velocity > FRAME_VELOCITY]
-    mine, theirs = _sounding(loud), _sounding(estimates)
-    return score(len(mine & theirs), len(mine), len(theirs))
+    reference, estimate = _sounding_cells(loud), _sounding_cells(estimates)
+    return score(len(reference & estimate), len(reference), len(estimate))
 
 
 def drum_onset_score(references: Sequence[Note], estimates: Sequence[Note]) -> Score:
-    """Moments at which some drum is hit, whichever it is; hits less than 20 ms apart are one."""
+    """Score the times of drum hits, whatever the drum; hits less than 20 ms apart count as one."""
     mir_eval = _mir_eval()
-    mine, theirs = (_moments(_drums(notes)) for notes in (references, estimates))
-    matched = len(mir_eval.util.match_events(mine, theirs, ONSET_TOLERANCE)) if len(mine) and len(theirs) else 0
-    return score(matched, len(mine), len(theirs))
+    onsets, estimated = (_distinct_onsets(_drums(notes)) for notes in (references, estimates))
+    matched = (
+        len(mir_eval.util.match_events(onsets, estimated, ONSET_TOLERANCE)) if len(onsets) and len(estimated) else 0
+    )
+    return score(matched, len(onsets), len(estimated))
 
 
-def found_notes(references: Sequence[Note], estimates: Sequence[Note]) -> list[tuple[int, int]]:
-    """Pairs of a reference and the estimate that finds it, as places in the two lists, as onset and drums count them:
-    pitched notes by pitch and onset, drums by drum and onset, whatever the program."""
-    found = []
+def matched_notes(references: Sequence[Note], estimates: Sequence[Note]) -> list[tuple[int, int]]:
+    """Match notes as the measures onset and drums do; return pairs of a reference's and an estimate's index.
+
+    Pitched notes match by pitch and onset, drums by drum and onset, whatever the program.
+    """
+    matches = []
     for is_drum in (False, True):
-        mine, theirs = ([i for i, n in enumerate(notes) if n.is_drum == is_drum] for notes in (references, estimates))
-        pairs = _pairs([references[i] for i in mine], [estimates[j] for j in theirs])
-        found += [(mine[i], theirs[j]) for i, j in pairs]
-    return sorted(found)
+        rows, columns = ([i for i, n in enumerate(notes) if n.is_drum == is_drum] for notes in (references, estimates))
+        pairs = _pairs([references[i] for i in rows], [estimates[j] for j in columns])
+        matches += [(rows[i], columns[j]) for i, j in pairs]
+    return sorted(matches)
 
 
 def confidence_interval(values: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean, from bootstrap samples of the files."""
+    """Return the 95 % confidence interval of the mean, by bootstrap."""
     values = np.asarray(values, np.float64)
     rows = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
     low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
@@ -138,14 +142,14 @@ def confidence_interval(values: Sequence[float], draws: int = 2000, seed: int = 
 def _match(
     references: Sequence[Note], estimates: Sequence[Note], offsets: bool = False, velocities: bool = False
 ) -> Score:
-    """mir_eval's note matching, one to one, as a Score."""
+    """Return the Score of mir_eval's one-to-one note matching."""
     return score(len(_pairs(references, estimates, offsets, velocities)), len(references), len(estimates))
 
 
 def _pairs(
     references: Sequence[Note], estimates: Sequence[Note], offsets: bool = False, velocities: bool = False
 ) -> list[tuple[int, int]]:
-    """mir_eval's note matching, one to one: pairs of places in the two lists."""
+    """Match notes one to one with mir_eval; return pairs of indices."""
     if not references or not estimates:
         return []
     mir_eval = _mir_eval()
@@ -167,8 +171,8 @@ def _drums(notes: Sequence[Note]) -> list[Note]:
     return [note for note in notes if note.is_drum]
 
 
-def _sounding(notes: Sequence[Note]) -> set[tuple[int, int]]:
-    """(pitch, frame) of every frame in which a pitched note sounds."""
+def _sounding_cells(notes: Sequence[Note]) -> set[tuple[int, int]]:
+    """Return (pitch, frame) of every frame in which a pitched note sounds."""
     cells = set()
     for note in _pitched(notes):
         last = max(note.offset, note.onset + FRAME_MIN_DURATION)
@@ -176,13 +180,13 @@ def _sounding(notes: Sequence[Note]) -> set[tuple[int, int]]:
     return cells
 
 
-def _moments(notes: Sequence[Note]) -> np.ndarray:
-    """Onsets in order, those less than 20 ms after one that was taken left out."""
-    taken: list[float] = []
+def _distinct_onsets(notes: Sequence[Note]) -> np.ndarray:
+    """Return the sorted onsets without those less than 20 ms after the one before."""
+    onsets: list[float] = []
     for onset in sorted(note.onset for note in notes):
-        if not taken or onset - taken[-1] >= 0.02:
-            taken.append(onset)
-    return np.array(taken)
+        if not onsets or onset - onsets[-1] >= 0.02:
+            onsets.append(onset)
+    return np.array(onsets)
 
 
 def _mir_eval() -> Any:

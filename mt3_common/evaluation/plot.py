@@ -66,7 +66,7 @@ def _compared(references: Sequence[Note], estimates: Sequence[Note], image: np.n
     """The figure of write_comparison; image as spectrogram_image gives it."""
     from matplotlib.collections import PolyCollection
 
-    pairs = metrics.found_notes(references, estimates)
+    pairs = metrics.matched_notes(references, estimates)
     ours, theirs = ({pair[side] for pair in pairs} for side in (0, 1))
     kinds = [
         [references[i] for i in sorted(ours)],

@@ -38,7 +38,7 @@ def audio(seconds=3.0, seed=0):
 
 def test_segments_are_those_that_infer_sees():
     samples = audio()
-    ours = list(dataset.cut(samples, NOTES, 0, CONFIG))
+    ours = list(dataset.cut_segments(samples, NOTES, 0, CONFIG))
     theirs = list(segments(samples, CONFIG))
     assert len(ours) == len(theirs) == 3
     for (frames, _, _), segment in zip(ours, theirs, strict=True):
@@ -53,9 +53,11 @@ def test_segments_are_those_that_infer_sees():
 
 def test_a_later_first_frame_moves_everything():
     samples = audio()
-    frames, _, sounding = next(dataset.cut(samples, NOTES, 20, CONFIG))
+    frames, _, sounding = next(dataset.cut_segments(samples, NOTES, 20, CONFIG))
     again, _, same = next(
-        dataset.cut(samples[20 * 320 :], [n._replace(onset=max(0, n.onset - 0.4)) for n in NOTES[1:]], 0, CONFIG)
+        dataset.cut_segments(
+            samples[20 * 320 :], [n._replace(onset=max(0, n.onset - 0.4)) for n in NOTES[1:]], 0, CONFIG
+        )
     )
     np.testing.assert_array_equal(frames, again)
     assert sounding[5, 128 + 64]
@@ -75,7 +77,7 @@ def test_rolls_say_what_sounds():
 
 def test_what_needs_too_many_ids_is_left_out():
     dense = [Note(0.01 * i, 0.01 * i + 0.005, 30 + i % 80, 100) for i in range(100)]
-    assert len(list(dataset.cut(audio(), dense, 0, CONFIG))) == 2
+    assert len(list(dataset.cut_segments(audio(), dense, 0, CONFIG))) == 2
 
 
 def test_shards_give_back_every_segment(tmp_path):
@@ -92,7 +94,7 @@ def test_shards_give_back_every_segment(tmp_path):
     assert batch.frames.shape == (count, 64, 512)
     assert batch.rolls.shape == (count, 64, dataset.ROLL_COLUMNS)
     rng = np.random.default_rng([1, 0])
-    expected = [s for e in examples for s in dataset.cut(e.audio, NOTES, int(rng.integers(64)), CONFIG)]
+    expected = [s for e in examples for s in dataset.cut_segments(e.audio, NOTES, int(rng.integers(64)), CONFIG)]
     for row, (frames, ids, sounding) in enumerate(expected):
         np.testing.assert_array_equal(batch.frames[row], frames.astype(np.float32))
         np.testing.assert_array_equal(batch.targets[row, : len(ids)], ids)
@@ -169,7 +171,7 @@ def test_shards_stay_on_the_disk_and_go_to_other_processes(tmp_path):
     dataset.write_shard(path, [Example(audio(60.0), NOTES, "piano")], CONFIG, [1, 0])
     with np.load(path) as file:
         for name in ("frames", "rolls", "lengths"):
-            found = dataset.mapped(path, name)
+            found = dataset.map_array(path, name)
             assert isinstance(found, np.memmap)
             np.testing.assert_array_equal(found, file[name])
             assert found.dtype == file[name].dtype

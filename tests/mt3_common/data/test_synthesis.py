@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tinysoundfont")
 from mt3_common.data import augment, performance, sample_fonts, soundfont, synthesis
-from mt3_common.data.songs import Song, Stem, made_up_drums, made_up_notes, read_songs, split_of
+from mt3_common.data.songs import Song, Stem, random_drums, random_notes, read_songs, split_of
 from mt3_common.formats.midi import write_midi
 from mt3_common.notes.note import Note, trim_overlapping
 
@@ -117,7 +117,7 @@ def test_notes_are_trimmed_and_within_the_example(songs, font):
 
 def test_made_up_music_is_playable():
     rng = np.random.default_rng(2)
-    for make, is_drum in ((made_up_notes, False), (made_up_drums, True)):
+    for make, is_drum in ((random_notes, False), (random_drums, True)):
         for _ in range(20):
             notes = make(5.0, rng)
             assert notes == sorted(notes)
@@ -205,7 +205,7 @@ def test_stretches_have_other_tempos_keys_and_velocities(tmp_path, font):
 def test_stems_have_gains_of_their_own(songs, font, monkeypatch):
     stem = Stem(0, False, (Note(0.5, 3.5, 69, 100),))
     # colour changes loudness, which gains are relative to
-    monkeypatch.setattr(synthesis, "_coloured", lambda audio, rng: audio)
+    monkeypatch.setattr(synthesis, "equalize_stem", lambda audio, rng: audio)
     for damage, low, high in ((True, -10, 4), (False, -6, 0)):
         generator = synthesis.Generator(songs, [font], recipe(damage=damage, silence=1.0))
         generator.example(0)
@@ -277,7 +277,7 @@ def test_detuning_is_heard(font):
 def test_each_stem_has_an_equaliser(songs, font, monkeypatch):
     impulse = np.zeros(32000, np.float32)
     impulse[16000] = 1.0
-    curves = np.array([decibels(np.abs(np.fft.rfft(augment._coloured(impulse, rng)))) for rng in draws(100)])
+    curves = np.array([decibels(np.abs(np.fft.rfft(augment.equalize_stem(impulse, rng)))) for rng in draws(100)])
     heard = curves[:, 50:15000]
     assert 3 < np.abs(heard).max() < 9.5
     assert np.abs(heard).max(axis=1).min() < 1.0
@@ -285,7 +285,7 @@ def test_each_stem_has_an_equaliser(songs, font, monkeypatch):
     # gentle: a third of an octave apart, no more than 5 dB
     low = np.arange(100, 11000)
     assert np.abs(curves[:, (low * 1.26).astype(int)] - curves[:, low]).max() < 5.5
-    monkeypatch.setattr(synthesis, "_coloured", lambda audio, rng: 0 * audio)
+    monkeypatch.setattr(synthesis, "equalize_stem", lambda audio, rng: 0 * audio)
     stem = Stem(0, False, (Note(0.5, 3.5, 69, 100),))
     for damage in (True, False):
         generator = synthesis.Generator(songs, [font], recipe(damage=damage, silence=1.0))
@@ -294,7 +294,7 @@ def test_each_stem_has_an_equaliser(songs, font, monkeypatch):
 
 
 def test_rooms_have_tails():
-    rooms = [augment._room(rng) for rng in draws(100)]
+    rooms = [augment._room_response(rng) for rng in draws(100)]
     assert all(room[0] == 1 and len(room) <= 16000 for room in rooms)
     tails = [decibels(np.sqrt(np.sum(room[1:] ** 2))) for room in rooms]
     assert -18.1 < min(tails) < -14 < -3 < max(tails) < 1.1
@@ -310,7 +310,7 @@ def test_compression_brings_loud_and_soft_together():
     tone[:16000] *= 0.1
     closer = []
     for rng in draws(60):
-        after = augment._compressed(tone, rng)
+        after = augment._compress(tone, rng)
         soft, loud = (np.sqrt(np.mean(after[first : first + 8000] ** 2)) for first in (8000, 24000))
         closer.append(20 - decibels(loud / soft))
     # 18 dB of level, to powers of 0.1 to 0.5
@@ -321,7 +321,7 @@ def test_overdriven_mixes_are_clipped():
     tone = np.sin(np.arange(16000) * 2 * np.pi * 400 / 16000).astype(np.float32)
     flat, thirds = 0, []
     for rng in draws(100):
-        after = augment._overdriven(tone, rng)
+        after = augment._overdrive(tone, rng)
         assert np.abs(after).max() <= 1
         spectrum = np.abs(np.fft.rfft(after))
         thirds.append(spectrum[1200] / spectrum[400])
@@ -352,7 +352,8 @@ def test_band_limits_take_the_ends():
 
 
 def test_every_damage_befalls_its_share_of_mixes(monkeypatch):
-    shares = {"_equalizer": 1, "_band_limits": 0.25, "_room": 0.6, "_overdriven": 0.3, "_compressed": 0.3, "_noise": 1}
+    shares = {"_equalizer_gains": 1, "_band_limits": 0.25, "_room_response": 0.6, "_overdrive": 0.3, "_compress": 0.3}
+    shares["_noise"] = 1
     counts = dict.fromkeys(shares, 0)
 
     def counted(name, do):
@@ -367,7 +368,7 @@ def test_every_damage_befalls_its_share_of_mixes(monkeypatch):
     tone = np.sin(np.arange(8000) * 0.3).astype(np.float32) * 0.2
     peaks, lasting = [], []
     for rng in draws(300):
-        mix = augment._damage(np.pad(tone, (0, 8000)), rng)
+        mix = augment.degrade(np.pad(tone, (0, 8000)), rng)
         assert mix.dtype == np.float32
         assert np.abs(mix).max() <= 1
         peaks.append(decibels(np.abs(mix).max()))
@@ -377,7 +378,7 @@ def test_every_damage_befalls_its_share_of_mixes(monkeypatch):
     assert -26.1 < min(peaks) < -23 < -3 < max(peaks) < -0.8
     # what is counted is heard: rooms sound on
     assert 0.3 < np.mean(np.array(lasting) > 0.05) < 0.7
-    assert not np.array_equal(augment._damage(tone, np.random.default_rng(1)), tone)
+    assert not np.array_equal(augment.degrade(tone, np.random.default_rng(1)), tone)
 
 
 @pytest.fixture(scope="module")

@@ -77,8 +77,8 @@ def test_velocities_count_by_how_they_rise_and_fall():
 
 @given(NOTES, NOTES)
 @settings(deadline=None, max_examples=30)
-def test_found_notes_are_those_that_the_measures_count(references, estimates):
-    pairs = metrics.found_notes(references, estimates)
+def test_matched_notes_are_those_that_the_measures_count(references, estimates):
+    pairs = metrics.matched_notes(references, estimates)
     for side in (0, 1):
         assert len({pair[side] for pair in pairs}) == len(pairs)
     for i, j in pairs:
