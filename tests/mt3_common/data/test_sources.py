@@ -183,6 +183,7 @@ def programs(folder):
         build(folder, name, {f"usr/bin/{path}": text.replace("/usr/bin/env python3", sys.executable).encode(), **files})
 
 
+@pytest.mark.process
 @needs_dpkg
 def test_bands_and_tunes_are_played(packages, tmp_path, capsys):
     programs(packages)
