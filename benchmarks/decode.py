@@ -217,15 +217,15 @@ def twin(settings: dict[str, Any], package: str, dtype: str, search: str) -> Cal
     def measure() -> dict[str, float]:
         batch = decode.make_batch(weights, how, rows, config.input_frames)
         began = time.perf_counter()
-        batch.insert(list(range(rows)), segments, [how.uniforms(0)] * rows)
-        for half in getattr(batch, "parts", [batch]):
+        batch.prefill(list(range(rows)), segments, [how.uniforms(0)] * rows)
+        for half in getattr(batch, "halves", [batch]):
             # JAX computes on until it is asked for something
             float(half.cache.cross_values[-1][0, 0, 0, 0])
         inserted = time.perf_counter()
         while not batch.advance().all():
             pass
         ended = time.perf_counter()
-        lengths = {np.count_nonzero(ids) for ids in batch.take(list(range(rows)))}
+        lengths = {np.count_nonzero(ids) for ids in batch.collect(list(range(rows)))}
         if lengths != {steps}:
             raise RuntimeError(f"segments of {lengths} tokens where all must have {steps}")
         return {"tokens": rows * steps / (ended - inserted), "segments": rows / (inserted - began)}

@@ -133,10 +133,10 @@ def tokens_equal(config, arrays) -> dict[str, tuple[int, int, float]]:
             for case, num_decodes in (("greedy", 1), ("beam1", 1), ("beam4", 4)):
                 settings = SearchSettings("greedy" if case == "greedy" else "t5x", num_decodes, max_steps=64)
                 batch = decode.Batch(weights, settings, 6, 256)
-                batch.insert(list(range(6)), list(golden["in/frames"]), [settings.uniforms(i) for i in range(6)])
+                batch.prefill(list(range(6)), list(golden["in/frames"]), [settings.uniforms(i) for i in range(6)])
                 while not batch.advance()[:6].all():
                     pass
-                tokens, scores = (np.asarray(array)[:6] for array in decode.best(settings, batch.hypotheses))
+                tokens, scores = (array[:6] for array in decode.finalize(settings, batch.state))
                 theirs = golden[f"eos_gain{gain}/{case}/tokens"].reshape(-1, 64)
                 for ours, reference in zip(tokens.reshape(-1, 64), theirs, strict=True):
                     equal += np.array_equal(until_eos(ours), until_eos(reference))

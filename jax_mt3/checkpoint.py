@@ -30,6 +30,11 @@ def to_arrays(params: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in traverse_util.flatten_dict(params, sep="/").items()}
 
 
+def named_matrices(params: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return the parameters under MT3's names, kernels turned to (out, in); NumPy, since eager JAX compiles shapes."""
+    return {name: array.T if name.endswith("/kernel") else array for name, array in to_arrays(params).items()}
+
+
 def cast(params: dict[str, Any], dtype: str) -> dict[str, Any]:
     """Parameters for computing in dtype ('float64', 'float32' or 'bfloat16').
 

@@ -1,4 +1,4 @@
-"""Compiled programs kept from one run to the next: neither traced, nor lowered, nor compiled again.
+"""Executables that XLA has compiled, stored from one run to the next: not traced, lowered or compiled again.
 
 JAX's own cache on disk saves compiling alone, and a program that was read from it cannot be written once more (XLA's
 CPU programs lose functions by that), so no folder may be given where JAX keeps one too.
@@ -6,6 +6,7 @@ CPU programs lose functions by that), so no folder may be given where JAX keeps 
 
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import os
 import pickle
@@ -17,56 +18,58 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import einops
 import jax
 import jaxlib
 from jax.experimental import serialize_executable
 
+from jax_mt3.kernels import num_cores
+
 
 class Programs:
-    """Compiled programs by name; each is made once, whichever threads ask for it.
+    """Executables by name; each is compiled once, whichever threads ask for it.
 
     Args:
-        folder: where they are kept, made if need be; None to keep them in memory only. It is trusted as JAX's own cache
-            is: programs are run from it. Files of other users, and files that others may write to, are left alone.
-        device: that they run on.
+        folder: for their files, made if need be; None to keep them in memory only. It is trusted as JAX's own cache is:
+            programs are run from it. Files of other users, and files that others may write to, are ignored.
+        device: of the executables.
     """
 
     def __init__(self, folder: Path | None, device: jax.Device):
         self._folder = folder
         self._device = device
-        self._found: dict[str, jax.stages.Compiled] = {}
+        self._loaded: dict[str, jax.stages.Compiled] = {}
         self._arriving: dict[str, concurrent.futures.Future] = {}
-        self._making, self._expecting = threading.Lock(), threading.Lock()
+        self._compiling, self._expecting = threading.Lock(), threading.Lock()
         self._reader = concurrent.futures.ThreadPoolExecutor(1, "programs")
 
     def get(self, name: str, lower: Callable[..., jax.stages.Lowered], arguments: tuple, like: Any) -> Callable:
-        """The program of that name: from memory, from the disk, or made.
+        """Return the program of that name: from memory, from the disk, or compiled now.
 
         Args:
-            name: fit for a file, with the shapes in it.
-            lower: called with the arguments makes it.
-            arguments: that it will be called with.
-            like: a tree such as it returns.
+            name: a valid file name, with the shapes in it.
+            lower: called with the arguments, returns what is compiled.
+            arguments: of the first call.
+            like: a tree of the structure of the result.
         """
-        if (found := self._found.get(name)) is not None:
-            return found
-        with self._making:
-            if (found := self._found.get(name)) is not None:
-                return found
+        if (program := self._loaded.get(name)) is not None:
+            return program
+        with self._compiling:
+            if (program := self._loaded.get(name)) is not None:
+                return program
             arriving = self._arriving.get(name)
-            found = arriving.result() if arriving else self._read(name, arguments, like)
-            if found is None:
-                found = lower(*arguments).compile()
-                self._write(name, found)
-            self._found[name] = found
-            return found
+            program = arriving.result() if arriving else self._read(name, arguments, like)
+            if program is None:
+                program = lower(*arguments).compile()
+                self._write(name, program)
+            self._loaded[name] = program
+            return program
 
     def expect(self, name: str, arguments: tuple, like: Any) -> None:
-        """Reads the program in the background if it is on the disk: it will be asked for soon. See get."""
-        if self._folder is None or name in self._found or not (self._folder / name).exists():
+        """Read the program in the background if it is on the disk, for a call of get that will come soon."""
+        if self._folder is None or name in self._loaded or not (self._folder / name).exists():
             return
         with self._expecting:
             if name not in self._arriving:
@@ -107,7 +110,7 @@ class Programs:
     def _write(self, name, compiled):
         if self._folder is None:
             return
-        # a program that cannot be kept is made in the next run too
+        # a program that cannot be stored is compiled in the next run too
         with contextlib.suppress(OSError, ValueError, NotImplementedError, RuntimeError, pickle.PicklingError):
             content = zlib.compress(serialize_executable.serialize(compiled)[0], 1)
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -127,22 +130,64 @@ SOURCES = ("compiled.py", "decode.py", "kernels.py", "search.py", "weights.py")
 _KNOWN: dict[tuple[str | None, str], Programs] = {}
 
 
-def find(folder: str | os.PathLike | None, depends: Any, where: jax.sharding.Sharding) -> Programs:
-    """The programs of that kind, the same ones whenever they are asked for.
+def find_programs(folder: str | os.PathLike | None, depends: Any, sharding: jax.sharding.Sharding) -> Programs:
+    """Return the programs with these dependencies, the same object at every call.
 
     Args:
-        folder: below which they are kept; None for nowhere.
-        depends: what they depend on besides the machine, JAX's settings and their names; its repr tells.
-        where: their device; programs for several devices are not kept.
+        folder: parent of their folder; None to keep them in memory only.
+        depends: dependencies besides the machine, JAX's settings and the programs' names; its repr is compared.
+        sharding: their device; programs for several devices are kept in memory only.
     """
-    device, *others = where.device_set
+    device, *others = sharding.device_set
     digest = _digest(depends, device)
-    kept = None if folder is None or others else os.path.join(folder, digest)
-    return _KNOWN.setdefault((kept, digest), Programs(kept and Path(kept), device))
+    path = None if folder is None or others else os.path.join(folder, digest)
+    return _KNOWN.setdefault((path, digest), Programs(path and Path(path), device))
+
+
+class Function(NamedTuple):
+    """A jitted function that is compiled ahead.
+
+    Attributes:
+        lower: called with a shape and the arguments, returns the function lowered for them.
+        arguments: a tuple of the structure of the arguments.
+        result: a tree of the structure of what it returns.
+    """
+
+    lower: Callable[..., jax.stages.Lowered]
+    arguments: tuple
+    result: Any
+
+
+class Compiled:
+    """Functions compiled for the shapes that come up.
+
+    Args:
+        programs: store of the executables.
+        functions: by name.
+    """
+
+    def __init__(self, programs: Programs, functions: dict[str, Function]):
+        self._programs = programs
+        self._functions = functions
+
+    def __call__(self, name: str, shape: tuple[int, ...], *arguments: Any) -> Any:
+        """Return the named function's result; shape: all the numbers in which its programs differ."""
+        lower, _, result = self._functions[name]
+        program = self._programs.get(_program_name(name, shape), functools.partial(lower, shape), arguments, result)
+        return program(*arguments)
+
+    def expect(self, name: str, *shape: int) -> None:
+        """Read the function's program for that shape in the background, if it is on the disk."""
+        _, arguments, result = self._functions[name]
+        self._programs.expect(_program_name(name, shape), arguments, result)
+
+
+def _program_name(name, shape):
+    return "-".join([name, *map(str, shape)])
 
 
 def _digest(depends, device):
-    """Another one wherever a program could be another one."""
+    """Return a digest that differs wherever a program could differ."""
     sources = [Path(__file__).with_name(name).read_bytes() for name in SOURCES]
     settings = {name: value for name, value in jax.config.values.items() if isinstance(value, bool | int | float | str)}
     parts = (
@@ -157,13 +202,8 @@ def _digest(depends, device):
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def num_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _processor():
-    """What tells one kind of processor from another: its name and what it can do."""
+    """Return what tells one kind of processor from another: its name and its features."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
         return [line for line in lines if line.startswith(("model", "flags", "Features", "CPU "))]

@@ -3,12 +3,18 @@
 import jax
 import jax.numpy as jnp
 from einops import einsum
+from jax.nn import log_softmax, softplus
+from jax.scipy.special import logsumexp
 
-from mt3_common.training import labels as training_labels
+from jax_mt3.kernels import as_array, count_up, take_along
+from mt3_common.training import labels
+
+# standard deviation in frames of the target of alignment_loss: a note may be heard in the frames beside its own
+ALIGNMENT_WIDTH = 0.8
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, z_loss: float = 1e-4) -> jax.Array:
-    """The training loss: cross-entropy plus z_loss * log(Z)^2, summed over positions whose target is not 0.
+    """Return the training loss: cross-entropy plus z_loss * log(Z)^2, summed over positions whose target is not 0.
 
     Args:
         logits: (b, l, vocab_size).
@@ -16,9 +22,9 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, z_loss: float = 1e-4) -
 
     Source: T5X/losses.py, compute_weighted_cross_entropy.
     """
-    log_z = jax.scipy.special.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return ((log_z - chosen + z_loss * log_z**2) * (targets > 0)).sum()
+    log_z = logsumexp(logits, -1)
+    target_logits = take_along(logits, targets[..., None], -1)[..., 0]
+    return ((log_z - target_logits + z_loss * log_z**2) * (targets > 0)).sum()
 
 
 def auxiliary_losses(
@@ -29,40 +35,39 @@ def auxiliary_losses(
     next_events: jax.Array,
     next_weight: float,
 ) -> jax.Array:
-    """The frame-wise losses on the encoder, or those on a decoder layer: (b, f).
+    """Return the frame-wise losses of the encoder, or the token-wise ones of a decoder layer: (b, f).
 
-    What sounds: weighted binary cross-entropy of each column, summed; plus next_weight times the cross-entropy of where
-    the next event is.
+    They are the weighted binary cross-entropy of each column of the piano roll, summed, plus next_weight times the
+    cross-entropy of the frame of the next event.
 
     Args:
-        encoded: (b, f, emb_dim), what the linear layer reads; f may be tokens.
-        kernel: (emb_dim, columns), of the linear layer that is thrown away.
+        encoded: (b, f, emb_dim), input of the linear layer; f counts frames or tokens.
+        kernel: (emb_dim, columns), of the linear layer, which training alone uses.
         bias: (columns,).
         rolls: (b, f, LABEL_COLUMNS) in 0..1, see labels.soft_rolls.
         next_events: (b, f) ids, see labels.next_events.
         next_weight: of the second loss.
     """
-    weights, positive = training_labels.roll_weights()
+    weights, positive = (as_array(array, encoded) for array in labels.roll_weights())
     logits = encoded.astype(kernel.dtype) @ kernel + bias
-    logits, places = jnp.split(logits, [rolls.shape[-1]], axis=-1)
-    losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * jax.nn.softplus(-logits)
-    chosen = jnp.take_along_axis(places, next_events[..., None], axis=-1)[..., 0]
-    return (losses * weights).sum(axis=-1) + next_weight * (jax.scipy.special.logsumexp(places, axis=-1) - chosen)
+    logits, event_logits = logits[..., : rolls.shape[-1]], logits[..., rolls.shape[-1] :]
+    losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * softplus(-logits)
+    target_logits = take_along(event_logits, next_events[..., None], -1)[..., 0]
+    return (losses * weights).sum(-1) + next_weight * (logsumexp(event_logits, -1) - target_logits)
 
 
-def alignment_loss(query: jax.Array, key: jax.Array, places: jax.Array, real: jax.Array) -> jax.Array:
-    """How far a head of cross-attention is from looking at given frames: cross-entropy, summed over tokens.
+def alignment_loss(query: jax.Array, key: jax.Array, frames: jax.Array, real: jax.Array) -> jax.Array:
+    """Return the cross-entropy between a cross-attention head's weights and given frames, summed over tokens.
 
     Args:
         query: (b, l, d), of one head.
         key: (b, f, d).
-        places: (b, l), frames, f where there is none to look at.
+        frames: (b, l) float, the frame that each token is about; f for a token without one, which counts nothing.
         real: (b, l) bool, false at padding.
     """
-    frames = jnp.arange(key.shape[1], dtype=places.dtype)
-    # 0.8 frames: a note may be heard in the frames beside its own
-    wanted = jnp.exp(-0.5 * ((frames - places[..., None]) / 0.8) ** 2)
-    wanted = wanted / jnp.maximum(wanted.sum(axis=-1, keepdims=True), 1e-6)
-    logits = einsum(query, key, "b l d, b f d -> b l f").astype(places.dtype)
-    losses = -(wanted * jax.nn.log_softmax(logits, axis=-1)).sum(axis=-1)
-    return (losses * (real & (places < key.shape[1]))).sum()
+    distances = (count_up(key.shape[1], frames) - frames[..., None]) / ALIGNMENT_WIDTH
+    target = jnp.exp(-0.5 * distances**2)
+    target = target / target.sum(-1)[..., None].clip(1e-6)
+    logits = einsum(query, key, "b l d, b f d -> b l f").astype(frames.dtype)
+    losses = -(target * log_softmax(logits, -1)).sum(-1)
+    return (losses * (real & (frames < key.shape[1]))).sum()

@@ -1,20 +1,29 @@
 """Adafactor and AdamW in JAX; torch_mt3/optimizers.py is its twin.
 
 Adafactor's slots of an array keep T5X's names: 'v' for an array that is not factored, 'v_row' and 'v_col' for one that
-is.
+is. AdamW's are 'm', 'v' and 'count', the number of its steps.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.numpy import expand_dims
+
+from jax_mt3.kernels import zeros
+from mt3_common.training.config import TrainingConfig
 
 # an array is factored when its second largest side is at least this
 MIN_FACTORED = 128
+# AdamW's decays of the first and the second moment
+BETA_1, BETA_2 = 0.9, 0.999
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """The axes that Adafactor averages for the columns and the rows of an array's second moment; None: all is kept.
+    """Return the axes that Adafactor averages for the columns and the rows of an array's second moment.
+
+    None: the second moment of an array of this shape is not factored.
 
     Source: T5X/adafactor.py, factored_dims.
     """
@@ -25,13 +34,13 @@ def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 def adafactor_slots(parameter: jax.Array) -> dict[str, jax.Array]:
-    """Adafactor's state of one array before the first step."""
+    """Return Adafactor's state of one array before the first step."""
     axes = factored_axes(parameter.shape)
     if axes is None:
-        return {"v": jnp.zeros(parameter.shape, parameter.dtype)}
+        return {"v": zeros(parameter.shape, parameter)}
     second, largest = axes
-    rows, columns = (tuple(np.delete(parameter.shape, axis)) for axis in (largest, second))
-    return {"v_row": jnp.zeros(rows, parameter.dtype), "v_col": jnp.zeros(columns, parameter.dtype)}
+    rows, columns = (tuple(np.delete(parameter.shape, axis).tolist()) for axis in (largest, second))
+    return {"v_row": zeros(rows, parameter), "v_col": zeros(columns, parameter)}
 
 
 def adafactor(
@@ -42,12 +51,13 @@ def adafactor(
     learning_rate: float,
     decay_rate: float = 0.8,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One array and its slots after an Adafactor step; step is 0 for the first.
+    """Return one array and its slots after an Adafactor step; step is 0 for the first.
 
     The step's length is learning_rate times the array's root mean square, which counts as 1e-3 at least.
 
     Source: T5X/adafactor.py, Adafactor.apply_param_gradient, with MT3's settings (mt3/gin/model.gin).
-    Differs from optax.adafactor: the decay is not rounded to float32, and slots are what T5X's checkpoints hold.
+    Differs from optax.adafactor, whose decay is rounded to float32, and from torch.optim.Adafactor, which factors small
+    matrices too and whose rate is 1 / sqrt(step) at most; the slots are those of T5X's checkpoints.
     """
     decay = 1.0 - (step + 1.0) ** -decay_rate
     squared = gradient * gradient + 1e-30
@@ -61,15 +71,70 @@ def adafactor(
             "v_row": decay * slots["v_row"] + (1.0 - decay) * squared.mean(largest),
             "v_col": decay * slots["v_col"] + (1.0 - decay) * squared.mean(second),
         }
-        rows = jnp.expand_dims(slots["v_row"], largest)
-        row_factor = (rows / rows.mean(second, keepdims=True)) ** -0.5
-        update = gradient * row_factor * jnp.expand_dims(slots["v_col"], second) ** -0.5
+        rows = expand_dims(slots["v_row"], largest)
+        row_factor = (rows / expand_dims(rows.mean(second), second)) ** -0.5
+        update = gradient * row_factor * expand_dims(slots["v_col"], second) ** -0.5
     # clipped so that its root mean square is 1 at most
-    update = update / jnp.maximum(1.0, jnp.sqrt((update * update).mean()))
-    scale = jnp.maximum(jnp.sqrt((parameter * parameter).mean()), 1e-3)
+    update = update / jnp.sqrt((update * update).mean()).clip(1.0)
+    scale = jnp.sqrt((parameter * parameter).mean()).clip(1e-3)
     return parameter - learning_rate * scale * update, slots
 
 
-def adamw(learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """AdamW with the settings that both twins use: decays 0.9 and 0.999, epsilon 1e-8 outside the root."""
-    return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
+def adamw_slots(parameter: jax.Array) -> dict[str, jax.Array]:
+    """Return AdamW's state of one array before the first step."""
+    return {
+        "m": zeros(parameter.shape, parameter),
+        "v": zeros(parameter.shape, parameter),
+        "count": zeros((), parameter),
+    }
+
+
+def adamw(
+    parameter: jax.Array,
+    gradient: jax.Array,
+    slots: dict[str, jax.Array],
+    learning_rate: float,
+    weight_decay: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return one array and its slots after an AdamW step, with epsilon 1e-8 outside the root.
+
+    Source: Loshchilov and Hutter, Decoupled weight decay regularization, algorithm 2, with the decay times the rate.
+    """
+    count = slots["count"] + 1
+    first = BETA_1 * slots["m"] + (1 - BETA_1) * gradient
+    second = BETA_2 * slots["v"] + (1 - BETA_2) * gradient * gradient
+    # 1 - beta**count, without the cancellation that costs float32 five digits in the first steps
+    first_weight, second_weight = (-jnp.expm1(count * math.log(beta)) for beta in (BETA_1, BETA_2))
+    update = first / first_weight / (jnp.sqrt(second / second_weight) + 1e-8) + weight_decay * parameter
+    return parameter - learning_rate * update, {"m": first, "v": second, "count": count}
+
+
+def first_slots(settings: TrainingConfig, parameter: jax.Array) -> dict[str, jax.Array]:
+    """Return the state of one array before the first step of the settings' optimizer."""
+    return adamw_slots(parameter) if settings.optimizer == "adamw" else adafactor_slots(parameter)
+
+
+def apply_gradients(
+    settings: TrainingConfig,
+    weights: dict[str, jax.Array],
+    gradients: dict[str, jax.Array],
+    slots: dict[str, dict[str, jax.Array]],
+    step: int,
+    learning_rate: float,
+) -> tuple[dict[str, jax.Array], dict[str, dict[str, jax.Array]], jax.Array]:
+    """Return the weights and their slots after a step of the settings' optimizer, and the gradients' global norm.
+
+    The norm is the one before the gradients are clipped.
+    """
+    norm = jnp.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+    if settings.clip:
+        factor = settings.clip / norm.clip(settings.clip)
+        gradients = {name: gradient * factor for name, gradient in gradients.items()}
+    new_weights, new_slots = {}, {}
+    for name, weight in weights.items():
+        if settings.optimizer == "adamw":
+            result = adamw(weight, gradients[name], slots[name], learning_rate, settings.weight_decay)
+        else:
+            result = adafactor(weight, gradients[name], slots[name], step, learning_rate)
+        new_weights[name], new_slots[name] = result
+    return new_weights, new_slots, norm

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.nn import log_softmax, softmax
 
+from jax_mt3.kernels import TOKEN_DTYPE, count_up, device_of, on_device, put, take_along, to_numpy, top_k
 from jax_mt3.weights import Weights
 from mt3_common.notes.vocabulary import EOS_ID
 from mt3_common.transcription.batching import SearchSettings
@@ -15,18 +17,18 @@ from mt3_common.transcription.batching import SearchSettings
 NEG_INF = -1e7
 
 
-class Hypotheses(NamedTuple):
-    """Where the search of every row stands; scores are log probabilities, after T5X's names.
+class BeamState(NamedTuple):
+    """State of the search in every row; scores are log probabilities, and the names are T5X's.
 
     Attributes:
-        tokens: (b, n, max_steps) int32, ids so far, without the start token; the best is the last of n.
+        tokens: (b, n, max_steps) int, ids so far, without the start token; the best hypothesis is the last of n.
         scores: (b, n) float32.
-        finished_tokens: (b, n, max_steps) int32, hypotheses that ended ('t5x' only).
+        finished_tokens: (b, n, max_steps) int, hypotheses that ended ('t5x' only).
         finished_scores: (b, n) float32, divided by the length penalty.
-        finished: (b, n) bool, which of those exist.
-        uniforms: (b, max_steps) float32, what 'sample' draws.
-        forced: (b, max_steps) int32, ids to be chosen, 0 where the choice is free; (b, 0) if it always is.
-        bias: (b, vocab_size) float32, added to the logits; (b, 0) likewise.
+        finished: (b, n) bool, true where finished_tokens has a hypothesis.
+        uniforms: (b, max_steps) float32 in [0, 1), the draws of 'sample'.
+        prompt_ids: (b, max_steps) int, ids to be chosen, 0 where the choice is free; (b, 0) if no row has a prompt.
+        logit_bias: (b, vocab_size) float32, added to the logits; (b, 0) if no row has a prompt.
         done: (b,) bool.
     """
 
@@ -36,167 +38,177 @@ class Hypotheses(NamedTuple):
     finished_scores: jax.Array
     finished: jax.Array
     uniforms: jax.Array
-    forced: jax.Array
-    bias: jax.Array
+    prompt_ids: jax.Array
+    logit_bias: jax.Array
     done: jax.Array
 
 
-def empty_hypotheses(weights: Weights, settings: SearchSettings, num_rows: int, num_biased: int = 0) -> Hypotheses:
-    """Hypotheses of rows that have not begun: done, and without tokens; num_biased logits are biased, all or none."""
+def empty_state(weights: Weights, settings: SearchSettings, num_rows: int, num_biased: int = 0) -> BeamState:
+    """Return the state of rows that have not begun: they are done and without tokens.
+
+    Args:
+        num_biased: logits that have a bias: vocab_size where rows have prompts, else 0.
+    """
     shape = (num_rows, settings.num_decodes)
-    hypotheses = Hypotheses(
-        tokens=np.zeros((*shape, settings.max_steps), np.int32),
+    state = BeamState(
+        tokens=np.zeros((*shape, settings.max_steps), TOKEN_DTYPE),
         scores=np.zeros(shape, np.float32),
-        finished_tokens=np.zeros((*shape, settings.max_steps), np.int32),
+        finished_tokens=np.zeros((*shape, settings.max_steps), TOKEN_DTYPE),
         finished_scores=np.full(shape, NEG_INF, np.float32),
         finished=np.zeros(shape, bool),
         uniforms=np.zeros((num_rows, settings.max_steps), np.float32),
-        forced=np.zeros((num_rows, settings.max_steps if num_biased else 0), np.int32),
-        bias=np.zeros((num_rows, num_biased), np.float32),
+        prompt_ids=np.zeros((num_rows, settings.max_steps if num_biased else 0), TOKEN_DTYPE),
+        logit_bias=np.zeros((num_rows, num_biased), np.float32),
         done=np.ones(num_rows, bool),
     )
-    return jax.device_put(hypotheses, weights.embedding.sharding, may_alias=False)
+    return BeamState(*(on_device(array, device_of(weights.embedding), copy=True) for array in state))
 
 
-@functools.partial(jax.jit, donate_argnames="hypotheses")
-def begin(
-    hypotheses: Hypotheses, rows: jax.Array, uniforms: jax.Array, forced: jax.Array, bias: jax.Array
-) -> Hypotheses:
-    """The hypotheses with the given rows begun anew: only the first of n is alive, as in T5X. Rows past the last are
-    dropped."""
-    return Hypotheses(
-        tokens=hypotheses.tokens.at[rows].set(0, mode="drop"),
-        scores=hypotheses.scores.at[rows].set(NEG_INF, mode="drop").at[rows, 0].set(0.0, mode="drop"),
-        finished_tokens=hypotheses.finished_tokens.at[rows].set(0, mode="drop"),
-        finished_scores=hypotheses.finished_scores.at[rows].set(NEG_INF, mode="drop"),
-        finished=hypotheses.finished.at[rows].set(False, mode="drop"),
-        uniforms=hypotheses.uniforms.at[rows].set(uniforms, mode="drop"),
-        forced=hypotheses.forced.at[rows].set(forced, mode="drop"),
-        bias=hypotheses.bias.at[rows].set(bias, mode="drop"),
-        done=hypotheses.done.at[rows].set(False, mode="drop"),
+@functools.partial(jax.jit, donate_argnames="state")
+def reset_rows(
+    state: BeamState, rows: jax.Array, uniforms: jax.Array, prompt_ids: jax.Array, logit_bias: jax.Array
+) -> BeamState:
+    """Return the state with the given rows begun anew: only the first of n hypotheses is alive, as in T5X.
+
+    Args:
+        rows: (r,) int; JAX drops rows past the last.
+        uniforms, prompt_ids, logit_bias: (r, …), see BeamState.
+    """
+    return BeamState(
+        tokens=put(state.tokens, rows, 0),
+        scores=put(put(state.scores, rows, NEG_INF), (rows, 0), 0.0),
+        finished_tokens=put(state.finished_tokens, rows, 0),
+        finished_scores=put(state.finished_scores, rows, NEG_INF),
+        finished=put(state.finished, rows, False),
+        uniforms=put(state.uniforms, rows, uniforms),
+        prompt_ids=put(state.prompt_ids, rows, prompt_ids),
+        logit_bias=put(state.logit_bias, rows, logit_bias),
+        done=put(state.done, rows, False),
     )
 
 
-def choose(
+def search_step(
     settings: SearchSettings,
-    hypotheses: Hypotheses,
+    state: BeamState,
     age: jax.Array,
     logits: jax.Array,
     allowed: jax.Array | None = None,
-):
-    """The hypotheses after one more token, and which old hypothesis each new one continues.
+) -> tuple[BeamState, jax.Array]:
+    """Choose one more token for every row that is not done.
 
     Args:
-        age: (b,) tokens that were chosen before, that is the place of the new one.
+        age: (b,) int, number of tokens chosen before, which is the index of the new one.
         logits: (b, n, vocab_size).
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
 
     Returns:
-        (hypotheses, (b, n) int parents).
+        (state, parents): parents (b, n) int is the old hypothesis that each new one continues.
 
     Source: T5X/decoding.py, beam_search, for 't5x'.
     """
+    index = age.clip(max=settings.max_steps - 1)[:, None]
     if allowed is not None:
         logits = jnp.where(allowed, logits, -jnp.inf)
-    if hypotheses.forced.size:
-        place = age.clip(max=settings.max_steps - 1)[:, None]
-        forced = jnp.take_along_axis(hypotheses.forced, place, axis=1)[:, :, None]
-        only = jnp.where(jnp.arange(logits.shape[-1]) == forced, 0.0, -jnp.inf)
-        logits = jnp.where(forced > 0, only, logits + hypotheses.bias[:, None])
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    if state.prompt_ids.shape[1]:
+        prompt = take_along(state.prompt_ids, index, 1)[:, :, None]
+        only = jnp.where(count_up(logits.shape[-1], logits) == prompt, 0.0, -jnp.inf)
+        logits = jnp.where(prompt > 0, only, logits + state.logit_bias[:, None])
+    logits = logits.astype(jnp.float32)
+    log_probs = log_softmax(logits, -1)
     if settings.search == "t5x":
-        return _choose_t5x(settings, hypotheses, age, log_probs)
+        return beam_step(settings, state, age, log_probs)
     if settings.search == "sample":
-        drawn = jnp.take_along_axis(hypotheses.uniforms, age.clip(max=settings.max_steps - 1)[:, None], axis=1)
-        token = _sample(settings, logits[:, 0].astype(jnp.float32), drawn)
+        token = sample(settings, logits[:, 0], take_along(state.uniforms, index, 1))
     else:
-        token = log_probs[:, 0].argmax(axis=-1, keepdims=True)
-    live = ~hypotheses.done
-    gain = jnp.take_along_axis(log_probs[:, 0], token, axis=1)
-    place = age.clip(max=settings.max_steps - 1)
-    rows = jnp.arange(len(age))
-    written = jnp.where(live, token[:, 0].astype(jnp.int32), hypotheses.tokens[rows, 0, place])
+        token = log_probs[:, 0].argmax(-1)[:, None]
+    live = ~state.done[:, None]
+    gain = take_along(log_probs[:, 0], token, 1)
+    written = jnp.where(live, token.astype(state.tokens.dtype), take_along(state.tokens[:, 0], index, 1))
     ended = (token[:, 0] == EOS_ID) | (age + 1 >= settings.max_steps)
-    chosen = hypotheses._replace(
-        tokens=hypotheses.tokens.at[rows, 0, place].set(written),
-        scores=jnp.where(live[:, None], hypotheses.scores + gain, hypotheses.scores),
-        done=hypotheses.done | ended,
+    state = state._replace(
+        tokens=put(state.tokens, (count_up(len(age), age), 0, index[:, 0]), written[:, 0]),
+        scores=jnp.where(live, state.scores + gain, state.scores),
+        done=state.done | ended,
     )
-    return chosen, jnp.zeros_like(token)
+    return state, jnp.zeros_like(token)
 
 
-def _choose_t5x(settings, hypotheses, age, log_probs):
+def beam_step(
+    settings: SearchSettings, state: BeamState, age: jax.Array, log_probs: jax.Array
+) -> tuple[BeamState, jax.Array]:
+    """Continue every hypothesis by T5X's beam search: log_probs (b, n, vocab_size); see search_step."""
     num_rows, num_decodes, vocab_size = log_probs.shape
-    totals = (log_probs + hypotheses.scores[:, :, None]).reshape(num_rows, -1)
-    top_scores, top = jax.lax.top_k(totals, 2 * num_decodes)
+    totals = (log_probs + state.scores[:, :, None]).reshape(num_rows, -1)
+    top_scores, top = top_k(totals, 2 * num_decodes)
     parents, tokens = top // vocab_size, top % vocab_size
-    rows = jnp.arange(num_rows)[:, None]
-    sequences = hypotheses.tokens[rows, parents]
-    place = age.clip(max=settings.max_steps - 1)
-    sequences = sequences.at[rows[:, 0], :, place].set(tokens)
+    rows = count_up(num_rows, age)[:, None]
+    index = age.clip(max=settings.max_steps - 1)
+    sequences = put(state.tokens[rows, parents], (rows[:, 0], slice(None), index), tokens.astype(state.tokens.dtype))
     ends = tokens == EOS_ID
 
-    # the best that have not ended go on; T5X keeps the best last
-    live_scores, live = jax.lax.top_k(top_scores + ends * NEG_INF, num_decodes)
-    live_scores, live = jnp.flip(live_scores, 1), jnp.flip(live, 1)
+    # the best hypotheses that have not ended go on; T5X keeps the best last
+    live_scores, live = top_k(top_scores + ends * NEG_INF, num_decodes)
+    live_scores, live = jnp.flip(live_scores, (1,)), jnp.flip(live, (1,))
 
-    # those that have ended compete with those that ended before
-    penalised = top_scores / _penalty(settings, age + 1)[:, None] + ~ends * NEG_INF
-    all_scores = jnp.concatenate([hypotheses.finished_scores, penalised], axis=1)
-    all_tokens = jnp.concatenate([hypotheses.finished_tokens, sequences], axis=1)
-    finished_scores, finished = jax.lax.top_k(all_scores, num_decodes)
-    finished_scores, finished = jnp.flip(finished_scores, 1), jnp.flip(finished, 1)
-    finished_flags = jnp.take_along_axis(jnp.concatenate([hypotheses.finished, ends], axis=1), finished, axis=1)
+    # hypotheses that end now compete with those that ended before
+    penalised = top_scores / length_penalty(settings, age + 1)[:, None] + ~ends * NEG_INF
+    all_scores = jnp.concatenate([state.finished_scores, penalised], 1)
+    all_tokens = jnp.concatenate([state.finished_tokens, sequences], 1)
+    finished_scores, finished = top_k(all_scores, num_decodes)
+    finished_scores, finished = jnp.flip(finished_scores, (1,)), jnp.flip(finished, (1,))
+    finished_flags = take_along(jnp.concatenate([state.finished, ends], 1), finished, 1)
 
     # the longest length has the weakest penalty: no live hypothesis can end better than this
-    bound = live_scores[:, -1] / _penalty(settings, jnp.float32(settings.max_steps))
-    worst = jnp.where(finished_flags.any(1), finished_scores.min(1), NEG_INF)
+    longest = jnp.full_like(live_scores[:, -1], settings.max_steps)
+    bound = live_scores[:, -1] / length_penalty(settings, longest)
+    worst = jnp.where(finished_flags.any(1), jnp.amin(finished_scores, 1), NEG_INF)
     ended = (worst > bound) | (age + 1 >= settings.max_steps)
 
-    def kept(new, old):
-        return jnp.where(hypotheses.done.reshape(-1, *[1] * (new.ndim - 1)), old, new)
+    def unless_done(new, old):
+        return jnp.where(state.done.reshape(-1, *[1] * (new.ndim - 1)), old, new)
 
-    chosen = Hypotheses(
-        tokens=kept(sequences[rows, live], hypotheses.tokens),
-        scores=kept(live_scores, hypotheses.scores),
-        finished_tokens=kept(all_tokens[rows, finished], hypotheses.finished_tokens),
-        finished_scores=kept(finished_scores, hypotheses.finished_scores),
-        finished=kept(finished_flags, hypotheses.finished),
-        uniforms=hypotheses.uniforms,
-        forced=hypotheses.forced,
-        bias=hypotheses.bias,
-        done=hypotheses.done | ended,
+    new_state = state._replace(
+        tokens=unless_done(sequences[rows, live], state.tokens),
+        scores=unless_done(live_scores, state.scores),
+        finished_tokens=unless_done(all_tokens[rows, finished], state.finished_tokens),
+        finished_scores=unless_done(finished_scores, state.finished_scores),
+        finished=unless_done(finished_flags, state.finished),
+        done=state.done | ended,
     )
-    return chosen, jnp.take_along_axis(parents, live, axis=1)
+    return new_state, take_along(parents, live, 1)
 
 
-def best(settings: SearchSettings, hypotheses: Hypotheses) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens (b, n, max_steps), scores (b, n)) of rows that are done, the best last.
+def finalize(settings: SearchSettings, state: BeamState) -> tuple[np.ndarray, np.ndarray]:
+    """Return (tokens (b, n, max_steps), scores (b, n)) of rows that are done, the best hypothesis last.
 
-    For 't5x' the finished ones, or the live ones of a row where none finished, as in T5X.
+    For 't5x' these are the finished hypotheses, or the live ones of a row in which none finished, as in T5X.
     """
-    tokens, scores = np.asarray(hypotheses.tokens), np.asarray(hypotheses.scores)
+    tokens, scores = to_numpy(state.tokens), to_numpy(state.scores)
     if settings.search != "t5x":
         return tokens, scores
-    any_finished = np.asarray(hypotheses.finished).any(1)[:, None]
-    tokens = np.where(any_finished[:, :, None], np.asarray(hypotheses.finished_tokens), tokens)
-    return tokens, np.where(any_finished, np.asarray(hypotheses.finished_scores), scores)
+    any_finished = to_numpy(state.finished).any(1)[:, None]
+    tokens = np.where(any_finished[:, :, None], to_numpy(state.finished_tokens), tokens)
+    return tokens, np.where(any_finished, to_numpy(state.finished_scores), scores)
 
 
-def _penalty(settings, length):
+def length_penalty(settings: SearchSettings, length: jax.Array) -> jax.Array:
+    """Return T5X's divisor of the log probability of hypotheses of length tokens."""
     return ((5.0 + length) / 6.0) ** settings.alpha
 
 
-def _sample(settings, logits, drawn):
-    # likeliest first; the draw falls into one of the kept probabilities laid end to end
-    probabilities = jax.nn.softmax(logits / settings.temperature, axis=-1)
-    order = jnp.argsort(probabilities, axis=-1, descending=True, stable=True)
-    probabilities = jnp.take_along_axis(probabilities, order, axis=-1)
-    before = probabilities.cumsum(-1) - probabilities
-    kept = before < settings.top_p
+def sample(settings: SearchSettings, logits: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """Draw a token a row: logits (b, vocab_size) float32, uniforms (b, 1) in [0, 1) -> (b, 1) ids.
+
+    The tokens that top_k and top_p leave are laid end to end, likeliest first, each as long as its probability; the
+    uniform draw falls into one of them.
+    """
+    probabilities = softmax(logits / settings.temperature, -1)
+    order = jnp.argsort(probabilities, descending=True, stable=True)
+    probabilities = take_along(probabilities, order, 1)
+    eligible = probabilities.cumsum(-1) - probabilities < settings.top_p
     if settings.top_k:
-        kept = kept & (jnp.arange(kept.shape[-1]) < settings.top_k)
-    ends = (probabilities * kept).cumsum(-1)
-    rank = (ends <= drawn * ends[:, -1:]).sum(-1, keepdims=True)
-    rank = jnp.minimum(rank, kept.sum(-1, keepdims=True) - 1)
-    return jnp.take_along_axis(order, rank, axis=1)
+        eligible = eligible & (count_up(eligible.shape[-1], eligible) < settings.top_k)
+    ends = (probabilities * eligible).cumsum(-1)
+    rank = (ends <= uniforms * ends[:, -1:]).sum(-1)[:, None]
+    rank = jnp.minimum(rank, eligible.sum(-1)[:, None] - 1)
+    return take_along(order, rank, 1)

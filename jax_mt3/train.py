@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -26,7 +25,7 @@ from jax_mt3.decode import generate
 from jax_mt3.infer import find_device
 from jax_mt3.losses import alignment_loss, auxiliary_losses, cross_entropy
 from jax_mt3.model import DecoderLayer, EncoderLayer, Transformer
-from jax_mt3.optimizers import adafactor, adafactor_slots, adamw
+from jax_mt3.optimizers import apply_gradients, first_slots
 from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig
 from mt3_common.data.shards import Batch
@@ -103,6 +102,9 @@ def _is_read(module: nn.Module, method: str) -> bool:
     return method == "__call__" and (queried or isinstance(module, DecoderLayer))
 
 
+_apply = jax.jit(apply_gradients, static_argnums=0)
+
+
 class Learner:
     """The weights and the optimizer of a run: what mt3_common/training/learner.py asks of a framework.
 
@@ -146,12 +148,8 @@ class Learner:
             name: {slot: self._array(array) for slot, array in state.items()} for name, state in states.items()
         }
         for name, weight in self.weights.items():
-            if settings.optimizer == "adafactor":
-                zeros = adafactor_slots(weights[name])
-                self.states.setdefault(name, {slot: self._array(array) for slot, array in zeros.items()})
-            else:
-                zeros = {"m": np.zeros(weight.shape), "v": np.zeros(weight.shape), "count": np.zeros(())}
-                self.states.setdefault(name, {slot: self._array(array) for slot, array in zeros.items()})
+            zeros = first_slots(settings, weight)
+            self.states.setdefault(name, {slot: self._array(array) for slot, array in zeros.items()})
         averages = initial_average(settings, arrays, slots)
         self.average = {name: self._array(array) for name, array in averages.items()}
 
@@ -171,9 +169,9 @@ class Learner:
         if not with_decoder:
             # as in PyTorch, what took no part is left alone, weight decay and the moments included
             gradients = {name: gradient for name, gradient in gradients.items() if not name.startswith("decoder/")}
-        some = {name: self.weights[name] for name in gradients}
+        trained = {name: self.weights[name] for name in gradients}
         states = {name: self.states[name] for name in gradients}
-        after, states, norm = self._apply(some, gradients, states, step, learning_rate)
+        after, states, norm = _apply(self.settings, trained, gradients, states, step, learning_rate)
         self.weights |= after
         self.states |= states
         if self.average:
@@ -229,28 +227,6 @@ class Learner:
         with _rematerialised(self.settings.remat):
             found = jax.grad(loss, has_aux=True)(weights)
         return jax.lax.with_sharding_constraint(found, self.everywhere)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def _apply(self, weights, gradients, states, step, learning_rate):
-        """Weights and slots after the step, and the gradients' norm before clipping."""
-        norm = jnp.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
-        if self.settings.clip:
-            factor = self.settings.clip / jnp.maximum(norm, self.settings.clip)
-            gradients = {name: gradient * factor for name, gradient in gradients.items()}
-        after, slots = {}, {}
-        if self.settings.optimizer == "adafactor":
-            for name, weight in weights.items():
-                after[name], slots[name] = adafactor(weight, gradients[name], states[name], step, learning_rate)
-            return after, slots, norm
-        # a rate of 1 here and the true one below: optax wants it before it traces
-        optimizer = adamw(1.0, self.settings.weight_decay)
-        for name, weight in weights.items():
-            state = states[name]
-            moments = optax.ScaleByAdamState(state["count"].astype(jnp.int32), state["m"], state["v"])
-            change, (moments, *_) = optimizer.update(gradients[name], (moments, *optimizer.init(weight)[1:]), weight)
-            after[name] = weight + learning_rate * change
-            slots[name] = {"m": moments.mu, "v": moments.nu, "count": moments.count.astype(self.wide)}
-        return after, slots, norm
 
     @functools.partial(jax.jit, static_argnums=0)
     def _averaged(self, average, weights, decay):

@@ -6,132 +6,143 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_mt3.kernels import Quantised, on_cpu, quantised
+from jax_mt3.checkpoint import named_matrices
+from jax_mt3.kernels import (
+    Matrix,
+    cache_dtype,
+    computes_in,
+    device_of,
+    is_wide,
+    on_device,
+    product_matrix,
+    quantised,
+    step_matrix,
+)
 from jax_mt3.model import sinusoids
 from mt3_common.config import NetworkConfig
 
 jax.tree_util.register_static(NetworkConfig)
-
-# width from which rounding is coarse, as in PyTorch, where it pays
-COARSE_WIDTH = 512
 
 
 class EncoderLayerWeights(NamedTuple):
     """One encoder layer; matrices are (out, in), those that share an input are packed."""
 
     norm: jax.Array
-    qkv: jax.Array
-    out: jax.Array
+    qkv: Matrix
+    out: Matrix
     mlp_norm: jax.Array
-    mlp_wi: jax.Array
-    mlp_wo: jax.Array
+    mlp_wi: Matrix
+    mlp_wo: Matrix
 
 
 class LayerWeights(NamedTuple):
     """One decoder layer; matrices are (out, in), those that share an input are packed."""
 
     self_norm: jax.Array
-    self_qkv: jax.Array
-    self_out: jax.Array
+    self_qkv: Matrix
+    self_out: Matrix
     cross_norm: jax.Array
-    cross_query: jax.Array
-    cross_kv: jax.Array
-    cross_out: jax.Array
+    cross_query: Matrix
+    cross_kv: Matrix
+    cross_out: Matrix
     mlp_norm: jax.Array
-    mlp_wi: jax.Array | Quantised
-    mlp_wo: jax.Array | Quantised
+    mlp_wi: Matrix
+    mlp_wo: Matrix
 
 
 class Weights(NamedTuple):
-    """The network arranged for decoding."""
+    """The network arranged for decoding.
+
+    Attributes:
+        config: sizes.
+        cache_example: (0,), an empty array in the dtype of the cache's keys and values.
+        projection, embedding, positions, logits: (out, in) matrices and (n, emb_dim) tables.
+        encoder_layers, layers: of the encoder and of the decoder.
+        encoder_norm, norm: scales (emb_dim,).
+    """
 
     config: NetworkConfig
-    projection: jax.Array
+    cache_example: jax.Array
+    projection: Matrix
     encoder_layers: tuple[EncoderLayerWeights, ...]
     encoder_norm: jax.Array
     embedding: jax.Array
     positions: jax.Array
     layers: tuple[LayerWeights, ...]
     norm: jax.Array
-    logits: jax.Array
+    logits: Matrix
 
 
 def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> Weights:
-    """The parameters arranged for decoding, on their device.
+    """Arrange the weights for decoding, on their device.
 
-    Of float32 or float64 everything is computed and kept in that dtype. Of bfloat16 all is computed and kept in float32
-    with weights that bfloat16 can hold, but for products in a network of COARSE_WIDTH or wider: they take and give
-    bfloat16 there, except those of frames, of what the decoder keeps of the encoder's output, and logits. PyTorch keeps
-    keys and values in float16; XLA's batched products of 16 bits are twenty times slower than those of float32 on a
-    CPU.
+    In float32 and float64 everything is computed in that dtype. Of bfloat16 weights everything is computed in float32,
+    with weights that bfloat16 can hold, but for products in a wide network (kernels.computes_in): they take and give
+    bfloat16, except those of frames, those of the cache's keys and values of frames, and logits. The dtype of the cache
+    is kernels.cache_dtype's.
 
     Args:
-        params: of the network.
-        config: its sizes.
-        int8: quantise the decoder's MLPs, a scale for each output: to 8 bits in a network of COARSE_WIDTH or wider, in
-            a narrower one to 15, which is what MLPs take, a scale for each row. All else as the parameters are.
+        int8: quantise the decoder's MLPs, with a scale for each output: to 8 bits in a wide network, in a narrow one to
+            15 bits; the inputs of MLPs have 15 bits, with a scale for each row.
     """
-    where = params["decoder"]["token_embedder"]["embedding"].sharding
-    # with NumPy: eagerly, JAX would compile a program for every shape
-    params = jax.tree.map(np.asarray, params)
-    encoder, decoder = params["encoder"], params["decoder"]
-    kind = np.float32 if on_cpu(where) else np.int8
+    arrays, device = named_matrices(params), device_of(params)
+    dtype = arrays["decoder/token_embedder/embedding"].dtype
+    wide_dtype = jnp.promote_types(dtype, jnp.float32)
 
-    narrow = decoder["token_embedder"]["embedding"].dtype
-    wide = _wide(narrow)
-    coarse = config.emb_dim >= COARSE_WIDTH
+    def vector(name: str) -> jax.Array:
+        return on_device(arrays[name].astype(wide_dtype), device)
 
-    def joined(block, *names):
-        return np.concatenate([block[name]["kernel"].T for name in names])
+    def joined(block: str, *names: str) -> np.ndarray:
+        return np.concatenate([arrays[f"{block}/{name}/kernel"] for name in names])
 
-    def finely(block, *names):
-        return joined(block, *names).astype(wide)
+    def in_wide_dtype(block: str, *names: str) -> Matrix:
+        return product_matrix(joined(block, *names).astype(wide_dtype), device)
 
-    def coarsely(block, *names):
-        return joined(block, *names) if coarse else finely(block, *names)
+    def in_dtype(block: str, *names: str) -> Matrix:
+        return product_matrix(joined(block, *names), device) if is_coarse else in_wide_dtype(block, *names)
 
-    def of_mlp(block, *names):
-        return quantised(joined(block, *names), coarse, kind) if int8 else coarsely(block, *names)
+    def of_steps(block: str, *names: str) -> Matrix:
+        return in_dtype(block, *names) if is_coarse else step_matrix(joined(block, *names), device)
 
+    def of_mlp(block: str, *names: str) -> Matrix:
+        return quantised(joined(block, *names), is_wide(config), device) if int8 else of_steps(block, *names)
+
+    is_coarse = computes_in(dtype, config, device)
     encoder_layers = tuple(
         EncoderLayerWeights(
-            norm=layer["pre_attention_layer_norm"]["scale"].astype(wide),
-            qkv=coarsely(layer["attention"], "query", "key", "value"),
-            out=coarsely(layer["attention"], "out"),
-            mlp_norm=layer["pre_mlp_layer_norm"]["scale"].astype(wide),
-            mlp_wi=coarsely(layer["mlp"], "wi_0", "wi_1"),
-            mlp_wo=coarsely(layer["mlp"], "wo"),
+            norm=vector(f"{layer}/pre_attention_layer_norm/scale"),
+            qkv=in_dtype(f"{layer}/attention", "query", "key", "value"),
+            out=in_dtype(f"{layer}/attention", "out"),
+            mlp_norm=vector(f"{layer}/pre_mlp_layer_norm/scale"),
+            mlp_wi=in_dtype(f"{layer}/mlp", "wi_0", "wi_1"),
+            mlp_wo=in_dtype(f"{layer}/mlp", "wo"),
         )
-        for layer in (encoder[f"layers_{i}"] for i in range(config.num_encoder_layers))
+        for layer in (f"encoder/layers_{number}" for number in range(config.num_encoder_layers))
     )
     layers = tuple(
         LayerWeights(
-            self_norm=layer["pre_self_attention_layer_norm"]["scale"].astype(wide),
-            self_qkv=coarsely(layer["self_attention"], "query", "key", "value"),
-            self_out=coarsely(layer["self_attention"], "out"),
-            cross_norm=layer["pre_cross_attention_layer_norm"]["scale"].astype(wide),
-            cross_query=coarsely(layer["encoder_decoder_attention"], "query"),
-            cross_kv=finely(layer["encoder_decoder_attention"], "key", "value"),
-            cross_out=coarsely(layer["encoder_decoder_attention"], "out"),
-            mlp_norm=layer["pre_mlp_layer_norm"]["scale"].astype(wide),
-            mlp_wi=of_mlp(layer["mlp"], "wi_0", "wi_1"),
-            mlp_wo=of_mlp(layer["mlp"], "wo"),
+            self_norm=vector(f"{layer}/pre_self_attention_layer_norm/scale"),
+            self_qkv=of_steps(f"{layer}/self_attention", "query", "key", "value"),
+            self_out=of_steps(f"{layer}/self_attention", "out"),
+            cross_norm=vector(f"{layer}/pre_cross_attention_layer_norm/scale"),
+            cross_query=of_steps(f"{layer}/encoder_decoder_attention", "query"),
+            cross_kv=in_wide_dtype(f"{layer}/encoder_decoder_attention", "key", "value"),
+            cross_out=of_steps(f"{layer}/encoder_decoder_attention", "out"),
+            mlp_norm=vector(f"{layer}/pre_mlp_layer_norm/scale"),
+            mlp_wi=of_mlp(f"{layer}/mlp", "wi_0", "wi_1"),
+            mlp_wo=of_mlp(f"{layer}/mlp", "wo"),
         )
-        for layer in (decoder[f"layers_{i}"] for i in range(config.num_decoder_layers))
+        for layer in (f"decoder/layers_{number}" for number in range(config.num_decoder_layers))
     )
-    weights = Weights(
+    return Weights(
         config=config,
-        projection=finely(encoder, "continuous_inputs_projection"),
+        cache_example=on_device(np.zeros(0, cache_dtype(dtype, int8, device)), device),
+        projection=in_wide_dtype("encoder", "continuous_inputs_projection"),
         encoder_layers=encoder_layers,
-        encoder_norm=encoder["encoder_norm"]["scale"].astype(wide),
-        embedding=decoder["token_embedder"]["embedding"].astype(wide),
-        positions=sinusoids(2048, config.emb_dim, config.position_table),
+        encoder_norm=vector("encoder/encoder_norm/scale"),
+        embedding=vector("decoder/token_embedder/embedding"),
+        positions=on_device(sinusoids(2048, config.emb_dim, config.position_table), device),
         layers=layers,
-        norm=decoder["decoder_norm"]["scale"].astype(wide),
-        logits=finely(decoder, "logits_dense"),
+        norm=vector("decoder/decoder_norm/scale"),
+        logits=in_wide_dtype("decoder", "logits_dense"),
     )
-    return jax.device_put(weights, where)
-
-
-def _wide(dtype):
-    return jnp.promote_types(dtype, jnp.float32)

@@ -42,8 +42,8 @@ def generator(
         allowed: (vocab_size,) bool, tokens that may be chosen; None for all.
 
     Returns:
-        A function that takes segments as batching.run does, (input_frames, input_depth) float32 each, and yields (n,)
-        int32 ids up to and including EOS, or max_steps of them.
+        A function that takes segments as batching.decode_continuously does, (input_frames, input_depth) float32 each,
+        and yields (n,) int32 ids up to and including EOS, or max_steps of them.
     """
     steps = max_steps or config.max_target_length
     vocab_size = config.network.vocab_size

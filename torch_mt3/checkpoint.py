@@ -34,13 +34,13 @@ def to_state_dict(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """
     state_dict = {}
     for name, array in arrays.items():
-        renamed, turned = _renamed(name)
+        renamed, turned = state_dict_key(name)
         state_dict[renamed] = _to_tensor(array.T if turned else array)
     return state_dict
 
 
-def _renamed(name: str) -> tuple[str, bool]:
-    """MT3's name -> (the state dict's, whether the array is turned)."""
+def state_dict_key(name: str) -> tuple[str, bool]:
+    """Return the state dict's key of an array of MT3's name, and whether the array is turned."""
     path, _, leaf = name.rpartition("/")
     new_leaf, turned = LEAVES[leaf]
     return re.sub(r"layers_([0-9]+)", r"layers.\1", path).replace("/", ".") + f".{new_leaf}", turned
@@ -50,12 +50,23 @@ def to_arrays(state_dict: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """Plain arrays under MT3's names: the inverse of to_state_dict, bit for bit."""
     arrays = {}
     for key, tensor in state_dict.items():
-        path, _, leaf = re.sub(r"layers\.([0-9]+)", r"layers_\1", key).replace(".", "/").rpartition("/")
-        if leaf == "weight":
-            leaf = "embedding" if path.endswith("token_embedder") else "kernel"
+        name, turned = mt3_name(key)
         array = _to_numpy(tensor)
-        arrays[f"{path}/{leaf}"] = np.ascontiguousarray(array.T) if LEAVES[leaf][1] else array
+        arrays[name] = np.ascontiguousarray(array.T) if turned else array
     return arrays
+
+
+def mt3_name(key: str) -> tuple[str, bool]:
+    """Return MT3's name of a state dict's key, and whether the array is turned: the inverse of state_dict_key."""
+    path, _, leaf = re.sub(r"layers\.([0-9]+)", r"layers_\1", key).replace(".", "/").rpartition("/")
+    if leaf == "weight":
+        leaf = "embedding" if path.endswith("token_embedder") else "kernel"
+    return f"{path}/{leaf}", LEAVES[leaf][1]
+
+
+def named_matrices(model: Transformer) -> dict[str, torch.Tensor]:
+    """Return the model's tensors under MT3's names; kernels are (out, in), as the model has them."""
+    return {mt3_name(key)[0]: tensor for key, tensor in model.state_dict().items()}
 
 
 def cast(model: Transformer, dtype: str) -> Transformer:

@@ -60,7 +60,7 @@ def load(
     # imported here: --help and wrong arguments are answered at once, and Ctrl-C while PyTorch loads is handled
     from torch_mt3 import checkpoint as weights
     from torch_mt3 import decode
-    from torch_mt3.weights import processor_note
+    from torch_mt3.kernels import processor_note
 
     found = find_checkpoint(checkpoint)
     only = None if instruments is None else parse_instruments(instruments)

@@ -2,29 +2,31 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch.nn import functional as F
+from torch import log_softmax, softmax
 
 from mt3_common.notes.vocabulary import EOS_ID
 from mt3_common.transcription.batching import SearchSettings
+from torch_mt3.kernels import TOKEN_DTYPE, count_up, device_of, on_device, put, take_along, to_numpy, top_k
 from torch_mt3.weights import Weights
 
 # T5X's stand-in for minus infinity
 NEG_INF = -1e7
 
 
-class Hypotheses(NamedTuple):
-    """Where the search of every row stands; scores are log probabilities, after T5X's names.
+class BeamState(NamedTuple):
+    """State of the search in every row; scores are log probabilities, and the names are T5X's.
 
     Attributes:
-        tokens: (b, n, max_steps) int64, ids so far, without the start token; the best is the last of n.
+        tokens: (b, n, max_steps) int, ids so far, without the start token; the best hypothesis is the last of n.
         scores: (b, n) float32.
-        finished_tokens: (b, n, max_steps) int64, hypotheses that ended ('t5x' only).
+        finished_tokens: (b, n, max_steps) int, hypotheses that ended ('t5x' only).
         finished_scores: (b, n) float32, divided by the length penalty.
-        finished: (b, n) bool, which of those exist.
-        uniforms: (b, max_steps) float32, what 'sample' draws.
-        forced: (b, max_steps) int32, ids to be chosen, 0 where the choice is free; (b, 0) if it always is.
-        bias: (b, vocab_size) float32, added to the logits; (b, 0) likewise.
+        finished: (b, n) bool, true where finished_tokens has a hypothesis.
+        uniforms: (b, max_steps) float32 in [0, 1), the draws of 'sample'.
+        prompt_ids: (b, max_steps) int, ids to be chosen, 0 where the choice is free; (b, 0) if no row has a prompt.
+        logit_bias: (b, vocab_size) float32, added to the logits; (b, 0) if no row has a prompt.
         done: (b,) bool.
     """
 
@@ -34,161 +36,176 @@ class Hypotheses(NamedTuple):
     finished_scores: torch.Tensor
     finished: torch.Tensor
     uniforms: torch.Tensor
-    forced: torch.Tensor
-    bias: torch.Tensor
+    prompt_ids: torch.Tensor
+    logit_bias: torch.Tensor
     done: torch.Tensor
 
 
-def empty_hypotheses(weights: Weights, settings: SearchSettings, num_rows: int, num_biased: int = 0) -> Hypotheses:
-    """Hypotheses of rows that have not begun: done, and without tokens; num_biased logits are biased, all or none."""
-    device = weights.embedding.device
+def empty_state(weights: Weights, settings: SearchSettings, num_rows: int, num_biased: int = 0) -> BeamState:
+    """Return the state of rows that have not begun: they are done and without tokens.
+
+    Args:
+        num_biased: logits that have a bias: vocab_size where rows have prompts, else 0.
+    """
     shape = (num_rows, settings.num_decodes)
-    return Hypotheses(
-        tokens=torch.zeros((*shape, settings.max_steps), dtype=torch.int64, device=device),
-        scores=torch.zeros(shape, device=device),
-        finished_tokens=torch.zeros((*shape, settings.max_steps), dtype=torch.int64, device=device),
-        finished_scores=torch.full(shape, NEG_INF, device=device),
-        finished=torch.zeros(shape, dtype=torch.bool, device=device),
-        uniforms=torch.zeros((num_rows, settings.max_steps), device=device),
-        forced=torch.zeros((num_rows, settings.max_steps if num_biased else 0), dtype=torch.int64, device=device),
-        bias=torch.zeros((num_rows, num_biased), device=device),
-        done=torch.ones(num_rows, dtype=torch.bool, device=device),
+    state = BeamState(
+        tokens=np.zeros((*shape, settings.max_steps), TOKEN_DTYPE),
+        scores=np.zeros(shape, np.float32),
+        finished_tokens=np.zeros((*shape, settings.max_steps), TOKEN_DTYPE),
+        finished_scores=np.full(shape, NEG_INF, np.float32),
+        finished=np.zeros(shape, bool),
+        uniforms=np.zeros((num_rows, settings.max_steps), np.float32),
+        prompt_ids=np.zeros((num_rows, settings.max_steps if num_biased else 0), TOKEN_DTYPE),
+        logit_bias=np.zeros((num_rows, num_biased), np.float32),
+        done=np.ones(num_rows, bool),
+    )
+    return BeamState(*(on_device(array, device_of(weights.embedding), copy=True) for array in state))
+
+
+def reset_rows(
+    state: BeamState, rows: torch.Tensor, uniforms: torch.Tensor, prompt_ids: torch.Tensor, logit_bias: torch.Tensor
+) -> BeamState:
+    """Return the state with the given rows begun anew: only the first of n hypotheses is alive, as in T5X.
+
+    Args:
+        rows: (r,) int; JAX drops rows past the last.
+        uniforms, prompt_ids, logit_bias: (r, …), see BeamState.
+    """
+    return BeamState(
+        tokens=put(state.tokens, rows, 0),
+        scores=put(put(state.scores, rows, NEG_INF), (rows, 0), 0.0),
+        finished_tokens=put(state.finished_tokens, rows, 0),
+        finished_scores=put(state.finished_scores, rows, NEG_INF),
+        finished=put(state.finished, rows, False),
+        uniforms=put(state.uniforms, rows, uniforms),
+        prompt_ids=put(state.prompt_ids, rows, prompt_ids),
+        logit_bias=put(state.logit_bias, rows, logit_bias),
+        done=put(state.done, rows, False),
     )
 
 
-def begin(
-    hypotheses: Hypotheses, rows: list[int], uniforms: torch.Tensor, forced: torch.Tensor, bias: torch.Tensor
-) -> Hypotheses:
-    """The hypotheses with the given rows begun anew: only the first of n is alive, as in T5X."""
-    index = torch.tensor(rows, device=hypotheses.done.device)
-    hypotheses.tokens[index] = 0
-    hypotheses.scores[index] = NEG_INF
-    hypotheses.scores[index, 0] = 0.0
-    hypotheses.finished_tokens[index] = 0
-    hypotheses.finished_scores[index] = NEG_INF
-    hypotheses.finished[index] = False
-    hypotheses.uniforms[index] = uniforms
-    hypotheses.forced[index] = forced
-    hypotheses.bias[index] = bias
-    hypotheses.done[index] = False
-    return hypotheses
-
-
-def choose(
+def search_step(
     settings: SearchSettings,
-    hypotheses: Hypotheses,
+    state: BeamState,
     age: torch.Tensor,
     logits: torch.Tensor,
     allowed: torch.Tensor | None = None,
-):
-    """The hypotheses after one more token, and which old hypothesis each new one continues.
+) -> tuple[BeamState, torch.Tensor]:
+    """Choose one more token for every row that is not done.
 
     Args:
-        age: (b,) tokens that were chosen before, that is the place of the new one.
+        age: (b,) int, number of tokens chosen before, which is the index of the new one.
         logits: (b, n, vocab_size).
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
 
     Returns:
-        (hypotheses, (b, n) int64 parents).
+        (state, parents): parents (b, n) int is the old hypothesis that each new one continues.
 
     Source: T5X/decoding.py, beam_search, for 't5x'.
     """
+    index = age.clip(max=settings.max_steps - 1)[:, None]
     if allowed is not None:
-        logits = logits.masked_fill(~allowed, -torch.inf)
-    if hypotheses.forced.shape[1]:
-        place = age.clamp(max=settings.max_steps - 1)[:, None]
-        forced = hypotheses.forced.gather(1, place)[:, :, None]
-        only = torch.where(torch.arange(logits.shape[-1], device=age.device) == forced, 0.0, -torch.inf)
-        logits = torch.where(forced > 0, only, logits + hypotheses.bias[:, None])
-    log_probs = F.log_softmax(logits.float(), dim=-1)
+        logits = torch.where(allowed, logits, -torch.inf)
+    if state.prompt_ids.shape[1]:
+        prompt = take_along(state.prompt_ids, index, 1)[:, :, None]
+        only = torch.where(count_up(logits.shape[-1], logits) == prompt, 0.0, -torch.inf)
+        logits = torch.where(prompt > 0, only, logits + state.logit_bias[:, None])
+    logits = logits.to(torch.float32)
+    log_probs = log_softmax(logits, -1)
     if settings.search == "t5x":
-        return _choose_t5x(settings, hypotheses, age, log_probs)
+        return beam_step(settings, state, age, log_probs)
     if settings.search == "sample":
-        drawn = hypotheses.uniforms.gather(1, age.clamp(max=settings.max_steps - 1)[:, None])
-        token = _sample(settings, logits[:, 0].float(), drawn)
+        token = sample(settings, logits[:, 0], take_along(state.uniforms, index, 1))
     else:
-        token = log_probs[:, 0].argmax(dim=-1, keepdim=True)
-    live = ~hypotheses.done
-    gain = log_probs[:, 0].gather(1, token)
-    place = age.clamp(max=settings.max_steps - 1)
-    rows = torch.arange(len(age), device=age.device)
-    hypotheses.tokens[rows, 0, place] = torch.where(live, token[:, 0], hypotheses.tokens[rows, 0, place])
+        token = log_probs[:, 0].argmax(-1)[:, None]
+    live = ~state.done[:, None]
+    gain = take_along(log_probs[:, 0], token, 1)
+    written = torch.where(live, token.to(state.tokens.dtype), take_along(state.tokens[:, 0], index, 1))
     ended = (token[:, 0] == EOS_ID) | (age + 1 >= settings.max_steps)
-    chosen = hypotheses._replace(
-        scores=torch.where(live[:, None], hypotheses.scores + gain, hypotheses.scores), done=hypotheses.done | ended
+    state = state._replace(
+        tokens=put(state.tokens, (count_up(len(age), age), 0, index[:, 0]), written[:, 0]),
+        scores=torch.where(live, state.scores + gain, state.scores),
+        done=state.done | ended,
     )
-    return chosen, torch.zeros_like(token)
+    return state, torch.zeros_like(token)
 
 
-def _choose_t5x(settings, hypotheses, age, log_probs):
+def beam_step(
+    settings: SearchSettings, state: BeamState, age: torch.Tensor, log_probs: torch.Tensor
+) -> tuple[BeamState, torch.Tensor]:
+    """Continue every hypothesis by T5X's beam search: log_probs (b, n, vocab_size); see search_step."""
     num_rows, num_decodes, vocab_size = log_probs.shape
-    totals = (log_probs + hypotheses.scores[:, :, None]).flatten(1)
-    top_scores, top = totals.topk(2 * num_decodes, dim=1)
+    totals = (log_probs + state.scores[:, :, None]).reshape(num_rows, -1)
+    top_scores, top = top_k(totals, 2 * num_decodes)
     parents, tokens = top // vocab_size, top % vocab_size
-    rows = torch.arange(num_rows, device=age.device)[:, None]
-    sequences = hypotheses.tokens[rows, parents]
-    place = age.clamp(max=settings.max_steps - 1)
-    sequences[rows[:, 0], :, place] = tokens
+    rows = count_up(num_rows, age)[:, None]
+    index = age.clip(max=settings.max_steps - 1)
+    sequences = put(state.tokens[rows, parents], (rows[:, 0], slice(None), index), tokens.to(state.tokens.dtype))
     ends = tokens == EOS_ID
 
-    # the best that have not ended go on; T5X keeps the best last
-    live_scores, live = (top_scores + ends * NEG_INF).topk(num_decodes, dim=1)
-    live_scores, live = live_scores.flip(1), live.flip(1)
+    # the best hypotheses that have not ended go on; T5X keeps the best last
+    live_scores, live = top_k(top_scores + ends * NEG_INF, num_decodes)
+    live_scores, live = torch.flip(live_scores, (1,)), torch.flip(live, (1,))
 
-    # those that have ended compete with those that ended before
-    penalised = top_scores / _penalty(settings, age + 1)[:, None] + ~ends * NEG_INF
-    all_scores = torch.cat([hypotheses.finished_scores, penalised], dim=1)
-    all_tokens = torch.cat([hypotheses.finished_tokens, sequences], dim=1)
-    finished_scores, finished = all_scores.topk(num_decodes, dim=1)
-    finished_scores, finished = finished_scores.flip(1), finished.flip(1)
-    finished_flags = torch.cat([hypotheses.finished, ends], dim=1).gather(1, finished)
+    # hypotheses that end now compete with those that ended before
+    penalised = top_scores / length_penalty(settings, age + 1)[:, None] + ~ends * NEG_INF
+    all_scores = torch.concatenate([state.finished_scores, penalised], 1)
+    all_tokens = torch.concatenate([state.finished_tokens, sequences], 1)
+    finished_scores, finished = top_k(all_scores, num_decodes)
+    finished_scores, finished = torch.flip(finished_scores, (1,)), torch.flip(finished, (1,))
+    finished_flags = take_along(torch.concatenate([state.finished, ends], 1), finished, 1)
 
     # the longest length has the weakest penalty: no live hypothesis can end better than this
-    bound = live_scores[:, -1] / _penalty(settings, torch.tensor(float(settings.max_steps)))
-    worst = torch.where(finished_flags.any(1), finished_scores.amin(1), NEG_INF)
+    longest = torch.full_like(live_scores[:, -1], settings.max_steps)
+    bound = live_scores[:, -1] / length_penalty(settings, longest)
+    worst = torch.where(finished_flags.any(1), torch.amin(finished_scores, 1), NEG_INF)
     ended = (worst > bound) | (age + 1 >= settings.max_steps)
 
-    def kept(new, old):
-        return torch.where(hypotheses.done.reshape(-1, *[1] * (new.dim() - 1)), old, new)
+    def unless_done(new, old):
+        return torch.where(state.done.reshape(-1, *[1] * (new.ndim - 1)), old, new)
 
-    chosen = Hypotheses(
-        tokens=kept(sequences[rows, live], hypotheses.tokens),
-        scores=kept(live_scores, hypotheses.scores),
-        finished_tokens=kept(all_tokens[rows, finished], hypotheses.finished_tokens),
-        finished_scores=kept(finished_scores, hypotheses.finished_scores),
-        finished=kept(finished_flags, hypotheses.finished),
-        uniforms=hypotheses.uniforms,
-        forced=hypotheses.forced,
-        bias=hypotheses.bias,
-        done=hypotheses.done | ended,
+    new_state = state._replace(
+        tokens=unless_done(sequences[rows, live], state.tokens),
+        scores=unless_done(live_scores, state.scores),
+        finished_tokens=unless_done(all_tokens[rows, finished], state.finished_tokens),
+        finished_scores=unless_done(finished_scores, state.finished_scores),
+        finished=unless_done(finished_flags, state.finished),
+        done=state.done | ended,
     )
-    return chosen, parents.gather(1, live)
+    return new_state, take_along(parents, live, 1)
 
 
-def best(settings: SearchSettings, hypotheses: Hypotheses) -> tuple[torch.Tensor, torch.Tensor]:
-    """(tokens (b, n, max_steps), scores (b, n)) of rows that are done, the best last.
+def finalize(settings: SearchSettings, state: BeamState) -> tuple[np.ndarray, np.ndarray]:
+    """Return (tokens (b, n, max_steps), scores (b, n)) of rows that are done, the best hypothesis last.
 
-    For 't5x' the finished ones, or the live ones of a row where none finished, as in T5X.
+    For 't5x' these are the finished hypotheses, or the live ones of a row in which none finished, as in T5X.
     """
+    tokens, scores = to_numpy(state.tokens), to_numpy(state.scores)
     if settings.search != "t5x":
-        return hypotheses.tokens, hypotheses.scores
-    any_finished = hypotheses.finished.any(1)[:, None]
-    tokens = torch.where(any_finished[:, :, None], hypotheses.finished_tokens, hypotheses.tokens)
-    return tokens, torch.where(any_finished, hypotheses.finished_scores, hypotheses.scores)
+        return tokens, scores
+    any_finished = to_numpy(state.finished).any(1)[:, None]
+    tokens = np.where(any_finished[:, :, None], to_numpy(state.finished_tokens), tokens)
+    return tokens, np.where(any_finished, to_numpy(state.finished_scores), scores)
 
 
-def _penalty(settings, length):
+def length_penalty(settings: SearchSettings, length: torch.Tensor) -> torch.Tensor:
+    """Return T5X's divisor of the log probability of hypotheses of length tokens."""
     return ((5.0 + length) / 6.0) ** settings.alpha
 
 
-def _sample(settings, logits, drawn):
-    # likeliest first; the draw falls into one of the kept probabilities laid end to end
-    probabilities, order = F.softmax(logits / settings.temperature, dim=-1).sort(dim=-1, descending=True, stable=True)
-    before = probabilities.cumsum(-1) - probabilities
-    kept = before < settings.top_p
+def sample(settings: SearchSettings, logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Draw a token a row: logits (b, vocab_size) float32, uniforms (b, 1) in [0, 1) -> (b, 1) ids.
+
+    The tokens that top_k and top_p leave are laid end to end, likeliest first, each as long as its probability; the
+    uniform draw falls into one of them.
+    """
+    probabilities = softmax(logits / settings.temperature, -1)
+    order = torch.argsort(probabilities, descending=True, stable=True)
+    probabilities = take_along(probabilities, order, 1)
+    eligible = probabilities.cumsum(-1) - probabilities < settings.top_p
     if settings.top_k:
-        kept[:, settings.top_k :] = False
-    ends = (probabilities * kept).cumsum(-1)
-    rank = (ends <= drawn * ends[:, -1:]).sum(-1, keepdim=True)
-    rank = rank.minimum(kept.sum(-1, keepdim=True) - 1)
-    return order.gather(1, rank)
+        eligible = eligible & (count_up(eligible.shape[-1], eligible) < settings.top_k)
+    ends = (probabilities * eligible).cumsum(-1)
+    rank = (ends <= uniforms * ends[:, -1:]).sum(-1)[:, None]
+    rank = torch.minimum(rank, eligible.sum(-1)[:, None] - 1)
+    return take_along(order, rank, 1)

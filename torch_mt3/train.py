@@ -24,12 +24,12 @@ from mt3_common.training import labels as training_labels
 from mt3_common.training.batches import first_line, pad_batch
 from mt3_common.training.config import TrainingConfig
 from mt3_common.training.learner import check_share, initial_average, pack, unpack
-from torch_mt3.checkpoint import _renamed, to_state_dict
+from torch_mt3.checkpoint import state_dict_key, to_state_dict
 from torch_mt3.decode import generate
 from torch_mt3.infer import find_device
 from torch_mt3.losses import alignment_loss, auxiliary_losses, cross_entropy
 from torch_mt3.model import Transformer
-from torch_mt3.optimizers import adafactor, adafactor_slots, adamw
+from torch_mt3.optimizers import apply_gradients, first_slots
 
 
 def loss_and_gradients(
@@ -123,17 +123,8 @@ class Learner:
         self.states = {
             name: {slot: self._tensor(array) for slot, array in state.items()} for name, state in states.items()
         }
-        self.adamw = adamw(self.weights.values(), settings.learning_rate, settings.weight_decay)
         for name, weight in self.weights.items():
-            if settings.optimizer == "adamw" and name in self.states:
-                moments = self.states[name]
-                self.adamw.state[weight] = {
-                    "step": torch.tensor(float(moments["count"])),
-                    "exp_avg": moments["m"],
-                    "exp_avg_sq": moments["v"],
-                }
-            elif settings.optimizer == "adafactor":
-                self.states.setdefault(name, adafactor_slots(weight.detach()))
+            self.states.setdefault(name, first_slots(settings, weight.detach()))
         averages = initial_average(settings, arrays, slots)
         self.average = {name: self._tensor(array) for name, array in averages.items()}
         with torch.device("meta"):
@@ -164,20 +155,12 @@ class Learner:
             totals += [float(loss.detach()) for loss in losses]
         gradients = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
         totals = self._sum_up(gradients, totals)
-        norm = torch.sqrt(sum((gradient.detach() ** 2).sum() for gradient in gradients.values()))
-        if self.settings.clip:
-            factor = self.settings.clip / torch.clamp(norm, min=self.settings.clip)
-            for gradient in gradients.values():
-                gradient *= factor
-        if self.settings.optimizer == "adamw":
-            for group in self.adamw.param_groups:
-                group["lr"] = learning_rate
-            self.adamw.step()
-        else:
-            for name, gradient in gradients.items():
-                weight = self.weights[name]
-                after, self.states[name] = adafactor(weight, gradient, self.states[name], step, learning_rate)
-                weight.data.copy_(after)
+        trained = {name: self.weights[name] for name in gradients}
+        states = {name: self.states[name] for name in gradients}
+        after, states, norm = apply_gradients(self.settings, trained, gradients, states, step, learning_rate)
+        for name, weight in after.items():
+            self.weights[name].data.copy_(weight)
+        self.states |= states
         for name, array in self.average.items():
             array.lerp_(self.weights[name].detach(), 1 - self.settings.average_decay(step))
         return dict(zip(("loss", "token_loss", "auxiliary_loss", "gradient_norm"), [*totals.tolist(), float(norm)]))
@@ -210,14 +193,7 @@ class Learner:
 
     def slots(self) -> dict[str, np.ndarray]:
         """What a checkpoint holds beside arrays(): the optimizer's slots, the auxiliary loss's layer, the average."""
-        states = self.states
-        if self.settings.optimizer == "adamw":
-            states = {
-                name: {"m": state["exp_avg"], "v": state["exp_avg_sq"], "count": state["step"]}
-                for name, weight in self.weights.items()
-                if (state := self.adamw.state.get(weight))
-            }
-        states = {name: {slot: _array(value) for slot, value in state.items()} for name, state in states.items()}
+        states = {name: {slot: _array(value) for slot, value in state.items()} for name, state in self.states.items()}
         weights, average = (
             {name: _array(array) for name, array in arrays.items()} for arrays in (self.weights, self.average)
         )
@@ -292,7 +268,7 @@ class Learner:
         state = {}
         for name, weight in weights.items():
             if name.startswith(f"{part}/"):
-                renamed, turned = _renamed(name)
+                renamed, turned = state_dict_key(name)
                 cast = weight if "logits_dense" in name else weight.to(dtype)
                 state[renamed.removeprefix(f"{part}.")] = cast.T if turned else cast
         inputs = [

@@ -92,26 +92,26 @@ class Held(NamedTuple):
 
 
 class RunningBatch(Protocol):
-    """What a framework brings: rows that decode side by side."""
+    """Rows that are decoded side by side, as each framework implements them."""
 
     num_rows: int
 
-    def insert(
-        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], held: list[Held] | None = None
+    def prefill(
+        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], prompts: list[Held] | None = None
     ) -> None:
-        """Starts the segments (input_frames, mel bins) in the given rows; held, they go on from others."""
+        """Begin segments (input_frames, mel bins) in the given rows, with their prompts if the batch has prompts."""
 
     def advance(self) -> np.ndarray:
-        """Runs some steps; returns (num_rows,) bool, true for rows that have ended (or never began)."""
+        """Run some steps; return (num_rows,) bool, true for rows that have ended (or never began)."""
 
-    def take(self, rows: list[int]) -> list[np.ndarray]:
-        """The token ids of ended rows, best hypothesis, each as long as the search left it."""
+    def collect(self, rows: list[int]) -> list[np.ndarray]:
+        """Return the token ids of ended rows, best hypothesis, each as long as the search left it."""
 
-    def shrink(self, rows: list[int]) -> None:
-        """Keeps the given rows only, in this order; the others have ended."""
+    def compact(self, rows: list[int]) -> None:
+        """Drop all rows but the given ones, which stay in this order; the others have ended."""
 
 
-class Halves:
+class TwoThreadBatch:
     """Rows in two RunningBatches, each with a thread of its own: a RunningBatch.
 
     One half multiplies matrices, which takes the processor's time, while the other reads keys and values, which takes
@@ -120,66 +120,66 @@ class Halves:
     Args:
         make_batch: called with a number of rows, returns a RunningBatch.
         num_rows: of both halves, 2 or more.
-        begin: called first in each of the two threads.
+        initialize: called first in each of the two threads.
 
     Attributes:
-        parts: the two.
+        halves: the two batches.
     """
 
-    def __init__(self, make_batch: Callable[[int], RunningBatch], num_rows: int, begin: Callable[[], None]):
+    def __init__(self, make_batch: Callable[[int], RunningBatch], num_rows: int, initialize: Callable[[], None]):
         self.num_rows = num_rows
-        self._threads = concurrent.futures.ThreadPoolExecutor(2, initializer=begin)
-        self.parts = list(self._threads.map(make_batch, ((num_rows + 1) // 2, num_rows // 2)))
-        # of each row: its half and its row there
-        self._places = [(row % 2, row // 2) for row in range(num_rows)]
+        self._threads = concurrent.futures.ThreadPoolExecutor(2, initializer=initialize)
+        self.halves = list(self._threads.map(make_batch, ((num_rows + 1) // 2, num_rows // 2)))
+        # of each row: the number of its half, and its row there
+        self._halves_and_rows = [(row % 2, row // 2) for row in range(num_rows)]
 
-    def _each(self, work: Callable[[int, RunningBatch], Any]) -> list[Any]:
-        """What work returns for each half, done side by side."""
-        return list(self._threads.map(work, range(2), self.parts))
+    def _in_both(self, work: Callable[[int, RunningBatch], Any]) -> list[Any]:
+        """Return what work returns for each half; the threads work side by side."""
+        return list(self._threads.map(work, range(2), self.halves))
 
     def _split(self, rows: list[int]) -> list[list[int]]:
-        """Which of the rows lie in each half, by their place in the list."""
-        return [[place for place, row in enumerate(rows) if self._places[row][0] == half] for half in range(2)]
+        """Return for each half the indices in the list of the rows that lie in it."""
+        return [[i for i, row in enumerate(rows) if self._halves_and_rows[row][0] == half] for half in range(2)]
 
-    def insert(
-        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], held: list[Held] | None = None
+    def prefill(
+        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], prompts: list[Held] | None = None
     ) -> None:
-        """As RunningBatch.insert."""
+        """See RunningBatch.prefill."""
         split = self._split(rows)
 
-        def insert(half: int, batch: RunningBatch) -> None:
-            if mine := split[half]:
-                theirs = [[given[place] for place in mine] for given in (segments, uniforms, *[held] * bool(held))]
-                batch.insert([self._places[rows[place]][1] for place in mine], *theirs)
+        def prefill(half: int, batch: RunningBatch) -> None:
+            if indices := split[half]:
+                lists = [[values[i] for i in indices] for values in (segments, uniforms, *[prompts] * bool(prompts))]
+                batch.prefill([self._halves_and_rows[rows[i]][1] for i in indices], *lists)
 
-        self._each(insert)
+        self._in_both(prefill)
 
     def advance(self) -> np.ndarray:
-        """As RunningBatch.advance."""
-        done = self._each(lambda half, batch: batch.advance())
-        return np.array([done[half][row] for half, row in self._places])
+        """See RunningBatch.advance."""
+        done = self._in_both(lambda half, batch: batch.advance())
+        return np.array([done[half][row] for half, row in self._halves_and_rows])
 
-    def take(self, rows: list[int]) -> list[np.ndarray]:
-        """As RunningBatch.take."""
-        found: dict[int, np.ndarray] = {}
-        for batch, mine in zip(self.parts, self._split(rows), strict=True):
-            if mine:
-                found |= zip(mine, batch.take([self._places[rows[place]][1] for place in mine]), strict=True)
-        return [found[place] for place in range(len(rows))]
+    def collect(self, rows: list[int]) -> list[np.ndarray]:
+        """See RunningBatch.collect."""
+        ids: dict[int, np.ndarray] = {}
+        for batch, indices in zip(self.halves, self._split(rows), strict=True):
+            if indices:
+                ids |= zip(indices, batch.collect([self._halves_and_rows[rows[i]][1] for i in indices]), strict=True)
+        return [ids[i] for i in range(len(rows))]
 
-    def shrink(self, rows: list[int]) -> None:
-        """As RunningBatch.shrink."""
-        places: dict[int, tuple[int, int]] = {}
-        for half, (batch, mine) in enumerate(zip(self.parts, self._split(rows), strict=True)):
-            # a half that has nothing to do keeps a row, which has ended
-            batch.shrink([self._places[rows[place]][1] for place in mine] or [0])
-            places |= {place: (half, new) for new, place in enumerate(mine)}
+    def compact(self, rows: list[int]) -> None:
+        """See RunningBatch.compact."""
+        compacted: dict[int, tuple[int, int]] = {}
+        for half, (batch, indices) in enumerate(zip(self.halves, self._split(rows), strict=True)):
+            # a half without rows keeps one that has ended
+            batch.compact([self._halves_and_rows[rows[i]][1] for i in indices] or [0])
+            compacted |= {i: (half, row) for row, i in enumerate(indices)}
         self.num_rows = len(rows)
-        self._places = [places[place] for place in range(len(rows))]
+        self._halves_and_rows = [compacted[i] for i in range(len(rows))]
 
 
-def fitting(num_rows: int, needed: int) -> int:
-    """num_rows, or as many times FEWER of them as still has room for the needed (1 or more)."""
+def batch_size_for(num_rows: int, needed: int) -> int:
+    """Return the smallest of num_rows, num_rows / 4, num_rows / 16, … that is at least `needed` (1 or more)."""
     while num_rows // FEWER >= needed:
         num_rows //= FEWER
     return num_rows
@@ -191,7 +191,7 @@ def until_eos(ids: np.ndarray) -> np.ndarray:
     return ids[: ends[0] + 1] if len(ends) else ids
 
 
-def run(
+def decode_continuously(
     make_batch: Callable[[int], RunningBatch],
     segments: Iterable[np.ndarray | Segment | Held | None],
     settings: SearchSettings,
@@ -236,7 +236,7 @@ def run(
     next_out = 0
     while waiting or in_row:
         if not in_row:
-            size = fitting(batch_size, len(waiting))
+            size = batch_size_for(batch_size, len(waiting))
             batch = batches[size] = batches.get(size) or make_batch(size)
         # those that a smaller batch has no room for wait until it is empty
         if waiting and len(waiting) <= batch.num_rows - len(in_row):
@@ -245,12 +245,12 @@ def run(
             plain = [(number, segment.segment if held else segment) for number, segment in waiting]
             known = [(s.frames, s.index) if isinstance(s, Segment) else (s, number) for number, s in plain]
             uniforms = [settings.uniforms(index) for _, index in known]
-            batch.insert(free, [frames for frames, _ in known], uniforms, *[held] * bool(held))
+            batch.prefill(free, [frames for frames, _ in known], uniforms, *[held] * bool(held))
             in_row.update(zip(free, (number for number, _ in waiting), strict=True))
             waiting = []
         done = batch.advance()
         rows = [row for row in in_row if done[row]]
-        for row, ids in zip(rows, batch.take(rows) if rows else [], strict=True):
+        for row, ids in zip(rows, batch.collect(rows) if rows else [], strict=True):
             ended[in_row.pop(row)] = until_eos(ids)
         while next_out in ended:
             yield ended.pop(next_out)
@@ -261,5 +261,5 @@ def run(
             waiting += arrived(num_free)
         if exhausted and not waiting and 0 < len(in_row) <= batch.num_rows // 2:
             live = sorted(in_row)
-            batch.shrink(live)
+            batch.compact(live)
             in_row = {new: in_row[old] for new, old in enumerate(live)}

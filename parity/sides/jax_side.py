@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
-import optax
 from flax import linen as nn
 from flax import traverse_util
 
@@ -235,11 +234,11 @@ class Side:
             cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
             rows, frames = np.arange(count), _cast(frames, dtype_of(precision))
             step = compile_once(decode.step, self.device, donate_argnums=1)
-            insert = compile_once(decode.insert, self.device, donate_argnums=1)
-            cache = insert(weights, cache, rows, frames)
+            prefill = compile_once(decode.prefill, self.device, donate_argnums=1)
+            cache = prefill(weights, cache, rows, frames)
             for place in range(WARM_UP):
                 _, cache = step(weights, cache, tokens[:, [place % length]])
-            cache = insert(weights, cache, rows, frames)
+            cache = prefill(weights, cache, rows, frames)
             keep, logits = _Keeper(), []
             for place in range(length):
                 if place == first:
@@ -272,17 +271,15 @@ class Side:
     ) -> dict[str, np.ndarray]:
         """The weights after steps of 'adafactor' or 'adamw' (weight decay 0.01), one per set of gradients."""
         with exact_mode(precision, self.device):
-            adamw = optimizers.adamw(learning_rate, weight_decay=0.01)
 
             def begin(array):
-                return adamw.init(array) if optimizer == "adamw" else optimizers.adafactor_slots(array)
+                return optimizers.adamw_slots(array) if optimizer == "adamw" else optimizers.adafactor_slots(array)
 
             def one_step(carried, given):
                 array, state = carried
                 step, gradient = given
                 if optimizer == "adamw":
-                    update, state = adamw.update(gradient, state, array)
-                    array = optax.apply_updates(array, update)
+                    array, state = optimizers.adamw(array, gradient, state, learning_rate, weight_decay=0.01)
                 else:
                     array, state = optimizers.adafactor(array, gradient, state, step, learning_rate)
                 return (array, state), None

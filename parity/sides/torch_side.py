@@ -239,13 +239,13 @@ class Side:
             weights = weights_of.pack(self.cast(precision))
             first = min(kernels.FIRST_LENGTH, length)
             cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
-            rows = list(range(count))
+            rows = torch.arange(count, device=self.device)
             ids = torch.tensor(tokens, device=self.device)
             frames = torch.tensor(frames, device=self.device).to(_torch_dtype(precision))
-            cache = decode.insert(weights, cache, rows, frames)
+            cache = decode.prefill(weights, cache, rows, frames)
             for place in range(WARM_UP):
                 _, cache = decode.step(weights, cache, ids[:, [place % length]])
-            cache = decode.insert(weights, cache, rows, frames)
+            cache = decode.prefill(weights, cache, rows, frames)
             keep, logits = _Keeper(), []
             for place in range(length):
                 if place == first:
@@ -276,17 +276,15 @@ class Side:
             after = {}
             for name, array in checkpoint.to_arrays(self.cast(precision).state_dict()).items():
                 # array by array, as the other side does it; a step does not know how its array is turned
-                weight = torch.nn.Parameter(torch.tensor(array, device=self.device))
-                adamw = optimizers.adamw([weight], learning_rate, weight_decay=0.01)
-                slots = optimizers.adafactor_slots(weight)
+                weight = torch.tensor(array, device=self.device)
+                slots = optimizers.adamw_slots(weight) if optimizer == "adamw" else optimizers.adafactor_slots(weight)
                 for step, each in enumerate(gradients):
                     gradient = torch.tensor(each[name], device=self.device).to(weight.dtype)
                     if optimizer == "adamw":
-                        weight.grad = gradient
-                        adamw.step()
+                        weight, slots = optimizers.adamw(weight, gradient, slots, learning_rate, weight_decay=0.01)
                     else:
                         weight, slots = optimizers.adafactor(weight, gradient, slots, step, learning_rate)
-                after[name] = weight.detach().cpu().numpy()
+                after[name] = weight.cpu().numpy()
             return after
 
     def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:

@@ -94,7 +94,7 @@ def test_a_second_run_compiles_nothing_and_files_that_are_not_programs_are_repla
 def test_what_cannot_be_kept_is_no_hindrance(tmp_path):
     """A file lies where the folder should be; files cannot be made for another reason on a full disk."""
     (tmp_path / "programs").write_text("")
-    kept = compiled.find(tmp_path / "programs", "no folder", WHERE)
+    kept = compiled.find_programs(tmp_path / "programs", "no folder", WHERE)
     twice = kept.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)
     assert int(twice(np.int32(4))) == 8
     assert [path.name for path in tmp_path.rglob("*")] == ["programs"]
@@ -138,7 +138,7 @@ def test_a_folder_that_cannot_be_written_is_named_in_a_warning(tmp_path, monkeyp
 
 
 def test_threads_that_ask_for_the_same_program_wait_for_one():
-    kept = compiled.find(None, "threads", WHERE)
+    kept = compiled.find_programs(None, "threads", WHERE)
     lowered, both = [], threading.Barrier(4)
 
     def lower(number):
@@ -160,9 +160,9 @@ def test_threads_that_ask_for_the_same_program_wait_for_one():
 
 
 def test_programs_that_depend_on_something_else_are_others(monkeypatch):
-    first = compiled.find(None, ("a", 1), WHERE)
-    assert compiled.find(None, ("a", 1), WHERE) is first
-    assert compiled.find(None, ("a", 2), WHERE) is not first
-    assert compiled.find("folder", ("a", 1), WHERE) is not first
+    first = compiled.find_programs(None, ("a", 1), WHERE)
+    assert compiled.find_programs(None, ("a", 1), WHERE) is first
+    assert compiled.find_programs(None, ("a", 2), WHERE) is not first
+    assert compiled.find_programs("folder", ("a", 1), WHERE) is not first
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-    assert compiled.find(None, ("a", 1), WHERE) is not first
+    assert compiled.find_programs(None, ("a", 1), WHERE) is not first

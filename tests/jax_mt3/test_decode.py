@@ -27,18 +27,18 @@ def segments(decoded):
 def test_a_batch_is_copied_only_when_it_becomes_smaller(weights, segments, monkeypatch):
     settings = SearchSettings(max_steps=90)
     calls = collections.Counter()
-    call, shrink = decode.Compiled.__call__, decode.Batch.shrink
+    call, compact = decode.Compiled.__call__, decode.Batch.compact
 
     def counted(self, kind, shape, *given):
         calls[kind] += 1
         return call(self, kind, shape, *given)
 
-    def counted_shrink(self, rows):
-        calls["shrink"] += 1
-        shrink(self, rows)
+    def counted_compact(self, rows):
+        calls["compact"] += 1
+        compact(self, rows)
 
     monkeypatch.setattr(decode.Compiled, "__call__", counted)
-    monkeypatch.setattr(decode.Batch, "shrink", counted_shrink)
+    monkeypatch.setattr(decode.Batch, "compact", counted_compact)
     lengths = [4, 10, 20, 30, 44, 52, 60, 76]
     forced = [np.array([7] * (length - 1) + [EOS_ID], np.int32) for length in lengths]
     held = [
@@ -49,11 +49,11 @@ def test_a_batch_is_copied_only_when_it_becomes_smaller(weights, segments, monke
     def make(rows):
         return decode.Batch(weights, settings, rows, 256, hold=True)
 
-    assert [len(ids) for ids in batching.run(make, held, settings, 8)] == lengths
+    assert [len(ids) for ids in batching.decode_continuously(make, held, settings, 8)] == lengths
     assert calls["advance"] == 10
     # to 4 rows, to 2, to 1; the second makes the batch smaller
-    assert calls["shrink"] == 3
-    assert calls["keep"] == 1
+    assert calls["compact"] == 3
+    assert calls["select"] == 1
 
 
 @pytest.mark.parametrize("left", [[6, 1], [6, 1, 3]])
@@ -64,13 +64,13 @@ def test_a_shrunk_batch_takes_new_segments(weights, segments, left):
     def decoded_by(batch):
         while not batch.advance().all():
             pass
-        return [ids.tolist() for ids in batch.take(list(range(batch.num_rows)))]
+        return [ids.tolist() for ids in batch.collect(list(range(batch.num_rows)))]
 
     batch = decode.Batch(weights, settings, 8, 256)
-    batch.insert(list(range(8)), segments, uniforms)
+    batch.prefill(list(range(8)), segments, uniforms)
     alone = decoded_by(batch)
-    batch.shrink(left)
+    batch.compact(left)
     assert batch.num_rows == len(left)
     assert decoded_by(batch) == [alone[row] for row in left]
-    batch.insert([1], segments[:1], uniforms[:1])
+    batch.prefill([1], segments[:1], uniforms[:1])
     assert decoded_by(batch)[:2] == [alone[left[0]], alone[0]]

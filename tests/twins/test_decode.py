@@ -59,10 +59,10 @@ def test_tokens_and_scores_are_t5xs(twin, case, gain, golden_config, golden_arra
     settings = SearchSettings("greedy" if case == "greedy" else "t5x", num_decodes, max_steps=64)
     weights = pack(golden_config, with_eos_gain(golden_arrays, float(gain)))
     batch = decode.Batch(weights, settings, 6, 256)
-    batch.insert(list(range(6)), list(decoded["in/frames"]), [settings.uniforms(i) for i in range(6)])
+    batch.prefill(list(range(6)), list(decoded["in/frames"]), [settings.uniforms(i) for i in range(6)])
     while not batch.advance()[:6].all():
         pass
-    tokens, scores = (np.asarray(array)[:6] for array in SEARCH[twin].best(settings, batch.hypotheses))
+    tokens, scores = (np.asarray(array)[:6] for array in SEARCH[twin].finalize(settings, batch.state))
     golden = decoded[f"eos_gain{gain}/{case}/tokens"].reshape(6, num_decodes, 64)
     for ours, theirs in zip(tokens.reshape(-1, 64), golden.reshape(-1, 64)):
         np.testing.assert_array_equal(batching.until_eos(ours), batching.until_eos(theirs))
@@ -247,7 +247,7 @@ def test_one_cached_step_equals_the_full_forward_pass_at_every_position(golden_c
         full = model(*map(torch.from_numpy, (frames, inputs, tokens))).numpy()
     weights = torch_weights.pack(model)
     cache = torch_decode.empty_cache(weights, 2, 256, length=512)
-    cache = torch_decode.insert(weights, cache, [0, 1], torch.from_numpy(frames))
+    cache = torch_decode.prefill(weights, cache, torch.arange(2), torch.from_numpy(frames))
     stepped = np.empty_like(full)
     for position in range(length):
         if position == 512:
@@ -264,7 +264,7 @@ def test_one_cached_step_equals_the_full_forward_pass_at_every_position(golden_c
         weights = jax_weights.pack(params, golden_config)
         step = jax.jit(jax_decode.step, donate_argnums=1)
         cache = jax_decode.empty_cache(weights, 2, 256, length=512)
-        cache = jax_decode.insert(weights, cache, np.arange(2), frames)
+        cache = jax_decode.prefill(weights, cache, np.arange(2), frames)
         for position in range(length):
             if position == 512:
                 cache = jax_decode.grow(cache, length)
@@ -279,7 +279,7 @@ def test_a_wrong_position_would_be_seen(golden_config, golden_arrays, decoded):
     logits = []
     for age in (0, 1):
         cache = torch_decode.empty_cache(weights, 1, 256, length=8)
-        cache = torch_decode.insert(weights, cache, [0], torch.from_numpy(decoded["in/frames"][:1]))
+        cache = torch_decode.prefill(weights, cache, torch.tensor([0]), torch.from_numpy(decoded["in/frames"][:1]))
         cache.age[:] = age
         logits.append(torch_decode.step(weights, cache, torch.zeros((1, 1), dtype=torch.int64))[0])
     assert (logits[0] - logits[1]).abs().max() > 1e-2
@@ -315,9 +315,9 @@ def test_rows_in_two_halves_decode_as_in_one(twin, search, golden_config, golden
         return decode.Batch(weights, settings, rows, 256)
 
     def halves(rows):
-        return batching.Halves(one, rows, lambda: None)
+        return batching.TwoThreadBatch(one, rows, lambda: None)
 
-    whole, halved = (list(batching.run(make, segments, settings, 9)) for make in (one, halves))
+    whole, halved = (list(batching.decode_continuously(make, segments, settings, 9)) for make in (one, halves))
     assert [ids.tolist() for ids in whole] == [ids.tolist() for ids in halved]
 
 
@@ -354,7 +354,7 @@ def first_logits(twin, config, arrays, frames, dtype):
     frames, tokens = (np.asarray(frames), np.zeros((2, 1), np.int64))
     if twin == "torch":
         frames, tokens = torch.from_numpy(frames), torch.from_numpy(tokens)
-    cache = decode.insert(weights, cache, [0, 1] if twin == "torch" else np.arange(2), frames)
+    cache = decode.prefill(weights, cache, torch.arange(2) if twin == "torch" else np.arange(2), frames)
     logits, cache = decode.step(weights, cache, tokens)
     return np.asarray(logits), cache, weights
 
@@ -362,8 +362,8 @@ def first_logits(twin, config, arrays, frames, dtype):
 @pytest.mark.parametrize("coarse", [False, True])
 def test_int8_computes_with_whole_numbers_and_is_close(coarse, golden_config, golden_arrays, decoded, monkeypatch):
     """Both twins round the same: to 8 bits in wide networks, to 15 in narrow ones."""
-    for weights in (torch_weights, jax_weights):
-        monkeypatch.setattr(weights, "COARSE_WIDTH", 1 if coarse else 10**6)
+    for kernels in (torch_kernels, jax_kernels):
+        monkeypatch.setattr(kernels, "COARSE_WIDTH", 1 if coarse else 10**6)
     frames = decoded["in/frames"][:2]
     exact = first_logits("torch", golden_config, golden_arrays, frames, "float32")[0]
     ours, _, weights = first_logits("torch", golden_config, golden_arrays, frames, "int8")
@@ -381,8 +381,8 @@ def test_int8_computes_with_whole_numbers_and_is_close(coarse, golden_config, go
 @pytest.mark.parametrize("coarse", [False, True])
 def test_bfloat16_rounds_what_pack_says_in_both_twins(coarse, golden_config, golden_arrays, decoded, monkeypatch):
     """A narrow network's products take float32; PyTorch keeps keys and values in float16, JAX in float32."""
-    for weights in (torch_weights, jax_weights):
-        monkeypatch.setattr(weights, "COARSE_WIDTH", 1 if coarse else 10**6)
+    for kernels in (torch_kernels, jax_kernels):
+        monkeypatch.setattr(kernels, "COARSE_WIDTH", 1 if coarse else 10**6)
     frames = decoded["in/frames"][:2]
     arrays = {name: torch.from_numpy(array.copy()).bfloat16().float().numpy() for name, array in golden_arrays.items()}
     found, heard = {}, {}
@@ -416,18 +416,19 @@ def test_sums_of_rows_are_batched_products(shape):
     rows = torch.randn((num_batches, num_rows, width), generator=generator).half()
     exact = torch.bmm(factors.double(), rows.double())
     for laid in (rows, rows.transpose(1, 2).contiguous().transpose(1, 2)):
-        found = torch_kernels.sums_of_rows(factors, laid)
+        found = torch_kernels.weighted_row_sums(factors, laid)
         assert found.dtype == torch.float16
         np.testing.assert_allclose(found.double(), exact, rtol=1e-3, atol=1e-4 * num_rows)
 
 
 def test_int8_products_are_those_of_the_rounded_matrix_in_both_twins():
     """What they take has 15 bits, and so has a narrow network's matrix; beside them float32."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn((3, 2, 96), generator=generator), torch.randn((40, 96), generator=generator)
     x[1, 1] = 0
     for coarse in (True, False):
-        quantised = torch_kernels.quantised(weight, coarse)
+        quantised = torch_kernels.quantised(weight, coarse, weight.device)
         rounded = quantised.whole * quantised.scales[:, None]
         if coarse:
             assert quantised.rest is None
@@ -439,7 +440,8 @@ def test_int8_products_are_those_of_the_rounded_matrix_in_both_twins():
         np.testing.assert_allclose(found, x @ rounded.T, rtol=0, atol=3e-3)
         assert not found[1, 1].any()
         of_jax = jax_kernels.column_product(
-            jax_kernels.quantised(weight.numpy(), coarse, np.float32), x.reshape(-1, 96).numpy().T
+            jax_kernels.quantised(weight.numpy(), coarse, sharding),
+            x.reshape(-1, 96).numpy().T,
         )
         np.testing.assert_allclose(np.asarray(of_jax).T, found.reshape(-1, 40), rtol=0, atol=1e-4)
 

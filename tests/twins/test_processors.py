@@ -31,8 +31,8 @@ from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.config import Config, NetworkConfig
 
 twin, folder = sys.argv[1:]
-names = ("checkpoint", "decode", "weights")
-checkpoint, decode, packing = (importlib.import_module(f"{twin}.{name}") for name in names)
+names = ("checkpoint", "decode", "kernels", "weights")
+checkpoint, decode, kernels, packing = (importlib.import_module(f"{twin}.{name}") for name in names)
 sizes = json.load(open(folder + "/config.json"))
 network = NetworkConfig(**{name: size for name, size in sizes.items() if name in NetworkConfig.__dataclass_fields__})
 config = dataclasses.replace(Config(), network=network, max_target_length=12)
@@ -44,14 +44,14 @@ if twin == "torch_mt3":
     as_array = torch.from_numpy
 results = {}
 for width in (1, 10**6):
-    packing.COARSE_WIDTH = width
+    kernels.COARSE_WIDTH = width
     for dtype in ("float32", "bfloat16", "int8"):
         model, _ = checkpoint.load(folder + "/checkpoints/t5x_bfloat16")
         model = checkpoint.cast(checkpoint.cast(model, "float32"), "float32" if dtype == "int8" else dtype)
         packed = (model,) if twin == "torch_mt3" else (model, network)
         weights = packing.pack(*packed, int8=dtype == "int8")
         cache = decode.empty_cache(weights, 2, frames.shape[1], length=8)
-        cache = decode.insert(weights, cache, [0, 1] if twin == "torch_mt3" else np.arange(2), as_array(frames))
+        cache = decode.prefill(weights, cache, as_array(np.arange(2)), as_array(frames))
         logits, cache = decode.step(weights, cache, as_array(np.zeros((2, 1), np.int64)))
         ids = list(decode.generate(model, config, list(frames), int8=dtype == "int8"))
         results[f"{'wide' if width == 1 else 'narrow'} {dtype}"] = {
@@ -59,7 +59,7 @@ for width in (1, 10**6):
             "encoded": float(np.asarray(decode.encode(weights, as_array(frames))).sum()),
             "steps": [len(row) for row in ids],
             "cache": str(cache.self_keys[0].dtype).removeprefix("torch."),
-            "note": packing.processor_note(model, dtype == "int8") if twin == "torch_mt3" else None,
+            "note": kernels.processor_note(model, dtype == "int8") if twin == "torch_mt3" else None,
         }
 print(json.dumps(results))
 """
@@ -113,7 +113,7 @@ def test_wide_bfloat16_is_computed_in_float32_where_the_processor_is_slow_at_it(
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_the_command_says_so_in_one_line(talkative, tmp_path, processor, dtype):
-    code = "import sys\nfrom torch_mt3 import infer, weights\nweights.COARSE_WIDTH = 1\nsys.exit(infer.main())"
+    code = "import sys\nfrom torch_mt3 import infer, kernels\nkernels.COARSE_WIDTH = 1\nsys.exit(infer.main())"
     options = ("--duration", "1", "--device", "cpu", "--dtype", dtype, "--checkpoint", str(talkative))
     finished = subprocess.run(
         [sys.executable, "-c", code, str(ROOT / "audio" / "example.flac"), "-o", "song.mid", "--quiet", *options],
@@ -142,14 +142,14 @@ def test_without_any_private_kernel_logits_stay_the_same(
     dtype, wide, golden_config, golden_arrays, decoded, monkeypatch
 ):
     """The plain path of a PyTorch that has none of them."""
-    monkeypatch.setattr(torch_weights, "COARSE_WIDTH", 1 if wide else 10**6)
+    monkeypatch.setattr(torch_kernels, "COARSE_WIDTH", 1 if wide else 10**6)
     model = model_of(golden_config, golden_arrays, "float32" if dtype == "int8" else dtype)
     frames = torch.from_numpy(decoded["in/frames"][:2])
 
     def logits():
         weights = torch_weights.pack(model, int8=dtype == "int8")
         cache = torch_decode.empty_cache(weights, 2, frames.shape[1], length=8)
-        cache = torch_decode.insert(weights, cache, [0, 1], frames)
+        cache = torch_decode.prefill(weights, cache, torch.arange(2), frames)
         return torch_decode.step(weights, cache, torch.zeros((2, 1), dtype=torch.int64))[0], weights
 
     with_kernels, _ = logits()
@@ -158,16 +158,14 @@ def test_without_any_private_kernel_logits_stay_the_same(
         raise AssertionError("a private kernel is called")
 
     for name in KERNELS:
-        for module in (torch_kernels, torch_weights):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, lambda kind: kind not in ("cpu", torch.float32, torch.bfloat16))
-    for name in ("onednn_product", "sums_of_rows"):
+        monkeypatch.setattr(torch_kernels, name, lambda kind: kind not in ("cpu", torch.float32, torch.bfloat16))
+    for name in ("onednn_product", "weighted_row_sums"):
         monkeypatch.setattr(torch_kernels, name, missing)
     monkeypatch.setattr(torch, "_int_mm", missing)
     plain, weights = logits()
     matrices = [array for layer in weights.layers for array in layer if not isinstance(array, torch_kernels.Quantised)]
     assert not any(isinstance(array, torch.ScriptObject) or array.is_mkldnn for array in matrices)
-    assert weights.kept == torch.float32
+    assert weights.cache_example.dtype == torch.float32
     limit = {"float32": 1e-5, "bfloat16": 5e-2 if wide else 2e-3, "int8": 1e-3}[dtype]
     assert (plain - with_kernels).abs().max() < limit * with_kernels.abs().max()
 

@@ -26,12 +26,10 @@ SAME_WORDS = (
 # file -> public names that only one twin has
 ONE_SIDED = {
     # PyTorch's own files are read without it and written with it
-    "checkpoint.py": {"to_hf_t5"},
+    "checkpoint.py": {"to_hf_t5", "mt3_name", "state_dict_key"},
     # only JAX compiles
     "infer.py": {"keep_compiled", "programs_folder"},
-    "decode.py": {"Compiled"},
-    # PyTorch keeps keys and values in another dtype than it computes in, and lacks a dtype on some processors
-    "weights.py": {"Weights.kept", "processor_note"},
+    "decode.py": {"compiled_functions", "prefill_rows", "select_rows", "with_prefilled"},
 }
 
 # files that only one twin has
@@ -48,8 +46,6 @@ OWN_ARGUMENTS = {
     # a PyTorch module knows its config, a tree of arrays does not
     "pack": "config",
     "loss_and_gradients": "config",
-    # PyTorch's optimizers hold what they change
-    "adamw": "parameters",
     # only JAX compiles
     "generator": "folder",
     "make_batch": "folder",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mt3_common.audio.segments import Segment
 from mt3_common.transcription import batching
-from mt3_common.transcription.batching import Halves, Held, SearchSettings
+from mt3_common.transcription.batching import Held, SearchSettings, TwoThreadBatch
 
 LONGEST = 30
 
@@ -28,11 +28,11 @@ class Counting:
         self.num_rows = num_rows
         self.rows = [(0, 0, 0)] * num_rows
 
-    def insert(self, rows, segments, uniforms, held=None):
+    def prefill(self, rows, segments, uniforms, prompts=None):
         for place, row in enumerate(rows):
             number, length = segments[place][0]
-            if held:
-                assert held[place].segment.frames is segments[place]
+            if prompts:
+                assert prompts[place].segment.frames is segments[place]
             assert uniforms[place][0] == np.float32(number / 1000)
             self.rows[row] = (int(number), int(length), 0)
 
@@ -40,11 +40,11 @@ class Counting:
         self.rows = [(number, length, min(length, done + 1)) for number, length, done in self.rows]
         return np.array([done >= length for _, length, done in self.rows])
 
-    def take(self, rows):
+    def collect(self, rows):
         assert all(self.rows[row][1] == self.rows[row][2] for row in rows)
         return [np.full(self.rows[row][1], self.rows[row][0] + 2, np.int32) for row in rows]
 
-    def shrink(self, rows):
+    def compact(self, rows):
         self.num_rows = len(rows)
         self.rows = [self.rows[row] for row in rows]
 
@@ -67,8 +67,8 @@ def test_every_segment_comes_back_in_order_from_halves(lengths, batch_size, hold
         ]
     begun = []
     found = list(
-        batching.run(
-            lambda rows: Halves(Counting, rows, lambda: begun.append(threading.current_thread())),
+        batching.decode_continuously(
+            lambda rows: TwoThreadBatch(Counting, rows, lambda: begun.append(threading.current_thread())),
             segments,
             Numbered(max_steps=LONGEST),
             min(batch_size, len(lengths)),
@@ -107,7 +107,7 @@ def decode_held(lengths, needed, batch_size):
                 yield None
             yield held(number, length)
 
-    for ids in batching.run(Recorded, asked(), Numbered(max_steps=LONGEST), batch_size):
+    for ids in batching.decode_continuously(Recorded, asked(), Numbered(max_steps=LONGEST), batch_size):
         assert ids.tolist() == [len(back) + 2] * lengths[len(back)]
         back.append(ids)
     assert len(back) == len(lengths)

@@ -419,7 +419,7 @@ def test_before_is_called_first_and_may_refuse(tmp_path):
 
 
 def holding(answers, rows):
-    """A generate that takes Held segments as batching.run does, at most `rows` at a time, and keeps them in .taken."""
+    """A generate that takes Held segments, at most `rows` at a time as batching does, and keeps them in .taken."""
 
     def generate(segments):
         waiting = collections.deque()
@@ -514,8 +514,8 @@ def test_held_recordings_go_through_a_running_batch(tmp_path):
         def __init__(self, num_rows):
             self.num_rows, self.left, self.ids = num_rows, [0] * num_rows, [None] * num_rows
 
-        def insert(self, rows, frames, uniforms, held=None):
-            for row, item in zip(rows, held, strict=True):
+        def prefill(self, rows, frames, uniforms, prompts=None):
+            for row, item in zip(rows, prompts, strict=True):
                 assert not self.left[row]
                 self.left[row] = 1 + (item.segment.index + len(item.forced)) % 3
                 program = 0 if item.bias.any() else 8 * (item.segment.index % 3)
@@ -529,15 +529,15 @@ def test_held_recordings_go_through_a_running_batch(tmp_path):
             self.left = [max(0, left - 1) for left in self.left]
             return np.array([not left for left in self.left])
 
-        def take(self, rows):
+        def collect(self, rows):
             return [self.ids[row] for row in rows]
 
-        def shrink(self, rows):
+        def compact(self, rows):
             self.num_rows = len(rows)
             self.left, self.ids = [self.left[row] for row in rows], [self.ids[row] for row in rows]
 
     def generate(segments):
-        return batching.run(Batch, segments, batching.SearchSettings(max_steps=8), 3)
+        return batching.decode_continuously(Batch, segments, batching.SearchSettings(max_steps=8), 3)
 
     paths = recordings(tmp_path, 5.0, 9.0, 1.0, 3.0, 7.0)
     expected = None
