@@ -85,11 +85,12 @@ drift: $(READY) ## the distance of the twins over time: REPORT=parity.json adds 
 	@cp benchmarks/drift.jsonl $(VENV)/drift.jsonl
 	@$(BIN)/python -m parity drift $(VENV)/drift.jsonl $(REPORT)
 
-diff: ## the twins side by side, lines that differ marked: FILE=model.py
+diff: ## the twins side by side, lines that differ marked, and the shares of equal lines: FILE=model.py
 	@for file in $(or $(FILE),$(filter $(notdir $(wildcard torch_mt3/*.py)),$(notdir $(wildcard jax_mt3/*.py)))); do \
 	  echo; echo "== jax_mt3/$$file | torch_mt3/$$file"; \
 	  diff --side-by-side --expand-tabs --width=240 jax_mt3/$$file torch_mt3/$$file; [ $$? -le 1 ] || exit 1; \
 	done
+	@echo; $(firstword $(wildcard $(BIN)/python) python3) tests/tools/twins.py $(FILE)
 
 bench: $(READY) ## measure the speed: all, or ARGS='--parts decode --rounds 3 --quick' (docs/speed.md)
 	@$(BIN)/python benchmarks/decode.py $(ARGS)

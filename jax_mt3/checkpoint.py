@@ -31,7 +31,7 @@ def to_arrays(params: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def named_matrices(params: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return the parameters under MT3's names, kernels turned to (out, in); NumPy, since eager JAX compiles shapes."""
+    """Return the model's tensors under MT3's names, kernels turned to (out, in): NumPy, as eager JAX compiles."""
     return {name: array.T if name.endswith("/kernel") else array for name, array in to_arrays(params).items()}
 
 

@@ -65,7 +65,7 @@ def mt3_name(key: str) -> tuple[str, bool]:
 
 
 def named_matrices(model: Transformer) -> dict[str, torch.Tensor]:
-    """Return the model's tensors under MT3's names; kernels are (out, in), as the model has them."""
+    """Return the model's tensors under MT3's names, kernels as the model has them: (out, in)."""
     return {mt3_name(key)[0]: tensor for key, tensor in model.state_dict().items()}
 
 

@@ -1,6 +1,7 @@
 """The twins stay twins: what can be read off both syntax trees is the same, the frameworks' own words aside."""
 
 import ast
+import importlib.util
 import itertools
 import re
 import shutil
@@ -41,6 +42,17 @@ ONE_SIDED_FILES = {
 # files that have nothing in common but their name: what makes a machine fast
 FREE_FILES = {"kernels.py"}
 
+# files that are one text: the same statements in common words (tests/tools/twins.py)
+ONE_TEXT_FILES = ("losses.py", "optimizers.py", "search.py", "weights.py")
+
+# the statements in them that only one twin has
+OWN_STATEMENTS = {
+    # a PyTorch module knows its config, a tree of arrays does not
+    "config = weights.config",
+    # JAX takes a config for a constant
+    "jax.tree_util.register_static(NetworkConfig)",
+}
+
 # function -> an argument that only one twin needs
 OWN_ARGUMENTS = {
     # a PyTorch module knows its config, a tree of arrays does not
@@ -50,6 +62,17 @@ OWN_ARGUMENTS = {
     "generator": "folder",
     "make_batch": "folder",
 }
+
+
+def tool() -> object:
+    """The module tests/tools/twins.py, which `make diff` runs."""
+    spec = importlib.util.spec_from_file_location("twins", ROOT / "tests" / "tools" / "twins.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TOOL = tool()
 
 
 def same_words(text: str) -> str:
@@ -203,6 +226,110 @@ def public_outline(source: str, one_sided: set[str] = frozenset()) -> list[str]:
     return lines
 
 
+def text_outline(source: str) -> list[str]:
+    """Every statement of a file in common words, one a line, without imports, annotations and decorators."""
+    return statement_lines(ast.parse(TOOL.common_words(source)).body)
+
+
+def statement_lines(body: list[ast.stmt]) -> list[str]:
+    """The statements of a block and of the blocks in it."""
+    lines = []
+    for statement in body:
+        if isinstance(statement, ast.Import | ast.ImportFrom) or ast.unparse(statement) in OWN_STATEMENTS:
+            continue
+        if isinstance(statement, ast.FunctionDef):
+            lines.append(f"def {statement.name}{arguments(statement)}")
+        elif isinstance(statement, ast.ClassDef):
+            lines.append(f"class {statement.name}({', '.join(map(ast.unparse, statement.bases))})")
+        elif isinstance(statement, ast.If | ast.For):
+            heads = (statement.test,) if isinstance(statement, ast.If) else (statement.target, statement.iter)
+            lines.append(f"{type(statement).__name__} {', '.join(map(ast.unparse, heads))}")
+        else:
+            lines.append(ast.unparse(statement))
+            continue
+        lines += statement_lines(statement.body)
+        if getattr(statement, "orelse", []):
+            lines += ["else", *statement_lines(statement.orelse)]
+    return lines
+
+
+@pytest.mark.parametrize("name", ONE_TEXT_FILES)
+def test_search_losses_optimizers_and_weights_are_one_text(name):
+    jax_source, torch_source = (JAX / name).read_text(), (TORCH / name).read_text()
+    lines = text_outline(jax_source)
+    assert len(lines) > 20
+    assert lines == text_outline(torch_source)
+    assert TOOL.equal_share(jax_source, torch_source) >= 0.75
+
+
+def test_every_own_statement_is_in_one_twin_alone():
+    sources = [
+        "".join(TOOL.common_words((twin / name).read_text()) for name in ONE_TEXT_FILES) for twin in (JAX, TORCH)
+    ]
+    for statement in OWN_STATEMENTS:
+        assert [statement in source for source in sources].count(True) == 1, statement
+
+
+def test_the_share_of_equal_lines_counts_lines_in_common_words():
+    ours = "x = jnp.zeros(3)\n# a comment\n\ny = x.astype(jnp.int32)\nz = 1\n"
+    theirs = "x = torch.zeros(3)\ny = x.to(torch.int32)\n"
+    assert TOOL.equal_share(ours, theirs) == pytest.approx(4 / 5)
+    assert TOOL.equal_share(ours, ours) == 1
+    assert TOOL.equal_share(ours, "w = 2\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        pytest.param("search.py", "NEG_INF = -1e7", "NEG_INF = -1e8", id="constant"),
+        pytest.param("search.py", "2 * num_decodes", "num_decodes", id="fewer candidates"),
+        pytest.param("search.py", "(age + 1 >= settings", "(age >= settings", id="one step longer"),
+        pytest.param("search.py", "state.scores + gain", "state.scores - gain", id="sign"),
+        pytest.param("search.py", "< settings.top_p", "<= settings.top_p", id="comparison"),
+        pytest.param("search.py", "((5.0 + length) / 6.0)", "((5.0 + length) / 5.0)", id="length penalty"),
+        pytest.param("search.py", "descending=True, stable=True", "descending=True", id="keyword left out"),
+        pytest.param(
+            "search.py",
+            "live_scores, live = torch.flip(live_scores, (1,))",
+            "live_scores, live = live_scores",
+            id="flip",
+        ),
+        pytest.param("search.py", "        finished=put(state.finished, rows, False),\n", "", id="field not reset"),
+        pytest.param("search.py", "    done: torch.Tensor\n", "", id="field missing"),
+        pytest.param("search.py", 'if settings.search == "sample":', 'if settings.search != "sample":', id="branch"),
+        pytest.param("search.py", "def length_penalty(settings", "def penalty(settings", id="function renamed"),
+        pytest.param("search.py", "the best hypothesis last.", "the best hypothesis first.", id="docstring"),
+        pytest.param("losses.py", "z_loss: float = 1e-4", "z_loss: float = 1e-3", id="default"),
+        pytest.param("losses.py", "(targets > 0)", "(targets >= 0)", id="padding"),
+        pytest.param("losses.py", "(positive - 1) * rolls", "positive * rolls", id="weight of positives"),
+        pytest.param("losses.py", "-0.5 * distances", "-distances", id="width of the target"),
+        pytest.param("optimizers.py", "BETA_1, BETA_2 = 0.9, 0.999", "BETA_1, BETA_2 = 0.9, 0.99", id="decay"),
+        pytest.param("optimizers.py", "+ 1e-8) +", "+ 1e-6) +", id="epsilon"),
+        pytest.param("optimizers.py", "squared.mean(largest)", "squared.mean(second)", id="axis"),
+        pytest.param("optimizers.py", "decay_rate: float = 0.8", "decay_rate: float = 0.7", id="decay rate"),
+        pytest.param(
+            "optimizers.py",
+            "        gradients = {name: gradient * factor",
+            "        clipped = {name: gradient * factor",
+            id="not clipped",
+        ),
+        pytest.param("weights.py", '"query", "key", "value")', '"key", "query", "value")', id="order of packing"),
+        pytest.param("weights.py", "logits=in_wide_dtype(", "logits=in_dtype(", id="logits rounded"),
+        pytest.param(
+            "weights.py",
+            "for number in range(config.num_encoder_layers)",
+            "for number in range(config.num_decoder_layers)",
+            id="count",
+        ),
+        pytest.param("weights.py", "if is_coarse else", "if not is_coarse else", id="condition"),
+    ],
+)
+def test_a_planted_difference_in_one_text_is_seen(name, old, new):
+    source = (TORCH / name).read_text()
+    assert old in source
+    assert text_outline(source.replace(old, new)) != text_outline((JAX / name).read_text())
+
+
 def test_the_twins_have_the_same_files():
     of_jax, of_torch = ({file.name for file in twin.glob("*.py")} for twin in (JAX, TORCH))
     assert of_jax ^ of_torch == ONE_SIDED_FILES
@@ -326,6 +453,9 @@ def test_make_diff_shows_every_file_of_both():
     shown = subprocess.run(["make", "diff"], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     files = {file.name for file in JAX.glob("*.py")} - ONE_SIDED_FILES
+    shares = dict(re.findall(r"(?m)^(\w+\.py) +([0-9]+) % of the lines are equal", shown.stdout))
+    assert shares.keys() == files
+    assert all(int(shares[name]) >= 75 for name in ONE_TEXT_FILES)
     assert {line for line in shown.stdout.splitlines() if line.startswith("== ")} == {
         f"== jax_mt3/{name} | torch_mt3/{name}" for name in files
     }
