@@ -24,7 +24,7 @@ COMMANDS = {
     "inspect": "list what a checkpoint holds",
     "convert": "write a checkpoint in another layout, bit for bit",
     "repair": "write the weights put right, and prove it",
-    "mutants": "measure the harness and the doctor on planted faults",
+    "mutants": "measure the harness and the diagnosis on planted faults",
 }
 
 EXIT = "exit status: 0 same, 1 different, 2 refused (not comparable), 3 bad input"

@@ -125,7 +125,7 @@ def name_causes(
 ) -> list[str]:
     """Sentences that say what is wrong, each with what undoing it gives, or why nothing could be named.
 
-    The doctor holds the candidate's trace against its own MT3 in NumPy, and the reference's too where the candidate
+    The diagnosis compares the candidate's trace with its own MT3 in NumPy, and the reference's too where the candidate
     is right: it is the reference that is wrong then.
 
     Args:
@@ -143,11 +143,11 @@ def name_causes(
         try:
             findings = diagnose.name_faults(trace, arrays, reference.config, side.arrays())
         except Exception as error:
-            # whatever a foreign network made the doctor stumble over, the report must not be lost
-            return [f"the doctor could not examine the {label} ({type(error).__name__}: {error})"]
+            # a foreign network may break the diagnosis in any way; the report must not be lost
+            return [f"the diagnosis could not examine the {label} ({type(error).__name__}: {error})"]
         if findings:
             return [f"{label} ({side.framework}): {finding.sentence()}" for finding in findings]
-    return ["the doctor found no cause: alone, every module of both sides does what MT3's does"]
+    return ["the diagnosis found no cause: alone, every module of both sides does what MT3's does"]
 
 
 def give_back_memory() -> None:

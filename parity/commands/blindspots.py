@@ -23,33 +23,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints which kinds of faults each set of inputs shows; 0 if every kind is shown by one of them, else 1."""
+    """Print which kinds of faults each set of inputs shows; 0 if every kind is shown by one of them, else 1."""
     from parity.mutation import faults
 
     side = record.load_side("torch", find_checkpoint(args.checkpoint).path, preset=args.model)
     kinds = [kind for kind in faults.kinds() if not kind.equivalent]
-    found = visible(side, kinds, input_sets(side, args.audio))
-    hidden = [name for name, levels in found.items() if set(levels.values()) == {"unseen"}]
+    kinds_seen = visible(side, kinds, input_sets(side, args.audio))
+    hidden = [name for name, levels in kinds_seen.items() if set(levels.values()) == {"unseen"}]
     if args.json:
-        print(json.dumps({"kinds": found, "hidden": hidden}))
+        print(json.dumps({"kinds": kinds_seen, "hidden": hidden}))
     else:
-        show(found, hidden)
+        show(kinds_seen, hidden)
     return DIFFERENT if hidden else SAME
 
 
-def show(found: dict[str, dict[str, str]], hidden: list[str], console: Console | None = None) -> None:
-    """Prints the kinds that some inputs do not show, and how many each shows."""
+def show(kinds_seen: dict[str, dict[str, str]], hidden: list[str], console: Console | None = None) -> None:
+    """Print the kinds that some inputs do not show, and how many each shows."""
     console = console or Console(width=None if os.isatty(1) else 120, highlight=False)
-    names = list(next(iter(found.values()), {}))
+    names = list(next(iter(kinds_seen.values()), {}))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("fault", *names):
         table.add_column(title)
-    for kind, levels in found.items():
+    for kind, levels in kinds_seen.items():
         if set(levels.values()) != {"float32"}:
             table.add_row(kind, *levels.values())
     for level in LEVELS[::-1]:
-        counts = [sum(levels[name] == level for levels in found.values()) for name in names]
-        table.add_row(f"[bold]{level}[/bold], of {len(found)} kinds", *[str(count) for count in counts])
+        counts = [sum(levels[name] == level for levels in kinds_seen.values()) for name in names]
+        table.add_row(f"[bold]{level}[/bold], of {len(kinds_seen)} kinds", *[str(count) for count in counts])
     console.print(table)
     if hidden:
         console.print(f"no inputs show: {', '.join(hidden)}", markup=False)

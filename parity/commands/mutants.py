@@ -56,15 +56,15 @@ def run(args: argparse.Namespace) -> int:
         outcomes += judge_limited(args)
     summary = summarise(outcomes)
     print_table(summary)
-    for each in summary["wrong"][:20]:
+    for outcome in summary["wrong"][:20]:
         _progress(
-            f"not right: {each['kind']} at {each['site']} ({each['size']}, {each['precision']}): "
-            f"detected {each['detected']}, found {each['found']}, called {each['cause'] or 'nothing'}"
+            f"not right: {outcome['kind']} at {outcome['site']} ({outcome['size']}, {outcome['precision']}): "
+            f"detected {outcome['detected']}, found {outcome['blamed']}, called {outcome['cause'] or 'nothing'}"
         )
     if args.json:
         write_json(
             args.json,
-            {"summary": summary, "outcomes": [dataclasses.asdict(each) for each in outcomes], "seed": args.seed},
+            {"summary": summary, "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes], "seed": args.seed},
         )
     return 0 if meets_targets(summary) else 1
 

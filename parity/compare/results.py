@@ -83,7 +83,7 @@ class Report:
         refusals: reasons why no verdict is given.
         sides: environment and pass modes of both sides.
         facts: other things worth knowing (inputs, coverage, replay command, seconds).
-        causes: sentences of the doctor: what is wrong where the sides part, with the evidence.
+        causes: sentences of the diagnosis: what is wrong where the sides part, with the evidence.
         worst: the tap that is nearest its limit or farthest over it: (name, precision, counts, edges) of a histogram
             of its errors relative to its largest value, per power of ten; the first count is of what is equal.
     """

@@ -50,39 +50,36 @@ def explain(
     oblong = array.shape == own.shape and own.ndim == 2 and own.shape[0] != own.shape[1]
     if oblong and (np.array_equal(array.ravel(), own.T.ravel()) or np.array_equal(array.T.ravel(), own.ravel())):
         return "reshaped, not transposed", "reshaped where it should be transposed", True
-    found = fibres.match({name: array}, original, indices).matches.get(name)
-    if found is None:
-        found = _found_reshaped(name, array, original, indices)
-        if found:
-            return found
-        return _unexplained(array, own)
-    axis_words = _changed(array, own) if found.owners == [name] and array.shape == own.shape else None
+    match = fibres.match({name: array}, original, indices).matches.get(name)
+    if match is None:
+        return _reshaped(name, array, original) or _unexplained(array, own)
+    axis_words = _changed(array, own) if match.owners == [name] and array.shape == own.shape else None
     if axis_words:
         return (*axis_words, False)
-    words = fibres.describe(found, original, head_dim)
-    words = [_with_axis(word, found, original) for word in words]
-    undoable = (found.owner != -2).all() and not any("zeroed" in word or "cropped" in word for word in words)
-    if found.owners == [name]:
+    words = fibres.describe(match, original, head_dim)
+    words = [_with_axis(word, match, original) for word in words]
+    undoable = (match.owner != -2).all() and not any("zeroed" in word or "cropped" in word for word in words)
+    if match.owners == [name]:
         if not words:
             return _unexplained(array, own)
-        return (", ".join(words), ", ".join(words), bool(undoable and found.error < TINY))
-    if (name, found.owners) == ("decoder/logits_dense/kernel", ["decoder/token_embedder/embedding"]):
+        return (", ".join(words), ", ".join(words), bool(undoable and match.error < TINY))
+    if (name, match.owners) == ("decoder/logits_dense/kernel", ["decoder/token_embedder/embedding"]):
         words.append("the head is tied to the embedding; MT3's is separate")
         return (
-            f"holds {found.owners[0]}, {words[0]}",
-            f"holds the weights of {found.owners[0]}, {', '.join(words)}",
+            f"holds {match.owners[0]}, {words[0]}",
+            f"holds the weights of {match.owners[0]}, {', '.join(words)}",
             False,
         )
-    holds = f"holds {' and '.join(found.owners)}"
-    text = f"holds the weights of {' and '.join(found.owners)}"
+    holds = f"holds {' and '.join(match.owners)}"
+    text = f"holds the weights of {' and '.join(match.owners)}"
     return ", ".join([holds, *words]), ", ".join([text, *words]), False
 
 
-def _with_axis(word: str, found: fibres.Match, original: Mapping[str, np.ndarray]) -> str:
+def _with_axis(word: str, match: fibres.Match, original: Mapping[str, np.ndarray]) -> str:
     """The word with 'rows' (MT3's inputs) or 'columns' (outputs) put in where it speaks of an order."""
-    if original[found.owners[0]].ndim == 1 or not re.match(r"permuted|rolled|reversed|\d+ and \d+ exchanged", word):
+    if original[match.owners[0]].ndim == 1 or not re.match(r"permuted|rolled|reversed|\d+ and \d+ exchanged", word):
         return word
-    return f"{'columns' if found.original_axis[0] == 0 else 'rows'} {word}"
+    return f"{'columns' if match.original_axis[0] == 0 else 'rows'} {word}"
 
 
 def _rounding(array: np.ndarray, own: np.ndarray) -> str:
@@ -98,7 +95,7 @@ def _rounding(array: np.ndarray, own: np.ndarray) -> str:
 
 
 def _changed(array: np.ndarray, own: np.ndarray) -> tuple[str, str] | None:
-    """What is said of an array of which few elements differ; None if many do."""
+    """(cause, text) for an array of which few elements differ; None if many do."""
     off = array.astype(np.float64) != own.astype(np.float64)
     count = int(off.sum())
     if own.ndim < 2:
@@ -118,7 +115,7 @@ def _changed(array: np.ndarray, own: np.ndarray) -> tuple[str, str] | None:
     return None
 
 
-def _found_reshaped(name, array, original, indices) -> tuple[str, str, bool] | None:
+def _reshaped(name: str, array: np.ndarray, original: Mapping[str, np.ndarray]) -> tuple[str, str, bool] | None:
     """The cause where an array was reshaped instead of transposed on the way, and holds some original."""
     if array.ndim != 2:
         return None
@@ -191,7 +188,7 @@ def compare_arrays(
                 )
             )
         else:
-            alike = next((each for each in findings if each.cause == cause), None)
+            alike = next((finding for finding in findings if finding.cause == cause), None)
             if alike is not None:
                 alike.sites.append(module_of_array(name))
                 alike.undoable = alike.undoable and undoable
@@ -204,14 +201,14 @@ def compare_arrays(
 
 def _exchanged_layers(causes: dict, original: Mapping[str, np.ndarray]) -> list[Finding]:
     """Findings for whole layers that hold other whole layers; takes their arrays out of causes."""
-    held: dict[tuple[str, int], set[int]] = {}
+    held_layers: dict[tuple[str, int], set[int]] = {}
     for name, (cause, _, _) in causes.items():
-        mine = re.match(r"(encoder|decoder)/layers_(\d+)/(.*)", name)
-        theirs = re.fullmatch(r"holds (encoder|decoder)/layers_(\d+)/(.*)", cause)
-        if mine and theirs and mine[1] == theirs[1] and mine[3] == theirs[3]:
-            held.setdefault((mine[1], int(mine[2])), set()).add(int(theirs[2]))
+        own = re.match(r"(encoder|decoder)/layers_(\d+)/(.*)", name)
+        other = re.fullmatch(r"holds (encoder|decoder)/layers_(\d+)/(.*)", cause)
+        if own and other and own[1] == other[1] and own[3] == other[3]:
+            held_layers.setdefault((own[1], int(own[2])), set()).add(int(other[2]))
     whole = {}
-    for (stack, layer), sources in held.items():
+    for (stack, layer), sources in held_layers.items():
         names = [name for name in original if name.startswith(f"{stack}/layers_{layer}/")]
         if len(sources) == 1 and all(causes.get(name, ("",))[0].startswith("holds ") for name in names):
             whole[stack, layer] = sources.pop()

@@ -15,13 +15,13 @@ from mt3_common.config import Config
 from parity.trace.file import load, read_npz
 
 
-class DoctorError(ValueError):
+class CandidateError(ValueError):
     """A candidate that cannot be read, or is no candidate at all."""
 
 
 @dataclasses.dataclass
 class Candidate:
-    """What was handed in.
+    """Something to diagnose.
 
     Attributes:
         path: where it lies.
@@ -39,7 +39,7 @@ class Candidate:
 
 
 def read_candidate(path: str | os.PathLike, config: str | os.PathLike | None = None) -> Candidate:
-    """Whatever lies at a path: weights under any names, a trace, or a config.json.
+    """Read what lies at a path: weights under any names, a trace, or a config.json.
 
     Args:
         path: T5X or Orbax directory, .safetensors, .npz, a PyTorch file, a trace, or config.json.
@@ -51,47 +51,47 @@ def read_candidate(path: str | os.PathLike, config: str | os.PathLike | None = N
     path = Path(path)
     name = path.name.lower()
     if "://" not in str(path) and not path.exists():
-        raise DoctorError(f"{path}: no such file or directory")
+        raise CandidateError(f"{path}: no such file or directory")
     if name.endswith(".json"):
         return Candidate(str(path), "config", config=_read_json(path))
     beside = path.parent / "config.json" if path.is_file() else path / "config.json"
     settings = Path(config) if config is not None else beside
-    found_config = _read_json(settings) if config is not None or beside.is_file() else {}
+    values = _read_json(settings) if config is not None or beside.is_file() else {}
     if path.is_dir() or "://" in str(path):
-        return Candidate(str(path), "weights", read_checkpoint(path, check=False).arrays, found_config)
+        return Candidate(str(path), "weights", read_checkpoint(path, check=False).arrays, values)
     if name.endswith(".safetensors"):
-        return _read_safetensors(path, found_config)
+        return _read_safetensors(path, values)
     if name.endswith(".npz"):
-        return Candidate(str(path), "weights", read_npz(path), found_config)
+        return Candidate(str(path), "weights", read_npz(path), values)
     if name.endswith(PICKLES):
-        return Candidate(str(path), "weights", _read_pickle(path), found_config)
-    raise DoctorError(f"{path}: not a checkpoint folder, .safetensors, .npz, {', '.join(PICKLES)} or config.json")
+        return Candidate(str(path), "weights", _read_pickle(path), values)
+    raise CandidateError(f"{path}: not a checkpoint folder, .safetensors, .npz, {', '.join(PICKLES)} or config.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return _parse_settings(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
-        raise DoctorError(f"{path}: no such file") from None
+        raise CandidateError(f"{path}: no such file") from None
     except (UnicodeDecodeError, OSError) as error:
-        raise DoctorError(f"{path}: not readable JSON ({error})") from error
+        raise CandidateError(f"{path}: not readable JSON ({error})") from error
 
 
 def _parse_settings(text: str, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        settings = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DoctorError(f"{where}: not readable JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise DoctorError(f"{where}: holds no settings (a JSON object of names and values)")
-    return found
+        raise CandidateError(f"{where}: not readable JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise CandidateError(f"{where}: holds no settings (a JSON object of names and values)")
+    return settings
 
 
 def _read_safetensors(path: Path, config: dict[str, Any]) -> Candidate:
     try:
         file = safetensors.parse(path.read_bytes())
     except ValueError as error:
-        raise DoctorError(f"{path}: not a readable .safetensors file ({error})") from error
+        raise CandidateError(f"{path}: not a readable .safetensors file ({error})") from error
     if "header" in file.metadata:
         return Candidate(str(path), "trace", trace=load(path))
     if "config" in file.metadata and not config:

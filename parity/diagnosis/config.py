@@ -48,7 +48,7 @@ RELATIVE_BIAS = re.compile(r"relative_(attention|position)|position_bias")
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a setting is a whole number; true and false are none."""
+    """Tell whether a setting is a whole number; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -232,7 +232,7 @@ def _mistyped(key: str, value: Any, expected: str) -> Finding:
 
 def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without their sections."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found.update(value if isinstance(value, Mapping) else {key: value})
-    return found
+        flat.update(value if isinstance(value, Mapping) else {key: value})
+    return flat

@@ -1,7 +1,7 @@
-"""`parity diagnose`: what is wrong with somebody's weights, config or trace, held against the original checkpoint.
+"""Diagnosis of somebody's weights, config or trace against the original checkpoint.
 
 Weights are matched by content (fibres.py), so any naming will do; names are then read to see what each array
-is *meant* to be, and what it is meant to be is held against what it holds. Modules of a recorded trace are examined
+is *meant* to be, and what it holds is compared with what it is meant to be. Modules of a recorded trace are examined
 one by one (modules.py). Every cause named was tested: undoing it restores parity.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from mt3_common.config import Config
 from parity.diagnosis.arrays import compare_arrays
-from parity.diagnosis.candidate import Candidate, DoctorError
+from parity.diagnosis.candidate import Candidate, CandidateError
 from parity.diagnosis.config import SIZE_KEYS, check_config, flat_settings, is_whole
 from parity.diagnosis.finding import Diagnosis, Finding
 from parity.diagnosis.modules import examine
@@ -23,10 +23,10 @@ from parity.trace.precision import EPSILON
 
 
 def diagnose(candidate: Candidate, original: Mapping[str, np.ndarray], config: Config) -> Diagnosis:
-    """What is wrong with a candidate of any kind.
+    """Diagnose a candidate of any kind.
 
     Raises:
-        DoctorError: the candidate holds nothing to judge.
+        CandidateError: the candidate holds nothing to judge.
     """
     if candidate.kind == "weights":
         return diagnose_weights(candidate, original, config)
@@ -37,23 +37,23 @@ def diagnose(candidate: Candidate, original: Mapping[str, np.ndarray], config: C
         stated = sorted(known & set(flat))
         if not stated:
             shown = ", ".join(sorted(map(str, flat))[:4])
-            raise DoctorError(f"{candidate.path}: none of its settings is a network's size ({shown})")
+            raise CandidateError(f"{candidate.path}: none of its settings is a network's size ({shown})")
         if not any(is_whole(flat[name]) for name in stated):
             shown = ", ".join(f"{name} is {json.dumps(flat[name], default=str)[:40]}" for name in stated[:3])
-            raise DoctorError(f"{candidate.path}: no size of the network can be read: {shown}, not whole numbers")
+            raise CandidateError(f"{candidate.path}: no size of the network can be read: {shown}, not whole numbers")
         diagnosis.findings = check_config(candidate.config, config, diagnosis.notes)
         return diagnosis
     return diagnose_trace(candidate, original, config)
 
 
 def diagnose_trace(candidate: Candidate, original: Mapping[str, np.ndarray], config: Config) -> Diagnosis:
-    """What is wrong with the model that made a trace: every module, in every precision that was recorded."""
+    """Diagnose the model that made a trace: every module, in every precision that was recorded."""
     trace = candidate.trace
     diagnosis = Diagnosis()
     inputs = trace.inputs
     absent = [name for name in numpy_network.INPUTS if name not in inputs]
     if absent:
-        raise DoctorError(f"{candidate.path}: the trace does not say what its {' and '.join(absent)} were")
+        raise CandidateError(f"{candidate.path}: the trace does not say what its {' and '.join(absent)} were")
     depth = inputs[numpy_network.FRAMES].shape[-1]
     if depth != config.network.input_depth:
         diagnosis.refusal = (
@@ -83,7 +83,7 @@ def name_faults(
     config: Config,
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> list[Finding]:
-    """The causes of everything that a traced model does other than MT3, most exact precision first.
+    """Name the causes of everything that a traced model does other than MT3, most exact precision first.
 
     Args:
         trace: of parity.trace.trace; its inputs and taps are read.
@@ -93,11 +93,11 @@ def name_faults(
             from the weights, and modules are judged with the weights that they have.
     """
     findings = [] if arrays is None else compare_arrays(arrays, original, config.network)
-    held = original if arrays is None else arrays
+    weights = original if arrays is None else arrays
     seen: set[tuple[str, str]] = set()
     for precision in sorted(trace.passes, key=list(EPSILON).index):
-        news = []
-        for finding in examine(trace.passes[precision].outputs, trace.inputs, held, config.network, precision):
+        new = []
+        for finding in examine(trace.passes[precision].outputs, trace.inputs, weights, config.network, precision):
             # an epsilon that float64 has read is not read again, with fewer digits, off float32
             sort = "eps" if finding.cause.startswith("eps") else finding.cause
             sites = [site for site in finding.sites if (site, sort) not in seen]
@@ -105,6 +105,6 @@ def name_faults(
                 finding.sites = sites
                 finding.site = finding.site if finding.site in sites else sites[0]
                 findings.append(finding)
-                news += [(site, sort) for site in sites]
-        seen.update(news)
+                new += [(site, sort) for site in sites]
+        seen.update(new)
     return findings

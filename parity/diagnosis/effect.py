@@ -23,7 +23,7 @@ def probe(config: NetworkConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def measure(diagnosis: Diagnosis, original: Mapping[str, np.ndarray], config: NetworkConfig) -> None:
-    """Sets the error before and after of every finding about an array, its runner-up, and the error of the logits.
+    """Set the error before and after of every finding about an array, its runner-up, and the error of the logits.
 
     Each module runs in float64 on the original's own inputs, once with the candidate's array and once with the array
     put right.
@@ -33,10 +33,10 @@ def measure(diagnosis: Diagnosis, original: Mapping[str, np.ndarray], config: Ne
     by_array = {step.array: step for step in numpy_network.steps(config) if step.array}
     loaded = {}
     for name, array in original.items():
-        mine = diagnosis.placed.get(name, np.ones_like(array) if array.ndim == 1 else np.zeros_like(array))
-        if mine.shape != array.shape:
-            mine = np.zeros_like(array)
-        loaded[name] = mine
+        placed = diagnosis.placed.get(name, np.ones_like(array) if array.ndim == 1 else np.zeros_like(array))
+        if placed.shape != array.shape:
+            placed = np.zeros_like(array)
+        loaded[name] = placed
     for finding in diagnosis.findings:
         names = [name for site in finding.sites for name in by_array if module_of_array(name) == site]
         if not names and finding.sites and finding.sites[0] + "/" in " ".join(by_array):

@@ -24,7 +24,7 @@ def filtered(scale: Scale, exact: np.ndarray) -> Finding | None:
     """A fault of a norm that is smaller than rounding in every element and still shows in all of them together.
 
     A matched filter: a wrong epsilon changes each row by a factor that depends on the row's mean square. The factors of
-    all rows are held against those that an epsilon would give. A known one must appear in its own strength; otherwise
+    all rows are compared with those that an epsilon would give. A known one must appear in its own strength; otherwise
     the strength tells which epsilon it is.
     """
     step, values = scale.step, scale.values
@@ -42,7 +42,7 @@ def filtered(scale: Scale, exact: np.ndarray) -> Finding | None:
         return ((under(hypothesis) - truth) * truth).sum(axis=-1) / power
 
     def strength_of(shape: np.ndarray) -> float | None:
-        """How strongly a shape shows in the gains; None if not significantly or below float32's own rounding."""
+        """Strength of a shape in the gains; None if not significantly or below float32's own rounding."""
         size = (shape * shape).sum()
         if not size > 0:
             return None
@@ -62,8 +62,8 @@ def filtered(scale: Scale, exact: np.ndarray) -> Finding | None:
     larger = 1e-5
     strength = strength_of(expected(Hypothesis("", "", Behaviour(eps=larger))))
     eps = MT3.eps + (strength or 0.0) * (larger - MT3.eps)
-    known = [each.behaviour.eps for each in fitting if not each.behaviour.eps_outside]
-    if strength is not None and eps > 0 and all(abs(eps / each - 1) > READING for each in known):
+    known = [eps_known.behaviour.eps for eps_known in fitting if not eps_known.behaviour.eps_outside]
+    if strength is not None and eps > 0 and all(abs(eps / eps_known - 1) > READING for eps_known in known):
         text = f"epsilon about {eps:.1e} in place of 1e-6"
         fitting.append(Hypothesis(f"eps={eps:.1e}", text, Behaviour(eps=eps)))
     if not fitting:
@@ -91,9 +91,9 @@ def epsilons_implied(step: Step, candidate: np.ndarray, values: Values) -> Itera
     truth = run_step(step, {step.reads[0]: x}, values.arrays, values.config)
     with np.errstate(all="ignore"):
         gain = (candidate * truth).sum(axis=-1) / (truth * truth).sum(axis=-1)
-        each = (mean + MT3.eps) / gain**2 - mean
+        implied = (mean + MT3.eps) / gain**2 - mean
         # a row tells the more of epsilon the smaller it is
-        eps = float((each / mean**2).sum() / (1 / mean**2).sum())
+        eps = float((implied / mean**2).sum() / (1 / mean**2).sum())
     if np.isfinite(eps) and 0 < eps < 1:
         yield Hypothesis(f"eps={eps:.1e}", f"epsilon {eps:.1e} in place of 1e-6", Behaviour(eps=eps))
 

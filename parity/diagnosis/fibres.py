@@ -1,9 +1,9 @@
-"""Which array of a candidate holds which weights of an original, found from the numbers alone; names are not looked at.
+"""Matches of a candidate's arrays with an original's by content: names are not looked at.
 
 A *fibre* is a vector along one axis of an array. Splitting, merging and permuting heads, fusing q, k and v, stacking
 over layers, transposing and padding all move fibres about and leave each one whole along the other axis. So every
 fibre gets a fingerprint (random projections divided by its norm, which a scalar factor does not change), every fibre
-of the candidate is looked up among those of the original, and what was found is then compared bit for bit.
+of the candidate is looked up among those of the original, and every match is then compared bit for bit.
 """
 
 import dataclasses
@@ -161,7 +161,7 @@ def index_of(original: Mapping[str, np.ndarray]) -> dict[int, _Index]:
         array = np.atleast_1d(original[name])
         for axis in range(array.ndim):
             entries.setdefault(array.shape[axis], []).append((number, axis, *_fingerprints(fibres_of(array, axis))))
-    return {length: _Index(found) for length, found in entries.items()}
+    return {length: _Index(group) for length, group in entries.items()}
 
 
 def match(
@@ -169,9 +169,9 @@ def match(
     original: Mapping[str, np.ndarray],
     indices: dict[int, _Index] | None = None,
 ) -> Matching:
-    """Which arrays of candidate hold which of original, whatever they are called.
+    """Match the arrays of a candidate with the originals that they hold, whatever they are called.
 
-    Found: transposition, any split, merge, exchange or permutation of axes that keeps one axis whole (heads), fusing
+    It sees transposition, any split, merge, exchange or permutation of axes that keeps one axis whole (heads), fusing
     (q, k, v), stacking (layers), a scalar factor for the array or for each fibre, a cast to another float type, zero
     padding, cropping, single fibres zeroed, norm scales stored as scale - 1.
 
@@ -188,11 +188,11 @@ def match(
         indices = index_of(original)
     matches, unused = {}, []
     for name, array in candidate.items():
-        found = _match_one(name, array, original, names, indices)
-        if found is None:
+        holder = _match_one(name, array, original, names, indices)
+        if holder is None:
             unused.append(name)
         else:
-            matches[name] = found
+            matches[name] = holder
     by_bits: dict[tuple, list[str]] = {}
     for name in names:
         array = np.ascontiguousarray(original[name])
@@ -201,9 +201,9 @@ def match(
     _spread(matches, alike)
     missing, duplicates = {}, {}
     for name in names:
-        holders = [found for found in matches.values() if name in found.owners]
-        shares = [_share(found, name, original[name]) for found in holders]
-        whole = [found.candidate for found, share in zip(holders, shares) if share == 1.0]
+        holders = [holder for holder in matches.values() if name in holder.owners]
+        shares = [_share(holder, name, original[name]) for holder in holders]
+        whole = [holder.candidate for holder, share in zip(holders, shares) if share == 1.0]
         if len(whole) > 1:
             duplicates[name] = whole
         together = _share_together(holders, name, original[name])
@@ -225,11 +225,11 @@ def _match_one(name, array, original, names, indices) -> Match | None:
         shifted = array if not offset else (array.astype(np.float64) - offset)
         best = None
         for axis in sorted(range(array.ndim), key=lambda axis: -array.shape[axis]):
-            found = _match_axis(name, shifted, axis, names, indices)
-            if found is None:
+            match = _match_axis(name, shifted, axis, names, indices)
+            if match is None:
                 continue
-            if best is None or (found.owner != -2).mean() > (best.owner != -2).mean():
-                best = found
+            if best is None or (match.owner != -2).mean() > (best.owner != -2).mean():
+                best = match
         if best is not None:
             best.offset = offset
             _verify(best, array, original)
@@ -270,14 +270,14 @@ def _match_axis(name, array, axis, names, indices) -> Match | None:
     return Match(name, axis, array.shape, [names[number] for number in order], owner, fibre, axes, factor)
 
 
-def expected(found: Match, original: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(fibres, length) float64: what the original's fibres say the candidate's should be, zero where not found."""
-    length = found.shape[found.axis]
-    values = np.zeros((len(found.owner), length))
-    for position, name in enumerate(found.owners):
-        at = np.flatnonzero(found.owner == position)
-        fibres = fibres_of(np.atleast_1d(original[name]), found.original_axis[position])
-        values[at] = (fibres[found.fibre[at]].astype(np.float64)) * found.factor[at, np.newaxis] + found.offset
+def expected(match: Match, original: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return (fibres, length) float64, the candidate's fibres as the original's make them; zero where none matches."""
+    length = match.shape[match.axis]
+    values = np.zeros((len(match.owner), length))
+    for position, name in enumerate(match.owners):
+        at = np.flatnonzero(match.owner == position)
+        fibres = fibres_of(np.atleast_1d(original[name]), match.original_axis[position])
+        values[at] = (fibres[match.fibre[at]].astype(np.float64)) * match.factor[at, np.newaxis] + match.offset
     return values
 
 
@@ -291,23 +291,23 @@ def one_factor(factors: np.ndarray) -> float | None:
     return near if abs(near - middle) <= 3e-3 * abs(middle) else middle
 
 
-def _verify(found: Match, array: np.ndarray, original: Mapping[str, np.ndarray]) -> None:
-    factor = found.uniform_factor()
+def _verify(match: Match, array: np.ndarray, original: Mapping[str, np.ndarray]) -> None:
+    factor = match.uniform_factor()
     if factor is not None:
-        found.factor[found.owner >= 0] = factor
-    values = expected(found, original)
-    usable = found.owner != -2
-    have = fibres_of(array, found.axis)[usable]
+        match.factor[match.owner >= 0] = factor
+    values = expected(match, original)
+    usable = match.owner != -2
+    have = fibres_of(array, match.axis)[usable]
     want = values[usable].astype(array.dtype)
     if have.tobytes() == want.tobytes() or np.array_equal(have, want):
-        found.exact, found.error = True, 0.0
+        match.exact, match.error = True, 0.0
         return
     scale = np.abs(values).max() or 1.0
-    found.error = float(np.abs(have.astype(np.float64) - values[usable]).max() / scale)
+    match.error = float(np.abs(have.astype(np.float64) - values[usable]).max() / scale)
 
 
-def _share(found: Match, name: str, array: np.ndarray) -> float:
-    return _share_together([found], name, array)
+def _share(match: Match, name: str, array: np.ndarray) -> float:
+    return _share_together([match], name, array)
 
 
 def _share_together(holders: list[Match], name: str, array: np.ndarray) -> float:
@@ -318,10 +318,10 @@ def _share_together(holders: list[Match], name: str, array: np.ndarray) -> float
         fibres = fibres_of(array, axis)
         seen = ~np.any(fibres != 0, axis=1)
         touched = False
-        for found in holders:
-            position = found.owners.index(name)
-            if found.original_axis[position] == axis:
-                seen[found.fibre[found.owner == position]] = True
+        for match in holders:
+            position = match.owners.index(name)
+            if match.original_axis[position] == axis:
+                seen[match.fibre[match.owner == position]] = True
                 touched = True
         if touched:
             best = max(best, float(seen.mean()))
@@ -329,25 +329,25 @@ def _share_together(holders: list[Match], name: str, array: np.ndarray) -> float
 
 
 def _spread(matches: dict[str, Match], alike: list[list[str]]) -> None:
-    """Gives each of several candidates its own of several originals with equal bits, in order."""
+    """Give each of several candidates its own of several originals with equal bits, in order."""
     for group in alike:
-        holders = [(found, i) for found in matches.values() for i, name in enumerate(found.owners) if name in group]
+        holders = [(match, i) for match in matches.values() for i, name in enumerate(match.owners) if name in group]
         # a stack of equal arrays is one match whose fibres all point at the first: deal them out
-        for found, i in holders:
-            at = np.flatnonzero(found.owner == i)
-            runs = [run for run in np.split(at, np.flatnonzero(np.diff(found.fibre[at]) <= 0) + 1) if len(run)]
+        for match, i in holders:
+            at = np.flatnonzero(match.owner == i)
+            runs = [run for run in np.split(at, np.flatnonzero(np.diff(match.fibre[at]) <= 0) + 1) if len(run)]
             if len(runs) > 1:
-                free = [name for name in group if name not in found.owners]
+                free = [name for name in group if name not in match.owners]
                 for run, name in zip(runs[1:], free):
-                    found.owners.append(name)
-                    found.original_axis.append(found.original_axis[i])
-                    found.owner[run] = len(found.owners) - 1
-        used = [name for found, _ in holders for name in found.owners if name in group]
+                    match.owners.append(name)
+                    match.original_axis.append(match.original_axis[i])
+                    match.owner[run] = len(match.owners) - 1
+        used = [name for match, _ in holders for name in match.owners if name in group]
         free = [name for name in group if name not in used]
-        for found, i in holders[1:]:
-            first = next(other for other, j in holders if other.owners[j] == found.owners[i])
-            if first is not found and free:
-                found.owners[i] = free.pop(0)
+        for match, i in holders[1:]:
+            first = next(other for other, j in holders if other.owners[j] == match.owners[i])
+            if first is not match and free:
+                match.owners[i] = free.pop(0)
 
 
 def restore(
@@ -363,7 +363,7 @@ def restore(
     Returns:
         Every original of which all fibres were found, under its own name, shape and dtype.
     """
-    found_arrays = {}
+    rebuilt = {}
     for name, array in original.items():
         if name in matching.missing:
             continue
@@ -371,93 +371,93 @@ def restore(
         for axis in range(array.ndim):
             fibres = np.zeros(fibres_of(array, axis).shape)
             seen = np.zeros(len(fibres), bool)
-            for found in matching.holders(name):
-                position = found.owners.index(name)
-                if found.original_axis[position] != axis:
+            for match in matching.holders(name):
+                position = match.owners.index(name)
+                if match.original_axis[position] != axis:
                     continue
-                at = np.flatnonzero(found.owner == position)
-                rows = fibres_of(np.squeeze(candidate[found.candidate]), found.axis)[at].astype(np.float64)
-                fibres[found.fibre[at]] = (rows - found.offset) / found.factor[at, np.newaxis]
-                seen[found.fibre[at]] = True
+                at = np.flatnonzero(match.owner == position)
+                rows = fibres_of(np.squeeze(candidate[match.candidate]), match.axis)[at].astype(np.float64)
+                fibres[match.fibre[at]] = (rows - match.offset) / match.factor[at, np.newaxis]
+                seen[match.fibre[at]] = True
             if seen.any():
                 whole = fibres.reshape(np.moveaxis(array, axis, -1).shape)
-                found_arrays[name] = np.ascontiguousarray(np.moveaxis(whole, -1, axis)).astype(array.dtype)
+                rebuilt[name] = np.ascontiguousarray(np.moveaxis(whole, -1, axis)).astype(array.dtype)
                 if seen.all():
                     break
-    return found_arrays
+    return rebuilt
 
 
-def positions(found: Match, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def positions(match: Match, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """(shape) int64: where each number of an original stands in the flattened candidate; -1 where it does not."""
-    owner = found.owners.index(name)
-    axis = found.original_axis[owner]
-    at = np.flatnonzero(found.owner == owner)
-    places = fibres_of(np.arange(math.prod(found.shape)).reshape(found.shape), found.axis)[at]
+    owner = match.owners.index(name)
+    axis = match.original_axis[owner]
+    at = np.flatnonzero(match.owner == owner)
+    places = fibres_of(np.arange(math.prod(match.shape)).reshape(match.shape), match.axis)[at]
     moved = [*(size for i, size in enumerate(shape) if i != axis), shape[axis]]
     rows = np.full((math.prod(moved[:-1]), shape[axis]), -1)
-    rows[found.fibre[at]] = places
+    rows[match.fibre[at]] = places
     return np.ascontiguousarray(np.moveaxis(rows.reshape(moved), -1, axis))
 
 
-def is_transposed(found: Match, ndim: int) -> bool:
-    """Whether a match of originals with ndim axes has (out, in) where the original has (in, out)."""
-    if ndim != 2 or len(found.shape) < 2:
+def is_transposed(match: Match, ndim: int) -> bool:
+    """Tell whether a match of originals with ndim axes has (out, in) where the original has (in, out)."""
+    if ndim != 2 or len(match.shape) < 2:
         return False
-    rest = [size for axis, size in enumerate(found.shape) if axis != found.axis]
-    fibre = np.where(found.owner == 0, found.fibre, -1).reshape(rest)
+    rest = [size for axis, size in enumerate(match.shape) if axis != match.axis]
+    fibre = np.where(match.owner == 0, match.fibre, -1).reshape(rest)
     varying = []
     for axis in range(len(rest)):
         ahead, behind = (np.take(fibre, range(i, rest[axis] - 1 + i), axis) for i in (1, 0))
         if np.any((ahead != behind) & (ahead >= 0) & (behind >= 0)):
-            varying.append(axis + (axis >= found.axis))
+            varying.append(axis + (axis >= match.axis))
     if not varying:
         return False
-    fibres_first = found.axis < varying[-1]
-    return fibres_first != (found.original_axis[0] == 0)
+    fibres_first = match.axis < varying[-1]
+    return fibres_first != (match.original_axis[0] == 0)
 
 
-def describe(found: Match, original: Mapping[str, np.ndarray], head_dim: int = 0) -> list[str]:
-    """What was done to the original to make the candidate, in words; [] for a plain copy.
+def describe(match: Match, original: Mapping[str, np.ndarray], head_dim: int = 0) -> list[str]:
+    """Describe in words what was done to the original to make the candidate; [] for a plain copy.
 
     Args:
-        found: one match.
+        match: one match.
         original: the originals.
         head_dim: width of an attention head, so that permutations of whole heads are called so.
     """
     words = []
-    usable = found.owner >= 0
-    first = np.atleast_1d(original[found.owners[0]])
-    if len(found.owners) > 1:
-        words.append(f"{len(found.owners)} arrays in one")
-    if len(found.shape) > 2:
-        words.append(f"split to {'x'.join(map(str, found.shape))}")
-    if is_transposed(found, first.ndim):
+    usable = match.owner >= 0
+    first = np.atleast_1d(original[match.owners[0]])
+    if len(match.owners) > 1:
+        words.append(f"{len(match.owners)} arrays in one")
+    if len(match.shape) > 2:
+        words.append(f"split to {'x'.join(map(str, match.shape))}")
+    if is_transposed(match, first.ndim):
         words.append("transposed")
-    if len(found.owners) == 1:
-        words += _order(found.fibre[usable], found.owner, first, found, head_dim)
+    if len(match.owners) == 1:
+        words += _order(match.fibre[usable], match.owner, first, match, head_dim)
     else:
-        for position, name in enumerate(found.owners):
-            order = found.fibre[found.owner == position]
-            if not np.array_equal(order, np.arange(len(order))) and len(found.shape) < 3:
+        for position, name in enumerate(match.owners):
+            order = match.fibre[match.owner == position]
+            if not np.array_equal(order, np.arange(len(order))) and len(match.shape) < 3:
                 words.append(f"{name} permuted inside")
-    if found.offset:
-        words.append(f"{found.offset:+g} added")
-    factor = found.uniform_factor()
+    if match.offset:
+        words.append(f"{match.offset:+g} added")
+    factor = match.uniform_factor()
     if factor is None:
         words.append("each row or column scaled by itself")
     elif factor != 1:
         words.append(f"times {factor:.6g}")
-    lost = int((found.owner == -2).sum())
+    lost = int((match.owner == -2).sum())
     if lost:
-        words.append(f"{lost} of {len(found.owner)} rows or columns changed")
+        words.append(f"{lost} of {len(match.owner)} rows or columns changed")
     return words
 
 
-def _order(order, owner, first, found, head_dim) -> list[str]:
+def _order(order, owner, first, match, head_dim) -> list[str]:
     """Words for the order in which an original's fibres stand in the candidate."""
     if first.ndim == 1:
         return []
-    count = fibres_of(first, found.original_axis[0]).shape[0]
+    count = fibres_of(first, match.original_axis[0]).shape[0]
     words = []
     zeros = np.flatnonzero(owner == -1)
     if len(owner) > count:
@@ -489,7 +489,7 @@ def _order(order, owner, first, found, head_dim) -> list[str]:
                 return [*words, "head axes exchanged (d h for h d)"]
             if np.array_equal(order, np.argsort(grid.T.ravel())):
                 return [*words, "head axes exchanged (h d for d h)"]
-            if len(found.shape) > 2:
+            if len(match.shape) > 2:
                 return words
         moved = int((order != np.arange(count)).sum())
         if moved == 2:

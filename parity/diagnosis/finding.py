@@ -50,7 +50,7 @@ class Finding:
 
 @dataclasses.dataclass
 class Diagnosis:
-    """What is wrong, and what is not.
+    """A verdict with its findings, and with what only looks like a fault.
 
     Attributes:
         findings: faults.

@@ -49,8 +49,8 @@ def fit_dropout(truth: np.ndarray, candidate: np.ndarray) -> np.ndarray | None:
     whole = any(dropped.all(axis=axis).any() for axis in range(1, dropped.ndim))
     if not 0.01 < share < 0.9 or (whole and min(dropped.shape[1:]) > 4):
         return None
-    kept = ~dropped & (truth != 0)
-    factor = float(np.median(candidate[kept] / truth[kept])) if kept.any() else 1.0
+    passed = ~dropped & (truth != 0)
+    factor = float(np.median(candidate[passed] / truth[passed])) if passed.any() else 1.0
     return np.where(dropped, 0.0, truth * factor)
 
 
@@ -93,9 +93,9 @@ def fit_column_order(truth: np.ndarray, candidate: np.ndarray) -> np.ndarray | N
     if len(flat) < 4:
         return None
     direction = np.random.default_rng(len(flat)).standard_normal(len(flat))
-    mine, theirs = direction @ flat, direction @ other
-    order = np.empty(len(mine), int)
-    order[np.argsort(theirs, kind="stable")] = np.argsort(mine, kind="stable")
+    own, projected = direction @ flat, direction @ other
+    order = np.empty(len(own), int)
+    order[np.argsort(projected, kind="stable")] = np.argsort(own, kind="stable")
     return flat[:, order].reshape(truth.shape)
 
 

@@ -1,4 +1,4 @@
-"""What a module may do in place of what MT3's does: behaviours, other arrays, other inputs, functions of its output."""
+"""Hypotheses about a module that does not do what MT3's does: behaviours, arrays, inputs, functions of its output."""
 
 import functools
 import re
@@ -147,10 +147,10 @@ def _relatives(step: Step, arrays: Mapping[str, np.ndarray]) -> list[str]:
     size = arrays[own].size
 
     def distance(name: str) -> tuple:
-        mine, theirs = own.split("/"), name.split("/")
-        same_module = mine[:-2] == theirs[:-2]
-        same_role = mine[-2:] == theirs[-2:]
-        return (not same_module, not same_role, mine[0] != theirs[0], name)
+        parts, other = own.split("/"), name.split("/")
+        same_module = parts[:-2] == other[:-2]
+        same_role = parts[-2:] == other[-2:]
+        return (not same_module, not same_role, parts[0] != other[0], name)
 
     return sorted((name for name, array in arrays.items() if name != own and array.size == size), key=distance)
 
@@ -325,7 +325,7 @@ FITTED: tuple[tuple[tuple[str, ...], str, str, Callable], ...] = (
 def hypotheses(
     step: Step, arrays: Mapping[str, np.ndarray], config: NetworkConfig, shape: tuple[int, ...]
 ) -> Iterator[Hypothesis]:
-    """What a step may do instead, the likeliest first.
+    """Yield what a step may do instead, the likeliest first.
 
     Args:
         step: of parity.sides.numpy_network.steps.

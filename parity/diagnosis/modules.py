@@ -1,4 +1,4 @@
-"""What each module of somebody's model does instead of what MT3's does, found from the model's taps alone.
+"""Causes by module: what a model does in place of what MT3's does, read from its taps alone.
 
 Every tap is computed again in float64 from what the candidate itself fed that module. Where the candidate's output is
 over the budget of parity/compare/traces.py, the fault is in that module and not inherited; so all faults are seen in
@@ -30,7 +30,7 @@ def examine(
     config: NetworkConfig,
     precision: str,
 ) -> list[Finding]:
-    """Every module whose output is not what MT3's gives on the candidate's own inputs, with the cause where known.
+    """Find every module whose output is not what MT3's gives on the candidate's own inputs, with the cause where known.
 
     Args:
         outputs: tap -> what the candidate put out; taps may be missing.
@@ -128,20 +128,24 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
                 fitted = hypothesis.fit(scale.seeing(exact), scale.seeing(candidate.astype(np.float64)))
                 if fitted is None:
                     continue
-                found, error, want = scale.judged(fitted, lambda f=fitted: f + (values.compute(path, low=True) - exact))
+                ratio_left, error, want = scale.judged(
+                    fitted, lambda f=fitted: f + (values.compute(path, low=True) - exact)
+                )
                 if error > before / 2:
                     # what removes less than half of the error explains nothing, however wide the budget
                     continue
-                found /= FITTED[values.precision]
+                ratio_left /= FITTED[values.precision]
             else:
                 changed = dict.fromkeys(target, hypothesis)
                 truth = values.compute(path, low=False, changed=changed)
-                found, error, want = scale.judged(truth, lambda c=changed: values.compute(path, low=True, changed=c))
+                ratio_left, error, want = scale.judged(
+                    truth, lambda c=changed: values.compute(path, low=True, changed=c)
+                )
         except (ValueError, KeyError):
             # the hypothesis does not fit the shapes here
             continue
-        explanation = want if found <= EXPLAINED and hypothesis.fit is None else None
-        tried.append(Trial(found, error, target, hypothesis, explanation))
+        explanation = want if ratio_left <= EXPLAINED and hypothesis.fit is None else None
+        tried.append(Trial(ratio_left, error, target, hypothesis, explanation))
     if not tried:
         return Finding(site, "unknown", "differs", before, sites=[site])
     order = ranked(tried, scale.rows(candidate), values.precision)
@@ -156,7 +160,7 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
     site = module_of(best.target[-1])
     second = next((trial for trial in order[1:] if trial.error < before), None)
     runner_up = (second.hypothesis.text, second.error) if second else ("", None)
-    # downstream of an unobserved step the fault that was found there is no news
+    # a fault of an unobserved step is not reported again by the steps that read it
     for name in best.target:
         if name in values.hidden:
             upto = values.segment(values.by_name[name])
@@ -172,31 +176,31 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
 
 def _alternatives(step, path, candidate, values) -> Iterator[tuple[list[str], Hypothesis]]:
     """(steps to change, hypothesis): the observed step first, then the unobserved ones before it, nearest first."""
-    for each in reversed(path[:-1]):
+    for other in reversed(path[:-1]):
         # before its two sums are tried together, which comes to the same
-        if each.kind == "residual":
-            yield from (([each.name], h) for h in hypotheses(each, values.arrays, values.config, ()) if h.reads)
+        if other.kind == "residual":
+            yield from (([other.name], h) for h in hypotheses(other, values.arrays, values.config, ()) if h.reads)
     kinds: dict[str, list[Step]] = {}
-    for each in reversed(path):
-        kinds.setdefault(each.kind, []).append(each)
+    for other in reversed(path):
+        kinds.setdefault(other.kind, []).append(other)
     for group in kinds.values():
         if len(group) > 1:
             for hypothesis in hypotheses(group[0], values.arrays, values.config, ()):
                 if hypothesis.behaviour != MT3:
-                    yield [each.name for each in reversed(group)], hypothesis
+                    yield [other.name for other in reversed(group)], hypothesis
     if len(path) > FEW_STEPS:
         return
-    for each in reversed(path):
-        shape = candidate.shape if each is step else ()
-        for hypothesis in hypotheses(each, values.arrays, values.config, shape):
-            if each is step or hypothesis.fit is None:
-                yield [each.name], hypothesis
+    for other in reversed(path):
+        shape = candidate.shape if other is step else ()
+        for hypothesis in hypotheses(other, values.arrays, values.config, shape):
+            if other is step or hypothesis.fit is None:
+                yield [other.name], hypothesis
     if step.kind == "norm":
         yield from (([step.name], hypothesis) for hypothesis in epsilons_implied(step, candidate, values))
 
 
 def _recovered(scale: Scale) -> tuple[str, float] | None:
-    """What the kernel is that a dense step must have used, matched by content, and the error that it leaves.
+    """Name the kernel that a dense step must have used, matched by content, with the error that it leaves.
 
     None if it cannot be told: a kernel has as many unknowns per output as it has inputs.
     """
@@ -212,13 +216,13 @@ def _recovered(scale: Scale) -> tuple[str, float] | None:
     error = float(np.abs(x @ kernel - y).max() / np.abs(y).max())
     if rank < x.shape[1] or error > 1e-5:
         return None
-    found = fibres.match({"kernel": kernel}, values.arrays).matches.get("kernel")
-    if found is None:
+    match = fibres.match({"kernel": kernel}, values.arrays).matches.get("kernel")
+    if match is None:
         return "holds weights that are not in the original", error
-    words = fibres.describe(found, values.arrays, values.config.head_dim)
-    if found.owners == [step.array]:
+    words = fibres.describe(match, values.arrays, values.config.head_dim)
+    if match.owners == [step.array]:
         return ", ".join(words) or "differs", error
-    return ", ".join([f"holds {' and '.join(found.owners)}", *words]), error
+    return ", ".join([f"holds {' and '.join(match.owners)}", *words]), error
 
 
 def _grouped(findings: list[Finding]) -> list[Finding]:

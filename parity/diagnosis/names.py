@@ -1,4 +1,4 @@
-"""Which of MT3's arrays a name means, in the spellings of other projects."""
+"""Meanings of arrays' names, in the spellings of other projects."""
 
 import dataclasses
 import re
@@ -28,14 +28,14 @@ FUSED = re.compile(r"(?:^|[^a-z])(?:w|c_|to_|in_|fused_)?([qkv](?:_?[qkv]){1,2})
 
 @dataclasses.dataclass(frozen=True)
 class Meant:
-    """What a name says: the original's array, and whether the naming is one that is known exactly."""
+    """The original that a name means; strict if the naming is one that is known exactly."""
 
     name: str
     strict: bool
 
 
 def read_name(key: str, originals: Mapping[str, Any]) -> Meant | None:
-    """Which of the originals an array is meant to be, by its name; None where the name does not say.
+    """Read which of the originals an array is meant to be; None where its name does not say.
 
     Args:
         key: 'encoder.block.0.layer.0.SelfAttention.q.weight', 'decoder/layers_3/mlp/wo/kernel', 'enc.h.2.attn.wq', …
@@ -58,7 +58,7 @@ def _read_tokens(tokens: list[str]) -> str | None:
         None,
     )
     leafless = [token for token in tokens if token not in ("weight", "kernel", "scale", "embedding", "w", "gamma")]
-    numbers = [(i, int(found[1])) for i, t in enumerate(tokens) if (found := re.fullmatch(r"(?:[a-z_]*?_?)(\d+)", t))]
+    numbers = [(i, int(digits[1])) for i, t in enumerate(tokens) if (digits := re.fullmatch(r"(?:[a-z_]*?_?)(\d+)", t))]
     layer = next((n for i, n in numbers if not re.search(r"^(ln|norm|fc|w|wi|linear)_?\d$", tokens[i])), None)
     last = leafless[-1] if leafless else ""
     if layer is None:
@@ -102,8 +102,8 @@ def _read_layer_norm(base: str, stack: str, tokens: list[str], rest: list[str], 
         ),
         None,
     )
-    if position is None and (found := re.search(r"(\d)$", word)):
-        position = int(found[1]) - 1
+    if position is None and (digits := re.search(r"(\d)$", word)):
+        position = int(digits[1]) - 1
     if position is not None:
         return f"{base}/{names[position]}_layer_norm/scale" if position < len(names) else None
     if cross:

@@ -1,4 +1,4 @@
-"""`parity repair`: the candidate's weights put right where that can be done, and the proof.
+"""Repair: the candidate's weights put right where that can be done, and the proof.
 
 What the candidate holds is taken from the candidate, with every transposition, permutation, exchange and factor undone.
 What it lacks or holds spoilt is taken from the original only if asked for. Nothing is written unless the result is the
@@ -60,13 +60,13 @@ def repair(
     """
     if diagnosis.refusal or diagnosis.matched is None:
         raise RepairError(diagnosis.refusal or "there are no weights to put right")
-    found = fibres.restore(diagnosis.matched, candidate, original)
-    found |= _reshaped(candidate, diagnosis, original, found)
+    rebuilt = fibres.restore(diagnosis.matched, candidate, original)
+    rebuilt |= _reshaped(candidate, diagnosis, original, rebuilt)
     arrays, restored, lost = {}, [], []
     for name, own in original.items():
-        mine = found.get(name)
-        if mine is not None and mine.dtype == own.dtype and mine.tobytes() == np.ascontiguousarray(own).tobytes():
-            arrays[name] = mine
+        array = rebuilt.get(name)
+        if array is not None and array.dtype == own.dtype and array.tobytes() == np.ascontiguousarray(own).tobytes():
+            arrays[name] = array
             restored.append(name)
         else:
             lost.append(name)
@@ -85,15 +85,15 @@ def repair(
     return Repaired(arrays, restored, lost, diagnosis.logits_error or 0.0, error)
 
 
-def _reshaped(candidate, diagnosis, original, found) -> dict[str, np.ndarray]:
+def _reshaped(candidate, diagnosis, original, rebuilt) -> dict[str, np.ndarray]:
     """Arrays that were reshaped where they should have been transposed, turned back."""
     fixed = {}
     for name, own in original.items():
-        if name in found or name not in diagnosis.placed:
+        if name in rebuilt or name not in diagnosis.placed:
             continue
-        mine = diagnosis.placed[name]
-        if mine.ndim == 2 and mine.shape == own.shape:
-            for turned in (mine.reshape(own.T.shape).T, mine.T.reshape(own.shape)):
+        array = diagnosis.placed[name]
+        if array.ndim == 2 and array.shape == own.shape:
+            for turned in (array.reshape(own.T.shape).T, array.T.reshape(own.shape)):
                 if np.array_equal(turned, own):
                     fixed[name] = np.ascontiguousarray(turned)
     return fixed

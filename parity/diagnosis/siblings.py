@@ -19,13 +19,13 @@ LAST_PLACE = 2.0**-22
 
 @dataclasses.dataclass
 class Standing:
-    """How one original stands in one candidate array.
+    """The position of one original in one candidate array.
 
     Attributes:
         name: the original.
-        found: the match that holds it.
+        match: the match that holds it.
         start: its first number's position in the flattened candidate.
-        order: fingerprint of where all its numbers stand after start; '' where some were not found.
+        order: fingerprint of where all its numbers stand after start; '' where some are missing.
         plain: they ascend along every axis: turned, cut or joined, but not permuted.
         turned: the candidate has (out, in).
         stacked: the candidate holds other layers' arrays of the same kind too.
@@ -33,7 +33,7 @@ class Standing:
     """
 
     name: str
-    found: Match
+    match: Match
     start: int
     order: str
     plain: bool
@@ -42,8 +42,8 @@ class Standing:
     factor: float | None
 
     def key(self) -> tuple:
-        """What siblings have in common: layers of a stack start where they may, parts of a fused array do not."""
-        return self.found.shape, self.order, "stacked" if self.stacked else self.start
+        """Key that siblings have in common: layers of a stack start where they may, parts of a fused array do not."""
+        return self.match.shape, self.order, "stacked" if self.stacked else self.start
 
 
 @dataclasses.dataclass
@@ -69,12 +69,12 @@ def role_of(name: str) -> str:
 
 
 def family_of(name: str) -> str:
-    """What an original is, wherever it stands: 'query/kernel', 'scale'."""
+    """Kind of an original, wherever it stands: 'query/kernel', 'scale'."""
     return "scale" if name.endswith("scale") else "/".join(name.split("/")[-2:])
 
 
-def _standing(found: Match, name: str, shape: tuple[int, ...]) -> Standing:
-    places = positions(found, name, shape)
+def _standing(match: Match, name: str, shape: tuple[int, ...]) -> Standing:
+    places = positions(match, name, shape)
     whole = bool((places >= 0).all())
     start = int(places[places >= 0].min())
     plain = whole and all((np.diff(places, axis=axis) > 0).all() for axis in range(places.ndim))
@@ -83,9 +83,9 @@ def _standing(found: Match, name: str, shape: tuple[int, ...]) -> Standing:
         down, along = (np.median(np.abs(np.diff(line))) for line in (places[:, 0], places[0]))
         turned = bool(down < along)
     order = hashlib.blake2b((places - start).astype(np.int32).tobytes()).hexdigest() if whole else ""
-    stacked = sum(role_of(other) == role_of(name) for other in found.owners) > 1
-    factor = one_factor(found.factor[found.owner == found.owners.index(name)])
-    return Standing(name, found, start, order, plain, turned, stacked, factor)
+    stacked = sum(role_of(other) == role_of(name) for other in match.owners) > 1
+    factor = one_factor(match.factor[match.owner == match.owners.index(name)])
+    return Standing(name, match, start, order, plain, turned, stacked, factor)
 
 
 def load_as_siblings(
@@ -117,44 +117,44 @@ def load_as_siblings(
     for name in names:
         holders = matching.holders(name)
         if holders:
-            held = [int((found.owner == found.owners.index(name)).sum()) for found in holders]
+            held = [int((holder.owner == holder.owners.index(name)).sum()) for holder in holders]
             best = max(range(len(holders)), key=lambda i: (held[i], holders[i].exact))
             if held[best]:
                 standings[name] = _standing(holders[best], name, np.atleast_1d(original[name]).shape)
     templates, factors = _templates(standings, original), _factors(standings, believed)
-    kernels = [each.turned for name, each in standings.items() if name.endswith("kernel") and each.order]
+    kernels = [sibling.turned for name, sibling in standings.items() if name.endswith("kernel") and sibling.order]
     turned = sum(kernels) * 2 > len(kernels) if transposed is None else transposed
     arrays: dict[str, np.ndarray] = {}
     starts: dict[str, int] = {}
     odd: dict[str, str] = {}
     words: dict[str, dict[str, None]] = {}
     for name, standing in standings.items():
-        template, (factor, offset) = templates.get((role_of(name), standing.found.shape)), factors[role_of(name)]
-        array = np.squeeze(candidate[standing.found.candidate])
+        template, (factor, offset) = templates.get((role_of(name), standing.match.shape)), factors[role_of(name)]
+        array = np.squeeze(candidate[standing.match.candidate])
         if template is not None:
             values, start = _as_template(standing, template, standings, array, original[name].shape)
         else:
             start = standing.start
-            siblings = [each for each in standings.values() if role_of(each.name) == role_of(name)]
-            votes = sum(each.turned for each in siblings) * 2
+            siblings = [sibling for sibling in standings.values() if role_of(sibling.name) == role_of(name)]
+            votes = sum(sibling.turned for sibling in siblings) * 2
             role_turned = turned
             if name.endswith("kernel") and len(siblings) > 1 and votes != len(siblings):
                 role_turned = votes > len(siblings)
             alone = len(siblings) + sum(role_of(other) == role_of(name) for other in believed) < 2
             values = _as_it_stands(standing, array, original[name], role_turned, alone)
         if values is None:
-            odd[name] = f"stands in {standing.found.candidate} in an order that no sibling shows"
+            odd[name] = f"stands in {standing.match.candidate} in an order that no sibling shows"
             continue
         arrays[name], starts[name] = _undone(values, np.asarray(original[name]), factor, offset), start
-        said = words.setdefault(role_of(name), {})
+        shared = words.setdefault(role_of(name), {})
         if template is not None or standing.plain:
             model = template or standing
-            told = [*_joined(model), *describe(model.found, original, head_dim)]
-            said |= dict.fromkeys(word for word in told if not _OF_ONE.match(word))
+            how = [*_joined(model), *describe(model.match, original, head_dim)]
+            shared |= dict.fromkeys(word for word in how if not _OF_ONE.match(word))
         if factor != 1:
-            said[f"times {factor:.6g}"] = None
+            shared[f"times {factor:.6g}"] = None
         if offset:
-            said[f"{offset:+g} added"] = None
+            shared[f"{offset:+g} added"] = None
     return Loaded(arrays, starts, _conventions(words, {role_of(name) for name in original}), odd)
 
 
@@ -162,32 +162,32 @@ def load_as_siblings(
 _OF_ONE = re.compile(r"times|each row|[+-][\d.]+ added|\d+ of \d+ rows|padded|cropped|\d+ arrays in one")
 
 
-def _parts(found: Match) -> list[str]:
-    """What stands in a candidate array, in its order, layers taken together: ['query/kernel', 'key/kernel', …]."""
-    first = {name: int(np.argmax(found.owner == i)) for i, name in enumerate(found.owners)}
+def _parts(match: Match) -> list[str]:
+    """Kinds of originals in a candidate array in its order, layers together: ['query/kernel', 'key/kernel', …]."""
+    first = {name: int(np.argmax(match.owner == i)) for i, name in enumerate(match.owners)}
     return list(dict.fromkeys(family_of(name) for name in sorted(first, key=lambda name: first[name])))
 
 
-def _interleaved(found: Match) -> bool:
-    """Whether a matrix holds pieces of its originals in turn."""
-    runs = 1 + int(np.count_nonzero(np.diff(found.owner[found.owner >= 0])))
-    return len(found.shape) == 2 and runs > len(found.owners)
+def _interleaved(match: Match) -> bool:
+    """Tell whether a matrix holds pieces of its originals in turn."""
+    runs = 1 + int(np.count_nonzero(np.diff(match.owner[match.owner >= 0])))
+    return len(match.shape) == 2 and runs > len(match.owners)
 
 
 # the order in which parts are joined where nothing says otherwise
 _USUAL = ("query/kernel", "key/kernel", "value/kernel", "out/kernel", "wi_0/kernel", "wi_1/kernel", "wo/kernel")
 
 
-def _is_usual(found: Match) -> bool:
-    parts = [part for part in _USUAL if part in _parts(found)]
-    return not _interleaved(found) and _parts(found) in (parts, _parts(found)[:1])
+def _is_usual(match: Match) -> bool:
+    parts = [part for part in _USUAL if part in _parts(match)]
+    return not _interleaved(match) and _parts(match) in (parts, _parts(match)[:1])
 
 
 def _joined(standing: Standing) -> list[str]:
-    parts = [part.split("/")[0] for part in _parts(standing.found)]
+    parts = [part.split("/")[0] for part in _parts(standing.match)]
     words = ["stacked by layer"] if standing.stacked else []
     if len(parts) > 1:
-        words.append(f"joined as {', '.join(parts)}" + (", interleaved" if _interleaved(standing.found) else ""))
+        words.append(f"joined as {', '.join(parts)}" + (", interleaved" if _interleaved(standing.match) else ""))
     return words
 
 
@@ -195,24 +195,38 @@ def _templates(standings: Mapping[str, Standing], original: Mapping[str, np.ndar
     """(role, candidate's shape) -> the standing that most siblings share, where there are siblings that share one."""
     groups: dict[tuple, list[Standing]] = {}
     families: dict[tuple, collections.Counter] = {}
-    for name, each in standings.items():
-        if each.order:
-            groups.setdefault((role_of(name), each.found.shape), []).append(each)
-            families.setdefault((family_of(name), each.found.shape), collections.Counter())[each.key()] += 1
-    found = {}
+    for name, standing in standings.items():
+        if standing.order:
+            groups.setdefault((role_of(name), standing.match.shape), []).append(standing)
+            families.setdefault((family_of(name), standing.match.shape), collections.Counter())[standing.key()] += 1
+    templates = {}
     for (role, shape), group in groups.items():
-        own, family = collections.Counter(each.key() for each in group), families[family_of(role), shape]
-        best = max(group, key=lambda each: (own[each.key()], family[each.key()], each.plain, _is_usual(each.found)))
+        own, family = collections.Counter(standing.key() for standing in group), families[family_of(role), shape]
+        best = max(
+            group,
+            key=lambda standing: (
+                own[standing.key()],
+                family[standing.key()],
+                standing.plain,
+                _is_usual(standing.match),
+            ),
+        )
         if max(len(group), family[best.key()]) > 1:
-            found[role, shape] = best
-    return {key: each for key, each in found.items() if each.plain or _is_shared(key[0], each, found, original)}
+            templates[role, shape] = best
+    return {
+        key: standing
+        for key, standing in templates.items()
+        if standing.plain or _is_shared(key[0], standing, templates, original)
+    }
 
 
-def _is_shared(role: str, each: Standing, found: Mapping[tuple, Standing], original: Mapping[str, np.ndarray]) -> bool:
-    """Whether all kernels of a module are in another order, query, key and value in the same one."""
+def _is_shared(
+    role: str, standing: Standing, templates: Mapping[tuple, Standing], original: Mapping[str, np.ndarray]
+) -> bool:
+    """Tell whether all kernels of a module are in another order, query, key and value in the same one."""
     module = role.rsplit("/", 2)[0]
     partners = {role_of(name) for name in original if role_of(name).rsplit("/", 2)[0] == module}
-    orders = {partner: other for (partner, _), other in found.items() if partner in partners and not other.plain}
+    orders = {partner: other for (partner, _), other in templates.items() if partner in partners and not other.plain}
     parts = ("/query/kernel", "/key/kernel", "/value/kernel")
     same = {orders[partner].order for partner in orders if partner.endswith(parts)}
     return set(orders) == partners and len(same) < 2
@@ -220,7 +234,11 @@ def _is_shared(role: str, each: Standing, found: Mapping[tuple, Standing], origi
 
 def _factors(standings: Mapping[str, Standing], believed: Iterable[str]) -> dict[str, tuple[float, float]]:
     """Role -> (factor, offset) that most siblings share; (1, 0) where none do, or where names tell the role."""
-    votes = [(name, each.factor, each.found.offset) for name, each in standings.items() if each.factor is not None]
+    votes = [
+        (name, standing.factor, standing.match.offset)
+        for name, standing in standings.items()
+        if standing.factor is not None
+    ]
     votes += [(name, 1.0, 0.0) for name in believed]
     chosen, named = {}, {role_of(name) for name in believed}
     for role in {role_of(name) for name in standings}:
@@ -241,13 +259,13 @@ def _factors(standings: Mapping[str, Standing], believed: Iterable[str]) -> dict
 
 def _as_template(standing, template, standings, array, shape) -> tuple[np.ndarray | None, int]:
     """The numbers that stand in an array where a sibling's stand in its own, and where the first of them stands."""
-    places = positions(template.found, template.name, shape) - template.start
+    places = positions(template.match, template.name, shape) - template.start
     start = template.start
     if template.stacked:
         role = role_of(standing.name)
-        layers = [name for name in standing.found.owners if role_of(name) == role]
+        layers = [name for name in standing.match.owners if role_of(name) == role]
         if any(name not in standings or not standings[name].order for name in layers):
-            own = positions(standing.found, standing.name, shape)
+            own = positions(standing.match, standing.name, shape)
             start = int(np.median((own - places)[own >= 0]))
         else:
             starts = sorted(standings[name].start for name in layers)
@@ -259,21 +277,21 @@ def _as_template(standing, template, standings, array, shape) -> tuple[np.ndarra
 
 
 def _layer(name: str) -> int:
-    found = re.search(r"layers_(\d+)", name)
-    return int(found[1]) if found else 0
+    number = re.search(r"layers_(\d+)", name)
+    return int(number[1]) if number else 0
 
 
 def _as_it_stands(standing, array, own, turned, alone) -> np.ndarray | None:
     """An array that is like none of its siblings: as its shape, or else the candidate's other kernels, have it."""
-    if len(standing.found.owners) == 1 and array.ndim == own.ndim:
+    if len(standing.match.owners) == 1 and array.ndim == own.ndim:
         if own.ndim < 2:
             return array
         if own.shape[0] != own.shape[1] and alone:
             fits = any(a == b for a, b in zip(array.shape, own.shape))
             return array if fits else array.T
         return array.T if turned and standing.name.endswith("kernel") else array
-    if standing.plain and _is_usual(standing.found) and (own.ndim < 2 or standing.turned == turned):
-        return array.ravel()[positions(standing.found, standing.name, own.shape)]
+    if standing.plain and _is_usual(standing.match) and (own.ndim < 2 or standing.turned == turned):
+        return array.ravel()[positions(standing.match, standing.name, own.shape)]
     return None
 
 
@@ -286,8 +304,8 @@ def _undone(values: np.ndarray, own: np.ndarray, factor: float, offset: float) -
     if offset == 0 and abs(math.frexp(factor)[0]) == 0.5:
         return (exact / factor).astype(wide)
     if values.shape == own.shape:
-        for each in _near(factor):
-            want = own.astype(np.float64) * each + offset
+        for near in _near(factor):
+            want = own.astype(np.float64) * near + offset
             if any(np.array_equal(exact, want.astype(kind).astype(np.float64)) for kind in (wide, own.dtype)):
                 return own.copy()
             for low in (ml_dtypes.bfloat16, np.float16):
@@ -300,23 +318,23 @@ def _undone(values: np.ndarray, own: np.ndarray, factor: float, offset: float) -
 
 def _near(factor: float) -> list[float]:
     """A factor as it was read, in float32, and the root of a whole number or its inverse that is next to it."""
-    found = [factor, float(np.float32(factor))]
+    factors = [factor, float(np.float32(factor))]
     square = factor**2 if abs(factor) > 1 else factor**-2
     root = math.copysign(round(square) ** (0.5 if abs(factor) > 1 else -0.5), factor)
-    return [*found, root, float(np.float32(root))] if abs(root - factor) <= ONE_FACTOR * abs(factor) else found
+    return [*factors, root, float(np.float32(root))] if abs(root - factor) <= ONE_FACTOR * abs(factor) else factors
 
 
 def _conventions(words: Mapping[str, Iterable[str]], roles: Iterable[str]) -> list[str]:
     """'every kernel transposed', 'encoder/layers_#/attention/query times 0.25 (and 2 more)'."""
-    said = []
-    for word in dict.fromkeys(word for each in words.values() for word in each):
+    sentences = []
+    for word in dict.fromkeys(word for by_role in words.values() for word in by_role):
         left = [role for role in words if word in words[role]]
         for ending, what in (("kernel", "every kernel"), ("scale", "every norm scale")):
             of = [role for role in roles if role.endswith(ending)]
             if set(of) <= set(left):
-                said.append(f"{what} {word}")
+                sentences.append(f"{what} {word}")
                 left = [role for role in left if role not in of]
         if left:
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-            said.append(f"{left[0].rpartition('/')[0]} {word}{more}")
-    return said
+            sentences.append(f"{left[0].rpartition('/')[0]} {word}{more}")
+    return sentences

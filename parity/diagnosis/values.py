@@ -16,7 +16,7 @@ PROMISING, FEW = 1e-2, 0.3
 
 
 class Values:
-    """The candidate's taps, and what lies unobserved between them as MT3 would compute it, in two precisions."""
+    """The candidate's taps, and the steps between them that are no taps, computed as MT3 does, in two precisions."""
 
     def __init__(self, inputs, arrays, config, precision):
         self.arrays, self.config, self.precision = arrays, config, precision
@@ -34,13 +34,13 @@ class Values:
                 if name in self.hidden and name not in wanted:
                     wanted.add(name)
                     stack.append(self.by_name[name])
-        return [each for each in steps(self.config) if each.name in wanted]
+        return [other for other in steps(self.config) if other.name in wanted]
 
     def compute(self, path: list[Step], low: bool, changed: Mapping[str, Hypothesis] = {}) -> np.ndarray:
         """The last step's output along a path of steps, with hypotheses in place of some of them."""
         base = self.low if low else self.exact
         dtype = "float32" if low else "float64"
-        found: dict[str, np.ndarray] = {}
+        outputs: dict[str, np.ndarray] = {}
         first = next((i for i, step in enumerate(path) if step.name in changed), 0) if changed else len(path) - 1
         affected: set[str] = set()
         for position, step in enumerate(path):
@@ -56,19 +56,19 @@ class Values:
                 source = hypothesis.reads.get(name, name) if hypothesis else name
                 if source == ".frames_mask":
                     continue
-                values[name] = found[source] if source in found else base[source]
+                values[name] = outputs[source] if source in outputs else base[source]
             if hypothesis and ".frames_mask" in hypothesis.reads.values():
                 seen = np.any(self.exact[FRAMES] != 0, axis=-1)
                 kind = Step(step.name, "encoder_weights", (*step.reads[:2], FRAMES))
                 values[FRAMES] = seen[..., np.newaxis].astype(np.float64)
-                found[step.name] = run_step(kind, values, arrays, self.config, Behaviour(encoder_mask="zeros"), dtype)
+                outputs[step.name] = run_step(kind, values, arrays, self.config, Behaviour(encoder_mask="zeros"), dtype)
                 continue
-            found[step.name] = run_step(step, values, arrays, self.config, behaviour, dtype)
-        return found[path[-1].name]
+            outputs[step.name] = run_step(step, values, arrays, self.config, behaviour, dtype)
+        return outputs[path[-1].name]
 
 
 class Scale(NamedTuple):
-    """How one candidate tap is judged against alternatives."""
+    """The judge of one candidate tap against alternatives."""
 
     step: Step
     path: list[Step]
@@ -104,8 +104,8 @@ class Scale(NamedTuple):
         if precision != "float64":
             want = np.where(lost, rounded, want)
         noise = np.where(lost, 0.0, rounded - want) * (EPSILON[precision] / EPSILON["float32"])
-        found = judge(want, have, noise, precision)
-        return found.ratio, found.relative, want
+        measure = judge(want, have, noise, precision)
+        return measure.ratio, measure.relative, want
 
 
 class Epsilon(NamedTuple):

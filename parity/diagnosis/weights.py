@@ -10,7 +10,7 @@ import numpy as np
 from mt3_common.config import Config
 from parity.diagnosis import fibres
 from parity.diagnosis.arrays import compare_arrays
-from parity.diagnosis.candidate import Candidate, DoctorError
+from parity.diagnosis.candidate import Candidate, CandidateError
 from parity.diagnosis.config import VOCABULARY, check_config, vocabulary_note
 from parity.diagnosis.effect import measure
 from parity.diagnosis.finding import Diagnosis, Finding, module_of_array
@@ -99,7 +99,7 @@ def _meanings(
 
 
 def _layer_slot(numbers: Mapping[str, list[int]], owners: Mapping[str, str]) -> int | None:
-    """Which of the numbers in alike names is the layer's; None if none is that of every array's owner."""
+    """Index of the layer's number among the numbers of alike names; None if none is that of every array's owner."""
     for slot in range(min(map(len, numbers.values()), default=0)):
         if all(f"layers_{numbers[key][slot]}/" in owner for key, owner in owners.items()):
             return slot
@@ -111,7 +111,7 @@ def _holds(matching: fibres.Matching, key: str, name: str) -> bool:
 
 
 def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], config: Config) -> Diagnosis:
-    """What is wrong with a set of weights, whatever its arrays are called.
+    """Diagnose a set of weights, whatever its arrays are called.
 
     Args:
         candidate: arrays and settings.
@@ -120,7 +120,7 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
     """
     diagnosis = Diagnosis()
     if not candidate.arrays:
-        raise DoctorError(f"{candidate.path}: holds no arrays of floating-point numbers")
+        raise CandidateError(f"{candidate.path}: holds no arrays of floating-point numbers")
     indices = fibres.index_of(original)
     matching = fibres.match(candidate.arrays, original, indices)
     diagnosis.matched, diagnosis.duplicates, diagnosis.missing = matching, matching.duplicates, dict(matching.missing)
@@ -134,8 +134,8 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
     for name, array in list(placed.items()):
         placed[name] = _uncropped(name, array, original, diagnosis.notes)
     rest = [name for name in original if name not in placed]
-    told = {*placed, *(meant.name for key in candidate.arrays if (meant := read_name(key, original)))}
-    loaded = load_as_siblings(matching, candidate.arrays, original, rest, told, torch_layout, head_dim)
+    named = {*placed, *(meant.name for key in candidate.arrays if (meant := read_name(key, original)))}
+    loaded = load_as_siblings(matching, candidate.arrays, original, rest, named, torch_layout, head_dim)
     diagnosis.conventions = loaded.conventions
     _as_named(loaded, matching)
     for name, array in loaded.arrays.items():
@@ -186,19 +186,19 @@ def _unexplained_findings(loaded: Loaded, matching: fibres.Matching, findings: l
 
 
 def _as_named(loaded: Loaded, matching: fibres.Matching) -> None:
-    """Gives the parts of a fused array to those that its name says, in its order: 'qkv_proj', 'to_kv'."""
+    """Give the parts of a fused array to those that its name says, in its order: 'qkv_proj', 'to_kv'."""
     for key, match in matching.matches.items():
-        said = FUSED.search(key.lower())
-        if not said:
+        joined = FUSED.search(key.lower())
+        if not joined:
             continue
-        parts = [LETTERS[letter] for letter in said[1] if letter != "_"]
-        held: dict[str, list[str]] = {}
+        parts = [LETTERS[letter] for letter in joined[1] if letter != "_"]
+        modules: dict[str, list[str]] = {}
         for name in sorted(set(match.owners) & set(loaded.starts), key=lambda name: loaded.starts[name]):
-            held.setdefault(name.rsplit("/", 2)[0], []).append(name)
-        for module, names in held.items():
-            meant = [f"{module}/{part}/kernel" for part in parts]
-            if set(meant) == set(names):
-                loaded.arrays |= dict(zip(meant, [loaded.arrays[name] for name in names]))
+            modules.setdefault(name.rsplit("/", 2)[0], []).append(name)
+        for module, names in modules.items():
+            wanted = [f"{module}/{part}/kernel" for part in parts]
+            if set(wanted) == set(names):
+                loaded.arrays |= dict(zip(wanted, [loaded.arrays[name] for name in names]))
 
 
 def _uncropped(name: str, array: np.ndarray, original: Mapping[str, np.ndarray], notes: list[str]) -> np.ndarray:
@@ -209,8 +209,8 @@ def _uncropped(name: str, array: np.ndarray, original: Mapping[str, np.ndarray],
         return array
     length, full = array.shape[axis], own.shape[axis]
     if full - 128 < length < full:
-        kept = np.take(own, np.arange(length), axis)
-        if np.array_equal(array.astype(np.float64), kept.astype(np.float64)):
+        head = np.take(own, np.arange(length), axis)
+        if np.array_equal(array.astype(np.float64), head.astype(np.float64)):
             notes.append(
                 f"{name}: {length} of {full} rows: {VOCABULARY}; the rows left out belong to no event: not a fault"
             )

@@ -1,4 +1,4 @@
-"""What the given inputs could not have shown: every kind of planted fault against them, in the PyTorch twin."""
+"""Faults that the given inputs could not have shown: every kind of planted fault against them, in the PyTorch twin."""
 
 from typing import Any
 
@@ -48,11 +48,11 @@ def visible(
     import torch
 
     clean = {}
-    for name, each in given.items():
-        exact, rough = (side.logits(each, precision).astype(np.float64) for precision in ("float64", "float32"))
-        real = each["decoder_target_tokens"] > 0
+    for name, batch in given.items():
+        exact, rough = (side.logits(batch, precision).astype(np.float64) for precision in ("float64", "float32"))
+        real = batch["decoder_target_tokens"] > 0
         clean[name] = (exact[real], float(np.abs(rough - exact)[real].max()), real)
-    found: dict[str, dict[str, str]] = {}
+    kinds_seen: dict[str, dict[str, str]] = {}
     for kind in kinds:
         sites = kind.sites(side.config.network)
         levels = dict.fromkeys(given, 0)
@@ -60,13 +60,13 @@ def visible(
             model = side.cast("float64")
             torch.manual_seed(seed)
             kind.plant(model, site, np.random.default_rng([seed, 7]))
-            for name, each in given.items():
+            for name, batch in given.items():
                 exact, noise, real = clean[name]
                 with torch.no_grad():
-                    logits = model(*side.on_device(each, "float64")).double().cpu().numpy()[real]
+                    logits = model(*side.on_device(batch, "float64")).double().cpu().numpy()[real]
                 change = np.abs(logits - exact).max() if logits.shape == exact.shape else np.inf
                 # NaN compares as seen: no comparison with it is true
                 level = 0 if change <= SEEN * np.abs(exact).max() else 1 if change <= TIMES_NOISE * noise else 2
                 levels[name] = max(levels[name], level)
-        found[kind.name] = {name: LEVELS[level] for name, level in levels.items()}
-    return found
+        kinds_seen[kind.name] = {name: LEVELS[level] for name, level in levels.items()}
+    return kinds_seen

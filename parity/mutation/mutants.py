@@ -37,15 +37,15 @@ CLEAN_PAIRS = 200
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of one mutant in one precision.
+    """The outcome of one mutant in one precision.
 
     Attributes:
         kind, group, site, seed, size, precision: which mutant.
         harness: the harness's verdict: 'same', 'different' or 'refused'.
-        detected: the harness or the doctor saw it.
-        found: the first site that the doctor names.
+        detected: the harness or the diagnosis saw it.
+        blamed: the first site that the diagnosis names.
         localised: that is the module in which the fault was planted.
-        cause: what the doctor calls it.
+        cause: what the diagnosis calls it.
         named: that is right.
         located_in_trace: from the taps alone, without the weights, the right module is named; for group 'weights'.
         invisible: nothing was detected in float32, and in float64 no module's output changes (root mean square) by
@@ -63,7 +63,7 @@ class Outcome:
     precision: str
     harness: str = ""
     detected: bool = False
-    found: str = ""
+    blamed: str = ""
     localised: bool = False
     cause: str = ""
     named: bool = False
@@ -87,28 +87,28 @@ def expected_sites(mutant: Mutant, config: NetworkConfig) -> set[str]:
 
 def mutants(size: str, seed: int = 0, sites: int | None = None) -> list[Mutant]:
     """Every kind at up to `sites` sites (SITES by default), drawn with a seed."""
-    found = []
+    chosen = []
     sites = SITES[size] if sites is None else sites
     for number, kind in enumerate(kinds()):
         possible = kind.sites(SIZES[size])
         random = np.random.default_rng([seed, number])
         for site in random.permutation(len(possible))[:sites]:
-            found.append(Mutant(kind, possible[site], seed))
-    return found
+            chosen.append(Mutant(kind, possible[site], seed))
+    return chosen
 
 
 def bench_inputs(config: NetworkConfig, seed: int, frames: int = 24, length: int = 20) -> dict[str, np.ndarray]:
     """Frames of which the last are zero, and tokens of all ranges with padding inside and at the end."""
     random = np.random.default_rng([seed, 1])
-    found = random.standard_normal((2, frames, config.input_depth)).astype(np.float32)
-    found[1, frames - frames // 4 :] = 0
+    frames_in = random.standard_normal((2, frames, config.input_depth)).astype(np.float32)
+    frames_in[1, frames - frames // 4 :] = 0
     # the last id has no next one: see 'ids off by 1'
     targets = random.integers(1, config.vocab_size - 1, (2, length)).astype(np.int32)
     targets[:, 1] = config.vocab_size - 2
     targets[0, [length // 3, length // 2]] = 0
     targets[1, length - length // 5 :] = 0
     tokens = np.concatenate([np.zeros((2, 1), np.int32), targets[:, :-1]], axis=1)
-    return {numpy_network.FRAMES: found, numpy_network.TOKENS: tokens, numpy_network.TARGETS: targets}
+    return {numpy_network.FRAMES: frames_in, numpy_network.TOKENS: tokens, numpy_network.TARGETS: targets}
 
 
 GATES = {
@@ -121,13 +121,13 @@ GATES = {
 }
 
 
-def published_gates(reference, candidate, targets, mine, theirs) -> dict[str, bool]:
-    """Which published gates pass a pair of traces' passes as the same.
+def published_gates(reference, candidate, targets, reference_weights, candidate_weights) -> dict[str, bool]:
+    """Verdicts of published gates on a pair of passes: gate -> whether it passes them as the same.
 
     Args:
         reference, candidate: passes of parity.trace.trace.
         targets: (b, l).
-        mine, theirs: weights of the two sides under MT3's names.
+        reference_weights, candidate_weights: weights of the two sides under MT3's names.
     """
     real = targets > 0
     a = reference.logits[real].astype(np.float64)
@@ -144,7 +144,9 @@ def published_gates(reference, candidate, targets, mine, theirs) -> dict[str, bo
         ]
         return {
             "cosine 0.99": bool(cosine >= 0.99),
-            "weights atol 0.1": all(np.abs(mine[name] - theirs[name]).max() <= 0.1 for name in mine),
+            "weights atol 0.1": all(
+                np.abs(reference_weights[name] - candidate_weights[name]).max() <= 0.1 for name in reference_weights
+            ),
             "atol = rtol = 1e-2": bool(np.allclose(b, a, rtol=1e-2, atol=1e-2)),
             "means 1e-7": all(means),
             "KL 0.1": bool(divergence <= 0.1),
@@ -210,7 +212,7 @@ class Bench:
         return record.record(side, self.inputs, precisions=PRECISIONS, reference=self.reference), side.arrays()
 
     def judge(self, mutant: Mutant | None, size: str) -> list[Outcome]:
-        """What the harness, the doctor and the published gates say of a mutant (None: of a clean pair)."""
+        """Verdicts of the harness, the diagnosis and the published gates on a mutant (None: of a clean pair)."""
         from parity.compare import comparability, taps, traces
         from parity.diagnosis import arrays as array_diagnosis
         from parity.diagnosis import modules
@@ -229,32 +231,34 @@ class Bench:
         for precision in PRECISIONS:
             run, reference = candidate.passes[precision], self.reference.passes[precision]
             taps = [row for row in rows if row.precision == precision]
-            found = Outcome("clean", "clean", "", self.seed, size, precision, isa=processors.instruction_set())
+            outcome = Outcome("clean", "clean", "", self.seed, size, precision, isa=processors.instruction_set())
             if mutant is not None:
-                found.kind, found.group, found.site = mutant.kind.name, mutant.kind.group, mutant.site
-            about = [
+                outcome.kind, outcome.group, outcome.site = mutant.kind.name, mutant.kind.group, mutant.site
+            reasons = [
                 reason for reason in refusals if precision in reason or not reason.startswith(("jax", "torch", "float"))
             ]
             same = all(row.verdict == "same" for row in [*weights, *taps])
-            found.harness = "refused" if about else "same" if same else "different"
+            outcome.harness = "refused" if reasons else "same" if same else "different"
             findings = in_weights + modules.examine(run.outputs, self.inputs, arrays, self.config.network, precision)
-            found.detected = found.harness != "same" or bool(findings)
+            outcome.detected = outcome.harness != "same" or bool(findings)
             real = targets > 0
             truth = reference.logits[real]
-            found.logits_error = float(np.abs(run.logits[real] - truth).max() / np.abs(truth).max())
+            outcome.logits_error = float(np.abs(run.logits[real] - truth).max() / np.abs(truth).max())
             if findings:
-                found.found, found.cause = findings[0].site, findings[0].cause
-                found.localised = mutant is not None and bool(
+                outcome.blamed, outcome.cause = findings[0].site, findings[0].cause
+                outcome.localised = mutant is not None and bool(
                     {findings[0].site, *findings[0].sites} & expected_sites(mutant, self.config.network)
                 )
-                found.named = mutant is not None and bool(re.fullmatch(mutant.kind.causes, findings[0].cause))
+                outcome.named = mutant is not None and bool(re.fullmatch(mutant.kind.causes, findings[0].cause))
             if in_weights and size != "full":
                 blind = modules.examine(run.outputs, self.inputs, self.arrays, self.config.network, precision)
                 if blind:
                     sites = expected_sites(mutant, self.config.network) if mutant is not None else set()
-                    found.located_in_trace = any(blind[0].site == s or blind[0].site.startswith(f"{s}/") for s in sites)
-            found.gates = published_gates(reference, run, targets, self.arrays, arrays)
-            outcomes.append(found)
+                    outcome.located_in_trace = any(
+                        blind[0].site == s or blind[0].site.startswith(f"{s}/") for s in sites
+                    )
+            outcome.gates = published_gates(reference, run, targets, self.arrays, arrays)
+            outcomes.append(outcome)
         low = outcomes[1]
         largest = self._largest_change(candidate, "float64")
         low.invisible = not low.detected and largest < 2.0**-24
@@ -265,12 +269,12 @@ class Bench:
         run = candidate.passes[precision]
         worst = 0.0
         for tap, truth in self.reference.passes[precision].outputs.items():
-            mine = run.local.get(tap)
-            if mine is None or mine.shape != truth.shape:
+            output = run.local.get(tap)
+            if output is None or output.shape != truth.shape:
                 return math.inf
             from parity.compare.budget import real_rows
 
-            a, b = (real_rows(tap, x, self.inputs[numpy_network.TARGETS]) for x in (truth, mine))
+            a, b = (real_rows(tap, x, self.inputs[numpy_network.TARGETS]) for x in (truth, output))
             worst = max(worst, float(np.linalg.norm(a - b) / (np.linalg.norm(a) or 1.0)))
         return worst
 
@@ -314,8 +318,8 @@ class Record:
         *lines, half = text.split("\n")
         for number, line in enumerate(lines, 1):
             try:
-                found = [Outcome(**each) for each in json.loads(line)]
-                self.known[self._key(found[0])] = found
+                outcomes = [Outcome(**each) for each in json.loads(line)]
+                self.known[self._key(outcomes[0])] = outcomes
             except (ValueError, TypeError, IndexError) as error:
                 raise ValueError(f"{path}, line {number}: not outcomes of parity mutants") from error
         # what was stopped while it wrote has half a last line
@@ -340,12 +344,12 @@ class Record:
 
 
 def clean_pairs(
-    count: int, progress: Callable[[str], None] = lambda line: None, kept: Record | None = None
+    count: int, progress: Callable[[str], None] = lambda line: None, record: Record | None = None
 ) -> list[Outcome]:
     """Verdicts on clean pairs: ten configs, several weights and inputs each, every precision."""
     outcomes: list[Outcome] = []
     configs = clean_configs()
-    kept = Record(None) if kept is None else kept
+    record = Record(None) if record is None else record
     seed = 0
     while len(outcomes) < count:
         config = configs[seed % len(configs)]
@@ -358,7 +362,7 @@ def clean_pairs(
         def judge(config=config, seed=seed, inputs=inputs) -> list[Outcome]:
             return Bench(config, 1000 + seed, inputs).judge(None, "clean")
 
-        outcomes += kept("clean", "", 1000 + seed, "clean", judge)
+        outcomes += record("clean", "", 1000 + seed, "clean", judge)
         seed += 1
         progress(f"{len(outcomes)} clean pairs")
     return outcomes[:count]
@@ -369,52 +373,56 @@ def clean_pairs(
 
 def summarise(outcomes: list[Outcome]) -> dict[str, Any]:
     """Counts and rates of a benchmark's outcomes, for the table and the JSON file."""
-    clean = [each for each in outcomes if each.group == "clean"]
-    equivalent = [each for each in outcomes if each.group == "equivalent"]
-    planted = [each for each in outcomes if each.group not in ("clean", "equivalent")]
-    visible = [each for each in planted if not each.invisible]
+    clean = [outcome for outcome in outcomes if outcome.group == "clean"]
+    equivalent = [outcome for outcome in outcomes if outcome.group == "equivalent"]
+    planted = [outcome for outcome in outcomes if outcome.group not in ("clean", "equivalent")]
+    visible = [outcome for outcome in planted if not outcome.invisible]
     rows = {}
-    for size, isa in dict.fromkeys((each.size, each.isa) for each in planted):
+    for size, isa in dict.fromkeys((outcome.size, outcome.isa) for outcome in planted):
         for precision in PRECISIONS:
             group = (size, isa, precision)
-            some = [each for each in visible if (each.size, each.isa, each.precision) == group]
-            hidden = sum(each.invisible for each in planted if (each.size, each.isa, each.precision) == group)
+            group_outcomes = [outcome for outcome in visible if (outcome.size, outcome.isa, outcome.precision) == group]
+            hidden = sum(
+                outcome.invisible for outcome in planted if (outcome.size, outcome.isa, outcome.precision) == group
+            )
             rows[f"{size}, {precision}{', AVX2' if isa == processors.AVX2 else ''}"] = {
-                "mutants": len(some),
-                "kinds": len({each.kind for each in some}),
+                "mutants": len(group_outcomes),
+                "kinds": len({outcome.kind for outcome in group_outcomes}),
                 "invisible": hidden,
-                "by the harness alone": sum(each.harness != "same" for each in some),
-                "detected": sum(each.detected for each in some),
-                "localised": sum(each.localised for each in some),
-                "named": sum(each.named for each in some),
+                "by the harness alone": sum(outcome.harness != "same" for outcome in group_outcomes),
+                "detected": sum(outcome.detected for outcome in group_outcomes),
+                "localised": sum(outcome.localised for outcome in group_outcomes),
+                "named": sum(outcome.named for outcome in group_outcomes),
             }
     # at full size there are more unknowns in a kernel than rows in the inputs: not asked there
-    in_weights = [each for each in visible if each.group == "weights" and each.size != "full"]
+    in_weights = [outcome for outcome in visible if outcome.group == "weights" and outcome.size != "full"]
     gates = {}
     for gate in GATES:
         gates[gate] = {
-            "missed": sum(each.gates[gate] for each in visible),
+            "missed": sum(outcome.gates[gate] for outcome in visible),
             "of": len(visible),
-            "false alarms": sum(not each.gates[gate] for each in clean),
+            "false alarms": sum(not outcome.gates[gate] for outcome in clean),
             "clean": len(clean),
         }
     return {
         "table": rows,
         "weights from taps alone": {
             "mutants": len(in_weights),
-            "localised": sum(each.located_in_trace for each in in_weights),
+            "localised": sum(outcome.located_in_trace for outcome in in_weights),
         },
         "clean pairs": len(clean),
-        "false alarms": sum(each.detected for each in clean),
+        "false alarms": sum(outcome.detected for outcome in clean),
         "equivalents": {
             "mutants": len(equivalent),
             "same logits": sum(
-                each.logits_error < (1e-12 if each.precision == "float64" else 1e-4) for each in equivalent
+                outcome.logits_error < (1e-12 if outcome.precision == "float64" else 1e-4) for outcome in equivalent
             ),
         },
         "gates": gates,
         "wrong": [
-            dataclasses.asdict(each) for each in visible if not (each.detected and each.localised and each.named)
+            dataclasses.asdict(outcome)
+            for outcome in visible
+            if not (outcome.detected and outcome.localised and outcome.named)
         ],
     }
 

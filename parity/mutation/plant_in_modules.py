@@ -292,7 +292,7 @@ def encoded(how: str) -> Callable:
     """Another thing handed to the cross attention."""
 
     def plant(model, site, random):
-        kept = {}
+        seen = {}
         encoder = model.encoder
         source = {
             "unnormed": encoder.layers[-1],
@@ -302,15 +302,15 @@ def encoded(how: str) -> Callable:
         original = source.forward
 
         def watch(self, *args, **kwargs):
-            kept["x"] = original(*args, **kwargs)
-            return kept["x"]
+            seen["x"] = original(*args, **kwargs)
+            return seen["x"]
 
         source.forward = types.MethodType(watch, source)
         attention = module_at(model, site)
         whole = attention.forward
 
         def forward(self, inputs_q, inputs_kv, mask, train=False):
-            return whole(inputs_q, kept["x"], mask, train)
+            return whole(inputs_q, seen["x"], mask, train)
 
         attention.forward = types.MethodType(forward, attention)
 

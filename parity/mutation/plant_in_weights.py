@@ -36,9 +36,9 @@ def exchange(one: str, other: str) -> Callable:
 
         with torch.no_grad():
             a, b = _weight(model, f"{site}/{one}"), _weight(model, f"{site}/{other}")
-            kept = a.clone()
+            copy = a.clone()
             a.copy_(b)
-            b.copy_(kept)
+            b.copy_(copy)
 
     return plant
 
@@ -72,10 +72,10 @@ def exchange_layers(model, site, random):
     layers = module_at(model, stack).layers
     number = int(site.rpartition("_")[2])
     other = 1 if number == 0 else 0
-    mine, theirs = layers[number].state_dict(), layers[other].state_dict()
-    mine = {key: value.clone() for key, value in mine.items()}
-    layers[number].load_state_dict(theirs)
-    layers[other].load_state_dict(mine)
+    own, others = layers[number].state_dict(), layers[other].state_dict()
+    own = {key: value.clone() for key, value in own.items()}
+    layers[number].load_state_dict(others)
+    layers[other].load_state_dict(own)
 
 
 def rounded(dtype: str) -> Callable:

@@ -118,10 +118,10 @@ def test_a_wrong_reference_is_told_as_such(monkeypatch):
     assert asked == [("torch", ["float64", "tf32"]), ("jax", ["float64", "tf32"])]
     monkeypatch.setattr(diagnose, "name_faults", lambda *_: [])
     assert check.name_causes(*given) == [
-        "the doctor found no cause: alone, every module of both sides does what MT3's does"
+        "the diagnosis found no cause: alone, every module of both sides does what MT3's does"
     ]
     monkeypatch.setattr(diagnose, "name_faults", lambda *_: {}["gone"])
-    assert check.name_causes(*given) == ["the doctor could not examine the candidate (KeyError: 'gone')"]
+    assert check.name_causes(*given) == ["the diagnosis could not examine the candidate (KeyError: 'gone')"]
 
 
 def refused(capsys, *argv):

@@ -252,7 +252,7 @@ def test_a_fault_in_tf32_alone_is_found_where_it_is_and_named(tf32, change, monk
 
 
 @pytest.mark.parametrize(("seed", "gain"), [(0, 1.0), (1, 2.0), (2, 1.0)])
-def test_the_doctor_finds_nothing_in_a_clean_pair_in_any_precision(tf32, seed, gain):
+def test_the_diagnosis_finds_nothing_in_a_clean_pair_in_any_precision(tf32, seed, gain):
     *pair, given = sides(seed, gain)
     for side in pair:
         found = record.record(side, given, PRECISIONS)

@@ -1,4 +1,4 @@
-"""The doctor names what is wrong with weights, configs and traces, and says what only looks wrong."""
+"""The diagnosis names what is wrong with weights, configs and traces, and says what only looks wrong."""
 
 import json
 import re

@@ -38,7 +38,7 @@ CHOSEN = (
     "tied head, scaled",
     "residual from the norm",
     "dropout active",
-    # without a name in the doctor's list
+    # without a name in the list of hypotheses
     "values squashed",
     "first frame ignored",
 )
@@ -78,7 +78,7 @@ def test_a_mutant_is_detected_localised_and_named(bench, listed, name):
     assert outcomes[0].harness in ("different", "refused")
     for outcome in outcomes:
         assert outcome.detected
-        assert outcome.localised, f"{outcome.found} for {outcome.site}"
+        assert outcome.localised, f"{outcome.blamed} for {outcome.site}"
         assert outcome.named, outcome.cause
 
 
@@ -114,7 +114,7 @@ def test_every_mutant_changes_something(bench):
         assert exact.logits_error > 1e-12 or exact.harness != "same", mutant.kind.name
 
 
-def test_a_doctor_that_sees_nothing_fails_the_targets(bench, listed, monkeypatch):
+def test_a_diagnosis_that_sees_nothing_fails_the_targets(bench, listed, monkeypatch):
     monkeypatch.setattr(modules, "examine", lambda *args: [])
     outcomes = bench.judge(listed["GELU erf"], "small") + bench.judge(None, "small")
     summary = mutants.summarise(outcomes)
