@@ -45,6 +45,7 @@ MARKED = {
     "process": (
         *("test_contract.py", "test_flips.py", "test_infer.py", "test_isolation.py", "test_ray.py"),
         *("test_examples.py", "mt3_common/cli/test_mt3.py", "mt3_common/transcription/test_workers.py"),
+        "parity/commands/test_bad_input.py",
     ),
 }
 

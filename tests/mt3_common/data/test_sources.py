@@ -185,6 +185,7 @@ def programs(folder):
 
 @pytest.mark.process
 @needs_dpkg
+@pytest.mark.process
 def test_bands_and_tunes_are_played(packages, tmp_path, capsys):
     programs(packages)
     tunes = tmp_path / "tunes"
