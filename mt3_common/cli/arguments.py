@@ -64,17 +64,21 @@ exit status:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises its errors."""
+    """ArgumentParser that raises its errors."""
 
     def error(self, message: str) -> None:
         raise UsageError(f"{message}; {self.prog} --help lists the options")
 
 
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments as argparse gives them, checked against each other.
+    """Parse the arguments and check them against each other.
+
+    Args:
+        command: the program's name in the help text.
+        argv: the arguments.
 
     Raises:
-        UsageError: they cannot be followed; says which and why.
+        UsageError: an argument is wrong or contradicts another; says which and why.
     """
     parser = Parser(
         prog=command,
@@ -83,6 +87,26 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_recording_options(parser)
+    add_batch_options(parser)
+    add_model_options(parser)
+    add_search_options(parser)
+    add_music_options(parser)
+    add_message_options(parser)
+    arguments = parser.parse_args(argv)
+    check_recordings(parser, arguments)
+    check_search(parser, arguments)
+    if arguments.soundfont is not None and not arguments.listen:
+        parser.error("--soundfont belongs to --listen")
+    if arguments.hold_bias is not None and not arguments.hold_instruments:
+        parser.error("--hold-bias belongs to --hold-instruments")
+    bias = HOLD_BIAS if arguments.hold_bias is None else arguments.hold_bias
+    arguments.hold = bias if arguments.hold_instruments else None
+    return arguments
+
+
+def add_recording_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what is read and written."""
     add = parser.add_argument
     add(
         "audio",
@@ -121,8 +145,11 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--force", action="store_true", help="replace files that something else wrote or changed")
     add("--start", type=SECONDS, default=0.0, metavar="S", help="begin there (s); becomes 0 s of the notes")
     add("--duration", type=DURATION, metavar="S", help="read that much (s); default: everything")
-    many = parser.add_argument_group("many recordings")
-    add = many.add_argument
+
+
+def add_batch_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for several recordings."""
+    add = parser.add_argument_group("many recordings").add_argument
     add(
         "--summary",
         type=path_name,
@@ -132,8 +159,11 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--resume", action="store_true", help="leave out what the summary and the files themselves prove to be done")
     add("--jobs", type=POSITIVE, default=2, metavar="N", help="recordings read, and written, at once; default: 2")
-    model = parser.add_argument_group("model")
-    add = model.add_argument
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the network and its device."""
+    add = parser.add_argument_group("model").add_argument
     add(
         "--checkpoint",
         metavar="C",
@@ -162,8 +192,11 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         help="computed with: bfloat16 and int8 are faster in PyTorch on a CPU, and round more; default: float32",
     )
     add("--batch-size", type=POSITIVE, default=64, metavar="N", help="segments decoded at once; default: 64")
-    search = parser.add_argument_group("search")
-    add = search.add_argument
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how tokens are chosen."""
+    add = parser.add_argument_group("search").add_argument
     add(
         "--search",
         choices=("greedy", "t5x", "sample"),
@@ -175,8 +208,11 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--top-k", type=POSITIVE, metavar="K", help="of sample: among the K likeliest tokens; default: all")
     add("--top-p", type=PROBABILITY, metavar="P", help="of sample: among the likeliest, up to P in sum; default: all")
     add("--seed", type=SEED, metavar="N", help="of sample; default: 0")
-    music = parser.add_argument_group("music")
-    add = music.add_argument
+
+
+def add_music_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what the notes are to be."""
+    add = parser.add_argument_group("music").add_argument
     add(
         "--instruments",
         type=instruments,
@@ -220,13 +256,20 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         help="make notes of the network's answers exactly as MT3 does; default: what is said twice at one moment is "
         "one note, and what sounds at the very beginning begins there",
     )
+
+
+def add_message_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of messages."""
     messages = parser.add_argument_group("messages")
     add = messages.add_mutually_exclusive_group().add_argument
     add("--quiet", action="store_true", help="only errors and what must be known")
     add("--verbose", action="store_true", help="also what each stage took")
     add = messages.add_argument
     add("--debug", action="store_true", help="stop at the first error, with Python's traceback")
-    arguments = parser.parse_args(argv)
+
+
+def check_recordings(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse contradictions between what is read and where the notes go."""
     if not arguments.audio and not arguments.list:
         parser.error("no AUDIO and no --list: nothing to transcribe")
     if arguments.resume and arguments.jsonl:
@@ -242,30 +285,27 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
             parser.error("stdin lies nowhere, so neither can the files of --format, --plot, --listen: give -o")
         if sys.stdin.isatty():
             parser.error("AUDIO - is stdin, which is the terminal: pipe a recording into it")
-    if arguments.soundfont is not None and not arguments.listen:
-        parser.error("--soundfont belongs to --listen")
-    if arguments.hold_bias is not None and not arguments.hold_instruments:
-        parser.error("--hold-bias belongs to --hold-instruments")
-    bias = HOLD_BIAS if arguments.hold_bias is None else arguments.hold_bias
-    arguments.hold = bias if arguments.hold_instruments else None
-    own = {
+
+
+def check_search(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse options of another search, and fill in the defaults of those that were not given."""
+    search_options = {
         "beams": ("t5x", 1),
         "temperature": ("sample", 1.0),
         "top_k": ("sample", 0),
         "top_p": ("sample", 1.0),
         "seed": ("sample", 0),
     }
-    for name, (kind, default) in own.items():
+    for name, (kind, default) in search_options.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)
         elif arguments.search != kind:
             option = "--" + name.replace("_", "-")
             parser.error(f"{option} belongs to --search {kind}, not to --search {arguments.search}")
-    return arguments
 
 
 def number(kind: type, description: str, accepted: Callable[[float], bool]) -> Callable[[str], float]:
-    """What turns an argument into a number of that kind, or says that it is not what the description says."""
+    """Return a converter of arguments to numbers of a kind, whose error says what the description says."""
 
     def convert(text: str) -> float:
         try:
@@ -301,14 +341,14 @@ SEED = number(int, "a whole number from 0 to 2^64 - 1", lambda value: 0 <= value
 
 
 def path_name(text: str) -> str:
-    """The text, if it is not empty, as a variable of the shell that is not set is: that would be the current folder."""
+    """Return the text; refuse an empty one, such as an unset shell variable: it would mean the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("the name is empty")
     return text
 
 
 def instruments(text: str) -> str:
-    """'bass,Drums' -> '32,33,34,35,36,37,38,39,drums', which is the same for the same instruments."""
+    """Convert 'bass,Drums' to '32,33,34,35,36,37,38,39,drums', which is the same for the same instruments."""
     try:
         return str(parse_instruments(text))
     except ValueError as error:
@@ -316,7 +356,7 @@ def instruments(text: str) -> str:
 
 
 def velocity(text: str) -> int | str:
-    """'estimate' -> 'estimate', '100' -> 100."""
+    """Convert '100' to 100; 'estimate' stays."""
     if text == ESTIMATE:
         return text
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 127:
@@ -325,7 +365,7 @@ def velocity(text: str) -> int | str:
 
 
 def bpm(text: str) -> float | str:
-    """'auto' -> 'auto', '96' -> 96.0."""
+    """Convert '96' to 96.0; 'auto' stays."""
     if text == AUTO:
         return text
     low, high = tempo.SLOWEST, tempo.FASTEST
@@ -336,9 +376,9 @@ def bpm(text: str) -> float | str:
 
 
 def format_names(text: str) -> tuple[str, ...]:
-    """'mid,json' -> ('mid', 'json')."""
-    found = tuple(dict.fromkeys(name.strip() for name in text.lower().split(",")))
-    unknown = [name for name in found if name not in FORMATS]
+    """Convert 'mid,json' to ('mid', 'json')."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.lower().split(",")))
+    unknown = [name for name in names if name not in FORMATS]
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(FORMATS)}")
-    return found
+    return names

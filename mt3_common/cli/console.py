@@ -7,34 +7,24 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 
+from mt3_common.io.progress import progress_bar
 from mt3_common.io.stdio import give_up
 
 
 @contextlib.contextmanager
 def progress(count: int, quiet: bool) -> Iterator[Callable[[int, str, int, int | None], None]]:
-    """A bar on stderr with the time left, gone when all is done; nothing where stderr is no terminal or quiet.
+    """Show a bar on stderr with the time left, cleared at the end; nothing where stderr is no terminal or quiet.
 
     Args:
-        count: of recordings; of several there is a second bar.
+        count: recordings; with several there is a second bar.
         quiet: show nothing.
 
     Yields:
-        What to call with the number of a recording, its name, the segments done and their number, or None where that
-        is not known.
+        A function of a recording's number, its name, the segments done, and their number (None where it is unknown).
     """
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]},"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_interactive)
+    bar = progress_bar(MofNCompleteColumn(), TextColumn("{task.fields[unit]},"), quiet=quiet)
     with bar:
         whole = bar.add_task("all", total=count, unit="recordings", visible=count > 1)
         bars: dict[int, Any] = {}
@@ -52,17 +42,17 @@ def progress(count: int, quiet: bool) -> Iterator[Callable[[int, str, int, int |
 
 
 def plural(count: int, noun: str) -> str:
-    """'1 note', '2 notes'."""
+    """Return '1 note', '2 notes'."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def sentence(error: Exception, program: str, names: Mapping[str, str] | None = None) -> str:
-    """What went wrong, in one line, and what to do where that is known.
+    """Describe an error in one line, with what to do where that is known.
 
     Args:
-        error: what went wrong.
-        program: 'jax_mt3' or 'torch_mt3'.
-        names: of files -> as what they are shown.
+        error: the error.
+        program: package that is run, such as 'torch_mt3'.
+        names: names of files -> how messages show them.
     """
     text = str(error)
     # names keep their spaces
@@ -74,7 +64,7 @@ def sentence(error: Exception, program: str, names: Mapping[str, str] | None = N
         text = text.replace(mark, names[name])
     if isinstance(error, ModuleNotFoundError) and error.name in ("jax", "flax", "torch"):
         return f'{program} needs {error.name}: pip install "mt3-twins[{program.removesuffix("_mt3")}]"'
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "RESOURCE_EXHAUSTED" in text:
+    if is_out_of_memory(error):
         return "not enough memory; a smaller --batch-size needs less"
     if isinstance(error, OSError) and error.strerror:
         return f"{printable(os.fsdecode(error.filename))}: {error.strerror}" if error.filename else error.strerror
@@ -83,8 +73,14 @@ def sentence(error: Exception, program: str, names: Mapping[str, str] | None = N
     return f"{type(error).__name__}: {text}; --debug shows where"
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory is exhausted: JAX and PyTorch report that by exceptions of their own."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text.lower() or "RESOURCE_EXHAUSTED" in text
+
+
 def say(text: str) -> None:
-    """Writes a line to stderr, which can hold any file name; if nobody reads it, so be it."""
+    """Write a line to stderr, whatever is in it; a stderr that nobody reads is no error."""
     try:
         print(printable(text), file=sys.stderr, flush=True)
     except OSError:
@@ -92,7 +88,7 @@ def say(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """The text in one line: line breaks, control characters and what is no text are written as in Python."""
+    """Return the text in one line: line breaks, control characters and invalid characters are escaped as in Python."""
     escaped = ("Cc", "Cs", "Zl", "Zp")
     return "".join(
         letter.encode("unicode_escape").decode() if unicodedata.category(letter) in escaped else letter
@@ -101,10 +97,10 @@ def printable(text: str) -> str:
 
 
 def report(text: str) -> bool:
-    """Writes a line to stdout; False if nobody reads it any more.
+    """Write a line to stdout and return True; return False if nobody reads it any more.
 
     Raises:
-        OSError: it cannot be written for another reason, such as a full disk.
+        OSError: the line cannot be written for another reason, such as a full disk.
     """
     try:
         print(text, flush=True)

@@ -1,0 +1,45 @@
+"""One way to run a command: exceptions become one sentence on stderr and an exit status."""
+
+import sys
+from collections.abc import Callable
+
+from mt3_common.cli.console import is_out_of_memory, say, sentence
+from mt3_common.cli.exit_status import INTERRUPTED, SOME_FAILED
+from mt3_common.io.stdio import complete, finish
+
+
+def run(
+    command: Callable[[], int],
+    program: str = "",
+    failed: int = SOME_FAILED,
+    interrupted: str = "interrupted",
+    memory_hint: str = "",
+    debug: bool = False,
+) -> int:
+    """Run a command and return its exit status.
+
+    ValueError, OSError and exhausted memory are errors of the input or the machine: one sentence. Any other exception
+    is a fault of the program and is raised.
+
+    Args:
+        command: returns the exit status.
+        program: package that is run, for messages; '' for none.
+        failed: the exit status for an error.
+        interrupted: the sentence after Ctrl-C.
+        memory_hint: the sentence for exhausted memory; '' for the one of transcription.
+        debug: raise errors instead.
+    """
+    complete()
+    try:
+        return command()
+    except KeyboardInterrupt:
+        say(interrupted)
+        return INTERRUPTED
+    except Exception as error:
+        exhausted = is_out_of_memory(error)
+        if debug or not (exhausted or isinstance(error, ValueError | OSError)):
+            raise
+        say(f"error: {memory_hint if exhausted and memory_hint else sentence(error, program)}")
+        return failed
+    finally:
+        finish(sys.stdout)
