@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mt3_common.cli.exit_status import INTERRUPTED
 from mt3_common.io.stdio import complete, finish, give_up
 from parity.compare.results import BAD_INPUT
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except KeyboardInterrupt:
         print("parity: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     finally:
         finish(sys.stdout)
 

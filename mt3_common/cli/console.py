@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,9 @@ from rich.progress import MofNCompleteColumn, TextColumn
 
 from mt3_common.io.progress import progress_bar
 from mt3_common.io.stdio import give_up
+
+# in the messages of JAX's and PyTorch's errors
+OUT_OF_MEMORY = re.compile("(out of|not enough|allocate) memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -75,8 +79,7 @@ def sentence(error: Exception, program: str, names: Mapping[str, str] | None = N
 
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether memory is exhausted: JAX and PyTorch report that by exceptions of their own."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text.lower() or "RESOURCE_EXHAUSTED" in text
+    return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def say(text: str) -> None:

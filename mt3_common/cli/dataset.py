@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mt3_common.cli.exit_status import SUCCESS
+from mt3_common.cli.run import run
 from mt3_common.config import Config
 from mt3_common.data import corpora
 from mt3_common.data.augment import SAMPLE_RATE
@@ -103,30 +105,34 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
     )
     add("--seed", type=int, default=0, metavar="N", help="default: 0")
     add("--workers", type=int, default=0, metavar="N", help="processes; default: this one")
-    options = parser.parse_args(argv)
-    try:
-        generator = generator_of(options, options.split, options.seed)
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_sources(options.output / "sources.json", generator, options, options.split)
-        if options.pairs:
-            write_pairs(options.output, generator, options.examples, options.workers)
-            return 0
-        values = json.loads(options.config.read_text()) if options.config else {"model": {}}
-        if not isinstance(values, dict) or "model" not in values:
-            raise ValueError(f'{options.config} must hold {{"model": {{…}}}}')
-        config = Config.from_dict(Config().to_dict() | values["model"])
-        for number in range(options.shards):
-            path = options.output / f"{number:05d}.npz"
-            if path.exists():
-                continue
-            first = number * options.examples
-            examples = in_order(generator.example, range(first, first + options.examples), options.workers)
-            count = write_shard(path, examples, config, [options.seed, number])
-            print(f"{path}: {count} segments", file=sys.stderr, flush=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run(lambda: write_data(parser.parse_args(argv)))
+
+
+def write_data(options: argparse.Namespace) -> int:
+    """Write the shards, or the recordings of --pairs, that are not there; return the exit status.
+
+    Raises:
+        ValueError, OSError: the music cannot be read, or the data cannot be written.
+    """
+    generator = generator_of(options, options.split, options.seed)
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_sources(options.output / "sources.json", generator, options, options.split)
+    if options.pairs:
+        write_pairs(options.output, generator, options.examples, options.workers)
+        return SUCCESS
+    values = json.loads(options.config.read_text()) if options.config else {"model": {}}
+    if not isinstance(values, dict) or "model" not in values:
+        raise ValueError(f'{options.config} must hold {{"model": {{…}}}}')
+    config = Config.from_dict(Config().to_dict() | values["model"])
+    for number in range(options.shards):
+        path = options.output / f"{number:05d}.npz"
+        if path.exists():
+            continue
+        first = number * options.examples
+        examples = in_order(generator.example, range(first, first + options.examples), options.workers)
+        count = write_shard(path, examples, config, [options.seed, number])
+        print(f"{path}: {count} segments", file=sys.stderr, flush=True)
+    return SUCCESS
 
 
 def write_pairs(folder: Path, generator: Generator | corpora.Excerpts, count: int, workers: int = 0) -> None:

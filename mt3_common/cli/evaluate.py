@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mt3_common.cli.console import say
+from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
+from mt3_common.cli.run import run
 from mt3_common.data.corpora import SPLITS, Recording, read_notes, recordings
 from mt3_common.evaluation.baselines import BasicPitch
 from mt3_common.evaluation.evaluate import (
@@ -25,50 +28,59 @@ from mt3_common.transcription.pipeline import Transcriber
 def main(
     program: str, load: Callable[..., Transcriber], argv: Sequence[str] | None = None, command: str | None = None
 ) -> int:
-    """Run the command of a twin's evaluation; return 0, 1 if files failed, 2 if none was started.
+    """Run `python -m {program}.evaluate` and return its exit status: SOME_FAILED, or NOT_STARTED for other errors.
 
     Args:
         program: package of the twin.
-        load: returns a Transcriber.
+        load: as the twins' infer.load.
         argv: arguments; None for those of the process.
         command: name of the program in the help text; None for the module's.
     """
-    try:
-        options = parse(command or f"python -m {program}.evaluate", sys.argv[1:] if argv is None else list(argv))
-        pairs = [pair for folder in options.datasets for pair in select_recordings(folder, options.split)]
-        transcriber: Any = None
-        if options.baseline:
-            transcriber = BasicPitch(options.baseline_command)
-        elif options.estimates is None:
-            transcriber = load(checkpoint=options.checkpoint, device=options.device, search=options.search)
-        if options.pictures:
-            library("--pictures need")
-        rows, failed = [], {}
-        about = f"{options.baseline or fingerprint(transcriber)} {options.search}"
-        done = previous_rows(options)
-        for number, pair in enumerate(pairs, 1):
-            try:
-                of = row_key(pair, about, options.estimates)
-                row = done.get((pair.name, of))
-                if row is None or options.pictures:
-                    row, notes = measure(pair, transcriber, options.estimates)
-                    row["of"] = of
-                    if options.pictures:
-                        write_comparison(read_notes(pair), notes, pair.audio, options.output / f"{pair.name}.png")
-                rows.append(row)
-                write_results(rows, options.output)
-                print(f"{number} of {len(pairs)}: {pair.name}", file=sys.stderr, flush=True)
-            except (ValueError, OSError) as error:
-                failed[pair.name] = str(error)
-                print(f"error: {pair.name}: {error}", file=sys.stderr, flush=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    def start() -> int:
+        return evaluate(load, parse(name, sys.argv[1:] if argv is None else list(argv)))
+
+    name = command or f"python -m {program}.evaluate"
+    return run(start, program, failed=NOT_STARTED)
+
+
+def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> int:
+    """Measure all pairs, write and show the results; return the exit status.
+
+    Raises:
+        ValueError, OSError: nothing can be measured, or the results cannot be written.
+    """
+    pairs = [pair for folder in options.datasets for pair in select_recordings(folder, options.split)]
+    transcriber: Any = None
+    if options.baseline:
+        transcriber = BasicPitch(options.baseline_command)
+    elif options.estimates is None:
+        transcriber = load(checkpoint=options.checkpoint, device=options.device, search=options.search)
+    if options.pictures:
+        library("--pictures need")
+    rows, failed = [], {}
+    settings = f"{options.baseline or fingerprint(transcriber)} {options.search}"
+    done = previous_rows(options)
+    for number, pair in enumerate(pairs, 1):
+        try:
+            of = row_key(pair, settings, options.estimates)
+            row = done.get((pair.name, of))
+            if row is None or options.pictures:
+                row, notes = measure(pair, transcriber, options.estimates)
+                row["of"] = of
+                if options.pictures:
+                    write_comparison(read_notes(pair), notes, pair.audio, options.output / f"{pair.name}.png")
+            rows.append(row)
+            write_results(rows, options.output)
+            say(f"{number} of {len(pairs)}: {pair.name}")
+        except (ValueError, OSError) as error:
+            failed[pair.name] = str(error)
+            say(f"error: {pair.name}: {error}")
     if rows:
         print_summary(summarize(rows))
     if failed:
-        print(f"error: {len(failed)} of {len(pairs)} files failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+        say(f"error: {len(failed)} of {len(pairs)} files failed: {', '.join(failed)}")
+    return SOME_FAILED if failed else SUCCESS
 
 
 def select_recordings(folder: str, split: str | None) -> list[Recording]:

@@ -5,11 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mt3_common.data.sample_fonts import NotesError, build
+from mt3_common.cli.exit_status import SUCCESS
+from mt3_common.cli.run import run
+from mt3_common.data.sample_fonts import build
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status of the command line: 0, or 1 if the notes cannot be read."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m mt3_common.cli.sample_fonts",
         description="Builds soundfonts from a folder of recorded single notes with an index.tsv.",
@@ -20,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "output", type=Path, metavar="DIR", help="folder for the .sf2 files, one an instrument and take"
     )
     parser.add_argument("--split", choices=("train", "heldout"), default="train", help="default: train")
-    options = parser.parse_args(argv)
-    try:
-        written = build(options.notes, options.output, options.split)
-    except (NotesError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{len(written)} soundfonts in {options.output}")
-    return 0
+
+    def start() -> int:
+        options = parser.parse_args(argv)
+        fonts = build(options.notes, options.output, options.split)
+        print(f"{len(fonts)} soundfonts in {options.output}")
+        return SUCCESS
+
+    return run(start)
 
 
 if __name__ == "__main__":

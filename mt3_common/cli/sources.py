@@ -5,12 +5,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from mt3_common.cli.console import say
+from mt3_common.cli.exit_status import SUCCESS
+from mt3_common.cli.run import run
 from mt3_common.data.sources import MANIFEST, get_sources
 
 
 def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.sources") -> int:
-    """Run the command; return its exit status: 0, or 1 if a source is unavailable."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog=command,
         description="Get songs and soundfonts for training data out of Debian packages.",
@@ -34,20 +38,23 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
         help=f"of music21's corpus; without a name: {', '.join(manifest['music21']['composers'])}",
     )
     parser.add_argument("--only", nargs="+", choices=known, default=[], metavar="NAME", help=f"of {', '.join(known)}")
-    options = parser.parse_args(argv)
-    try:
-        composers = manifest["music21"]["composers"] if options.music21 == [] else options.music21 or []
-        about = options.packages, options.pop909, options.only, options.mma, options.abc, composers
-        differing = get_sources(options.output, *about)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for sentence in differing:
-        print(f"note: {sentence}", file=sys.stderr)
-    taken = json.loads((options.output / "sources.json").read_text())
-    for name, about in taken.items():
-        print(f"{name}: {len(about['files'])} files in {about['folder']}, {about['licence']}")
-    return 0
+    return run(lambda: list_sources(parser.parse_args(argv), manifest))
+
+
+def list_sources(options: argparse.Namespace, manifest: dict[str, Any]) -> int:
+    """Get the sources that the options name, and list them with their licences; return the exit status.
+
+    Raises:
+        ValueError, OSError: a source cannot be had.
+    """
+    composers = manifest["music21"]["composers"] if options.music21 == [] else options.music21 or []
+    wanted = options.packages, options.pop909, options.only, options.mma, options.abc, composers
+    for difference in get_sources(options.output, *wanted):
+        say(f"note: {difference}")
+    sources = json.loads((options.output / "sources.json").read_text())
+    for name, source in sources.items():
+        print(f"{name}: {len(source['files'])} files in {source['folder']}, {source['licence']}")
+    return SUCCESS
 
 
 if __name__ == "__main__":

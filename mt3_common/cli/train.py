@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.cli.dataset import add_arguments, generator_of, write_sources
+from mt3_common.cli.exit_status import SUCCESS
+from mt3_common.cli.run import run
 from mt3_common.config import Config
 from mt3_common.data.shards import Shards, Stream
 from mt3_common.io import atomic
@@ -26,6 +27,11 @@ from mt3_common.training.learner import Learner
 from mt3_common.training.logs import Log, TensorBoard, WandB
 from mt3_common.training.loop import fit
 from mt3_common.training.run_folder import recover, run_description
+
+MEMORY_HINT = (
+    "not enough memory; a smaller batch_size with a larger accumulate needs less, and so does remat "
+    "(the run goes on from last/)"
+)
 
 # segments of one block of a Stream: 17 examples of 20 s for segments of 1.28 s; 40 MB
 SEGMENTS_TOGETHER = 256
@@ -47,26 +53,14 @@ def main(
         argv: arguments; None for those of the process.
         command: name of the program in the help text; None for the module's.
     """
-    try:
-        options = parse(command or f"python -m {program}.train", sys.argv[1:] if argv is None else list(argv))
-        run(program, make_learner, join, options)
-    except KeyboardInterrupt:
-        print("interrupted; the run goes on from last/ with the same command", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        # JAX and PyTorch report exhausted memory by exceptions of their own.
-        if not isinstance(error, MemoryError) and not re.search("memory|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE):
-            raise
-        print(
-            "error: not enough memory; a smaller batch_size with a larger accumulate needs less, and so does remat "
-            "(the run goes on from last/)",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+
+    def start() -> int:
+        train(program, make_learner, join, parse(name, sys.argv[1:] if argv is None else list(argv)))
+        return SUCCESS
+
+    name = command or f"python -m {program}.train"
+    interrupted = "interrupted; the run goes on from last/ with the same command"
+    return run(start, program, interrupted=interrupted, memory_hint=MEMORY_HINT)
 
 
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
@@ -106,7 +100,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(
+def train(
     program: str, make_learner: Callable[..., Learner], join: Callable[[], None], options: argparse.Namespace
 ) -> None:
     """Train as the arguments say.

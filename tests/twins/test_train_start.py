@@ -72,7 +72,7 @@ def begun(twin, data, folder, *arguments):
         *map(str, arguments),
     ]
     with pytest.raises(Begun):
-        train.run(f"{twin}_mt3", learner, lambda: None, train.parse("train", command))
+        train.train(f"{twin}_mt3", learner, lambda: None, train.parse("train", command))
     return found[0]
 
 

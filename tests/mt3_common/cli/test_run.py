@@ -1,0 +1,53 @@
+"""One way to run a command: statuses and sentences of what is raised."""
+
+import pytest
+
+from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED
+from mt3_common.cli.run import run
+
+
+def raising(error: BaseException):
+    def command() -> int:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize("status", [0, 1, 2])
+def test_a_status_passes_through(status, capsys):
+    assert run(lambda: status) == status
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ValueError("no\nsong"), "no song"),
+        (FileNotFoundError(2, "No such file or directory", "a b.wav"), "a b.wav: No such file or directory"),
+        (MemoryError(), "not enough memory; a smaller --batch-size needs less"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory; a smaller --batch-size"),
+    ],
+)
+def test_an_error_is_one_sentence(error, sentence, capsys):
+    assert run(raising(error)) == SOME_FAILED
+    assert run(raising(error), failed=NOT_STARTED) == NOT_STARTED
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"error: {sentence}") for line in lines)
+    with pytest.raises(type(error)):
+        run(raising(error), debug=True)
+
+
+def test_ctrl_c_has_a_status_of_its_own(capsys):
+    assert run(raising(KeyboardInterrupt()), interrupted="interrupted: all is written") == INTERRUPTED == 130
+    assert capsys.readouterr().err == "interrupted: all is written\n"
+
+
+def test_what_a_command_says_of_memory(capsys):
+    assert run(raising(MemoryError()), memory_hint="smaller, please") == SOME_FAILED
+    assert capsys.readouterr().err == "error: smaller, please\n"
+
+
+def test_a_fault_of_the_program_is_raised():
+    with pytest.raises(KeyError, match="memory"):
+        run(raising(KeyError("memory")))
