@@ -105,7 +105,7 @@ def programs_folder() -> str | None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return None
     folder = Path(platformdirs.user_cache_dir("mt3-twins"), "programs")
     try:
@@ -126,7 +126,7 @@ def keep_compiled() -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("mt3-twins") + "/jax")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

@@ -218,7 +218,10 @@ class Config:
         values = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            values.update(dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {field.name: value})
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                values.update(dataclasses.asdict(value))
+            else:
+                values[field.name] = value
         values["mlp_activations"] = list(values["mlp_activations"])
         return values
 

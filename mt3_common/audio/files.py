@@ -6,15 +6,15 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
 if TYPE_CHECKING:
-    from av import FFmpegError
     from av.container import InputContainer
+    from av.error import FFmpegError
 
 # Hz; below is no music, above no recorder. Headers with rates outside are damaged.
 _SAMPLE_RATES = (1000, 768000)
@@ -87,7 +87,7 @@ def stream_audio(
     block_seconds: float = 1.0,
     start: float = 0.0,
     duration: float | None = None,
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, None]:
     """The file's mono samples in blocks; the mean of the channels, resampled by soxr (HQ).
 
     The samples do not depend on block_seconds. Errors come when the blocks are drawn: what can be known from the
@@ -130,6 +130,7 @@ def stream_audio(
                 raise AudioError(f"{path}: truncated or damaged: {start:g} s cannot be reached ({error})") from error
             position = first
         resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
+        mono = np.empty(0, np.float32)
         taken = given = 0
         block_frames = max(1, round(block_seconds * rate))
         while position < stop:
@@ -182,7 +183,7 @@ def _truncated(path, source: _Source, position: int, reason: str = "") -> AudioE
     """The error that says how much of the file could be read."""
     rate = source.sample_rate
     known = source.num_frames is not None and math.isfinite(source.num_frames)
-    whole = f" of {source.num_frames / rate:.2f} s" if known else ""
+    whole = f" of {source.num_frames / rate:.2f} s" if known and source.num_frames is not None else ""
     # Rounded down: so much can be asked for.
     readable = math.floor(position / rate * 100) / 100
     return AudioError(
@@ -252,7 +253,8 @@ def _from_libsndfile(file: Path, stack: contextlib.ExitStack) -> _Source:
     """The file as libsndfile decodes it; raises _Undecodable with its reason."""
     try:
         # Bytes: names that are no valid UTF-8 exist too. Windows takes text.
-        sound = stack.enter_context(_ForwardSoundFile(str(file) if os.name == "nt" else os.fsencode(file)))
+        name: Any = str(file) if os.name == "nt" else os.fsencode(file)
+        sound = stack.enter_context(_ForwardSoundFile(name))
     except soundfile.LibsndfileError as error:
         # MP3s without a single frame get the words of code 7 ("not a regular file"), which mislead.
         raise _Undecodable("no audio in it" if error.code == 7 else error.error_string.rstrip(".")) from error
@@ -304,6 +306,7 @@ def _from_ffmpeg(file: Path, stack: contextlib.ExitStack, refusal: _Undecodable)
     unreadable = f"{file}: is not audio that can be read ({refusal}"
     try:
         import av
+        import av.error
     except ImportError as error:
         raise AudioError(
             f'{unreadable}); if other programs play it, `pip install "mt3-twins[audio]"` for FFmpeg\'s decoders'
@@ -320,7 +323,7 @@ def _from_ffmpeg(file: Path, stack: contextlib.ExitStack, refusal: _Undecodable)
         stack.callback(blocks.close)
         # The decoder's rate counts: headers may state the one before spectral band replication.
         rate, waiting = next(blocks, (0, np.empty((0, 1), np.float32)))
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise AudioError(f"{unreadable}; FFmpeg: {_reason(error)})") from error
     except _Undecodable as error:
         raise AudioError(f"{unreadable}; {error})") from error
@@ -353,6 +356,7 @@ def _ffmpeg_blocks(container: "InputContainer") -> Generator[tuple[int, np.ndarr
         _Undecodable: with FFmpeg's reason.
     """
     import av
+    import av.error
 
     resampler, first = av.AudioResampler(format="flt"), None  # converts the numbers alone
     try:
@@ -365,7 +369,7 @@ def _ffmpeg_blocks(container: "InputContainer") -> Generator[tuple[int, np.ndarr
                     raise _Undecodable("FFmpeg: the sample rate or the channels change")
                 for converted in resampler.resample(frame):
                     yield first.sample_rate, converted.to_ndarray().reshape(-1, first.layout.nb_channels)
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise _Undecodable(f"FFmpeg: {_reason(error)}") from error
 
 
@@ -373,7 +377,9 @@ def _stated_length(container: "InputContainer") -> float | None:
     """Return the length in s of the first audio stream if the file states it; FFmpeg estimates it for other formats."""
     stream = container.streams.audio[0]
     if container.format.name.startswith("mov,mp4"):
-        return None if stream.duration is None else float(stream.duration * stream.time_base)
+        if stream.duration is None or stream.time_base is None:
+            return None
+        return float(stream.duration * stream.time_base)
     if container.format.name == "matroska,webm":
         # One length for all streams; writers add a tag to each.
         if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):

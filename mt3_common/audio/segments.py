@@ -1,6 +1,6 @@
 """The segments of a recording that the network sees."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ class Segment(NamedTuple):
         num_frames: rows that hold audio.
     """
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.index)
     start_time: float
     frames: np.ndarray
     num_frames: int
@@ -46,7 +46,7 @@ def start_times(count: int, config: Config) -> np.ndarray:
     return _rounded_down(np.arange(count) * config.input_frames / config.spectrogram.frames_per_second, config)
 
 
-def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Iterator[Segment]:
+def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Generator[Segment, None, None]:
     """The segments of a piece, one after the other; memory is that of one segment, whatever the length.
 
     Each segment's spectrogram sees only its own samples. The same samples give the same bits, whole or in blocks.

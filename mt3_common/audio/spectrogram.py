@@ -5,6 +5,7 @@ mel matrix and the order of operations repeat TensorFlow's float32 arithmetic; w
 """
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,8 @@ def log_mel_spectrogram(samples: np.ndarray, config: SpectrogramConfig, graph: b
         padded[: len(heard)] = heard
         windows = np.lib.stride_tricks.sliding_window_view(padded, config.fft_size)[:: config.hop_width]
         # scipy keeps float32 and rounds as TensorFlow does; numpy.fft does neither as well nor as fast.
-        magnitudes = np.abs(scipy.fft.rfft(windows * hann_window(config.fft_size), overwrite_x=True))
+        spectra: Any = scipy.fft.rfft(windows * hann_window(config.fft_size), overwrite_x=True)
+        magnitudes = np.abs(spectra)
         for bins, filters, weights in _mel_bands(config, graph):
             np.matmul(magnitudes[:, bins], weights, out=rows[:, filters])
         rows[rows <= 0] = 1e-5

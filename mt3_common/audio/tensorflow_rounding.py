@@ -1,6 +1,7 @@
 """TensorFlow's float32 rounding of windows and mel frequencies, bit for bit."""
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def edge_mels(config: SpectrogramConfig, graph: bool) -> tuple[np.float32, np.fl
 
 def _polynomial(x: np.ndarray, *coefficients: float) -> np.ndarray:
     """Horner's rule in float32, highest power first, without fused multiply-adds."""
-    total = np.float32(coefficients[0])
+    total: Any = np.float32(coefficients[0])
     for coefficient in coefficients[1:]:
         total = total * x + np.float32(coefficient)
     return total

@@ -330,7 +330,9 @@ def _heads(
 ) -> tuple[dict[str, Setting], list[tuple[str, str]]]:
     """num_heads and head_dim (empty where unknown), and what is wrong about the stated ones: (origin, text)."""
     given = {name: stated[name] for name in ("num_heads", "head_dim") if name in stated}
-    usual = next((PRESETS[name].network for name in ([preset] if preset in fitting else fitting)), None)
+    usual = next(
+        (PRESETS[name].network for name in ([preset] if preset is not None and preset in fitting else fitting)), None
+    )
     hint = f", {usual.num_heads} x {usual.head_dim} in {' and '.join(fitting)}" if usual else ""
     if len(given) == 2:
         heads, head = given["num_heads"], given["head_dim"]

@@ -412,7 +412,7 @@ def _go_on(remote: Remote, part: Path, on_bytes: Callable[[int, int | None], Non
             part.unlink(missing_ok=True)
             on_bytes(-have, size)
             raise _Passing("the server sends another part than was asked for")
-        if going_on:
+        if going_on and span is not None:
             total = None if span[2] == "*" else int(span[2])
         else:
             on_bytes(-have, size)

@@ -19,7 +19,7 @@ class CheckpointError(ValueError):
 
 
 def _attention(name: str) -> dict[str, tuple[str, ...]]:
-    kernels = dict.fromkeys(("query", "key", "value"), ("emb_dim", "attention_dim"))
+    kernels: dict[str, tuple[str, ...]] = dict.fromkeys(("query", "key", "value"), ("emb_dim", "attention_dim"))
     kernels["out"] = ("attention_dim", "emb_dim")
     return {f"{name}/{part}/kernel": shape for part, shape in kernels.items()}
 
@@ -45,7 +45,8 @@ _DECODER_LAYER = _layer(
 
 def _symbolic_shapes(num_encoder_layers: int, num_decoder_layers: int) -> dict[str, tuple[str, ...]]:
     """Every array's shape in the names of sizes, in the order of computation."""
-    shapes = {"encoder/continuous_inputs_projection/kernel": ("input_depth", "emb_dim")}
+    shapes: dict[str, tuple[str, ...]] = {}
+    shapes["encoder/continuous_inputs_projection/kernel"] = ("input_depth", "emb_dim")
     for layer in range(num_encoder_layers):
         shapes |= {f"encoder/layers_{layer}/{name}": shape for name, shape in _ENCODER_LAYER.items()}
     shapes["encoder/encoder_norm/scale"] = ("emb_dim",)

@@ -152,7 +152,8 @@ def read_checkpoint(path: str | os.PathLike, optimizer: bool = False, check: boo
             _check_slots(inspection)
         entries = inspection.arrays | {f"state/{name}": entry for name, entry in inspection.optimizer.items()}
         stored = read_zarr({name: entry for name, entry in entries.items() if entry.place != "inline"})
-        values = {name: stored.get(name, entry.source) for name, entry in entries.items()}
+        inline = {name: entry.source for name, entry in entries.items() if entry.source is not None}
+        values = {name: stored[name] if name in stored else inline[name] for name in entries}
         if check:
             check_values(values)
     except CheckpointError as error:

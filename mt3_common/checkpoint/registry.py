@@ -50,7 +50,7 @@ def find_checkpoint(
     base = os.path.basename(name.rstrip("/"))
     if checkpoint is not None and os.path.exists(name):
         return NamedCheckpoint(name, base)
-    if name in manifest["checkpoints"]:
+    if folder and name in manifest["checkpoints"]:
         return NamedCheckpoint(str(folder / name), name, manifest["checkpoints"][name].get("notice", ""))
     if download.is_remote(name):
         model = download.model_of(name)

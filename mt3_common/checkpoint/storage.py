@@ -164,7 +164,7 @@ def _steps(folder: Folder) -> dict[str, tuple[int, bool]]:
     for name, rests in files.items():
         complete = bool(rests & {"", *markers()})
         if complete or name.startswith("checkpoint_"):
-            steps[name] = (int(STEP.fullmatch(name)[1]), complete)
+            steps[name] = (int(STEP.sub(r"\1", name)), complete)
     return steps
 
 

@@ -100,15 +100,19 @@ class RunningBatch(Protocol):
         self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], prompts: list[Held] | None = None
     ) -> None:
         """Begin segments (input_frames, mel bins) in the given rows, with their prompts if the batch has prompts."""
+        ...
 
     def advance(self) -> np.ndarray:
         """Run some steps; return (num_rows,) bool, true for rows that have ended (or never began)."""
+        ...
 
     def collect(self, rows: list[int]) -> list[np.ndarray]:
         """Return the token ids of ended rows, best hypothesis, each as long as the search left it."""
+        ...
 
     def compact(self, rows: list[int]) -> None:
         """Drop all rows but the given ones, which stay in this order; the others have ended."""
+        ...
 
 
 class TwoThreadBatch:
@@ -149,8 +153,12 @@ class TwoThreadBatch:
 
         def prefill(half: int, batch: RunningBatch) -> None:
             if indices := split[half]:
-                lists = [[values[i] for i in indices] for values in (segments, uniforms, *[prompts] * bool(prompts))]
-                batch.prefill([self._halves_and_rows[rows[i]][1] for i in indices], *lists)
+                half_rows = [self._halves_and_rows[rows[i]][1] for i in indices]
+                arrays, numbers = [segments[i] for i in indices], [uniforms[i] for i in indices]
+                if prompts:
+                    batch.prefill(half_rows, arrays, numbers, [prompts[i] for i in indices])
+                else:
+                    batch.prefill(half_rows, arrays, numbers)
 
         self._in_both(prefill)
 
@@ -230,7 +238,11 @@ def decode_continuously(
     waiting = arrived(batch_size)
     # held segments: there are never more at once than in the beginning
     batch_size = len(waiting)
-    batches: dict[int, RunningBatch] = {}
+    if not waiting:
+        return
+    size = batch_size_for(batch_size, batch_size)
+    batch = make_batch(size)
+    batches = {size: batch}
     in_row: dict[int, int] = {}
     ended: dict[int, np.ndarray] = {}
     next_out = 0
@@ -242,10 +254,14 @@ def decode_continuously(
         if waiting and len(waiting) <= batch.num_rows - len(in_row):
             free = [row for row in range(batch.num_rows) if row not in in_row][: len(waiting)]
             held = [segment for _, segment in waiting if isinstance(segment, Held)]
-            plain = [(number, segment.segment if held else segment) for number, segment in waiting]
+            plain = [(number, s.segment if isinstance(s, Held) else s) for number, s in waiting]
             known = [(s.frames, s.index) if isinstance(s, Segment) else (s, number) for number, s in plain]
             uniforms = [settings.uniforms(index) for _, index in known]
-            batch.prefill(free, [frames for frames, _ in known], uniforms, *[held] * bool(held))
+            arrays = [frames for frames, _ in known]
+            if held:
+                batch.prefill(free, arrays, uniforms, held)
+            else:
+                batch.prefill(free, arrays, uniforms)
             in_row.update(zip(free, (number for number, _ in waiting), strict=True))
             waiting = []
         done = batch.advance()

@@ -17,7 +17,7 @@ class Clock:
     """
 
     def __init__(self, stages: Iterable[str]):
-        self.seconds = dict.fromkeys(stages, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(stages, 0.0)
         self._running: list[str] = []
         self._since = 0.0
 

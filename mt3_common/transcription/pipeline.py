@@ -8,7 +8,7 @@ Of a recording, only the notes take memory that grows with its length.
 import collections
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.config import Config
@@ -81,7 +81,9 @@ class Transcriber:
             raise result
         return result if tempo is None else result.with_tempo(asked_for(tempo, path, result.notes, start, duration))
 
-    def transcribe_many(self, requests: Iterable[Request], readers: int = 1) -> Iterator[Transcription | Exception]:
+    def transcribe_many(
+        self, requests: Iterable[Request], readers: int = 1
+    ) -> Generator[Transcription | Exception, None, None]:
         """Yield the transcription of each recording in their order, or the error that it failed with.
 
         The recordings share the network's batches, and each comes out as if it were alone. If the network itself

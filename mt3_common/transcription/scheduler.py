@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from mt3_common.transcription.recording import Recording
 from mt3_common.transcription.result import Transcription
 
 # segments (or prompted segments, and None for "not yet") to the ids of each
-Generate = Callable[[Iterable[Segment | Held | None]], Iterator[np.ndarray]]
+Generate = Callable[[Iterable[Any]], Iterator[np.ndarray]]
 
 
 class Scheduler:
