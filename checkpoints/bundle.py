@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.write import write_t5x
+from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
 
 FOLDER = Path(__file__).parent
@@ -52,7 +53,7 @@ def main() -> None:
     }
     if options.default:
         manifest["default"] = options.name
-    manifest_file.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    atomic.write(manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import os
 import pickle
 import platform
 import sys
-import tempfile
 import threading
 import warnings
 import zlib
@@ -26,6 +25,7 @@ import jaxlib
 from jax.experimental import serialize_executable
 
 from jax_mt3.kernels import num_cores
+from mt3_common.io import atomic
 
 
 class Programs:
@@ -114,14 +114,7 @@ class Programs:
         with contextlib.suppress(OSError, ValueError, NotImplementedError, RuntimeError, pickle.PicklingError):
             content = zlib.compress(serialize_executable.serialize(compiled)[0], 1)
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".", delete=False) as file:
-                try:
-                    file.write(hashlib.sha256(content).digest() + content)
-                    file.close()
-                    os.replace(file.name, self._folder / name)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
+            atomic.write(self._folder / name, hashlib.sha256(content).digest() + content, private=True)
 
 
 # files of this package that a program depends on

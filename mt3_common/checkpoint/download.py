@@ -28,8 +28,11 @@ from typing import Any, NamedTuple
 import filelock
 import google_crc32c
 import platformdirs
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, TransferSpeedColumn
+
+from mt3_common.io import atomic
+from mt3_common.io.digests import file_sha256, update_from_file
+from mt3_common.io.progress import progress_bar
 
 ADDRESSES = {"mt3": "gs://mt3/checkpoints/mt3", "ismir2021": "gs://mt3/checkpoints/ismir2021"}
 STORAGE = "https://storage.googleapis.com"
@@ -181,7 +184,7 @@ def _damaged(folder: Path, pins: Mapping[str, str]) -> list[str]:
     return [
         name
         for name, digest in ({name: entry["sha256"] for name, entry in expected.items()} | dict(pins)).items()
-        if not (folder / name).is_file() or _digests(folder / name)["sha256"] != digest
+        if not (folder / name).is_file() or file_sha256(folder / name) != digest
     ]
 
 
@@ -199,11 +202,7 @@ def _recorded(folder: Path) -> dict[str, dict[str, Any]] | None:
 def _digests(path: Path) -> dict[str, str]:
     """sha256 (hexadecimal), md5 and crc32c (base64, as Google's storage writes them) of a file."""
     sha256, md5, crc32c = hashlib.sha256(), hashlib.md5(usedforsecurity=False), google_crc32c.Checksum()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            sha256.update(block)
-            md5.update(block)
-            crc32c.update(block)
+    update_from_file(path, (sha256, md5, crc32c))
     return {
         "sha256": sha256.hexdigest(),
         "md5": base64.b64encode(md5.digest()).decode(),
@@ -277,16 +276,8 @@ def _fetch_all(
             f"checkpoint {checkpoint} needs {(total - present) / 1e6:.0f} MB more in {partial.parent}, where "
             f"{free / 1e6:.0f} MB are free: make room, or set MT3_CACHE to another folder"
         )
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_interactive)
-    if not quiet and not console.is_interactive:
+    bar = progress_bar(DownloadColumn(), TransferSpeedColumn(), quiet=quiet)
+    if bar.disable and not quiet:
         size = f", {total / 1e6:.1f} MB" if total else ""
         print(f"fetching checkpoint {checkpoint} ({address}{size})", file=sys.stderr, flush=True)
     stopped = threading.Event()
@@ -311,7 +302,7 @@ def _fetch_all(
         name: {"size": (partial / name).stat().st_size, "sha256": future.result()}
         for name, future in sorted(fetching.items())
     }
-    _write(partial / "manifest.json", json.dumps({"address": address, "files": files}, indent=1).encode())
+    atomic.write(partial / "manifest.json", json.dumps({"address": address, "files": files}, indent=1))
 
 
 def _fetch_file(
@@ -428,7 +419,7 @@ def _go_on(remote: Remote, part: Path, on_bytes: Callable[[int, int | None], Non
             raise _Passing(f"{total} bytes are offered of a file of {remote.size}")
         size = total if remote.size is None else remote.size
         if not going_on:
-            _write(beside, json.dumps({"size": size, "mark": mark}).encode())
+            atomic.write(beside, json.dumps({"size": size, "mark": mark}))
         with open(part, "ab" if going_on else "wb") as file:
             while True:
                 if stopped.is_set():
@@ -537,10 +528,3 @@ def _reason(error: Exception) -> str:
     inner = getattr(error, "reason", None)
     inner = inner if isinstance(inner, Exception) else error
     return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file beside its place and renames it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_bytes(content)
-    beside.replace(path)

@@ -16,6 +16,7 @@ from mt3_common.checkpoint.names import FLOATS, CheckpointError, check_all, chec
 from mt3_common.checkpoint.storage import CONTEXT, DTYPES, Folder, address, wait
 from mt3_common.checkpoint.t5x import NAME, NDARRAY, VERSION
 from mt3_common.config import Config
+from mt3_common.io import atomic
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -114,7 +115,7 @@ def write_t5x(
     shutil.rmtree(str(temporary), ignore_errors=True)
     try:
         _write_step(temporary, arrays, int(step), optimizer, config)
-        _put_in_place(str(temporary), str(folder))
+        atomic.replace(str(temporary), str(folder))
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
     finally:
@@ -154,34 +155,6 @@ def _write_step(
     if config is not None:
         wait(folder.store.write("config.json", _config_json(config, step).encode()), f"{folder}/config.json")
     wait(folder.store.write("checkpoint", msgpack.packb(tree, strict_types=True)), f"{folder}/checkpoint")
-
-
-def _put_in_place(temporary: str, final: str) -> None:
-    """Renames a finished folder, keeping what was there until the new one is in place."""
-    for parent, _, _ in os.walk(temporary):
-        _sync_folder(parent)
-    old = f"{temporary}-old"
-    replaced = os.path.lexists(final)
-    if replaced:
-        os.rename(final, old)
-    try:
-        os.rename(temporary, final)
-    except BaseException:
-        if replaced:
-            os.rename(old, final)
-        raise
-    _sync_folder(os.path.dirname(final))
-    if replaced:
-        shutil.rmtree(old) if os.path.isdir(old) and not os.path.islink(old) else os.remove(old)
-
-
-def _sync_folder(path: str) -> None:
-    """Forces a folder's entries to the disk, so that a rename survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _zarr_spec(folder: str, array: np.ndarray) -> dict[str, Any]:

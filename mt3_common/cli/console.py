@@ -28,8 +28,7 @@ def progress(count: int, quiet: bool) -> Iterator[Callable[[int, str, int, int |
     Yields:
         A function of a recording's number, its name, the segments done, and their number (None where it is unknown).
     """
-    bar = progress_bar(MofNCompleteColumn(), TextColumn("{task.fields[unit]},"), quiet=quiet)
-    with bar:
+    with progress_bar(MofNCompleteColumn(), TextColumn("{task.fields[unit]},"), quiet=quiet) as bar:
         whole = bar.add_task("all", total=count, unit="recordings", visible=count > 1)
         bars: dict[int, Any] = {}
 

@@ -18,6 +18,7 @@ from mt3_common.data.songs import read_split
 from mt3_common.data.sources import is_test_only
 from mt3_common.data.synthesis import Generator, Recipe, in_order
 from mt3_common.formats import midi
+from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
 
 
@@ -155,7 +156,7 @@ def write_sources(path: Path, generator: Generator | corpora.Excerpts, options: 
         sources["midi"] = {song.name: file_sha256(song.path) for song in generator.songs}
     else:
         sources |= {"recordings": [folder.name for folder in options.recordings], "temperature": options.temperature}
-    path.write_text(json.dumps(sources, indent=1) + "\n")
+    atomic.write(path, json.dumps(sources, indent=1) + "\n")
 
 
 if __name__ == "__main__":

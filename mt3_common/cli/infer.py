@@ -13,17 +13,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mt3_common.checkpoint.digest import checkpoint_digest
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.cli.arguments import LESSON, parse
 from mt3_common.cli.console import plural, say, sentence
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import STDIN, Job, UsageError, is_file_name, listed, plan
-from mt3_common.cli.resume import Summary, describe_file, digest_of_checkpoint, remove_leftovers
+from mt3_common.cli.resume import Summary, describe_file
 from mt3_common.cli.run import run
 from mt3_common.cli.runner import Runner, record_failure
 from mt3_common.cli.tasks import Task, Unread
 from mt3_common.formats import musicxml, note_sequence, plot, sonify
 from mt3_common.formats.registry import kind_of
+from mt3_common.io import atomic
 from mt3_common.transcription import beats
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.pipeline import Transcriber
@@ -160,7 +162,7 @@ def prepare(program: str, command: str, argv: Sequence[str], stack: contextlib.E
     work = Preparation(arguments, devices, jobs, failed, len(jobs) + len(failed), checkpoint, summary, {})
     if summary is not None:
         work.provenance = {
-            "checkpoint": {"name": checkpoint.name, "sha256": digest_of_checkpoint(checkpoint.path)},
+            "checkpoint": {"name": checkpoint.name, "sha256": checkpoint_digest(checkpoint.path)},
             "settings": {"program": program, **{name: getattr(arguments, name) for name in SETTINGS}},
         }
         if arguments.resume:
@@ -247,7 +249,7 @@ def to_do(jobs: Sequence[Job], summary: Summary, provenance: dict[str, Any]) -> 
     remaining = []
     for job in jobs:
         try:
-            remove_leftovers(job.outputs)
+            atomic.remove_leftovers(job.outputs)
             done = summary.is_done({"input": describe_file(job.audio)} | provenance, job.outputs)
         except OSError:
             # The recording cannot be read: transcribing it reports that.

@@ -4,7 +4,6 @@ A recording is done if a line tells of the same content, checkpoint and settings
 what that line says, byte for byte. Names play no part: folders may move.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3_common.formats.registry import kind_of
-from mt3_common.formats.sealed import temporary_prefix
+from mt3_common.io.digests import file_sha256
 
 HEAD = '{"format": "mt3-twins summary", '
 
@@ -64,7 +63,7 @@ class Summary:
         written = self.done.get(_key(about), [])
         if not written:
             return False
-        present = {kind_of(output): digest_of(output) for output in outputs if output.is_file()}
+        present = {kind_of(output): file_sha256(output) for output in outputs if output.is_file()}
         return len(present) == len(outputs) and any(present.items() <= digests.items() for digests in written)
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -98,60 +97,6 @@ def _key(record: Mapping[str, Any]) -> str:
     return json.dumps(same, sort_keys=True)
 
 
-def digest_of(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def describe_file(path: str | os.PathLike) -> dict[str, Any]:
     """{'size': bytes, 'sha256': …} of a file."""
-    return {"size": os.path.getsize(path), "sha256": digest_of(path)}
-
-
-def digest_of_checkpoint(path: str) -> str:
-    """SHA-256 of the names and contents of all files of a checkpoint, and of the config files that may go with it.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    from mt3_common.checkpoint.storage import locate
-
-    folder, file, _ = locate(path)
-    total = hashlib.sha256()
-
-    def add(name: str, content: bytes | None) -> None:
-        if content is not None:
-            total.update(f"{len(name.encode())} {name} {len(content)} ".encode() + hashlib.sha256(content).digest())
-
-    for key in [file] if file else folder.keys():
-        add(key, folder.read(key))
-    # see checkpoint/config_files.py, find_config_files
-    for level in range(1, 4):
-        folder = folder.above if level > 1 or not file else folder
-        for name in folder.config_names(None):
-            add(f"{level} {name}", folder.read(name))
-    return total.hexdigest()
-
-
-def remove_leftovers(outputs: Sequence[Path]) -> None:
-    """Removes what killed processes of this machine left of files that they were about to write."""
-    for output in outputs:
-        prefix = temporary_prefix(output)
-        for beside in output.parent.glob(f"{prefix}*.tmp"):
-            number = beside.name.removeprefix(prefix).removesuffix(".tmp")
-            if number.isdigit() and not _is_alive(int(number)):
-                beside.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    """Whether there is a process of this number; where that cannot be known, yes."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
+    return {"size": os.path.getsize(path), "sha256": file_sha256(path)}

@@ -22,6 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
+from mt3_common.io import atomic
+
 RATE = 24000
 # MIDI keys that a recorded note is played up or down by at most, between its neighbours and beyond the last ones
 REACH, REACH_BEYOND = 4, 2
@@ -208,12 +210,7 @@ def write_font(path: Path, name: str, program: int | None, notes: Sequence[Recor
     info = {b"ifil": struct.pack("<HH", 2, 1), b"isng": b"EMU8000\0", b"INAM": label + b"\0" * (1 + len(label) % 2)}
     content = _list(b"INFO", info) + _list(b"sdta", {b"smpl": np.concatenate(pieces).tobytes()})
     content += _list(b"pdta", {tag: array.tobytes() for tag, array in pdta.items()})
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(_chunk(b"RIFF", b"sfbk" + content))
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    atomic.write(path, _chunk(b"RIFF", b"sfbk" + content))
 
 
 def _looped(note: RecordedNote) -> tuple[np.ndarray, tuple[int, int] | None]:

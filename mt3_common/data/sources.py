@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
 from mt3_common.io.optional import needed
 
@@ -374,7 +375,7 @@ def get_sources(
         rights = take_music21(music21, output / about["folder"])
         statements = {path.relative_to(output).as_posix(): text for path, text in rights.items()}
         taken["music21"] = {**about, "rights": statements, "files": _digests(list(rights), output)}
-    (output / "sources.json").write_text(json.dumps(taken, indent=1) + "\n")
+    atomic.write(output / "sources.json", json.dumps(taken, indent=1) + "\n")
     return differing
 
 

@@ -18,11 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from mt3_common.checkpoint.digest import checkpoint_digest
 from mt3_common.data.corpora import Recording, read_notes
 from mt3_common.evaluation import metrics
 from mt3_common.formats import midi
 from mt3_common.io import atomic
-from mt3_common.io.digests import file_sha256
 from mt3_common.notes.note import Note
 from mt3_common.transcription.pipeline import Transcriber
 
@@ -113,21 +113,14 @@ def print_summary(summary: dict[str, dict[str, Any]]) -> None:
 
 
 def fingerprint(transcriber: Any) -> str:
-    """Return a digest of all files of a transcriber's checkpoint; '' for no checkpoint, an address unchanged.
+    """Return the digest of a transcriber's checkpoint: '' without one, an address as it is.
 
     Further training changes the digest of a checkpoint of the same name.
     """
-    checkpoint = getattr(transcriber, "checkpoint", None)
-    if checkpoint is None:
+    named = getattr(transcriber, "checkpoint", None)
+    if named is None:
         return ""
-    path = Path(checkpoint.path)
-    if not path.exists():
-        return str(checkpoint.path)
-    digest = hashlib.sha256()
-    for file in sorted(file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()):
-        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        digest.update(bytes.fromhex(file_sha256(file)))
-    return digest.hexdigest()
+    return checkpoint_digest(named.path) if Path(named.path).exists() else str(named.path)
 
 
 def row_key(pair: Recording, transcriber: str, estimates: Path | None) -> str:

@@ -59,7 +59,7 @@ def write_comparison(
     with DRAWING:
         content = png_bytes(_compared(references, estimates, image, seconds))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sealed.write_whole(path, content)
+    sealed.write_sealed(path, content)
 
 
 def _compared(references: Sequence[Note], estimates: Sequence[Note], image: np.ndarray, seconds: float) -> Any:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import mido
 import pretty_midi
 
-from mt3_common.formats.sealed import UNSEALED, NoteFileError, write_whole
+from mt3_common.formats.sealed import UNSEALED, NoteFileError, write_sealed
 from mt3_common.notes.note import Note, check_notes
 from mt3_common.notes.tempo import BEATS_PER_BAR, Change, Tempo, TempoMap
 
@@ -120,7 +120,7 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
         midi.tracks.append(_track(head, sorted(events, key=lambda event: event[0])))
     content = io.BytesIO()
     midi.save(file=content)
-    write_whole(path, content.getvalue())
+    write_sealed(path, content.getvalue())
 
 
 def _track(head: list[mido.Message], events: Sequence[tuple[int, mido.Message]]) -> mido.MidiTrack:

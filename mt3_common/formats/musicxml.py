@@ -94,7 +94,7 @@ def write_musicxml(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo 
         _part(number, *instrument, part, grid, bars)
         for number, (instrument, part) in enumerate(sorted(played.items()) or [((False, 0), [])], 1)
     ]
-    sealed.write_pieces(path, _document(music21, parts, bars, round(60 / tempo.interval, 1)))
+    sealed.write_sealed(path, _document(music21, parts, bars, round(60 / tempo.interval, 1)))
 
 
 class Bars:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from mt3_common.formats.sealed import UNSEALED, write_whole
+from mt3_common.formats.sealed import UNSEALED, write_sealed
 from mt3_common.io.optional import needed
 from mt3_common.notes.note import Note, assign_instruments, check_notes
 
@@ -49,4 +49,4 @@ def write_note_sequence(notes: Sequence[Note], path: str | os.PathLike) -> None:
     """
     sequence = to_note_sequence(notes)
     sequence.id = UNSEALED
-    write_whole(path, sequence.SerializeToString(deterministic=True))
+    write_sealed(path, sequence.SerializeToString(deterministic=True))

@@ -66,7 +66,7 @@ def write_picture(
     with DRAWING:
         content = png_bytes(_drawn(notes, image, seconds))
     # readers of PNG stop at its end
-    sealed.write_whole(path, content + sealed.UNSEALED.encode())
+    sealed.write_sealed(path, content + sealed.UNSEALED.encode())
 
 
 def _drawn(notes: Sequence[Note], image: np.ndarray, seconds: float) -> Any:

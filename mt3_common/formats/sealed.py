@@ -8,7 +8,9 @@ import mmap
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from typing import BinaryIO
+
+from mt3_common.io import atomic
 
 # what a CSV file without a note holds: there is no line for its seal
 CSV_HEADER = "onset,offset,pitch,velocity,program,is_drum,seal\n"
@@ -52,46 +54,31 @@ def written_here(path: str | os.PathLike) -> bool:
     return digest.hexdigest()[: len(seal)].encode() == seal != b""
 
 
-def write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Seals the content and writes it as write_pieces does."""
-    write_pieces(path, [content])
-
-
-def temporary_prefix(path: Path) -> str:
-    """How the name begins under which a process writes a file before it is renamed; short, however long the name is."""
-    return f".mt3-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}."
-
-
-def write_pieces(path: str | os.PathLike, pieces: Iterable[bytes]) -> None:
-    """Writes the pieces beside the path, seals them and renames, so that the path never holds a part.
+def write_sealed(path: str | os.PathLike, content: bytes | Iterable[bytes]) -> None:
+    """Write a file with its seal, whole or not at all.
 
     Args:
         path: of the file.
-        pieces: of its content; UNSEALED, if it is there, is in the first.
+        content: the file, or its pieces; UNSEALED, where there is one, is in the first.
 
     Raises:
         NoteFileError: the file cannot be written.
     """
-    path = Path(path)
-    beside = path.with_name(f"{temporary_prefix(path)}{os.getpid()}.tmp")
-    digest = hashlib.sha256()
-    place = None
+    pieces = [content] if isinstance(content, bytes) else content
+
+    def write(file: BinaryIO) -> None:
+        digest = hashlib.sha256()
+        position = None
+        for piece in pieces:
+            if position is None:
+                position = piece.find(UNSEALED.encode())
+            digest.update(piece)
+            file.write(piece)
+        if position is not None and position >= 0:
+            file.seek(position)
+            file.write(f"mt3-twins {digest.hexdigest()[:32]}".encode())
+
     try:
-        try:
-            with open(beside, "wb") as file:
-                for piece in pieces:
-                    if place is None:
-                        place = piece.find(UNSEALED.encode())
-                    digest.update(piece)
-                    file.write(piece)
-                if place is not None and place >= 0:
-                    file.seek(place)
-                    file.write(f"mt3-twins {digest.hexdigest()[:32]}".encode())
-                # after a power cut, too, the path holds all or nothing
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        atomic.write(path, write)
     except OSError as error:
         raise NoteFileError(f"{path} cannot be written: {error.strerror}") from error

@@ -203,7 +203,7 @@ def write_wav(path: str | os.PathLike, blocks: Iterable[np.ndarray], rate: int, 
     head += b"LIST" + struct.pack("<I", len(about)) + about + b"data" + struct.pack("<I", size)
     head = b"RIFF" + struct.pack("<I", len(head) + size) + head
     samples = (np.rint(np.clip(block, -1, 1) * 32767).astype("<i2").tobytes() for block in blocks)
-    sealed.write_pieces(path, itertools.chain([head], samples))
+    sealed.write_sealed(path, itertools.chain([head], samples))
 
 
 def is_played(path: Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3_common.formats.sealed import CSV_HEADER, UNSEALED, NoteFileError, write_whole
+from mt3_common.formats.sealed import CSV_HEADER, UNSEALED, NoteFileError, write_sealed
 from mt3_common.notes.note import Note, check_notes
 
 JSON_FORMAT = "mt3-twins notes"
@@ -35,7 +35,7 @@ def write_json(notes: Sequence[Note], path: str | os.PathLike, metadata: dict[st
     head = f'"format": "{JSON_FORMAT}", "version": {JSON_VERSION}, "seal": "{UNSEALED}"'
     text = f'{{{head},\n"metadata": {about},\n"notes": [\n{lines}\n]}}\n'
     # what is no text in a name becomes JSON's own escape
-    write_whole(path, text.encode("utf-8", "backslashreplace"))
+    write_sealed(path, text.encode("utf-8", "backslashreplace"))
 
 
 def fields(note: Note) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def write_csv(notes: Sequence[Note], path: str | os.PathLike) -> None:
     check_notes(notes)
     seals = itertools.chain([UNSEALED], itertools.repeat(""))
     lines = [",".join([*map(json.dumps, fields(note).values()), seal]) + "\n" for note, seal in zip(notes, seals)]
-    write_whole(path, "".join([CSV_HEADER, *lines]).encode())
+    write_sealed(path, "".join([CSV_HEADER, *lines]).encode())
 
 
 def read_json(path: str | os.PathLike) -> tuple[list[Note], dict[str, Any]]:

@@ -19,6 +19,7 @@ from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.torch_pickle import PICKLES, hf_t5_name
 from mt3_common.checkpoint.write import write_safetensors, write_t5x
 from mt3_common.config import Config
+from mt3_common.io import atomic
 from parity.trace.trace import digest
 
 LAYOUTS = ("t5x", "orbax", "safetensors", "pth")
@@ -111,7 +112,7 @@ def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: boo
             )
         if layout == "pth":
             _agree_on_config(target, beside, weights, overwrite)
-        _put_in_place(beside, target)
+        atomic.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
 
@@ -142,20 +143,6 @@ def differing(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[
     ]
 
 
-def _put_in_place(beside: Path, target: Path) -> None:
-    old = target.with_name(f".{os.getpid()}.{target.name}.old")
-    if os.path.lexists(target) and target.is_dir() and not target.is_symlink():
-        os.rename(target, old)
-        try:
-            os.rename(beside, target)
-        except OSError:
-            os.rename(old, target)
-            raise
-        shutil.rmtree(old)
-    else:
-        os.replace(beside, target)
-
-
 def _write_orbax(path: Path, weights: Weights) -> None:
     try:
         import orbax.checkpoint as ocp
@@ -171,7 +158,7 @@ def _write_orbax(path: Path, weights: Weights) -> None:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)) as writer:
         writer.save(path.absolute(), tree)
     text = weights.config.to_dict() | ({} if weights.step is None else {"step": weights.step})
-    (path / "config.json").write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+    atomic.write(path / "config.json", json.dumps(text, indent=1) + "\n")
 
 
 def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -218,12 +205,10 @@ def _agree_on_config(target: Path, written: Path, weights: Weights, overwrite: b
                 f"{settings} is of another model, and {target.name} would be read with it ({wrong}); "
                 "choose another folder, or add --overwrite to replace that config.json too"
             )
-    temporary = settings.with_name(f".{os.getpid()}.config.json")
-    temporary.write_text(json.dumps(weights.config.to_dict(), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, settings)
+    atomic.write(settings, json.dumps(weights.config.to_dict(), indent=1) + "\n")
     wrong = contradiction()
     if wrong:
-        settings.unlink() if old is None else settings.write_bytes(old)
+        settings.unlink() if old is None else atomic.write(settings, old)
         raise ConvertError(f"{target.parent}: another file there says what {target.name} is ({wrong}); choose another")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
+from mt3_common.io import atomic
 from parity.mutation import processors
 from parity.mutation.faults import BLAMED, Mutant, kinds, modules_like
 from parity.sides import numpy_network
@@ -326,7 +327,7 @@ class Record:
         if half and not half.startswith("[{"[: len(half)]):
             raise ValueError(f"{path}, line {len(lines) + 1}: not outcomes of parity mutants")
         if half:
-            Path(path).write_text("".join(f"{each}\n" for each in lines))
+            atomic.write(path, "".join(f"{line}\n" for line in lines))
 
     @staticmethod
     def _key(outcome: Outcome) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mt3_common.io import atomic
 from parity.compare.budget import judge
 from parity.compare.results import Report, over
 from parity.report.files import write
@@ -203,10 +204,7 @@ def save(folder: str | os.PathLike, found: Counterexample, reference: Any, candi
         "head": found.head,
     }
     path = folder / "counterexample.npz"
-    beside = folder / ".counterexample.npz"
-    with open(beside, "wb") as file:
-        np.savez(file, about=np.array(json.dumps(about)), **arrays)
-    os.replace(beside, path)
+    atomic.write(path, lambda file: np.savez(file, about=np.array(json.dumps(about)), **arrays))
     paths = [path]
     for framework, imports, body in SCRIPTS:
         begin = BEGIN.format(framework=framework, reference=reference.framework, imports=imports)

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from mt3_common.io import atomic
 from parity.compare.results import Measure, Report, Row
 from parity.report.table import cells, columns, describe, grouped, headline, shown_causes, worst_verdict
 
@@ -18,15 +19,10 @@ SCHEMA_VERSION = 1
 
 
 def write(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file beside its name and renames it."""
+    """Write a text file, whole or not at all, and the folders above it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    atomic.write(path, text)
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -127,13 +123,7 @@ def to_markdown(report: Report) -> str:
 
 def write_json(path: str | os.PathLike, values: Any) -> None:
     """Writes JSON to a file, whole or not at all; NaN as null."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(_plain(values), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    atomic.write(path, json.dumps(_plain(values), indent=1, ensure_ascii=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from mt3_common.io import atomic
 from parity.trace.precision import PRECISIONS
 from parity.trace.trace import Call, Pass, Trace, digest
 
@@ -98,12 +99,8 @@ def save(path: str | os.PathLike, trace: Trace) -> None:
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        safetensors.numpy.save_file(arrays, beside, metadata={"header": json.dumps(header)})
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic.replacing(path) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, metadata={"header": json.dumps(header)})
 
 
 def load(path: str | os.PathLike) -> Trace:

@@ -108,7 +108,7 @@ def assert_same_run(run, other):
 # one process of each twin, which starts another for each end that a run may meet: what takes long is loading
 ENDS = """
 import json, os, resource, signal, sys
-from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.checkpoint import write
 from mt3_common.training import loop, run_folder
 program, *ends = sys.argv[1:]
 train = __import__(f"{program}_mt3.train").train
@@ -142,13 +142,13 @@ def meet():
         update = train.Learner.update
         train.Learner.update = lambda self, some, step, rate: kill() if step == 5 else update(self, some, step, rate)
     elif end == "arrays":
-        after(checkpoint, "_write_step", lambda folder, *_: ".last." in str(folder))
+        after(write, "_write_step", lambda folder, *_: ".last." in str(folder))
     elif end == "renaming":
         after(os, "rename", lambda source, target: os.path.basename(source) == "last")
     elif end == "metrics":
         after(run_folder, "write_metrics", lambda *_: True)
     elif end == "best":
-        after(checkpoint, "write_t5x", lambda path, *_: path.name == "best")
+        after(run_folder, "write_t5x", lambda path, *_: path.name == "best")
 
 statuses = {}
 for text in ends:

@@ -27,6 +27,7 @@ from mt3_common.checkpoint.read import Checkpoint, inspect_checkpoint, read_chec
 from mt3_common.checkpoint.torch_pickle import hf_t5_name
 from mt3_common.checkpoint.write import write_safetensors, write_t5x
 from mt3_common.config import PRESETS, ConfigError
+from mt3_common.io import atomic
 
 GOLDEN = Path(__file__).parents[2] / "golden/model"
 CHECKPOINTS = GOLDEN / "checkpoints"
@@ -653,14 +654,14 @@ def test_nothing_is_overwritten_unless_asked(tmp_path, full):
 
 
 @pytest.mark.parametrize(
-    ("moment", "interruption"),
+    ("owner", "moment", "interruption"),
     [
-        ("_zarr_spec", OSError("disk full")),
-        ("_put_in_place", KeyboardInterrupt),
-        ("_sync_folder", OSError("disk full")),
+        (write, "_zarr_spec", OSError("disk full")),
+        (atomic, "replace", KeyboardInterrupt),
+        (atomic, "sync_folder", OSError("disk full")),
     ],
 )
-def test_an_interruption_leaves_what_was_there(tmp_path, full, monkeypatch, interruption, moment):
+def test_an_interruption_leaves_what_was_there(tmp_path, full, monkeypatch, interruption, owner, moment):
     path = tmp_path / "checkpoint_1"
     write_t5x(path, full.arrays, 1)
     before = files(tmp_path)
@@ -668,7 +669,7 @@ def test_an_interruption_leaves_what_was_there(tmp_path, full, monkeypatch, inte
     def interrupted(*_):
         raise interruption
 
-    monkeypatch.setattr(write, moment, interrupted)
+    monkeypatch.setattr(owner, moment, interrupted)
     for target in (path, tmp_path / "checkpoint_2"):
         with pytest.raises((KeyboardInterrupt, CheckpointError)):
             write_t5x(target, full.arrays, 2, overwrite=True)

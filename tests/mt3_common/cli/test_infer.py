@@ -401,10 +401,10 @@ def test_ctrl_c_leaves_what_was_there(folder, capsys):
 def test_ctrl_c_while_writing_leaves_nothing(folder, monkeypatch):
     record("a.wav")
 
-    def interrupted(self, target):
+    def interrupted(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     assert infer("a.wav") == INTERRUPTED
     assert names(folder) == ["a.wav"]
 

@@ -11,11 +11,12 @@ import pytest
 import soundfile
 
 from mt3_common.checkpoint import storage
+from mt3_common.checkpoint.digest import checkpoint_digest
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.write import write_safetensors
 from mt3_common.cli import resume as summary
-from mt3_common.cli.resume import Summary, SummaryError, describe_file, digest_of_checkpoint, remove_leftovers
-from mt3_common.formats.sealed import temporary_prefix
+from mt3_common.cli.resume import Summary, SummaryError, describe_file
+from mt3_common.io.atomic import remove_leftovers, temporary_prefix
 
 ROOT = Path(__file__).parents[3]
 BUNDLED = ROOT / "checkpoints" / "golden"
@@ -123,8 +124,8 @@ def test_a_summary_that_cannot_be_written(tmp_path, output):
 def test_the_digest_of_a_checkpoint(tmp_path):
     copy = tmp_path / "elsewhere" / "copy"
     shutil.copytree(BUNDLED, copy)
-    first = digest_of_checkpoint(str(BUNDLED))
-    assert digest_of_checkpoint(str(copy)) == first
+    first = checkpoint_digest(str(BUNDLED))
+    assert checkpoint_digest(str(copy)) == first
     seen = {first}
     for change in (
         lambda: (copy / "config.json").write_bytes((copy / "config.json").read_bytes() + b" "),
@@ -134,21 +135,21 @@ def test_the_digest_of_a_checkpoint(tmp_path):
         lambda: (copy.parent / "model.gin").write_text("a.b = 2"),
     ):
         change()
-        seen.add(digest_of_checkpoint(str(copy)))
+        seen.add(checkpoint_digest(str(copy)))
     assert len(seen) == 6
     with pytest.raises(storage.CheckpointError):
-        digest_of_checkpoint(str(tmp_path / "nowhere"))
+        checkpoint_digest(str(tmp_path / "nowhere"))
 
 
 def test_the_digest_of_a_file(tmp_path):
     read = read_checkpoint(BUNDLED)
     path = tmp_path / "w.safetensors"
     write_safetensors(path, read.arrays, read_checkpoint(BUNDLED).config())
-    first = digest_of_checkpoint(str(path))
+    first = checkpoint_digest(str(path))
     (tmp_path / "unrelated").write_bytes(b"x")
-    assert digest_of_checkpoint(str(path)) == first
+    assert checkpoint_digest(str(path)) == first
     (tmp_path / "config.json").write_text("{}")
-    assert digest_of_checkpoint(str(path)) != first
+    assert checkpoint_digest(str(path)) != first
 
 
 @pytest.mark.process

@@ -188,6 +188,8 @@ def test_a_checkpoint_that_changed_under_its_name_is_measured_again(folder, tmp_
     place = tmp_path / "checkpoint"
     (place / "array").mkdir(parents=True)
     (place / "array" / "0.0").write_bytes(b"first")
+    # the file that makes the folder a checkpoint
+    (place / "checkpoint").touch()
 
     def load_named(**options):
         oracle = Oracle()

@@ -34,7 +34,7 @@ class TestWholeFiles:
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(Path, "replace", interrupt)
+        monkeypatch.setattr(os, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             write(golden_notes()[0], path)
         assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("song", b"old")]
