@@ -1,4 +1,4 @@
-"""Renders example.flac, about ten seconds of piano-like music to try the programs on: python audio/make_example.py
+"""Render example.flac, ten seconds of piano-like music to try the programs with: python audio/make_example.py
 
 The tune is "Ah ! vous dirai-je, maman" (France, printed 1761, public domain); the setting, this program and the
 recording that it makes are given to the public domain (CC0 1.0, https://creativecommons.org/publicdomain/zero/1.0/).
@@ -13,7 +13,7 @@ SAMPLE_RATE = 16000
 BEAT = 0.58  # s
 SECONDS = 10.0
 
-# MIDI pitches; one entry per beat, None: the note before goes on
+# MIDI pitches, one entry per beat; None continues the note before
 MELODY = (72, 72, 79, 79, 81, 81, 79, None, 77, 77, 76, 76, 74, 74, 72, None)
 CHORDS = (
     *((48, 55, 64), None, (52, 55, 60), None, (53, 57, 60), None, (52, 55, 60), None),
@@ -22,14 +22,14 @@ CHORDS = (
 
 
 def tone(pitch: int, seconds: float, loudness: float) -> np.ndarray:
-    """One struck string: (n,) float64, partials that are slightly sharp and die away the faster the higher they are."""
+    """Render a struck string: (n,) float64, slightly inharmonic partials, the higher the faster they decay."""
     time = np.arange(round((seconds + 0.25) * SAMPLE_RATE)) / SAMPLE_RATE
     frequency = 440.0 * 2.0 ** ((pitch - 69) / 12)
     wave = np.zeros_like(time)
     for k in range(1, 13):
         partial = k * frequency * np.sqrt(1.0 + 0.0004 * k * k)
         if partial < 0.45 * SAMPLE_RATE:
-            # the eighth partial is nearly silent: a hammer strikes at an eighth of the string
+            # The hammer strikes at an eighth of the string, which nearly silences the eighth partial.
             strength = np.abs(np.sin(np.pi * k / 8.2)) / k**1.3
             wave += strength * np.exp(-time * (1.2 + 0.5 * k)) * np.sin(2.0 * np.pi * partial * time)
     attack = np.minimum(time / 0.004, 1.0)
@@ -38,7 +38,7 @@ def tone(pitch: int, seconds: float, loudness: float) -> np.ndarray:
 
 
 def render() -> np.ndarray:
-    """The whole piece: (n,) float64 in [-1, 1]."""
+    """Render the piece: (n,) float64 in [-1, 1]."""
     samples = np.zeros(round(SECONDS * SAMPLE_RATE))
     for part, loudness in ((MELODY, 1.0), (CHORDS, 0.5)):
         for beat, pitches in enumerate(part):

@@ -1,9 +1,9 @@
-"""How fast transcription is beside what the machine could do and what others do: prints the tables of docs/speed.md.
+"""Speed of transcription, compared with the machine's limits and other programs: prints the tables of docs/speed.md.
 
 make bench [ARGS='--parts decode,end --rounds 3 --cores 1 --checkpoint FOLDER --quick']
 
-Every contender is a process of its own that waits for its turn; in each round each gets one turn, so that what else the
-machine does meets all of them. Figures are medians over the rounds.
+Every contender is a process of its own. In each round every one gets one turn, so that other load affects all of them
+alike. Figures are medians over the rounds.
 """
 
 import argparse
@@ -38,8 +38,8 @@ PARTS = ("decode", "search", "end", "spectrogram", "agreement", "start")
 TWINS = ("torch_mt3", "jax_mt3")
 EXAMPLE = ROOT / "audio" / "example.flac"
 DTYPES = ("float32", "bfloat16", "int8")
-# what mt3-infer needs and this project's environment does not have; its model needs no torchvision and no torchaudio,
-# which its metadata asks for
+# requirements of mt3-infer that this project's environment lacks; its metadata lists torchvision and torchaudio too,
+# which its model does not need
 MT3_INFER = (
     ("mt3-infer==0.2.0", "transformers==4.57.1"),
     ("huggingface_hub>=0.34,<1.0", "tokenizers>=0.22,<=0.23", "regex", "tqdm"),
@@ -50,7 +50,7 @@ PLAIN_POSITIONS = 1024
 PLAIN_ROWS = 8
 # tokens per second of audio at full size
 TOKENS_PER_SECOND = 100
-# of models from end to end
+# models of the end-to-end measurement
 SIZES = {"default": "the checkpoint", "full": f"MT3's size, {TOKENS_PER_SECOND} tokens per second of audio"}
 
 
@@ -92,7 +92,7 @@ def work(network: NetworkConfig, rows: int, frames: int, steps: int, width: int 
 
 
 class Turns:
-    """A contender in a process of its own: prepares itself when it begins, then measures once whenever it is asked."""
+    """A contender in a process of its own, which prepares at its start and measures once per request."""
 
     def __init__(self, name: str, settings: dict[str, Any]):
         self.name = name
@@ -108,7 +108,7 @@ class Turns:
             text=True,
             env=environment,
         )
-        self.found: list[dict[str, float]] = []
+        self.turns: list[dict[str, float]] = []
         self._answer()
 
     def _answer(self) -> dict[str, float]:
@@ -118,10 +118,10 @@ class Turns:
         return json.loads(line)
 
     def turn(self) -> None:
-        """One measurement more."""
+        """Measure once more."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        self.found.append(self._answer())
+        self.turns.append(self._answer())
 
     def end(self) -> None:
         """Ends the process."""
@@ -129,12 +129,12 @@ class Turns:
         self.process.wait()
 
     def median(self, key: str) -> float:
-        """Of what was found under that key."""
-        return statistics.median(one[key] for one in self.found)
+        """Return the median of a figure over all turns."""
+        return statistics.median(turn[key] for turn in self.turns)
 
 
 def take_turns(names: list[str], settings: dict[str, Any], rounds: int) -> dict[str, Turns]:
-    """Contenders by name, after so many rounds."""
+    """Run the rounds; return the contenders by name."""
     contenders: dict[str, Turns] = {}
     try:
         for name in names:
@@ -149,10 +149,10 @@ def take_turns(names: list[str], settings: dict[str, Any], rounds: int) -> dict[
 
 
 def answer(name: str, settings: dict[str, Any]) -> None:
-    """What a contender's process does: prepares, then a line of JSON on stdout for every line on stdin."""
+    """Run a contender's process: prepare, then write a line of JSON to stdout for every line of stdin."""
     if settings["cores"]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-settings["cores"] :])
-    # what libraries print goes elsewhere
+    # Output of libraries goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     kind, *details = name.split(":")
@@ -163,17 +163,17 @@ def answer(name: str, settings: dict[str, Any]) -> None:
 
 
 def timed(run: Callable[[], Any], times: int = 1) -> float:
-    """Median time of a call (s)."""
-    found = []
+    """Return the median time of a call (s)."""
+    times_taken = []
     for _ in range(times):
         began = time.perf_counter()
         run()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        times_taken.append(time.perf_counter() - began)
+    return statistics.median(times_taken)
 
 
 def machine(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """Measures matrix products (operations/s), copying and reading (bytes/s, copying each way) through PyTorch."""
+    """Measure matrix products (operations/s), copying and reading (bytes/s, copying each way) through PyTorch."""
     import torch
 
     size = 256 if settings["quick"] else 2048
@@ -205,7 +205,7 @@ def prepared(twin: str, config: Config, arrays: dict[str, np.ndarray], dtype: st
 
 
 def twin(settings: dict[str, Any], package: str, dtype: str, search: str) -> Callable[[], dict[str, float]]:
-    """Measures a twin: so many steps of so many rows, and what it takes to begin them (s)."""
+    """Measure a twin: the given steps of the given rows, and the time to start them (s)."""
     from mt3_common.transcription.batching import SearchSettings
 
     config, arrays = full_size(settings["quick"])
@@ -237,7 +237,7 @@ def twin(settings: dict[str, Any], package: str, dtype: str, search: str) -> Cal
 
 
 def plain(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """Measures the plain cached loop in JAX: what T5X does, a cache of 1024 positions, 8 rows, products as written."""
+    """Measure a plain cached loop in JAX as in T5X: a cache of 1024 positions, 8 rows, unfused products."""
     import jax
     import jax.numpy as jnp
 
@@ -272,17 +272,17 @@ def plain(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
         empty = jnp.zeros((PLAIN_ROWS, PLAIN_POSITIONS, heads, width))
 
         def step(state):
-            place, token, caches = state
-            x = params["token_embedder"]["embedding"][token][:, None] + table[place]
-            seen = jnp.arange(PLAIN_POSITIONS) <= place
-            kept = []
+            position, token, caches = state
+            x = params["token_embedder"]["embedding"][token][:, None] + table[position]
+            seen = jnp.arange(PLAIN_POSITIONS) <= position
+            new_caches = []
             for layer, cache, (cross_keys, cross_values) in zip(layers, caches, crossed, strict=True):
                 block = layer["self_attention"]
                 y = norm(x, layer["pre_self_attention_layer_norm"]["scale"])
                 query, key, value = (split(y @ block[name]["kernel"]) for name in ("query", "key", "value"))
-                keys = jax.lax.dynamic_update_slice_in_dim(cache[0], key, place, 1)
-                values = jax.lax.dynamic_update_slice_in_dim(cache[1], value, place, 1)
-                kept.append((keys, values))
+                keys = jax.lax.dynamic_update_slice_in_dim(cache[0], key, position, 1)
+                values = jax.lax.dynamic_update_slice_in_dim(cache[1], value, position, 1)
+                new_caches.append((keys, values))
                 x += attend(query, keys, values, seen) @ block["out"]["kernel"]
                 block = layer["encoder_decoder_attention"]
                 y = norm(x, layer["pre_cross_attention_layer_norm"]["scale"])
@@ -292,7 +292,7 @@ def plain(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
                 gate = jax.nn.gelu(y @ block["wi_0"]["kernel"], approximate=True)
                 x += (gate * (y @ block["wi_1"]["kernel"])) @ block["wo"]["kernel"]
             logits = norm(x, params["decoder_norm"]["scale"]) @ params["logits_dense"]["kernel"]
-            return place + 1, logits[:, 0].argmax(-1), kept
+            return position + 1, logits[:, 0].argmax(-1), new_caches
 
         start = (0, jnp.zeros(PLAIN_ROWS, jnp.int32), [(empty, empty)] * len(layers))
         return jax.lax.while_loop(lambda state: state[0] < steps, step, start)[1]
@@ -307,7 +307,7 @@ def plain(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
 
 
 def mt3_infer(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """Measures mt3-infer's network and the loop that its adapter runs, one segment at a time, without a cache."""
+    """Measure mt3-infer's network in its adapter's loop: one segment at a time, without a cache."""
     import torch
     from mt3_infer.models.mt3_pytorch.t5 import T5Config, T5ForConditionalGeneration
 
@@ -356,20 +356,20 @@ def environment_of_mt3_infer(folder: Path) -> str | None:
 
 
 def recording(settings: dict[str, Any], folder: Path) -> Path:
-    """A FLAC file of so many seconds, 44.1 kHz, stereo: the bundled example, or what --audio names first, repeated."""
+    """Write a stereo FLAC file at 44.1 kHz that repeats the bundled example, or the first file of --audio."""
     import soundfile
     import soxr
 
     samples, rate = soundfile.read((settings["audio"] or [EXAMPLE])[0], dtype="float32", always_2d=True)
     samples = soxr.resample(samples, rate, 44100)[:, [0, -1]]
-    wanted = round(settings["seconds"] * 44100)
+    length = round(settings["seconds"] * 44100)
     path = folder / "song.flac"
-    soundfile.write(path, np.tile(samples, (-(-wanted // len(samples)), 1))[:wanted], 44100)
+    soundfile.write(path, np.tile(samples, (-(-length // len(samples)), 1))[:length], 44100)
     return path
 
 
 def end_to_end(settings: dict[str, Any], package: str, dtype: str, size: str) -> Callable[[], dict[str, float]]:
-    """Measures a recording's way from the file to a MIDI file; size 'full': random weights and forced lengths."""
+    """Measure the way from a recording to a MIDI file; size 'full': random weights and fixed lengths."""
     infer = importlib.import_module(f"{package}.infer")
     folder = tempfile.TemporaryDirectory(prefix="mt3-bench-")
     path = recording(settings, Path(folder.name))
@@ -387,22 +387,22 @@ def end_to_end(settings: dict[str, Any], package: str, dtype: str, size: str) ->
         transcription = transcriber.transcribe(path)
         transcription.write(path.with_suffix(".mid"))
         elapsed = time.perf_counter() - began
-        found = {"speed": transcription.duration / elapsed, "found": len(transcription.notes)}
-        return found | transcription.seconds
+        figures = {"speed": transcription.duration / elapsed, "notes": len(transcription.notes)}
+        return figures | transcription.seconds
 
-    # in a process that has done nothing yet, as for the command; JAX's programs may have to be compiled for it
+    # The first run is as slow as that of the command; JAX may compile.
     first = measure()["speed"]
 
     def measure_again() -> dict[str, float]:
         return measure() | {"first": first}
 
-    # the folder lives as long as this does
+    # keeps the folder alive
     measure_again.folder = folder
     return measure_again
 
 
 def spectrogram(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """Measures audio to segments on one core."""
+    """Measure the way from audio to segments on one core."""
     from mt3_common.audio.segments import segments
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
@@ -427,7 +427,7 @@ CONTENDERS = {
 
 
 def show(table: Table) -> None:
-    """Prints a table, also where there is no terminal."""
+    """Print a table, also without a terminal."""
     Console(width=150).print(table)
 
 
@@ -438,8 +438,8 @@ def decode_part(settings: dict[str, Any]) -> None:
     if not settings["without_mt3_infer"]:
         settings["mt3_infer"] = environment_of_mt3_infer(Path(settings["folder"]) / "mt3-infer")
         names += ["mt3_infer"] if settings["mt3_infer"] else []
-    found = take_turns(names, settings, settings["rounds"])
-    rates = {key: found["machine"].median(key) for key in ("float32", "bfloat16", "copy", "read")}
+    contenders = take_turns(names, settings, settings["rounds"])
+    rates = {key: contenders["machine"].median(key) for key in ("float32", "bfloat16", "copy", "read")}
     table = Table("what the machine does", "")
     table.add_row("matrix products, float32", f"{rates['float32'] / 1e9:.0f} GFLOP/s")
     table.add_row("matrix products, bfloat16", f"{rates['bfloat16'] / 1e9:.0f} GFLOP/s")
@@ -472,17 +472,17 @@ def decode_part(settings: dict[str, Any]) -> None:
     )
     for name in names[1:]:
         kind, *details = name.split(":")
-        tokens = found[name].median("tokens")
+        tokens = contenders[name].median("tokens")
         cells = [f"{tokens:.0f}", "", "", "", "", ""]
         if details:
             package, dtype, _ = details
             if (dtype, "read") in floors:
                 cells[1] = "; ".join(f"{tokens / floors[dtype, memory]:.2f}" for memory in ("read", "copy"))
-            cells[4] = f"{tokens / found[f'twin:{package}:float32:greedy'].median('tokens'):.2f}"
-            cells[5] = f"{found[name].median('segments'):.1f}"
-        for place, other in ((2, "plain"), (3, "mt3_infer")):
-            if details and other in found:
-                cells[place] = f"{tokens / found[other].median('tokens'):.1f}"
+            cells[4] = f"{tokens / contenders[f'twin:{package}:float32:greedy'].median('tokens'):.2f}"
+            cells[5] = f"{contenders[name].median('segments'):.1f}"
+        for column, baseline in ((2, "plain"), (3, "mt3_infer")):
+            if details and baseline in contenders:
+                cells[column] = f"{tokens / contenders[baseline].median('tokens'):.1f}"
         titles = {
             "plain": f"plain JAX loop, {PLAIN_POSITIONS} positions, {PLAIN_ROWS} rows",
             "mt3_infer": "mt3-infer 0.2.0, 1 row",
@@ -492,22 +492,22 @@ def decode_part(settings: dict[str, Any]) -> None:
 
 
 def search_part(settings: dict[str, Any]) -> None:
-    """Both ways to search."""
+    """Compare the two searches."""
     names = [f"twin:{twin}:float32:{search}" for twin in settings["twins"] for search in ("greedy", "t5x")]
-    found = take_turns(names, settings, settings["rounds"])
+    contenders = take_turns(names, settings, settings["rounds"])
     table = Table("search", "greedy, tokens/s", "t5x, tokens/s")
     for twin in settings["twins"]:
-        speeds = [found[f"twin:{twin}:float32:{search}"].median("tokens") for search in ("greedy", "t5x")]
+        speeds = [contenders[f"twin:{twin}:float32:{search}"].median("tokens") for search in ("greedy", "t5x")]
         table.add_row(twin, *(f"{speed:.0f}" for speed in speeds))
     show(table)
 
 
 def end_part(settings: dict[str, Any]) -> None:
-    """From the audio file to the MIDI file."""
+    """Compare the twins from the audio file to the MIDI file."""
     names = [
         f"end:{twin}:{dtype}:{size}" for size in SIZES for dtype in settings["dtypes"] for twin in settings["twins"]
     ]
-    found = take_turns(names, settings, settings["rounds"])
+    contenders = take_turns(names, settings, settings["rounds"])
     table = Table(
         f"from FLAC to MIDI, {settings['seconds']:g} s",
         "",
@@ -519,28 +519,28 @@ def end_part(settings: dict[str, Any]) -> None:
     )
     for name in names:
         _, package, dtype, size = name.split(":")
-        one = found[name]
+        contender = contenders[name]
         table.add_row(
             SIZES[size],
             f"{package} {dtype}",
-            f"{one.median('speed'):.1f}",
-            f"{one.median('first'):.1f}",
-            f"{one.median('found'):.0f}",
-            f"{one.median('network'):.1f} s",
-            f"{one.median('audio') + one.median('spectrogram'):.1f} s",
+            f"{contender.median('speed'):.1f}",
+            f"{contender.median('first'):.1f}",
+            f"{contender.median('notes'):.0f}",
+            f"{contender.median('network'):.1f} s",
+            f"{contender.median('audio') + contender.median('spectrogram'):.1f} s",
         )
     show(table)
 
 
 def spectrogram_part(settings: dict[str, Any]) -> None:
-    """Log-mel frames on one core."""
-    found = take_turns(["spectrogram"], settings, settings["rounds"])
-    table = Table("spectrogram, one core", f"{found['spectrogram'].median('speed'):.0f} x real time")
+    """Measure log-mel frames on one core."""
+    contenders = take_turns(["spectrogram"], settings, settings["rounds"])
+    table = Table("spectrogram, one core", f"{contenders['spectrogram'].median('speed'):.0f} x real time")
     show(table)
 
 
 def agreement_part(settings: dict[str, Any]) -> None:
-    """How many tokens and notes stay the same with fewer bits, the twin's own float32 being the truth."""
+    """Compare tokens and notes in fewer bits with those of the same twin in float32."""
     table = Table(
         "agreement with float32", "tokens before the first other one", "segments, whole", "notes", "F1, 50 ms"
     )
@@ -549,53 +549,53 @@ def agreement_part(settings: dict[str, Any]) -> None:
         for package in settings["twins"]:
             infer = importlib.import_module(f"{package}.infer")
 
-            def heard(dtype, infer=infer):
-                """Of each path: the ids of every segment, and the notes."""
+            def transcribe(dtype, infer=infer):
+                """Return for each path the ids of every segment, and the notes."""
                 transcriber = infer.load(
                     settings["checkpoint"], device=settings["device"], dtype=dtype, batch_size=settings["rows"]
                 )
-                generate, found = transcriber.generate, []
+                generate, results = transcriber.generate, []
                 for path in paths:
                     ids: list[np.ndarray] = []
 
-                    def kept(segments, ids=ids):
-                        for one in generate(segments):
-                            ids.append(one)
-                            yield one
+                    def record_ids(segments, ids=ids):
+                        for row in generate(segments):
+                            ids.append(row)
+                            yield row
 
-                    transcriber.generate = kept
-                    found.append((ids, transcriber.transcribe(path).notes))
-                return found
+                    transcriber.generate = record_ids
+                    results.append((ids, transcriber.transcribe(path).notes))
+                return results
 
-            exact = heard("float32")
+            exact = transcribe("float32")
             for dtype in settings["dtypes"]:
                 if dtype == "float32":
                     continue
                 same = length = whole = count = matched = notes = 0
-                for (ids, ours), (exact_ids, theirs) in zip(heard(dtype), exact, strict=True):
-                    for one, other in zip(ids, exact_ids, strict=True):
-                        longer, common = max(len(one), len(other)), common_beginning(one, other)
+                for (ids, estimates), (exact_ids, references) in zip(transcribe(dtype), exact, strict=True):
+                    for row, exact_row in zip(ids, exact_ids, strict=True):
+                        longer, common = max(len(row), len(exact_row)), common_prefix(row, exact_row)
                         same += common
                         length += longer
                         whole += common == longer
                         count += 1
-                    matched += round(program_score(theirs, ours, offsets=False).recall * len(theirs))
-                    notes += len(ours) + len(theirs)
+                    matched += round(program_score(references, estimates, offsets=False).recall * len(references))
+                    notes += len(estimates) + len(references)
                 table.add_row(
                     f"{package} {dtype}",
                     f"{same / length:.2%}",
                     f"{whole} of {count}",
-                    f"{sum(len(theirs) for _, theirs in exact)}",
+                    f"{sum(len(references) for _, references in exact)}",
                     f"{2 * matched / max(notes, 1):.2%}",
                 )
     show(table)
 
 
-def common_beginning(ours: np.ndarray, theirs: np.ndarray) -> int:
-    """Tokens before the first that differs."""
-    shorter = min(len(ours), len(theirs))
-    other = np.flatnonzero(ours[:shorter] != theirs[:shorter])
-    return int(other[0]) if len(other) else shorter
+def common_prefix(ids: np.ndarray, other_ids: np.ndarray) -> int:
+    """Count the tokens before the first that differs."""
+    shorter = min(len(ids), len(other_ids))
+    differing = np.flatnonzero(ids[:shorter] != other_ids[:shorter])
+    return int(differing[0]) if len(differing) else shorter
 
 
 def start_part(settings: dict[str, Any]) -> None:
@@ -609,7 +609,7 @@ def start_part(settings: dict[str, Any]) -> None:
                 commands[package, "alone"] = ["-c", f"import {modules}"]
                 commands[package, "command"] = ["-m", f"{package}.infer", str(path), "--force", "--quiet", *options]
         environment = dict(os.environ, PYTHONPATH=str(ROOT))
-        found: dict[tuple[str, str], list[float]] = {key: [] for key in commands}
+        times: dict[tuple[str, str], list[float]] = {key: [] for key in commands}
         # the first round fills the caches
         for number in range(settings["rounds"] + 1):
             for key, command in commands.items():
@@ -617,16 +617,16 @@ def start_part(settings: dict[str, Any]) -> None:
                     lambda command=command: subprocess.run([sys.executable, *command], check=True, env=environment)
                 )
                 if number:
-                    found[key].append(took)
+                    times[key].append(took)
     table = Table("start, 1 s of audio", "import of the framework", "command", "beyond the import")
     for package in settings["twins"]:
-        alone, command = (statistics.median(found[package, kind]) for kind in ("alone", "command"))
+        alone, command = (statistics.median(times[package, kind]) for kind in ("alone", "command"))
         table.add_row(package, f"{alone:.1f} s", f"{command:.1f} s", f"{command - alone:.1f} s")
     show(table)
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--twins", default=",".join(TWINS))

@@ -1,15 +1,15 @@
-"""How often instruments flip between segments, and what --hold-instruments does to that and to the score.
+"""Flips of instruments between segments, and the effect of --hold-instruments on them and on the score.
 
 python benchmarks/flips.py FOLDER --checkpoint C --twin torch_mt3 --bias 0 1 2 4
 
-FOLDER holds recordings with their notes beside them, NAME.flac with NAME.mid. Printed are sums over all
-recordings for each way to decode:
+FOLDER holds recordings with their notes beside them, NAME.flac with NAME.mid. The table has sums over all recordings
+for each setting:
 
-- stream flips: an instrument of the reference is followed through the segments by the notes of its that were found
-  (onset within 50 ms, pitch right); a flip is when most of them go by another program than in the segment in which it
-  was found before. Drums aside.
-- cut notes: a note that ends at a segment's beginning while another program takes up its pitch within 0.1 s.
-- mean F1 over the recordings, and notes that last longer than 10 s, which is how a missed end shows.
+- stream flips: each instrument of the reference, drums excepted, is followed through the segments by its matched notes
+  (onset within 50 ms, same pitch). A flip is a segment in which most of them have another program than in the last
+  segment with matched notes.
+- cut notes: notes that end at a segment's start while another program starts the same pitch within 0.1 s.
+- mean F1 over the recordings, and notes longer than 10 s, which indicate missed offsets.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from mt3_common.formats import find_audio, midi
 from mt3_common.notes.note import Note
 from mt3_common.transcription.reader import Request
 
-# rounding alone; a pitch that goes on does so at once (s)
+# tolerance for rounding, and for the next onset of the pitch (s)
 CUT_WITHIN = 1e-3
 TAKEN_UP_WITHIN = 0.1
 LONG = 10.0
@@ -40,7 +40,7 @@ MEASURES = ("onset", "onset_offset", "onset_class", "program_full")
 
 
 class Flips(NamedTuple):
-    """Counts of one recording: flips among the chances for one, cut notes, long notes."""
+    """Counts of one recording: flips, segments in which a flip is possible, cut notes, long notes."""
 
     stream_flips: int
     chances: int
@@ -49,35 +49,44 @@ class Flips(NamedTuple):
 
 
 def flips(references: Sequence[Note], estimates: Sequence[Note], boundaries: Sequence[float]) -> Flips:
-    """The counts; boundaries are the beginnings of all segments but the first (s, ascending)."""
+    """Count flips.
+
+    Args:
+        references: true notes.
+        estimates: estimated notes.
+        boundaries: start times of all segments but the first (s, ascending).
+    """
     references = [note for note in references if not note.is_drum]
     estimates = [note for note in estimates if not note.is_drum]
-    found: dict[tuple[int, int], collections.Counter[int]] = collections.defaultdict(collections.Counter)
+    programs_of: dict[tuple[int, int], collections.Counter[int]] = collections.defaultdict(collections.Counter)
     for reference, estimate in metrics.matched_notes(references, estimates):
         note = references[reference]
         segment = int(np.searchsorted(boundaries, note.onset, side="right"))
-        found[note.program, segment][estimates[estimate].program] += 1
+        programs_of[note.program, segment][estimates[estimate].program] += 1
     last: dict[int, int] = {}
     flipped = chances = 0
-    for (instrument, _), programs in sorted(found.items()):
-        # the lowest of equals, so that the count does not depend on their order
-        heard = min(programs, key=lambda program: (-programs[program], program))
+    for (instrument, _), programs in sorted(programs_of.items()):
+        # The lowest of equally frequent programs makes the count independent of their order.
+        program_now = min(programs, key=lambda program: (-programs[program], program))
         if instrument in last:
             chances += 1
-            flipped += heard != last[instrument]
-        last[instrument] = heard
+            flipped += program_now != last[instrument]
+        last[instrument] = program_now
     cut = 0
     for boundary in boundaries:
         ended = {(note.pitch, note.program) for note in estimates if abs(note.offset - boundary) <= CUT_WITHIN}
         begun = {
             (note.pitch, note.program) for note in estimates if -CUT_WITHIN <= note.onset - boundary <= TAKEN_UP_WITHIN
         }
-        cut += sum(any(pitch == other and program != taken for other, taken in begun) for pitch, program in ended)
+        cut += sum(
+            any(pitch == next_pitch and program != next_program for next_pitch, next_program in begun)
+            for pitch, program in ended
+        )
     return Flips(flipped, chances, cut, sum(note.offset - note.onset > LONG for note in estimates))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table and, with --json, writes it."""
+    """Print the table and, with --json, write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER")
@@ -107,11 +116,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         totals = np.zeros(len(Flips._fields), int)
         scores = []
         results = transcriber.transcribe_many([Request(audio) for audio in recordings])
-        for audio, reference, found in zip(recordings, references, results):
-            if isinstance(found, Exception):
-                raise ValueError(f"{audio}: {found}") from found
-            totals += flips(reference, found.notes, start_times(found.num_segments, transcriber.config)[1:])
-            values = metrics.evaluate(reference, found.notes)
+        for audio, reference, result in zip(recordings, references, results):
+            if isinstance(result, Exception):
+                raise ValueError(f"{audio}: {result}") from result
+            totals += flips(reference, result.notes, start_times(result.num_segments, transcriber.config)[1:])
+            values = metrics.evaluate(reference, result.notes)
             scores.append([values[name] for name in MEASURES])
         row = {"hold": hold, **dict(zip(Flips._fields, totals.tolist()))}
         row |= dict(zip(MEASURES, np.mean(scores, axis=0).tolist()))
@@ -125,8 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     Console(width=140).print(table)
     if options.json:
-        about = {"folder": str(options.folder), "recordings": len(recordings), "checkpoint": options.checkpoint}
-        options.json.write_text(json.dumps(about | {"twin": options.twin, "search": options.search, "rows": rows}))
+        settings = {"folder": str(options.folder), "recordings": len(recordings), "checkpoint": options.checkpoint}
+        options.json.write_text(json.dumps(settings | {"twin": options.twin, "search": options.search, "rows": rows}))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""How close both twins come to what the published MT3 computed: prints the table of docs/measured.md.
+"""Errors of both twins against the published MT3: prints the table of docs/measured.md.
 
 python benchmarks/golden.py
 """
@@ -148,7 +148,7 @@ def tokens_equal(config, arrays) -> dict[str, tuple[int, int, float]]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     sizes = read_checkpoint(GOLDEN / "model" / "checkpoints" / "t5x_zarr")
     config = sizes.config("mt3", {"num_heads": 3}).network
     assert isinstance(config, NetworkConfig)

@@ -1,12 +1,12 @@
-"""Whether batches come as fast as training takes them: segments a second of the loader, and of a step of each twin.
+"""Speed of the loader and of a training step of each twin, in segments per second.
 
-Where music is played as it is needed, also how fast audio is rendered.
+With --fonts it also measures how fast audio is rendered.
 
     python benchmarks/loader.py --preset small                       # made-up segments
     python benchmarks/loader.py --preset small --data DIR --workers 0 1 2
     python benchmarks/loader.py --preset small --midi DIR… --fonts FILE… --twins
 
-Other work on the machine makes the figures worthless.
+Other load on the machine makes the figures worthless.
 """
 
 import argparse
@@ -35,7 +35,7 @@ Source = dataset.Shards | dataset.Stream
 
 
 def made_up_shard(folder: Path, config: Config, segments: int) -> None:
-    """Writes a shard of about so many segments of noise, eight notes a second."""
+    """Write a shard of about the given number of segments of noise, with eight notes per second."""
     rng = np.random.default_rng(0)
     seconds = config.input_frames / config.spectrogram.frames_per_second
     length = 60.0
@@ -48,20 +48,20 @@ def made_up_shard(folder: Path, config: Config, segments: int) -> None:
 
 
 def loading_rate(source: Source, settings: TrainingConfig, workers: int, steps: int) -> float:
-    """Segments a second that load_batches gives, without its start: the first 8 steps or those made at once."""
+    """Return the segments per second of load_batches after its first 8 steps or its first block."""
     start = max(8, source.together // settings.accumulate)
     batches = load_batches(source, dataclasses.replace(settings, steps=steps + start), 0, workers)
     for _ in range(start):
         next(batches)
     began = time.perf_counter()
-    count = sum(len(batch.targets) for some in batches for batch in some)
+    count = sum(len(batch.targets) for parts in batches for batch in parts)
     return count / (time.perf_counter() - began)
 
 
 def rendering_rate(generator: Generator, examples: int) -> dict[str, float]:
-    """Seconds of audio with notes that a second of one process makes, end to end, without loading the fonts.
+    """Return seconds of audio made per second by one process, end to end, without loading the fonts.
 
-    Of the recipe, and of each kind of example that is among so many.
+    The figures are for the recipe and for each kind of example in a sample of the given size.
     """
     generator.example(0)
     took: dict[str, list[float]] = {}
@@ -76,7 +76,7 @@ def rendering_rate(generator: Generator, examples: int) -> dict[str, float]:
 def step_rate(
     program: str, config: Config, settings: TrainingConfig, source: Source, device: str | None, steps: int
 ) -> float:
-    """Segments a second that a twin's Learner takes, batches at hand, compiled before."""
+    """Return the segments per second of a twin's Learner, compiled, with batches in memory."""
     learner = importlib.import_module(f"{program}_mt3.train").Learner(
         config, settings, initial_arrays(config.network), {}, device
     )
@@ -89,7 +89,7 @@ def step_rate(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the rates, and as JSON with --json."""
+    """Print the rates, and write them with --json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--preset", default="small", help="of the model and the batch; default: small")
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--json", type=Path, metavar="FILE", help="writes the figures")
     options = parser.parse_args(argv)
     config, settings = read_config(options.config, options.preset)
-    found = {}
+    rates = {}
     with tempfile.TemporaryDirectory() as temporary:
         if not options.data and not options.fonts and not options.recordings:
             made_up_shard(Path(temporary), config, 4 * settings.batch_size)
@@ -112,17 +112,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = train.open_source(options, config, settings)
         if options.fonts:
             for kind, rate in rendering_rate(source.generator, options.examples).items():
-                found[f"rendering, {kind} (x real time)"] = rate
+                rates[f"rendering, {kind} (x real time)"] = rate
         for workers in options.workers:
             rate = loading_rate(source, settings, workers, options.steps)
-            found[f"loader, {workers} workers (segments a second)"] = rate
+            rates[f"loader, {workers} workers (segments a second)"] = rate
         for program in options.twins:
             rate = step_rate(program, config, settings, source, options.device, options.steps)
-            found[f"step, {program} (segments a second)"] = rate
-    for name, rate in found.items():
+            rates[f"step, {program} (segments a second)"] = rate
+    for name, rate in rates.items():
         print(f"{name}: {rate:.1f}")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(rates, indent=1) + "\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of both commands on a long recording beside a short one: prints the table in docs/long.md.
+"""Peak memory of both commands on a long and a short recording: prints the table in docs/long.md.
 
 python benchmarks/memory.py [--hours 3] [--twins torch_mt3,jax_mt3] [--ends 2] [--batch-size 64]
 """
@@ -27,18 +27,18 @@ FRAMEWORKS = {"torch_mt3": "torch", "jax_mt3": "jax, flax.linen"}
 
 
 def write_checkpoint(path: Path, ends: float) -> Path:
-    """The bundled random weights, changed to end segments: at 2, after some twenty notes a second; at 4, after few."""
-    found = read_checkpoint(BUNDLED)
-    config = found.config()
-    kernel = found.arrays["decoder/logits_dense/kernel"].copy()
+    """Write the bundled random weights, scaled to end segments: at 2 after some 20 notes a second, at 4 after few."""
+    checkpoint = read_checkpoint(BUNDLED)
+    config = checkpoint.config()
+    kernel = checkpoint.arrays["decoder/logits_dense/kernel"].copy()
     kernel[:, SPECIAL_IDS + 15 : SPECIAL_IDS + Vocabulary(config.vocabulary).max_shift_steps + 1] = 0.0
     kernel[:, EOS_ID] *= ends
-    write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
+    write_t5x(path, checkpoint.arrays | {"decoder/logits_dense/kernel": kernel}, checkpoint.step, config=config)
     return path
 
 
 def write_recording(path: Path, seconds: float) -> Path:
-    """44.1 kHz, stereo: tones that change twice a second, and noise."""
+    """Write a stereo recording at 44.1 kHz: tones that change twice a second, and noise."""
     rate = 44100
     random = np.random.default_rng(0)
     times = np.arange(rate // 2) / rate
@@ -52,7 +52,7 @@ def write_recording(path: Path, seconds: float) -> Path:
 
 
 def peak(*arguments: str) -> tuple[float, float]:
-    """(MB of memory at most, s) of a Python process."""
+    """Return peak memory (MB) and duration (s) of a Python process."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL)
@@ -66,7 +66,7 @@ def peak(*arguments: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("--hours", type=float, default=3.0)
     parser.add_argument("--twins", default=",".join(FRAMEWORKS))

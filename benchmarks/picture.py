@@ -1,4 +1,4 @@
-"""Draws docs/parity.png: how far the twins are apart at every tap, and what one wrong activation does to that.
+"""Draw docs/parity.png: the distance of the twins at every tap, with and without one wrong activation.
 
 python benchmarks/picture.py
 """
@@ -28,7 +28,7 @@ class ErfMLP(torch_model.MLP):
 
 
 def main() -> None:
-    """Runs the golden network three times on each side and writes the picture."""
+    """Run the golden network three times on each side and write the picture."""
     golden = read_checkpoint(GOLDEN / "model" / "checkpoints" / "t5x_zarr")
     arrays, config = golden.arrays, golden.config("mt3", {"num_heads": 3}).network
     with np.load(GOLDEN / "model" / "activations.npz") as archive:

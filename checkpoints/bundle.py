@@ -1,6 +1,6 @@
-"""Puts a checkpoint among the bundled ones, without its optimizer, and enters it into manifest.json.
+"""Add a checkpoint to the bundled ones, without its optimizer, and list it in manifest.json.
 
-The checkpoint that comes with the project was made so:
+The checkpoint of the tests was bundled by:
 
     python checkpoints/bundle.py golden tests/golden/model/checkpoints/t5x_zarr --default \\
         --source 'random weights (seed 7) of a small MT3, written by T5X' --licence CC0-1.0 \\
@@ -20,23 +20,23 @@ FOLDER = Path(__file__).parent
 
 
 def main() -> None:
-    """Writes FOLDER/NAME and manifest.json."""
+    """Write FOLDER/NAME and manifest.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("name", help="what --checkpoint will call it")
-    parser.add_argument("checkpoint", help="the checkpoint to take it from")
+    parser.add_argument("name", help="its name for --checkpoint")
+    parser.add_argument("checkpoint", help="path of the checkpoint")
     parser.add_argument("--source", required=True, help="where the weights come from")
-    parser.add_argument("--licence", required=True, help="under which they may be used")
-    parser.add_argument("--notice", default="", help="what is said whenever it is used")
+    parser.add_argument("--licence", required=True, help="licence of the weights")
+    parser.add_argument("--notice", default="", help="message shown whenever it is used")
     parser.add_argument("--dtype", help="round the weights to it; bfloat16 is half the size (default: as they are)")
-    parser.add_argument("--default", action="store_true", help="take this one where none is named")
+    parser.add_argument("--default", action="store_true", help="make it the default checkpoint")
     options = parser.parse_args()
 
-    found = read_checkpoint(options.checkpoint)
-    config = found.config()
+    checkpoint = read_checkpoint(options.checkpoint)
+    config = checkpoint.config()
     folder = FOLDER / options.name
-    write_t5x(folder, found.arrays, found.step, dtype=options.dtype, config=config, overwrite=True)
+    write_t5x(folder, checkpoint.arrays, checkpoint.step, dtype=options.dtype, config=config, overwrite=True)
 
     manifest_file = FOLDER / "manifest.json"
     manifest = json.loads(manifest_file.read_text()) if manifest_file.exists() else {"default": "", "checkpoints": {}}

@@ -1,8 +1,8 @@
-"""Shards of segments as seqio Tasks and Mixtures, as T5X trains on them.
+"""Seqio Tasks and Mixtures of shards of segments, for training with T5X.
 
 Needs seqio, which brings TensorFlow (`pip install seqio`); nothing else in the project does. Every task has MT3's
-features: inputs, (frames, mel bins) float32, and targets, ids with EOS; a feature converter for continuous inputs goes
-with them, as MT3 has one.
+features: inputs, (frames, mel bins) float32, and targets, ids with EOS. They need a feature converter for continuous
+inputs, such as MT3's.
 """
 
 import functools
@@ -20,7 +20,7 @@ from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
 
 
 def add_task(name: str, folders: Mapping[str, str | Path], config: Config) -> seqio.Task:
-    """Registers a Task whose examples are the segments of shards.
+    """Register a Task whose examples are the segments of shards.
 
     Args:
         name: in seqio's registry.
@@ -31,7 +31,7 @@ def add_task(name: str, folders: Mapping[str, str | Path], config: Config) -> se
         ValueError: a folder has no shards, or they were made for another model.
 
     Source: mt3/tasks.py, add_transcription_task_to_registry.
-    Differs from it: what MT3 does while reading was done when the shards were made, cutting at random places included.
+    Differs from it: MT3's preprocessing, random cutting included, was done when the shards were made.
     """
     shards = {split: Shards(sorted(Path(folder).glob("*.npz")), config) for split, folder in folders.items()}
     shape = (config.input_frames, config.spectrogram.num_mel_bins)
@@ -58,7 +58,7 @@ def add_task(name: str, folders: Mapping[str, str | Path], config: Config) -> se
         preprocessors=[],
         output_features={
             "inputs": seqio.ContinuousFeature(dtype=tf.float32, rank=2),
-            # the ids have their EOS
+            # The ids end with EOS already.
             "targets": seqio.Feature(vocabulary, add_eos=False),
         },
         metric_fns=[],
@@ -66,6 +66,6 @@ def add_task(name: str, folders: Mapping[str, str | Path], config: Config) -> se
 
 
 def add_mixture(name: str, tasks: Sequence[str], temperature: float = TEMPERATURE) -> seqio.Mixture:
-    """Registers a Mixture of tasks, each drawn in proportion to its size ** (1 / temperature), as MT3 mixes."""
+    """Register a Mixture that draws tasks in proportion to size ** (1 / temperature), as MT3 does."""
     rate = functools.partial(seqio.mixing_rate_num_examples, temperature=temperature)
     return seqio.MixtureRegistry.add(name, list(tasks), default_rate=rate)

@@ -45,7 +45,7 @@ def main(
 
 
 def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> int:
-    """Measure all pairs, write and show the results; return the exit status.
+    """Evaluate all pairs, write and print the results; return the exit status.
 
     Raises:
         ValueError, OSError: nothing can be measured, or the results cannot be written.
@@ -59,11 +59,11 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
     if options.pictures:
         library("--pictures need")
     rows, failed = [], {}
-    settings = f"{options.baseline or fingerprint(transcriber)} {options.search}"
+    transcriber_key = f"{options.baseline or fingerprint(transcriber)} {options.search}"
     done = previous_rows(options)
     for number, pair in enumerate(pairs, 1):
         try:
-            of = row_key(pair, settings, options.estimates)
+            of = row_key(pair, transcriber_key, options.estimates)
             row = done.get((pair.name, of))
             if row is None or options.pictures:
                 row, notes = measure(pair, transcriber, options.estimates)

@@ -45,11 +45,11 @@ def list_sources(options: argparse.Namespace, manifest: dict[str, Any]) -> int:
     """Get the sources that the options name, and list them with their licences; return the exit status.
 
     Raises:
-        ValueError, OSError: a source cannot be had.
+        ValueError, OSError: a source is unavailable.
     """
     composers = manifest["music21"]["composers"] if options.music21 == [] else options.music21 or []
-    wanted = options.packages, options.pop909, options.only, options.mma, options.abc, composers
-    for difference in get_sources(options.output, *wanted):
+    arguments = options.packages, options.pop909, options.only, options.mma, options.abc, composers
+    for difference in get_sources(options.output, *arguments):
         say(f"note: {difference}")
     sources = json.loads((options.output / "sources.json").read_text())
     for name, source in sources.items():

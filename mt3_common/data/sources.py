@@ -94,7 +94,7 @@ def wad_songs(path: Path) -> Iterator[tuple[str, bytes]]:
             yield name.rstrip(b"\0").decode("ascii", "replace"), content[first : first + size]
 
 
-def take_package(name: str, about: dict[str, Any], root: Path, output: Path, seen: set[str]) -> list[Path]:
+def take_package(name: str, entry: dict[str, Any], root: Path, output: Path, seen: set[str]) -> list[Path]:
     """Copy the files that the manifest lists out of an unpacked package, and its copyright file.
 
     Args:
@@ -110,18 +110,18 @@ def take_package(name: str, about: dict[str, Any], root: Path, output: Path, see
     Raises:
         SourceError: the package lacks a file.
     """
-    folder = output / about["folder"]
+    folder = output / entry["folder"]
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for pattern in about.get("files", ()):
+    for pattern in entry.get("files", ()):
         paths = sorted(root.glob(pattern))
         if not paths:
-            raise SourceError(f"package {name} has no {pattern}; its version is another one than {about['version']}?")
+            raise SourceError(f"package {name} has no {pattern}; its version is another one than {entry['version']}?")
         for path in paths:
             written.append(Path(shutil.copyfile(path, folder / path.name)))
-    for wad in about.get("wads", ()):
+    for wad in entry.get("wads", ()):
         if not (root / wad).exists():
-            raise SourceError(f"package {name} has no {wad}; its version is another one than {about['version']}?")
+            raise SourceError(f"package {name} has no {wad}; its version is another one than {entry['version']}?")
         for title, content in wad_songs(root / wad):
             digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
             if digest not in seen:
@@ -341,41 +341,41 @@ def get_sources(
     """
     manifest = json.loads(MANIFEST.read_text())
     output.mkdir(parents=True, exist_ok=True)
-    taken: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     differing: list[str] = []
     seen: set[str] = set()
     with tempfile.TemporaryDirectory(dir=output) as temporary:
 
-        def unpacked(name: str, about: dict[str, Any]) -> Path:
+        def fetch(name: str, entry: dict[str, Any]) -> Path:
             deb = find_package(name, packages) if packages else download(name, Path(temporary))
             digest = file_sha256(deb)
-            if digest != about["sha256"]:
-                differing.append(f"{deb.name} is not the {name} {about['version']} of the manifest")
-            taken[name] = {**about, "package": deb.name, "sha256": digest}
+            if digest != entry["sha256"]:
+                differing.append(f"{deb.name} is not the {name} {entry['version']} of the manifest")
+            contents[name] = {**entry, "package": deb.name, "sha256": digest}
             unpack(deb, Path(temporary) / name)
             return Path(temporary) / name
 
         for name in names or manifest["packages"]:
-            about = manifest["packages"][name]
-            files = take_package(name, about, unpacked(name, about), output, seen)
-            taken[name]["files"] = _digests(files, output)
+            entry = manifest["packages"][name]
+            files = take_package(name, entry, fetch(name, entry), output, seen)
+            contents[name]["files"] = _digests(files, output)
         if mma:
-            about = manifest["players"]["mma"]
-            files = take_mma(unpacked("mma", about), output / about["folder"], mma)
-            taken["mma"]["files"] = _digests(files, output)
+            entry = manifest["players"]["mma"]
+            files = take_mma(fetch("mma", entry), output / entry["folder"], mma)
+            contents["mma"]["files"] = _digests(files, output)
         if abc:
-            about = manifest["players"]["abcmidi"]
-            files = take_abc(unpacked("abcmidi", about), abc, output / about["folder"])
-            taken["abcmidi"]["files"] = _digests(files, output)
+            entry = manifest["players"]["abcmidi"]
+            files = take_abc(fetch("abcmidi", entry), abc, output / entry["folder"])
+            contents["abcmidi"]["files"] = _digests(files, output)
     if pop909:
         files = take_pop909(pop909, output / manifest["pop909"]["folder"])
-        taken["pop909"] = {**manifest["pop909"], "files": _digests(files, output)}
+        contents["pop909"] = {**manifest["pop909"], "files": _digests(files, output)}
     if music21:
-        about = manifest["music21"]
-        rights = take_music21(music21, output / about["folder"])
+        entry = manifest["music21"]
+        rights = take_music21(music21, output / entry["folder"])
         statements = {path.relative_to(output).as_posix(): text for path, text in rights.items()}
-        taken["music21"] = {**about, "rights": statements, "files": _digests(list(rights), output)}
-    atomic.write(output / "sources.json", json.dumps(taken, indent=1) + "\n")
+        contents["music21"] = {**entry, "rights": statements, "files": _digests(list(rights), output)}
+    atomic.write(output / "sources.json", json.dumps(contents, indent=1) + "\n")
     return differing
 
 

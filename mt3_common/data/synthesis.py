@@ -246,22 +246,22 @@ class Generator:
             if kind == "drums":
                 if rng.random() < 0.35:
                     return [Stem(0, True, tuple(random_drums(self.recipe.seconds, rng)))]
-                chosen = [stem for stem in stems if stem.is_drum]
+                selected = [stem for stem in stems if stem.is_drum]
             elif kind == "piano":
                 if len(stems) > 3 and rng.random() < 0.7:
                     continue
                 program = _draw_program(0, rng)
                 notes = [note for stem in melodic for note in stem.notes]
-                chosen = [Stem(program, False, tuple(_pedal(notes, rng) if rng.random() < 0.35 else notes))]
+                selected = [Stem(program, False, tuple(_pedal(notes, rng) if rng.random() < 0.35 else notes))]
             elif kind == "solo":
                 stem = melodic[rng.integers(len(melodic))] if melodic else None
                 # melodies: violins, voices, reeds, pipes, brass and guitars more than the rest
                 group = int(rng.choice([24, 40, 40, 48, 56, 64, 64, 72, 32, 16]))
-                chosen = [Stem(_draw_program(group, rng), False, stem.notes)] if stem else []
+                selected = [Stem(_draw_program(group, rng), False, stem.notes)] if stem else []
             else:
-                chosen = self._band(song, stems, rng)
-            if sum(len(stem.notes) for stem in chosen) >= 5:
-                return chosen
+                selected = self._band(song, stems, rng)
+            if sum(len(stem.notes) for stem in selected) >= 5:
+                return selected
         if not any(song.stems for song in self.songs):
             raise ValueError(f"none of {len(self.songs)} songs has notes; the first is {self.songs[0].path}")
         return []
@@ -283,14 +283,14 @@ class Generator:
         tempo = float(rng.uniform(0.8, 1.25))
         transposition = int(rng.integers(-5, 7))
         length = self.recipe.seconds * tempo
-        last = max(float(played[:, 1].max()) for _, _, played in song.stems)
+        last = max(float(rows[:, 1].max()) for _, _, rows in song.stems)
         begin = float(rng.uniform(-0.5, max(0.0, last - length)))
         stems = []
-        for program, is_drum, played in song.stems:
+        for program, is_drum, rows in song.stems:
             gain = float(rng.uniform(0.6, 1.3))
             notes = []
-            chosen = (played[:, 1] > begin) & (played[:, 0] < begin + length) & (played[:, 0] >= begin)
-            for start, end, key, loud in played[chosen].tolist():
+            inside = (rows[:, 1] > begin) & (rows[:, 0] < begin + length) & (rows[:, 0] >= begin)
+            for start, end, key, loud in rows[inside].tolist():
                 pitch = int(key) if is_drum else int(key) + transposition
                 if 0 <= pitch <= 127:
                     velocity = int(np.clip(loud * gain + rng.normal(0, 6), 8, 127))

@@ -24,7 +24,7 @@ from mt3_common.formats.plot import (
 )
 from mt3_common.notes.note import Note
 
-# in a comparison: what a bar stands for, its colour, its height in semitones
+# kinds of bars in a comparison: legend, colour, height in semitones
 COMPARED = (
     ("found, reference", "#007a33", 0.9),
     ("found, estimate", "#7dff8a", 0.4),
@@ -36,16 +36,17 @@ COMPARED = (
 def write_comparison(
     references: Sequence[Note], estimates: Sequence[Note], audio: str | os.PathLike, path: str | os.PathLike
 ) -> None:
-    """Writes a PNG: the spectrogram in grey, over it the notes that are right and those that were estimated.
+    """Write a PNG: the spectrogram in grey, with the reference notes and the estimated notes over it.
 
-    A reference is a high bar, an estimate a low one: a found note is one in the other, in COMPARED's first two colours,
-    so that one sees how far their ends are apart; a missed reference and a wrong estimate have colours of their own.
-    Drums lie below the pitches.
+    References are tall bars, estimates short ones. A matched pair overlaps in COMPARED's first two colours, which shows
+    how far apart the offsets are; missed references and wrong estimates have colours of their own. Drums lie below the
+    pitches.
 
     Args:
-        references, estimates: 0 s is where the recording begins.
+        references: true notes; the recording starts at 0 s.
+        estimates: estimated notes.
         audio: path of the recording.
-        path: of the file, which appears whole or not at all; folders above it are made.
+        path: of the file, which is written atomically; missing folders are made.
 
     Raises:
         ValueError: matplotlib or mir_eval is not installed.
@@ -63,16 +64,16 @@ def write_comparison(
 
 
 def _compared(references: Sequence[Note], estimates: Sequence[Note], image: np.ndarray, seconds: float) -> Any:
-    """The figure of write_comparison; image as spectrogram_image gives it."""
+    """Draw the figure of write_comparison over the result of spectrogram_image."""
     from matplotlib.collections import PolyCollection
 
     pairs = metrics.matched_notes(references, estimates)
-    ours, theirs = ({pair[side] for pair in pairs} for side in (0, 1))
+    matched_references, matched_estimates = ({pair[side] for pair in pairs} for side in (0, 1))
     kinds = [
-        [references[i] for i in sorted(ours)],
-        [estimates[j] for j in sorted(theirs)],
-        [note for i, note in enumerate(references) if i not in ours],
-        [note for j, note in enumerate(estimates) if j not in theirs],
+        [references[i] for i in sorted(matched_references)],
+        [estimates[j] for j in sorted(matched_estimates)],
+        [note for i, note in enumerate(references) if i not in matched_references],
+        [note for j, note in enumerate(estimates) if j not in matched_estimates],
     ]
     figure, axes = canvas(image, seconds, any(note.is_drum for note in [*references, *estimates]))
     axes.set_facecolor("black")
@@ -80,7 +81,7 @@ def _compared(references: Sequence[Note], estimates: Sequence[Note], image: np.n
         bars = []
         for note in notes:
             middle = drum_row(note.pitch) if note.is_drum else min(HIGHEST, max(LOWEST, note.pitch))
-            # a hit has no length of its own
+            # A drum hit has no duration.
             end = note.onset + MIN_BAR if note.is_drum else max(note.offset, note.onset + MIN_BAR)
             top, bottom = middle + height / 2, middle - height / 2
             bars.append([(note.onset, bottom), (note.onset, top), (end, top), (end, bottom)])

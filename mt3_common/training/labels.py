@@ -39,12 +39,12 @@ class EventFrames(NamedTuple):
     Attributes:
         current: frame of the last shift token before the target.
         next: frame of the first shift token from the target on.
-        wanted: `next` where the target is a shift token, else `current`.
+        target: `next` where the target is a shift token, else `current`.
     """
 
     current: np.ndarray
     next: np.ndarray
-    wanted: np.ndarray
+    target: np.ndarray
 
 
 def event_frames(batch: Batch, config: Config) -> EventFrames:

@@ -151,7 +151,7 @@ def test_where_each_token_is():
     found = event_frames(batch, CONFIG)
     np.testing.assert_array_equal(found.current[0], [0, 0, 5, 5, 5, 15.5, 15.5, 15.5])
     np.testing.assert_array_equal(found.next[0], [5, 5, 15.5, 15.5, 15.5, 32, 32, 32])
-    np.testing.assert_array_equal(found.wanted[0], [0, 5, 5, 5, 15.5, 15.5, 15.5, 15.5])
+    np.testing.assert_array_equal(found.target[0], [0, 5, 5, 5, 15.5, 15.5, 15.5, 15.5])
     batch.rolls[0, 5, 50] = batch.rolls[0, 15, 60] = True
     labels, coming = decoder_labels(batch, soft_rolls(batch.rolls), found)
     assert labels[0, 2, 50] == 1
@@ -170,7 +170,7 @@ def test_heads_of_every_decoder_look():
 
 @pytest.mark.parametrize("twin", LEARNERS)
 def test_nothing_is_computed_for_losses_of_no_weight(twin, shards, monkeypatch):
-    for name in ("soft_rolls", "next_events", "contents"):
+    for name in ("soft_rolls", "next_events", "decoder_labels"):
         monkeypatch.setattr(training_labels, name, None)
     [row], learner = losses(twin, TrainingConfig(batch_size=4, auxiliary=0.0, alignment=0.1), shards, 1)
     assert row["auxiliary_loss"] == 0 < row["token_loss"] < row["loss"]
