@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.config import Config
+from mt3_common.evaluation.metrics import program_score
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
@@ -167,35 +168,15 @@ def compare_notes(
     return [Row("notes", "notes", "same" if tied else "different", "float32", note=note)]
 
 
-def note_effect(reference: list[Note], estimate: list[Note]) -> dict[str, float]:
-    """F1 of two lists of notes: 'onset' (time alone), 'pitch' (and pitch), 'program' (and program and drum flag).
+def note_effect(references: list[Note], estimates: list[Note]) -> dict[str, float]:
+    """Return the F1 of two lists of notes by onset (within 50 ms): alone, with pitch, and with pitch and program.
 
-    A note is found when an unused one of the same class begins within 50 ms; 1.0 where neither side has notes.
+    Drums match drums only, except by onset alone. Two empty lists give 1.
     """
-    keys = {
-        "onset": lambda note: (),
-        "pitch": lambda note: (note.is_drum, note.pitch),
-        "program": lambda note: (note.is_drum, note.pitch, 0 if note.is_drum else note.program),
+    onsets = [[note._replace(pitch=60, is_drum=False) for note in side] for side in (references, estimates)]
+    scores = {
+        "onset": program_score(*onsets, "flat", offsets=False),
+        "pitch": program_score(references, estimates, "flat", offsets=False),
+        "program": program_score(references, estimates, "full", offsets=False),
     }
-    found = {}
-    for name, key in keys.items():
-        matched = 0
-        for group in {key(note) for note in reference}:
-            ours = sorted(note.onset for note in reference if key(note) == group)
-            theirs = sorted(note.onset for note in estimate if key(note) == group)
-            matched += _matched(ours, theirs)
-        total = len(reference) + len(estimate)
-        found[name] = 2 * matched / total if total else 1.0
-    return found
-
-
-def _matched(ours: list[float], theirs: list[float]) -> int:
-    # both sorted: taking the earliest that still fits is the largest matching
-    matched, at = 0, 0
-    for onset in ours:
-        # a microsecond, because onsets are sums of hundredths
-        while at < len(theirs) and theirs[at] < onset - 0.05 - 1e-6:
-            at += 1
-        if at < len(theirs) and theirs[at] <= onset + 0.05 + 1e-6:
-            matched, at = matched + 1, at + 1
-    return matched
+    return {name: score.f1 for name, score in scores.items()}
