@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import sys
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from parity.compare.traces import compare, compare_weights
 from parity.diagnosis import diagnose
 from parity.sides import record
 from parity.sides.prefetch import Ahead
+from parity.sides.side import Side
 from parity.trace import inputs
 from parity.trace.trace import Trace, fingerprint, weights_digest
 
@@ -25,8 +25,8 @@ DECODE_POSITIONS = 192
 
 
 def check(
-    reference: Any,
-    candidate: Any,
+    reference: Side,
+    candidate: Side,
     audio: str | None = None,
     num_segments: int | None = None,
     source: dict[str, np.ndarray] | None = None,
@@ -119,8 +119,8 @@ def check(
 def name_causes(
     found: Report,
     traces: tuple[Trace, Trace] | None,
-    reference: Any,
-    candidate: Any,
+    reference: Side,
+    candidate: Side,
     source: dict[str, np.ndarray] | None = None,
 ) -> list[str]:
     """Sentences that say what is wrong, each with what undoing it gives, or why nothing could be named.
@@ -158,14 +158,14 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def is_large(side: Any) -> bool:
+def is_large(side: Side) -> bool:
     """Whether a Side's network has more than LARGE parameters."""
     return sum(array.size for array in side.arrays().values()) > LARGE
 
 
 def decoding_rows(
-    reference: Any,
-    candidate: Any,
+    reference: Side,
+    candidate: Side,
     segments: list[np.ndarray],
     start_times: list[float],
     positions: int,

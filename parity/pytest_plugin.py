@@ -23,8 +23,8 @@ def compare_twins(flax_module: Any, params: dict[str, Any], torch_module: Any, i
     """
     from parity.sides import jax_side, torch_side
 
-    reference = record(jax_side.Plain(flax_module, params), inputs)
-    return compare(reference, record(torch_side.Plain(torch_module), inputs, reference=reference))
+    reference = record(jax_side.ModuleSide(flax_module, params), inputs)
+    return compare(reference, record(torch_side.ModuleSide(torch_module), inputs, reference=reference))
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The decode path against the full forward pass, tokens with a rule for ties, and what differing tokens do to notes."""
 
-from typing import Any
-
 import numpy as np
 
 from mt3_common.config import Config
@@ -11,13 +9,14 @@ from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
 from parity.compare.budget import judge
 from parity.compare.results import Row, over
+from parity.sides.side import Side
 from parity.trace.inputs import shift_right
 from parity.trace.precision import EPSILON
 
 CACHED_TAPS = r"^decoder/.*attention/(key|value)$"
 
 
-def compare_decode_path(reference: Any, candidate: Any, inputs: dict[str, np.ndarray], lengths: dict[str, int]):
+def compare_decode_path(reference: Side, candidate: Side, inputs: dict[str, np.ndarray], lengths: dict[str, int]):
     """Rows of the matrix full forward | prefill | cached steps, for both sides, in every precision.
 
     The reference's float64 forward pass is the truth for all of them. 'prefill' are the keys and values of the frames,
@@ -70,8 +69,8 @@ def _cut(inputs: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
 
 
 def compare_tokens(
-    reference: Any,
-    candidate: Any,
+    reference: Side,
+    candidate: Side,
     frames: np.ndarray,
     ids: tuple[list[np.ndarray], list[np.ndarray]],
     length: int = 0,

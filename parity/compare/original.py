@@ -4,13 +4,12 @@ Either the original itself (packages `mt3` and `t5x`, from git), run on the same
 activations that it computed earlier, as tests/golden/model/activations.npz.
 """
 
-from typing import Any
-
 import numpy as np
 
 from parity.compare.budget import judge, real_rows
 from parity.compare.results import Row, over
 from parity.sides.published import original_name, read_activations, run_original
+from parity.sides.side import Side
 from parity.trace.trace import Trace
 
 
@@ -62,7 +61,7 @@ def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     return None
 
 
-def compare_with_original(source: str, reference: Any, candidate: Any, arrays: dict[str, np.ndarray], given: dict):
+def compare_with_original(source: str, reference: Side, candidate: Side, arrays: dict[str, np.ndarray], given: dict):
     """Rows of the three-way vote; source is 't5x' or a file of activations."""
     from parity.sides import record
 

@@ -1,13 +1,12 @@
 """Inputs that can see what a recording does not show, and what the given inputs could not have shown."""
 
-from typing import Any
-
 import numpy as np
 
 from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import Config
 from parity.compare.budget import judge
 from parity.compare.results import Row, over
+from parity.sides.side import Side
 from parity.trace.inputs import shift_right
 from parity.trace.precision import EPSILON
 
@@ -68,8 +67,8 @@ def make_probes(config: Config, frames: np.ndarray, seen: np.ndarray) -> tuple[l
 
 
 def compare_probes(
-    reference: Any,
-    candidate: Any,
+    reference: Side,
+    candidate: Side,
     names: list[str],
     inputs: dict[str, np.ndarray],
     precisions: tuple[str, ...] = ("float64", "float32"),

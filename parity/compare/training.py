@@ -1,19 +1,18 @@
 """Loss, gradients and optimizer steps of both sides."""
 
-from typing import Any
-
 import numpy as np
 
 from parity.compare.budget import judge
 from parity.compare.results import Row, over
+from parity.sides.side import Side
 from parity.trace.precision import EPSILON
 
 OPTIMIZERS = ("adafactor", "adamw")
 
 
 def compare_training(
-    reference: Any,
-    candidate: Any,
+    reference: Side,
+    candidate: Side,
     inputs: dict[str, np.ndarray],
     precisions: tuple[str, ...] = ("float64", "float32"),
 ) -> list[Row]:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from parity.compare import probes
+from parity.sides.side import Side
 from parity.trace import inputs
 from parity.trace.inputs import shift_right
 
@@ -15,7 +16,7 @@ TIMES_NOISE = 8.0
 LEVELS = ("unseen", "float64", "float32")
 
 
-def input_sets(side: Any, audio: str | None) -> dict[str, dict[str, np.ndarray]]:
+def input_sets(side: Side, audio: str | None) -> dict[str, dict[str, np.ndarray]]:
     """Name -> inputs: the recording with the tokens that the network gives it, drawn tokens, and the probes."""
     frames, _ = inputs.read_segments(inputs.find_audio(audio), side.config, 4)
     length = min(64, side.config.max_target_length)
@@ -35,7 +36,7 @@ def input_sets(side: Any, audio: str | None) -> dict[str, dict[str, np.ndarray]]
 
 
 def visible(
-    side: Any, kinds: list[Any], given: dict[str, dict[str, np.ndarray]], seed: int = 0
+    side: Side, kinds: list[Any], given: dict[str, dict[str, np.ndarray]], seed: int = 0
 ) -> dict[str, dict[str, str]]:
     """Kind of fault -> input set -> 'unseen', 'float64' (seen in float64 alone) or 'float32'.
 

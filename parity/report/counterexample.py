@@ -13,6 +13,7 @@ from mt3_common.io import atomic
 from parity.compare.budget import judge
 from parity.compare.results import Report, over
 from parity.report.files import write
+from parity.sides.side import Side
 from parity.trace.precision import EPSILON, input_dtype
 from parity.trace.trace import Call, Trace
 
@@ -94,7 +95,7 @@ class Counterexample:
     head: int | None = None
 
 
-def shrink(report: Report, reference: Any, candidate: Any, traces: tuple[Trace, Trace]) -> Counterexample | None:
+def shrink(report: Report, reference: Side, candidate: Side, traces: tuple[Trace, Trace]) -> Counterexample | None:
     """The smallest call of the first module that differs on the reference's own inputs; None if there is none.
 
     Rows of the batch, then positions, are taken away while the difference stays over the budget of what is left.
@@ -179,7 +180,7 @@ def _first_head(tap: str, expected: np.ndarray, found: np.ndarray, network: dict
     return int(np.flatnonzero(error > error.max() / 1000)[0]) if error.max() > 0 else None
 
 
-def save(folder: str | os.PathLike, found: Counterexample, reference: Any, candidate: Any) -> list[Path]:
+def save(folder: str | os.PathLike, found: Counterexample, reference: Side, candidate: Side) -> list[Path]:
     """Writes counterexample.npz and a script for each framework; returns their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

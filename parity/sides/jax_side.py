@@ -74,34 +74,28 @@ def compile_once(function: Callable, device: jax.Device, **options: Any) -> Call
     return jax.jit(function, compiler_options=quick, **options)
 
 
-class Side:
-    """The Flax twin: loads, runs with and without observation, runs single modules.
+class ModuleSide:
+    """Any Flax module: its taps are its submodules, its inputs are passed in the order given.
 
     Attributes:
-        params: nested dict under MT3's names, in the checkpoint's dtypes.
-        config: the checkpoint's config.
-        device: where it runs.
+        params: nested dict of the module's parameters, without the outer {'params': …}.
+        config: {} for a module that is no twin.
+        device: that it runs on.
+
+    Args:
+        module: its `__call__` takes the inputs and nothing else.
     """
 
     framework = "jax"
 
-    def __init__(self, params: dict[str, Any], config: Config, device: str = "cpu"):
+    def __init__(self, module: nn.Module, params: dict[str, Any], device: str = "cpu"):
+        self.model = module
         self.params = params
-        self.config = config
+        self.config: Any = {}
         self.device = find_device(device)
-        self.model = Transformer(config.network)
-        self.compiled = compile_once(self.model.apply, self.device)
+        self.compiled = compile_once(module.apply, self.device)
         # tap -> its module alone, once the network has run
         self.modules: dict[str, nn.Module] = {}
-
-    @classmethod
-    def load(cls, path: str | os.PathLike, device: str = "cpu", **options: Any) -> "Side":
-        """The twin with a checkpoint's weights, read by the twin's own loader; options go to it."""
-        keep_compiled()
-        found = find_device(device)
-        with jax.default_device(found):
-            params, config = checkpoint.load(path, **options)
-        return cls(params, config, device)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The weights taken back out of the framework, under MT3's names."""
@@ -118,8 +112,12 @@ class Side:
         }
 
     def cast(self, precision: str) -> dict[str, Any]:
-        """The parameters for computing in a precision, on the device; call it in exact_mode."""
-        return checkpoint.cast(jax.device_put(self.params, self.device), dtype_of(precision))
+        """The parameters in a precision, on the device; call it in exact_mode."""
+        return jax.tree.map(lambda array: jnp.asarray(array).astype(dtype_of(precision)), self.params)
+
+    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
+        dtype = dtype_of(precision)
+        return tuple(jax.device_put(_cast(array, dtype), self.device) for array in inputs.values())
 
     def run(
         self,
@@ -170,10 +168,6 @@ class Side:
                 found.exact = self.run_modules(found.calls, "float64", self.cast("float64"))
         return found
 
-    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
-        names, dtype = ("frames", "decoder_input_tokens", "decoder_target_tokens"), dtype_of(precision)
-        return tuple(jax.device_put(_cast(inputs[name], dtype), self.device) for name in names)
-
     def _watched(
         self, params: dict[str, Any], *inputs: jax.Array, pattern: str = ""
     ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, trace.Call]]:
@@ -211,6 +205,61 @@ class Side:
         with exact_mode(precision, self.device):
             logits = self.compiled({"params": self.cast(precision)}, *self.on_device(inputs, precision))
             return _Keeper()(logits)
+
+    def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
+        """Every module's output on the given inputs, once the network has run as a whole."""
+        with exact_mode(precision, self.device):
+            return self.run_modules(calls, precision, self.cast(precision))
+
+    def run_modules(
+        self, calls: dict[str, trace.Call], precision: str, params: dict[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """Every module's output on the given inputs, one module at a time; call it in exact_mode(precision)."""
+        keep = _Keeper()
+        given: dict[tuple[int, str], jax.Array] = {}
+
+        def give(value: Any, dtype: str) -> Any:
+            if not isinstance(value, np.ndarray):
+                return value
+            if (id(value), dtype) not in given:
+                given[id(value), dtype] = jax.device_put(_cast(value, dtype), self.device)
+            return given[id(value), dtype]
+
+        outputs = {}
+        for tap, call in calls.items():
+            if tap not in self.modules:
+                continue
+            subtree = functools.reduce(lambda tree, part: tree.get(part, {}), tap.split("/"), params)
+            dtype = input_dtype(tap, precision)
+            args = tuple(give(value, dtype) for value in call.args)
+            kwargs = {key: give(value, dtype) for key, value in call.kwargs.items()}
+            outputs[tap] = keep(self.modules[tap].apply({"params": subtree}, *args, **kwargs))
+        return outputs
+
+
+class Side(ModuleSide):
+    """The Flax twin with a checkpoint's weights and config, as parity/sides/side.py describes it."""
+
+    def __init__(self, params: dict[str, Any], config: Config, device: str = "cpu"):
+        super().__init__(Transformer(config.network), params, device)
+        self.config: Config = config
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str = "cpu", **options: Any) -> "Side":
+        """The twin with a checkpoint's weights, read by the twin's own loader; options go to it."""
+        keep_compiled()
+        found = find_device(device)
+        with jax.default_device(found):
+            params, config = checkpoint.load(path, **options)
+        return cls(params, config, device)
+
+    def cast(self, precision: str) -> dict[str, Any]:
+        """The parameters for computing in a precision, on the device; call it in exact_mode."""
+        return checkpoint.cast(jax.device_put(self.params, self.device), dtype_of(precision))
+
+    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
+        names, dtype = ("frames", "decoder_input_tokens", "decoder_target_tokens"), dtype_of(precision)
+        return tuple(jax.device_put(_cast(inputs[name], dtype), self.device) for name in names)
 
     def cached(
         self, frames: np.ndarray, tokens: np.ndarray, precision: str
@@ -297,63 +346,10 @@ class Side:
                 after[name] = np.asarray(steps(np.asarray(array).astype(dtype), stacked))
             return after
 
-    def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
-        """Every module's output on the given inputs, once the network has run as a whole."""
-        with exact_mode(precision, self.device):
-            return self.run_modules(calls, precision, self.cast(precision))
-
-    def run_modules(
-        self, calls: dict[str, trace.Call], precision: str, params: dict[str, Any]
-    ) -> dict[str, np.ndarray]:
-        """Every module's output on the given inputs, one module at a time; call it in exact_mode(precision)."""
-        keep = _Keeper()
-        given: dict[tuple[int, str], jax.Array] = {}
-
-        def give(value: Any, dtype: str) -> Any:
-            if not isinstance(value, np.ndarray):
-                return value
-            if (id(value), dtype) not in given:
-                given[id(value), dtype] = jax.device_put(_cast(value, dtype), self.device)
-            return given[id(value), dtype]
-
-        outputs = {}
-        for tap, call in calls.items():
-            if tap not in self.modules:
-                continue
-            subtree = functools.reduce(lambda tree, part: tree.get(part, {}), tap.split("/"), params)
-            dtype = input_dtype(tap, precision)
-            args = tuple(give(value, dtype) for value in call.args)
-            kwargs = {key: give(value, dtype) for key, value in call.kwargs.items()}
-            outputs[tap] = keep(self.modules[tap].apply({"params": subtree}, *args, **kwargs))
-        return outputs
-
 
 def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
     # in NumPy: JAX would compile every shape
     return array.astype(jnp.dtype(dtype)) if np.issubdtype(array.dtype, np.floating) else array
-
-
-class Plain(Side):
-    """Any Flax module under observation: its taps are its submodules, its inputs are passed in the order given.
-
-    Args:
-        module: its `__call__` takes the inputs and nothing else.
-        params: of the module, without the outer {'params': …}.
-    """
-
-    def __init__(self, module: nn.Module, params: dict[str, Any], device: str = "cpu"):
-        self.model, self.params, self.config = module, params, {}
-        self.device = find_device(device)
-        self.compiled = compile_once(module.apply, self.device)
-        self.modules = {}
-
-    def cast(self, precision: str) -> dict[str, Any]:
-        """The parameters in a precision, on the device; call it in exact_mode."""
-        return jax.tree.map(lambda array: jnp.asarray(array).astype(dtype_of(precision)), self.params)
-
-    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
-        dtype = dtype_of(precision)
-        return tuple(jax.device_put(_cast(array, dtype), self.device) for array in inputs.values())
 
 
 class _Keeper:

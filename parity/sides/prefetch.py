@@ -3,6 +3,8 @@
 import concurrent.futures
 from typing import Any
 
+from parity.sides.side import Side
+
 
 class Ahead:
     """A Side that begins some answers in a thread before they are asked for; everything else is the Side's own.
@@ -10,7 +12,7 @@ class Ahead:
     For JAX on a machine with two cores: most of a small network's time is compiling, which needs no one else.
     """
 
-    def __init__(self, side: Any):
+    def __init__(self, side: Side):
         self.side = side
         self.pool = concurrent.futures.ThreadPoolExecutor(1)
         self.begun: list[tuple[str, tuple, concurrent.futures.Future]] = []

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from parity.sides.side import ModuleSide, Side
 from parity.trace import trace
 
 FRAMEWORKS = ("jax", "torch")
 
 
-def load_side(framework: str, path: str, device: str = "cpu", **options: Any) -> Any:
+def load_side(framework: str, path: str, device: str = "cpu", **options: Any) -> Side:
     """The Side of a framework with a checkpoint's weights; imports that framework only.
 
     Raises:
@@ -30,7 +31,7 @@ def load_side(framework: str, path: str, device: str = "cpu", **options: Any) ->
 
 
 def record(
-    side: Any,
+    side: ModuleSide,
     inputs: dict[str, np.ndarray],
     precisions: tuple[str, ...] = ("float64", "float32"),
     reference: trace.Trace | None = None,

@@ -85,32 +85,37 @@ def read_mode(precision: str, device: torch.device) -> dict[str, Any]:
     }
 
 
-class Side:
-    """The PyTorch twin: loads, runs with and without observation, runs single modules.
+class ModuleSide:
+    """Any PyTorch module: its taps are its submodules, its inputs are passed in the order given.
 
     Attributes:
-        model: the twin in the checkpoint's dtypes.
-        config: the checkpoint's config.
-        device: where it runs.
+        model: the module, in the dtypes of its weights.
+        config: {} for a module that is no twin.
+        device: that it runs on.
+
+    Args:
+        module: its `forward` takes the inputs and nothing else.
     """
 
     framework = "torch"
 
-    def __init__(self, model: Transformer, config: Config, device: str = "cpu"):
+    def __init__(self, module: torch.nn.Module, device: str = "cpu"):
         self.device = find_device(device)
-        self.model = model.to(self.device)
-        self.config = config
-
-    @classmethod
-    def load(cls, path: str | os.PathLike, device: str = "cpu", **options: Any) -> "Side":
-        """The twin with a checkpoint's weights, read by the twin's own loader; options go to it."""
-        find_device(device)
-        model, config = checkpoint.load(path, **options)
-        return cls(model, config, device)
+        self.model = module.to(self.device)
+        self.config: Any = {}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The weights taken back out of the framework, under MT3's names."""
-        return checkpoint.to_arrays(self.model.state_dict())
+        """The weights by Flax's names and in its layout: 'up.weight' of a Linear is 'up/kernel', transposed."""
+        found = {}
+        for name, module in self.model.named_modules():
+            for leaf, parameter in module.named_parameters(recurse=False):
+                array = parameter.detach().cpu().numpy()
+                if isinstance(module, torch.nn.Linear) and leaf == "weight":
+                    leaf, array = "kernel", np.ascontiguousarray(array.T)
+                elif leaf == "weight":
+                    leaf = "embedding" if isinstance(module, torch.nn.Embedding) else "scale"
+                found["/".join(part for part in (_tap_name(name), leaf) if part)] = array
+        return found
 
     def environment(self) -> dict[str, Any]:
         """Versions, device and machine."""
@@ -122,9 +127,13 @@ class Side:
             **trace.machine(),
         }
 
-    def cast(self, precision: str) -> Transformer:
-        """A copy of the model for computing in a precision."""
-        return checkpoint.cast(copy.deepcopy(self.model), dtype_of(precision))
+    def cast(self, precision: str) -> torch.nn.Module:
+        """A copy of the module in a precision."""
+        return copy.deepcopy(self.model).to(_torch_dtype(precision))
+
+    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
+        tensors = (torch.tensor(array, device=self.device) for array in inputs.values())
+        return tuple(t.to(_torch_dtype(precision)) if t.is_floating_point() else t for t in tensors)
 
     def run(
         self,
@@ -175,13 +184,6 @@ class Side:
                 found.exact = self.run_modules(found.calls, "float64", self.cast("float64"))
         return found
 
-    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
-        frames, *tokens = (
-            torch.tensor(inputs[name], device=self.device)
-            for name in ("frames", "decoder_input_tokens", "decoder_target_tokens")
-        )
-        return frames.to(_torch_dtype(precision)), *tokens
-
     def _watched(
         self, model: Transformer, *inputs: torch.Tensor, pattern: str = ""
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, trace.Call]]:
@@ -218,6 +220,65 @@ class Side:
         """Logits (b, l, vocab_size) of the network, unobserved."""
         with exact_mode(precision, self.device), torch.no_grad():
             return _Keeper()(self.cast(precision)(*self.on_device(inputs, precision)))
+
+    def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
+        """Every module's output on the given inputs, once the network has run as a whole."""
+        with exact_mode(precision, self.device), torch.no_grad():
+            return self.run_modules(calls, precision, self.cast(precision))
+
+    def run_modules(self, calls: dict[str, trace.Call], precision: str, model: Transformer) -> dict[str, np.ndarray]:
+        """Every module's output on the given inputs, one module at a time; call it in exact_mode(precision)."""
+        keep = _Keeper()
+        given: dict[tuple[int, str], torch.Tensor] = {}
+
+        def give(value: Any, dtype: str) -> Any:
+            if not isinstance(value, np.ndarray):
+                return value
+            if (id(value), dtype) not in given:
+                tensor = torch.tensor(value, device=self.device)
+                floating = tensor.is_floating_point()
+                given[id(value), dtype] = tensor.to(getattr(torch, dtype)) if floating else tensor
+            return given[id(value), dtype]
+
+        modules = {_tap_name(name): module for name, module in model.named_modules()}
+        outputs = {}
+        for tap, call in calls.items():
+            if tap in modules:
+                dtype = input_dtype(tap, precision)
+                args = tuple(give(value, dtype) for value in call.args)
+                kwargs = {key: give(value, dtype) for key, value in call.kwargs.items()}
+                outputs[tap] = keep(modules[tap](*args, **kwargs))
+        return outputs
+
+
+class Side(ModuleSide):
+    """The PyTorch twin with a checkpoint's weights and config, as parity/sides/side.py describes it."""
+
+    def __init__(self, model: Transformer, config: Config, device: str = "cpu"):
+        super().__init__(model, device)
+        self.config: Config = config
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str = "cpu", **options: Any) -> "Side":
+        """The twin with a checkpoint's weights, read by the twin's own loader; options go to it."""
+        find_device(device)
+        model, config = checkpoint.load(path, **options)
+        return cls(model, config, device)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The weights taken back out of the framework, under MT3's names."""
+        return checkpoint.to_arrays(self.model.state_dict())
+
+    def cast(self, precision: str) -> Transformer:
+        """A copy of the model for computing in a precision."""
+        return checkpoint.cast(copy.deepcopy(self.model), dtype_of(precision))
+
+    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
+        frames, *tokens = (
+            torch.tensor(inputs[name], device=self.device)
+            for name in ("frames", "decoder_input_tokens", "decoder_target_tokens")
+        )
+        return frames.to(_torch_dtype(precision)), *tokens
 
     def cached(
         self, frames: np.ndarray, tokens: np.ndarray, precision: str
@@ -286,68 +347,6 @@ class Side:
                         weight, slots = optimizers.adafactor(weight, gradient, slots, step, learning_rate)
                 after[name] = weight.cpu().numpy()
             return after
-
-    def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
-        """Every module's output on the given inputs, once the network has run as a whole."""
-        with exact_mode(precision, self.device), torch.no_grad():
-            return self.run_modules(calls, precision, self.cast(precision))
-
-    def run_modules(self, calls: dict[str, trace.Call], precision: str, model: Transformer) -> dict[str, np.ndarray]:
-        """Every module's output on the given inputs, one module at a time; call it in exact_mode(precision)."""
-        keep = _Keeper()
-        given: dict[tuple[int, str], torch.Tensor] = {}
-
-        def give(value: Any, dtype: str) -> Any:
-            if not isinstance(value, np.ndarray):
-                return value
-            if (id(value), dtype) not in given:
-                tensor = torch.tensor(value, device=self.device)
-                floating = tensor.is_floating_point()
-                given[id(value), dtype] = tensor.to(getattr(torch, dtype)) if floating else tensor
-            return given[id(value), dtype]
-
-        modules = {_tap_name(name): module for name, module in model.named_modules()}
-        outputs = {}
-        for tap, call in calls.items():
-            if tap in modules:
-                dtype = input_dtype(tap, precision)
-                args = tuple(give(value, dtype) for value in call.args)
-                kwargs = {key: give(value, dtype) for key, value in call.kwargs.items()}
-                outputs[tap] = keep(modules[tap](*args, **kwargs))
-        return outputs
-
-
-class Plain(Side):
-    """Any PyTorch module under observation: its taps are its submodules, its inputs are passed in the order given.
-
-    Args:
-        module: its `forward` takes the inputs and nothing else.
-    """
-
-    def __init__(self, module: torch.nn.Module, device: str = "cpu"):
-        self.device = find_device(device)
-        self.model, self.config = module.to(self.device), {}
-
-    def cast(self, precision: str) -> torch.nn.Module:
-        """A copy of the module in a precision."""
-        return copy.deepcopy(self.model).to(_torch_dtype(precision))
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The weights by Flax's names and in its layout: 'up.weight' of a Linear is 'up/kernel', transposed."""
-        found = {}
-        for name, module in self.model.named_modules():
-            for leaf, parameter in module.named_parameters(recurse=False):
-                array = parameter.detach().cpu().numpy()
-                if isinstance(module, torch.nn.Linear) and leaf == "weight":
-                    leaf, array = "kernel", np.ascontiguousarray(array.T)
-                elif leaf == "weight":
-                    leaf = "embedding" if isinstance(module, torch.nn.Embedding) else "scale"
-                found["/".join(part for part in (_tap_name(name), leaf) if part)] = array
-        return found
-
-    def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
-        tensors = (torch.tensor(array, device=self.device) for array in inputs.values())
-        return tuple(t.to(_torch_dtype(precision)) if t.is_floating_point() else t for t in tensors)
 
 
 def _tap_name(name: str) -> str:
