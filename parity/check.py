@@ -1,11 +1,14 @@
-"""The whole comparison in one process: `python -m parity CKPT`."""
+"""The whole comparison of two sides with the same checkpoint, in one process."""
 
 import ctypes
+import dataclasses
 import gc
 import sys
+from typing import cast
 
 import numpy as np
 
+from mt3_common.config import Config
 from parity.compare import decoding, probes, training
 from parity.compare.original import compare_with_original
 from parity.compare.results import AGAINST, DIFFERENT, ORIGINAL, Report, Row
@@ -13,15 +16,44 @@ from parity.compare.taps import excuse_amplified
 from parity.compare.traces import compare, compare_weights
 from parity.diagnosis import diagnose
 from parity.sides import record
-from parity.sides.prefetch import Ahead
+from parity.sides.prefetch import Prefetch
 from parity.sides.side import Side
 from parity.trace import inputs
 from parity.trace.trace import Trace, fingerprint, weights_digest
 
-# above this many parameters fewer positions are traced, and fewer decoded in float64 (see DECODE_POSITIONS)
+# Networks with more parameters are traced and decoded (see DECODE_POSITIONS) at fewer positions.
 LARGE = 10_000_000
-# positions of the decode path in float64 for a large network: enough for the cache to grow and its ring to come round
+# Positions of the decode path in float64 for a large network: enough for the cache to grow and wrap around.
 DECODE_POSITIONS = 192
+
+
+@dataclasses.dataclass
+class _Settings:
+    """Sizes of a comparison, by the size of the network.
+
+    Attributes:
+        num_segments: segments whose tokens and notes are compared.
+        traced: segments that are traced, from the end of those read.
+        length: decoder positions that are traced.
+        positions: positions of the decode path in float64.
+    """
+
+    num_segments: int
+    traced: int
+    length: int
+    positions: int
+
+
+def _settings(config: Config, large: bool, num_segments: int | None, positions: int | None) -> _Settings:
+    if num_segments is None:
+        num_segments = 1 if large else 4
+    if positions is None:
+        positions = DECODE_POSITIONS if large else config.max_target_length
+    # The traces of a large network take gigabytes, and fewer positions show the same.
+    traced, length = (1, 128) if large else (2, 256)
+    # As many positions as frames, where that is enough: encoder and decoder are then compiled once.
+    length = min(length, config.max_target_length, max(config.input_frames, 64))
+    return _Settings(num_segments, traced, length, positions)
 
 
 def check(
@@ -34,10 +66,10 @@ def check(
     precisions: tuple[str, ...] = ("float64", "float32", "bfloat16"),
     positions: int | None = None,
 ) -> tuple[Report, tuple[Trace, Trace] | None]:
-    """The report on two Sides that hold the same checkpoint, and their traces if those differ.
+    """Compare two sides that hold the same checkpoint; return the report, and their traces if they differ.
 
     Args:
-        reference, candidate: Sides of parity/sides/jax_side.py and parity/sides/torch_side.py, in any pairing.
+        reference, candidate: JAX's or PyTorch's side, in any pairing.
         audio: the recording; the bundled one if None.
         num_segments: segments whose tokens and notes are compared; 4 if None, or 1 of a large network.
         source: the checkpoint's own arrays, which both sides must hold bit for bit.
@@ -47,103 +79,116 @@ def check(
     """
     config = reference.config
     path = inputs.find_audio(audio)
-    frames, start_times = inputs.read_segments(path, config, 4)
+    frames, start_times = inputs.read_segments(path, config, max(4, num_segments or 0))
     large = is_large(reference)
-    if num_segments is None:
-        num_segments = 1 if large else 4
-    if positions is None:
-        positions = DECODE_POSITIONS if large else config.max_target_length
-    if num_segments > len(frames):
-        frames, start_times = inputs.read_segments(path, config, num_segments)
-    # the traces of a large network are gigabytes: fewer positions show the same
-    segments, length = (1, 128) if large else (2, 256)
-    # as many positions as frames where that is enough: encoder and decoder are then compiled once
-    length = min(length, config.max_target_length, max(config.input_frames, 64))
-    given = inputs.with_tokens(frames[-segments:], config, length)
-    decoded, decoded_at = list(frames[:num_segments]), start_times[:num_segments]
-    if reference.framework == "jax":
-        reference = Ahead(reference)
-        # what a large network answers now would need memory beside the traces
+    settings = _settings(config, large, num_segments, positions)
+    traced = inputs.with_tokens(frames[-settings.traced :], config, settings.length)
+    segments, start_times = list(frames[: settings.num_segments]), start_times[: settings.num_segments]
+    prefetch = Prefetch(reference) if reference.framework == "jax" else None
+    if prefetch is not None:
+        reference = cast(Side, prefetch)
+        # The answers of a large network would take memory beside the traces.
         if not large:
             for precision in ("float64", "float32"):
-                reference.begin("gradients", given, precision)
-            reference.begin("generate", decoded)
-    ours = record.record(reference, given, precisions)
-    theirs = record.record(candidate, given, precisions, reference=ours)
-    found = compare(ours, theirs)
+                prefetch.begin("gradients", traced, precision)
+            prefetch.begin("generate", segments)
+    report, traces = _compare_traces(reference, candidate, traced, precisions, source)
+    if report.refusals and prefetch is not None:
+        prefetch.forget()
+    if not report.refusals:
+        give_back_memory()
+        if large and prefetch is not None:
+            prefetch.begin("generate", segments)
+        report.rows += decoding_rows(reference, candidate, segments, start_times, settings.positions)
+        names, batch = probes.make_probes(config, frames, traced["decoder_input_tokens"])
+        report.rows += probes.compare_probes(reference, candidate, names, batch)
+        ids = np.union1d(traced["decoder_input_tokens"], batch["decoder_input_tokens"])
+        report.facts["ids"] = f"{len(ids)} of {config.network.vocab_size} ids were given to the decoder"
+        give_back_memory()
+        report.rows += training.compare_training(reference, candidate, traced)
+        excuse_amplified(report.rows)
+    if original is not None:
+        report.rows += _original_rows(original, reference, candidate, source, traced)
+    if report.exit_code == DIFFERENT:
+        report.causes = name_causes(report, traces, reference, candidate, source)
+    report.facts |= _input_facts(path, frames, len(segments), traced)
+    return report, traces
+
+
+def _compare_traces(
+    reference: Side,
+    candidate: Side,
+    traced: dict[str, np.ndarray],
+    precisions: tuple[str, ...],
+    source: dict[str, np.ndarray] | None,
+) -> tuple[Report, tuple[Trace, Trace] | None]:
+    """Record and compare the traces of both sides, and both with the checkpoint; drop equal traces to save memory."""
+    recorded = record.record(reference, traced, precisions)
+    traces = (recorded, record.record(candidate, traced, precisions, reference=recorded))
+    report = compare(*traces)
     if source is not None:
         stored = fingerprint(source)
-        found.facts["weights"] = weights_digest(stored)
-        for side, weights in (("reference", ours.weights), ("candidate", theirs.weights)):
-            for row in compare_weights(stored, weights):
+        report.facts["weights"] = weights_digest(stored)
+        for side, trace in zip(("reference", "candidate"), traces, strict=True):
+            for row in compare_weights(stored, trace.weights):
                 row.name = f"{row.name}{AGAINST}{side}"
-                found.rows.append(row)
-    # what is the same needs no second look, and the memory is needed
-    traces = (ours, theirs) if found.exit_code else None
-    del ours, theirs
-    if found.refusals and isinstance(reference, Ahead):
-        reference.forget()
-    if not found.refusals:
-        give_back_memory()
-        if large and reference.framework == "jax":
-            reference.begin("generate", decoded)
-        found.rows += decoding_rows(reference, candidate, decoded, decoded_at, positions)
-        names, probes_given = probes.make_probes(config, frames, given["decoder_input_tokens"])
-        found.rows += probes.compare_probes(reference, candidate, names, probes_given)
-        held = np.union1d(given["decoder_input_tokens"], probes_given["decoder_input_tokens"])
-        found.facts["ids"] = f"{len(held)} of {config.network.vocab_size} ids were given to the decoder"
-        give_back_memory()
-        found.rows += training.compare_training(reference, candidate, given)
-        excuse_amplified(found.rows)
-    if original is not None:
-        arrays = reference.arrays() if source is None else source
-        try:
-            found.rows += compare_with_original(original, reference, candidate, arrays, given)
-        except Exception as error:
-            # a foreign program's error, after everything else was compared: skipped, which is no verdict of "same"
-            note = f"the original failed ({type(error).__name__}: {error})"
-            found.rows.append(Row("original", "taps", "skipped", "float32", note=" ".join(note.split())))
-    if found.exit_code == DIFFERENT:
-        found.causes = name_causes(found, traces, reference, candidate, source)
-    found.facts["recording"] = (
-        f"{path}: {min(num_segments, len(frames))} segments of {frames.shape[1]} frames for tokens and notes"
-    )
-    tokens = given["decoder_input_tokens"]
-    found.facts["taps"] = (
-        f"{given['frames'].shape[0]} segments, {tokens.shape[1]} positions, "
-        f"{len(np.unique(tokens))} different ids, {int((given['decoder_target_tokens'] == 0).sum())} masked positions"
-    )
-    return found, traces
+                report.rows.append(row)
+    return report, traces if report.exit_code else None
+
+
+def _original_rows(
+    original: str,
+    reference: Side,
+    candidate: Side,
+    source: dict[str, np.ndarray] | None,
+    traced: dict[str, np.ndarray],
+) -> list[Row]:
+    arrays = reference.arrays() if source is None else source
+    try:
+        return compare_with_original(original, reference, candidate, arrays, traced)
+    except Exception as error:
+        # Whatever a foreign program raises, the results so far are reported; a skipped row rules out "same".
+        note = f"the original failed ({type(error).__name__}: {error})"
+        return [Row("original", "taps", "skipped", "float32", note=" ".join(note.split()))]
+
+
+def _input_facts(path: str, frames: np.ndarray, num_segments: int, traced: dict[str, np.ndarray]) -> dict[str, str]:
+    tokens, masked = traced["decoder_input_tokens"], int((traced["decoder_target_tokens"] == 0).sum())
+    return {
+        "recording": f"{path}: {num_segments} segments of {frames.shape[1]} frames for tokens and notes",
+        "taps": f"{len(traced['frames'])} segments, {tokens.shape[1]} positions, "
+        f"{len(np.unique(tokens))} different ids, {masked} masked positions",
+    }
 
 
 def name_causes(
-    found: Report,
+    report: Report,
     traces: tuple[Trace, Trace] | None,
     reference: Side,
     candidate: Side,
     source: dict[str, np.ndarray] | None = None,
 ) -> list[str]:
-    """Sentences that say what is wrong, each with what undoing it gives, or why nothing could be named.
+    """Name the causes of the differences in sentences, each with the effect of undoing it, or say why there is none.
 
-    The diagnosis compares the candidate's trace with its own MT3 in NumPy, and the reference's too where the candidate
-    is right: it is the reference that is wrong then.
+    The diagnosis compares the candidate's trace with MT3 in NumPy; if the candidate is right, it compares the
+    reference's, which must then be wrong.
 
     Args:
-        found: the report so far, with a difference.
+        report: so far, with a difference.
         traces: of both sides, if modules or weights differ.
         source: the checkpoint's arrays; the reference's if None.
     """
     if traces is None:
-        if found.differing == [ORIGINAL]:
+        if report.differing == [ORIGINAL]:
             return [f"both sides are the same as each other: only {ORIGINAL} differs, or could not be compared"]
-        places = ", ".join(found.differing)
-        return [f"no module differs on the reference's own inputs: the fault lies between modules, in {places}"]
+        sections = ", ".join(report.differing)
+        return [f"no module differs on the reference's own inputs: the fault lies between modules, in {sections}"]
     arrays = reference.arrays() if source is None else source
     for label, trace, side in (("candidate", traces[1], candidate), ("reference", traces[0], reference)):
         try:
             findings = diagnose.name_faults(trace, arrays, reference.config, side.arrays())
         except Exception as error:
-            # a foreign network may break the diagnosis in any way; the report must not be lost
+            # Whatever the diagnosis of a foreign network raises, the report must not be lost.
             return [f"the diagnosis could not examine the {label} ({type(error).__name__}: {error})"]
         if findings:
             return [f"{label} ({side.framework}): {finding.sentence()}" for finding in findings]
@@ -151,7 +196,7 @@ def name_causes(
 
 
 def give_back_memory() -> None:
-    """Returns to the system what was freed, where the C library can: glibc keeps gigabytes of it in small pieces."""
+    """Return freed memory to the system where the C library can; glibc keeps gigabytes of it in small pieces."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -159,7 +204,7 @@ def give_back_memory() -> None:
 
 
 def is_large(side: Side) -> bool:
-    """Whether a Side's network has more than LARGE parameters."""
+    """Return whether a side's network has more than LARGE parameters."""
     return sum(array.size for array in side.arrays().values()) > LARGE
 
 
@@ -170,14 +215,14 @@ def decoding_rows(
     start_times: list[float],
     positions: int,
 ) -> list[Row]:
-    """Rows of the decode path (in float64 to so many positions at most), tokens and notes."""
+    """Compare the decode path (in float64 up to `positions`), tokens and notes."""
     config = reference.config
     length = config.max_target_length
     frames = np.stack(segments)
-    given = inputs.with_tokens(frames[:1], config, length, seed=1)
-    given["decoder_target_tokens"] = np.ones_like(given["decoder_target_tokens"])
+    long_inputs = inputs.with_tokens(frames[:1], config, length, seed=1)
+    long_inputs["decoder_target_tokens"] = np.ones_like(long_inputs["decoder_target_tokens"])
     lengths = {"float64": min(length, positions), "float32": length}
-    rows = decoding.compare_decode_path(reference, candidate, given, lengths)
+    rows = decoding.compare_decode_path(reference, candidate, long_inputs, lengths)
     ids = tuple(side.generate(segments) for side in (reference, candidate))
     tokens = decoding.compare_tokens(reference, candidate, frames, ids, length)
     return rows + tokens + decoding.compare_notes(config, start_times, ids, tokens)

@@ -196,7 +196,7 @@ def test_answers_begun_ahead_are_for_their_own_question():
             return [len(segments)]
 
     slow, segments = Slow(), [1, 2, 3]
-    side = prefetch.Ahead(slow)
+    side = prefetch.Prefetch(slow)
     side.begin("generate", segments)
     assert side.framework == "slow"
     # another list, though it is equal, and other arguments are asked for themselves
