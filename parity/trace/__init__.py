@@ -1,1 +1,1 @@
-"""Traces: inputs, what a side computed on them, and the file."""
+"""Traces: inputs, every module's outputs, precisions, and the file."""

@@ -21,33 +21,33 @@ FORMAT = "mt3-parity-trace"
 VERSION = 1
 
 
-# what np.load raises on a file that is no .npz, and on a damaged one
+# Raised by np.load on a damaged file, and on a file that is no .npz.
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class TraceError(ValueError):
-    """A trace that cannot be read, or that says nothing."""
+    """A trace that cannot be read, or that holds nothing."""
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays in an .npz file.
+    """Return the arrays in an .npz file.
 
     Raises:
         ValueError: missing, damaged, or not such a file.
     """
     try:
-        # opened here: NumPy leaves a file open that is no archive
+        # Opened here, because NumPy does not close a file that is no archive.
         with open(path, "rb") as file:
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray):
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
                 raise ValueError("one bare array")
-            return dict(found)
+            return dict(archive)
     except UNREADABLE as error:
         raise ValueError(f"{path}: not a readable .npz file ({error})") from error
 
 
 def wanted(value: Any, kinds: Any, name: str) -> Any:
-    """The value, if it is of the kinds; true and false are no numbers.
+    """Return the value if it is of one of the types; true and false are no numbers.
 
     Raises:
         ValueError: it is not.
@@ -58,7 +58,7 @@ def wanted(value: Any, kinds: Any, name: str) -> Any:
 
 
 def save(path: str | os.PathLike, trace: Trace) -> None:
-    """Writes a trace to one .safetensors file, every distinct array once, under its sha256."""
+    """Write a trace to one .safetensors file: every distinct array once, under its SHA-256."""
     arrays: dict[str, np.ndarray] = {}
     known: dict[int, str] = {}
 
@@ -104,7 +104,7 @@ def save(path: str | os.PathLike, trace: Trace) -> None:
 
 
 def load(path: str | os.PathLike) -> Trace:
-    """The trace in a file, every array checked against its sha256.
+    """Read a trace from a file and check every array against its SHA-256.
 
     Raises:
         TraceError: missing, not a trace, of another version, damaged, or without passes or taps.
@@ -131,8 +131,8 @@ def load(path: str | os.PathLike) -> Trace:
     try:
         trace = _assemble(header, arrays)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise TraceError(f"{path}: incomplete trace ({said}); record it again") from error
+        problem = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise TraceError(f"{path}: incomplete trace ({problem}); record it again") from error
     if not trace.passes or not all(run.outputs for run in trace.passes.values()):
         raise TraceError(f"{path}: an empty trace: no taps were recorded")
     return trace

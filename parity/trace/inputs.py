@@ -1,4 +1,4 @@
-"""What both sides are given: frames of a recording and tokens that reach every part of the network."""
+"""The inputs of both sides: frames of a recording, and tokens that reach every part of the network."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ BUNDLED_AUDIO = Path(__file__).parents[2] / "audio" / "example.flac"
 
 
 def find_audio(path: str | None = None) -> str:
-    """The recording to use: the one given, else the bundled one.
+    """Return the path of the recording: the argument, else the bundled one.
 
     Raises:
-        ValueError: none was given and this installation has no bundled one.
+        ValueError: there is no argument, and this installation has no bundled recording.
     """
     if path is not None:
         return str(path)
@@ -23,7 +23,7 @@ def find_audio(path: str | None = None) -> str:
 
 
 def read_segments(path: str, config: Config, count: int) -> tuple[np.ndarray, list[float]]:
-    """The first segments of a recording.
+    """Read the first segments of a recording.
 
     Returns:
         (frames (n, input_frames, input_depth) float32, start times in s); n is at most count.
@@ -36,22 +36,22 @@ def read_segments(path: str, config: Config, count: int) -> tuple[np.ndarray, li
 
     seconds = count * config.input_frames / config.spectrogram.frames_per_second
     samples = read_audio(path, config.spectrogram.sample_rate, duration=seconds)
-    found = [segment for segment, _ in zip(segments(samples, config), range(count), strict=False)]
-    if not found:
+    first = [segment for segment, _ in zip(segments(samples, config), range(count), strict=False)]
+    if not first:
         raise ValueError(f"{path}: no audio in it")
-    return np.stack([segment.frames for segment in found]), [segment.start_time for segment in found]
+    return np.stack([segment.frames for segment in first]), [segment.start_time for segment in first]
 
 
 def shift_right(targets: np.ndarray) -> np.ndarray:
-    """Decoder inputs of targets (b, l): the start token 0 in front, the last one gone."""
+    """Return the decoder inputs of targets (b, l): the start token 0 in front, the last token dropped."""
     return np.concatenate([np.zeros_like(targets[:, :1]), targets[:, :-1]], axis=1)
 
 
 def with_tokens(frames: np.ndarray, config: Config, length: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Inputs with tokens drawn without repetition from all ids, EOS and the padding of the vocabulary included.
+    """Add tokens to frames, drawn without repetition from all ids, EOS and the padding of the vocabulary included.
 
-    Two ids inside the first row are 0, so that later positions show whether masks hide them, and the last row ends
-    in padding.
+    Two ids inside the first row are 0, so that later positions show whether masks hide them; the last row ends in
+    padding.
 
     Args:
         frames: (b, f, input_depth) float32.
@@ -74,6 +74,6 @@ def with_tokens(frames: np.ndarray, config: Config, length: int, seed: int = 0) 
 
 
 def choose(config: Config, audio: str | None = None, length: int = 256) -> dict[str, np.ndarray]:
-    """The inputs of a run: two segments of the recording (the last two of its first four) and drawn tokens."""
+    """Make the inputs of a run: two segments of a recording (the last two of its first four) and drawn tokens."""
     frames, _ = read_segments(find_audio(audio), config, 4)
     return with_tokens(frames[-2:], config, min(length, config.max_target_length))

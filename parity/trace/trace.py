@@ -1,6 +1,6 @@
-"""Traces: what one side computed, module by module, in arrays and a file that need neither framework.
+"""Traces: the outputs and inputs of every module of one side, in arrays that need neither framework.
 
-Words: a *tap* is a module's output under its name ('encoder/layers_0/attention/query'); a *pass* is one run in one
+Terms: a *tap* is a module's output under its name ('encoder/layers_0/attention/query'); a *pass* is one run in one
 precision; *local* outputs are those of a module that was fed the other side's inputs; *exact* outputs are those of the
 same module in float64 on the pass's own inputs.
 """
@@ -19,7 +19,7 @@ import numpy as np
 
 @dataclasses.dataclass
 class Call:
-    """What a module was called with: arrays, or constants that JSON can hold."""
+    """Arguments of one call of a module: arrays, or constants that JSON can hold."""
 
     args: tuple
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -36,7 +36,7 @@ class Pass:
         outputs: tap -> output, in execution order; bfloat16 is kept as float32.
         logits: (b, l, vocab_size).
         capture_is_neutral: the logits without capturing were bitwise these.
-        calls: tap -> the inputs of its module. Empty where nobody will need them.
+        calls: tap -> the inputs of its module; empty where they are not needed.
         local: tap -> the module's output on the reference's inputs, where they were given.
         exact: tap -> the module's float64 output on `calls`, on the side that is the reference.
     """
@@ -53,7 +53,7 @@ class Pass:
 
 @dataclasses.dataclass
 class Trace:
-    """All passes of one side, with what is needed to know whether another trace may be compared with it.
+    """All passes of one side, and the facts that decide whether another trace can be compared with it.
 
     Attributes:
         framework: 'jax', 'torch', or another maker's name.
@@ -79,7 +79,7 @@ class Trace:
 
 
 def machine() -> dict[str, Any]:
-    """What every trace says of the machine it was made on."""
+    """Return the machine, as every trace records it."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -91,7 +91,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's model, as Linux or Python knows it; kernels, and so roundings, are chosen by it."""
+    """Return the processor's model, as Linux or Python names it; libraries choose kernels, so roundings, by it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -101,23 +101,23 @@ def processor() -> str:
 
 
 def digest(array: np.ndarray) -> str:
-    """sha256 of an array's dtype, shape and bytes (C order), in hexadecimal."""
+    """Return the SHA-256 of an array's dtype, shape and bytes (C order), in hexadecimal."""
     array = np.asarray(array)
-    found = hashlib.sha256(f"{array.dtype.name} {array.shape} ".encode())
-    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
+    sha256 = hashlib.sha256(f"{array.dtype.name} {array.shape} ".encode())
+    sha256.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return sha256.hexdigest()
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether dtype, shape and every bit are equal (so NaN equals itself, and 0.0 does not equal -0.0)."""
+    """Return whether dtype, shape and every bit are equal: NaN equals itself, and 0.0 does not equal -0.0."""
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def fingerprint(arrays: dict[str, np.ndarray]) -> dict[str, list]:
-    """Array name -> [dtype, shape, sha256]."""
+    """Map every array name to [dtype, shape, SHA-256]."""
     return {name: [array.dtype.name, list(array.shape), digest(array)] for name, array in sorted(arrays.items())}
 
 
 def weights_digest(weights: dict[str, list]) -> str:
-    """sha256 of a fingerprint, so of all names, dtypes, shapes and bits: which checkpoint it is, wherever it lies."""
+    """Return the SHA-256 of a fingerprint: it identifies a checkpoint by names, dtypes, shapes and bits."""
     return hashlib.sha256(json.dumps(weights).encode()).hexdigest()
