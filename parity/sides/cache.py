@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# tokens that a cache has had before the ones that are compared, so that its ring comes round
+# Tokens decoded into a cache before the compared ones, so that its ring buffer wraps around.
 WARM_UP = 37
 
 
@@ -14,7 +14,7 @@ def unrolled(
     slot: int,
     length: int,
 ) -> dict[str, np.ndarray]:
-    """What a decoding cache holds, under the names and in the shapes of the taps that it should equal.
+    """Return the content of a decoding cache under the names and in the shapes of the taps that it should equal.
 
     Args:
         self_keys, self_values: per layer (b, h, ring, d), `slot` being the slot after the last token's.
@@ -30,12 +30,12 @@ def unrolled(
         return array.reshape(*array.shape[:2], -1)
 
     slots = (slot - length + np.arange(length)) % self_keys[0].shape[2]
-    found = {}
+    taps = {}
     for layer, arrays in enumerate(zip(self_keys, self_values, cross_keys, cross_values, strict=True)):
         for name, array in zip(("self_attention/key", "self_attention/value"), arrays[:2], strict=True):
-            found[f"decoder/layers_{layer}/{name}"] = joined(array[:, :, slots])
+            taps[f"decoder/layers_{layer}/{name}"] = joined(array[:, :, slots])
         for name, array in zip(
             ("encoder_decoder_attention/key", "encoder_decoder_attention/value"), arrays[2:], strict=True
         ):
-            found[f"decoder/layers_{layer}/{name}"] = joined(array)
-    return found
+            taps[f"decoder/layers_{layer}/{name}"] = joined(array)
+    return taps

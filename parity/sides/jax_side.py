@@ -1,4 +1,4 @@
-"""The Flax twin under observation: parity/sides/torch_side.py offers the same for PyTorch."""
+"""The Flax side; torch_side.py is its twin."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ from parity.trace.precision import check_device, dtype_of, input_dtype, product_
 
 
 def find_device(name: str) -> jax.Device:
-    """The first device of a kind: 'cpu', 'gpu' or 'tpu'.
+    """Return the first device of a kind: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
         ValueError: there is none here.
@@ -34,16 +34,16 @@ def find_device(name: str) -> jax.Device:
     try:
         return jax.devices(name)[0]
     except RuntimeError:
-        found = ", ".join(sorted({device.platform for device in jax.devices()}))
-        raise ValueError(f"device {name}: JAX finds none here (it finds {found})") from None
+        platforms = ", ".join(sorted({device.platform for device in jax.devices()}))
+        raise ValueError(f"device {name}: JAX finds none here (it finds {platforms})") from None
 
 
 @contextlib.contextmanager
 def exact_mode(precision: str, device: jax.Device):
-    """JAX set so that it computes in `precision` and nothing less; x64 is on only for float64.
+    """Make JAX compute in `precision` and nothing less; x64 is on for float64 only.
 
     Raises:
-        ValueError: TF32 where there is none.
+        ValueError: the device has no TF32.
     """
     check_device(precision, device.platform)
     with (
@@ -55,20 +55,20 @@ def exact_mode(precision: str, device: jax.Device):
 
 
 def read_mode(precision: str) -> dict[str, Any]:
-    """JAX's precision switches as they are now, and what a product makes of its inputs."""
+    """Return JAX's precision switches as they are now, and the bits that a product keeps of its inputs."""
     left, right = (jax.device_put(_cast(matrix, dtype_of(precision))) for matrix in product_test())
     product = jax.lax.dot_general(left, right, (((1,), (0,)), ((), ())))
     return {
         "jax_enable_x64": bool(jax.config.jax_enable_x64),
         "jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
-        "product_bits": product_bits(_Keeper()(product)),
+        "product_bits": product_bits(_Converter()(product)),
     }
 
 
 def compile_once(function: Callable, device: jax.Device, **options: Any) -> Callable:
-    """jax.jit for what runs a few times: on a CPU it is made for a third less and runs nearly as fast.
+    """Compile a function that runs a few times: on a CPU this takes a third less time than jax.jit alone.
 
-    What `infer` and training compile for themselves (decode.generate) stays as it is.
+    Functions that `infer` and training compile themselves (decode.generate) are not affected.
     """
     quick = {"xla_backend_optimization_level": 0} if device.platform == "cpu" else None
     return jax.jit(function, compiler_options=quick, **options)
@@ -94,15 +94,15 @@ class ModuleSide:
         self.config: Any = {}
         self.device = find_device(device)
         self.compiled = compile_once(module.apply, self.device)
-        # tap -> its module alone, once the network has run
+        # Tap -> its module alone; filled when the network runs.
         self.modules: dict[str, nn.Module] = {}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The weights taken back out of the framework, under MT3's names."""
+        """Return the weights as the framework holds them, under MT3's names."""
         return checkpoint.to_arrays(self.params)
 
     def environment(self) -> dict[str, Any]:
-        """Versions, device and machine."""
+        """Return versions, device and machine."""
         return {
             "jax": jax.__version__,
             "jaxlib": jaxlib.__version__,
@@ -112,7 +112,7 @@ class ModuleSide:
         }
 
     def cast(self, precision: str) -> dict[str, Any]:
-        """The parameters in a precision, on the device; call it in exact_mode."""
+        """Return the parameters in a precision, on the device; to be called in exact_mode."""
         return jax.tree.map(lambda array: jnp.asarray(array).astype(dtype_of(precision)), self.params)
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
@@ -126,47 +126,44 @@ class ModuleSide:
         feed: trace.Pass | None = None,
         exact: bool = False,
     ) -> trace.Pass:
-        """Runs the network once in a precision and writes down every module's output and input.
+        """Run the network once in a precision and record the output and the inputs of every module.
 
         Args:
             inputs: frames (b, f, input_depth), decoder_input_tokens and decoder_target_tokens (b, l).
             precision: 'float64', 'float32', 'bfloat16' or 'tf32'.
             feed: another side's pass in this precision; every module also runs on its inputs.
             exact: every module also runs in float64 on this pass's own inputs.
-
-        Returns:
-            The pass.
         """
         with exact_mode(precision, self.device):
             params = self.cast(precision)
-            given = self.on_device(inputs, precision)
-            logits, outputs, calls = self._watched(params, *given)
-            plain = self.model.apply({"params": params}, *given)
+            arguments = self.on_device(inputs, precision)
+            logits, outputs, calls = self._watched(params, *arguments)
+            plain = self.model.apply({"params": params}, *arguments)
             weights = {"/".join((*path[:-1], "weights")): a for path, a in traverse_util.flatten_dict(params).items()}
             mode = read_mode(precision) | {
-                "inputs": sorted({x.dtype.name for x in given if jnp.issubdtype(x.dtype, jnp.floating)}),
+                "inputs": sorted({x.dtype.name for x in arguments if jnp.issubdtype(x.dtype, jnp.floating)}),
                 "other dtypes": {
                     name: array.dtype.name
                     for name, array in (weights | outputs).items()
                     if array.dtype != dtype_of(precision)
                 },
             }
-            keep = _Keeper()
-            found = trace.Pass(
+            convert = _Converter()
+            record = trace.Pass(
                 precision=precision,
                 mode=mode,
-                outputs={tap: keep(output) for tap, output in outputs.items()},
-                logits=keep(logits),
+                outputs={tap: convert(output) for tap, output in outputs.items()},
+                logits=convert(logits),
                 capture_is_neutral=trace.same_bits(np.asarray(logits), np.asarray(plain)),
-                calls={tap: keep.call(call) for tap, call in calls.items()},
+                calls={tap: convert.call(call) for tap, call in calls.items()},
             )
             del outputs, calls, logits, plain
             if feed is not None:
-                found.local = self.run_modules(feed.calls, precision, params)
+                record.local = self.run_modules(feed.calls, precision, params)
         if exact:
             with exact_mode("float64", self.device):
-                found.exact = self.run_modules(found.calls, "float64", self.cast("float64"))
-        return found
+                record.exact = self.run_modules(record.calls, "float64", self.cast("float64"))
+        return record
 
     def _watched(
         self, params: dict[str, Any], *inputs: jax.Array, pattern: str = ""
@@ -191,39 +188,39 @@ class ModuleSide:
     def observe(
         self, inputs: dict[str, np.ndarray], precision: str, pattern: str
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits (b, l, vocab_size), and the outputs of the taps whose names the pattern is found in."""
+        """Return the logits (b, l, vocab_size), and the outputs of the taps whose names match the pattern."""
         with exact_mode(precision, self.device):
             watched = compile_once(
                 lambda params, *inputs: self._watched(params, *inputs, pattern=pattern)[:2], self.device
             )
             logits, outputs = watched(self.cast(precision), *self.on_device(inputs, precision))
-            keep = _Keeper()
-            return keep(logits), {tap: keep(output) for tap, output in outputs.items()}
+            convert = _Converter()
+            return convert(logits), {tap: convert(output) for tap, output in outputs.items()}
 
     def logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
-        """Logits (b, l, vocab_size) of the compiled network, unobserved."""
+        """Return the logits (b, l, vocab_size) of the compiled network, without capture."""
         with exact_mode(precision, self.device):
             logits = self.compiled({"params": self.cast(precision)}, *self.on_device(inputs, precision))
-            return _Keeper()(logits)
+            return _Converter()(logits)
 
     def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
-        """Every module's output on the given inputs, once the network has run as a whole."""
+        """Return the output of every module on the given inputs; the network must have run before."""
         with exact_mode(precision, self.device):
             return self.run_modules(calls, precision, self.cast(precision))
 
     def run_modules(
         self, calls: dict[str, trace.Call], precision: str, params: dict[str, Any]
     ) -> dict[str, np.ndarray]:
-        """Every module's output on the given inputs, one module at a time; call it in exact_mode(precision)."""
-        keep = _Keeper()
-        given: dict[tuple[int, str], jax.Array] = {}
+        """Run modules one at a time on the given inputs; to be called in exact_mode(precision)."""
+        convert = _Converter()
+        moved: dict[tuple[int, str], jax.Array] = {}
 
-        def give(value: Any, dtype: str) -> Any:
+        def move(value: Any, dtype: str) -> Any:
             if not isinstance(value, np.ndarray):
                 return value
-            if (id(value), dtype) not in given:
-                given[id(value), dtype] = jax.device_put(_cast(value, dtype), self.device)
-            return given[id(value), dtype]
+            if (id(value), dtype) not in moved:
+                moved[id(value), dtype] = jax.device_put(_cast(value, dtype), self.device)
+            return moved[id(value), dtype]
 
         outputs = {}
         for tap, call in calls.items():
@@ -231,9 +228,9 @@ class ModuleSide:
                 continue
             subtree = functools.reduce(lambda tree, part: tree.get(part, {}), tap.split("/"), params)
             dtype = input_dtype(tap, precision)
-            args = tuple(give(value, dtype) for value in call.args)
-            kwargs = {key: give(value, dtype) for key, value in call.kwargs.items()}
-            outputs[tap] = keep(self.modules[tap].apply({"params": subtree}, *args, **kwargs))
+            args = tuple(move(value, dtype) for value in call.args)
+            kwargs = {key: move(value, dtype) for key, value in call.kwargs.items()}
+            outputs[tap] = convert(self.modules[tap].apply({"params": subtree}, *args, **kwargs))
         return outputs
 
 
@@ -246,15 +243,15 @@ class Side(ModuleSide):
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str = "cpu", **options: Any) -> "Side":
-        """The twin with a checkpoint's weights, read by the twin's own loader; options go to it."""
+        """Load a checkpoint with the twin's own loader, which takes the options."""
         keep_compiled()
-        found = find_device(device)
-        with jax.default_device(found):
+        placed = find_device(device)
+        with jax.default_device(placed):
             params, config = checkpoint.load(path, **options)
         return cls(params, config, device)
 
     def cast(self, precision: str) -> dict[str, Any]:
-        """The parameters for computing in a precision, on the device; call it in exact_mode."""
+        """Return the parameters for computing in a precision, on the device; to be called in exact_mode."""
         return checkpoint.cast(jax.device_put(self.params, self.device), dtype_of(precision))
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
@@ -264,10 +261,9 @@ class Side(ModuleSide):
     def cached(
         self, frames: np.ndarray, tokens: np.ndarray, precision: str
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits of decode.py, one token at a time through its cache, and what the cache holds in the end.
+        """Return the logits of decoding through the cache, one token at a time, and the final cache.
 
-        The ring begins as decode.py begins it, has had WARM_UP tokens of an earlier segment, grows once to the length
-        that is needed and comes round.
+        The cache has decoded WARM_UP tokens of an earlier segment, grows once to the needed length, and wraps around.
 
         Args:
             frames: (b, f, input_depth).
@@ -285,87 +281,87 @@ class Side(ModuleSide):
             step = compile_once(decode.step, self.device, donate_argnums=1)
             prefill = compile_once(decode.prefill, self.device, donate_argnums=1)
             cache = prefill(weights, cache, rows, frames)
-            for place in range(WARM_UP):
-                _, cache = step(weights, cache, tokens[:, [place % length]])
+            for position in range(WARM_UP):
+                _, cache = step(weights, cache, tokens[:, [position % length]])
             cache = prefill(weights, cache, rows, frames)
-            keep, logits = _Keeper(), []
-            for place in range(length):
-                if place == first:
+            convert, logits = _Converter(), []
+            for position in range(length):
+                if position == first:
                     cache = decode.grow(cache, length)
-                found, cache = step(weights, cache, tokens[:, [place]])
-                logits.append(np.asarray(found)[:, 0])
+                output, cache = step(weights, cache, tokens[:, [position]])
+                logits.append(np.asarray(output)[:, 0])
             return np.stack(logits, axis=1), unrolled(
-                *([keep(array) for array in arrays] for arrays in cache[:4]), slot=int(cache.slot), length=length
+                *([convert(array) for array in arrays] for arrays in cache[:4]), slot=int(cache.slot), length=length
             )
 
     def generate(self, segments: list[np.ndarray], max_steps: int | None = None) -> list[np.ndarray]:
-        """Greedy token ids of segments (input_frames, input_depth), in float32 as `infer` computes them.
+        """Return the greedy token ids of segments (input_frames, input_depth), in float32 as `infer` computes them.
 
-        One after the other: every number of rows would be compiled for itself.
+        Segments are decoded one by one: every other number of rows would be compiled anew.
         """
         with exact_mode("float32", self.device):
-            found = decode.generate(self.cast("float32"), self.config, segments, batch_size=1, max_steps=max_steps)
-            return list(found)
+            ids = decode.generate(self.cast("float32"), self.config, segments, batch_size=1, max_steps=max_steps)
+            return list(ids)
 
     def gradients(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The training loss (a 0-d array) and its gradients under MT3's names."""
+        """Return the training loss (a 0-d array) and its gradients under MT3's names."""
         with exact_mode(precision, self.device):
             params = self.cast(precision)
             compiled = compile_once(train.loss_and_gradients, self.device, static_argnums=1)
-            loss, found = compiled(params, self.config.network, *self.on_device(inputs, precision))
-            return np.asarray(loss), checkpoint.to_arrays(found)
+            loss, gradients = compiled(params, self.config.network, *self.on_device(inputs, precision))
+            return np.asarray(loss), checkpoint.to_arrays(gradients)
 
     def optimize(
         self, optimizer: str, gradients: list[dict[str, np.ndarray]], precision: str, learning_rate: float = 1e-3
     ) -> dict[str, np.ndarray]:
-        """The weights after steps of 'adafactor' or 'adamw' (weight decay 0.01), one per set of gradients."""
+        """Return the weights after one step of 'adafactor' or 'adamw' (weight decay 0.01) per set of gradients."""
         with exact_mode(precision, self.device):
 
             def begin(array):
                 return optimizers.adamw_slots(array) if optimizer == "adamw" else optimizers.adafactor_slots(array)
 
-            def one_step(carried, given):
+            def one_step(carried, inputs):
                 array, state = carried
-                step, gradient = given
+                step, gradient = inputs
                 if optimizer == "adamw":
                     array, state = optimizers.adamw(array, gradient, state, learning_rate, weight_decay=0.01)
                 else:
                     array, state = optimizers.adafactor(array, gradient, state, step, learning_rate)
                 return (array, state), None
 
-            # array by array: few shapes to compile, and no second copy of everything in memory
+            # Array by array: few shapes to compile, and no second copy of all weights in memory.
             @functools.partial(compile_once, device=self.device)
             def steps(array, gradients):
-                given = (jnp.arange(len(gradients)), gradients)
-                return jax.lax.scan(one_step, (array, begin(array)), given)[0][0]
+                inputs = (jnp.arange(len(gradients)), gradients)
+                return jax.lax.scan(one_step, (array, begin(array)), inputs)[0][0]
 
             after = {}
             for name, array in traverse_util.flatten_dict(self.params, sep="/").items():
                 dtype = np.dtype(dtype_of(precision))
-                stacked = np.stack([each[name].astype(dtype) for each in gradients])
+                stacked = np.stack([gradient_set[name].astype(dtype) for gradient_set in gradients])
                 after[name] = np.asarray(steps(np.asarray(array).astype(dtype), stacked))
             return after
 
 
 def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
-    # in NumPy: JAX would compile every shape
+    # NumPy casts without compiling every shape.
     return array.astype(jnp.dtype(dtype)) if np.issubdtype(array.dtype, np.floating) else array
 
 
-class _Keeper:
-    """Framework arrays to NumPy, the same array once; bfloat16 as float32, which holds it exactly."""
+class _Converter:
+    """Conversion to NumPy, once for every array; bfloat16 becomes float32, which holds it exactly."""
 
     def __init__(self):
-        self.kept: dict[int, tuple[jax.Array, np.ndarray]] = {}
+        self.copies: dict[int, tuple[jax.Array, np.ndarray]] = {}
 
     def __call__(self, array: jax.Array) -> np.ndarray:
-        if id(array) not in self.kept:
-            found = np.asarray(array)
-            self.kept[id(array)] = (array, found.astype(np.float32) if array.dtype == jnp.bfloat16 else found)
-        return self.kept[id(array)][1]
+        if id(array) not in self.copies:
+            copy = np.asarray(array)
+            self.copies[id(array)] = (array, copy.astype(np.float32) if array.dtype == jnp.bfloat16 else copy)
+        return self.copies[id(array)][1]
 
     def call(self, call: trace.Call) -> trace.Call:
-        def keep(value: Any) -> Any:
+        def convert(value: Any) -> Any:
             return self(value) if isinstance(value, jax.Array) else value
 
-        return trace.Call(tuple(keep(v) for v in call.args), {k: keep(v) for k, v in call.kwargs.items()})
+        return trace.Call(tuple(convert(v) for v in call.args), {k: convert(v) for k, v in call.kwargs.items()})

@@ -1,12 +1,12 @@
-"""MT3's network in NumPy, one step per tap, with every known misbehaviour of ports as a declared option.
+"""MT3's network in NumPy, one step per tap; every known fault of ports is an option of it.
 
-A *step* computes one tap from earlier taps. Running all steps is the forward pass; running one step on what somebody
-else's model put out tells whether that model's module does what MT3's does; running it with another `Behaviour` tells
-what the module does instead. Taps are named as Flax's `capture_intermediates` names them in jax_mt3/model.py; steps
-whose last name begins with a dot are no module's output (the residual stream after the attention, the context).
+A *step* computes one tap from earlier taps. Running all steps is the forward pass. Running one step on the taps of
+another model checks one module of that model; running it with another `Behaviour` identifies the module's fault. Taps
+have the names that Flax's `capture_intermediates` gives them in jax_mt3/model.py; steps whose last name begins with a
+dot are no module's output (the residual stream after the attention, the context).
 
-Source: mt3/network.py and mt3/layers.py for the defaults of Behaviour; for the others, the ports and issues that
-parity/mutation/faults.py names kind by kind.
+Source: mt3/network.py and mt3/layers.py for the defaults of Behaviour; for the others, the ports and issues listed in
+parity/mutation.
 Differs from the twins: arithmetic in the dtype given, float64 throughout if it is float64, and one step at a time.
 """
 
@@ -27,7 +27,7 @@ INPUTS = (FRAMES, TOKENS, TARGETS)
 
 @dataclasses.dataclass(frozen=True)
 class Behaviour:
-    """What a module does; the defaults are MT3's.
+    """The arithmetic of a module; the defaults are MT3's.
 
     Attributes:
         norm: 'rms'; 'layer' (the mean taken off), 'none' (the norm left out), 'unbiased' (n - 1 in the mean).
@@ -101,17 +101,17 @@ class Step(NamedTuple):
 
     @property
     def is_tap(self) -> bool:
-        """Whether a module of the twins puts this out."""
+        """Return whether a module of the twins has this output."""
         return not self.name.rpartition("/")[2].startswith(".")
 
 
 @functools.lru_cache(maxsize=8)
 def steps(config: NetworkConfig) -> tuple[Step, ...]:
-    """Every step of the network in the order of execution; the last one, named '', is the whole model's output."""
-    found = []
+    """Return every step of the network in the order of execution; the last one, named '', is the model's output."""
+    sequence = []
 
     def step(name: str, kind: str, *reads: str, array: str = "") -> str:
-        found.append(Step(name, kind, reads, array))
+        sequence.append(Step(name, kind, reads, array))
         return name
 
     def dense(name: str, source: str) -> str:
@@ -161,11 +161,11 @@ def steps(config: NetworkConfig) -> tuple[Step, ...]:
     y = step("decoder/output_dropout", "same", norm("decoder/decoder_norm", x))
     logits = step("decoder/logits_dense", "head", y, array="decoder/logits_dense/kernel")
     step("", "same", step("decoder", "same", logits))
-    return tuple(found)
+    return tuple(sequence)
 
 
 def positions(length: int, width: int, behaviour: Behaviour = MT3) -> np.ndarray:
-    """The position table that a behaviour has: (length, width) float32; MT3's by default.
+    """Return the position table of a behaviour: (length, width) float32; MT3's by default.
 
     Source: mt3/layers.py, sinusoidal.
     """
@@ -186,7 +186,7 @@ def positions(length: int, width: int, behaviour: Behaviour = MT3) -> np.ndarray
 
 
 def relative_buckets(queries: int, keys: int, bidirectional: bool, buckets: int = 32, reach: int = 128) -> np.ndarray:
-    """T5's bucket of every distance: (queries, keys) int. MT3 has no relative positions; ports that kept T5's do.
+    """Return T5's bucket of every distance: (queries, keys) int. MT3 has no relative positions, some ports have.
 
     Source: the T5 paper, section 2.1; mesh-tensorflow's relative_position_bucket for the numbers.
     """
@@ -204,7 +204,7 @@ def relative_buckets(queries: int, keys: int, bidirectional: bool, buckets: int 
 
 
 def erf(x: np.ndarray) -> np.ndarray:
-    """The error function, elementwise, to double precision."""
+    """Return the error function, elementwise, in double precision."""
     return np.vectorize(math.erf, otypes=[np.float64])(x.astype(np.float64)).astype(x.dtype)
 
 
@@ -267,7 +267,7 @@ def _add_positions(behaviour, arrays, config, step, x, table):
 
 
 def split_heads(x: np.ndarray, behaviour: Behaviour, config: NetworkConfig) -> np.ndarray:
-    """(b, l, joined) as (b, heads, l, width of a head)."""
+    """Reshape (b, l, joined) to (b, heads, l, width of a head)."""
     heads = behaviour.heads or config.num_heads
     batch, length, joined = x.shape
     if behaviour.head_axis == "inner":
@@ -402,7 +402,7 @@ def run_step(
     behaviour: Behaviour = MT3,
     dtype: str = "float64",
 ) -> np.ndarray:
-    """What one step puts out, in dtype, given the values that it reads.
+    """Return the output of one step, in dtype, from the values that it reads.
 
     Args:
         step: one of steps(config).
@@ -418,11 +418,11 @@ def run_step(
         reads = [values[name] if name in (TOKENS, TARGETS) else values[name].astype(dtype) for name in step.reads]
     if behaviour.skip:
         return np.array(reads[0], dtype=dtype)
-    found = KINDS[step.kind](behaviour, arrays, config, step, *reads).astype(dtype, copy=False)
+    output = KINDS[step.kind](behaviour, arrays, config, step, *reads).astype(dtype, copy=False)
     if behaviour.time_shift:
-        found = np.roll(found, behaviour.time_shift, axis=1)
-        found[:, 0 if behaviour.time_shift > 0 else -1] = 0
-    return found
+        output = np.roll(output, behaviour.time_shift, axis=1)
+        output[:, 0 if behaviour.time_shift > 0 else -1] = 0
+    return output
 
 
 def forward(
@@ -432,7 +432,7 @@ def forward(
     behaviour: Behaviour | Callable[[str], Behaviour] = MT3,
     dtype: str = "float64",
 ) -> dict[str, np.ndarray]:
-    """Every step's output by name, the inputs among them; '' is the logits (b, l, vocab_size).
+    """Run all steps and return their outputs by name, the inputs included; '' is the logits (b, l, vocab_size).
 
     Args:
         arrays: MT3's names -> arrays.
@@ -451,7 +451,7 @@ def forward(
 
 
 def random_arrays(config: NetworkConfig, seed: int, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Weights drawn so that nothing is neutral: norm scales 0.4..1.8, kernels of MT3's initial variance.
+    """Draw weights none of which is neutral: norm scales 0.4..1.8, kernels of MT3's initial variance.
 
     Args:
         config: sizes.
@@ -466,7 +466,7 @@ def random_arrays(config: NetworkConfig, seed: int, dtype: str = "float32") -> d
             continue
         deviation = 1.0 if name.endswith("embedding") else shape[0] ** -0.5
         if name.endswith("query/kernel"):
-            # the initialiser carries the 1/sqrt(head_dim) that attention lacks
+            # The initialiser has the factor 1/sqrt(head_dim) that MT3's attention lacks.
             deviation *= config.head_dim**-0.5
         arrays[name] = (random.standard_normal(shape) * deviation).astype(dtype)
     return arrays

@@ -1,4 +1,4 @@
-"""Answers of a side computed in a thread before they are asked for."""
+"""A side that computes answers in a thread before they are needed."""
 
 import concurrent.futures
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 from parity.sides.side import Side
 
 
-class Ahead:
-    """A Side that begins some answers in a thread before they are asked for; everything else is the Side's own.
+class Prefetch:
+    """A wrapper of a Side that computes chosen answers in a thread, while the other side runs.
 
-    For JAX on a machine with two cores: most of a small network's time is compiling, which needs no one else.
+    Useful for JAX on two cores: most of a small network's time is compilation.
     """
 
     def __init__(self, side: Side):
         self.side = side
         self.pool = concurrent.futures.ThreadPoolExecutor(1)
-        self.begun: list[tuple[str, tuple, concurrent.futures.Future]] = []
+        self.begun: list[tuple[str, tuple[Any, ...], concurrent.futures.Future[Any]]] = []
 
     def begin(self, method: str, *args: Any) -> None:
-        """Has method(*args) computed; the call with these very arguments, once, returns what comes out."""
+        """Compute method(*args) in the thread; the first call with these very arguments returns the result."""
         self.begun.append((method, args, self.pool.submit(getattr(self.side, method), *args)))
 
     def forget(self) -> None:
-        """Begins nothing more of what was to be begun."""
+        """Drop the answers whose computation has not begun."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def __getattr__(self, name: str) -> Any:
@@ -30,14 +30,15 @@ class Ahead:
         if name not in {method for method, _, _ in self.begun}:
             return plain
 
-        def answer(*args: Any) -> Any:
-            for each in self.begun:
-                if each[0] == name and len(args) == len(each[1]) and all(map(_same_argument, args, each[1])):
-                    self.begun.remove(each)
-                    return each[2].result()
+        def call(*args: Any) -> Any:
+            for answer in self.begun:
+                method, begun, future = answer
+                if method == name and len(args) == len(begun) and all(map(_same_argument, args, begun)):
+                    self.begun.remove(answer)
+                    return future.result()
             return plain(*args)
 
-        return answer
+        return call
 
 
 def _same_argument(a: Any, b: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from mt3_common.config import Config
 from parity.trace.file import read_npz
 
-# our tap -> the original's, whose unnamed modules are numbered
+# Pattern of a tap here -> its name in the original, which numbers unnamed modules.
 NAMES = (
     (r"(encoder|decoder)/positions", r"\1/FixedEmbed_0"),
     (r"(encoder|decoder)/input_dropout", r"\1/Dropout_0"),
@@ -25,7 +25,7 @@ NAMES = (
 
 
 def original_name(tap: str) -> str:
-    """The name under which the original's capture_intermediates has a tap of ours."""
+    """Return the name of a tap in the original's capture_intermediates."""
     for pattern, replacement in NAMES:
         match = re.fullmatch(pattern, tap)
         if match:
@@ -34,22 +34,22 @@ def original_name(tap: str) -> str:
 
 
 def read_activations(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(inputs, outputs by the original's names with 'logits') of a file of the original's activations.
+    """Read (inputs, outputs by the original's names with 'logits') from a file of the original's activations.
 
     Raises:
         ValueError: not such a file.
     """
-    found = read_npz(path)
+    archive = read_npz(path)
     names = {"frames": "in/frames", "decoder_input_tokens": "in/decoder_inputs", "decoder_target_tokens": "in/targets"}
-    missing = [key for key in (*names.values(), "out/logits") if key not in found]
+    missing = [key for key in (*names.values(), "out/logits") if key not in archive]
     if missing:
         raise ValueError(f"{path}: not a file of activations, {missing[0]} is missing")
-    outputs = {key.removeprefix("act/"): array for key, array in found.items() if key.startswith("act/")}
-    return {name: found[key] for name, key in names.items()}, outputs | {"logits": found["out/logits"]}
+    outputs = {key.removeprefix("act/"): array for key, array in archive.items() if key.startswith("act/")}
+    return {name: archive[key] for name, key in names.items()}, outputs | {"logits": archive["out/logits"]}
 
 
 def import_original() -> Any:
-    """The module mt3.network of the original.
+    """Import mt3.network, the original.
 
     Raises:
         ValueError: it is not installed.
@@ -57,21 +57,21 @@ def import_original() -> Any:
     try:
         return importlib.import_module("mt3.network")
     except Exception as error:
-        # its many requirements fail in many ways when their versions do not fit
-        said = " ".join(str(error).split())
+        # The original's many requirements raise all kinds of errors when their versions do not fit.
+        problem = " ".join(str(error).split())
         raise ValueError(
-            f"--oracle needs the original, which cannot be imported here ({said}); "
+            f"--oracle needs the original, which cannot be imported here ({problem}); "
             "install mt3 and t5x from git (the extra t5x), or name a file of its activations: --oracle FILE.npz"
         ) from error
 
 
 def check_original(source: str, config: Config) -> None:
-    """Raises ValueError unless source can be a third side for such a network: what would fail late fails at once."""
+    """Raise ValueError unless `source` fits the network, before anything is computed."""
     if source == "t5x":
         import_original()
         return
-    given, _ = read_activations(source)
-    frames, tokens = given["frames"], given["decoder_input_tokens"]
+    inputs, _ = read_activations(source)
+    frames, tokens = inputs["frames"], inputs["decoder_input_tokens"]
     if frames.ndim != 3 or frames.shape[2] != config.network.input_depth or tokens.ndim != 2:
         raise ValueError(
             f"{source}: frames of shape {frames.shape}, tokens of shape {tokens.shape}; "
@@ -80,7 +80,7 @@ def check_original(source: str, config: Config) -> None:
 
 
 def run_original(arrays: dict[str, np.ndarray], config: Config, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by the original's names, with 'logits', of mt3.network.Transformer in float32.
+    """Return the outputs by the original's names, with 'logits', of mt3.network.Transformer in float32.
 
     Raises:
         ValueError: the original is not installed.
@@ -116,6 +116,6 @@ def run_original(arrays: dict[str, np.ndarray], config: Config, inputs: dict[str
             capture_intermediates=True,
             mutable=["intermediates"],
         )
-    found = traverse_util.flatten_dict(state["intermediates"], sep="/")
-    outputs = {name.removesuffix("/__call__"): np.asarray(values[0]) for name, values in found.items()}
+    intermediates = traverse_util.flatten_dict(state["intermediates"], sep="/")
+    outputs = {name.removesuffix("/__call__"): np.asarray(values[0]) for name, values in intermediates.items()}
     return outputs | {"logits": np.asarray(logits)}

@@ -1,4 +1,4 @@
-"""One side to a trace, in its own process or machine if need be: `parity record`."""
+"""Recording of a side into a trace."""
 
 import dataclasses
 import importlib
@@ -13,7 +13,7 @@ FRAMEWORKS = ("jax", "torch")
 
 
 def load_side(framework: str, path: str, device: str = "cpu", **options: Any) -> Side:
-    """The Side of a framework with a checkpoint's weights; imports that framework only.
+    """Load a checkpoint into a framework's side; imports that framework only.
 
     Raises:
         ValueError: the framework is unknown or not installed, the device is not there, or the checkpoint is bad.
@@ -36,7 +36,7 @@ def record(
     precisions: tuple[str, ...] = ("float64", "float32"),
     reference: trace.Trace | None = None,
 ) -> trace.Trace:
-    """All passes of a side: as the reference, or as the candidate for a reference's trace."""
+    """Record all passes of a side: as the reference, or as the candidate that is fed a reference's trace."""
     passes = {
         precision: side.run(
             inputs,

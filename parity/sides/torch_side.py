@@ -1,4 +1,4 @@
-"""The PyTorch twin under observation: parity/sides/jax_side.py offers the same for Flax."""
+"""The PyTorch side; jax_side.py is its twin."""
 
 import contextlib
 import copy
@@ -19,7 +19,7 @@ from torch_mt3.model import Transformer
 
 
 def find_device(name: str) -> torch.device:
-    """The first device of a kind: 'cpu', 'gpu' or 'tpu'.
+    """Return the first device of a kind: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
         ValueError: there is none here.
@@ -40,10 +40,10 @@ def find_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def exact_mode(precision: str, device: torch.device):
-    """PyTorch set so that it computes in `precision` and nothing less, the same way every time.
+    """Make PyTorch compute in `precision` and nothing less, deterministically.
 
     Raises:
-        ValueError: TF32 where there is none.
+        ValueError: the device has no TF32.
     """
     check_device(precision, device.type)
     tf32 = precision == "tf32"
@@ -57,9 +57,9 @@ def exact_mode(precision: str, device: torch.device):
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
-    # cuBLAS is deterministic only with a fixed workspace
+    # cuBLAS is deterministic with a fixed workspace only.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # as use_deterministic_algorithms(True), which imports TorchInductor, a second
+    # Same as use_deterministic_algorithms(True), which takes a second to import TorchInductor.
     torch.set_deterministic_debug_mode("error")
     try:
         yield
@@ -73,7 +73,7 @@ def exact_mode(precision: str, device: torch.device):
 
 
 def read_mode(precision: str, device: torch.device) -> dict[str, Any]:
-    """PyTorch's precision switches as they are now, and what a product makes of its inputs."""
+    """Return PyTorch's precision switches as they are now, and the bits that a product keeps of its inputs."""
     dtype = _torch_dtype(precision)
     left, right = (torch.tensor(matrix, device=device).to(dtype) for matrix in product_test())
     return {
@@ -81,7 +81,7 @@ def read_mode(precision: str, device: torch.device) -> dict[str, Any]:
         "allow_tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
         "autocast": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "product_bits": product_bits(_Keeper()(torch.nn.functional.linear(left, right))),
+        "product_bits": product_bits(_Converter()(torch.nn.functional.linear(left, right))),
     }
 
 
@@ -105,8 +105,8 @@ class ModuleSide:
         self.config: Any = {}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The weights by Flax's names and in its layout: 'up.weight' of a Linear is 'up/kernel', transposed."""
-        found = {}
+        """Return the weights by Flax's names and in its layout: 'up.weight' of a Linear is 'up/kernel', transposed."""
+        arrays = {}
         for name, module in self.model.named_modules():
             for leaf, parameter in module.named_parameters(recurse=False):
                 array = parameter.detach().cpu().numpy()
@@ -114,11 +114,11 @@ class ModuleSide:
                     leaf, array = "kernel", np.ascontiguousarray(array.T)
                 elif leaf == "weight":
                     leaf = "embedding" if isinstance(module, torch.nn.Embedding) else "scale"
-                found["/".join(part for part in (_tap_name(name), leaf) if part)] = array
-        return found
+                arrays["/".join(part for part in (_tap_name(name), leaf) if part)] = array
+        return arrays
 
     def environment(self) -> dict[str, Any]:
-        """Versions, device and machine."""
+        """Return versions, device and machine."""
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {
             "torch": torch.__version__,
@@ -128,7 +128,7 @@ class ModuleSide:
         }
 
     def cast(self, precision: str) -> torch.nn.Module:
-        """A copy of the module in a precision."""
+        """Return a copy of the module in a precision."""
         return copy.deepcopy(self.model).to(_torch_dtype(precision))
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
@@ -142,47 +142,44 @@ class ModuleSide:
         feed: trace.Pass | None = None,
         exact: bool = False,
     ) -> trace.Pass:
-        """Runs the network once in a precision and writes down every module's output and input.
+        """Run the network once in a precision and record the output and the inputs of every module.
 
         Args:
             inputs: frames (b, f, input_depth), decoder_input_tokens and decoder_target_tokens (b, l).
             precision: 'float64', 'float32', 'bfloat16' or 'tf32'.
             feed: another side's pass in this precision; every module also runs on its inputs.
             exact: every module also runs in float64 on this pass's own inputs.
-
-        Returns:
-            The pass.
         """
         with exact_mode(precision, self.device), torch.no_grad():
             model = self.cast(precision)
-            given = self.on_device(inputs, precision)
-            plain = model(*given)
-            logits, outputs, calls = self._watched(model, *given)
+            arguments = self.on_device(inputs, precision)
+            plain = model(*arguments)
+            logits, outputs, calls = self._watched(model, *arguments)
             weights = {f"{_tap_name(key).rpartition('/')[0]}/weights": t for key, t in model.state_dict().items()}
             dtype = dtype_of(precision)
             mode = read_mode(precision, self.device) | {
-                "inputs": sorted({_dtype(tensor) for tensor in given if tensor.is_floating_point()}),
+                "inputs": sorted({_dtype(tensor) for tensor in arguments if tensor.is_floating_point()}),
                 "other dtypes": {
                     name: _dtype(tensor) for name, tensor in (weights | outputs).items() if _dtype(tensor) != dtype
                 },
             }
-            keep = _Keeper()
-            found = trace.Pass(
+            convert = _Converter()
+            record = trace.Pass(
                 precision=precision,
                 mode=mode,
-                outputs={tap: keep(output) for tap, output in outputs.items()},
-                logits=keep(logits),
-                capture_is_neutral=trace.same_bits(keep(logits), keep(plain)),
-                calls={tap: keep.call(call) for tap, call in calls.items()},
+                outputs={tap: convert(output) for tap, output in outputs.items()},
+                logits=convert(logits),
+                capture_is_neutral=trace.same_bits(convert(logits), convert(plain)),
+                calls={tap: convert.call(call) for tap, call in calls.items()},
             )
             del outputs, calls, logits, plain
             if feed is not None:
-                found.local = self.run_modules(feed.calls, precision, model)
+                record.local = self.run_modules(feed.calls, precision, model)
             del model
         if exact:
             with exact_mode("float64", self.device), torch.no_grad():
-                found.exact = self.run_modules(found.calls, "float64", self.cast("float64"))
-        return found
+                record.exact = self.run_modules(record.calls, "float64", self.cast("float64"))
+        return record
 
     def _watched(
         self, model: Transformer, *inputs: torch.Tensor, pattern: str = ""
@@ -208,46 +205,46 @@ class ModuleSide:
     def observe(
         self, inputs: dict[str, np.ndarray], precision: str, pattern: str
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits (b, l, vocab_size), and the outputs of the taps whose names the pattern is found in."""
+        """Return the logits (b, l, vocab_size), and the outputs of the taps whose names match the pattern."""
         with exact_mode(precision, self.device), torch.no_grad():
             logits, outputs, _ = self._watched(
                 self.cast(precision), *self.on_device(inputs, precision), pattern=pattern
             )
-            keep = _Keeper()
-            return keep(logits), {tap: keep(output) for tap, output in outputs.items()}
+            convert = _Converter()
+            return convert(logits), {tap: convert(output) for tap, output in outputs.items()}
 
     def logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
-        """Logits (b, l, vocab_size) of the network, unobserved."""
+        """Return the logits (b, l, vocab_size), without capture."""
         with exact_mode(precision, self.device), torch.no_grad():
-            return _Keeper()(self.cast(precision)(*self.on_device(inputs, precision)))
+            return _Converter()(self.cast(precision)(*self.on_device(inputs, precision)))
 
     def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
-        """Every module's output on the given inputs, once the network has run as a whole."""
+        """Return the output of every module on the given inputs; the network must have run before."""
         with exact_mode(precision, self.device), torch.no_grad():
             return self.run_modules(calls, precision, self.cast(precision))
 
     def run_modules(self, calls: dict[str, trace.Call], precision: str, model: Transformer) -> dict[str, np.ndarray]:
-        """Every module's output on the given inputs, one module at a time; call it in exact_mode(precision)."""
-        keep = _Keeper()
-        given: dict[tuple[int, str], torch.Tensor] = {}
+        """Run modules one at a time on the given inputs; to be called in exact_mode(precision)."""
+        convert = _Converter()
+        moved: dict[tuple[int, str], torch.Tensor] = {}
 
-        def give(value: Any, dtype: str) -> Any:
+        def move(value: Any, dtype: str) -> Any:
             if not isinstance(value, np.ndarray):
                 return value
-            if (id(value), dtype) not in given:
+            if (id(value), dtype) not in moved:
                 tensor = torch.tensor(value, device=self.device)
                 floating = tensor.is_floating_point()
-                given[id(value), dtype] = tensor.to(getattr(torch, dtype)) if floating else tensor
-            return given[id(value), dtype]
+                moved[id(value), dtype] = tensor.to(getattr(torch, dtype)) if floating else tensor
+            return moved[id(value), dtype]
 
         modules = {_tap_name(name): module for name, module in model.named_modules()}
         outputs = {}
         for tap, call in calls.items():
             if tap in modules:
                 dtype = input_dtype(tap, precision)
-                args = tuple(give(value, dtype) for value in call.args)
-                kwargs = {key: give(value, dtype) for key, value in call.kwargs.items()}
-                outputs[tap] = keep(modules[tap](*args, **kwargs))
+                args = tuple(move(value, dtype) for value in call.args)
+                kwargs = {key: move(value, dtype) for key, value in call.kwargs.items()}
+                outputs[tap] = convert(modules[tap](*args, **kwargs))
         return outputs
 
 
@@ -260,17 +257,17 @@ class Side(ModuleSide):
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str = "cpu", **options: Any) -> "Side":
-        """The twin with a checkpoint's weights, read by the twin's own loader; options go to it."""
+        """Load a checkpoint with the twin's own loader, which takes the options."""
         find_device(device)
         model, config = checkpoint.load(path, **options)
         return cls(model, config, device)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The weights taken back out of the framework, under MT3's names."""
+        """Return the weights as the framework holds them, under MT3's names."""
         return checkpoint.to_arrays(self.model.state_dict())
 
     def cast(self, precision: str) -> Transformer:
-        """A copy of the model for computing in a precision."""
+        """Return a copy of the model for computing in a precision."""
         return checkpoint.cast(copy.deepcopy(self.model), dtype_of(precision))
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
@@ -283,10 +280,9 @@ class Side(ModuleSide):
     def cached(
         self, frames: np.ndarray, tokens: np.ndarray, precision: str
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits of decode.py, one token at a time through its cache, and what the cache holds in the end.
+        """Return the logits of decoding through the cache, one token at a time, and the final cache.
 
-        The ring begins as decode.py begins it, has had WARM_UP tokens of an earlier segment, grows once to the length
-        that is needed and comes round.
+        The cache has decoded WARM_UP tokens of an earlier segment, grows once to the needed length, and wraps around.
 
         Args:
             frames: (b, f, input_depth).
@@ -304,35 +300,35 @@ class Side(ModuleSide):
             ids = torch.tensor(tokens, device=self.device)
             frames = torch.tensor(frames, device=self.device).to(_torch_dtype(precision))
             cache = decode.prefill(weights, cache, rows, frames)
-            for place in range(WARM_UP):
-                _, cache = decode.step(weights, cache, ids[:, [place % length]])
+            for position in range(WARM_UP):
+                _, cache = decode.step(weights, cache, ids[:, [position % length]])
             cache = decode.prefill(weights, cache, rows, frames)
-            keep, logits = _Keeper(), []
-            for place in range(length):
-                if place == first:
+            convert, logits = _Converter(), []
+            for position in range(length):
+                if position == first:
                     cache = decode.grow(cache, length)
-                found, cache = decode.step(weights, cache, ids[:, [place]])
-                logits.append(found[:, 0].cpu().numpy())
+                output, cache = decode.step(weights, cache, ids[:, [position]])
+                logits.append(output[:, 0].cpu().numpy())
             return np.stack(logits, axis=1), unrolled(
-                *([keep(tensor) for tensor in tensors] for tensors in cache[:4]), slot=int(cache.slot), length=length
+                *([convert(tensor) for tensor in tensors] for tensors in cache[:4]), slot=int(cache.slot), length=length
             )
 
     def generate(self, segments: list[np.ndarray], max_steps: int | None = None) -> list[np.ndarray]:
-        """Greedy token ids of segments (input_frames, input_depth), in float32 as `infer` computes them."""
+        """Return the greedy token ids of segments (input_frames, input_depth), in float32 as `infer` computes them."""
         with exact_mode("float32", self.device):
             return list(decode.generate(self.cast("float32"), self.config, segments, max_steps=max_steps))
 
     def gradients(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The training loss (a 0-d array) and its gradients under MT3's names."""
+        """Return the training loss (a 0-d array) and its gradients under MT3's names."""
         with exact_mode(precision, self.device):
             model = self.cast(precision).requires_grad_(True)
-            loss, found = train.loss_and_gradients(model, *self.on_device(inputs, precision))
-            return loss.cpu().numpy(), checkpoint.to_arrays(found)
+            loss, gradients = train.loss_and_gradients(model, *self.on_device(inputs, precision))
+            return loss.cpu().numpy(), checkpoint.to_arrays(gradients)
 
     def optimize(
         self, optimizer: str, gradients: list[dict[str, np.ndarray]], precision: str, learning_rate: float = 1e-3
     ) -> dict[str, np.ndarray]:
-        """The weights after steps of 'adafactor' or 'adamw' (weight decay 0.01), one per set of gradients."""
+        """Return the weights after one step of 'adafactor' or 'adamw' (weight decay 0.01) per set of gradients."""
         with exact_mode(precision, self.device):
             after = {}
             for name, array in checkpoint.to_arrays(self.cast(precision).state_dict()).items():
@@ -350,27 +346,27 @@ class Side(ModuleSide):
 
 
 def _tap_name(name: str) -> str:
-    """'encoder.layers.0.mlp' -> 'encoder/layers_0/mlp'."""
+    """Return the tap of a submodule: 'encoder/layers_0/mlp' for 'encoder.layers.0.mlp'."""
     return re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
 
 
-class _Keeper:
-    """Framework arrays to NumPy, the same array once; bfloat16 as float32, which holds it exactly."""
+class _Converter:
+    """Conversion to NumPy, once for every array; bfloat16 becomes float32, which holds it exactly."""
 
     def __init__(self):
-        self.kept: dict[int, tuple[torch.Tensor, np.ndarray]] = {}
+        self.copies: dict[int, tuple[torch.Tensor, np.ndarray]] = {}
 
     def __call__(self, tensor: torch.Tensor) -> np.ndarray:
-        if id(tensor) not in self.kept:
+        if id(tensor) not in self.copies:
             wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-            self.kept[id(tensor)] = (tensor, wide.detach().cpu().numpy())
-        return self.kept[id(tensor)][1]
+            self.copies[id(tensor)] = (tensor, wide.detach().cpu().numpy())
+        return self.copies[id(tensor)][1]
 
     def call(self, call: trace.Call) -> trace.Call:
-        def keep(value: Any) -> Any:
+        def convert(value: Any) -> Any:
             return self(value) if isinstance(value, torch.Tensor) else value
 
-        return trace.Call(tuple(keep(v) for v in call.args), {k: keep(v) for k, v in call.kwargs.items()})
+        return trace.Call(tuple(convert(v) for v in call.args), {k: convert(v) for k, v in call.kwargs.items()})
 
 
 def _torch_dtype(precision: str) -> torch.dtype:
