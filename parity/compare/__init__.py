@@ -1,1 +1,1 @@
-"""Two traces, or two sides, to rows of a report."""
+"""Comparison of two traces or two sides: rows of a report."""

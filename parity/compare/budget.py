@@ -1,32 +1,39 @@
-"""Errors in multiples of measured budgets."""
+"""Errors in multiples of measured budgets.
+
+With r the reference, c the candidate, and 64 and 32 the precision, the budget of one tap is
+    noise = r32 - r64                      the reference's own float32 rounding on this tap, with these inputs
+    limit = FACTOR * noise + FLOOR * eps   for c32 - r64; for c64 - r64 the same times eps64 / eps32
+once for the root mean square and once for the largest element; the worse ratio counts.
+"""
 
 import numpy as np
 
 from parity.compare.results import Measure
 from parity.trace.precision import EPSILON
 
-# how far apart two right implementations may round: clean pairs reach about half (tests/parity/compare/test_budget.py)
+# Error allowed to a right implementation: clean pairs use about half of it (tests/parity/compare/test_budget.py).
 FACTOR = {"rms": 4.0, "max": 8.0}
 
 
 FLOOR = {"rms": 4.0, "max": 16.0}
 
 
-# where no module is over its own budget, what runs free may be this many times over: softmaxes near a tie amplify the
-# roundings of one side more than those of the other (sharp networks: 1.5 times), and wrong wiring shows a thousandfold
+# End-to-end error allowed, in budgets, when every module passes on the reference's inputs: a near-tied softmax
+# amplifies one side's rounding more than the other's (1.5 times in sharp networks). Wrong wiring exceeds this a
+# thousandfold.
 AMPLIFIED = 8.0
 
 
-# a limit above this share of the tap's largest value is no limit: something is wrong with the reference itself
+# Largest limit, as a share of the tap's largest value; a higher one would mean that the reference itself is wrong.
 CAP = {"float64": 1e-9, "float32": 1e-2, "tf32": 0.5, "bfloat16": 0.5}
 
 
-# precisions in which a network's own noise can reach the size of its activations
+# Precisions in which a network's own noise can be as large as its activations.
 SHORT = ("tf32", "bfloat16")
 
 
 def measure(reference: np.ndarray, candidate: np.ndarray) -> Measure:
-    """The differences of two arrays of one shape, computed in float64.
+    """Measure the differences of two arrays of one shape, in float64.
 
     Raises:
         ValueError: the shapes differ; nothing is broadcast.
@@ -55,45 +62,44 @@ def _rms(x: np.ndarray) -> float:
 
 
 def judge(truth: np.ndarray, candidate: np.ndarray, noise: np.ndarray, precision: str) -> Measure:
-    """Measures candidate against truth and sets the ratio to its budget.
+    """Measure the candidate against the truth, in multiples of its budget.
 
     Args:
         truth: the reference's float64 values.
         candidate: the values to judge.
-        noise: what rounding cost the reference, elementwise, already scaled to `precision`.
-        precision: whose epsilon the floor is made of.
+        noise: the reference's rounding errors, elementwise, already scaled to `precision`.
+        precision: its epsilon sets the floor.
     """
-    found = measure(truth, candidate)
-    if found.values == 0:
-        found.ratio = 0.0
-        return found
-    if not np.isfinite(found.max_abs) or not np.isfinite(noise).all():
-        found.ratio = float("inf")
-        return found
+    error = measure(truth, candidate)
+    if error.values == 0:
+        error.ratio = 0.0
+        return error
+    if not np.isfinite(error.max_abs) or not np.isfinite(noise).all():
+        error.ratio = float("inf")
+        return error
     epsilon = EPSILON[precision]
-    cap = CAP[precision] * found.largest
+    cap = CAP[precision] * error.largest
     limits = {
-        "rms": FACTOR["rms"] * _rms(noise) + FLOOR["rms"] * epsilon * found.size,
-        "max": FACTOR["max"] * float(np.abs(noise).max()) + FLOOR["max"] * epsilon * found.largest,
+        "rms": FACTOR["rms"] * _rms(noise) + FLOOR["rms"] * epsilon * error.size,
+        "max": FACTOR["max"] * float(np.abs(noise).max()) + FLOOR["max"] * epsilon * error.largest,
     }
-    errors = {"rms": found.rms, "max": found.max_abs}
-    found.ratio = max(_ratio(errors[kind], min(limits[kind], cap)) for kind in limits)
-    return found
+    errors = {"rms": error.rms, "max": error.max_abs}
+    error.ratio = max(_ratio(errors[kind], min(limits[kind], cap)) for kind in limits)
+    return error
 
 
 def judge_short(truth: np.ndarray, candidate: np.ndarray, noise: np.ndarray, precision: str) -> Measure:
-    """judge, but the ratio is None where a short precision leaves nothing to judge.
+    """Judge as `judge` does, but leave the ratio None where the noise of a short precision is as large as the values.
 
-    Sharp softmaxes turn bfloat16's rounding into other outputs altogether: where the limit that the reference's noise
-    gives is as large as its values, two right sides can be as far apart as wrong ones, and only the local errors of
-    the modules inside say something.
+    A sharp softmax turns bfloat16's rounding into entirely different outputs. Two right sides can then differ as much
+    as a right and a wrong one, and only the local errors of the modules inside are meaningful.
     """
-    found = judge(truth, candidate, noise, precision)
-    lost = precision in SHORT and found.values and FACTOR["max"] * np.abs(noise).max() > found.largest
-    # what is many times larger than the values is not rounding
-    if lost and found.max_abs <= FACTOR["max"] * found.largest:
-        found.ratio = None
-    return found
+    error = judge(truth, candidate, noise, precision)
+    lost = precision in SHORT and error.values and FACTOR["max"] * np.abs(noise).max() > error.largest
+    # An error many times larger than the values is no rounding.
+    if lost and error.max_abs <= FACTOR["max"] * error.largest:
+        error.ratio = None
+    return error
 
 
 def _ratio(error: float, limit: float) -> float:
@@ -103,10 +109,10 @@ def _ratio(error: float, limit: float) -> float:
 
 
 def real_rows(tap: str, array: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
-    """The values of a tap at positions that are not masked.
+    """Return the values of a tap at positions that are not masked.
 
-    A masked query sees every key through the same -1e10, which float32 and float64 round to different things, so
-    those rows say nothing. Only taps of the decoder that have the decoder's positions on an axis are concerned.
+    A masked query adds the same -1e10 to every key, which float32 and float64 round differently, so its rows are
+    meaningless. This concerns taps of the decoder that have the decoder's positions on an axis.
 
     Args:
         tap: its name.

@@ -10,7 +10,7 @@ from parity.trace.trace import Pass, Trace, digest, same_bits
 
 
 def comparability(reference: Trace, candidate: Trace) -> tuple[list[Row], list[str]]:
-    """Rows for what both sides were given and how they computed, and the reasons to refuse a verdict, if any."""
+    """Compare the inputs, configs, precisions and masks of both sides: rows, and the reasons to refuse a verdict."""
     rows, reasons = [], []
 
     def check(name: str, fine: bool, note: str, reason: str) -> None:
@@ -69,15 +69,15 @@ def comparability(reference: Trace, candidate: Trace) -> tuple[list[Row], list[s
 
 
 def wrong_mode(run: Pass) -> list[str]:
-    """What a pass's precision switches, as read back, forbid; empty if it computed in the precision it claims."""
+    """List what contradicts the precision that a pass claims, from its recorded switches; empty if nothing does."""
     mode, wrong = run.mode, []
     dtype, tf32 = dtype_of(run.precision), run.precision == "tf32"
     if mode.get("inputs") not in (None, [], [dtype]):
         wrong.append(f"the inputs were {' and '.join(mode['inputs'])}")
     bits = mode.get("product_bits", None if tf32 else PRODUCT_BITS.get(run.precision))
     if bits != PRODUCT_BITS.get(run.precision):
-        found = "nobody read back how many bits" if bits is None else f"{bits} bits"
-        wrong.append(f"{found} went into a product, not {PRODUCT_BITS[run.precision]}")
+        measured = "nobody read back how many bits" if bits is None else f"{bits} bits"
+        wrong.append(f"{measured} went into a product, not {PRODUCT_BITS[run.precision]}")
     if "jax_enable_x64" in mode and mode["jax_enable_x64"] != (run.precision == "float64"):
         wrong.append(f"jax_enable_x64 was {mode['jax_enable_x64']}")
     switches = ("tensorfloat32",) if tf32 else ("highest", "float32")
@@ -92,10 +92,10 @@ def wrong_mode(run: Pass) -> list[str]:
     if mode.get("deterministic") is False:
         wrong.append("torch was not deterministic")
     strangers = [
-        f"{name} in {found}"
-        for name, found in mode.get("other dtypes", {}).items()
-        if not (name.endswith("positions") and found == "float32")
-        and not (run.precision == "bfloat16" and found == "float32")
+        f"{name} in {measured}"
+        for name, measured in mode.get("other dtypes", {}).items()
+        if not (name.endswith("positions") and measured == "float32")
+        and not (run.precision == "bfloat16" and measured == "float32")
     ]
     if strangers:
         wrong.append(f"not everything was {run.precision}: {', '.join(strangers[:3])} ({len(strangers)} in all)")
@@ -129,9 +129,9 @@ def _describe(array: np.ndarray) -> str:
 
 def _differing(a: Any, b: Any, path: str = "") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
-        found = []
+        differences = []
         for key in [*a, *(key for key in b if key not in a)]:
-            found += _differing(a.get(key), b.get(key), f"{path}.{key}" if path else key)
-        return found
+            differences += _differing(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+        return differences
     a, b = (list(x) if isinstance(x, tuple) else x for x in (a, b))
     return [] if a == b else [f"{path} is {a!r} and {b!r}"]

@@ -1,4 +1,4 @@
-"""The decode path against the full forward pass, tokens with a rule for ties, and what differing tokens do to notes."""
+"""Decode path against full forward pass, greedy tokens with a rule for ties, and the notes of both sides."""
 
 import numpy as np
 
@@ -17,10 +17,10 @@ CACHED_TAPS = r"^decoder/.*attention/(key|value)$"
 
 
 def compare_decode_path(reference: Side, candidate: Side, inputs: dict[str, np.ndarray], lengths: dict[str, int]):
-    """Rows of the matrix full forward | prefill | cached steps, for both sides, in every precision.
+    """Compare full forward pass, prefill and cached steps of both sides, in every precision.
 
-    The reference's float64 forward pass is the truth for all of them. 'prefill' are the keys and values of the frames,
-    which are made once per segment; the cache's self-attention keys and values come from the steps.
+    The reference's float64 forward pass is the truth for all of them. The prefill computes the keys and values of the
+    frames, once per segment; the self-attention keys and values in the cache come from the steps.
 
     Args:
         reference, candidate: Sides.
@@ -33,7 +33,7 @@ def compare_decode_path(reference: Side, candidate: Side, inputs: dict[str, np.n
     low, low_taps = reference.observe(longest, low_name, CACHED_TAPS)
     rows = []
     for precision, length in lengths.items():
-        given = _cut(inputs, length)
+        cut = _cut(inputs, length)
         scale = EPSILON[precision] / EPSILON[low_name]
 
         def add(name: str, tap: str, array: np.ndarray, precision=precision, scale=scale, length=length):
@@ -44,15 +44,15 @@ def compare_decode_path(reference: Side, candidate: Side, inputs: dict[str, np.n
                 note = f"shape {exact.shape} against {array.shape}"
                 rows.append(Row("decode path", name, "different", precision, note=note))
                 return
-            found = judge(exact, array, (rough - exact) * scale, precision)
-            rows.append(Row("decode path", name, "different" if over(found) else "same", precision, found))
+            error = judge(exact, array, (rough - exact) * scale, precision)
+            rows.append(Row("decode path", name, "different" if over(error) else "same", precision, error))
 
         for side in (reference, candidate):
-            # the reference's float64 forward pass is the truth itself
+            # The reference's float64 forward pass is the truth itself.
             if side is not reference or precision != "float64":
                 name = f"{side.framework}: full forward, positions 0..{length - 1}"
-                add(name, "logits", side.logits(given, precision))
-            logits, cache = side.cached(given["frames"], given["decoder_input_tokens"], precision)
+                add(name, "logits", side.logits(cut, precision))
+            logits, cache = side.cached(cut["frames"], cut["decoder_input_tokens"], precision)
             add(f"{side.framework}: cached steps, positions 0..{length - 1}", "logits", logits)
             for tap in dict.fromkeys([*truth_taps, *cache]):
                 kind = "prefill" if "encoder_decoder" in tap else "cache"
@@ -75,64 +75,64 @@ def compare_tokens(
     ids: tuple[list[np.ndarray], list[np.ndarray]],
     length: int = 0,
 ) -> list[Row]:
-    """Rows of the greedy tokens: one per segment as they were generated, then one for every prefix of the reference's.
+    """Compare the greedy tokens: a row per segment as generated, then one row for all prefixes of the reference.
 
-    Where the sides part, the rest of a segment says nothing; so both are put on the reference's prefix at every
-    position and asked for the next token there. A disagreement is a 'tie' where the float64 margin between the two
-    tokens is within the noise, measured at that position, that float32 makes in either side's logits; else 'real'.
+    Once the sides differ, the rest of a segment is not comparable. So both sides also predict the next token after
+    every prefix of the reference's tokens. A disagreement is a 'tie' if the float64 margin between the two tokens is
+    within the noise that float32 makes in either side's logits at that position; otherwise it is 'real'.
 
     Args:
         reference, candidate: Sides.
         frames: (n, f, input_depth), the segments' frames.
         ids: what each side generated, a list of (n,) arrays per side.
-        length: positions to which prefixes are padded, so that one shape is compiled; what follows changes nothing.
+        length: positions to which prefixes are padded, so that one shape is compiled; padding does not change them.
     """
-    rows, asked, ties, real = [], 0, 0, []
-    for index, (ours, theirs) in enumerate(zip(*ids, strict=True)):
-        targets = np.pad(ours, (0, max(0, length - len(ours))))[np.newaxis].astype(np.int32)
+    rows, total, ties, real = [], 0, 0, []
+    for index, (own, other) in enumerate(zip(*ids, strict=True)):
+        targets = np.pad(own, (0, max(0, length - len(own))))[np.newaxis].astype(np.int32)
         inputs = {
             "frames": frames[index : index + 1],
             "decoder_input_tokens": shift_right(targets),
-            # every position is asked, also those where the reference chose 0
+            # Every position is predicted, also those where the reference chose 0.
             "decoder_target_tokens": np.ones_like(targets),
         }
-        low = [side.logits(inputs, "float32")[0, : len(ours)] for side in (reference, candidate)]
-        asked += len(ours)
-        places = np.flatnonzero(low[0].argmax(-1) != low[1].argmax(-1))
+        low = [side.logits(inputs, "float32")[0, : len(own)] for side in (reference, candidate)]
+        total += len(own)
+        disagreements = np.flatnonzero(low[0].argmax(-1) != low[1].argmax(-1))
         verdicts = {}
-        if len(places):
+        if len(disagreements):
             truth = reference.logits(inputs, "float64")[0]
-            for place in places:
-                verdicts[int(place)] = tie_rule(truth[place], low[0][place], low[1][place])
+            for position in disagreements:
+                verdicts[int(position)] = tie_rule(truth[position], low[0][position], low[1][position])
         ties += sum(tie for tie, _ in verdicts.values())
-        real += [f"segment {index}, position {place}: {why}" for place, (tie, why) in verdicts.items() if not tie]
-        parted = first_parting(ours, theirs)
+        real += [f"segment {index}, position {position}: {why}" for position, (tie, why) in verdicts.items() if not tie]
+        parted = first_parting(own, other)
         if parted is None:
-            row = Row("tokens", f"segment {index}", "same", "float32", note=f"{len(ours)} tokens, equal")
+            row = Row("tokens", f"segment {index}", "same", "float32", note=f"{len(own)} tokens, equal")
         else:
             tie, why = verdicts.get(parted, (False, "the cached path alone chose another token"))
-            note = f"parted at position {parted} of {len(ours)}: {'tie' if tie else 'real'}, {why}"
+            note = f"parted at position {parted} of {len(own)}: {'tie' if tie else 'real'}, {why}"
             row = Row("tokens", f"segment {index}", "same" if tie else "different", "float32", note=note)
         rows.append(row)
-    note = f"{asked - ties - len(real)} of {asked} equal, {ties} ties, {len(real)} real"
+    note = f"{total - ties - len(real)} of {total} equal, {ties} ties, {len(real)} real"
     if real:
         note += f"; first at {real[0]}"
-    verdict = "different" if real or not asked else "same"
+    verdict = "different" if real or not total else "same"
     rows.append(Row("tokens", "next token on the reference's prefixes", verdict, "float32", note=note))
     return rows
 
 
-def first_parting(ours: np.ndarray, theirs: np.ndarray) -> int | None:
-    """The first position at which two token sequences differ, one having ended counting; None if they are equal."""
-    length = min(len(ours), len(theirs))
-    places = np.flatnonzero(ours[:length] != theirs[:length])
-    if len(places):
-        return int(places[0])
-    return None if len(ours) == len(theirs) else length
+def first_parting(reference: np.ndarray, candidate: np.ndarray) -> int | None:
+    """Return the first position at which two token sequences differ, an end included; None if they are equal."""
+    length = min(len(reference), len(candidate))
+    differing = np.flatnonzero(reference[:length] != candidate[:length])
+    if len(differing):
+        return int(differing[0])
+    return None if len(reference) == len(candidate) else length
 
 
 def tie_rule(truth: np.ndarray, reference: np.ndarray, candidate: np.ndarray) -> tuple[bool, str]:
-    """Whether two choices of a token are a tie, and why: margin against noise.
+    """Return whether two choices of a token are a tie, and why: margin against noise.
 
     Args:
         truth: (vocab_size,) the reference's logits in float64.
@@ -140,7 +140,7 @@ def tie_rule(truth: np.ndarray, reference: np.ndarray, candidate: np.ndarray) ->
     """
     a, b = int(reference.argmax()), int(candidate.argmax())
     noise = max(float(np.abs(reference - truth).max()), float(np.abs(candidate - truth).max()))
-    # the candidate alone can be wrong by as much as it likes: only the reference's noise can excuse it, 8 times over
+    # A wrong candidate has any amount of noise; so at most 8 times the reference's noise counts as an excuse.
     allowed = 2 * min(noise, 8 * float(np.abs(reference - truth).max()))
     margin = abs(float(truth[a] - truth[b]))
     times = margin / allowed if allowed else float("inf")
@@ -150,20 +150,24 @@ def tie_rule(truth: np.ndarray, reference: np.ndarray, candidate: np.ndarray) ->
 def compare_notes(
     config: Config, start_times: list[float], ids: tuple[list[np.ndarray], list[np.ndarray]], token_rows: list[Row]
 ) -> list[Row]:
-    """One row: the notes of both sides' tokens, with the effect of a difference as precision and recall.
+    """Compare the notes of both sides' tokens: one row, with the F1 scores of a difference.
 
-    Notes that differ only because tokens parted at a tie are the same by that rule; the row says how much they differ.
+    Notes that differ because tokens differ at a tie count as the same; the note of the row says by how much.
     """
     vocabulary = Vocabulary(config.vocabulary)
-    ours, theirs = (decode_segments(list(zip(start_times, side, strict=True)), vocabulary).notes for side in ids)
-    if ours == theirs:
+    reference_notes, candidate_notes = (
+        decode_segments(list(zip(start_times, side, strict=True)), vocabulary).notes for side in ids
+    )
+    if reference_notes == candidate_notes:
         tokens = sum(len(each) for each in ids[0])
         ended = sum(bool(len(each)) and int(each[-1]) == EOS_ID for each in ids[0])
-        note = f"{len(ours)} notes, equal, from {tokens} tokens; {ended} of {len(ids[0])} segments ended"
+        note = f"{len(reference_notes)} notes, equal, from {tokens} tokens; {ended} of {len(ids[0])} segments ended"
         return [Row("notes", "notes", "same", "float32", note=note)]
-    effect = ", ".join(f"{name} F1 {value:.3f}" for name, value in note_effect(ours, theirs).items())
+    effect = ", ".join(
+        f"{name} F1 {value:.3f}" for name, value in note_effect(reference_notes, candidate_notes).items()
+    )
     tied = all(row.verdict == "same" for row in token_rows)
-    note = f"{len(ours)} and {len(theirs)} notes: {effect}{' (ties only)' if tied else ''}"
+    note = f"{len(reference_notes)} and {len(candidate_notes)} notes: {effect}{' (ties only)' if tied else ''}"
     return [Row("notes", "notes", "same" if tied else "different", "float32", note=note)]
 
 

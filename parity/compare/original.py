@@ -1,7 +1,7 @@
-"""A third side: what the published code computes, to say which of two twins is wrong.
+"""The published code as a third side, to decide which of two twins is wrong.
 
-Either the original itself (packages `mt3` and `t5x`, from git), run on the same checkpoint and inputs, or a file of
-activations that it computed earlier, as tests/golden/model/activations.npz.
+The original itself (packages `mt3` and `t5x`, from git) runs on the same checkpoint and inputs, or a file has the
+activations that it computed earlier, such as tests/golden/model/activations.npz.
 """
 
 import numpy as np
@@ -14,10 +14,9 @@ from parity.trace.trace import Trace
 
 
 def vote(original: dict[str, np.ndarray], reference: Trace, candidate: Trace) -> list[Row]:
-    """A row per tap that the original has, in execution order, saying which side it supports.
+    """Compare both sides with every tap of the original, in execution order; a row names the sides that differ.
 
-    The reference's float64 outputs are the yardstick only where the original agrees with them: a budget is what
-    float32 costs the reference, and the original may be that far from either side.
+    Both sides are measured against the original. The budget is that of the reference's float32 rounding.
 
     Args:
         original: outputs by the original's names, with 'logits'.
@@ -30,7 +29,7 @@ def vote(original: dict[str, np.ndarray], reference: Trace, candidate: Trace) ->
         name = original_name(tap)
         if name not in original:
             continue
-        truth, low, theirs = (run.logits if tap == "logits" else run.outputs.get(tap) for run in (exact, rough, other))
+        truth, low, tested = (run.logits if tap == "logits" else run.outputs.get(tap) for run in (exact, rough, other))
         label = "decoder" if tap == "logits" else tap
         third = _reshaped(original[name], truth.shape)
         if third is None:
@@ -38,22 +37,22 @@ def vote(original: dict[str, np.ndarray], reference: Trace, candidate: Trace) ->
             rows.append(Row("original", tap, "different", "float32", note=note))
             continue
         truth, low, third = (real_rows(label, array, targets) for array in (truth, low, third))
-        ours = judge(third, low, low - truth, "float32")
-        wrong = [reference.framework] if over(ours) else []
-        fits = theirs is not None and theirs.shape[-1:] == third.shape[-1:]
-        if not fits or over(judge(third, real_rows(label, theirs, targets), low - truth, "float32")):
+        error = judge(third, low, low - truth, "float32")
+        wrong = [reference.framework] if over(error) else []
+        fits = tested is not None and tested.shape[-1:] == third.shape[-1:]
+        if not fits or over(judge(third, real_rows(label, tested, targets), low - truth, "float32")):
             wrong.append(candidate.framework)
         note = f"differs from the original: {' and '.join(wrong)}" if wrong else ""
         if len(wrong) == 2:
             note += " (both: is this the original's checkpoint?)"
-        rows.append(Row("original", tap, "different" if wrong else "same", "float32", ours, note=note))
+        rows.append(Row("original", tap, "different" if wrong else "same", "float32", error, note=note))
     if not rows:
         rows.append(Row("original", "taps", "skipped", "float32", note="the original has none of our taps"))
     return rows
 
 
 def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    # the original splits heads: (b, l, h, d) for our (b, l, h * d)
+    # The original has (b, l, h, d) where the twins have (b, l, h * d).
     if array.shape == shape:
         return array
     if array.ndim == 4 and (*array.shape[:2], array.shape[2] * array.shape[3]) == shape:
@@ -61,13 +60,13 @@ def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     return None
 
 
-def compare_with_original(source: str, reference: Side, candidate: Side, arrays: dict[str, np.ndarray], given: dict):
-    """Rows of the three-way vote; source is 't5x' or a file of activations."""
+def compare_with_original(source: str, reference: Side, candidate: Side, arrays: dict[str, np.ndarray], inputs: dict):
+    """Run or read the original and return the rows of the vote; source is 't5x' or a file of activations."""
     from parity.sides import record
 
     if source == "t5x":
-        original = run_original(arrays, reference.config, given)
+        original = run_original(arrays, reference.config, inputs)
     else:
-        given, original = read_activations(source)
-    ours = record.record(reference, given)
-    return vote(original, ours, record.record(candidate, given, reference=ours))
+        inputs, original = read_activations(source)
+    trace = record.record(reference, inputs)
+    return vote(original, trace, record.record(candidate, inputs, reference=trace))

@@ -9,17 +9,17 @@ SAME, DIFFERENT, REFUSED, BAD_INPUT = 0, 1, 2, 3
 VERDICTS = ("same", "different", "refused", "bad input")
 
 
-# what stands between an array's name and the side that was held against the checkpoint
+# Stands between the name of an array and the side that was compared with the checkpoint.
 AGAINST = " against the checkpoint: "
 
 
-# what the section 'original' is called in sentences
+# Name of the section 'original' in sentences.
 ORIGINAL = "the original (the published MT3 that --oracle names)"
 
 
 @dataclasses.dataclass
 class Measure:
-    """How far one array is from another, and how far it may be.
+    """The difference of two arrays, and its budget.
 
     Attributes:
         max_abs: largest absolute difference.
@@ -29,7 +29,7 @@ class Measure:
         max_rel: largest difference relative to its own element.
         needed: the smallest t at which |a - b| <= t + t * |b| holds everywhere (numpy.allclose, atol = rtol = t).
         ratio: error in multiples of the budget; 1 is the limit; None where nothing could be judged (judge_short).
-        values: how many numbers were compared.
+        values: number of values compared.
     """
 
     max_abs: float
@@ -43,13 +43,13 @@ class Measure:
 
     @property
     def relative(self) -> float:
-        """Largest difference as a share of the reference's largest value."""
+        """The largest difference as a share of the reference's largest value."""
         return self.max_abs / self.largest if self.largest else (0.0 if self.max_abs == 0.0 else float("inf"))
 
 
 @dataclasses.dataclass
 class Row:
-    """One thing that was compared.
+    """The result of one comparison.
 
     Attributes:
         section: 'comparability', 'weights', 'taps', 'logits', 'tokens', 'notes', 'decode path', 'gradients', …
@@ -60,7 +60,7 @@ class Row:
         local: the error of the module alone, fed the reference's inputs.
         amplification: relative error going out over relative error coming in, free-running.
         note: one sentence for people.
-        only: 'reference' or 'candidate' where the other side has no such thing, so that nothing was compared.
+        only: 'reference' or 'candidate' if the other side lacks it, so that nothing was compared.
     """
 
     section: str
@@ -76,16 +76,16 @@ class Row:
 
 @dataclasses.dataclass
 class Report:
-    """Everything that a run found out; the verdict follows from the rows.
+    """All results of a run; the verdict follows from the rows.
 
     Attributes:
         rows: in the order in which they were compared; taps in execution order.
         refusals: reasons why no verdict is given.
         sides: environment and pass modes of both sides.
-        facts: other things worth knowing (inputs, coverage, replay command, seconds).
-        causes: sentences of the diagnosis: what is wrong where the sides part, with the evidence.
-        worst: the tap that is nearest its limit or farthest over it: (name, precision, counts, edges) of a histogram
-            of its errors relative to its largest value, per power of ten; the first count is of what is equal.
+        facts: further facts (inputs, coverage, replay command, seconds).
+        causes: sentences of the diagnosis: the cause of the difference, with the evidence.
+        worst: the tap with the largest error in budgets: (name, precision, counts, edges) of a histogram of its errors
+            relative to its largest value, per power of ten; the first count is that of equal values.
     """
 
     rows: list[Row] = dataclasses.field(default_factory=list)
@@ -97,19 +97,19 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 same, 1 different, 2 refused; nothing compared is refused, a skipped row is different."""
+        """The exit status: 0 same, 1 different (or a row skipped), 2 refused (or nothing compared)."""
         if self.refusals or not any(row.verdict in ("same", "different") for row in self.rows):
             return REFUSED
         return SAME if all(row.verdict == "same" for row in self.rows) else DIFFERENT
 
     @property
     def verdict(self) -> str:
-        """'same', 'different' or 'refused'."""
+        """The verdict: 'same', 'different' or 'refused'."""
         return VERDICTS[self.exit_code]
 
     @property
     def first_difference(self) -> Row | None:
-        """Where the sides part: wrong weights, else the first local excess (float64 first), else the first bad row."""
+        """The first difference: wrong weights, else the first local error over budget, else the first bad row."""
         bad = [row for row in self.rows if row.verdict != "same"]
         for row in bad:
             if row.section == "weights":
@@ -122,32 +122,32 @@ class Report:
 
     @property
     def differing(self) -> list[str]:
-        """The sections in which something is not the same, as sentences name them."""
+        """The sections that are not the same, as sentences name them."""
         sections = dict.fromkeys(row.section for row in self.rows if row.verdict != "same")
         return [ORIGINAL if section == "original" else section for section in sections]
 
     def coverage(self) -> dict[str, str]:
-        """Per section: '118 of 118 compared, 0 skipped', of what the reference has.
+        """Count what was compared in every section, of what the reference has: '118 of 118 compared, 0 skipped'.
 
-        An array counts once, though it is also held against the checkpoint; a tap once per precision.
+        An array counts once, though both sides are compared with the checkpoint; a tap once per precision.
         """
-        found = {}
+        coverage = {}
         for section in dict.fromkeys(row.section for row in self.rows):
-            things: dict[tuple[str, str], list[Row]] = {}
+            entries: dict[tuple[str, str], list[Row]] = {}
             for row in self.rows:
                 if row.section == section:
                     name = row.name.split(AGAINST)[0] if section == "weights" else row.name
-                    things.setdefault((name, row.precision), []).append(row)
-            extra = sum(any(row.only == "candidate" for row in rows) for rows in things.values())
-            skipped = sum(any(row.verdict == "skipped" for row in rows) for rows in things.values())
-            absent = sum(any(row.only == "reference" for row in rows) for rows in things.values())
-            total = len(things) - extra
-            found[section] = f"{total - skipped - absent} of {total} compared, {skipped} skipped"
+                    entries.setdefault((name, row.precision), []).append(row)
+            extra = sum(any(row.only == "candidate" for row in rows) for rows in entries.values())
+            skipped = sum(any(row.verdict == "skipped" for row in rows) for rows in entries.values())
+            absent = sum(any(row.only == "reference" for row in rows) for rows in entries.values())
+            total = len(entries) - extra
+            coverage[section] = f"{total - skipped - absent} of {total} compared, {skipped} skipped"
             if extra:
-                found[section] += f", {extra} of the candidate alone"
-        return found
+                coverage[section] += f", {extra} of the candidate alone"
+        return coverage
 
 
 def over(measure: Measure | None) -> bool:
-    """Whether an error was judged and is over its budget; NaN is."""
+    """Return whether an error is over its budget; NaN is, an error that was not judged is not."""
     return measure is not None and measure.ratio is not None and not measure.ratio <= 1.0

@@ -7,7 +7,7 @@ from parity.compare.results import Row, over
 from parity.trace.precision import EPSILON
 from parity.trace.trace import Pass, Trace
 
-# what a row says then
+# Notes of rows whose error is excused or cannot be judged.
 GREW = "rounding, amplified"
 
 
@@ -15,7 +15,7 @@ LOST = "judged module by module: in this precision the reference's own noise is 
 
 
 def compare_taps(reference: Trace, candidate: Trace, precision: str) -> list[Row]:
-    """A row per tap of either side in execution order: free-running and local error in multiples of their budgets."""
+    """Compare every tap of either side, in execution order, by its free-running and its local error."""
     truth, run, other = reference.passes["float64"], reference.passes[precision], candidate.passes[precision]
     low_name = next(name for name in reference.passes if name != "float64") if precision == "float64" else precision
     low = reference.passes[low_name]
@@ -77,10 +77,10 @@ def compare_taps(reference: Trace, candidate: Trace, precision: str) -> list[Row
 
 
 def excuse_amplified(rows: list[Row]) -> None:
-    """Makes rows the same whose free-running error is rounding that grew: at most AMPLIFIED times its budget.
+    """Turn rows to 'same' whose free-running error is amplified rounding: at most AMPLIFIED times its budget.
 
-    Only where nothing else can have caused it: every tap is there on both sides and, on the reference's own inputs,
-    within its budget in every precision; and nothing in float64 is more than AMPLIFIED times over, as wrong wiring is.
+    This needs every tap on both sides and, on the reference's own inputs, within its budget in every precision; and no
+    float64 error more than AMPLIFIED times over its budget, as wrong wiring is.
     """
     taps = [row for row in rows if row.section == "taps"]
     exact = [row for row in rows if row.precision == "float64"]
@@ -95,26 +95,26 @@ def excuse_amplified(rows: list[Row]) -> None:
 
 
 def amplification(tap: str, run: Pass, other: Pass, targets: np.ndarray | None) -> float | None:
-    """Relative error of a tap over the largest relative error among its inputs, free-running; None if none came in."""
+    """Return a tap's relative error over the largest one of its inputs, free-running; None if the inputs are equal."""
     if tap not in run.calls or tap not in other.calls:
         return None
 
     def error(a: np.ndarray, b: np.ndarray) -> float:
-        found = measure(real_rows(tap, a, targets), real_rows(tap, b, targets))
-        return found.rms / found.size if found.size else 0.0
+        difference = measure(real_rows(tap, a, targets), real_rows(tap, b, targets))
+        return difference.rms / difference.size if difference.size else 0.0
 
     pairs = [
         (a, b)
         for a, b in zip(run.calls[tap].args, other.calls[tap].args)
         if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype.kind == "f" and a.shape == b.shape
     ]
-    coming = max((error(a, b) for a, b in pairs), default=0.0)
-    going = error(run.outputs[tap], other.outputs[tap])
-    return going / coming if coming > 0.0 and np.isfinite(going) else None
+    incoming = max((error(a, b) for a, b in pairs), default=0.0)
+    outgoing = error(run.outputs[tap], other.outputs[tap])
+    return outgoing / incoming if incoming > 0.0 and np.isfinite(outgoing) else None
 
 
 def compare_logits(reference: Trace, candidate: Trace, precision: str) -> list[Row]:
-    """One row: the logits in one precision, with the share of positions whose best token is another one."""
+    """Compare the logits in one precision: one row, with the number of positions whose best token differs."""
     run, other = reference.passes[precision], candidate.passes[precision]
     if run.logits.shape != other.logits.shape:
         note = f"shape {run.logits.shape} against {other.logits.shape}"

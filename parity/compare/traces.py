@@ -1,13 +1,10 @@
-"""Two traces to a verdict: are they comparable, where do they first differ, and is it rounding?
+"""Comparison of two traces, without either framework: comparability, weights, taps and logits.
 
-Needs neither framework. Nothing is cut, transposed or skipped to fit, and NaN never passes.
+Nothing is cut, transposed or skipped to fit, and NaN never passes.
 
-Budgets are measured, not guessed. Written for one tap, with r the reference, c the candidate, 64 and 32 the precision:
-    noise = r32 - r64                      what float32 costs the reference itself on this tap, with these inputs
-    limit = FACTOR * noise + FLOOR * eps   for c32 - r64; in float64 the same times eps64 / eps32, for c64 - r64
-once for the root mean square and once for the largest element, the worse ratio counts. Free-running errors are judged
-so and, against the module's exact output on the same inputs, local errors too: the first tap whose *local* error is
-over its limit is where the twins part; later excesses are inherited.
+Free-running errors and local errors (of a module on the reference's inputs, against its exact output) are judged by the
+budgets of budget.py. The first tap whose *local* error is over its budget is where the sides differ; later excesses are
+inherited.
 """
 
 from typing import Any
@@ -23,7 +20,7 @@ from parity.trace.trace import Trace
 
 
 def compare_weights(reference: dict[str, list], candidate: dict[str, list]) -> list[Row]:
-    """A row per array name of either side: bit for bit after each side's declared transform, or different."""
+    """Compare every array of either side, bit for bit after each side's declared transform."""
     rows = []
     for name in [*reference, *(name for name in candidate if name not in reference)]:
         a, b = reference.get(name), candidate.get(name)
@@ -39,7 +36,7 @@ def compare_weights(reference: dict[str, list], candidate: dict[str, list]) -> l
 
 
 def compare(reference: Trace, candidate: Trace) -> Report:
-    """The report on two traces: comparability first, then weights, taps and logits in every precision."""
+    """Compare two traces: comparability first, then weights, taps and logits in every precision."""
     report = Report(sides={"reference": _side(reference), "candidate": _side(candidate)})
     rows, reasons = comparability(reference, candidate)
     report.rows += rows
@@ -63,11 +60,11 @@ def _worst_tap(rows: list[Row], reference: Trace, candidate: Trace) -> tuple[str
     if row is None:
         return None
     targets = reference.inputs.get("decoder_target_tokens")
-    truth, found = (
+    truth, values = (
         real_rows(row.name, trace.passes[precision].outputs[row.name], targets).astype(np.float64)
         for trace, precision in ((reference, "float64"), (candidate, row.precision))
     )
-    difference = np.abs(found - truth).reshape(-1) / (row.free.largest or 1.0)
+    difference = np.abs(values - truth).reshape(-1) / (row.free.largest or 1.0)
     decades = np.ceil(np.log10(difference[difference > 0.0])).clip(-17, 2)
     bounds = (int(decades.min()), int(decades.max())) if len(decades) else (-16, -16)
     edges = [float(e) for e in range(bounds[0], bounds[1] + 1)]

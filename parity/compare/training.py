@@ -16,11 +16,11 @@ def compare_training(
     inputs: dict[str, np.ndarray],
     precisions: tuple[str, ...] = ("float64", "float32"),
 ) -> list[Row]:
-    """Rows of the loss, of every gradient, and of every array after two steps of each optimizer.
+    """Compare the loss, every gradient, and every array after two steps of each optimizer.
 
-    The steps start from the reference's gradients on both sides: a first step of either optimizer is little more than
-    the gradient's sign, so that a gradient of 1e-20 on one side and -1e-20 on the other would move a weight in two
-    directions. The second step has other gradients, so that decays count.
+    Both sides step with the reference's gradients: the first step of either optimizer is little more than the sign of
+    the gradient, so gradients of 1e-20 and -1e-20 would move a weight in opposite directions. The second step has other
+    gradients, so that decays matter.
 
     Args:
         reference, candidate: Sides.
@@ -30,31 +30,31 @@ def compare_training(
     scales = {precision: EPSILON[precision] / EPSILON[low] for precision in precisions}
     rows = []
 
-    def add(section: str, name: str, exact: np.ndarray, rough: np.ndarray, found: np.ndarray | None, precision: str):
-        if found is None:
+    def add(section: str, name: str, exact: np.ndarray, rough: np.ndarray, array: np.ndarray | None, precision: str):
+        if array is None:
             rows.append(Row(section, name, "different", precision, note="the candidate has none", only="reference"))
             return
-        if found.shape != exact.shape:
-            note = f"shape {exact.shape} against {found.shape}"
+        if array.shape != exact.shape:
+            note = f"shape {exact.shape} against {array.shape}"
             rows.append(Row(section, name, "different", precision, note=note))
             return
-        measured = judge(exact, found, (rough - exact) * scales[precision], precision)
+        measured = judge(exact, array, (rough - exact) * scales[precision], precision)
         rows.append(Row(section, name, "different" if over(measured) else "same", precision, measured))
 
-    ours = {precision: reference.gradients(inputs, precision) for precision in ("float64", low)}
+    reference_gradients = {precision: reference.gradients(inputs, precision) for precision in ("float64", low)}
     for precision in precisions:
         loss, gradients = candidate.gradients(inputs, precision)
-        add("gradients", "loss", ours["float64"][0], ours[low][0], loss, precision)
-        for name, exact in ours["float64"][1].items():
-            add("gradients", name, exact, ours[low][1][name], gradients.get(name), precision)
-        for name in gradients.keys() - ours["float64"][1].keys():
+        add("gradients", "loss", reference_gradients["float64"][0], reference_gradients[low][0], loss, precision)
+        for name, exact in reference_gradients["float64"][1].items():
+            add("gradients", name, exact, reference_gradients[low][1][name], gradients.get(name), precision)
+        for name in gradients.keys() - reference_gradients["float64"][1].keys():
             note = "the reference has none"
             rows.append(Row("gradients", name, "different", precision, note=note, only="candidate"))
         del gradients
-    # as the lower precision has them: both precisions then start from the same bytes, in less memory
-    first = ours[low][1]
+    # Gradients of the lower precision: both precisions then start from the same bytes, in less memory.
+    first = reference_gradients[low][1]
     steps = [first, {name: -0.5 * gradient for name, gradient in first.items()}]
-    del ours
+    del reference_gradients
     for optimizer in OPTIMIZERS:
         exact = reference.optimize(optimizer, steps, "float64")
         rough = reference.optimize(optimizer, steps, low)
