@@ -1,5 +1,4 @@
-"""The smallest thing that still differs: one module, the fewest rows and positions, the first bad head; and two scripts
-that replay it."""
+"""Counter-examples: the smallest call of one module on which the sides differ, and two scripts that replay it."""
 
 import dataclasses
 import json
@@ -17,8 +16,8 @@ from parity.sides.side import Side
 from parity.trace.precision import EPSILON, input_dtype
 from parity.trace.trace import Call, Trace
 
-# one script per framework, each with the weights that the side of its framework has: 20 lines of code
-BEGIN = """\"\"\"What {framework} makes of the counter-example beside it, against what {reference} made of it.\"\"\"
+# One script per framework, with the weights of that framework's side.
+BEGIN = """\"\"\"Counter-example replayed in {framework}, against the output of {reference}.\"\"\"
 import json
 
 {imports}
@@ -76,14 +75,14 @@ print(about["tap"], about["precision"], "largest error", error.max(), "of", np.a
 
 @dataclasses.dataclass
 class Counterexample:
-    """A call of one module on which the sides differ.
+    """One call of a module on which the sides differ.
 
     Attributes:
         tap: the module.
         precision: of the pass.
         call: its inputs, as small as they get.
         expected: the reference's output.
-        found: the candidate's output.
+        actual: the candidate's output.
         head: for the arrays of an attention, the first head that differs.
     """
 
@@ -91,15 +90,15 @@ class Counterexample:
     precision: str
     call: Call
     expected: np.ndarray
-    found: np.ndarray
+    actual: np.ndarray
     head: int | None = None
 
 
 def shrink(report: Report, reference: Side, candidate: Side, traces: tuple[Trace, Trace]) -> Counterexample | None:
-    """The smallest call of the first module that differs on the reference's own inputs; None if there is none.
+    """Find the smallest call of the first module that differs on the reference's own inputs; None if no module does.
 
-    Rows of the batch, then positions, are taken away while the difference stays over the budget of what is left.
-    A limit is the noise of the whole pass on this tap, so a smaller call is not judged more leniently.
+    Rows of the batch, then positions, are removed while the rest still exceeds its budget. The budget comes from the
+    noise of the whole pass on this tap, so a smaller call is not judged more leniently.
 
     Args:
         report: of the traces.
@@ -107,7 +106,7 @@ def shrink(report: Report, reference: Side, candidate: Side, traces: tuple[Trace
     """
     row = report.first_difference
     if row is None or row.section != "taps" or row.local is None:
-        # weights that differ come first in the report; their effect is what can be shrunk
+        # Differing weights come first in the report; the call that shows their effect is shrunk.
         row = next((row for row in report.rows if row.section == "taps" and over(row.local)), None)
     if row is None:
         return None
@@ -117,21 +116,21 @@ def shrink(report: Report, reference: Side, candidate: Side, traces: tuple[Trace
     noise = np.abs(whole.outputs[tap] - whole.exact[tap]).max() * EPSILON[precision] / EPSILON[low]
 
     def outputs(call: Call) -> tuple[np.ndarray, np.ndarray]:
-        found = [side.rerun({tap: call}, precision)[tap].astype(np.float64) for side in (reference, candidate)]
-        return found[0], found[1]
+        actual = [side.rerun({tap: call}, precision)[tap].astype(np.float64) for side in (reference, candidate)]
+        return actual[0], actual[1]
 
     def differs(call: Call) -> bool:
-        expected, found = outputs(call)
-        return expected.shape != found.shape or not judge(expected, found, np.array(noise), precision).ratio <= 1.0
+        expected, actual = outputs(call)
+        return expected.shape != actual.shape or not judge(expected, actual, np.array(noise), precision).ratio <= 1.0
 
     call = traces[0].passes[precision].calls[tap]
     if not differs(call):
         return None
     for axis in (0, 1):
         call = _fewest(call, axis, differs)
-    expected, found = outputs(call)
-    head = _first_head(tap, expected, found, traces[0].config.get("network", {}))
-    return Counterexample(tap, precision, call, expected, found, head)
+    expected, actual = outputs(call)
+    head = _first_head(tap, expected, actual, traces[0].config.get("network", {}))
+    return Counterexample(tap, precision, call, expected, actual, head)
 
 
 def _fewest(call: Call, axis: int, differs: Any) -> Call:
@@ -143,22 +142,22 @@ def _fewest(call: Call, axis: int, differs: Any) -> Call:
             if not isinstance(value, np.ndarray):
                 return value
             if value.dtype == bool and value.ndim == 4:
-                # masks: (b or 1, 1, q, k or 1 of either)
-                at = [0] if axis == 0 else [2, 3]
+                # Masks are (b or 1, 1, q or 1, k or 1).
+                axes = [0] if axis == 0 else [2, 3]
             else:
-                at = [axis] if value.ndim > axis and value.shape[axis] == size else []
-            for each in at:
-                if value.shape[each] == size:
-                    value = np.take(value, np.arange(begin, end), axis=each)
+                axes = [axis] if value.ndim > axis and value.shape[axis] == size else []
+            for cut_axis in axes:
+                if value.shape[cut_axis] == size:
+                    value = np.take(value, np.arange(begin, end), axis=cut_axis)
             return np.ascontiguousarray(value)
 
         return Call(tuple(part(value) for value in call.args), call.kwargs)
 
     if axis == 1 and len({a.shape[1] for a in call.args if isinstance(a, np.ndarray) and a.dtype != bool}) > 1:
-        # two lengths that belong to different things (tokens and frames) are not cut together
+        # Lengths of tokens and of frames are not cut together.
         return call
     begin, end = 0, size
-    # halves while one of them still differs, then single ones off the end
+    # Halve while one of the halves still differs, then drop single entries from the end.
     while end - begin > 1:
         middle = (begin + end) // 2
         if differs(cut(begin, middle)):
@@ -172,40 +171,40 @@ def _fewest(call: Call, axis: int, differs: Any) -> Call:
     return cut(begin, end)
 
 
-def _first_head(tap: str, expected: np.ndarray, found: np.ndarray, network: dict[str, Any]) -> int | None:
+def _first_head(tap: str, expected: np.ndarray, actual: np.ndarray, network: dict[str, Any]) -> int | None:
     heads, width = network.get("num_heads"), network.get("head_dim")
-    if not tap.endswith(("/query", "/key", "/value")) or not heads or expected.shape != found.shape:
+    if not tap.endswith(("/query", "/key", "/value")) or not heads or expected.shape != actual.shape:
         return None
-    error = np.abs(found - expected).reshape(-1, heads, width).max(axis=(0, 2))
+    error = np.abs(actual - expected).reshape(-1, heads, width).max(axis=(0, 2))
     return int(np.flatnonzero(error > error.max() / 1000)[0]) if error.max() > 0 else None
 
 
-def save(folder: str | os.PathLike, found: Counterexample, reference: Side, candidate: Side) -> list[Path]:
-    """Writes counterexample.npz and a script for each framework; returns their paths."""
+def save(folder: str | os.PathLike, example: Counterexample, reference: Side, candidate: Side) -> list[Path]:
+    """Write counterexample.npz and a script for each framework; return their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, np.ndarray] = {"expected": found.expected, "found": found.found}
+    arrays: dict[str, np.ndarray] = {"expected": example.expected, "found": example.actual}
     args = []
-    for index, value in enumerate(found.call.args):
+    for index, value in enumerate(example.call.args):
         if isinstance(value, np.ndarray):
             arrays[f"args/{index}"] = _storable(value)
         args.append({"array": f"args/{index}"} if isinstance(value, np.ndarray) else {"value": value})
     sides = {framework: reference for framework, _, _ in SCRIPTS} | {candidate.framework: candidate}
     for framework, side in sides.items():
         for name, array in side.arrays().items():
-            if name.startswith(f"{found.tap}/"):
+            if name.startswith(f"{example.tap}/"):
                 arrays[f"{framework}/{name}"] = _storable(array)
-    about = {
-        "tap": found.tap,
-        "precision": found.precision,
-        "dtype": input_dtype(found.tap, found.precision),
+    metadata = {
+        "tap": example.tap,
+        "precision": example.precision,
+        "dtype": input_dtype(example.tap, example.precision),
         "args": args,
-        "kwargs": found.call.kwargs,
+        "kwargs": example.call.kwargs,
         "config": dataclasses.asdict(reference.config.network),
-        "head": found.head,
+        "head": example.head,
     }
     path = folder / "counterexample.npz"
-    atomic.write(path, lambda file: np.savez(file, about=np.array(json.dumps(about)), **arrays))
+    atomic.write(path, lambda file: np.savez(file, about=np.array(json.dumps(metadata)), **arrays))
     paths = [path]
     for framework, imports, body in SCRIPTS:
         begin = BEGIN.format(framework=framework, reference=reference.framework, imports=imports)
@@ -215,15 +214,15 @@ def save(folder: str | os.PathLike, found: Counterexample, reference: Side, cand
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
-    # .npz has no bfloat16; the scripts round back to it, which changes nothing
+    # .npz has no bfloat16; the scripts convert back to it without loss.
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
-def sentence(found: Counterexample | None, folder: str | os.PathLike, report: Report) -> str:
-    """What was found and where it lies, or why there is none."""
-    if found is None:
-        places = ", ".join(report.differing)
-        return f"none: the difference is in {places} and not in one module on the reference's inputs"
-    shapes = ", ".join(str(a.shape) for a in found.call.args if isinstance(a, np.ndarray))
-    head = "" if found.head is None else f", first in head {found.head}"
-    return f"{found.tap} {found.precision} on inputs {shapes}{head}: {folder}"
+def sentence(example: Counterexample | None, folder: str | os.PathLike, report: Report) -> str:
+    """Return a sentence about the counter-example and its folder, or the reason why there is none."""
+    if example is None:
+        sections = ", ".join(report.differing)
+        return f"none: the difference is in {sections} and not in one module on the reference's inputs"
+    shapes = ", ".join(str(a.shape) for a in example.call.args if isinstance(a, np.ndarray))
+    head = "" if example.head is None else f", first in head {example.head}"
+    return f"{example.tap} {example.precision} on inputs {shapes}{head}: {folder}"

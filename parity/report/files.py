@@ -1,4 +1,4 @@
-"""A report for people and for machines: terminal, JSON, HTML, JUnit XML, Markdown."""
+"""Files of a report: JSON, JUnit XML and Markdown."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def write(path: str | os.PathLike, text: str) -> None:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The report as JSON: docs/parity.md has the schema. Figures that are not finite become strings."""
+    """Convert a report to JSON; docs/parity.md has the schema. Figures that are not finite become strings."""
     first = report.first_difference
     return {
         "schema": SCHEMA,
@@ -68,7 +68,7 @@ def _finite(value: float | None) -> float | str | None:
 
 
 def to_junit(report: Report) -> str:
-    """The report as JUnit XML: a test case per row; different and skipped rows fail, refused ones are errors.
+    """Format a report as JUnit XML: a test case per row; different and skipped rows fail, refused ones are errors.
 
     The causes are the text of the first difference's failure.
     """
@@ -98,12 +98,12 @@ def to_junit(report: Report) -> str:
 
 
 def _printable(text: str) -> str:
-    # XML has no way to write other control characters
+    # XML cannot hold other control characters.
     return "".join(c if c.isprintable() else " " for c in text)
 
 
 def to_markdown(report: Report) -> str:
-    """The report as Markdown: verdict, first difference, causes, the table."""
+    """Format a report as Markdown: verdict, first difference, causes, the table."""
     lines = [f"## Parity: {report.verdict}", "", headline(report).split("  ", 1)[-1], ""]
     lines += [f"- refused: {reason}" for reason in report.refusals]
     first = report.first_difference
@@ -122,15 +122,15 @@ def to_markdown(report: Report) -> str:
 
 
 def write_json(path: str | os.PathLike, values: Any) -> None:
-    """Writes JSON to a file, whole or not at all; NaN as null."""
+    """Write JSON to a file, whole or not at all; NaN becomes null."""
     atomic.write(path, json.dumps(_plain(values), indent=1, ensure_ascii=False) + "\n")
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(entry) for entry in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -36,7 +36,7 @@ dt { color: var(--soft); } dd { margin: 0 0 .3rem 0; overflow-wrap: anywhere; }
 
 
 def page(report: Report) -> str:
-    """The page: verdict, where the sides part and why, heat strip, error growth, worst tap, table, environment."""
+    """Format a report as a page: verdict, first difference, causes, heat strip, error growth, worst tap, table."""
     taps = [row for row in report.rows if row.section == "taps"]
     first = report.first_difference
     parts = [
@@ -97,7 +97,7 @@ def page(report: Report) -> str:
 
 
 def amplifiers(taps: list[Row], count: int = 8) -> str:
-    """A table of the taps that amplify the most, with the factor in every precision."""
+    """Draw a table of the taps that amplify errors most, with the factor in every precision."""
     precisions = list(dict.fromkeys(row.precision for row in taps))
     factors: dict[str, dict[str, float]] = {}
     for row in taps:
@@ -114,7 +114,7 @@ def amplifiers(taps: list[Row], count: int = 8) -> str:
 
 
 def _wide(picture: str) -> str:
-    # a phone scrolls it sideways, so that its words stay readable
+    # A phone scrolls the picture sideways, so that its words stay readable.
     return f"<div class='wide'>{picture}</div>"
 
 
@@ -132,7 +132,7 @@ def _facts(facts: dict[str, Any]) -> str:
     lines = []
     for key, value in facts.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{name} {each}" for name, each in value.items())
+            value = ", ".join(f"{name} {entry}" for name, entry in value.items())
         lines.append(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>")
     return f"<dl>{''.join(lines)}</dl>"
 

@@ -1,4 +1,4 @@
-"""Pictures of a report as SVG."""
+"""Plots of a report as SVG."""
 
 import math
 from html import escape
@@ -6,7 +6,7 @@ from html import escape
 from parity.compare.results import Row
 from parity.report.table import number
 
-# lines of the plots: a colour for each precision, dashes for local errors
+# Lines of the plots: a colour for each precision, dashes for local errors.
 LINES = (
     ("float64", "free", "#3e63dd", ""),
     ("float64", "local", "#3e63dd", "2 3"),
@@ -20,7 +20,7 @@ LINES = (
 
 
 def heat_strip(taps: list[Row]) -> str:
-    """An SVG of a coloured cell per tap and measure; its titles say which."""
+    """Draw a coloured cell per tap and kind of error, with titles."""
     names = list(dict.fromkeys(row.name for row in taps))
     place = {name: index for index, name in enumerate(names)}
     lines = [line for line in LINES if any(row.precision == line[0] for row in taps)]
@@ -45,16 +45,16 @@ def heat_strip(taps: list[Row]) -> str:
 
 
 def _stacks(names: list[str]) -> list[tuple[str, int]]:
-    found = []
+    stacks = []
     for stack in ("encoder", "decoder"):
-        at = next((index for index, name in enumerate(names) if name.startswith(stack)), None)
-        if at is not None:
-            found.append((stack, at))
-    return found or [(names[0], 0)]
+        first = next((index for index, name in enumerate(names) if name.startswith(stack)), None)
+        if first is not None:
+            stacks.append((stack, first))
+    return stacks or [(names[0], 0)]
 
 
 def colour(ratio: float | None) -> str:
-    """White-blue below the limit, red above it, black for what is not finite."""
+    """Return the colour of an error in budgets: white to blue below 1, red above, black if it is not finite."""
     if ratio is None:
         return "#b0b4ba"
     if not math.isfinite(ratio):
@@ -65,7 +65,7 @@ def colour(ratio: float | None) -> str:
 
 
 def growth(taps: list[Row]) -> str:
-    """An SVG of relative error against execution order, one line per precision and kind, logarithmic."""
+    """Plot the relative error against execution order, one line per precision and kind, logarithmic."""
     names = list(dict.fromkeys(row.name for row in taps))
     place = {name: index for index, name in enumerate(names)}
     series = []
@@ -107,14 +107,14 @@ def growth(taps: list[Row]) -> str:
 
 
 def histogram(counts: list[int], edges: list[float]) -> str:
-    """An SVG of counts per decade of error; the first bar is what is exactly equal."""
+    """Draw the counts per decade of error; the first bar counts equal values."""
     width, height = 1000, 180
     bar = width / len(counts)
     top = max(1, max(counts))
     parts = [f"<svg viewBox='0 0 {width} {height + 20}' role='img' aria-label='histogram of the worst tap'>"]
     for index, count in enumerate(counts):
         label = "equal" if index == 0 else f"<1e{edges[index]:.0f}"
-        # logarithmic, so that a single value can be seen
+        # Logarithmic, so that a single value is visible.
         tall = (height - 24) * math.log1p(count) / math.log1p(top)
         parts.append(
             f"<rect x='{index * bar + 4:.1f}' y='{height - tall:.1f}' width='{bar - 8:.1f}' height='{tall:.1f}' "

@@ -1,27 +1,27 @@
-"""A report's rows as lines of a table, and its sentences."""
+"""Lines, columns and sentences that all formats of a report share."""
 
 import math
 
 from parity.compare.results import Measure, Report, Row
 
-# how many causes people are shown
+# Number of causes shown to people.
 CAUSES = 10
 
 
 def shown_causes(report: Report) -> list[str]:
-    """The first CAUSES causes, and how many more there are."""
+    """Return the first CAUSES causes, and the number of further ones."""
     more = len(report.causes) - CAUSES
     return report.causes[:CAUSES] + ([f"and {more} more (in the JSON report)"] if more > 0 else [])
 
 
 def headline(report: Report) -> str:
-    """The verdict in one line."""
+    """Return the verdict in one line."""
     counts = ", ".join(f"{section} {text}" for section, text in report.coverage().items() if section != "comparability")
     return f"{report.verdict.upper()}  {counts}"
 
 
 def describe(row: Row) -> str:
-    """A row's figures in words."""
+    """Return the figures of a row in words."""
     parts = []
     if row.local is not None and row.local.ratio is not None:
         parts.append(f"local error {number(row.local.ratio)} times its budget")
@@ -33,7 +33,7 @@ def describe(row: Row) -> str:
 
 
 def grouped(report: Report, everything: bool = False) -> list[tuple[str, list[Row]]]:
-    """The table's lines: (label, rows of every precision); taps one line per layer unless everything is wanted."""
+    """Group rows into lines of the table: (label, rows of every precision); taps by layer unless `everything`."""
     groups: dict[str, list[Row]] = {}
     for row in report.rows:
         if row.section == "comparability":
@@ -52,44 +52,44 @@ def grouped(report: Report, everything: bool = False) -> list[tuple[str, list[Ro
 
 
 def columns(report: Report) -> dict[str, tuple[str, tuple[str, ...], str]]:
-    """Title -> (precision, which errors, figure) of a table's columns.
+    """Return the columns of the table: title -> (precision, kinds of error, figure).
 
-    First multiples of the budget per precision, then plain figures of the first precision below float64.
+    Multiples of the budget per precision come first, then plain figures of the first precision below float64.
     """
     precisions = list(dict.fromkeys(row.precision for row in report.rows if row.precision))
     lower = next((name for name in precisions if name != "float64"), "float32")
-    found = {"float64 x": ("float64", ("free", "local"), "ratio"), f"{lower} x": (lower, ("free",), "ratio")}
-    found |= {"local x": (lower, ("local",), "ratio")}
+    titles = {"float64 x": ("float64", ("free", "local"), "ratio"), f"{lower} x": (lower, ("free",), "ratio")}
+    titles |= {"local x": (lower, ("local",), "ratio")}
     others = (name for name in precisions if name not in ("float64", lower))
-    found |= {f"{name} x": (name, ("free", "local"), "ratio") for name in others}
+    titles |= {f"{name} x": (name, ("free", "local"), "ratio") for name in others}
     plain = {"max abs": "max_abs", "max rel": "max_rel", "tol needed": "needed"}
-    return found | {title: (lower, ("free",), figure) for title, figure in plain.items()}
+    return titles | {title: (lower, ("free",), figure) for title, figure in plain.items()}
 
 
 def cells(report: Report, rows: list[Row]) -> list[str]:
-    """The figures of one line of the table: how many are the same, then the worst of each column."""
-    found = [f"{sum(row.verdict == 'same' for row in rows)}/{len(rows)}"]
+    """Return the figures of one line of the table: the count of same rows, then the worst of each column."""
+    figures = [f"{sum(row.verdict == 'same' for row in rows)}/{len(rows)}"]
     for precision, kinds, figure in columns(report).values():
         measures = [getattr(row, kind) for row in rows if row.precision == precision for kind in kinds]
-        found.append(number(_worst([each for each in measures if each is not None], figure)))
-    return found
+        figures.append(number(_worst([measure for measure in measures if measure is not None], figure)))
+    return figures
 
 
 def worst_verdict(rows: list[Row]) -> str:
-    """'refused', 'different', 'skipped' or 'same', the first of these that a row has."""
-    found = {row.verdict for row in rows}
-    return next(name for name in ("refused", "different", "skipped", "same") if name in found or name == "same")
+    """Return the worst verdict of rows: 'refused', 'different', 'skipped' or 'same', in this order."""
+    verdicts = {row.verdict for row in rows}
+    return next(name for name in ("refused", "different", "skipped", "same") if name in verdicts or name == "same")
 
 
 def _worst(measures: list[Measure], name: str) -> float | None:
-    values = [getattr(each, name) for each in measures if getattr(each, name) is not None]
+    values = [value for measure in measures if (value := getattr(measure, name)) is not None]
     if any(math.isnan(value) for value in values):
         return math.nan
     return max(values, default=None)
 
 
 def number(value: float | None) -> str:
-    """A figure for people: '0.31', '2.4e-07', '' for None."""
+    """Format a figure for people: '0.31', '2.4e-07', '' for None."""
     if value is None:
         return ""
     if value == 0:

@@ -14,8 +14,8 @@ STYLES = {"same": "green", "different": "bold red", "refused": "bold yellow", "s
 
 
 def show(report: Report, everything: bool = False, console: Console | None = None) -> None:
-    """Prints the verdict, where the sides part and why, and the table."""
-    # wide enough for the table where the output is no terminal
+    """Print the verdict, the first difference, the causes and the table."""
+    # Wide enough for the table where the output is no terminal.
     console = console or Console(width=None if os.isatty(1) else 150, highlight=False)
     console.print(Text(headline(report), style=STYLES[report.verdict]))
     for reason in report.refusals:
@@ -43,7 +43,7 @@ def show(report: Report, everything: bool = False, console: Console | None = Non
 
 
 def _worth_reading(report: Report) -> list[Row]:
-    talking = [row for row in report.rows if row.section in ("tokens", "notes") and row.note]
-    silent = ("tokens", "notes", "comparability")
-    bad = [row for row in report.rows if row.verdict != "same" and row.section not in silent]
-    return bad[:10] + talking
+    notes = [row for row in report.rows if row.section in ("tokens", "notes") and row.note]
+    quiet_sections = ("tokens", "notes", "comparability")
+    bad = [row for row in report.rows if row.verdict != "same" and row.section not in quiet_sections]
+    return bad[:10] + notes
