@@ -1,1 +1,1 @@
-"""One file a subcommand of `python -m parity`."""
+"""Subcommands of `python -m parity`, one file each."""

@@ -1,4 +1,4 @@
-"""`parity blindspots`: which kinds of faults the given inputs could not have shown."""
+"""`parity blindspots`: the kinds of faults that the given inputs cannot show."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from parity.sides import record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity blindspots`."""
+    """Add the arguments of `parity blindspots`."""
     parser.add_argument("checkpoint", nargs="?", help="T5X or Orbax directory, or .safetensors (default: the bundled)")
     parser.add_argument("--audio", metavar="FILE", help="recording to judge (default: the bundled one)")
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print which kinds of faults each set of inputs shows; 0 if every kind is shown by one of them, else 1."""
+    """Print the kinds of faults that each set of inputs shows; return 0 if every kind is shown by one of them, else 1."""
     from parity.mutation import faults
 
     side = record.load_side("torch", find_checkpoint(args.checkpoint).path, preset=args.model)
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(kinds_seen: dict[str, dict[str, str]], hidden: list[str], console: Console | None = None) -> None:
-    """Print the kinds that some inputs do not show, and how many each shows."""
+    """Print the kinds that a set of inputs does not show, and the counts of every set."""
     console = console or Console(width=None if os.isatty(1) else 120, highlight=False)
     names = list(next(iter(kinds_seen.values()), {}))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

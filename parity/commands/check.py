@@ -16,7 +16,7 @@ from parity.sides.published import check_original
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m parity CKPT`."""
+    """Add the arguments of `python -m parity CKPT`."""
     parser.add_argument("checkpoint", nargs="?", help="T5X or Orbax directory, or .safetensors (default: the bundled)")
     parser.add_argument("--audio", metavar="FILE", help="recording to run on (default: the bundled one)")
     parser.add_argument(
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Loads both sides, compares them, reports."""
+    """Load both sides, compare them, report."""
     began = time.monotonic()
     if args.segments is not None and args.segments < 1:
         raise ValueError(f"--segments {args.segments}: at least 1 is needed")
@@ -63,16 +63,16 @@ def run(args: argparse.Namespace) -> int:
     if args.oracle is not None:
         check_original(args.oracle, sides[0].config)
     source = read_checkpoint(path).arrays
-    found, traces = check(*sides, args.audio, args.segments, source, args.oracle, precisions, args.positions)
-    found.facts["checkpoint"] = path
-    found.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
-    if found.exit_code == DIFFERENT and args.counterexample:
-        smallest = None if traces is None else counterexample.shrink(found, *sides, traces)
+    report, traces = check(*sides, args.audio, args.segments, source, args.oracle, precisions, args.positions)
+    report.facts["checkpoint"] = path
+    report.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
+    if report.exit_code == DIFFERENT and args.counterexample:
+        smallest = None if traces is None else counterexample.shrink(report, *sides, traces)
         if smallest is not None:
             counterexample.save(args.counterexample, smallest, *sides)
-        found.facts["counter-example"] = counterexample.sentence(smallest, args.counterexample, found)
+        report.facts["counter-example"] = counterexample.sentence(smallest, args.counterexample, report)
     words = [word for word in (args.checkpoint, args.audio and f"--audio={args.audio}") if word]
     blindspots = shlex.join(["python", "-m", "parity", "blindspots", *words])
-    found.facts["blind spots"] = f"which kinds of faults these inputs could not have shown: {blindspots}"
-    found.facts["seconds"] = round(time.monotonic() - began, 1)
-    return options.finish(found, args)
+    report.facts["blind spots"] = f"which kinds of faults these inputs could not have shown: {blindspots}"
+    report.facts["seconds"] = round(time.monotonic() - began, 1)
+    return options.finish(report, args)

@@ -8,7 +8,7 @@ from parity.report.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity convert`."""
+    """Add the arguments of `parity convert`."""
     parser.add_argument("source", help="T5X or Orbax folder, .safetensors, or HF-T5 style .pth")
     parser.add_argument("target", help="what to write: a folder, .safetensors or .pth")
     parser.add_argument("--to", choices=LAYOUTS, help="layout (default: by the target's ending; a folder is T5X's)")
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts, verifies, reports."""
+    """Convert, verify, report."""
     layout = layout_of(args.target, args.to)
     if args.optimizer and layout not in ("t5x", "orbax"):
         raise ConvertError(f"{args.target}: only T5X and Orbax folders hold an optimizer's slots")

@@ -1,4 +1,4 @@
-"""`parity diagnose`: what is wrong with weights, a config.json or a trace."""
+"""`parity diagnose`: the faults of weights, a config.json or a trace."""
 
 import argparse
 import math
@@ -8,12 +8,12 @@ from parity.diagnosis.diagnose import diagnose
 from parity.diagnosis.finding import Diagnosis, Finding
 from parity.report.files import write_json
 
-# of the conventions of arrays without readable names, so many go into the verdict
+# Number of conventions of arrays without readable names in the line of the verdict.
 CONVENTIONS_SHOWN = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity diagnose`."""
+    """Add the arguments of `parity diagnose`."""
     parser.add_argument("candidate", help="weights under any names, a trace, or a config.json")
     parser.add_argument("--against", required=True, metavar="CKPT", help="the original: T5X, Orbax or .safetensors")
     parser.add_argument("--config", help="the candidate's config.json (default: the one beside it)")
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Diagnoses a candidate; exit status 0 nothing wrong, 1 faults, 2 refused."""
+    """Diagnose a candidate; return 0 nothing wrong, 1 faults, 2 refused."""
     original, config = read_original(args.against, args.model)
     candidate = read_candidate(args.candidate, args.config)
     diagnosis = diagnose(candidate, original, config)
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_diagnosis(diagnosis: Diagnosis, path: str, against: str, show_mapping: bool = False) -> None:
-    """Writes a diagnosis to the terminal."""
+    """Print a diagnosis."""
     if diagnosis.refusal:
         print(f"refused: {diagnosis.refusal}")
         return

@@ -1,4 +1,4 @@
-"""`parity drift`: a ledger of runs, and what got worse."""
+"""`parity drift`: a ledger of runs that flags growing errors."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ from parity.report.table import number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity drift`."""
+    """Add the arguments of `parity drift`."""
     parser.add_argument("ledger", help="file of JSON lines, made if it is not there")
     parser.add_argument("report", nargs="?", help="JSON report to append; without it the history is shown")
     parser.add_argument("--commit", default="", help="of the code that ran")
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Appends a record and compares it with the last accepted one, or shows the history."""
+    """Append a record and compare it with the last accepted one, or show the history."""
     records = read_ledger(args.ledger)
     if args.report is None:
         if not records:
@@ -66,30 +66,30 @@ def run(args: argparse.Namespace) -> int:
             "errors of two checkpoints are not compared (--accept REASON begins anew with this one)"
         )
         return REFUSED
-    lines = [json.dumps(each, sort_keys=True) for each in [*records, record]]
+    lines = [json.dumps(entry, sort_keys=True) for entry in [*records, record]]
     write(args.ledger, "\n".join(lines) + "\n")
     comparable = accepted is not None and same_checkpoint(record, accepted)
-    found = drifted(record, accepted) if comparable else []
+    worse_taps = drifted(record, accepted) if comparable else []
     changes = changed_versions(record, accepted) if accepted else []
     judged = not comparable or not other_machine(record, accepted)
     if args.json:
-        said = {"verdict": record["verdict"], "drifted": found, "judged": judged, "changed": changes}
-        print(json.dumps(said | {"accepted": reason}))
+        result = {"verdict": record["verdict"], "drifted": worse_taps, "judged": judged, "changed": changes}
+        print(json.dumps(result | {"accepted": reason}))
     else:
-        worse = f"{len(found)} of {len(record['taps'])} worse"
+        worse = f"{len(worse_taps)} of {len(record['taps'])} worse"
         if not comparable:
             worse = (
                 "nothing to compare it with" if accepted is None else "of another checkpoint than the accepted record"
             )
-        told = "" if judged else " than on another machine: told, not judged"
-        print(f"{args.ledger}: record {len(lines)}, verdict {record['verdict']}, {worse}{told}")
-        for tap, then, now in found[:10]:
+        judgement = "" if judged else " than on another machine: told, not judged"
+        print(f"{args.ledger}: record {len(lines)}, verdict {record['verdict']}, {worse}{judgement}")
+        for tap, then, now in worse_taps[:10]:
             print(f"  {tap}: {_figure(then)} -> {_figure(now)} times its budget")
         for change in changes:
             print(f"  changed: {change}")
         if reason:
             print(f"  accepted: {reason}")
-    return SAME if reason or (record["verdict"] == "same" and not (found and judged)) else DIFFERENT
+    return SAME if reason or (record["verdict"] == "same" and not (worse_taps and judged)) else DIFFERENT
 
 
 def _figure(value: float | None) -> str:
@@ -97,7 +97,7 @@ def _figure(value: float | None) -> str:
 
 
 def show(records: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Prints the history: one line per record with its worst tap, and what had changed since the one before."""
+    """Print the history: one line per record with its worst tap and the changes since the record before."""
     console = console or Console(width=None if os.isatty(1) else 150, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("date", "commit", "verdict", "worst x", "worst tap", "changed since the one before", "accepted"):

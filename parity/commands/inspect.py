@@ -1,4 +1,4 @@
-"""`parity inspect`: what a checkpoint holds."""
+"""`parity inspect`: the content of a checkpoint."""
 
 import argparse
 
@@ -8,33 +8,33 @@ from parity.report.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity inspect`."""
+    """Add the arguments of `parity inspect`."""
     parser.add_argument("checkpoint", help="T5X or Orbax folder, .safetensors, .npz or PyTorch file")
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where there is no config")
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what a checkpoint holds."""
-    found = describe(args.checkpoint, args.model)
-    for row in found["arrays"]:
+    """Print the content of a checkpoint."""
+    description = describe(args.checkpoint, args.model)
+    for row in description["arrays"]:
         shape = "x".join(map(str, row["shape"]))
-        print(
-            f"{row['name']:64} {shape:>12} {row['dtype']:9} {row['bytes']:>10,} B{'  inline' if row['inline'] else ''}"
-        )
-    dtypes = ", ".join(f"{count} {name}" for name, count in sorted(found["dtypes"].items()))
+        inline = "  inline" if row["inline"] else ""
+        print(f"{row['name']:64} {shape:>12} {row['dtype']:9} {row['bytes']:>10,} B{inline}")
+    dtypes = ", ".join(f"{count} {name}" for name, count in sorted(description["dtypes"].items()))
     print(
-        f"{found['location']}: {found['layout']}, step {found['step']}, {len(found['arrays'])} arrays ({dtypes}), "
-        f"{found['parameters']:,} parameters, {found['bytes']:,} bytes, {found['inline']} inline, "
-        f"{found['optimizer']} optimizer slots"
+        f"{description['location']}: {description['layout']}, step {description['step']}, "
+        f"{len(description['arrays'])} arrays ({dtypes}), "
+        f"{description['parameters']:,} parameters, {description['bytes']:,} bytes, {description['inline']} inline, "
+        f"{description['optimizer']} optimizer slots"
     )
-    for newer in found["passed_over"]:
+    for newer in description["passed_over"]:
         print(f"passed over, incomplete: {newer}")
-    for name, setting in found["settings"].items():
+    for name, setting in description["settings"].items():
         if isinstance(setting, dict):
             print(f"  {name} = {setting['value']}  ({setting['from']})")
         else:
             print(f"  {name}: {setting}")
     if args.json:
-        write_json(args.json, found)
+        write_json(args.json, description)
     return SAME

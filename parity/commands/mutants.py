@@ -31,7 +31,7 @@ from parity.report.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity mutants`."""
+    """Add the arguments of `parity mutants`."""
     parser.add_argument("--size", choices=("small", "full", "both"), default="small")
     parser.add_argument("--limit", type=int, metavar="N", help="judge N mutants only, spread over all kinds")
     parser.add_argument("--clean", type=int, default=None, metavar="N", help=f"clean pairs (default: {CLEAN_PAIRS})")
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def judge_all(args: argparse.Namespace) -> list[Outcome]:
-    """Outcomes of every mutant and clean pair asked for, in this process."""
+    """Judge the mutants and clean pairs that the arguments select, in this process."""
     outcomes: list[Outcome] = []
     record = Record(args.resume)
     started = time.monotonic()
@@ -106,7 +106,7 @@ def judge_limited(args: argparse.Namespace) -> list[Outcome]:
             raise ValueError("the benchmark limited to AVX2 ended without outcomes")
         outcomes = [Outcome(**outcome) for outcome in json.loads(report.read_text())["outcomes"]]
     for outcome in outcomes:
-        # JSON has no NaN
+        # JSON has no NaN.
         outcome.logits_error = math.nan if outcome.logits_error is None else outcome.logits_error
     return outcomes
 
@@ -116,7 +116,7 @@ def _progress(line: str) -> None:
 
 
 def print_table(summary: dict[str, Any]) -> None:
-    """Writes the summary as Markdown tables."""
+    """Print the summary as Markdown tables."""
     print(
         "| size, precision | kinds | mutants | by the harness alone | detected | localised | named "
         "| below float32's rounding |"

@@ -1,4 +1,4 @@
-"""Options that several commands share: precisions, devices, and where the report goes."""
+"""Options that several commands share: precisions, devices, and files of the report."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from parity.trace.precision import PRECISIONS
 
 
 def add_precisions(parser: argparse.ArgumentParser) -> None:
-    """The argument that says which passes are run."""
+    """Add the argument that selects the passes."""
     parser.add_argument(
         "--precisions",
         default="float64,float32,bfloat16",
@@ -23,7 +23,7 @@ def add_precisions(parser: argparse.ArgumentParser) -> None:
 
 
 def read_precisions(text: str) -> tuple[str, ...]:
-    """The precisions named in a list with commas.
+    """Parse a list of precisions with commas.
 
     Raises:
         ValueError: an unknown one, one named twice, or too few for a budget.
@@ -38,7 +38,7 @@ def read_precisions(text: str) -> tuple[str, ...]:
 
 
 def devices(text: str) -> tuple[str, str]:
-    """(reference's, candidate's) from 'cpu', or 'gpu,cpu' where they differ.
+    """Parse the devices of (reference, candidate): 'cpu', or 'gpu,cpu' where they differ.
 
     Raises:
         ValueError: not one or two of cpu, gpu, tpu.
@@ -50,7 +50,7 @@ def devices(text: str) -> tuple[str, str]:
 
 
 def add_report_files(parser: argparse.ArgumentParser) -> None:
-    """Where the report goes beside the terminal."""
+    """Add the arguments that name files for the report."""
     parser.add_argument("--all", action="store_true", help="every tap in the table, not one line per layer")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
     parser.add_argument("--html", metavar="FILE", help="write it as one self-contained page")
@@ -59,7 +59,7 @@ def add_report_files(parser: argparse.ArgumentParser) -> None:
 
 
 def finish(report: Report, args: argparse.Namespace) -> int:
-    """Prints the report, writes the files asked for, and returns the exit status."""
+    """Print the report, write the requested files, and return the exit status."""
     show(report, everything=args.all)
     if args.json:
         write(args.json, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
@@ -68,7 +68,7 @@ def finish(report: Report, args: argparse.Namespace) -> int:
     if args.junit:
         write(args.junit, to_junit(report))
     if args.markdown:
-        # a step summary is one file that several steps write to, in whatever encoding
+        # GitHub's step summary is one file that several steps append to.
         Path(args.markdown).parent.mkdir(parents=True, exist_ok=True)
         with open(args.markdown, "a", encoding="utf-8") as file:
             file.write(to_markdown(report))

@@ -1,4 +1,4 @@
-"""`parity record`: one side to a trace, in its own process or machine if need be."""
+"""`parity record`: record one side, in a process or on a machine of its own if needed."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from parity.trace import file, inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity record`."""
+    """Add the arguments of `parity record`."""
     parser.add_argument("checkpoint", help="T5X or Orbax directory, or .safetensors")
     parser.add_argument("-o", "--output", required=True, help="trace file to write (.safetensors)")
     parser.add_argument("--framework", choices=FRAMEWORKS, required=True)
@@ -20,13 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Records one side."""
+    """Record one side."""
     precisions = options.read_precisions(args.precisions)
     reference = file.load(args.on) if args.on else None
     side = load_side(args.framework, args.checkpoint, device=args.device, preset=args.model)
-    given = reference.inputs if reference else inputs.choose(side.config, args.audio)
-    found = record(side, given, precisions, reference)
-    file.save(args.output, found)
-    taps = sum(len(each.outputs) for each in found.passes.values())
+    arrays = reference.inputs if reference else inputs.choose(side.config, args.audio)
+    recorded = record(side, arrays, precisions, reference)
+    file.save(args.output, recorded)
+    taps = sum(len(recorded_pass.outputs) for recorded_pass in recorded.passes.values())
     print(f"{args.output}: {taps} taps in {', '.join(precisions)} by {side.framework} on {args.device}")
     return 0

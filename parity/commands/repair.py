@@ -1,4 +1,4 @@
-"""`parity repair`: write the weights put right, and prove it."""
+"""`parity repair`: write the repaired weights, and prove them."""
 
 import argparse
 
@@ -11,7 +11,7 @@ from parity.diagnosis.weights import diagnose_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `parity repair`."""
+    """Add the arguments of `parity repair`."""
     parser.add_argument("candidate", help="weights under any names")
     parser.add_argument("target", help="what to write: a folder, .safetensors or .pth")
     parser.add_argument("--against", required=True, metavar="CKPT", help="the original: T5X, Orbax or .safetensors")
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Repairs, writes, proves; exit status 0 put right, 1 not possible, 2 refused."""
+    """Repair, write, prove; return 0 repaired, 1 not possible, 2 refused."""
     layout = convert.layout_of(args.target, args.to)
     original, config = read_original(args.against, args.model)
     candidate = read_candidate(args.candidate, args.config)
