@@ -1,1 +1,1 @@
-"""A ledger of runs."""
+"""Parity over time, for continuous integration: the ledger of runs."""

@@ -1,4 +1,4 @@
-"""A ledger of runs: how every tap's error moved with versions, devices and commits."""
+"""A ledger of runs: the errors of every tap over versions, devices and commits."""
 
 import datetime
 import json
@@ -13,14 +13,14 @@ from parity.trace.file import wanted
 
 FORMAT = "mt3-parity-drift"
 VERSION = 1
-# a tap has drifted when its error is this many times what was accepted, and by this much of a budget at least
+# A tap has drifted if its error is FACTOR times the accepted one and at least STEP budgets larger.
 FACTOR, STEP = 1.5, 0.05
-# what a side's environment says of the machine, beside versions
+# Entries of a side's environment that describe the machine.
 MACHINE = ("system", "cpu", "cores", "threads", "device")
 
 
 def read_json(text: str) -> Any:
-    """What a JSON text holds.
+    """Parse a JSON text.
 
     Raises:
         ValueError: not JSON, or nested deeper than Python reads.
@@ -32,7 +32,7 @@ def read_json(text: str) -> Any:
 
 
 def check_report(report: Any) -> None:
-    """Raises ValueError unless this is a JSON report of this program's version."""
+    """Raise ValueError unless this is a JSON report of this program's version."""
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise ValueError("not a report; make one with python -m parity --json FILE")
     if report.get("schema_version") != SCHEMA_VERSION:
@@ -58,7 +58,7 @@ def check_report(report: Any) -> None:
 
 
 def check_record(record: Any) -> None:
-    """Raises ValueError unless this is a record of a ledger of this program's version."""
+    """Raise ValueError unless this is a ledger record of this program's version."""
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ValueError(f"not a record of version {VERSION} of a drift ledger")
     for name in ("date", "commit", "verdict", "checkpoint", "accepted"):
@@ -74,23 +74,23 @@ def check_record(record: Any) -> None:
 
 
 def make_record(report: dict[str, Any], commit: str = "", reason: str = "") -> dict[str, Any]:
-    """A ledger's record of a JSON report.
+    """Make a ledger record from a JSON report.
 
     Args:
-        report: what `parity --json` wrote, as check_report takes it.
+        report: written by `parity --json` and accepted by check_report.
         commit: of the code that ran.
-        reason: why this state is accepted; empty if nobody has accepted it.
+        reason: why this state is accepted; empty if it is not.
 
     Raises:
         ValueError: the report holds no errors.
     """
     taps: dict[str, float | None] = {}
     for row in report["rows"]:
-        measures = [each for each in (row.get("free"), row.get("local")) if each is not None]
-        ratios = [each["ratio"] for each in measures if each["ratio"] is not None]
+        measures = [measure for measure in (row.get("free"), row.get("local")) if measure is not None]
+        ratios = [measure["ratio"] for measure in measures if measure["ratio"] is not None]
         if ratios:
             finite = [ratio for ratio in ratios if isinstance(ratio, int | float) and math.isfinite(ratio)]
-            # what is not finite is worse than any number
+            # None, for an error that is not finite, is worse than any number.
             taps[f"{row['section']}: {row['name']} {row['precision']}"] = (
                 max(finite) if len(finite) == len(ratios) else None
             )
@@ -104,11 +104,11 @@ def make_record(report: dict[str, Any], commit: str = "", reason: str = "") -> d
         "verdict": report["verdict"],
         "versions": {
             f"{side} {name}": value
-            for side, found in report["sides"].items()
-            for name, value in found["environment"].items()
+            for side, entry in report["sides"].items()
+            for name, value in entry["environment"].items()
         },
-        "precision": {side: found["modes"] for side, found in report["sides"].items()},
-        # the same wherever the project lies
+        "precision": {side: entry["modes"] for side, entry in report["sides"].items()},
+        # Independent of the folder that the project is in.
         "checkpoint": "/".join(Path(report["facts"].get("checkpoint", "")).parts[-2:]),
         "weights": report["facts"].get("weights", ""),
         "taps": taps,
@@ -117,8 +117,11 @@ def make_record(report: dict[str, Any], commit: str = "", reason: str = "") -> d
 
 
 def drifted(record: dict[str, Any], accepted: dict[str, Any]) -> list[tuple[str, float | None, float | None]]:
-    """What is worse than in the accepted record, worst first: (tap, then, now); None for not finite or not there."""
-    found = []
+    """List the taps that got worse since the accepted record, worst first: (tap, then, now).
+
+    A value is None if it is not finite or absent.
+    """
+    worse_taps = []
     for tap in [*accepted["taps"], *(tap for tap in record["taps"] if tap not in accepted["taps"])]:
         then, now = accepted["taps"].get(tap), record["taps"].get(tap)
         if now is None:
@@ -128,29 +131,29 @@ def drifted(record: dict[str, Any], accepted: dict[str, Any]) -> list[tuple[str,
         else:
             worse = then is not None and now > FACTOR * then and now > then + STEP
         if worse:
-            found.append((tap, then, now))
-    return sorted(found, key=lambda each: -(float("inf") if each[2] is None else each[2] - (each[1] or 0.0)))
+            worse_taps.append((tap, then, now))
+    return sorted(worse_taps, key=lambda tap: -(float("inf") if tap[2] is None else tap[2] - (tap[1] or 0.0)))
 
 
 def changed_versions(record: dict[str, Any], accepted: dict[str, Any]) -> list[str]:
-    """'candidate torch: 2.12.0 -> 2.13.0' for everything that is not as in the accepted record."""
+    """List the changes since the accepted record: 'candidate torch: 2.12.0 -> 2.13.0'."""
     before, after = accepted["versions"], record["versions"]
-    found = [
+    changes = [
         f"{name}: {before.get(name, 'none')} -> {after.get(name, 'none')}"
         for name in [*before, *(name for name in after if name not in before)]
         if before.get(name) != after.get(name)
     ]
     if record["commit"] != accepted["commit"]:
-        found.append(f"commit: {accepted['commit'] or 'none'} -> {record['commit'] or 'none'}")
+        changes.append(f"commit: {accepted['commit'] or 'none'} -> {record['commit'] or 'none'}")
     if not same_checkpoint(record, accepted):
-        found.append(f"checkpoint: {checkpoint_name(accepted)} -> {checkpoint_name(record)}")
+        changes.append(f"checkpoint: {checkpoint_name(accepted)} -> {checkpoint_name(record)}")
     if record["precision"] != accepted["precision"]:
-        found.append("precision switches")
-    return found
+        changes.append("precision switches")
+    return changes
 
 
 def read_ledger(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a ledger, oldest first; none if there is no such file.
+    """Read the records of a ledger, oldest first; none if the file does not exist.
 
     Raises:
         ValueError: a line is not a record of this version.
@@ -172,7 +175,7 @@ def read_ledger(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def same_checkpoint(record: dict[str, Any], accepted: dict[str, Any]) -> bool:
-    """Whether two records are of the same weights; by the checkpoint's name where one does not say which they were."""
+    """Return whether two records are of the same weights, or of one checkpoint name if a record has no digest."""
     for name in ("weights", "checkpoint"):
         if record.get(name) and accepted.get(name):
             return record[name] == accepted[name]
@@ -180,12 +183,12 @@ def same_checkpoint(record: dict[str, Any], accepted: dict[str, Any]) -> bool:
 
 
 def other_machine(record: dict[str, Any], accepted: dict[str, Any]) -> bool:
-    """Whether the processor, its threads or a device is another one: sums are then taken in another order."""
+    """Return whether the processor, its threads or a device differ, so that sums are taken in another order."""
     names = {name for name in record["versions"] | accepted["versions"] if name.split(" ", 1)[-1] in MACHINE}
     return any(record["versions"].get(name) != accepted["versions"].get(name) for name in names)
 
 
 def checkpoint_name(record: dict[str, Any]) -> str:
-    """The checkpoint of a record for people, with the beginning of its digest."""
+    """Return the checkpoint of a record and the beginning of its digest."""
     weights = record.get("weights", "")
     return record["checkpoint"] + (f" ({weights[:12]})" if weights else "")
