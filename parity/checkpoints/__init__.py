@@ -1,1 +1,1 @@
-"""Checkpoints listed and converted."""
+"""Listing and conversion of checkpoints."""

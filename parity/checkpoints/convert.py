@@ -1,7 +1,7 @@
-"""`parity convert`: the same weights in another layout, bit for bit, read back and compared before it says so.
+"""Conversion of checkpoints between layouts: bit for bit, read back and compared before the file gets its name.
 
 Layouts: T5X (a folder of Zarr arrays), Orbax (a folder, OCDBT), .safetensors under MT3's names, and .pth as HF-T5 style
-ports keep them (the public mt3.pth). What is written is whole or not there at all.
+ports have them (the public mt3.pth).
 """
 
 import dataclasses
@@ -26,20 +26,20 @@ LAYOUTS = ("t5x", "orbax", "safetensors", "pth")
 
 
 class ConvertError(ValueError):
-    """Weights that cannot be converted, or came back different."""
+    """Weights that cannot be converted, or that are read back different."""
 
 
 @dataclasses.dataclass
 class Weights:
-    """Everything that a conversion carries over.
+    """The content of a checkpoint that a conversion carries over.
 
     Attributes:
         arrays: MT3's names -> arrays.
         config: of the model.
-        step: training step; None where the source does not say.
+        step: training step; None if the source has none.
         layout: of the source.
-        optimizer: slots, where they were asked for.
-        ports_table: the source carries the sinusoid table of the PyTorch ports beside its weights.
+        optimizer: slots, if requested.
+        ports_table: the source has the sinusoid table of the PyTorch ports beside its weights.
     """
 
     arrays: dict[str, np.ndarray]
@@ -51,10 +51,10 @@ class Weights:
 
 
 def layout_of(path: str | os.PathLike, wanted: str | None = None) -> str:
-    """'t5x', 'orbax', 'safetensors' or 'pth': the layout to write at a path.
+    """Return the layout to write at a path: 't5x', 'orbax', 'safetensors' or 'pth'.
 
     Raises:
-        ConvertError: the path's ending contradicts the layout asked for.
+        ConvertError: the path's ending contradicts the requested layout.
     """
     name = os.fspath(path).rstrip("/")
     ending = "safetensors" if name.endswith(".safetensors") else "pth" if name.endswith(PICKLES) else None
@@ -66,12 +66,12 @@ def layout_of(path: str | os.PathLike, wanted: str | None = None) -> str:
 
 
 def read(path: str | os.PathLike, preset: str | None = None, optimizer: bool = False) -> Weights:
-    """Weights and config from any of the layouts.
+    """Read weights and config from any of the layouts.
 
     Args:
         path: folder, .safetensors or HF-T5 style PyTorch file.
         preset: 'mt3' or 'ismir2021', where there is no config.
-        optimizer: carry the optimizer's slots too; folders only.
+        optimizer: read the optimizer's slots too; folders only.
 
     Raises:
         CheckpointError: missing, damaged, or not MT3's arrays.
@@ -84,11 +84,11 @@ def read(path: str | os.PathLike, preset: str | None = None, optimizer: bool = F
 
 
 def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: bool = False) -> None:
-    """Writes weights in a layout, reads them back, and keeps the file only if every bit is the same.
+    """Write weights in a layout, read them back, and give the file its name only if every bit is the same.
 
     Raises:
-        ConvertError: there is something at the path already, what came back differs, or a config.json lies there with
-            which it would be read as another network.
+        ConvertError: the path exists, the weights read back differ, or a config.json in that folder describes another
+            network.
     """
     target = Path(path)
     if os.path.lexists(target) and not overwrite:
@@ -131,7 +131,7 @@ def _read_back(path: Path, layout: str, optimizer: bool) -> _Back:
 
 
 def differing(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of arrays that are not the same in dtype, shape and every bit, or on one side only."""
+    """List the arrays that differ in dtype, shape or any bit, or that one side lacks."""
     return [
         name
         for name in sorted(a.keys() | b.keys())
@@ -154,7 +154,7 @@ def _write_orbax(path: Path, weights: Weights) -> None:
         state["step"] = np.asarray(weights.step, np.int32)
     if state:
         tree["state"] = state
-    # the reader in mt3_common takes Zarr 2, as T5X writes it
+    # The reader in mt3_common takes Zarr 2, as T5X writes it.
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)) as writer:
         writer.save(path.absolute(), tree)
     text = weights.config.to_dict() | ({} if weights.step is None else {"step": weights.step})
@@ -179,20 +179,20 @@ def _write_pickle(path: Path, weights: Weights) -> None:
 
 
 def _agree_on_config(target: Path, written: Path, weights: Weights, overwrite: bool) -> None:
-    """Sees to it that a PyTorch file, which cannot hold its config, is read with the source's from the folder it is in.
+    """Make sure that a PyTorch file, which has no config, is read with the source's config from its folder.
 
     Args:
-        target: where it will lie; config.json is put beside it unless one that says the same is there.
-        written: the same under a name for the meantime, in the same folder.
+        target: final path; config.json is written beside it unless an equal one exists.
+        written: its temporary path, in the same folder.
     """
     settings = target.parent / "config.json"
 
     def contradiction() -> str:
         try:
-            found = read(written).config
+            config = read(written).config
         except ValueError as error:
             return str(error)
-        wanted, there = weights.config.to_dict(), found.to_dict()
+        wanted, there = weights.config.to_dict(), config.to_dict()
         return ", ".join(f"{name} {there[name]} for {wanted[name]}" for name in wanted if there[name] != wanted[name])
 
     old = settings.read_bytes() if settings.exists() else None
@@ -214,14 +214,14 @@ def _agree_on_config(target: Path, written: Path, weights: Weights, overwrite: b
 
 def _torch_checkpoint():
     try:
-        from torch_mt3 import checkpoint as found
+        from torch_mt3 import checkpoint
     except ImportError as error:
         raise ConvertError('PyTorch files need PyTorch; pip install "mt3-twins[torch]"') from error
-    return found
+    return checkpoint
 
 
 def mapping(weights: Weights, layout: str) -> list[dict[str, Any]]:
-    """One row per array: its name here and there, shape, dtype, whether it is turned, and the sha256 of its bits."""
+    """List every array: names in source and target, shape, dtype, whether it is transposed, SHA-256 of its bits."""
     rows = []
     for name, array in weights.arrays.items():
         there = hf_t5_name(name) if layout == "pth" else name
