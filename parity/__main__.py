@@ -1,7 +1,7 @@
-"""`python -m parity`: compares the twins, names what differs, and exits with the verdict.
+"""`python -m parity`: compare the twins, name the differences, and exit with the verdict.
 
 A subcommand is a module of parity/commands with `add_arguments(parser)` and `run(args) -> int`, imported when it is
-asked for.
+needed.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from mt3_common.cli.exit_status import INTERRUPTED
 from mt3_common.io.stdio import complete, finish, give_up
 from parity.compare.results import BAD_INPUT
 
-# subcommand -> what it does
+# Subcommand -> description.
 COMMANDS = {
     "check": "run both twins on a checkpoint and compare everything (the default)",
     "record": "run one side and write its trace",
@@ -32,7 +32,7 @@ EXIT = "exit status: 0 same, 1 different, 2 refused (not comparable), 3 bad inpu
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; the exit status is the verdict."""
+    """Run a subcommand; the exit status is the verdict."""
     complete()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in ("-h", "--help"):
@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return command.run(parser.parse_args(argv))
         except SystemExit as stopped:
-            # argparse ends with 2 on a wrong argument, which here means refused
+            # argparse exits with 2 on a wrong argument, which means "refused" here.
             return BAD_INPUT if stopped.code else 0
     except BrokenPipeError:
-        # nobody reads on: a list was long enough, but a verdict that was not heard is none
+        # The reader has gone: fine for a list, but a verdict must be read in full.
         give_up(sys.stdout)
         return 0 if name == "inspect" else BAD_INPUT
     except (ValueError, OSError, ImportError) as error:
@@ -62,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"parity: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except Exception as error:
-        # exit status 1 is a verdict, and Python's own for a crash
+        # Python exits with 1 on a crash, which is a verdict here.
         if os.environ.get("PARITY_DEBUG"):
             raise
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        print(f"parity: {name} could not use this input ({said}); PARITY_DEBUG=1 shows where", file=sys.stderr)
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        print(f"parity: {name} could not use this input ({message}); PARITY_DEBUG=1 shows where", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("parity: interrupted", file=sys.stderr)

@@ -1,20 +1,32 @@
-"""A pytest fixture that holds your own twins to each other: put `pytest_plugins = ["parity.pytest_plugin"]` into
-conftest.py and ask for `assert_parity`. docs/parity.md has an example of 30 lines that is not MT3."""
+"""A pytest fixture that compares your own twins: `assert_parity`.
+
+Put `pytest_plugins = ["parity.pytest_plugin"]` into conftest.py. docs/parity.md has an example of 30 lines that is not
+MT3. The file is in no room because users name its module.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from parity.compare.results import Report
 from parity.compare.traces import compare
+from parity.report.files import write
+from parity.report.html import page
+from parity.report.table import describe
 from parity.sides.record import record
 
+if TYPE_CHECKING:
+    import torch
+    from flax import linen as nn
 
-def compare_twins(flax_module: Any, params: dict[str, Any], torch_module: Any, inputs: dict[str, np.ndarray]) -> Report:
-    """The report on a Flax module and a PyTorch module whose submodules have the same names.
+
+def compare_twins(
+    flax_module: "nn.Module", params: dict[str, Any], torch_module: "torch.nn.Module", inputs: dict[str, np.ndarray]
+) -> Report:
+    """Compare a Flax module with a PyTorch module whose submodules have the same names.
 
     Args:
         flax_module, params: `flax_module.apply({'params': params}, *inputs)` is the reference.
@@ -29,13 +41,11 @@ def compare_twins(flax_module: Any, params: dict[str, Any], torch_module: Any, i
 
 @pytest.fixture
 def assert_parity(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Report]:
-    """compare_twins that fails the test unless the verdict is 'same', saying where the twins part."""
+    """Return compare_twins, made to fail the test with the first difference unless the verdict is 'same'."""
 
-    def check(flax_module: Any, params: dict[str, Any], torch_module: Any, inputs: dict[str, np.ndarray]) -> Report:
-        from parity.report.files import write
-        from parity.report.html import page
-        from parity.report.table import describe
-
+    def check(
+        flax_module: "nn.Module", params: dict[str, Any], torch_module: "torch.nn.Module", inputs: dict[str, np.ndarray]
+    ) -> Report:
         report = compare_twins(flax_module, params, torch_module, inputs)
         if report.exit_code:
             write(tmp_path / "parity.html", page(report))
