@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the kinds of faults that each set of inputs shows; return 0 if every kind is shown by one of them, else 1."""
+    """Print the kinds of faults that each set of inputs shows; return 0 if no kind stays hidden, else 1."""
     from parity.mutation import faults
 
     side = record.load_side("torch", find_checkpoint(args.checkpoint).path, preset=args.model)
