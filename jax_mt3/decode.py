@@ -30,6 +30,7 @@ from jax_mt3.kernels import (
     has_two_threads,
     longer_ring,
     mlp,
+    pre_encode,
     put,
     rms_norm,
     row_count,
@@ -84,7 +85,10 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
 def encode(weights: Weights, frames: jax.Array) -> jax.Array:
     """Return the encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
     heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
-    x = dense(frames.astype(weights.embedding.dtype), weights.projection)
+    frames = frames.astype(weights.embedding.dtype)
+    x = dense(frames, weights.projection)
+    if weights.pre_encoder:
+        x = x + pre_encode(frames, weights.pre_encoder, weights.config)
     x = x + weights.positions[: x.shape[1]]
     for layer in weights.encoder_layers:
         y = dense(rms_norm(x, layer.norm), layer.qkv)

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import einsum
+from flax import traverse_util
 
+from jax_mt3.model import PreEncoder
 from mt3_common.config import NetworkConfig
 
 # slots that the ring may have: it grows to the next when a row outgrows it, and every length is compiled once
@@ -201,3 +203,11 @@ def rms_norm(x: jax.Array, scale: jax.Array, axis: int = -1) -> jax.Array:
     """Return x over its root mean square along the axis, times scale."""
     normed = x * jax.lax.rsqrt((x * x).mean(axis=axis, keepdims=True) + 1e-6)
     return normed * jnp.expand_dims(scale, axis + 1)
+
+
+def pre_encode(frames: jax.Array, arrays: dict[str, jax.Array], config: NetworkConfig) -> jax.Array:
+    """Return the pre-encoder's output for frames (b, f, input_depth): (b, f, emb_dim); arrays as Weights has them."""
+    prefix = "encoder/pre_encoder/"
+    turned = {name: array.T if name.endswith("/kernel") else array for name, array in arrays.items()}
+    params = traverse_util.unflatten_dict({n.removeprefix(prefix): array for n, array in turned.items()}, sep="/")
+    return PreEncoder(config).apply({"params": params}, frames)

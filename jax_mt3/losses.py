@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 from einops import einsum
 from jax.nn import log_softmax, softplus
+from jax.numpy import stack
 from jax.scipy.special import logsumexp
 
 from jax_mt3.kernels import as_array, count_up, take_along
+from mt3_common.config import PITCH_ROWS, ROW_BIAS
 from mt3_common.training import labels
 
 # standard deviation in frames of the target of alignment_loss: a note may be heard in the frames beside its own
@@ -54,6 +56,23 @@ def auxiliary_losses(
     losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * softplus(-logits)
     target_logits = take_along(event_logits, next_events[..., None], -1)[..., 0]
     return (losses * weights).sum(-1) + next_weight * (logsumexp(event_logits, -1) - target_logits)
+
+
+def pitch_losses(logits: jax.Array, rolls: jax.Array) -> jax.Array:
+    """Return the frame-wise losses on the pre-encoder: (b, f).
+
+    The weighted binary cross-entropy of sounding pitches, onsets and offsets of each row, summed over rows.
+
+    Args:
+        logits: (b, f, PITCH_ROWS, ROW_FEATURES), without ROW_BIAS.
+        rolls: (b, f, LABEL_COLUMNS) in 0..1, see labels.soft_rolls.
+    """
+    columns = list(labels.PITCH_COLUMNS)
+    weights, positive = (as_array(array[columns], logits) for array in labels.roll_weights())
+    rolls = stack([rolls[..., first : first + PITCH_ROWS] for first in columns], -1)
+    logits = logits[..., : len(columns)].astype(rolls.dtype) + ROW_BIAS
+    losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * softplus(-logits)
+    return (losses * weights).sum((-2, -1))
 
 
 def alignment_loss(query: jax.Array, key: jax.Array, frames: jax.Array, real: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_mt3.checkpoint import to_params
 from jax_mt3.decode import generate
 from jax_mt3.infer import find_device
-from jax_mt3.losses import alignment_loss, auxiliary_losses, cross_entropy
+from jax_mt3.losses import alignment_loss, auxiliary_losses, cross_entropy, pitch_losses
 from jax_mt3.model import DecoderLayer, EncoderLayer, Transformer
 from jax_mt3.optimizers import apply_gradients, first_slots
 from mt3_common.cli import train as command_line
@@ -97,9 +97,10 @@ def _rematerialised(wanted: bool) -> Iterator[None]:
 
 
 def _is_read(module: nn.Module, method: str) -> bool:
-    """Whether `alignment` or `contents` look at what the module gives."""
+    """Whether `alignment`, `contents` or `pitch` look at what the module gives."""
     queried = module.path[-2:] in (("encoder_decoder_attention", "query"), ("encoder_decoder_attention", "key"))
-    return method == "__call__" and (queried or isinstance(module, DecoderLayer))
+    rows = module.path[-2:] == ("pre_encoder", "rolls")
+    return method == "__call__" and (queried or rows or isinstance(module, DecoderLayer))
 
 
 _apply = jax.jit(apply_gradients, static_argnums=0)
@@ -209,19 +210,24 @@ class Learner:
 
         def loss(weights):
             rngs = {"dropout": key}
-            encoded = self._call(weights, "encode", frames, True, rngs=rngs)
+            encoded = self._call(weights, "encode", frames, True, rngs=rngs, keep=bool(self.settings.pitch))
+            if self.settings.pitch:
+                encoded, kept = encoded
             token = auxiliary = total = jnp.zeros((), self.wide)
             if with_decoder:
                 logits = self._call(weights, "decode", encoded, ids, targets, True, rngs=rngs, keep=reading is not None)
                 if reading is not None:
                     logits, seen = logits
-                    total = self._reading_loss(weights, seen, targets, *reading) / count
+                    total = self._reading_loss(weights, seen["decoder"], targets, *reading) / count
                 token = cross_entropy(logits, targets, self.settings.z_loss) / count
-            if labels is not None:
+            if self.settings.auxiliary:
                 head = weights["auxiliary/kernel"], weights["auxiliary/bias"]
                 losses = auxiliary_losses(encoded, *head, *labels, self.settings.next_event)
                 auxiliary = losses.mean() / num_batches
             total += token + self.settings.auxiliary * auxiliary
+            if self.settings.pitch:
+                rows = kept["encoder"]["pre_encoder"]["rolls"]["__call__"][0]
+                total += self.settings.pitch * pitch_losses(rows, labels[0]).mean() / num_batches
             return total, (total, token, auxiliary)
 
         with _rematerialised(self.settings.remat):
@@ -238,8 +244,8 @@ class Learner:
         return cross_entropy(self._call(weights, "decode", encoded, ids, targets), targets, z_loss=0.0)
 
     def _labels(self, batch: Batch) -> tuple[jax.Array, jax.Array] | None:
-        """What `auxiliary` teaches: rolls and next events; None where it is 0."""
-        if not self.settings.auxiliary:
+        """What `auxiliary` and `pitch` teach: rolls and next events; None where both are 0."""
+        if not (self.settings.auxiliary or self.settings.pitch):
             return None
         rolls = self._put(training_labels.soft_rolls(batch.rolls).astype(self.wide), self.shared)
         return rolls, self._put(training_labels.next_events(batch.rolls), self.shared)
@@ -278,7 +284,7 @@ class Learner:
     def _call(self, weights: dict[str, jax.Array], method: str, *inputs, rngs=None, keep=False):
         """What the encoder or the decoder makes of its inputs, in the dtype of the computation.
 
-        With keep, and what the decoder's layers, and the queries and keys of their cross-attention, gave.
+        With keep, and what the modules gave that _is_read names.
         """
         dtype = self.settings.dtype
         params = traverse_util.unflatten_dict(
@@ -294,8 +300,8 @@ class Learner:
         apply = functools.partial(model.apply, {"params": params}, first, *inputs[1:], method=method, rngs=rngs)
         if not keep:
             return apply()
-        logits, kept = apply(capture_intermediates=_is_read, mutable=["intermediates"])
-        return logits, kept["intermediates"]["decoder"]
+        output, kept = apply(capture_intermediates=_is_read, mutable=["intermediates"])
+        return output, kept["intermediates"]
 
     def _inputs(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Frames, inputs and targets, each device's rows on it."""

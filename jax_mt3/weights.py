@@ -56,6 +56,7 @@ class Weights(NamedTuple):
     Attributes:
         config: sizes.
         cache_example: (0,), an empty array in the dtype of the cache's keys and values.
+        pre_encoder: its tensors under MT3's names, kernels turned over; empty where the network has none.
         projection, embedding, positions, logits: (out, in) matrices and (n, emb_dim) tables.
         encoder_layers, layers: of the encoder and of the decoder.
         encoder_norm, norm: scales (emb_dim,).
@@ -63,6 +64,7 @@ class Weights(NamedTuple):
 
     config: NetworkConfig
     cache_example: jax.Array
+    pre_encoder: dict[str, jax.Array]
     projection: Matrix
     encoder_layers: tuple[EncoderLayerWeights, ...]
     encoder_norm: jax.Array
@@ -137,6 +139,7 @@ def pack(params: dict[str, Any], config: NetworkConfig, int8: bool = False) -> W
     return Weights(
         config=config,
         cache_example=on_device(np.zeros(0, cache_dtype(dtype, int8, device)), device),
+        pre_encoder={name: vector(name) for name in arrays if name.startswith("encoder/pre_encoder/")},
         projection=in_wide_dtype("encoder", "continuous_inputs_projection"),
         encoder_layers=encoder_layers,
         encoder_norm=vector("encoder/encoder_norm/scale"),

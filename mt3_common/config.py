@@ -71,6 +71,15 @@ def type_error(kind: Any, value: Any, allowed: Range | None = None, choices: Seq
     return ""
 
 
+# settings that MT3 does not have, which are 0 for it and not written
+PRE_ENCODER = ("pre_encoder_layers", "pre_encoder_dim")
+# rows of the pre-encoder, one a semitone from MIDI pitch LOWEST_PITCH up, and bins of its logarithmic axis for each
+PITCH_ROWS, LOWEST_PITCH, BINS_PER_ROW = 96, 21, 3
+# of each row in each frame: what the pre-encoder says (the first three: it sounds, begins, ends), and what is added to
+# the logits, as all of it is rare
+ROW_FEATURES, ROW_BIAS = 8, -4.0
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
     """Sizes of the T5 encoder-decoder; the only constructor argument of every twin module.
@@ -89,6 +98,9 @@ class NetworkConfig:
         input_depth: mel bins of one input frame.
         position_table: 'mt3' for MT3's sinusoids; 'port' for those of the known PyTorch ports, whose exponent is
             divided by emb_dim / 2 instead of emb_dim / 2 - 1. Only weights trained on the other table need it.
+        pre_encoder_layers: layers that share their weights over pitch, in front of the encoder's own; 0, as in MT3, for
+            no such layers.
+        pre_encoder_dim: their channels for each semitone; 0 where there are none.
 
     Raises:
         ConfigError: a size is not a positive integer, or the network is not one that MT3 describes.
@@ -108,11 +120,19 @@ class NetworkConfig:
     logits_via_embedding: bool = False
     input_depth: int = 512
     position_table: str = "mt3"
+    pre_encoder_layers: int = 0
+    pre_encoder_dim: int = 0
 
     def __post_init__(self):
         if isinstance(self.mlp_activations, list):
             object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        check_fields(self, {"dropout_rate": Range(0, 1)}, {"position_table": ("mt3", "port")})
+        ranges = {"dropout_rate": Range(0, 1), **dict.fromkeys(PRE_ENCODER, Range(0))}
+        check_fields(self, ranges, {"position_table": ("mt3", "port")})
+        if bool(self.pre_encoder_layers) != bool(self.pre_encoder_dim):
+            raise ConfigError(
+                f"pre_encoder_layers {self.pre_encoder_layers} and pre_encoder_dim {self.pre_encoder_dim} must both be "
+                "0 or both above it"
+            )
         if self.mlp_activations != ("gelu", "linear"):
             raise ConfigError(f"mlp_activations must be ('gelu', 'linear') as in MT3, not {self.mlp_activations!r}")
         if self.logits_via_embedding:
@@ -223,7 +243,7 @@ class Config:
             else:
                 values[field.name] = value
         values["mlp_activations"] = list(values["mlp_activations"])
-        return values
+        return {name: value for name, value in values.items() if value or name not in PRE_ENCODER}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
@@ -232,6 +252,7 @@ class Config:
         Raises:
             ConfigError: a setting is missing, unknown or malformed. For files of others, read_settings and resolve.
         """
+        values = dict.fromkeys(PRE_ENCODER, 0) | dict(values)
         if unknown := sorted(set(values) - set(FIELDS)):
             raise ConfigError(f"unknown settings: {', '.join(map(str, unknown))}")
         if missing := [name for name in FIELDS if name not in values]:

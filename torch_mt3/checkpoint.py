@@ -1,6 +1,7 @@
 """Checkpoints to PyTorch state dicts and back, by one declared rule, strict in both directions and bit-exact.
 
-The rule: 'layers_3' becomes 'layers.3', '/' becomes '.', and the last name changes as LEAVES says.
+The rule: 'layers_3' becomes 'layers.3', '/' becomes '.', and the last name changes as LEAVES says, but not that of
+the pre-encoder's convolutions.
 """
 
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mt3_common.checkpoint.names import CONVOLUTIONS
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.torch_pickle import hf_t5_name
 from mt3_common.checkpoint.write import write_safetensors
@@ -43,6 +45,8 @@ def state_dict_key(name: str) -> tuple[str, bool]:
     """Return the state dict's key of an array of MT3's name, and whether the array is turned."""
     path, _, leaf = name.rpartition("/")
     new_leaf, turned = LEAVES[leaf]
+    if path.rpartition("/")[2] in CONVOLUTIONS:
+        new_leaf = leaf
     return re.sub(r"layers_([0-9]+)", r"layers.\1", path).replace("/", ".") + f".{new_leaf}", turned
 
 

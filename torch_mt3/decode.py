@@ -28,6 +28,7 @@ from torch_mt3.kernels import (
     cache_zeros,
     dense,
     mlp,
+    pre_encode,
     rms_norm,
     take_along,
 )
@@ -80,7 +81,10 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
 def encode(weights: Weights, frames: torch.Tensor) -> torch.Tensor:
     """Return the encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
     heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
-    x = dense(frames.to(weights.embedding.dtype), weights.projection)
+    frames = frames.to(weights.embedding.dtype)
+    x = dense(frames, weights.projection)
+    if weights.pre_encoder:
+        x = x + pre_encode(frames, weights.pre_encoder, weights.config)
     x = x + weights.positions[: x.shape[1]]
     for layer in weights.encoder_layers:
         y = dense(rms_norm(x, layer.norm), layer.qkv)

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from mt3_common.config import NetworkConfig
+from torch_mt3.checkpoint import state_dict_key
+from torch_mt3.model import PreEncoder
 
 # slots that the ring starts with, and by how many it grows when a row outgrows it: copying the ring every 32 steps
 # costs less than reading slots that hold nothing
@@ -351,3 +354,16 @@ def _bags(num_batches: int, num_sums: int, num_rows: int) -> torch.Tensor:
 def rms_norm(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Return x over the root mean square of its last axis, times scale."""
     return F.rms_norm(x, scale.shape, scale, eps=1e-6)
+
+
+def pre_encode(frames: torch.Tensor, arrays: dict[str, torch.Tensor], config: NetworkConfig) -> torch.Tensor:
+    """Return the pre-encoder's output for frames (b, f, input_depth): (b, f, emb_dim); arrays as Weights has them."""
+    prefix = "encoder.pre_encoder."
+    state = {state_dict_key(name)[0].removeprefix(prefix): array for name, array in arrays.items()}
+    return functional_call(_pre_encoder(config), state, frames)
+
+
+@functools.lru_cache(maxsize=8)
+def _pre_encoder(config: NetworkConfig) -> PreEncoder:
+    with torch.device("meta"):
+        return PreEncoder(config)

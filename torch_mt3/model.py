@@ -17,7 +17,8 @@ from einops import einsum, rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from mt3_common.config import NetworkConfig
+from mt3_common.checkpoint.names import HARMONICS, LOCAL, STEM
+from mt3_common.config import BINS_PER_ROW, PITCH_ROWS, ROW_BIAS, ROW_FEATURES, NetworkConfig
 
 
 @functools.lru_cache(maxsize=8)
@@ -180,12 +181,127 @@ class DecoderLayer(nn.Module):
         return x + self.mlp_dropout(self.mlp(y, train), train)
 
 
+def convolve(x: torch.Tensor, kernel: torch.Tensor, padding: tuple[int, int], stride: int, dilation: int):
+    """Convolve x over frames and rows: (b, l, r, in_dim) -> (b, l, r / stride, out_dim).
+
+    Args:
+        x: (b, l, r, in_dim).
+        kernel: (out_dim, in_dim, rows, frames): the array of a checkpoint turned over, as nn.Linear's.
+        padding: frames and rows of zeros at each edge.
+        stride: rows for each row of the output.
+        dilation: rows between those that the kernel sees.
+    """
+    kernel = rearrange(kernel, "o i r l -> o i l r")
+    y = F.conv2d(rearrange(x, "b l r c -> b c l r"), kernel, None, (1, stride), padding, (1, dilation))
+    return rearrange(y, "b c l r -> b l r c")
+
+
+class Convolution(nn.Module):
+    """A convolution over (frames, rows) without bias, edges padded with zeros: (b, l, r, in_dim) -> (b, l, r, out_dim).
+
+    Its kernel has the shape size + (in_dim, out_dim), as Flax has it.
+
+    Attributes:
+        in_dim: channels read.
+        out_dim: channels given.
+        size: frames and rows that it sees.
+        stride: rows for each row that it gives.
+        dilation: rows between those that it sees.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, size: tuple[int, int], stride: int = 1, dilation: int = 1):
+        super().__init__()
+        self.in_dim = in_dim
+        self.out_dim = out_dim
+        self.size = size
+        self.stride = stride
+        self.dilation = dilation
+        shape = (*self.size, self.in_dim, self.out_dim)
+        self.kernel = nn.Parameter(torch.randn(shape[::-1]) * np.prod(shape[:-1]) ** -0.5)
+
+    def forward(self, x):
+        padding = (self.size[0] // 2, self.dilation * (self.size[1] - self.stride) // 2)
+        return convolve(x, self.kernel, padding, self.stride, self.dilation)
+
+
+def mean_square(x: torch.Tensor) -> torch.Tensor:
+    """The mean of x^2 over a segment, in float32 or wider: (b, l, r, c) -> (b, 1, 1, 1)."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # a norm needs no array of squares, unlike a mean
+    return torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True, dtype=wide) ** 2 / x[0].numel()
+
+
+class SegmentNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-6) * scale, the mean over all frames, rows and channels of a segment: (b, l, r, c)."""
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        self.scale = nn.Parameter(torch.ones(self.config.pre_encoder_dim))
+
+    def forward(self, x):
+        factor = torch.rsqrt(mean_square(x) + 1e-6) * self.scale
+        return x * factor.to(x.dtype)
+
+
+class PitchLayer(nn.Module):
+    """Convolutions over the rows of harmonics, then over neighbours in time and pitch: (b, l, r, c) -> (b, l, r, c)."""
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        channels = self.config.pre_encoder_dim
+        self.octaves = Convolution(channels, channels, (1, HARMONICS["octaves"][0]), 1, HARMONICS["octaves"][1])
+        self.thirds = Convolution(channels, channels, (1, HARMONICS["thirds"][0]), 1, HARMONICS["thirds"][1])
+        self.fifths = Convolution(channels, channels, (1, HARMONICS["fifths"][0]), 1, HARMONICS["fifths"][1])
+        self.sevenths = Convolution(channels, channels, (1, HARMONICS["sevenths"][0]), 1, HARMONICS["sevenths"][1])
+        self.harmonic_norm = SegmentNorm(self.config)
+        self.local = Convolution(channels, channels, LOCAL)
+        self.local_norm = SegmentNorm(self.config)
+
+    def forward(self, x):
+        y = self.octaves(x) + self.thirds(x) + self.fifths(x) + self.sevenths(x)
+        x = F.relu(x + self.harmonic_norm(y))
+        return F.relu(x + self.local_norm(self.local(x)))
+
+
+class PreEncoder(nn.Module):
+    """What is heard in each row of a semitone, learned once for all pitches: (b, l, input_depth) -> (b, l, emb_dim).
+
+    The frames' mean is taken off, so that loudness alone changes nothing. What a row says are probabilities, three of
+    which training can teach: that the pitch sounds, begins, ends.
+
+    Source: no paper; the idea of layers that share over pitch and look at harmonics is that of harmonic convolutions
+    (Wei et al., HarmoF0) and of Basic Pitch's harmonic stacking.
+    """
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        self.bins = dense(self.config.input_depth, PITCH_ROWS * BINS_PER_ROW)
+        self.stem = Convolution(1, self.config.pre_encoder_dim, STEM, BINS_PER_ROW)
+        self.stem_norm = SegmentNorm(self.config)
+        self.layers = nn.ModuleList(PitchLayer(self.config) for _ in range(self.config.pre_encoder_layers))
+        self.rolls = dense(self.config.pre_encoder_dim, ROW_FEATURES)
+        self.out = dense(PITCH_ROWS * ROW_FEATURES, self.config.emb_dim)
+
+    def forward(self, frames):
+        x = self.bins(frames - frames.mean(dim=(1, 2), keepdim=True))
+        x = F.relu(self.stem_norm(self.stem(rearrange(x, "b l r -> b l r 1"))))
+        for layer in self.layers:
+            x = layer(x)
+        x = F.sigmoid(self.rolls(x) + ROW_BIAS)
+        return self.out(rearrange(x, "b l r k -> b l (r k)"))
+
+
 class Encoder(nn.Module):
     """Frames (b, l, input_depth) -> (b, l, emb_dim). Every frame is seen, also zeros past the end of the audio."""
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
         self.config = config
+        if self.config.pre_encoder_layers:
+            self.pre_encoder = PreEncoder(self.config)
         self.continuous_inputs_projection = dense(self.config.input_depth, self.config.emb_dim)
         self.positions = Positions(self.config)
         self.input_dropout = Dropout(self.config)
@@ -195,6 +311,8 @@ class Encoder(nn.Module):
 
     def forward(self, frames, train=False):
         x = self.continuous_inputs_projection(frames)
+        if self.config.pre_encoder_layers:
+            x = x + self.pre_encoder(frames)
         x = (x + self.positions(x)).to(x.dtype)
         x = self.input_dropout(x, train)
         for layer in self.layers:

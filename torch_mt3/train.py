@@ -27,7 +27,7 @@ from mt3_common.training.learner import check_share, initial_average, pack, unpa
 from torch_mt3.checkpoint import state_dict_key, to_state_dict
 from torch_mt3.decode import generate
 from torch_mt3.infer import find_device
-from torch_mt3.losses import alignment_loss, auxiliary_losses, cross_entropy
+from torch_mt3.losses import alignment_loss, auxiliary_losses, cross_entropy, pitch_losses
 from torch_mt3.model import Transformer
 from torch_mt3.optimizers import apply_gradients, first_slots
 
@@ -132,6 +132,8 @@ class Learner:
         if settings.remat:
             for layer in [*self.model.encoder.layers, *self.model.decoder.layers]:
                 _rematerialised(layer)
+        if settings.pitch:
+            self.model.encoder.pre_encoder.rolls.register_forward_hook(self._keep(("rows", 0)))
         # what the decoder's layers, and the queries and keys of their cross-attention, gave in the last call
         self.seen: dict[tuple[str, int], torch.Tensor] = {}
         if settings.alignment or settings.contents:
@@ -207,16 +209,21 @@ class Learner:
             inputs, targets = (torch.from_numpy(ids).to(self.device).long() for ids in (batch.inputs, batch.targets))
             logits = self._call("decoder", self.weights, encoded, inputs, targets, True)
             token = cross_entropy(logits, targets, self.settings.z_loss) / count
-            if self.seen:
+            if self.settings.alignment or self.settings.contents:
                 reading = self._reading_loss(batch) / count
-                self.seen.clear()
         if self.settings.auxiliary:
             rolls = self._tensor(training_labels.soft_rolls(batch.rolls))
             events = torch.from_numpy(training_labels.next_events(batch.rolls)).to(self.device).long()
             head = self.weights["auxiliary/kernel"], self.weights["auxiliary/bias"]
             losses = auxiliary_losses(encoded, *head, rolls, events, self.settings.next_event)
             auxiliary = losses.mean() / (num_batches * self.num_devices)
-        return token + self.settings.auxiliary * auxiliary + reading, token, auxiliary
+        total = token + self.settings.auxiliary * auxiliary + reading
+        if self.settings.pitch:
+            rolls = self._tensor(training_labels.soft_rolls(batch.rolls))
+            losses = pitch_losses(self.seen["rows", 0], rolls)
+            total = total + self.settings.pitch * losses.mean() / (num_batches * self.num_devices)
+        self.seen.clear()
+        return total, token, auxiliary
 
     def _keep(self, place: tuple[str, int]):
         def hook(module, inputs, output):
@@ -270,7 +277,7 @@ class Learner:
             if name.startswith(f"{part}/"):
                 renamed, turned = state_dict_key(name)
                 cast = weight if "logits_dense" in name else weight.to(dtype)
-                state[renamed.removeprefix(f"{part}.")] = cast.T if turned else cast
+                state[renamed.removeprefix(f"{part}.")] = cast.permute(*reversed(range(cast.ndim))) if turned else cast
         inputs = [
             value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value for value in inputs
         ]

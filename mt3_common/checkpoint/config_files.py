@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.checkpoint.storage import STEP, Folder
-from mt3_common.config import FIELDS, PARTS, PRESETS, Config, ConfigError, VocabularyConfig, type_error
+from mt3_common.config import (
+    FIELDS,
+    PARTS,
+    PRE_ENCODER,
+    PRESETS,
+    Config,
+    ConfigError,
+    Range,
+    VocabularyConfig,
+    type_error,
+)
 
 # names in other people's files -> ours: HF-T5's config.json, T5X's gin macros and arguments
 _ALIASES = {
@@ -81,7 +91,7 @@ def read_settings(values: Mapping[str, Any], origin: str, strict: bool = False) 
     def state(name: str, value: Any, spelled: str) -> None:
         if name == "mlp_activations" and isinstance(value, (list, tuple)):
             value = tuple(value)
-        if complaint := type_error(FIELDS[name], value):
+        if complaint := type_error(FIELDS[name], value, Range(0) if name in PRE_ENCODER else None):
             raise ConfigError(f"{origin}: {spelled} must be {complaint}, not {value!r}")
         setting = Setting(value, spelled, origin)
         if name in settings and settings[name].value != value:
@@ -285,8 +295,9 @@ def resolve(
         )
     for name, value in PRESETS["mt3"].to_dict().items():
         found.setdefault(name, Setting(value, name, "MT3"))
-    config = Config.from_dict({name: found[name].value for name in FIELDS})
-    return Resolved(config, {name: found[name].origin for name in FIELDS})
+    names = [name for name in FIELDS if name in found]
+    config = Config.from_dict({name: found[name].value for name in names})
+    return Resolved(config, {name: found[name].origin for name in names})
 
 
 def _check_vocabulary(vocab_size: int, stated: Mapping[str, Setting]) -> None:

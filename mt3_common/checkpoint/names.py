@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - teaches NumPy's isfinite bfloat16
 import numpy as np
 
-from mt3_common.config import NetworkConfig
+from mt3_common.config import BINS_PER_ROW, PITCH_ROWS, ROW_FEATURES, NetworkConfig
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -43,9 +43,35 @@ _DECODER_LAYER = _layer(
 )
 
 
-def _symbolic_shapes(num_encoder_layers: int, num_decoder_layers: int) -> dict[str, tuple[str, ...]]:
-    """Every array's shape in the names of sizes, in the order of computation."""
-    shapes: dict[str, tuple[str, ...]] = {}
+# (frames, rows) that the pre-encoder's convolutions see
+STEM, LOCAL = (3, 3 * BINS_PER_ROW), (5, 3)
+# name of a convolution -> (rows that it sees, semitones between them): octaves, third, fifth and seventh harmonic
+HARMONICS = {"octaves": (7, 12), "thirds": (3, 19), "fifths": (3, 28), "sevenths": (3, 34)}
+CONVOLUTIONS = ("stem", *HARMONICS, "local")
+
+
+def _pre_encoder_shapes(num_layers: int) -> dict[str, tuple[str | int, ...]]:
+    """The pre-encoder's arrays: convolutions are (frames, rows, in, out)."""
+    name = "encoder/pre_encoder"
+    shapes: dict[str, tuple[str | int, ...]] = {f"{name}/bins/kernel": ("input_depth", PITCH_ROWS * BINS_PER_ROW)}
+    shapes |= {f"{name}/stem/kernel": (*STEM, 1, "pre_encoder_dim"), f"{name}/stem_norm/scale": ("pre_encoder_dim",)}
+    square = ("pre_encoder_dim", "pre_encoder_dim")
+    for layer in range(num_layers):
+        path = f"{name}/layers_{layer}"
+        shapes |= {f"{path}/{harmonic}/kernel": (1, rows, *square) for harmonic, (rows, _) in HARMONICS.items()}
+        shapes |= {f"{path}/harmonic_norm/scale": ("pre_encoder_dim",)}
+        shapes |= {f"{path}/local/kernel": (*LOCAL, *square), f"{path}/local_norm/scale": ("pre_encoder_dim",)}
+    shapes[f"{name}/rolls/kernel"] = ("pre_encoder_dim", ROW_FEATURES)
+    return shapes | {f"{name}/out/kernel": (PITCH_ROWS * ROW_FEATURES, "emb_dim")}
+
+
+def _symbolic_shapes(
+    num_encoder_layers: int, num_decoder_layers: int, pre_encoder_layers: int = 0
+) -> dict[str, tuple[str | int, ...]]:
+    """Every array's shape in the names of sizes, or numbers, in the order of computation."""
+    shapes: dict[str, tuple[str | int, ...]] = {}
+    if pre_encoder_layers:
+        shapes |= _pre_encoder_shapes(pre_encoder_layers)
     shapes["encoder/continuous_inputs_projection/kernel"] = ("input_depth", "emb_dim")
     for layer in range(num_encoder_layers):
         shapes |= {f"encoder/layers_{layer}/{name}": shape for name, shape in _ENCODER_LAYER.items()}
@@ -69,13 +95,17 @@ def array_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     Source: mt3/network.py; attention kernels are stored joined, (emb_dim, num_heads * head_dim).
     """
     sizes = dataclasses.asdict(config) | {"attention_dim": config.num_heads * config.head_dim}
-    symbolic = _symbolic_shapes(config.num_encoder_layers, config.num_decoder_layers)
-    return {name: tuple(sizes[size] for size in shape) for name, shape in symbolic.items()}
+    symbolic = _symbolic_shapes(config.num_encoder_layers, config.num_decoder_layers, config.pre_encoder_layers)
+    return _shapes_of(symbolic, sizes)
+
+
+def _shapes_of(symbolic: Mapping[str, tuple[str | int, ...]], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(sizes.get(size, size) for size in shape) for name, shape in symbolic.items()}
 
 
 def array_sizes(arrays: Mapping[str, Any]) -> dict[str, int]:
     """The sizes that the arrays have: emb_dim, mlp_dim, attention_dim (num_heads * head_dim), vocab_size, input_depth,
-    num_encoder_layers, num_decoder_layers.
+    num_encoder_layers, num_decoder_layers; and pre_encoder_layers and pre_encoder_dim, where there are such arrays.
 
     Where arrays disagree the most frequent size counts, so that check_arrays can name the odd one.
 
@@ -91,16 +121,21 @@ def array_sizes(arrays: Mapping[str, Any]) -> dict[str, int]:
         found = {int(match[1]) for match in matches if match}
         # a lost layer in the middle must show as missing, but a layer 9999 must not ask for the 9998 before it
         sizes[f"num_{stack}_layers"] = max(found) + 1 if found and max(found) < 2 * len(found) + 8 else len(found)
+    before = {int(match[1]) for name in arrays if (match := re.match(r"encoder/pre_encoder/layers_(\d{1,4})/", name))}
+    if before:
+        sizes["pre_encoder_layers"] = max(before) + 1 if max(before) < 2 * len(before) + 8 else len(before)
     votes = collections.defaultdict(collections.Counter)
     for name, symbols in _symbolic_shapes(**sizes).items():
         if name in arrays and len(arrays[name].shape) == len(symbols):
             for symbol, size in zip(symbols, arrays[name].shape):
-                votes[symbol][size] += 1
+                if isinstance(symbol, str):
+                    votes[symbol][size] += 1
     if not votes:
         names = ", ".join(sorted(arrays)[:3]) or "none"
         raise CheckpointError(f"these are not MT3's arrays ({len(arrays)} arrays: {names})")
-    for name, symbols in _symbolic_shapes(max(1, sizes["num_encoder_layers"]), sizes["num_decoder_layers"]).items():
-        if any(symbol not in votes for symbol in symbols):
+    least = sizes | {"num_encoder_layers": max(1, sizes["num_encoder_layers"])}
+    for name, symbols in _symbolic_shapes(**least).items():
+        if any(symbol not in votes for symbol in symbols if isinstance(symbol, str)):
             raise CheckpointError(f"array {name} is missing")
     return sizes | {symbol: counter.most_common(1)[0][0] for symbol, counter in votes.items()}
 
@@ -140,8 +175,8 @@ def check_values(arrays: Mapping[str, np.ndarray]) -> None:
 def check_all(arrays: Mapping[str, Any]) -> None:
     """Names, shapes and dtypes, against the network that the arrays themselves describe."""
     sizes = array_sizes(arrays)
-    symbolic = _symbolic_shapes(sizes["num_encoder_layers"], sizes["num_decoder_layers"])
-    _check_shapes(arrays, {name: tuple(sizes[size] for size in shape) for name, shape in symbolic.items()})
+    layers = (sizes["num_encoder_layers"], sizes["num_decoder_layers"], sizes.get("pre_encoder_layers", 0))
+    _check_shapes(arrays, _shapes_of(_symbolic_shapes(*layers), sizes))
     for name in arrays:
         if arrays[name].dtype.name not in FLOATS:
             raise CheckpointError(f"array {name} has dtype {arrays[name].dtype.name}, not one of {', '.join(FLOATS)}")

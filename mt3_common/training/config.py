@@ -37,6 +37,8 @@ class TrainingConfig:
         z_loss: weight of log(Z)^2 (MT3: 1e-4).
         auxiliary: weight of the frame-wise loss on the encoder: a linear layer, discarded after training, predicts
             sounding notes, onsets and drum hits of each frame; 0 for none.
+        pitch: weight of the frame-wise loss on the pre-encoder's rows: which of them sound, begin and end; 0 for none,
+            as in networks without a pre-encoder.
         next_event: weight of a second frame-wise loss of that layer: the frame of the next onset or offset, which the
             decoder's next shift token encodes.
         alignment: weight of a loss on the attention of cross-attention heads: to the frame of the current event, to
@@ -67,6 +69,7 @@ class TrainingConfig:
     clip: float = 1.0
     z_loss: float = 1e-4
     auxiliary: float = 0.1
+    pitch: float = 0.0
     next_event: float = 5.0
     alignment: float = 0.0
     contents: float = 0.0

@@ -5,12 +5,21 @@ instead of days: the projection of the frames is whitened, some heads attend a f
 the embeddings of shift tokens encode their frame. The architecture stays MT3's.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from mt3_common.checkpoint.names import array_shapes
-from mt3_common.config import Config, NetworkConfig
+from mt3_common.config import (
+    BINS_PER_ROW,
+    LOWEST_PITCH,
+    PITCH_ROWS,
+    ROW_FEATURES,
+    Config,
+    NetworkConfig,
+    SpectrogramConfig,
+)
 from mt3_common.data.shards import Shards, Stream
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.training.config import TrainingConfig
@@ -39,7 +48,9 @@ def initial_arrays(config: NetworkConfig, seed: int = 0) -> dict[str, np.ndarray
         elif name.endswith("embedding"):
             arrays[name] = rng.standard_normal(shape, np.float32)
         else:
-            deviation = (shape[0] * (config.head_dim if "/query/" in name else 1)) ** -0.5
+            # of a convolution all but the last axis are inputs
+            inputs = math.prod(shape[:-1])
+            deviation = (inputs * (config.head_dim if "/query/" in name else 1)) ** -0.5
             arrays[name] = (_truncated(rng, shape) * deviation).astype(np.float32)
     return arrays
 
@@ -77,6 +88,10 @@ def arranged_arrays(config: Config, frames: np.ndarray, seed: int = 0) -> dict[s
     projection = whitened @ _rotation(rng, rank) @ rest[:, :rank].T
     arrays["encoder/continuous_inputs_projection/kernel"] = projection.astype(np.float32)
 
+    if network.pre_encoder_layers:
+        arrays["encoder/pre_encoder/bins/kernel"] = pitch_bins(config.spectrogram)
+        # some ten notes sound at once: together they are to be as large as the projection of the frames
+        arrays["encoder/pre_encoder/out/kernel"] *= np.float32(0.35 * (PITCH_ROWS * ROW_FEATURES) ** 0.5)
     for layer, offsets in zip(range(network.num_encoder_layers), ENCODER_OFFSETS):
         _attend_at_offsets(arrays, f"encoder/layers_{layer}/attention", offsets, basis, np.eye(width), network, rng)
     # The times of shift tokens are rotated away from the decoder's own positions.
@@ -94,6 +109,24 @@ def arranged_arrays(config: Config, frames: np.ndarray, seed: int = 0) -> dict[s
         _attend_at_offsets(arrays, name, CROSS_OFFSETS, basis, turned, network, rng)
     _carry_time(arrays, embedding, basis, turned, config, rng)
     return arrays
+
+
+def pitch_bins(spectrogram: SpectrogramConfig) -> np.ndarray:
+    """Weights that read the log-mel spectrogram at equal steps of pitch: (mel bins, PITCH_ROWS * BINS_PER_ROW) float32.
+
+    A column is the mean of the mel bins around its pitch, weighted by a triangle as wide as a step, or as the mel bins
+    lie apart where that is further; 0 above the highest bin.
+    """
+
+    def mel(hz):
+        return 1127 * np.log(1 + hz / 700)
+
+    edges = np.linspace(mel(spectrogram.mel_lo_hz), mel(spectrogram.mel_hi_hz), spectrogram.num_mel_bins + 2)
+    pitches = 69 + 12 * np.log2(700 * (np.exp(edges[1:-1] / 1127) - 1) / 440)
+    columns = LOWEST_PITCH + (np.arange(PITCH_ROWS * BINS_PER_ROW) - (BINS_PER_ROW - 1) / 2) / BINS_PER_ROW
+    width = np.maximum(1 / BINS_PER_ROW, np.interp(columns, pitches, np.gradient(pitches)))
+    weights = np.maximum(1 - np.abs(pitches[:, np.newaxis] - columns) / width, 0) * (columns <= pitches[-1])
+    return (weights / np.maximum(weights.sum(axis=0), 1e-9)).astype(np.float32)
 
 
 def _carry_time(

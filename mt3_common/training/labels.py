@@ -4,13 +4,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mt3_common.config import Config
+from mt3_common.config import LOWEST_PITCH, Config
 from mt3_common.data.shards import ROLL_COLUMNS, Batch
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.training.config import TrainingConfig
 
 # the columns of a piano roll, then 128 pitches that end
 LABEL_COLUMNS = ROLL_COLUMNS + 128
+# first of the columns that the rows of the pre-encoder are taught, for what sounds, begins and ends
+PITCH_COLUMNS = (LOWEST_PITCH, 128 + LOWEST_PITCH, ROLL_COLUMNS + LOWEST_PITCH)
 
 
 def initial_heads(config: Config, settings: TrainingConfig) -> dict[str, np.ndarray]:

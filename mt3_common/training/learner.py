@@ -47,8 +47,10 @@ def unpack(
     The weights include the auxiliary losses' linear layers, see labels.initial_heads.
 
     Raises:
-        TrainingError: the slots belong to the other optimizer.
+        TrainingError: the slots belong to the other optimizer, or there is nothing that settings.pitch can teach.
     """
+    if settings.pitch and not config.network.pre_encoder_layers:
+        raise TrainingError("pitch is a loss on the pre-encoder, which this network has not: pre_encoder_layers is 0")
     heads = initial_heads(config, settings)
     weights = {**arrays, **{name: slots.get(name, array) for name, array in heads.items()}}
     # A fixed order makes sums over all arrays reproducible to the last bit.

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mt3_common.checkpoint.names import array_shapes
-from mt3_common.config import NetworkConfig
+from mt3_common.checkpoint.names import HARMONICS, array_shapes
+from mt3_common.config import BINS_PER_ROW, ROW_BIAS, NetworkConfig
 
 FRAMES, TOKENS, TARGETS = "frames", "decoder_input_tokens", "decoder_target_tokens"
 INPUTS = (FRAMES, TOKENS, TARGETS)
@@ -132,7 +132,28 @@ def steps(config: NetworkConfig) -> tuple[Step, ...]:
         gated = step(f"{name}/dropout", "gate", dense(f"{name}/wi_0", source), dense(f"{name}/wi_1", source))
         return step(name, "same", dense(f"{name}/wo", gated))
 
+    def pitch_layer(name: str, x: str) -> str:
+        harmonics = [step(f"{name}/{part}", "convolution", x, array=f"{name}/{part}/kernel") for part in HARMONICS]
+        y = step(f"{name}/.harmonics", "sum", *harmonics)
+        y = step(f"{name}/harmonic_norm", "segment_norm", y, array=f"{name}/harmonic_norm/scale")
+        x = step(f"{name}/.after_harmonics", "rectified_sum", x, y)
+        y = step(f"{name}/local", "convolution", x, array=f"{name}/local/kernel")
+        y = step(f"{name}/local_norm", "segment_norm", y, array=f"{name}/local_norm/scale")
+        return step(name, "rectified_sum", x, y)
+
+    def pre_encoder(name: str) -> str:
+        x = dense(f"{name}/bins", step(f"{name}/.centred", "centred", FRAMES))
+        x = step(f"{name}/stem", "convolution", x, array=f"{name}/stem/kernel")
+        x = step(f"{name}/stem_norm", "segment_norm", x, array=f"{name}/stem_norm/scale")
+        x = step(f"{name}/.after_stem", "rectified_sum", x)
+        for i in range(config.pre_encoder_layers):
+            x = pitch_layer(f"{name}/layers_{i}", x)
+        x = step(f"{name}/.probabilities", "probabilities", dense(f"{name}/rolls", x))
+        return step(name, "same", dense(f"{name}/out", x))
+
     x = dense("encoder/continuous_inputs_projection", FRAMES)
+    if config.pre_encoder_layers:
+        x = step("encoder/.with_pre_encoder", "sum", x, pre_encoder("encoder/pre_encoder"))
     x = step("encoder/input_dropout", "add_positions", x, step("encoder/positions", "positions", x))
     for i in range(config.num_encoder_layers):
         layer = f"encoder/layers_{i}"
@@ -373,6 +394,45 @@ def _head(behaviour, arrays, config, step, x):
     return logits * x.dtype.type(behaviour.logits_scale) if behaviour.logits_scale != 1 else logits
 
 
+def _convolution(behaviour, arrays, config, step, x):
+    """A product for each frame and row that the kernel sees; x of (b, l, r, c), or (b, l, r) for one channel."""
+    kernel = arrays[step.array].astype(x.dtype)
+    x = x[..., np.newaxis] if x.ndim == 3 else x
+    frames, rows = kernel.shape[:2]
+    name = step.name.rpartition("/")[2]
+    stride = BINS_PER_ROW if name == "stem" else 1
+    dilation = HARMONICS[name][1] if name in HARMONICS else 1
+    reach = dilation * (rows - 1) // 2 if stride == 1 else (rows - stride) // 2
+    padded = np.pad(x, ((0, 0), (frames // 2,) * 2, (reach,) * 2, (0, 0)))
+    length, count = x.shape[1], x.shape[2] // stride
+    return sum(
+        padded[:, i : i + length, j * dilation : j * dilation + (count - 1) * stride + 1 : stride] @ kernel[i, j]
+        for i in range(frames)
+        for j in range(rows)
+    )
+
+
+def _segment_norm(behaviour, arrays, config, step, x):
+    mean = np.mean(x * x, axis=(1, 2, 3), keepdims=True)
+    return x / np.sqrt(mean + x.dtype.type(1e-6)) * arrays[step.array].astype(x.dtype)
+
+
+def _centred(behaviour, arrays, config, step, x):
+    return x - x.mean(axis=(1, 2), keepdims=True)
+
+
+def _probabilities(behaviour, arrays, config, step, x):
+    return _sigmoid(x + x.dtype.type(ROW_BIAS)).reshape(*x.shape[:2], -1)
+
+
+def _sum(behaviour, arrays, config, step, *reads):
+    return sum(reads)
+
+
+def _rectified_sum(behaviour, arrays, config, step, *reads):
+    return np.maximum(sum(reads), 0)
+
+
 def _same(behaviour, arrays, config, step, x):
     return x
 
@@ -391,6 +451,12 @@ KINDS = {
     "embed": _embed,
     "head": _head,
     "same": _same,
+    "convolution": _convolution,
+    "segment_norm": _segment_norm,
+    "centred": _centred,
+    "probabilities": _probabilities,
+    "sum": _sum,
+    "rectified_sum": _rectified_sum,
 }
 
 

@@ -1,0 +1,246 @@
+"""The pre-encoder that shares over pitch: twins, fast paths, oracle, checkpoints, losses, and what it is for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jax_mt3 import checkpoint as jax_checkpoint
+from jax_mt3 import decode as jax_decode
+from jax_mt3 import model as jax_model
+from jax_mt3 import train as jax_train
+from jax_mt3.weights import pack as jax_pack
+from mt3_common.checkpoint import names
+from mt3_common.checkpoint.config_files import resolve
+from mt3_common.checkpoint.write import write_t5x
+from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config, ConfigError, NetworkConfig, SpectrogramConfig
+from mt3_common.data.shards import ROLL_COLUMNS, Batch
+from mt3_common.training.config import TrainingConfig, TrainingError
+from mt3_common.training.initial import initial_arrays, pitch_bins
+from mt3_common.training.labels import LABEL_COLUMNS
+from parity.sides import numpy_network
+from torch_mt3 import checkpoint as torch_checkpoint
+from torch_mt3 import decode as torch_decode
+from torch_mt3 import model as torch_model
+from torch_mt3 import train as torch_train
+from torch_mt3.weights import pack as torch_pack
+
+NETWORK = NetworkConfig(
+    emb_dim=32,
+    num_heads=2,
+    head_dim=16,
+    mlp_dim=40,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    dropout_rate=0.0,
+    pre_encoder_layers=2,
+    pre_encoder_dim=6,
+)
+CONFIG = Config(network=NETWORK, spectrogram=SpectrogramConfig(hop_width=320), input_frames=16, max_target_length=64)
+LEARNERS = {"jax": jax_train.Learner, "torch": torch_train.Learner}
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Weights of which none is 0 or 1: MT3's names -> float64."""
+    rng = np.random.default_rng(5)
+    drawn = initial_arrays(NETWORK, 2)
+    return {
+        name: array + 0.2 * np.abs(array).mean() * rng.standard_normal(array.shape) for name, array in drawn.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return np.random.default_rng(0).normal(-5, 2, (3, CONFIG.input_frames, NETWORK.input_depth))
+
+
+def torch_network(arrays, network=NETWORK):
+    model = torch_model.Transformer(network).double()
+    model.load_state_dict(torch_checkpoint.to_state_dict(arrays))
+    return model
+
+
+def jax_encoded(arrays, frames, network=NETWORK):
+    params = jax_checkpoint.to_params(arrays)
+    return np.asarray(jax_model.Transformer(network).apply({"params": params}, frames, method="encode"))
+
+
+def test_twins_fast_paths_and_the_oracle_agree(arrays, frames):
+    network = torch_network(arrays)
+    reference = jax_encoded(arrays, frames)
+    others = {
+        "torch": network.encode(torch.from_numpy(frames)).detach().numpy(),
+        "torch, packed": torch_decode.encode(torch_pack(network), torch.from_numpy(frames)).numpy(),
+        "jax, packed": np.asarray(jax_decode.encode(jax_pack(jax_checkpoint.to_params(arrays), NETWORK), frames)),
+    }
+    values = {numpy_network.FRAMES: frames}
+    for step in numpy_network.steps(NETWORK):
+        if step.name.startswith("decoder"):
+            break
+        values[step.name] = numpy_network.run_step(step, values, arrays, NETWORK)
+    others["oracle"] = values["encoder"]
+    for name, encoded in others.items():
+        np.testing.assert_allclose(encoded, reference, rtol=0, atol=1e-13 * np.abs(reference).max(), err_msg=name)
+    without = {name: 0 * array if "pre_encoder/out" in name else array for name, array in arrays.items()}
+    assert np.abs(jax_encoded(without, frames) - reference).max() > 0.01
+
+
+def test_every_step_of_the_oracle_is_a_tap_of_both_twins(arrays, frames):
+    inputs = (frames, np.ones((3, 4), np.int32), np.ones((3, 4), np.int32))
+    model = jax_model.Transformer(NETWORK)
+    params = jax_checkpoint.to_params(arrays)
+    _, kept = model.apply({"params": params}, *inputs, capture_intermediates=True, mutable=["intermediates"])
+    seen = {}
+    network = torch_network(arrays)
+    for path, module in network.named_modules():
+        module.register_forward_hook(lambda _m, _i, output, path=path: seen.__setitem__(path, output.detach().numpy()))
+    network(*map(torch.from_numpy, inputs))
+    for step in numpy_network.steps(NETWORK):
+        if not step.is_tap or "pre_encoder" not in step.name:
+            continue
+        tap = kept["intermediates"]
+        for part in step.name.split("/"):
+            tap = tap[part]
+        candidate = seen[step.name.replace("layers_", "layers.").replace("/", ".")]
+        np.testing.assert_allclose(candidate, tap["__call__"][0], rtol=0, atol=1e-12, err_msg=step.name)
+
+
+@pytest.mark.parametrize(("name", "inputs"), [("bfloat16", 0.05), ("float32", 1e-4)])
+def test_shorter_numbers_stay_near(name, inputs, arrays, frames):
+    wide = jax_encoded(arrays, frames)
+    network = torch_network(arrays).to(getattr(torch, name))
+    torch_short = network.encode(torch.from_numpy(frames).to(getattr(torch, name))).detach().double().numpy()
+    params = jax_checkpoint.cast(jax_checkpoint.to_params(arrays), name)
+    encode = jax_model.Transformer(NETWORK).apply
+    jax_short = encode({"params": params}, jnp.asarray(frames, name), method="encode").astype(np.float64)
+    for short in (torch_short, jax_short):
+        assert np.sqrt(np.mean((short - wide) ** 2) / np.mean(wide**2)) < inputs
+
+
+def test_loudness_alone_changes_nothing(arrays, frames):
+    network = torch_network(arrays).encoder.pre_encoder
+    plain, louder = (network(torch.from_numpy(frames + shift)).detach().numpy() for shift in (0.0, 3.0))
+    np.testing.assert_allclose(louder, plain, rtol=0, atol=1e-12 * np.abs(plain).max())
+
+
+def test_what_is_learned_of_one_pitch_holds_for_all(arrays):
+    network = dataclasses.replace(NETWORK, pre_encoder_layers=1)
+    network = torch_network({n: a for n, a in arrays.items() if "pre_encoder/layers_1" not in n}, network)
+    network = network.encoder.pre_encoder
+    network.bins = torch.nn.Identity()
+    rows = []
+    network.rolls.register_forward_hook(lambda _m, _i, output: rows.append(output.detach().numpy()))
+    # farther from both ends than a layer looks, and no louder or softer than silence on the whole
+    bins = np.zeros((1, 16, 3 * PITCH_ROWS))
+    bins[:, 4:9, 140:146] = np.random.default_rng(1).standard_normal((5, 6))
+    bins[:, 4, 140] -= bins.sum()
+    network(torch.from_numpy(bins))
+    network(torch.from_numpy(np.roll(bins, 3, axis=2)))
+    one, other = rows
+    np.testing.assert_allclose(other[:, :, 1:], one[:, :, :-1], rtol=0, atol=1e-12)
+    assert np.abs(other - one).max() > 0.01
+
+
+@pytest.mark.parametrize("pitch", [45, 57, 69, 88, 104])
+def test_bins_have_a_tone_where_its_pitch_is(pitch):
+    spectrogram = SpectrogramConfig()
+    hertz = 440 * 2 ** ((pitch - 69) / 12)
+    edges = np.linspace(*(1127 * np.log(1 + np.array([20, 7600]) / 700)), 514)
+    mel = 1127 * np.log(1 + hertz / 700)
+    # a triangle around it, as a mel filter bank has
+    heard = np.maximum(0, 1 - np.abs(edges[1:-1] - mel) / (2 * (edges[1] - edges[0])))
+    weights = pitch_bins(spectrogram)
+    assert weights.shape == (512, 3 * PITCH_ROWS)
+    np.testing.assert_allclose(weights.sum(axis=0), 1, atol=1e-6)
+    # the middle of the row's three bins, or beside it where mel bins are wider than a third of a semitone
+    assert abs(int((heard @ weights).argmax()) - (3 * (pitch - LOWEST_PITCH) + 1)) <= (1 if pitch > 50 else 2)
+
+
+def test_checkpoints_hold_it_and_configs_tell_it_from_the_arrays(tmp_path, arrays):
+    single = {name: array.astype(np.float32) for name, array in arrays.items()}
+    names.check_arrays(single, NETWORK)
+    sizes = names.array_sizes(single)
+    assert (sizes["pre_encoder_layers"], sizes["pre_encoder_dim"]) == (2, 6)
+    write_t5x(tmp_path / "t5x", single, 7, config=CONFIG)
+    for load, to_arrays in (
+        (torch_checkpoint.load, lambda model: torch_checkpoint.to_arrays(model.state_dict())),
+        (jax_checkpoint.load, jax_checkpoint.to_arrays),
+    ):
+        weights, config = load(tmp_path / "t5x")
+        assert config == CONFIG
+        for name, array in to_arrays(weights).items():
+            np.testing.assert_array_equal(array, single[name])
+    lost = {name: array for name, array in single.items() if name != "encoder/pre_encoder/layers_0/fifths/kernel"}
+    with pytest.raises(names.CheckpointError, match="layers_0/fifths/kernel is missing"):
+        names.check_arrays(lost, NETWORK)
+    plain = dataclasses.replace(NETWORK, pre_encoder_layers=0, pre_encoder_dim=0)
+    with pytest.raises(names.CheckpointError, match="is not one of MT3's"):
+        names.check_arrays(single, plain)
+    with pytest.raises(ConfigError, match="pre_encoder_layers 1 is not 2"):
+        resolve(sizes, overrides=CONFIG.to_dict() | {"pre_encoder_layers": 1})
+
+
+def test_configs_of_mt3_do_not_mention_it():
+    assert "pre_encoder_dim" not in Config().to_dict()
+    assert Config.from_dict(Config().to_dict()) == Config()
+    assert Config.from_dict(CONFIG.to_dict()) == CONFIG
+    assert not any("pre_encoder" in name for name in names.array_shapes(NetworkConfig()))
+    for layers, width in ((2, 0), (0, 6)):
+        with pytest.raises(ConfigError, match="must both be 0 or both above it"):
+            dataclasses.replace(NETWORK, pre_encoder_layers=layers, pre_encoder_dim=width)
+    with pytest.raises(ConfigError, match="pre_encoder_dim must be a whole number of at least 0, not -1"):
+        dataclasses.replace(NETWORK, pre_encoder_dim=-1)
+
+
+def batch_of_one_note():
+    """Two segments of noise in which pitch 60 sounds from frame 4 to frame 9."""
+    rng = np.random.default_rng(4)
+    rolls = np.zeros((2, CONFIG.input_frames, ROLL_COLUMNS), bool)
+    rolls[:, 4:10, 60] = True
+    rolls[:, 4, 128 + 60] = True
+    shape = (2, CONFIG.input_frames, NETWORK.input_depth)
+    return Batch(rng.normal(-5, 1, shape).astype(np.float32), np.ones((2, 8), np.int32), rolls)
+
+
+def test_the_pitch_loss_is_the_same_in_both_twins_and_teaches(arrays):
+    settings = TrainingConfig(
+        steps=8, batch_size=2, dtype="float64", auxiliary=0.0, pitch=0.1, warmup_steps=1, learning_rate=0.01
+    )
+    learners = [learner(CONFIG, settings, arrays, {}, "cpu") for learner in LEARNERS.values()]
+    lost = []
+    for step in range(8):
+        one, other = (learner.update([batch_of_one_note()], step, 0.01) for learner in learners)
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-9), step
+        lost.append(one["loss"] - one["token_loss"])
+    assert 0.1 < lost[-1] < 0.7 * lost[0]
+    plain = dataclasses.replace(NETWORK, pre_encoder_layers=0, pre_encoder_dim=0)
+    for learner in LEARNERS.values():
+        with pytest.raises(TrainingError, match="pre_encoder_layers is 0"):
+            learner(dataclasses.replace(CONFIG, network=plain), settings, initial_arrays(plain), {}, "cpu")
+
+
+def test_the_pitch_loss_is_the_weighted_cross_entropy_of_three_of_the_labels():
+    from jax_mt3.losses import pitch_losses as jax_losses
+    from torch_mt3.losses import pitch_losses as torch_losses
+
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2, 5, PITCH_ROWS, 8))
+    rolls = rng.random((2, 5, LABEL_COLUMNS))
+    expected = np.zeros((2, 5))
+    for feature, (first, weight, positive) in enumerate(((0, 1, 1), (128, 6, 3), (ROLL_COLUMNS, 3, 2))):
+        wanted = rolls[..., first + LOWEST_PITCH : first + LOWEST_PITCH + PITCH_ROWS]
+        chance = 1 / (1 + np.exp(-(logits[..., feature] - 4)))
+        losses = -positive * wanted * np.log(chance) - (1 - wanted) * np.log(1 - chance)
+        expected += weight * losses.sum(axis=-1)
+    np.testing.assert_allclose(jax_losses(jnp.asarray(logits), jnp.asarray(rolls)), expected, rtol=1e-10)
+    np.testing.assert_allclose(torch_losses(torch.from_numpy(logits), torch.from_numpy(rolls)), expected, rtol=1e-10)
