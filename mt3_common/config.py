@@ -143,7 +143,10 @@ class NetworkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SpectrogramConfig:
-    """How audio becomes frames. Source: mt3/spectrograms.py and mt3/spectral_ops.py, compute_logmel."""
+    """Settings of the front end: audio to frames.
+
+    Source: mt3/spectrograms.py and mt3/spectral_ops.py, compute_logmel.
+    """
 
     sample_rate: int = 16000
     hop_width: int = 128
@@ -154,7 +157,7 @@ class SpectrogramConfig:
 
     @property
     def frames_per_second(self) -> float:
-        """Frames per second of audio: sample_rate / hop_width (125.0 for MT3)."""
+        """Return the frames per second of audio: sample_rate / hop_width (125.0 for MT3)."""
         return self.sample_rate / self.hop_width
 
     def __post_init__(self):
@@ -168,7 +171,9 @@ class SpectrogramConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyConfig:
-    """What the token ids mean. Source: mt3/vocabularies.py, VocabularyConfig and build_codec.
+    """Settings of the vocabulary: the meaning of the token ids.
+
+    Source: mt3/vocabularies.py, VocabularyConfig and build_codec.
 
     Attributes:
         steps_per_second: resolution of the shift events.
@@ -189,14 +194,14 @@ class VocabularyConfig:
 
     @property
     def num_ids(self) -> int:
-        """Ids that mean something: 3 special ones and the codec's (1391 for mt3)."""
+        """Count the ids that have a meaning: 3 special ones and the codec's (1391 for mt3)."""
         shifts = self.steps_per_second * self.max_shift_seconds + 1
         # pitch, velocity with 0 for note off, tie, program, drum
         return 3 + shifts + 128 + (self.num_velocity_bins + 1) + 1 + 128 + 128
 
     @property
     def num_embeddings(self) -> int:
-        """Rows of the embedding that MT3 gives this vocabulary: with 100 extra ids, rounded up to 128 (1536 for mt3).
+        """Count the rows of MT3's embedding: 100 extra ids, rounded up to a multiple of 128 (1536 for mt3).
 
         Source: mt3/vocabularies.py, vocabulary_from_codec and num_embeddings.
         """
@@ -205,7 +210,7 @@ class VocabularyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that a checkpoint needs beside its arrays.
+    """All settings of a model: what a checkpoint needs beside its arrays.
 
     Attributes:
         network: sizes of the network.
@@ -234,7 +239,7 @@ class Config:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting under its own name in one flat dict, ready for JSON (config.json)."""
+        """Return every setting under its own name in one flat dict, ready for JSON (config.json)."""
         values = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -247,7 +252,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
-        """The Config that to_dict wrote.
+        """Build a Config from what to_dict returns.
 
         Raises:
             ConfigError: a setting is missing, unknown or malformed. For files of others, read_settings and resolve.

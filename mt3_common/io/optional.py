@@ -1,4 +1,4 @@
-"""Packages that only some people need: one sentence says which extra brings what is missing."""
+"""Imports of optional packages: if one is missing, the error names the extra that installs it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def needed(what: str, extra: str, error_type: type[Exception] = ValueError) -> Iterator[None]:
-    """Imports in it that fail become an error such as 'MusicXML needs music21: pip install "mt3-twins[musicxml]"'.
+    """Turn a failed import into an error such as 'MusicXML needs music21: pip install "mt3-twins[musicxml]"'.
 
     Args:
-        what: the sentence's beginning.
-        extra: of this project, that brings it.
-        error_type: of the error.
+        what: the beginning of the sentence, such as 'MusicXML needs music21'.
+        extra: this project's extra that installs the package.
+        error_type: type of the error to raise.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr that are closed, read by nobody, or narrow."""
+"""Standard streams that are closed, have no reader, or cannot encode every character."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 def complete() -> None:
-    """Puts nothing in place of streams that were closed, and has letters that a stream lacks escaped."""
+    """Replace closed streams by the null device, and escape characters that a stream cannot encode."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -18,14 +18,14 @@ def complete() -> None:
 
 
 def give_up(stream: TextIO) -> None:
-    """Sends what is still said on a stream into nothing: else Python complains when it ends, and exits with 120."""
-    # what a test puts in place of a stream has no number
+    """Redirect a stream to the null device: else Python fails to flush it at exit, and exits with status 120."""
+    # A stream that a test has replaced has no file descriptor.
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def finish(stream: TextIO) -> None:
-    """Writes what is left of a stream; if nobody reads it, so be it."""
+    """Flush a stream; if its reader is gone, discard the rest."""
     try:
         stream.flush()
     except OSError:
