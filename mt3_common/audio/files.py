@@ -33,11 +33,11 @@ _SEEKABLE_FORMATS = {"AIFF", "AU", "CAF", "FLAC", "RF64", "W64", "WAV", "WAVEX"}
 
 
 class AudioError(ValueError):
-    """A file that is not whole, readable audio; the text is one sentence that names the file."""
+    """Raised for a file that is no complete, readable audio; the message is one sentence that names the file."""
 
 
 class _Undecodable(Exception):
-    """The decoder gave up; the text is its reason."""
+    """Raised if a decoder cannot decode a file; the message is its reason."""
 
 
 class _Source(NamedTuple):
@@ -63,7 +63,7 @@ class _Source(NamedTuple):
 def read_audio(
     path: str | os.PathLike, sample_rate: int = 16000, start: float = 0.0, duration: float | None = None
 ) -> np.ndarray:
-    """The file's mono samples, the blocks of stream_audio in one array.
+    """Read a file's mono samples: the blocks of stream_audio in one array.
 
     Args:
         path: any file that libsndfile reads (wav, flac, ogg, mp3, aiff, ...), or FFmpeg (m4a, webm, ...) where PyAV is
@@ -88,7 +88,7 @@ def stream_audio(
     start: float = 0.0,
     duration: float | None = None,
 ) -> Generator[np.ndarray, None, None]:
-    """The file's mono samples in blocks; the mean of the channels, resampled by soxr (HQ).
+    """Yield a file's mono samples in blocks: the mean of the channels, resampled by soxr (HQ).
 
     The samples do not depend on block_seconds. Errors come when the blocks are drawn: what can be known from the
     header before the first, damage when it is reached.
@@ -167,7 +167,7 @@ def stream_audio(
 
 
 def audio_duration(path: str | os.PathLike) -> float | None:
-    """Length of the file in seconds as far as its header tells, or None if it does not.
+    """Return the duration in seconds that a file's header states, or None if it states none.
 
     Of a truncated file it is what is left where that shows before decoding (wav, aiff, ogg).
 
@@ -180,7 +180,7 @@ def audio_duration(path: str | os.PathLike) -> float | None:
 
 
 def _truncated(path, source: _Source, position: int, reason: str = "") -> AudioError:
-    """The error that says how much of the file could be read."""
+    """Return the error that states how much of the file could be read."""
     rate = source.sample_rate
     known = source.num_frames is not None and math.isfinite(source.num_frames)
     whole = f" of {source.num_frames / rate:.2f} s" if known and source.num_frames is not None else ""
@@ -193,7 +193,7 @@ def _truncated(path, source: _Source, position: int, reason: str = "") -> AudioE
 
 
 def _check_loudness(path, mono: np.ndarray, position: int, rate: int) -> None:
-    """AudioError if a sample is NaN, infinite or absurdly large, with the time of the first one."""
+    """Raise AudioError if a sample is NaN, infinite or absurdly large; the message has the time of the first one."""
     fine = np.abs(mono) <= _LOUDEST
     if not fine.all():
         bad = int(np.argmin(fine))
@@ -234,7 +234,7 @@ def _opened(path) -> Iterator[_Source]:
 
 
 class _ForwardSoundFile(soundfile.SoundFile):
-    """A file that is only read forward: soundfile seeks after each block, which fails in a FLAC of unknown length."""
+    """Sound file that is only read forward: seeking after each block, as soundfile does, fails in some FLAC files."""
 
     def seekable(self) -> bool:
         """False, so that reading never seeks."""
@@ -250,7 +250,7 @@ class _ForwardSoundFile(soundfile.SoundFile):
 
 
 def _from_libsndfile(file: Path, stack: contextlib.ExitStack) -> _Source:
-    """The file as libsndfile decodes it; raises _Undecodable with its reason."""
+    """Open a file with libsndfile; raise _Undecodable with its reason if that fails."""
     try:
         # Bytes: names that are no valid UTF-8 exist too. Windows takes text.
         name: Any = str(file) if os.name == "nt" else os.fsencode(file)
@@ -276,7 +276,7 @@ def _from_libsndfile(file: Path, stack: contextlib.ExitStack) -> _Source:
 
 
 def _promised_frames(sound: soundfile.SoundFile) -> float:
-    """Frames that the header promises where libsndfile's log says that the file is shorter, inf if unknown, else 0."""
+    """Return the frames that the header promises if libsndfile's log reports fewer: inf if unknown, else 0."""
     log = sound.extra_info
     if "lacks an end-of-stream bit" in log:
         return math.inf
@@ -285,11 +285,11 @@ def _promised_frames(sound: soundfile.SoundFile) -> float:
     match = re.search(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
     if not match:
         return 0
-    promised, held = int(match[1]), int(match[2])
-    # What programs that write into a pipe put for "I do not know".
-    if promised >= 0xFFFFFF00 or 0x7FFFF000 <= promised <= 0x80000000 or not held:
+    promised, present = int(match[1]), int(match[2])
+    # Placeholders of programs that write into a pipe and do not know the length.
+    if promised >= 0xFFFFFF00 or 0x7FFFF000 <= promised <= 0x80000000 or not present:
         return 0
-    return round(sound.frames * promised / held)
+    return round(sound.frames * promised / present)
 
 
 def _from_ffmpeg(file: Path, stack: contextlib.ExitStack, refusal: _Undecodable) -> _Source:

@@ -26,7 +26,7 @@ class Segment(NamedTuple):
 
 
 def num_segments(num_samples: int, config: Config) -> int:
-    """Segments that `segments` yields for so many samples.
+    """Count the segments that `segments` yields for num_samples samples.
 
     At least 1: the published code always pads, by a whole hop where the last one is full, so that n samples make
     n // hop_width + 1 frames, and no samples make one frame of silence.
@@ -35,7 +35,7 @@ def num_segments(num_samples: int, config: Config) -> int:
 
 
 def start_times(count: int, config: Config) -> np.ndarray:
-    """Start of each of the first segments as published: the first frame's time less its remainder by a shift step.
+    """Return the start times of the first segments as published: frame times less their remainder by a shift step.
 
     Returns:
         (count,) float64, s. Of the first 3000, 370 come out a whole step (10 ms) early, because 30.72 % 0.01 is nearly
@@ -47,7 +47,7 @@ def start_times(count: int, config: Config) -> np.ndarray:
 
 
 def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Generator[Segment, None, None]:
-    """The segments of a piece, one after the other; memory is that of one segment, whatever the length.
+    """Yield the segments of a recording in order, in the memory of one segment.
 
     Each segment's spectrogram sees only its own samples. The same samples give the same bits, whole or in blocks.
     The mel matrix is the graph's, because the published model's frames come out of a tf.data pipeline.
@@ -68,10 +68,10 @@ def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Gene
         block = check_samples(block, position, config.spectrogram)
         position += len(block)
         while len(block):
-            taken = block[: len(buffer) - filled]
-            buffer[filled : filled + len(taken)] = taken
-            filled += len(taken)
-            block = block[len(taken) :]
+            part = block[: len(buffer) - filled]
+            buffer[filled : filled + len(part)] = part
+            filled += len(part)
+            block = block[len(part) :]
             if filled == len(buffer):
                 yield _segment(buffer, index, config)
                 index += 1
@@ -83,7 +83,7 @@ def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Gene
 
 
 def _segment(samples: np.ndarray, index: int, config: Config) -> Segment:
-    """The segment of these samples, with zero rows up to input_frames."""
+    """Return the segment of these samples, padded with zero rows to input_frames."""
     log_mel = log_mel_spectrogram(samples, config.spectrogram, graph=True)
     frames = np.zeros((config.input_frames, config.spectrogram.num_mel_bins), np.float32)
     frames[: len(log_mel)] = log_mel
@@ -92,5 +92,5 @@ def _segment(samples: np.ndarray, index: int, config: Config) -> Segment:
 
 
 def _rounded_down(times, config: Config):
-    """Times (s) less what is left of a shift step, in the published floating point: often a whole step too early."""
+    """Round times (s) down to a shift step in the published floating point: often a whole step too early."""
     return times - times % (1 / config.vocabulary.steps_per_second)

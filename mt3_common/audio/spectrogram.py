@@ -19,7 +19,7 @@ _FILTERS_PER_BAND = 64
 
 
 def mel_matrix(config: SpectrogramConfig, graph: bool = False) -> np.ndarray:
-    """Weights of the mel filters, triangles of height 1 that are linear in HTK mel.
+    """Return the weights of the mel filters: triangles of height 1, linear in HTK mel.
 
     Args:
         graph: round as inside a TensorFlow graph (a tf.data pipeline), where the optimiser turns log(1 + x) into
@@ -48,7 +48,7 @@ def mel_matrix(config: SpectrogramConfig, graph: bool = False) -> np.ndarray:
 
 
 def log_mel_spectrogram(samples: np.ndarray, config: SpectrogramConfig, graph: bool = False) -> np.ndarray:
-    """Natural-log mel magnitudes, one row per hop.
+    """Return natural-log mel magnitudes, one row per hop.
 
     Args:
         samples: (n,) mono audio at config.sample_rate (Hz), in [-1, 1].
@@ -73,9 +73,9 @@ def log_mel_spectrogram(samples: np.ndarray, config: SpectrogramConfig, graph: b
     for first in range(0, num_rows, _ROWS_PER_BATCH):
         rows = log_mel[first : first + _ROWS_PER_BATCH]
         start = first * config.hop_width
-        heard = samples[start : start + (len(rows) - 1) * config.hop_width + config.fft_size]
+        available = samples[start : start + (len(rows) - 1) * config.hop_width + config.fft_size]
         padded = np.zeros((len(rows) - 1) * config.hop_width + config.fft_size, np.float32)
-        padded[: len(heard)] = heard
+        padded[: len(available)] = available
         windows = np.lib.stride_tricks.sliding_window_view(padded, config.fft_size)[:: config.hop_width]
         # scipy keeps float32 and rounds as TensorFlow does; numpy.fft does neither as well nor as fast.
         spectra: Any = scipy.fft.rfft(windows * hann_window(config.fft_size), overwrite_x=True)
@@ -88,7 +88,16 @@ def log_mel_spectrogram(samples: np.ndarray, config: SpectrogramConfig, graph: b
 
 
 def check_samples(samples: np.ndarray, position: int, config: SpectrogramConfig) -> np.ndarray:
-    """The samples in float32; ValueError if they are no mono audio. position is that of the first one, for messages."""
+    """Return the samples in float32.
+
+    Args:
+        samples: (n,) mono audio.
+        position: index of the first sample in its recording, for the message.
+        config: gives the sample rate, for the message.
+
+    Raises:
+        ValueError: samples are not a row of finite floating-point numbers.
+    """
     samples = np.asarray(samples)
     if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(
@@ -103,7 +112,7 @@ def check_samples(samples: np.ndarray, position: int, config: SpectrogramConfig)
 
 @functools.lru_cache(maxsize=4)
 def _mel_bands(config: SpectrogramConfig, graph: bool) -> list[tuple[slice, slice, np.ndarray]]:
-    """The mel matrix cut into (bins, filters, weights) with the zeros around the diagonal left out."""
+    """Cut the mel matrix into (bins, filters, weights), leaving out the zeros around the diagonal."""
     matrix = mel_matrix(config, graph)
     bands = []
     for first in range(0, config.num_mel_bins, _FILTERS_PER_BAND):

@@ -10,7 +10,7 @@ from mt3_common.config import SpectrogramConfig
 
 @functools.lru_cache(maxsize=4)
 def hann_window(size: int) -> np.ndarray:
-    """(size,) float32 periodic Hann window, bit for bit as tf.signal.hann_window computes it.
+    """Return the (size,) float32 periodic Hann window, bit for bit as tf.signal.hann_window computes it.
 
     A window rounded otherwise (6e-8) moves the quiet bins beside a tone by more than 1 in the logarithm.
     """
@@ -19,18 +19,18 @@ def hann_window(size: int) -> np.ndarray:
 
 
 def hertz_to_mel(hz: np.ndarray, graph: bool) -> np.ndarray:
-    """HTK mel of frequencies (Hz), rounded to float32 at each step."""
+    """Return the HTK mel of frequencies (Hz), rounded to float32 at each step."""
     ratio = hz / np.float32(700)
     above_one = np.float32(1) + ratio
     log = _log(above_one)
     if graph:
-        # Eigen's log1p: what the rounding of 1 + x took away comes back as a factor.
+        # Eigen's log1p: a factor corrects the rounding of 1 + x.
         log = ratio * (log / (above_one - np.float32(1)))
     return np.float32(1127) * log
 
 
 def edge_mels(config: SpectrogramConfig, graph: bool) -> tuple[np.float32, np.float32]:
-    """Mel of the lowest and of the highest edge: TensorFlow takes scalars through the C library, not through Eigen."""
+    """Return the mel of the lowest and the highest edge: TensorFlow computes scalars in the C library, not in Eigen."""
     hz = np.array([config.mel_lo_hz, config.mel_hi_hz], np.float32)
     if graph:
         low, high = np.float32(1127) * np.log1p((hz / np.float32(700)).astype(np.float64)).astype(np.float32)
@@ -41,7 +41,7 @@ def edge_mels(config: SpectrogramConfig, graph: bool) -> tuple[np.float32, np.fl
 
 
 def _polynomial(x: np.ndarray, *coefficients: float) -> np.ndarray:
-    """Horner's rule in float32, highest power first, without fused multiply-adds."""
+    """Evaluate a polynomial by Horner's rule in float32, highest power first, without fused multiply-adds."""
     total: Any = np.float32(coefficients[0])
     for coefficient in coefficients[1:]:
         total = total * x + np.float32(coefficient)
@@ -49,7 +49,7 @@ def _polynomial(x: np.ndarray, *coefficients: float) -> np.ndarray:
 
 
 def _log(x: np.ndarray) -> np.ndarray:
-    """Natural logarithm of float32 values > 0, rounded as Eigen's vector log (TensorFlow's) does.
+    """Return the natural logarithm of float32 values > 0, rounded as in Eigen's vector log (TensorFlow's).
 
     Source of the rational approximation on [sqrt(1/2), sqrt(2)]: Eigen, GenericPacketMathFunctions.h, plog_impl_float.
     """
@@ -63,7 +63,7 @@ def _log(x: np.ndarray) -> np.ndarray:
 
 
 def _cos(x: np.ndarray) -> np.ndarray:
-    """Cosine of float32 angles in [0, 2 pi], rounded as Eigen's vector cosine (TensorFlow's) does.
+    """Return the cosine of float32 angles in [0, 2 pi], rounded as in Eigen's vector cosine (TensorFlow's).
 
     Source of the reduction to [-pi/4, pi/4] and of the polynomials: Eigen, GenericPacketMathFunctions.h, psincos_float.
     """
