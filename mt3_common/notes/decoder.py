@@ -15,14 +15,14 @@ DEFAULT_VELOCITY = 100
 MIN_NOTE_DURATION = 0.01
 
 
-class Decoded(NamedTuple):
-    """What a list of segments says.
+class DecodedNotes(NamedTuple):
+    """Notes decoded from a list of segments.
 
     Attributes:
-        notes: in the order in which they ended, as MT3 lists them.
+        notes: in the order in which they end, as in MT3.
         instruments: instrument number of each note (assign_instruments).
-        invalid: tokens that made no sense and were skipped.
-        dropped: tokens past the beginning of the next segment.
+        invalid: number of invalid tokens, which are skipped.
+        dropped: number of tokens after the start of the next segment, which are dropped.
     """
 
     notes: list[Note]
@@ -32,28 +32,27 @@ class Decoded(NamedTuple):
 
 
 class NoteDecoder:
-    """Notes from ids, one segment at a time; what the ids say never makes it fail.
+    """Decoder of ids to notes, one segment at a time; no sequence of ids makes it fail.
 
-    An event that makes no sense (the end of a note that does not sound, an id outside the vocabulary, a time that is
-    past already, …) is counted in `invalid` and skipped.
+    An invalid event (the offset of a note that does not sound, an id outside the vocabulary, a time in the past, …)
+    is counted in `invalid` and skipped.
 
     Args:
-        vocabulary: of the model that produced the ids.
-        programs: that may play; None for all. A pitch of another one makes no sense: program 0 holds until the first
-            program token.
-        published: decode as MT3 does. False for two differences: a note that begins again at the moment at which it
-            began, or a drum that is hit twice, makes no sense (where a network is caught in a loop, each turn leaves
-            MT3 another note of MIN_NOTE_DURATION); and what the first segment ties, which nothing can have begun,
-            begins with it (MT3 loses it).
+        vocabulary: the vocabulary of the model that produced the ids.
+        programs: allowed programs; None for all. A pitch of another program is invalid; program 0 is current until the
+            first program token.
+        published: decode as MT3 does. False for two differences: a repeated onset of a note or drum at the same time is
+            invalid (in MT3, a network caught in a loop adds a note of MIN_NOTE_DURATION each turn); and notes tied by
+            the first segment begin with it (MT3 loses them, as no earlier segment began them).
 
     Attributes:
-        invalid: tokens skipped so far.
-        dropped: tokens past the beginning of the next segment so far.
+        invalid: number of tokens skipped so far.
+        dropped: number of tokens dropped so far because they lie after the start of the next segment.
 
     Source: mt3/run_length_encoding.py, decode_events; mt3/note_sequences.py, decode_note_event and
     flush_note_decoding_state; mt3/metrics_utils.py, decode_and_combine_predictions.
-    Differs from ports: program and velocity hold across segments; drums never end and never tie; a segment without a
-    tie token takes all its pitches for ties, and notes sound on through it.
+    Differs from ports: program and velocity persist across segments; drums never end and are never tied; in a segment
+    without a tie token all pitches count as ties, and notes continue through it.
     """
 
     def __init__(self, vocabulary: Vocabulary, programs: Container[int] | None = None, published: bool = True):
@@ -66,10 +65,10 @@ class NoteDecoder:
         self._time = 0.0
         self._velocity = DEFAULT_VELOCITY
         self._program = 0
-        # (pitch, program) -> (onset, velocity) of what sounds, in the order in which it began.
+        # (pitch, program) -> (onset, velocity) of sounding notes, by onset.
         self._active: dict[tuple[int, int], tuple[float, int]] = {}
         self._tied: set[tuple[int, int]] = set()
-        # (pitch, program) of what began at self._time; drums have no program
+        # (pitch, program) of the onsets at self._time; drums have no program
         self._begun_now: set[tuple[int, int | None]] = set()
         self._in_tie_section = False
         self._ties_begin = False
@@ -77,38 +76,42 @@ class NoteDecoder:
 
     @property
     def sounding(self) -> list[tuple[int, int]]:
-        """(pitch, program) of the notes that sound now, by program and pitch as in a tie section."""
+        """Return (pitch, program) of the sounding notes, by program and pitch as in a tie section."""
         return sorted(self._active, key=lambda key: key[::-1])
 
     @property
     def begun(self) -> dict[tuple[int, int], float]:
-        """(pitch, program) -> onset (s) of the notes that sound now, in the order in which they began."""
+        """Return (pitch, program) -> onset (s) of the sounding notes, by onset."""
         return {key: onset for key, (onset, _) in self._active.items()}
 
-    def tie_section(self, max_tokens: int, kept: Container[tuple[int, int]] | None = None) -> np.ndarray:
-        """Model ids of the tie section that says what sounds now, `tie` included: (n,) int32, n <= max_tokens.
+    def tie_section(self, max_tokens: int, only: Container[tuple[int, int]] | None = None) -> np.ndarray:
+        """Return the model ids of a tie section for the sounding notes, `tie` included: (n,) int32, n <= max_tokens.
 
-        Where it does not fit, the notes that began first are left out.
+        If it does not fit, the notes with the earliest onsets are left out.
 
         Args:
-            max_tokens: at most.
-            kept: (pitch, program) of what goes on; None for all that sounds.
+            max_tokens: limit of the length, at least 1.
+            only: (pitch, program) of the notes to include; None for all that sound.
         """
         vocabulary = self.vocabulary
-        active = [key for key in self._active if kept is None or key in kept]
+        active = [key for key in self._active if only is None or key in only]
         recent = active[max(0, len(active) - (max_tokens - 1) // 2) :]
         tokens = []
-        said = None
+        last_program = None
         for program, pitch in sorted(key[::-1] for key in recent):
-            if vocabulary.config.use_programs and program != said:
+            if vocabulary.config.use_programs and program != last_program:
                 tokens.append(vocabulary.index("program", program))
-                said = program
+                last_program = program
             tokens.append(vocabulary.index("pitch", pitch))
         return vocabulary.encode([*tokens, vocabulary.index("tie", 0)])
 
-    def taken_over(self, ids: Sequence[int] | np.ndarray) -> tuple[set[tuple[int, int]], set[int]]:
-        """What a segment that is not fed yet says of others: ({(pitch, program) in its tie section}, {programs of the
-        notes that it begins}). Pitches before the first shift are ties where there is no tie token."""
+    def peek_ties(self, ids: Sequence[int] | np.ndarray) -> tuple[set[tuple[int, int]], set[int]]:
+        """Parse a segment without decoding it: its tie section, and the programs of its onsets.
+
+        Returns:
+            ({(pitch, program) in the tie section}, {programs of the onsets}). Without a tie token, pitches before the
+            first shift count as ties.
+        """
         ties: set[tuple[int, int]] = set()
         begun: set[int] = set()
         program, velocity, is_tied = self._program, self._velocity, True
@@ -133,16 +136,16 @@ class NoteDecoder:
     def feed(
         self, ids: Sequence[int] | np.ndarray, start_time: float, next_start_time: float | None = None
     ) -> list[Note]:
-        """The notes that this segment ends, in order.
+        """Decode a segment and return the notes that it ends, in order.
 
         Args:
-            ids: (n,) model ids; whatever follows an EOS is ignored.
-            start_time: of the segment (s), rounded down to a step as MT3 does it.
-            next_start_time: of the segment after it (s); from the first shift beyond it, tokens are dropped. None for
-                the last one.
+            ids: (n,) model ids; everything after an EOS is ignored.
+            start_time: start of the segment (s), rounded down to a step as in MT3.
+            next_start_time: start of the next segment (s); tokens from the first shift beyond it are dropped. None for
+                the last segment.
 
         Raises:
-            ValueError: ids are not whole numbers, or the segment begins before the one fed last.
+            ValueError: ids are not integers, or the segment starts before the previous one.
         """
         start_time = float(start_time)
         if not start_time >= self._segment_start:
@@ -154,7 +157,7 @@ class NoteDecoder:
         self._segment_start = start_time
         self._tied.clear()
         self._in_tie_section = self.vocabulary.config.use_ties
-        # A next segment at 0 s limits nothing, as published.
+        # As published, a next segment at 0 s sets no limit.
         limit = next_start_time or math.inf
         events = self.vocabulary.events
         steps_per_second = self.vocabulary.config.steps_per_second
@@ -166,7 +169,7 @@ class NoteDecoder:
                 continue
             kind, value = events[token]
             if kind == "shift":
-                # Shifts in a row add up, each row counts from the segment's beginning.
+                # Consecutive shifts add up; each run of shifts counts from the start of the segment.
                 steps += value
                 time = start_time + steps / steps_per_second
                 if time > limit:
@@ -179,7 +182,7 @@ class NoteDecoder:
         return self._take_ended()
 
     def finish(self) -> list[Note]:
-        """The notes that still sounded, all ended at one time: the last event's, or 0.01 s after the last onset."""
+        """End all sounding notes at the last event, or 0.01 s after the last onset, and return them."""
         latest = max((onset for onset, _ in self._active.values()), default=-math.inf)
         self._time = max(self._time, latest + MIN_NOTE_DURATION)
         for key in list(self._active):
@@ -187,7 +190,7 @@ class NoteDecoder:
         return self._take_ended()
 
     def _apply(self, kind: str, value: int, time: float) -> bool:
-        """Whether the event made sense; if so, it has taken effect."""
+        """Apply an event and return True, or return False if it is invalid."""
         if time < self._time:
             return False
         if time > self._time:
@@ -212,7 +215,7 @@ class NoteDecoder:
         return True
 
     def _apply_pitch(self, key: tuple[int, int], time: float) -> bool:
-        """Ties, ends or begins a note, depending on where and under which velocity its pitch came."""
+        """Tie, end or begin a note, by the section and the current velocity; return False if the pitch is invalid."""
         if self.programs is not None and key[1] not in self.programs:
             return False
         if self._in_tie_section:
@@ -234,7 +237,7 @@ class NoteDecoder:
         return True
 
     def _is_repeat(self, key: tuple[int, int | None]) -> bool:
-        """Whether this began before at this very time and must not begin again; remembers it."""
+        """Record an onset, and return True if it repeats one at the same time that must not be repeated."""
         if not self.published and key in self._begun_now:
             return True
         self._begun_now.add(key)
@@ -252,16 +255,16 @@ class NoteDecoder:
 
 def decode_segments(
     segments: Iterable[tuple[float, Sequence[int] | np.ndarray]], vocabulary: Vocabulary, published: bool = True
-) -> Decoded:
-    """What all segments of a recording say.
+) -> DecodedNotes:
+    """Decode all segments of a recording.
 
     Args:
-        segments: (start_time in seconds, (n,) model ids) each; put in order of time here.
-        vocabulary: of the model that produced the ids.
+        segments: (start_time in seconds, (n,) model ids) each, in any order.
+        vocabulary: the vocabulary of the model that produced the ids.
         published: see NoteDecoder.
 
     Raises:
-        ValueError: ids that are not whole numbers, or a start time that is not a number.
+        ValueError: ids are not integers, or a start time is not a number.
 
     Source: mt3/metrics_utils.py, event_predictions_to_ns.
     """
@@ -272,4 +275,4 @@ def decode_segments(
     for (start_time, ids), next_start in zip(segments, next_starts):
         notes += decoder.feed(ids, start_time, next_start)
     notes += decoder.finish()
-    return Decoded(notes, assign_instruments(notes), decoder.invalid, decoder.dropped)
+    return DecodedNotes(notes, assign_instruments(notes), decoder.invalid, decoder.dropped)

@@ -1,4 +1,4 @@
-"""Instruments by name, and the tokens that a search may choose where only some of them play."""
+"""Instruments by name, and the tokens that a search may choose for a selection of them."""
 
 import re
 from typing import NamedTuple
@@ -16,7 +16,7 @@ DRUMS = "drums"
 
 
 class Instruments(NamedTuple):
-    """What may play: programs in 0..127, and whether there are drums."""
+    """A selection of instruments: programs in 0..127, and drums or none."""
 
     programs: frozenset[int]
     drums: bool
@@ -26,14 +26,14 @@ class Instruments(NamedTuple):
 
 
 def parse_instruments(text: str) -> Instruments:
-    """The instruments that a list such as 'piano,violin,33,drums' names.
+    """Parse a list of instruments such as 'piano,violin,33,drums'.
 
     Args:
         text: families of General MIDI, names of its programs, programs (0..127, from 0 as in files) and 'drums', with
-            commas between; case, and what is neither letter nor digit, do not matter.
+            commas between; case and punctuation do not matter.
 
     Raises:
-        ValueError: a name is none of these; says which there are.
+        ValueError: a name is unknown; the message lists the known ones.
     """
     known = {_plain(name): {program} for program, name in enumerate(PROGRAM_NAMES)}
     known |= {_plain(name): set(range(8 * number, 8 * number + 8)) for number, name in enumerate(FAMILIES)}
@@ -56,9 +56,9 @@ def parse_instruments(text: str) -> Instruments:
 
 
 def allowed_tokens(instruments: Instruments, config: Config) -> np.ndarray:
-    """Which ids a search may choose where only these instruments play: (num_embeddings,) bool.
+    """Return a mask of the ids that a search may choose for these instruments: (num_embeddings,) bool.
 
-    Without a program there are no pitches either; everything that is not about instruments stays.
+    Without programs, pitches are excluded too; ids that do not depend on instruments stay allowed.
 
     Raises:
         ValueError: the model does not tell instruments apart.

@@ -1,4 +1,4 @@
-"""Notes, and what every format and the network ask of them."""
+"""Notes: their limits, overlaps and instrument numbers."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ DRUM_INSTRUMENT = 9
 
 
 class Note(NamedTuple):
-    """One note: onset and offset in seconds, the rest as in MIDI (drums: pitch is the drum's key)."""
+    """A note: onset and offset in seconds, the rest as in MIDI (drums: pitch is the drum's key)."""
 
     onset: float
     offset: float
@@ -20,7 +20,7 @@ class Note(NamedTuple):
 
 
 def check_notes(notes: Iterable[Note]) -> None:
-    """Nothing, if MIDI can hold every note.
+    """Raise ValueError unless every note fits into MIDI.
 
     Raises:
         ValueError: a time is not finite or negative, a note ends before it begins, pitch or program is not in
@@ -34,9 +34,9 @@ def check_notes(notes: Iterable[Note]) -> None:
 
 
 def trim_overlapping(notes: Sequence[Note]) -> list[Note]:
-    """The notes, in the same order, each ended where the next of its pitch, program and kind begins.
+    """End each note where the next one of its pitch, program and kind begins; the order stays.
 
-    Notes left without length are dropped. Tokens cannot say that a pitch sounds twice.
+    Notes left without duration are dropped: tokens cannot express one pitch sounding twice.
 
     Source: mt3/note_sequences.py, trim_overlapping_notes.
     """
@@ -52,7 +52,7 @@ def trim_overlapping(notes: Sequence[Note]) -> list[Note]:
 
 
 def assign_instruments(notes: Iterable[Note]) -> list[int]:
-    """Instrument numbers: programs counted in order of appearance, leaving out 9, which all drums have.
+    """Return instrument numbers: programs counted in order of appearance, skipping 9, the number of all drums.
 
     Source: mt3/note_sequences.py, assign_instruments. Numbers go on past 15: they are not MIDI channels.
     """

@@ -13,11 +13,11 @@ NO_TIME = 1e-3
 
 
 class Tempo(NamedTuple):
-    """Where beats are; each is a quarter.
+    """Beats of a recording; each is a quarter note.
 
     Attributes:
-        beats: (n,) s, ascending, n >= 2, the first at 0 or later; they go on as far apart as they are on average.
-        downbeat: which of the first BEATS_PER_BAR beats a bar begins on.
+        beats: (n,) s, ascending, n >= 2, the first at 0 or later; after the last, beats continue at the mean interval.
+        downbeat: index, below BEATS_PER_BAR, of the first beat that begins a bar.
     """
 
     beats: tuple[float, ...]
@@ -25,12 +25,12 @@ class Tempo(NamedTuple):
 
     @property
     def interval(self) -> float:
-        """The mean time between beats (s)."""
+        """Return the mean interval of beats (s)."""
         return (self.beats[-1] - self.beats[0]) / (len(self.beats) - 1)
 
 
 class Change(NamedTuple):
-    """From a tick on, so many microseconds to a quarter; time (s) is when that is."""
+    """Tempo from a tick on, in microseconds per quarter; time (s) is the tick's."""
 
     tick: int
     time: float
@@ -38,7 +38,7 @@ class Change(NamedTuple):
 
 
 def constant(bpm: float) -> Tempo:
-    """Beats at so many a minute, the first at 0 s.
+    """Return beats at a constant tempo (beats per minute), the first at 0 s.
 
     Raises:
         ValueError: it is not from SLOWEST to FASTEST.
@@ -49,7 +49,7 @@ def constant(bpm: float) -> Tempo:
 
 
 class TempoMap:
-    """A Tempo on the grid of a MIDI file: which tick a time is.
+    """Tempo on the tick grid of a MIDI file.
 
     A beat is where it should be to 1 microsecond, however many there were before; a time is rounded to half a tick.
 
@@ -80,6 +80,6 @@ class TempoMap:
         self._times = [change.time for change in self.changes]
 
     def tick(self, time: float) -> int:
-        """The tick that is nearest to a time (s)."""
+        """Return the tick that is nearest to a time (s)."""
         change = self.changes[bisect.bisect_right(self._times, time) - 1]
         return change.tick + round((time - change.time) * 1e6 / change.microseconds * self.resolution)

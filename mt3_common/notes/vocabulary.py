@@ -27,14 +27,14 @@ MAX_VELOCITY = 127
 
 
 class Event(NamedTuple):
-    """What one token says: kind is shift, pitch, velocity (a bin, 0 = note off), tie, program or drum."""
+    """Meaning of one token: kind is shift, pitch, velocity (a bin, 0 = note off), tie, program or drum."""
 
     kind: str
     value: int
 
 
 class Vocabulary:
-    """What the ids of a model mean.
+    """The meaning of a model's ids: events and codec indices.
 
     Attributes:
         config: the VocabularyConfig that it was built from.
@@ -69,7 +69,7 @@ class Vocabulary:
         self.num_embeddings = 128 * math.ceil(self.vocab_size / 128)
 
     def index(self, kind: str, value: int) -> int:
-        """The codec index of an event.
+        """Return the codec index of an event.
 
         Raises:
             ValueError: there is no such kind, or the value is out of its range.
@@ -82,7 +82,7 @@ class Vocabulary:
         return first + value
 
     def event(self, index: int) -> Event:
-        """The event of a codec index.
+        """Return the event of a codec index.
 
         Raises:
             ValueError: the index is not in 0..num_classes - 1.
@@ -92,7 +92,7 @@ class Vocabulary:
         return self.events[index]
 
     def encode(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Model ids of codec indices: (n,) int32, without EOS.
+        """Return the model ids of codec indices: (n,) int32, without EOS.
 
         Raises:
             ValueError: an index is not a whole number in 0..num_classes - 1.
@@ -104,9 +104,9 @@ class Vocabulary:
         return (indices + SPECIAL_IDS).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Codec indices of model ids: (n,) int32, -1 from the first EOS on, -2 where an id means nothing.
+        """Return the codec indices of model ids: (n,) int32, -1 from the first EOS on, -2 for an id without meaning.
 
-        PAD, UNK, the extra ids, the padding of the embedding and anything else outside the vocabulary mean nothing.
+        PAD, UNK, the extra ids, the padding of the embedding and all else outside the vocabulary have no meaning.
 
         Raises:
             ValueError: ids is not a row of whole numbers.
@@ -119,16 +119,16 @@ class Vocabulary:
         return np.where(np.logical_or.accumulate(ids == EOS_ID), DECODED_EOS, indices).astype(np.int32)
 
     def velocity_to_bin(self, velocity: int) -> int:
-        """The bin of a MIDI velocity 0..127: 0 for 0 only, otherwise rounded up."""
+        """Return the bin of a MIDI velocity 0..127: 0 for 0 only, otherwise rounded up."""
         return math.ceil(self.config.num_velocity_bins * velocity / MAX_VELOCITY)
 
     def bin_to_velocity(self, velocity_bin: int) -> int:
-        """The MIDI velocity of a bin, rounded down: with one bin, 127."""
+        """Return the MIDI velocity of a bin, rounded down: with one bin, 127."""
         return int(MAX_VELOCITY * velocity_bin / self.config.num_velocity_bins)
 
 
 def _whole_numbers(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
-    """values as (n,) int64."""
+    """Return values as (n,) int64."""
     values = np.asarray(values)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         raise ValueError(f"{what} must be a row of whole numbers, not {values.dtype} of shape {values.shape}")

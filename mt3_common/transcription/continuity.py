@@ -95,7 +95,7 @@ class ContinuityTracker:
     def _continuing(self, segment: Segment, ids: np.ndarray) -> Held | None:
         """Return the segment with the ties and the bias of what sounds, None if its free ids agree with that."""
         vocabulary = self._decoder.vocabulary
-        ties, begun = self._decoder.taken_over(ids)
+        ties, begun = self._decoder.peek_ties(ids)
         sounding = set(self._decoder.sounding)
         # pitches that are tied under none of the programs that they sound under
         changed_pitches = {pitch for pitch, _ in ties} - {pitch for pitch, _ in ties & sounding}
