@@ -46,7 +46,7 @@ class _Span(NamedTuple):
     note: Note
 
 
-class _Place(NamedTuple):
+class _PortChannel(NamedTuple):
     """Where a note is played: port 0 is the only one unless more than 15 programs sound at once."""
 
     port: int
@@ -82,11 +82,11 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
         changes, bar = grid.changes, grid.bar
         spans = _spans(notes, grid.tick)
     tracks: dict[tuple[int, bool, int], list[tuple[int, mido.Message]]] = defaultdict(list)
-    placed = list(zip(_places(spans), spans))
+    placed = list(zip(_assign_channels(spans), spans))
     # In the order in which a player that merges the tracks comes to them, which decides what a channel plays.
     placed.sort(key=lambda item: (item[1].on, item[0].port, item[1].note.is_drum, item[1].note.program))
     on_channel: dict[int, int] = {}
-    at_place: dict[_Place, int] = {}
+    at_place: dict[_PortChannel, int] = {}
     for place, (on, off, note) in placed:
         track = tracks[place.port, note.is_drum, note.program]
         channel = place.channel
@@ -152,19 +152,19 @@ def _spans(notes: Sequence[Note], tick: Callable[[float], int]) -> list[_Span]:
     return sorted(spans, key=lambda span: (span.on, span.note.is_drum, span.note.program, span.note))
 
 
-def _places(spans: Sequence[_Span]) -> list[_Place]:
+def _assign_channels(spans: Sequence[_Span]) -> list[_PortChannel]:
     """A place for each span (by beginning): no two programs at one place while either sounds."""
     places = []
-    place_of: dict[int, _Place] = {}
-    silent_from: dict[_Place, int] = {}
+    place_of: dict[int, _PortChannel] = {}
+    silent_from: dict[_PortChannel, int] = {}
     for on, off, note in spans:
         if note.is_drum:
-            places.append(_Place(0, DRUM_CHANNEL))
+            places.append(_PortChannel(0, DRUM_CHANNEL))
             continue
         place = place_of.get(note.program)
         # Who had to go to another port comes back when it can.
         if place is None or (place.port and silent_from[place] < on):
-            found = _free_place(on, silent_from)
+            found = _free_channel(on, silent_from)
             if place is None or found.port < place.port:
                 place = found
                 place_of = {program: taken for program, taken in place_of.items() if taken != place}
@@ -174,10 +174,10 @@ def _places(spans: Sequence[_Span]) -> list[_Place]:
     return places
 
 
-def _free_place(on: int, silent_from: dict[_Place, int]) -> _Place:
+def _free_channel(on: int, silent_from: dict[_PortChannel, int]) -> _PortChannel:
     """The place on the lowest port that has been silent longest, and at tick on already was; unused ones first."""
     for port in itertools.count():
-        places = [_Place(port, channel) for channel in MELODIC_CHANNELS]
+        places = [_PortChannel(port, channel) for channel in MELODIC_CHANNELS]
         free = [place for place in places if silent_from.get(place, -1) < on]
         if free:
             return min(free, key=lambda place: silent_from.get(place, -1))

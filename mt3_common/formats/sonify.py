@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -98,6 +98,7 @@ class Player(Protocol):
 
     def play(self, notes: Sequence[Note], rate: int, count: int) -> Iterator[np.ndarray]:
         """(BLOCK,) float32 each, the last one shorter, of count samples together; not yet within [-1, 1]."""
+        ...
 
 
 def write_sounds(
@@ -158,7 +159,7 @@ def write_sounds(
     write_wav(compared, stereo(), rate, 2, count)
 
 
-def _recording(audio: str | os.PathLike, rate: int, start: float, seconds: float) -> Iterator[np.ndarray]:
+def _recording(audio: str | os.PathLike, rate: int, start: float, seconds: float) -> Generator[np.ndarray]:
     return stream_audio(audio, rate, start=start, duration=max(seconds, 1 / rate))
 
 
