@@ -14,14 +14,14 @@ from typing import Any
 from mt3_common.audio.segments import Segment
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.workers.pool import Pool
-from mt3_common.transcription.workers.worker import _in_words, _loaded
+from mt3_common.transcription.workers.worker import describe, load_generate
 
-# s without a segment after which a process finishes what it has: in the meantime its rows stand still
+# Time without a new segment after which a process finishes those that it has (s): until then its rows stand still.
 PATIENCE = 0.05
 
 
 def split_devices(devices: str | None) -> list[str | None]:
-    """'cuda:0,cuda:1' -> ['cuda:0', 'cuda:1'], a process for each; None -> [None].
+    """Split 'cuda:0,cuda:1' into the devices of the processes; None gives [None].
 
     Raises:
         ValueError: one of several names is empty.
@@ -37,87 +37,84 @@ def split_devices(devices: str | None) -> list[str | None]:
 def start_processes(
     load: Callable[..., Transcriber], settings: Mapping[str, Any], devices: Sequence[str], stack: contextlib.ExitStack
 ) -> Transcriber:
-    """A Transcriber whose network runs in one process per device.
+    """Start a process for each device and return a Transcriber whose network runs in them.
 
     Args:
         load: as the twins' infer.load; of a module that can be imported.
         settings: its arguments, but for device.
-        devices: as load's device; a name may stand there twice.
-        stack: ends the processes.
+        devices: as load's device; a name may be given twice.
+        stack: stops the processes.
 
     Raises:
-        ValueError: a device on which it cannot be loaded, and why.
-        WorkerError: a process died over it.
+        ValueError: the network cannot be loaded; says on which device and why.
+        WorkerError: a process died while loading it.
     """
     num_cpu = sum(device.partition(":")[0] == "cpu" for device in devices)
-    pool = Pool([_Process(load, settings, device, num_cpu) for device in devices], settings["batch_size"])
+    pool = Pool([ProcessWorker(load, settings, device, num_cpu) for device in devices], settings["batch_size"])
     stack.callback(pool.close)
     return pool.transcriber()
 
 
-class _Process:
-    """A process for one device.
+class ProcessWorker:
+    """Process for one device.
 
-    Attributes:
-        has: number -> segment of those that it was given and has not answered.
-        is_ready: whether its network is loaded.
-        loaded: its Transcriber, without the network, and what loading it warned of.
-        shown, device: what messages call it and its device.
+    Args:
+        load, settings: as for start_processes.
+        device: of the process.
+        num_cpu: processes on the CPU, which share its cores.
+
+    Attributes: see Worker.
     """
 
     def __init__(self, load: Callable[..., Transcriber], settings: Mapping[str, Any], device: str, num_cpu: int):
-        self.has: dict[int, Segment] = {}
+        self.assigned: dict[int, Segment] = {}
         self.is_ready = False
         self.loaded: tuple[Transcriber, list[str]] | None = None
-        self.shown = f"the process on {device}"
+        self.name = f"the process on {device}"
         self.device = device
         self._load = load
-        own_name, self._environment = _alone(device, num_cpu)
-        self._settings = dict(settings, device=own_name)
+        local_name, self._environment = isolated_device(device, num_cpu)
+        self._settings = dict(settings, device=local_name)
         self._connection: multiprocessing.connection.Connection | None = None
         self._process: multiprocessing.process.BaseProcess | None = None
 
     @property
-    def is_ended(self) -> bool:
-        """Whether it must begin before anything else."""
+    def is_stopped(self) -> bool:
+        """See Worker.is_stopped."""
         return self._process is None
 
-    def begin(self) -> None:
-        """Starts the process."""
+    def start(self) -> None:
+        """See Worker.start."""
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        arguments = (theirs, self._load, self._settings, self._environment)
-        self._process = context.Process(target=_work, args=arguments, name=self.shown, daemon=True)
+        self._connection, remote = context.Pipe()
+        arguments = (remote, self._load, self._settings, self._environment)
+        self._process = context.Process(target=serve, args=arguments, name=self.name, daemon=True)
         self._process.start()
-        theirs.close()
+        remote.close()
 
     @staticmethod
-    def with_news(processes: "Sequence[_Process]") -> "list[_Process]":
-        """Those from which there is something to hear; waits for the first."""
+    def wait_for_any(processes: "Sequence[ProcessWorker]") -> "list[ProcessWorker]":
+        """See Worker.wait_for_any."""
         ready = multiprocessing.connection.wait([process._connection for process in processes])
         return [process for process in processes if process._connection in ready]
 
-    def give(self, number: int, segment: Segment) -> None:
-        """Has it compute the ids of a segment."""
-        self.has[number] = segment
-        # that it died shows when it is heard
+    def send(self, number: int, segment: Segment) -> None:
+        """See Worker.send."""
+        self.assigned[number] = segment
+        # A process that has died is noticed by receive.
         with contextlib.suppress(OSError):
             self._connection.send((number, segment))
 
-    def hear(self) -> Any:
-        """What it says: first as loaded, then number -> ids; a text where something went wrong.
-
-        Raises:
-            EOFError: it died.
-        """
+    def receive(self) -> Any:
+        """See Worker.receive."""
         try:
             return self._connection.recv()
         except OSError as error:
             raise EOFError from error
 
-    def end(self) -> str:
-        """Ends the process, if there is one, and forgets what it had; says how it ended."""
-        self.has = {}
+    def stop(self) -> str:
+        """See Worker.stop."""
+        self.assigned = {}
         self.is_ready = False
         if self._process is None:
             return ""
@@ -131,10 +128,10 @@ class _Process:
         return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
 
 
-def _alone(device: str, num_cpu: int) -> tuple[str, dict[str, str]]:
-    """What a device is called in a process that sees no other, and the environment that makes it so.
+def isolated_device(device: str, num_cpu: int) -> tuple[str, dict[str, str]]:
+    """Return a device's name in a process that sees no other device, and the environment that hides the others.
 
-    JAX takes most of the memory of every GPU that it sees, so each process sees one.
+    JAX reserves most of the memory of every visible GPU, so each process sees one.
     """
     kind, _, number = device.partition(":")
     if kind == "cpu":
@@ -152,16 +149,22 @@ def _alone(device: str, num_cpu: int) -> tuple[str, dict[str, str]]:
     return kind, {"CUDA_VISIBLE_DEVICES": names[int(number or 0)]}
 
 
-def _work(connection, load: Callable[..., Transcriber], settings: dict[str, Any], environment: dict[str, str]) -> None:
-    """What a process does: loads the network, then answers segments with ids until the connection ends."""
-    # Ctrl-C goes to all processes of a terminal; the one that was started decides
+def serve(connection, load: Callable[..., Transcriber], settings: dict[str, Any], environment: dict[str, str]) -> None:
+    """Load the network, then answer segments with ids until the connection ends; runs in the process.
+
+    Args:
+        connection: to the main process.
+        load, settings: as for start_processes.
+        environment: variables to set first.
+    """
+    # Ctrl-C goes to all processes of a terminal; the main process decides what ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(environment)
-    generate, found = _loaded(load, settings)
+    generate, loaded = load_generate(load, settings)
     try:
-        connection.send(found)
+        connection.send(loaded)
     except OSError:
-        # nobody waits for it any more
+        # The main process has ended.
         return
     if generate is None:
         return
@@ -172,27 +175,25 @@ def _work(connection, load: Callable[..., Transcriber], settings: dict[str, Any]
             while True:
                 arrived.put(connection.recv())
         except (EOFError, OSError):
-            # nobody wants the rest
+            # The main process wants no more answers.
             os._exit(0)
 
-    # segments are taken in while the network computes, or else whoever sends them waits
+    # Segments are received while the network computes: otherwise their sender would wait.
     threading.Thread(target=receive, daemon=True).start()
     while True:
         numbers: collections.deque[int] = collections.deque()
         first = arrived.get()
         try:
-            for ids in generate(_as_they_come(first, arrived, numbers)):
+            for ids in generate(arriving(first, arrived, numbers)):
                 connection.send({numbers.popleft(): ids})
         except OSError:
             return
         except Exception as error:
-            connection.send(_in_words(error))
+            connection.send(describe(error))
 
 
-def _as_they_come(
-    first: tuple[int, Segment], arrived: queue.Queue, numbers: collections.deque[int]
-) -> Iterator[Segment]:
-    """The first segment and those that arrive without much of a pause; their numbers go to numbers."""
+def arriving(first: tuple[int, Segment], arrived: queue.Queue, numbers: collections.deque[int]) -> Iterator[Segment]:
+    """Yield the first segment and those that arrive within PATIENCE of each other; append their numbers to numbers."""
     item = first
     while True:
         numbers.append(item[0])

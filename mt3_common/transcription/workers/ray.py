@@ -14,63 +14,67 @@ from mt3_common.audio.segments import Segment
 from mt3_common.io.optional import needed
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.workers.pool import Pool
-from mt3_common.transcription.workers.worker import _in_words, _loaded
+from mt3_common.transcription.workers.worker import describe, load_generate
 
-# batches of segments that go to an actor at once
+# Batches of segments that are sent to an actor together.
 LOT_BATCHES = 2
 
 
 def start_on_ray(
     load: Callable[..., Transcriber], settings: Mapping[str, Any], address: str, stack: contextlib.ExitStack
 ) -> Transcriber:
-    """A Transcriber whose network runs on a Ray cluster: an actor for each GPU, or for each node where there is none.
+    """Return a Transcriber whose network runs on a Ray cluster: an actor for each GPU, or else each node.
 
     Args:
         load: as the twins' infer.load.
         settings: its arguments, but for device; the checkpoint must be found under its path on every node.
         address: of the cluster: host:port, ray://host:port, auto for one that runs on this machine, or local for one
-            of its own.
+            of this process's own.
         stack: leaves the cluster.
 
     Raises:
         ValueError: Ray is not installed, there is no cluster at the address, or the network cannot be loaded there.
-        WorkerError: an actor died over it.
+        WorkerError: an actor died while loading it.
     """
     with needed("--ray needs Ray", "ray"):
         import ray
-    stack.enter_context(_joined(ray, address))
+    stack.enter_context(joined_cluster(ray, address))
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
     if num_gpus:
-        places = [{"num_gpus": 1, "num_cpus": 0} for _ in range(num_gpus)]
+        options = [{"num_gpus": 1, "num_cpus": 0} for _ in range(num_gpus)]
     else:
-        places = [_on_node(ray, node) for node in ray.nodes() if node["Alive"]]
+        options = [node_options(ray, node) for node in ray.nodes() if node["Alive"]]
     settings = dict(settings, device=None)
-    workers = [_Actor(ray, load, settings, place, f"Ray actor {number}") for number, place in enumerate(places, 1)]
+    workers = [
+        RayWorker(ray, load, settings, actor_options, f"Ray actor {number}")
+        for number, actor_options in enumerate(options, 1)
+    ]
     pool = Pool(workers, settings["batch_size"])
     stack.callback(pool.close)
     return pool.transcriber()
 
 
 @contextlib.contextmanager
-def _joined(ray: Any, address: str) -> Iterator[None]:
-    """As long as this process is of a cluster; what Ray prints goes to stderr, since notes may go to stdout."""
+def joined_cluster(ray: Any, address: str) -> Iterator[None]:
+    """Join a cluster for the block; print Ray's messages to stderr, since notes may go to stdout."""
     stdout = sys.stdout
-    ours = threading.enumerate()
+    own_threads = threading.enumerate()
     with contextlib.redirect_stdout(sys.stderr):
         try:
             ray.init(address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
             raise ValueError(f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}") from error
         try:
-            # log_to_driver=False does not keep its threads from printing to stdout that a node died
-            with contextlib.redirect_stdout(_Stdout(stdout, [t for t in threading.enumerate() if t not in ours])):
+            # In spite of log_to_driver=False, Ray's threads print to stdout when a node has died.
+            ray_threads = [thread for thread in threading.enumerate() if thread not in own_threads]
+            with contextlib.redirect_stdout(RedirectedStdout(stdout, ray_threads)):
                 yield
         finally:
             ray.shutdown()
 
 
-class _Stdout:
-    """A stream, but for some threads, whose stdout is stderr."""
+class RedirectedStdout:
+    """A stdout that is stderr for some threads."""
 
     def __init__(self, stream: Any, threads: Sequence[threading.Thread]):
         self._stream = stream
@@ -80,81 +84,91 @@ class _Stdout:
         return getattr(sys.stderr if threading.current_thread() in self._threads else self._stream, name)
 
 
-def _on_node(ray: Any, node: Mapping[str, Any]) -> dict[str, Any]:
-    """Where an actor goes that has a node's cores to itself, or others where the node dies."""
+def node_options(ray: Any, node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an actor that uses all cores of a node; if the node dies, it may run on another one."""
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
-    # Ray allows an actor one thread for each core that it asks for, and it asks for none so as to be placed anywhere
+    # Ray gives an actor a thread for each core that it asks for; this one asks for none, so that it fits anywhere.
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, int(node["Resources"].get("CPU", 1)))))
     environment = {"env_vars": {"OMP_NUM_THREADS": threads}}
     return {"num_cpus": 0, "scheduling_strategy": strategy, "runtime_env": environment}
 
 
-class _Actor:
-    """A Ray actor, with what a _Process has; what it was given goes to it in lots."""
+class RayWorker:
+    """Ray actor, to which segments are sent in lots.
+
+    Args:
+        ray: the library.
+        load, settings: as for start_on_ray.
+        options: of the actor, for Ray.
+        name: of the worker, for messages.
+
+    Attributes: see Worker.
+    """
 
     def __init__(
         self,
         ray: Any,
         load: Callable[..., Transcriber],
         settings: Mapping[str, Any],
-        place: Mapping[str, Any],
+        options: Mapping[str, Any],
         name: str,
     ):
-        self.has: dict[int, Segment] = {}
+        self.assigned: dict[int, Segment] = {}
         self.is_ready = False
         self.loaded: tuple[Transcriber, list[str]] | None = None
-        self.shown = self.device = name
+        self.name = self.device = name
         self._ray = ray
         self._arguments = (load, settings)
-        self._place = place
+        self._options = options
         self._lot_size = LOT_BATCHES * settings["batch_size"]
         self._lot: list[tuple[int, Segment]] = []
         self._answers: collections.deque[Any] = collections.deque()
         self._actor: Any = None
 
     @property
-    def is_ended(self) -> bool:
-        """Whether it must begin before anything else."""
+    def is_stopped(self) -> bool:
+        """See Worker.is_stopped."""
         return self._actor is None
 
-    def begin(self) -> None:
-        """Starts the actor."""
-        self._actor = self._ray.remote(_Network).options(**self._place).remote(*self._arguments)
+    def start(self) -> None:
+        """See Worker.start."""
+        self._actor = self._ray.remote(RayNetwork).options(**self._options).remote(*self._arguments)
         self._answers.append(self._actor.load.remote())
 
     @staticmethod
-    def with_news(actors: "Sequence[_Actor]") -> "list[_Actor]":
-        """Those from which there is something to hear; waits for the first."""
+    def wait_for_any(actors: "Sequence[RayWorker]") -> "list[RayWorker]":
+        """See Worker.wait_for_any."""
         for actor in actors:
-            actor._send()
+            actor._send_lot()
         ready, _ = actors[0]._ray.wait([actor._answers[0] for actor in actors], num_returns=1, fetch_local=False)
         return [actor for actor in actors if actor._answers[0] in ready]
 
-    def give(self, number: int, segment: Segment) -> None:
-        """Has it compute the ids of a segment."""
-        self.has[number] = segment
+    def send(self, number: int, segment: Segment) -> None:
+        """See Worker.send."""
+        self.assigned[number] = segment
         self._lot.append((number, segment))
         if len(self._lot) == self._lot_size:
-            self._send()
+            self._send_lot()
 
-    def _send(self) -> None:
+    def _send_lot(self) -> None:
+        """Send the segments that are collected."""
         if self._lot:
             self._answers.append(self._actor.decode.remote(self._lot))
             self._lot = []
 
-    def hear(self) -> Any:
-        """As _Process.hear."""
+    def receive(self) -> Any:
+        """See Worker.receive."""
         errors = self._ray.exceptions
         try:
             return self._ray.get(self._answers.popleft())
         except (errors.RayActorError, errors.ObjectLostError, errors.NodeDiedError) as error:
             raise EOFError from error
         except errors.RayError as error:
-            return f"{self.shown}: {error}"
+            return f"{self.name}: {error}"
 
-    def end(self) -> str:
-        """As _Process.end."""
-        self.has = {}
+    def stop(self) -> str:
+        """See Worker.stop."""
+        self.assigned = {}
         self.is_ready = False
         self._lot = []
         self._answers.clear()
@@ -164,8 +178,8 @@ class _Actor:
         return "died"
 
 
-class _Network:
-    """What a Ray actor is."""
+class RayNetwork:
+    """Network in a Ray actor."""
 
     def __init__(self, load: Callable[..., Transcriber], settings: Mapping[str, Any]):
         self._load = load
@@ -173,14 +187,14 @@ class _Network:
         self._generate: Callable[[Iterable[Segment]], Iterator[np.ndarray]] | None = None
 
     def load(self) -> tuple[Transcriber, list[str]] | str:
-        """As _Process.loaded; a text where it cannot be loaded."""
-        self._generate, found = _loaded(self._load, self._settings)
-        return found
+        """Load the network; return Worker.loaded, or the text of an error."""
+        self._generate, loaded = load_generate(self._load, self._settings)
+        return loaded
 
     def decode(self, lot: Sequence[tuple[int, Segment]]) -> dict[int, np.ndarray] | str:
-        """Number -> ids; a text where the network failed."""
+        """Return number -> ids, or the text of an error."""
         numbers = [number for number, _ in lot]
         try:
             return dict(zip(numbers, self._generate(segment for _, segment in lot), strict=True))
         except Exception as error:
-            return _in_words(error)
+            return describe(error)

@@ -1,4 +1,4 @@
-"""A worker of the pool: what processes and Ray actors have in common."""
+"""Workers of a pool: the interface of processes and Ray actors, and loading the network in one."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,64 +9,68 @@ from mt3_common.transcription.pipeline import Transcriber
 
 
 class Worker(Protocol):
-    """A process or an actor that computes ids, started and ended by a Pool.
+    """A process or an actor that computes ids, started and stopped by a Pool.
 
     Attributes:
-        has: number -> segment of those that it was given and has not answered.
-        is_ready: whether its network is loaded.
-        loaded: its Transcriber, without the network, and what loading it warned of.
-        shown, device: what messages call it and its device.
+        assigned: number -> segment of those that were sent to it and are not answered.
+        is_ready: True when its network is loaded.
+        loaded: its Transcriber, without the network, and the warnings of loading it.
+        name, device: of the worker and its device, for messages.
     """
 
-    has: dict[int, Segment]
+    assigned: dict[int, Segment]
     is_ready: bool
     loaded: tuple[Transcriber, list[str]] | None
-    shown: str
+    name: str
     device: str
 
     @property
-    def is_ended(self) -> bool:
-        """Whether it must begin before anything else."""
+    def is_stopped(self) -> bool:
+        """True before the start and after the end."""
 
-    def begin(self) -> None:
-        """Starts the worker."""
+    def start(self) -> None:
+        """Start the worker and load its network."""
 
     @staticmethod
-    def with_news(workers: "Sequence[Any]") -> "list[Any]":
-        """Those from which there is something to hear; waits for the first."""
+    def wait_for_any(workers: "Sequence[Any]") -> "list[Any]":
+        """Wait until one of these workers has an answer; return all that have."""
 
-    def give(self, number: int, segment: Segment) -> None:
-        """Has it compute the ids of a segment."""
+    def send(self, number: int, segment: Segment) -> None:
+        """Send a segment whose ids it is to compute."""
 
-    def hear(self) -> Any:
-        """What it says: first as loaded, then number -> ids; a text where something went wrong.
+    def receive(self) -> Any:
+        """Return its next answer: first `loaded`, then number -> ids; the text of an error if it failed.
 
         Raises:
             EOFError: it died.
         """
 
-    def end(self) -> str:
-        """Ends the worker, if it runs, and forgets what it had; says how it ended."""
+    def stop(self) -> str:
+        """Stop the worker, if it runs, and forget its segments; return how it ended, for messages."""
 
 
 class WorkerError(RuntimeError):
-    """A process that computes the network failed or died; the text says which and why."""
+    """Error of a worker that failed or died; the text says which one and why."""
 
 
-def _loaded(load: Callable[..., Transcriber], settings: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(generate, what is left of its Transcriber and what it warned of), or (None, why it cannot be loaded)."""
+def load_generate(load: Callable[..., Transcriber], settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Load the network in a worker.
+
+    Returns:
+        generate, and (the Transcriber without it, the warnings); or None, and the text of the error.
+    """
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
         try:
             transcriber = load(**settings)
         except Exception as error:
-            return None, _in_words(error)
+            return None, describe(error)
     generate, transcriber.generate = transcriber.generate, None
     return generate, (transcriber, [str(warning.message) for warning in warned if warning.category is UserWarning])
 
 
-def _in_words(error: Exception) -> str:
-    """What went wrong, for another process."""
+def describe(error: Exception) -> str:
+    """Describe an error for another process, which may lack its class."""
     text = str(error) or type(error).__name__
     if isinstance(error, MemoryError):
         return f"out of memory: {text}"

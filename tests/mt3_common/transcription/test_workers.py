@@ -19,8 +19,8 @@ from mt3_common.audio.segments import Segment
 from mt3_common.cli import infer as cli
 from mt3_common.formats import midi
 from mt3_common.transcription.workers.pool import ATTEMPTS, Pool
-from mt3_common.transcription.workers.process import _alone, _Process, _work, split_devices
-from mt3_common.transcription.workers.ray import _Stdout
+from mt3_common.transcription.workers.process import ProcessWorker, isolated_device, serve, split_devices
+from mt3_common.transcription.workers.ray import RedirectedStdout
 from mt3_common.transcription.workers.worker import WorkerError
 
 # what a segment's first value means to the stand-in: an id, or one of these
@@ -92,7 +92,7 @@ def pool_of(stand_in):
 
         def make(*devices):
             settings = {"batch_size": 4}
-            pool = Pool([_Process(stand_in.load, settings, device, 1) for device in devices], 4)
+            pool = Pool([ProcessWorker(stand_in.load, settings, device, 1) for device in devices], 4)
             stack.callback(pool.close)
             with pytest.warns(UserWarning, match="^careful$"):
                 transcriber = pool.transcriber()
@@ -155,7 +155,7 @@ def test_one_that_cannot_be_started_again_is_left_out(pool_of, capfd):
     def segments():
         # until it is left out, and a few more
         for value in itertools.chain(
-            itertools.takewhile(lambda _: not pool.workers[1].is_ended, range(3000)), range(9)
+            itertools.takewhile(lambda _: not pool.workers[1].is_stopped, range(3000)), range(9)
         ):
             time.sleep(0.01)
             values.append(value)
@@ -207,7 +207,7 @@ def test_a_network_that_cannot_be_loaded(stand_in):
         ("nowhere", ValueError, "no device 'nowhere' here; there are: here"),
         ("broken", WorkerError, "the process on broken ended with status 3 before the network was loaded"),
     ):
-        pool = Pool([_Process(stand_in.load, {}, device, 1)], 4)
+        pool = Pool([ProcessWorker(stand_in.load, {}, device, 1)], 4)
         with pytest.raises(kind, match=f"^{said}$"):
             pool.transcriber()
         assert pool.workers[0]._process is None
@@ -217,7 +217,7 @@ def test_a_process_that_nobody_waits_for_ends_quietly(stand_in, capfd):
     """As when the one that started it was killed while it loaded its network."""
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, stand_in.load, {"device": "cpu"}, {}))
+    process = context.Process(target=serve, args=(theirs, stand_in.load, {"device": "cpu"}, {}))
     process.start()
     connection.close()
     theirs.close()
@@ -230,7 +230,7 @@ def test_what_other_threads_print_does_not_go_among_the_notes(capsys):
     """As Ray's, which tell of a dead node."""
     begun = threading.Event()
     other = threading.Thread(target=lambda: begun.wait() and print("a node died", flush=True))
-    with contextlib.redirect_stdout(_Stdout(sys.stdout, [other])):
+    with contextlib.redirect_stdout(RedirectedStdout(sys.stdout, [other])):
         other.start()
         print("a note")
         begun.set()
@@ -242,15 +242,15 @@ def test_each_process_sees_its_own_gpu(stand_in, tmp_path, monkeypatch, pool_of)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
     pool_of("cuda:2", "gpu:0")
     assert sorted(path.stem for path in tmp_path.glob("*.loaded")) == ["GPU-a", "GPU-c"]
-    assert _alone("cuda:3", 0) == ("cuda:3", {})
+    assert isolated_device("cuda:3", 0) == ("cuda:3", {})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert _alone("cuda:3", 0) == ("cuda", {"CUDA_VISIBLE_DEVICES": "3"})
-    assert _alone("cuda", 0) == ("cuda", {"CUDA_VISIBLE_DEVICES": "0"})
-    assert _alone("cuda:x", 0) == ("cuda:x", {})
-    assert _alone("mps", 0) == ("mps", {})
+    assert isolated_device("cuda:3", 0) == ("cuda", {"CUDA_VISIBLE_DEVICES": "3"})
+    assert isolated_device("cuda", 0) == ("cuda", {"CUDA_VISIBLE_DEVICES": "0"})
+    assert isolated_device("cuda:x", 0) == ("cuda:x", {})
+    assert isolated_device("mps", 0) == ("mps", {})
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert _alone("cpu", 3) == ("cpu", {"OMP_NUM_THREADS": "2"})
+    assert isolated_device("cpu", 3) == ("cpu", {"OMP_NUM_THREADS": "2"})
 
 
 def test_names_of_several_devices():
