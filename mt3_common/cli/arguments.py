@@ -5,6 +5,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from mt3_common.cli.jobs import STDIN, UsageError
 from mt3_common.config import PRESETS
@@ -66,7 +67,7 @@ exit status:
 class Parser(argparse.ArgumentParser):
     """ArgumentParser that raises its errors."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; {self.prog} --help lists the options")
 
 

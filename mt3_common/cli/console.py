@@ -58,13 +58,14 @@ def sentence(error: Exception, program: str, names: Mapping[str, str] | None = N
         names: names of files -> how messages show them.
     """
     text = str(error)
-    # names keep their spaces
-    marks = {f"\0{number}": name for number, name in enumerate(names or {})}
+    # Spaces in names of files stay.
+    shown = names or {}
+    marks = {f"\0{number}": name for number, name in enumerate(shown)}
     for mark, name in marks.items():
         text = text.replace(name, mark)
     text = " ".join(text.split())
     for mark, name in marks.items():
-        text = text.replace(mark, names[name])
+        text = text.replace(mark, shown[name])
     if isinstance(error, ModuleNotFoundError) and error.name in ("jax", "flax", "torch"):
         return f'{program} needs {error.name}: pip install "mt3-twins[{program.removesuffix("_mt3")}]"'
     if is_out_of_memory(error):

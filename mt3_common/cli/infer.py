@@ -208,7 +208,7 @@ def load_transcriber(work: Preparation, load: Callable[..., Transcriber], stack:
         if arguments.ray is not None:
             transcriber = start_on_ray(load, settings, arguments.ray, stack)
         elif len(work.devices) > 1:
-            transcriber = start_processes(load, settings, work.devices, stack)
+            transcriber = start_processes(load, settings, [str(device) for device in work.devices], stack)
         else:
             transcriber = load(device=work.devices[0], **settings)
     for warning in warned:

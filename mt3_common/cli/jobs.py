@@ -19,7 +19,7 @@ STDIN = "-"
 
 
 class UsageError(ValueError):
-    """The arguments cannot be followed; nothing was started."""
+    """Error of the arguments, before anything is started."""
 
 
 class Job(NamedTuple):
@@ -31,17 +31,17 @@ class Job(NamedTuple):
 
     @property
     def called(self) -> str:
-        """What records call the recording."""
+        """Name of the recording in records."""
         return self.name or str(self.audio)
 
     @property
     def shown(self) -> str:
-        """What messages call the recording."""
+        """Name of the recording in messages."""
         return printable(self.called)
 
 
 def listed(name: str) -> list[str]:
-    """The paths in a file, one a line, empty lines left out; of stdin for '-'.
+    """Return the paths in a file, one a line without empty ones; '-' stands for stdin.
 
     Raises:
         UsageError: the file cannot be read, or names nothing.
@@ -54,7 +54,7 @@ def listed(name: str) -> list[str]:
         raise UsageError(f"--list {name} is no list of paths, or in UTF-16: it must have one path a line, in UTF-8")
     text = os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
     paths = [line for line in (line.removesuffix("\r") for line in text.split("\n")) if line.strip()]
-    # which here is the name of a file
+    # In a list "-" is the name of a file, not stdin.
     paths = [os.path.join(".", path) if path == STDIN else path for path in paths]
     if not paths:
         raise UsageError(f"--list {name} names no recordings: it must have one path a line")
@@ -68,7 +68,7 @@ def plan(
     stdin: Path | None = None,
     extras: Sequence[str] = (),
 ) -> tuple[list[Job], dict[Path, str]]:
-    """What is to be done, in the order given, and why some inputs lead to nothing (folders without recordings).
+    """Expand the AUDIO arguments into jobs, in their order, and map each input without recordings to the reason.
 
     Args:
         audio: files, folders, patterns, and STDIN.
@@ -80,26 +80,26 @@ def plan(
     Raises:
         UsageError: two recordings for one output, an output that is one of the recordings, -o a file for several, …
     """
-    # where each recording's output lies below -o, by absolute path: naming a file twice means it once
-    places: dict[str, tuple[Path, Path]] = {}
+    # by absolute path, so that a file that is named twice is one job: the file, and its output's path below -o
+    files: dict[str, tuple[Path, Path]] = {}
     failed: dict[Path, str] = {}
 
     def unread(error: OSError) -> None:
         failed[Path(error.filename)] = f"{error.filename}: this folder cannot be searched: {error.strerror}"
 
     for name in audio:
-        found = [(stdin, Path(stdin.name))] if name == STDIN and stdin else find(name, unread)
+        matched = [(stdin, Path(stdin.name))] if name == STDIN and stdin else find(name, unread)
         path = Path(name)
-        if not found and path not in failed:
+        if not matched and path not in failed:
             failed[path] = f"{path}: no recordings in this folder; name files whose endings are not usual for audio"
             if not os.path.isdir(name):
                 failed[path] = f"{path}: no recordings match this pattern"
-        for file, place in found:
-            places.setdefault(os.path.abspath(file), (file, place))
+        for file, below in matched:
+            files.setdefault(os.path.abspath(file), (file, below))
 
     format_of_output = SUFFIXES.get(Path(output).suffix.lower()) if output and is_file_name(output) else None
     if format_of_output:
-        if len(places) > 1 or len(audio) > 1 or os.path.isdir(audio[0]):
+        if len(files) > 1 or len(audio) > 1 or os.path.isdir(audio[0]):
             raise UsageError(f"-o {output} is one file, for one recording; name a folder for the outputs of several")
         formats = formats or (format_of_output,)
         if format_of_output not in formats:
@@ -108,10 +108,10 @@ def plan(
         raise UsageError(f"-o {output} is neither a folder nor a name that ends in {', '.join(SUFFIXES)}")
 
     jobs = []
-    for file, place in places.values():
-        stem = Path(output) if format_of_output else Path(output) / place if output else file
+    for file, below in files.values():
+        stem = file if not output else Path(output) if format_of_output else Path(output) / below
         if " " in stem.suffix:
-            # of "Mr. Jones", Jones is no ending
+            # In "Mr. Jones", " Jones" is no ending.
             stem = stem.with_name(f"{stem.name}.mid")
         named = {format: stem.with_suffix(f".{format}") for format in (("mid",) if formats is None else formats)}
         if format_of_output:
@@ -136,12 +136,12 @@ def plan(
 
 
 def is_file_name(output: str) -> bool:
-    """Whether -o names a file: by its ending, unless a folder has that name or there is a slash behind it."""
+    """Return whether -o names a file: by its ending, unless it is a folder's name or ends in a slash."""
     return os.path.splitext(output)[1].lower() in SUFFIXES and not os.path.isdir(output)
 
 
 def find(name: str, unread: Callable[[OSError], None]) -> list[tuple[Path, Path]]:
-    """The recordings that an argument names, and where the outputs of each lie below -o.
+    """Find the recordings that an argument names, and the path of the outputs of each below -o.
 
     Args:
         name: of a file or a folder, or else a pattern with *, ?, [abc] or ** for any folders. Of a folder's files, and
@@ -156,23 +156,23 @@ def find(name: str, unread: Callable[[OSError], None]) -> list[tuple[Path, Path]
             return [(file, file.relative_to(path)) for file in recordings(path, unread)]
         return [(path, Path(path.name))]
     fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-    found = []
+    files = []
     for match in sorted(map(Path, matches(path, unread))):
         if match.is_dir():
-            found += recordings(match, unread)
+            files += recordings(match, unread)
         elif match.suffix.lower() in AUDIO_SUFFIXES or (path.suffix and not glob.has_magic(path.suffix)):
-            found += [match] * (not sonify.is_played(match))
-    return [(file, file.relative_to(fixed)) for file in found]
+            files += [match] * (not sonify.is_played(match))
+    return [(file, file.relative_to(fixed)) for file in files]
 
 
 def matches(pattern: Path, unread: Callable[[OSError], None]) -> Iterator[str]:
-    """What a pattern matches; unlike glob's own, ** goes around no circle of links."""
+    """Yield the paths that a pattern matches; unlike glob's, ** follows no circle of links."""
     if "**" not in pattern.parts:
         yield from glob.glob(str(pattern))
         return
-    place = pattern.parts.index("**")
-    after = pattern.parts[place + 1 :]
-    for folder in filter(os.path.isdir, glob.glob(str(Path(*pattern.parts[:place])))):
+    index = pattern.parts.index("**")
+    after = pattern.parts[index + 1 :]
+    for folder in filter(os.path.isdir, glob.glob(str(Path(*pattern.parts[:index])))):
         # behind the last **, folders count with all that is in them
         for below, _ in folders(folder, unread) if after else [(folder, [])]:
             yield from matches(Path(glob.escape(below), *after), unread)

@@ -1,7 +1,7 @@
-"""What was done: a file with one JSON line per recording, by which a later run knows what need not be done again.
+"""The summary: a file with one JSON line per recording, by which --resume leaves out what is done.
 
-A recording is done if a line tells of the same content, checkpoint and settings, and every file that is wanted of it is
-what that line says, byte for byte. Names play no part: folders may move.
+A recording is done if a line has the same content, checkpoint and settings, and all its outputs are there as that line
+says, byte for byte. Names play no part: folders may move.
 """
 
 import json
@@ -17,11 +17,11 @@ HEAD = '{"format": "mt3-twins summary", '
 
 
 class SummaryError(ValueError):
-    """A summary that cannot be read or written; the text says which and why."""
+    """Error of a summary that cannot be read or written; the text says which and why."""
 
 
 class Summary:
-    """A summary file; it need not exist yet.
+    """Summary file; it need not exist yet.
 
     Args:
         path: of the file.
@@ -45,7 +45,7 @@ class Summary:
             try:
                 self._remember(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError):
-                # a line that was cut short when its writer was killed or the disk was full
+                # The line was cut short when its writer was killed or the disk was full.
                 continue
 
     def _remember(self, record: Mapping[str, Any]) -> None:
@@ -53,21 +53,21 @@ class Summary:
             digests = {format: output["sha256"] for format, output in record["outputs"].items()}
             self.done.setdefault(_key(record), []).append(digests)
 
-    def is_done(self, about: Mapping[str, Any], outputs: Sequence[Path]) -> bool:
-        """Whether these outputs are there, as they were written of the same.
+    def is_done(self, provenance: Mapping[str, Any], outputs: Sequence[Path]) -> bool:
+        """Return whether all outputs are there as a line says that they were written.
 
         Args:
-            about: the entries 'input', 'checkpoint' and 'settings' of its line.
+            provenance: the entries 'input', 'checkpoint' and 'settings' of its line.
             outputs: files of which kind_of knows what they are.
         """
-        written = self.done.get(_key(about), [])
+        written = self.done.get(_key(provenance), [])
         if not written:
             return False
         present = {kind_of(output): file_sha256(output) for output in outputs if output.is_file()}
         return len(present) == len(outputs) and any(present.items() <= digests.items() for digests in written)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a line, in one write and on the disk when this returns.
+        """Add a line in one write; it is on the disk when this returns.
 
         Raises:
             SummaryError: it cannot be written.
@@ -88,7 +88,7 @@ class Summary:
 
 
 def _key(record: Mapping[str, Any]) -> str:
-    """What must be the same for the results to be the same, as text; raises KeyError where some is missing."""
+    """Return all that the results depend on, as text; raise KeyError if an entry is missing."""
     same = {
         "input": record["input"]["sha256"],
         "checkpoint": record["checkpoint"]["sha256"],

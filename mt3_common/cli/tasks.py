@@ -1,4 +1,4 @@
-"""A recording from the check of its outputs to the line of the summary."""
+"""Tasks: one recording from the check of its outputs to its line in the summary."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from mt3_common.transcription.result import Transcription
 
 
 class Unread(Exception):
-    """Nobody reads the notes on stdout any more, and they go nowhere else."""
+    """End of the work: nobody reads the notes on stdout any more, and they go nowhere else."""
 
 
 class Task:
@@ -39,7 +39,7 @@ class Task:
         self._state: tuple[int, int] = (0, 0)
 
     def begin(self) -> None:
-        """Checks the outputs and remembers what the recording is; called before it is read.
+        """Check the outputs and take the digest of the recording; called before it is read.
 
         Raises:
             ValueError: an output is in the way.
@@ -56,14 +56,14 @@ class Task:
             self.input = describe_file(self.job.audio)
 
     def finish(self, transcription: Transcription, elapsed: float) -> tuple[dict[str, Any], dict[str, float]]:
-        """Writes the files.
+        """Write the files of the task.
 
         Args:
             transcription: of the recording.
             elapsed: since the run began (s).
 
         Returns:
-            Its line of the summary, but for checkpoint and settings, and the seconds of each stage.
+            The line of the summary, without checkpoint and settings, and the seconds of each stage.
 
         Raises:
             ValueError: the recording was changed, or an output cannot be written.
@@ -73,9 +73,9 @@ class Task:
             raise ValueError(f"{job.audio} was changed while it was read; run again")
         began = time.perf_counter()
         if self.arguments.tempo is not None:
-            asked = self.arguments.start, self.arguments.duration
+            span = self.arguments.start, self.arguments.duration
             transcription = transcription.with_tempo(
-                beats.asked_for(self.arguments.tempo, job.audio, transcription.notes, *asked)
+                beats.tempo_for(self.arguments.tempo, job.audio, transcription.notes, *span)
             )
         part = self.arguments.start, transcription.duration
         by_kind = {kind_of(output): output for output in job.outputs}
@@ -112,7 +112,7 @@ class Task:
 
 
 def stream(job: Job, notes: Sequence[Note]) -> None:
-    """Writes notes of a recording to stdout, a JSON object a line.
+    """Write notes of a recording to stdout, a JSON object a line.
 
     Raises:
         Unread: nobody reads them, and there are no files that they go to.
@@ -123,18 +123,18 @@ def stream(job: Job, notes: Sequence[Note]) -> None:
 
 
 def modified(path: Path) -> tuple[int, int]:
-    """What changes when a file is changed: its size (bytes) and time (ns)."""
+    """Return a file's size (bytes) and time of modification (ns)."""
     state = os.stat(path)
     return state.st_size, state.st_mtime_ns
 
 
 def closing_line(job: Job, transcription: Transcription, elapsed: float | None) -> str:
-    """What came of a recording, in one line.
+    """Describe the result for a recording in one line.
 
     Args:
         job: the recording and its outputs.
-        transcription: what came of it.
-        elapsed: the time it took (s); None where several shared it.
+        transcription: the result.
+        elapsed: the time that it took (s); None where several shared it.
     """
     duration = transcription.duration
     return (
@@ -146,5 +146,5 @@ def closing_line(job: Job, transcription: Transcription, elapsed: float | None) 
 
 
 def took(duration: float, elapsed: float) -> str:
-    """How much audio (s) in how much time (s)."""
+    """Describe a duration of audio (s) and the time that it took (s)."""
     return f"{duration:.1f} s of audio in {elapsed:.1f} s ({duration / max(elapsed, 1e-9):.1f} x real time)"

@@ -25,21 +25,21 @@ SMOOTHED = 3
 ON_BEAT = 0.07
 
 
-def asked_for(
-    asked: float | str,
+def tempo_for(
+    option: float | str,
     path: str | os.PathLike,
     notes: Sequence[Note] = (),
     start: float = 0.0,
     duration: float | None = None,
 ) -> Tempo:
-    """What --tempo asks for: AUTO finds the beats of a recording, a number is constant. For the rest see find."""
-    return find(path, notes, start, duration) if asked == AUTO else constant(float(asked))
+    """Return the tempo that --tempo names: AUTO for the beats of the recording, a number for a constant one."""
+    return find_beats(path, notes, start, duration) if option == AUTO else constant(float(option))
 
 
-def find(
+def find_beats(
     path: str | os.PathLike, notes: Sequence[Note] = (), start: float = 0.0, duration: float | None = None
 ) -> Tempo:
-    """The beats of a recording; its notes decide which of them bars begin on. Without beats, 120 a minute from 0 s.
+    """Find the beats of a recording; its notes decide where bars begin. Without beats, 120 a minute from 0 s.
 
     Read in blocks; of the whole recording, only the strength of its onsets is kept, 43 numbers a second.
 
@@ -80,24 +80,24 @@ def find(
 
 
 def _onset_strength(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """How strongly something begins in each frame, in pieces of FRAMES_AT_ONCE."""
+    """Yield the strength of onsets in each frame, in pieces of FRAMES_AT_ONCE."""
     context = CONTEXT * HOP
     size = FRAMES_AT_ONCE * HOP
-    kept = np.zeros(context, np.float32)
+    previous = np.zeros(context, np.float32)
     fresh = np.zeros(0, np.float32)
 
     def strength(samples: np.ndarray, count: int) -> np.ndarray:
-        found = librosa().onset.onset_strength(y=samples, sr=SAMPLE_RATE, hop_length=HOP)
-        return found[CONTEXT : CONTEXT + count]
+        strengths = librosa().onset.onset_strength(y=samples, sr=SAMPLE_RATE, hop_length=HOP)
+        return strengths[CONTEXT : CONTEXT + count]
 
     for block in blocks:
         fresh = np.concatenate([fresh, block])
         while len(fresh) >= size + context:
-            samples = np.concatenate([kept, fresh[: size + context]])
+            samples = np.concatenate([previous, fresh[: size + context]])
             yield strength(samples, FRAMES_AT_ONCE)
-            kept, fresh = fresh[size - context : size], fresh[size:]
+            previous, fresh = fresh[size - context : size], fresh[size:]
     if len(fresh) >= HOP:
-        yield strength(np.concatenate([kept, fresh, np.zeros(context, np.float32)]), len(fresh) // HOP)
+        yield strength(np.concatenate([previous, fresh, np.zeros(context, np.float32)]), len(fresh) // HOP)
 
 
 def _smoothed(beats: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def _smoothed(beats: np.ndarray) -> np.ndarray:
 
 
 def _downbeat(beats: np.ndarray, notes: Sequence[Note]) -> int:
-    """Of every BEATS_PER_BAR beats, the one on which most begins; the first of equals."""
+    """Return the beat of every BEATS_PER_BAR on which most notes begin; of equals, the first."""
     counts = np.zeros(BEATS_PER_BAR)
     for note in notes:
         nearest = _nearest(beats, note.onset)
@@ -120,17 +120,17 @@ def _downbeat(beats: np.ndarray, notes: Sequence[Note]) -> int:
 
 
 def _nearest(beats: np.ndarray, time: float) -> int:
-    place = int(np.searchsorted(beats, time))
-    around = [number for number in (place - 1, place) if 0 <= number < len(beats)]
+    index = int(np.searchsorted(beats, time))
+    around = [number for number in (index - 1, index) if 0 <= number < len(beats)]
     return min(around, key=lambda number: abs(beats[number] - time))
 
 
 def librosa() -> Any:
-    """The library.
+    """Return the library.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: librosa is not installed.
     """
     with needed("--tempo auto needs librosa", "tempo"):
-        import librosa as found
-    return found
+        import librosa as library
+    return library

@@ -17,9 +17,15 @@ class Clock:
     """
 
     def __init__(self, stages: Iterable[str]):
-        self.seconds: dict[str, float] = dict.fromkeys(stages, 0.0)
+        self.seconds: dict[str, float] = {}
+        self._stages = tuple(stages)
+        self.reset()
         self._running: list[str] = []
         self._since = 0.0
+
+    def reset(self) -> None:
+        """Start again from 0 s in all stages; the stages that run go on."""
+        self.seconds = dict.fromkeys(self._stages, 0.0)
 
     def _charge(self) -> None:
         now = time.perf_counter()
@@ -29,7 +35,7 @@ class Clock:
 
     @contextlib.contextmanager
     def running(self, stage: str) -> Iterator[None]:
-        """Counts what happens inside towards the stage."""
+        """Charge the time of the block to the stage."""
         self._charge()
         self._running.append(stage)
         try:
@@ -39,7 +45,7 @@ class Clock:
             self._running.pop()
 
     def timed(self, stage: str, items: Iterable[Any]) -> Iterator[Any]:
-        """The items; what it takes to make them counts towards the stage."""
+        """Yield the items and charge the time of making them to the stage."""
         iterator = iter(items)
         while True:
             with self.running(stage):

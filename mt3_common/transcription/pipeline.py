@@ -14,7 +14,7 @@ from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.config import Config
 from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
-from mt3_common.transcription.beats import asked_for
+from mt3_common.transcription.beats import tempo_for
 from mt3_common.transcription.continuity import InstrumentContinuity
 from mt3_common.transcription.reader import Request
 from mt3_common.transcription.result import Transcription
@@ -79,7 +79,7 @@ class Transcriber:
             result = next(results)
         if isinstance(result, Exception):
             raise result
-        return result if tempo is None else result.with_tempo(asked_for(tempo, path, result.notes, start, duration))
+        return result if tempo is None else result.with_tempo(tempo_for(tempo, path, result.notes, start, duration))
 
     def transcribe_many(
         self, requests: Iterable[Request], readers: int = 1

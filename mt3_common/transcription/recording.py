@@ -1,4 +1,4 @@
-"""A recording on its way: its segments go out, the network's ids come in and become notes."""
+"""One recording in a transcription: segments go out, ids come in and become notes."""
 
 import collections
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from mt3_common.transcription.velocity import VelocityEstimator
 
 
 class Recording:
-    """A recording whose segments the network is given, and the notes that come of them.
+    """State of one recording: segments for the network, and the notes of its answers.
 
     Args:
         request: the recording.

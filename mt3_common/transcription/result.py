@@ -13,17 +13,17 @@ from mt3_common.notes.tempo import Tempo
 
 @dataclasses.dataclass(frozen=True)
 class Transcription:
-    """The notes of a recording and how they came about.
+    """Notes of a recording, with counts and metadata.
 
     Attributes:
         notes: in the order in which they ended, as MT3 lists them; 0 s is where the reading of the audio began.
         duration: audio that was read (s).
         num_segments: segments that it was cut into.
-        invalid: tokens that made no sense and were skipped.
+        invalid: tokens that were skipped: no event, or out of place.
         dropped: tokens past the beginning of the next segment.
-        metadata: what else is worth keeping, for JSON: the audio's name, the checkpoint's, …
+        metadata: for JSON: the names of the audio and the checkpoint, start, instruments.
         seconds: time that each of STAGES took (s).
-        tempo: where beats are, for MIDI and MusicXML; None where nobody asked.
+        tempo: beats, for MIDI and MusicXML; None for none.
     """
 
     notes: list[Note]
@@ -37,16 +37,16 @@ class Transcription:
 
     @property
     def num_instruments(self) -> int:
-        """Programs that play, all drums counting as one."""
+        """Number of programs that play; all drums count as one."""
         return len({(note.program, False) if not note.is_drum else (0, True) for note in self.notes})
 
     def with_tempo(self, tempo: Tempo) -> "Transcription":
-        """The same with beats."""
+        """Return a copy with beats."""
         metadata = self.metadata | {"bpm": round(60 / tempo.interval, 3)}
         return dataclasses.replace(self, tempo=tempo, metadata=metadata)
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes a file in the format that its name ends in: .mid (or .midi), .json, .csv, .noteseq or .musicxml.
+        """Write a file in the format that its name ends in: .mid (or .midi), .json, .csv, .noteseq or .musicxml.
 
         A .noteseq file is a serialised note_seq.NoteSequence. The file appears whole or not at all; one that is
         there is replaced.
@@ -58,13 +58,13 @@ class Transcription:
             case "mid":
                 midi.write_midi(self.notes, path, self.tempo)
             case "json":
-                about = {
+                counts = {
                     "duration": self.duration,
                     "segments": self.num_segments,
                     "invalid": self.invalid,
                     "dropped": self.dropped,
                 }
-                tables.write_json(self.notes, path, self.metadata | about)
+                tables.write_json(self.notes, path, self.metadata | counts)
             case "csv":
                 tables.write_csv(self.notes, path)
             case "noteseq":

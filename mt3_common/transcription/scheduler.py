@@ -122,7 +122,7 @@ class Scheduler:
         """Yield the results of recordings that are done, up to the first that is not."""
         while self._unfinished and self._unfinished[0].is_done:
             result = self._unfinished.popleft().result(self._clock.seconds, self.checkpoint)
-            self._clock.seconds = dict.fromkeys(STAGES, 0.0)
+            self._clock.reset()
             self._requests.popleft()
             if self._unfinished and self._unfinished[0].start_times:
                 self._unfinished[0].report_progress()

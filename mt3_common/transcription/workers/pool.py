@@ -8,6 +8,7 @@ import collections
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,16 +52,21 @@ class Pool:
                     self._receive(worker)
                 except EOFError:
                     raise WorkerError(f"{worker.name} {worker.stop()} before the network was loaded") from None
-        transcriber, warned = self.workers[0].loaded
+        loaded = self.workers[0].loaded
+        assert loaded is not None, "all workers are ready"
+        transcriber, warned = loaded
         for message in warned:
             warnings.warn(message, UserWarning, stacklevel=2)
         transcriber.generate = self.generate
         return transcriber
 
-    def generate(self, segments: Iterable[Segment]) -> Iterator[np.ndarray]:
+    def generate(self, segments: Iterable[Any]) -> Iterator[np.ndarray]:
         """Yield the ids of each segment in order; a segment goes to the worker with the fewest.
 
         A worker that dies is started again, and left out after it has died ATTEMPTS times while loading its network.
+
+        Args:
+            segments: Segment of each.
 
         Raises:
             WorkerError: a network failed, too many workers died with the same segment, or no worker is left.

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.process
 import os
 import queue
 import signal
@@ -28,7 +29,7 @@ def split_devices(devices: str | None) -> list[str | None]:
     """
     if devices is None:
         return [None]
-    names = [name.strip() for name in devices.split(",")]
+    names: list[str | None] = [name.strip() for name in devices.split(",")]
     if len(names) > 1 and not all(names):
         raise ValueError(f"--device {devices}: an empty name between commas; such as cuda:0,cuda:1")
     return names
@@ -75,7 +76,8 @@ class ProcessWorker:
         self._load = load
         local_name, self._environment = isolated_device(device, num_cpu)
         self._settings = dict(settings, device=local_name)
-        self._connection: multiprocessing.connection.Connection | None = None
+        # Connection, or PipeConnection on Windows; None when stopped
+        self._connection: Any = None
         self._process: multiprocessing.process.BaseProcess | None = None
 
     @property
@@ -88,12 +90,13 @@ class ProcessWorker:
         context = multiprocessing.get_context("spawn")
         self._connection, remote = context.Pipe()
         arguments = (remote, self._load, self._settings, self._environment)
-        self._process = context.Process(target=serve, args=arguments, name=self.name, daemon=True)
-        self._process.start()
+        process = context.Process(target=serve, args=arguments, name=self.name, daemon=True)
+        process.start()
+        self._process = process
         remote.close()
 
     @staticmethod
-    def wait_for_any(processes: "Sequence[ProcessWorker]") -> "list[ProcessWorker]":
+    def wait_for_any(processes: Sequence["ProcessWorker"], /) -> list["ProcessWorker"]:
         """See Worker.wait_for_any."""
         ready = multiprocessing.connection.wait([process._connection for process in processes])
         return [process for process in processes if process._connection in ready]
@@ -124,6 +127,7 @@ class ProcessWorker:
             self._process.kill()
             self._process.join()
         code = self._process.exitcode
+        assert code is not None, "the process has ended"
         self._process = self._connection = None
         return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
 

@@ -136,7 +136,7 @@ class RayWorker:
         self._answers.append(self._actor.load.remote())
 
     @staticmethod
-    def wait_for_any(actors: "Sequence[RayWorker]") -> "list[RayWorker]":
+    def wait_for_any(actors: Sequence["RayWorker"], /) -> list["RayWorker"]:
         """See Worker.wait_for_any."""
         for actor in actors:
             actor._send_lot()
@@ -193,6 +193,7 @@ class RayNetwork:
 
     def decode(self, lot: Sequence[tuple[int, Segment]]) -> dict[int, np.ndarray] | str:
         """Return number -> ids, or the text of an error."""
+        assert self._generate is not None, "load comes first"
         numbers = [number for number, _ in lot]
         try:
             return dict(zip(numbers, self._generate(segment for _, segment in lot), strict=True))

@@ -1,8 +1,10 @@
 """Workers of a pool: the interface of processes and Ray actors, and loading the network in one."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from mt3_common.audio.segments import Segment
 from mt3_common.transcription.pipeline import Transcriber
@@ -27,13 +29,15 @@ class Worker(Protocol):
     @property
     def is_stopped(self) -> bool:
         """True before the start and after the end."""
+        ...
 
     def start(self) -> None:
         """Start the worker and load its network."""
 
     @staticmethod
-    def wait_for_any(workers: "Sequence[Any]") -> "list[Any]":
+    def wait_for_any(workers: Sequence[Any], /) -> list[Any]:
         """Wait until one of these workers has an answer; return all that have."""
+        ...
 
     def send(self, number: int, segment: Segment) -> None:
         """Send a segment whose ids it is to compute."""
@@ -47,6 +51,7 @@ class Worker(Protocol):
 
     def stop(self) -> str:
         """Stop the worker, if it runs, and forget its segments; return how it ended, for messages."""
+        ...
 
 
 class WorkerError(RuntimeError):
@@ -65,8 +70,13 @@ def load_generate(load: Callable[..., Transcriber], settings: Mapping[str, Any])
             transcriber = load(**settings)
         except Exception as error:
             return None, describe(error)
-    generate, transcriber.generate = transcriber.generate, None
+    generate, transcriber.generate = transcriber.generate, no_network
     return generate, (transcriber, [str(warning.message) for warning in warned if warning.category is UserWarning])
+
+
+def no_network(segments: Iterable[Any]) -> Iterator[np.ndarray]:
+    """Stand for the network of a Transcriber that goes to another process."""
+    raise WorkerError("this Transcriber has no network: it is in another process")
 
 
 def describe(error: Exception) -> str:

@@ -34,7 +34,7 @@ def clicks(path: Path, times, seconds: float, rate: int = 22050) -> Path:
 def test_beats_of_a_recording_are_found(tmp_path, bpm, seconds):
     pytest.importorskip("librosa")
     times = np.arange(0.7, seconds - 0.5, 60 / bpm)
-    found = beats.find(clicks(tmp_path / "a.wav", times, seconds))
+    found = beats.find_beats(clicks(tmp_path / "a.wav", times, seconds))
     assert 60 / found.interval == pytest.approx(bpm, rel=0.02)
     inside = [beat for beat in found.beats if times[0] <= beat <= times[-1]]
     assert len(inside) > 0.9 * len(times)
@@ -48,7 +48,7 @@ def test_start_and_duration_and_downbeats(tmp_path):
     path = clicks(tmp_path / "a.wav", times, 20.0)
     notes = [Note(time - 1.0, time - 0.9, 60 + number % 4 // 2, 100) for number, time in enumerate(times)]
     notes += [Note(time - 1.0, time - 0.9, 40, 100) for time in times[2::4]]
-    found = beats.find(path, notes, start=1.0, duration=15.0)
+    found = beats.find_beats(path, notes, start=1.0, duration=15.0)
     assert found.beats[-1] < 15.1
     first = found.beats[found.downbeat]
     assert (first + 0.05) % 2.0 == pytest.approx(1.05, abs=0.1)
@@ -58,7 +58,7 @@ def test_start_and_duration_and_downbeats(tmp_path):
 def test_silence_and_moments_have_the_usual_tempo(tmp_path, seconds):
     pytest.importorskip("librosa")
     soundfile.write(tmp_path / "a.wav", np.zeros(round(seconds * 16000)), 16000)
-    assert beats.find(tmp_path / "a.wav") == tempo.constant(120.0)
+    assert beats.find_beats(tmp_path / "a.wav") == tempo.constant(120.0)
 
 
 def test_a_long_recording_takes_little_memory(tmp_path):
@@ -66,9 +66,9 @@ def test_a_long_recording_takes_little_memory(tmp_path):
     peaks = []
     for seconds in (70, 210):
         path = clicks(tmp_path / f"{seconds}.wav", np.arange(0.5, seconds, 0.5), seconds)
-        beats.find(path)
+        beats.find_beats(path)
         tracemalloc.start()
-        beats.find(path)
+        beats.find_beats(path)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0]
@@ -139,4 +139,4 @@ def test_hours_keep_their_place(tmp_path):
 def test_without_librosa_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "librosa", None)
     with pytest.raises(ValueError, match=r"mt3-twins\[tempo\]"):
-        beats.find(tmp_path / "a.wav")
+        beats.find_beats(tmp_path / "a.wav")
