@@ -1,0 +1,1 @@
+"""The YourMT3+ networks in Flax."""

@@ -1,0 +1,198 @@
+"""Settings of the YourMT3+ family of networks: an encoder, what stands before and behind it, a T5 decoder.
+
+Names of fields are ours; the published names stand beside them. Source: the published `model_cfg` and `audio_cfg`.
+"""
+
+import dataclasses
+
+from mt3_common.config import ConfigError
+
+ENCODERS = ("t5", "perceiver-tf", "conformer")
+DECODERS = ("t5", "multi-t5")
+PRE_ENCODERS = ("none", "conv", "conv1d_t", "conv1d_f", "hftt", "res3b_hftt")
+PRE_DECODERS = (
+    *("none", "linear", "mc_shared_linear", "mlp", "mlp_gelu", "mlp_relu", "group_linear"),
+    *("conv1", "conv4", "conv16", "conv32", "conv64"),
+)
+PERCEIVER_POSITIONS = ("trainable", "tkd", "td", "tk", "kdt", "alibi", "alibit", "rope", "none")
+FEED_FORWARDS = ("mlp", "gmlp", "moe")
+T5_FEED_FORWARDS = ("t5_gmlp", "moe")
+ACTIVATIONS = ("gelu", "silu", "relu", "tanh")
+ROTARY = {"l": "lang", "p": "pixel"}
+
+
+def _check(where: str, **allowed: tuple[str, tuple[str, ...]]) -> None:
+    for name, (value, values) in allowed.items():
+        if value not in values:
+            raise ConfigError(f"{where}: {name} must be one of {', '.join(values)}, not {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5StackConfig:
+    """Sizes of a T5 encoder or decoder.
+
+    Attributes:
+        d_model: width of the stream.
+        num_heads: attention heads.
+        num_layers: blocks.
+        d_kv: width of a head.
+        position_encoding: 'sinusoidal' (a stored table), 'trainable' (T5's relative bias).
+        ff_widening_factor: inner width of the feed forward over d_model.
+        ff_layer: 't5_gmlp' or 'moe' (8 experts, the best 2, without a norm in front).
+        dropout_rate: used in training only.
+    """
+
+    d_model: int = 512
+    num_heads: int = 6
+    num_layers: int = 8
+    d_kv: int = 64
+    position_encoding: str = "sinusoidal"
+    ff_widening_factor: int = 2
+    ff_layer: str = "t5_gmlp"
+    dropout_rate: float = 0.05
+
+    def __post_init__(self):
+        _check("t5", position_encoding=(self.position_encoding, ("sinusoidal", "trainable")))
+        _check("t5", ff_layer=(self.ff_layer, T5_FEED_FORWARDS))
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceiverConfig:
+    """Sizes of the Perceiver-TF encoder.
+
+    Attributes:
+        num_latents: K, latents of a frame.
+        d_latents: D, width of a latent.
+        kv_dim: width of a token of the pre-encoder's output.
+        num_heads: of all attentions.
+        num_blocks: blocks of one spectral cross attention and the two transformers.
+        num_local_layers: layers of the transformer over the latents of a frame, in a block.
+        num_temporal_layers: layers of the transformer over the frames of a latent, in a block.
+        query_residual: whether the spectral cross attention is added to the latents (else it takes their place).
+        attention_to_channel: tokens are channels (else bins) of the pre-encoder's output.
+        position_encoding: see section "Position encodings" of docs/yourmt3.md.
+        max_positions: rows of a trained table of positions, for frames.
+        rope_types: of the cross attention, the latents and the frames, each 'p' (pixel) or 'l' (lang): 'ppl'.
+        rope_on_keys: whether keys are rotated as queries are.
+        rope_partial: half of the rotated features.
+        norm: 'layer_norm' or 'rms_norm'.
+        ff_layer: 'mlp', 'gmlp' or 'moe'.
+        ff_widening_factor: inner width of the feed forward over d_latents.
+        num_experts: of 'moe'.
+        experts_per_token: of 'moe'.
+        activation: of the feed forward.
+        dropout_rate: used in training only.
+    """
+
+    num_latents: int = 26
+    d_latents: int = 128
+    kv_dim: int = 128
+    num_heads: int = 8
+    num_blocks: int = 3
+    num_local_layers: int = 2
+    num_temporal_layers: int = 2
+    query_residual: bool = False
+    attention_to_channel: bool = True
+    position_encoding: str = "trainable"
+    max_positions: int = 120
+    rope_types: str = "ppl"
+    rope_on_keys: bool = False
+    rope_partial: bool = False
+    norm: str = "layer_norm"
+    ff_layer: str = "mlp"
+    ff_widening_factor: int = 1
+    num_experts: int = 8
+    experts_per_token: int = 2
+    activation: str = "gelu"
+    dropout_rate: float = 0.1
+
+    def __post_init__(self):
+        _check("perceiver-tf", position_encoding=(self.position_encoding, PERCEIVER_POSITIONS))
+        _check("perceiver-tf", norm=(self.norm, ("layer_norm", "rms_norm")), ff_layer=(self.ff_layer, FEED_FORWARDS))
+        _check("perceiver-tf", activation=(self.activation, ACTIVATIONS))
+        if len(self.rope_types) != 3 or set(self.rope_types) - set(ROTARY):
+            raise ConfigError(f"perceiver-tf: rope_types must be three letters of 'p' and 'l', not {self.rope_types!r}")
+        if self.d_latents % self.num_heads:
+            raise ConfigError(f"perceiver-tf: d_latents {self.d_latents} must be a multiple of {self.num_heads} heads")
+        if not 1 <= self.experts_per_token <= self.num_experts:
+            raise ConfigError(f"perceiver-tf: {self.experts_per_token} of {self.num_experts} experts cannot be taken")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConformerConfig:
+    """Sizes of the Conformer encoder.
+
+    Attributes:
+        d_model: width of the stream, and of a frame.
+        intermediate_size: inner width of the feed forwards.
+        num_heads: attention heads.
+        num_layers: layers.
+        position_encoding: 'rotary', 'relative', or 'trainable' and 'none', which are no positions at all.
+        depthwise_kernel_size: frames that the depthwise convolution sees.
+        dropout_rate: used in training only.
+        layer_drop: probability that training skips a layer.
+    """
+
+    d_model: int = 512
+    intermediate_size: int = 512
+    num_heads: int = 8
+    num_layers: int = 8
+    position_encoding: str = "rotary"
+    depthwise_kernel_size: int = 31
+    dropout_rate: float = 0.1
+    layer_drop: float = 0.1
+
+    def __post_init__(self):
+        values = ("rotary", "relative", "trainable", "none")
+        _check("conformer", position_encoding=(self.position_encoding, values))
+
+
+@dataclasses.dataclass(frozen=True)
+class YourMT3Config:
+    """Everything that a YourMT3+ network is built from; the only constructor argument of the twins' modules.
+
+    Attributes:
+        encoder: one of ENCODERS.
+        decoder: one of DECODERS.
+        pre_encoder: one of PRE_ENCODERS.
+        pre_decoder: one of PRE_DECODERS.
+        vocab_size: ids.
+        num_channels: of 'multi-t5'; 1 for 't5'.
+        num_frames: frames of a segment.
+        num_bins: width of a frame.
+        conv_channels: of the pre-encoder's convolutions.
+        scale_logits: whether the head's input is scaled by d_model ** -0.5 (the published `tie_word_embeddings`).
+        num_positions: rows of the T5 stacks' tables of sinusoids.
+        t5_encoder, perceiver, conformer: of the encoder; only the one that `encoder` names is read.
+        t5_decoder: of the decoder, whichever it is.
+    """
+
+    encoder: str = "perceiver-tf"
+    decoder: str = "multi-t5"
+    pre_encoder: str = "conv"
+    pre_decoder: str = "mc_shared_linear"
+    vocab_size: int = 596
+    num_channels: int = 13
+    num_frames: int = 110
+    num_bins: int = 1024
+    conv_channels: int = 128
+    scale_logits: bool = True
+    num_positions: int = 1034
+    t5_encoder: T5StackConfig = T5StackConfig()
+    perceiver: PerceiverConfig = PerceiverConfig()
+    conformer: ConformerConfig = ConformerConfig()
+    t5_decoder: T5StackConfig = T5StackConfig()
+
+    def __post_init__(self):
+        _check("network", encoder=(self.encoder, ENCODERS), decoder=(self.decoder, DECODERS))
+        _check("network", pre_encoder=(self.pre_encoder, PRE_ENCODERS), pre_decoder=(self.pre_decoder, PRE_DECODERS))
+        if self.decoder == "multi-t5" and self.encoder != "perceiver-tf":
+            raise ConfigError(f"decoder multi-t5 needs encoder perceiver-tf, not {self.encoder}")
+        if (self.pre_encoder != "none") != (self.encoder == "perceiver-tf"):
+            raise ConfigError(f"encoder {self.encoder} does not go with pre-encoder {self.pre_encoder}")
+        if (self.pre_decoder != "none") != (self.encoder == "perceiver-tf"):
+            raise ConfigError(f"encoder {self.encoder} does not go with pre-decoder {self.pre_decoder}")
+        if (self.decoder == "multi-t5") != (self.pre_decoder == "mc_shared_linear"):
+            raise ConfigError(f"decoder {self.decoder} does not go with pre-decoder {self.pre_decoder}")
+        if self.decoder == "multi-t5" and self.perceiver.num_latents % self.num_channels:
+            raise ConfigError(f"{self.perceiver.num_latents} latents cannot be split into {self.num_channels} channels")

@@ -1,0 +1,36 @@
+"""Published arrays as the state dict of the PyTorch network."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.yourmt3_config import YourMT3Config
+from torch_mt3.yourmt3.model import YourMT3
+
+
+def template(config: YourMT3Config) -> dict[str, torch.Tensor]:
+    """Return the names of all parameters and buffers with tensors of their shapes; nothing is computed."""
+    with torch.device("meta"):
+        return YourMT3(config).state_dict()
+
+
+def to_variables(arrays: Mapping[str, np.ndarray], config: YourMT3Config) -> dict[str, torch.Tensor]:
+    """Return the network's state dict from published arrays.
+
+    Args:
+        arrays: published names -> arrays, without those of the front end and without repeated rotary frequencies.
+
+    Raises:
+        CheckpointError: an array is missing, one is too many, or a shape differs; names it.
+    """
+    shapes = template(config)
+    if missing := sorted(set(shapes) - set(arrays)):
+        raise CheckpointError(f"{len(missing)} arrays are missing, the first is {missing[0]}")
+    if extra := sorted(set(arrays) - set(shapes)):
+        raise CheckpointError(f"{len(extra)} arrays are no part of the network, the first is {extra[0]}")
+    for name, tensor in shapes.items():
+        if arrays[name].shape != tuple(tensor.shape):
+            raise CheckpointError(f"{name} has shape {arrays[name].shape}, the settings ask for {tuple(tensor.shape)}")
+    return {name: torch.from_numpy(np.array(arrays[name])) for name in shapes}
