@@ -79,7 +79,7 @@ def _recipe(text: str) -> Recipe:
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"there is no {unknown[0]!r}; there are {', '.join(known)}")
         shares = Recipe().shares()
-        others = dict.fromkeys(shares, 0.0) if shares.keys() & values.keys() else {}
+        others: dict[str, Any] = dict.fromkeys(shares, 0.0) if shares.keys() & values.keys() else {}
         return Recipe(**(others | values))
     except (ValueError, TypeError) as error:
         raise argparse.ArgumentTypeError(f"{text} is no recipe: {error}") from error

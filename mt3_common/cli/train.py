@@ -153,7 +153,7 @@ def starting_point(
     last = options.run / "last"
     if last.exists():
         saved = read_checkpoint(last, optimizer=True)
-        return saved.config(), saved.arrays, saved.optimizer, saved.step
+        return saved.config(), saved.arrays, saved.optimizer, saved.step or 0
     if options.warm_start:
         named = find_checkpoint(options.warm_start)
         # Settings may add what arrays cannot tell, and change what does not depend on them (segments, dropout).

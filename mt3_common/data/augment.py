@@ -1,37 +1,35 @@
 """Audio effects for synthetic recordings: equalizers, rooms, media, compression, noise."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 SAMPLE_RATE = 16000
-
-
 # dB, largest deviation of the gains of a stem's and of the mix's equalizer; gains are clipped to three times as much
 STEM_EQUALIZER, MIX_EQUALIZER = 3.0, 5.0
 
 
 def equalize_stem(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Put a stem through a random equalizer: (n,) float32."""
-    # Imported here: it takes half a second, and whatever reads examples loads this module.
-    import scipy.fft
-
-    size = scipy.fft.next_fast_len(len(audio) + SAMPLE_RATE // 4, real=True)
+    fft = _fft()
+    size = fft.next_fast_len(len(audio) + SAMPLE_RATE // 4, real=True)
     response = _equalizer_gains(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), STEM_EQUALIZER, rng)
-    return scipy.fft.irfft(scipy.fft.rfft(audio, size) * _to_factors(response), size)[: len(audio)]
+    return fft.irfft(fft.rfft(audio, size) * _to_factors(response), size)[: len(audio)]
 
 
 def degrade(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Record a mix in a random room with a random microphone on a random medium: (n,) float32 in [-1, 1]."""
-    import scipy.fft
-
-    size = scipy.fft.next_fast_len(len(audio) + SAMPLE_RATE, real=True)
+    fft = _fft()
+    size = fft.next_fast_len(len(audio) + SAMPLE_RATE, real=True)
     hertz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     response = _equalizer_gains(hertz, MIX_EQUALIZER, rng)
     if rng.random() < 0.25:
         response += _band_limits(hertz, rng)
-    spectrum = scipy.fft.rfft(audio, size) * _to_factors(response)
+    spectrum = fft.rfft(audio, size) * _to_factors(response)
     if rng.random() < 0.6:
-        spectrum *= scipy.fft.rfft(_room_response(rng), size)
-    audio = scipy.fft.irfft(spectrum, size)[: len(audio)].astype(np.float32)
+        spectrum *= fft.rfft(_room_response(rng), size)
+    audio = fft.irfft(spectrum, size)[: len(audio)].astype(np.float32)
     peak = np.abs(audio).max()
     if peak > 1e-5:
         audio /= peak
@@ -94,8 +92,15 @@ def _room_response(rng: np.random.Generator) -> np.ndarray:
     return tail.astype(np.float32)
 
 
-def _filter(b, a, samples):
+def _fft() -> Any:
+    """Import scipy.fft, which takes half a second that readers of examples need not wait for."""
+    import scipy.fft
+
+    return scipy.fft
+
+
+def _filter(b: Sequence[float], a: Sequence[float], samples: np.ndarray) -> np.ndarray:
     """Apply scipy.signal.lfilter, whose import takes half a second that parity and training need not wait for."""
     from scipy.signal import lfilter
 
-    return lfilter(b, a, samples)
+    return np.asarray(lfilter(b, a, samples))

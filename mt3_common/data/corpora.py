@@ -301,9 +301,9 @@ def _slakh_notes(files: Sequence[Path]) -> list[Note]:
 def _musicnet_notes(files: Sequence[Path]) -> list[Note]:
     notes = []
     for row in _rows(files[0], ("start_time", "end_time", "instrument", "note")):
-        times = (int(row[name]) / MUSICNET_RATE for name in ("start_time", "end_time"))
-        # instruments are General MIDI programs counted from 1
-        notes.append(Note(*times, int(row["note"]), VELOCITY, int(row["instrument"]) - 1))
+        onset, offset = (int(row[name]) / MUSICNET_RATE for name in ("start_time", "end_time"))
+        # Instruments are General MIDI programs counted from 1.
+        notes.append(Note(onset, offset, int(row["note"]), VELOCITY, int(row["instrument"]) - 1))
     return notes
 
 

@@ -291,7 +291,7 @@ def _batches_by_length(rows: np.ndarray, ids: Sequence[np.ndarray], size: int) -
     return rows[np.argsort(lengths, kind="stable")].reshape(-1, size)
 
 
-def _stack(frames: Sequence[np.ndarray], ids: Sequence[np.ndarray], rolls: Sequence[np.ndarray]) -> Batch:
+def _stack(frames: Sequence[np.ndarray], ids: Sequence[np.ndarray], rolls: Sequence[np.ndarray] | np.ndarray) -> Batch:
     """Stack segments into a Batch."""
     targets = np.zeros((len(ids), max(map(len, ids))), np.int32)
     for row, segment_ids in enumerate(ids):

@@ -115,8 +115,8 @@ class Fonts:
                 synth.noteon(0, pitch, velocity)
             elif kind == 0:
                 synth.noteoff(0, pitch)
-            else:
-                # the number of the step stands where a note has its pitch
+            elif bend is not None:
+                # bend events carry the number of the step in place of a pitch
                 synth.set_tuning(0, tuning + float(bend[pitch]))
         # Voices fade for some milliseconds, which must not leak into the next stem.
         synth.sounds_off(0)

@@ -122,10 +122,15 @@ class Generator:
         # Each worker process loads the soundfonts itself.
         return {**self.__dict__, "_fonts": None}
 
-    def example(self, index: int) -> Example:
-        """Make example number index, bit for bit the same in any process."""
+    @property
+    def fonts(self) -> Fonts:
+        """The soundfonts, which each process loads when it first needs them."""
         if self._fonts is None:
             self._fonts = Fonts(self.font_paths)
+        return self._fonts
+
+    def example(self, index: int) -> Example:
+        """Make example number index, bit for bit the same in any process."""
         rng = np.random.default_rng([self.seed, index])
         shares = self.recipe.shares()
         kind = str(rng.choice(list(shares), p=np.array(list(shares.values())) / sum(shares.values())))
@@ -154,19 +159,19 @@ class Generator:
     def _cast(self, stem: Stem, shift: int, rng: np.random.Generator) -> tuple[int, Stem]:
         """The font that plays a stem, and what it plays: its program of the stem's class, notes inside its compass."""
         if stem.is_drum:
-            roles = [(font, 0) for font in range(len(self._fonts)) if self._fonts.kits(font)]
+            roles = [(font, 0) for font in range(len(self.fonts)) if self.fonts.kits(font)]
         else:
             first = stem.program - stem.program % CLASS_SIZE
-            roles = [(font, stem.program) for font in range(len(self._fonts)) if not self._fonts.recorded(font)]
-            roles = [(font, program) for font, program in roles if program in self._fonts.programs(font)]
+            roles = [(font, stem.program) for font in range(len(self.fonts)) if not self.fonts.recorded(font)]
+            roles = [(font, program) for font, program in roles if program in self.fonts.programs(font)]
             roles += [
                 (font, program)
-                for font in range(len(self._fonts))
-                if self._fonts.recorded(font)
-                for program in sorted(self._fonts.programs(font))
+                for font in range(len(self.fonts))
+                if self.fonts.recorded(font)
+                for program in sorted(self.fonts.programs(font))
                 if first <= program < first + CLASS_SIZE
             ]
-        groups = [[role for role in roles if self._fonts.recorded(role[0]) == real] for real in (False, True)]
+        groups = [[role for role in roles if self.fonts.recorded(role[0]) == real] for real in (False, True)]
         if all(groups):
             roles = groups[int(rng.random() < self.recipe.recorded)]
         if not roles:
@@ -175,10 +180,10 @@ class Generator:
             font, _ = roles[int(rng.integers(len(roles)))]
             return font, stem
         pitches = np.array([note.pitch + shift for note in stem.notes]).clip(0, 127)
-        inside = np.array([np.mean(self._fonts.longest(*role, False)[pitches] > 0) for role in roles])
+        inside = np.array([np.mean(self.fonts.longest(*role, False)[pitches] > 0) for role in roles])
         fitting = np.flatnonzero(inside >= min(IN_COMPASS, inside.max()))
         font, program = roles[int(rng.choice(fitting))]
-        notes = in_compass(stem.notes, self._fonts.longest(font, program, False), shift)
+        notes = in_compass(stem.notes, self.fonts.longest(font, program, False), shift)
         return font, stem._replace(program=program, notes=tuple(notes))
 
     def _stem_audio(self, stem, font, shift, detune, rng) -> np.ndarray | None:
@@ -205,13 +210,13 @@ class Generator:
         import soxr
 
         if stem.is_drum:
-            kits = self._fonts.kits(font)
+            kits = self.fonts.kits(font)
             if not kits:
                 return None
             # the standard kit (0) most of the time
             preset = 0 if 0 in kits and rng.random() < 0.4 else int(rng.choice(kits))
         else:
-            if stem.program not in self._fonts.programs(font):
+            if stem.program not in self.fonts.programs(font):
                 return None
             preset = stem.program
         # Rendering `shift` semitones higher and slowing down by as much keeps the pitch and moves the formants.
@@ -225,7 +230,7 @@ class Generator:
         bend = None
         if not stem.is_drum and stem.program in BENDING:
             bend = bent(played, seconds, self.recipe.vibrato, self.recipe.scoops, rng)
-        audio = self._fonts.play(played, font, preset, stem.is_drum, detune, seconds, bend)
+        audio = self.fonts.play(played, font, preset, stem.is_drum, detune, seconds, bend)
         return soxr.resample(audio, RENDER_RATE, SAMPLE_RATE * speed, quality="MQ")
 
     def _stems(self, kind: str, rng: np.random.Generator) -> list[Stem]:
@@ -367,13 +372,19 @@ def in_order(make: Callable[[int], Example], indices: Iterable[int], workers: in
                 future.cancel()
 
 
+# of a worker process
+_make: Callable[[int], Example] | None = None
+
+
 def _start_worker(make: Callable[[int], Example]) -> None:
     """Start a worker process; it reuses loaded songs and fonts for all of its examples."""
-    _make_in_worker.make = make
+    global _make
+    _make = make
 
 
 def _make_in_worker(index: int) -> Example:
-    return _make_in_worker.make(index)
+    assert _make is not None, "_start_worker runs first"
+    return _make(index)
 
 
 def play_tones(

@@ -39,17 +39,18 @@ def measure(
     if estimates is not None:
         notes = midi.read_midi(estimates / f"{pair.name}.mid")
     else:
+        assert transcriber is not None, "either a transcriber or estimates"
         transcription = transcriber.transcribe(pair.audio)
         notes = transcription.notes
         counts = {"invalid": transcription.invalid, "dropped": transcription.dropped}
     row = {"name": pair.name, "group": pair.group, "references": len(references), "estimates": len(notes), **counts}
     # Measures of drums or pitched notes do not apply to recordings without them.
-    values = metrics.evaluate(references, notes)
+    values: dict[str, float | None] = {**metrics.evaluate(references, notes)}
     pitched, drums = (any(note.is_drum == kind for note in references) for kind in (False, True))
     for name in values:
-        about_drums = name.startswith("drum")
+        of_drums = name.startswith("drum")
         of_both = name.startswith(("program", "onset_class"))
-        if not of_both and not (drums if about_drums else pitched):
+        if not of_both and not (drums if of_drums else pitched):
             values[name] = None
     return row | values, notes
 

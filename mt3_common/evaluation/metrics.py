@@ -133,9 +133,9 @@ def matched_notes(references: Sequence[Note], estimates: Sequence[Note]) -> list
 
 def confidence_interval(values: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % confidence interval of the mean, by bootstrap."""
-    values = np.asarray(values, np.float64)
-    rows = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
+    array = np.asarray(values, np.float64)
+    rows = np.random.default_rng(seed).integers(len(array), size=(draws, len(array)))
+    low, high = np.quantile(array[rows].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 

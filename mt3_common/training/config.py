@@ -84,9 +84,13 @@ class TrainingConfig:
     validate_every: int = 500
 
     def __post_init__(self):
-        counts = ("steps", "batch_size", "accumulate", "warmup_steps", "validate_every")
-        ranges = dict.fromkeys(counts, Range(1)) | dict.fromkeys(("auxiliary_steps", "patience", "seed"), Range(0))
-        ranges |= dict.fromkeys(("decay_from", "ema"), Range(0, 1))
+        ranges: dict[str, Range] = {}
+        for allowed, names in (
+            (Range(1), ("steps", "batch_size", "accumulate", "warmup_steps", "validate_every")),
+            (Range(0), ("auxiliary_steps", "patience", "seed")),
+            (Range(0, 1), ("decay_from", "ema")),
+        ):
+            ranges |= dict.fromkeys(names, allowed)
         check_fields(self, ranges, {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "dtype": DTYPES})
         if self.remat and (self.alignment or self.contents):
             raise ConfigError("alignment and contents need what happens inside of layers, which remat throws away")

@@ -79,7 +79,7 @@ def supervised_heads(config: Config) -> list[tuple[int, int, int]]:
 
 def next_events(rolls: np.ndarray) -> np.ndarray:
     """Return for each frame the frame of the next onset or offset after it: (b, f) int32, f for none."""
-    events = rolls[..., 128:384].any(axis=-1)
+    events = np.asarray(rolls[..., 128:384].any(axis=-1))
     events[:, 1:] |= (rolls[:, :-1, :128] & ~rolls[:, 1:, :128]).any(axis=-1)
     length = rolls.shape[1]
     frames = np.where(events, np.arange(length), length)

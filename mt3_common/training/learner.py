@@ -22,21 +22,27 @@ class Learner(Protocol):
 
     def update(self, batches: Sequence[Batch], step: int, learning_rate: float) -> dict[str, float]:
         """Take one step; return loss, token_loss (per token), auxiliary_loss (per frame), gradient_norm (unclipped)."""
+        ...
 
     def token_loss(self, batch: Batch) -> tuple[float, int]:
         """Return the cross-entropy of averaged() without dropout, summed over a batch's targets, and their number."""
+        ...
 
     def transcribe(self, frames: np.ndarray) -> list[np.ndarray]:
         """Return the ids of a greedy search with averaged() for segments (n, input_frames, mel bins)."""
+        ...
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the network's arrays."""
+        ...
 
     def averaged(self) -> dict[str, np.ndarray]:
         """Return the arrays to use: their moving average if settings.ema is set."""
+        ...
 
     def slots(self) -> dict[str, np.ndarray]:
         """Return the optimizer's slots 'param_states/NAME/SLOT', the auxiliary linear layers and the average."""
+        ...
 
 
 def unpack(
