@@ -223,6 +223,6 @@ def decoding_rows(
     long_inputs["decoder_target_tokens"] = np.ones_like(long_inputs["decoder_target_tokens"])
     lengths = {"float64": min(length, positions), "float32": length}
     rows = decoding.compare_decode_path(reference, candidate, long_inputs, lengths)
-    ids = tuple(side.generate(segments) for side in (reference, candidate))
+    ids = reference.generate(segments), candidate.generate(segments)
     tokens = decoding.compare_tokens(reference, candidate, frames, ids, length)
     return rows + tokens + decoding.compare_notes(config, start_times, ids, tokens)

@@ -56,20 +56,22 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--sides {args.sides}: two names with a comma, such as jax,torch")
     precisions = options.read_precisions(args.precisions)
     path = find_checkpoint(args.checkpoint).path
-    sides = [
+    reference, candidate = (
         record.load_side(name, path, device=device, preset=args.model)
         for name, device in zip(names, options.devices(args.device), strict=True)
-    ]
+    )
     if args.oracle is not None:
-        check_original(args.oracle, sides[0].config)
+        check_original(args.oracle, reference.config)
     source = read_checkpoint(path).arrays
-    report, traces = check(*sides, args.audio, args.segments, source, args.oracle, precisions, args.positions)
+    report, traces = check(
+        reference, candidate, args.audio, args.segments, source, args.oracle, precisions, args.positions
+    )
     report.facts["checkpoint"] = path
     report.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
     if report.exit_code == DIFFERENT and args.counterexample:
-        smallest = None if traces is None else counterexample.shrink(report, *sides, traces)
+        smallest = None if traces is None else counterexample.shrink(report, reference, candidate, traces)
         if smallest is not None:
-            counterexample.save(args.counterexample, smallest, *sides)
+            counterexample.save(args.counterexample, smallest, reference, candidate)
         report.facts["counter-example"] = counterexample.sentence(smallest, args.counterexample, report)
     words = [word for word in (args.checkpoint, args.audio and f"--audio={args.audio}") if word]
     blindspots = shlex.join(["python", "-m", "parity", "blindspots", *words])

@@ -69,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     lines = [json.dumps(entry, sort_keys=True) for entry in [*records, record]]
     write(args.ledger, "\n".join(lines) + "\n")
     comparable = accepted is not None and same_checkpoint(record, accepted)
-    worse_taps = drifted(record, accepted) if comparable else []
+    worse_taps = drifted(record, accepted) if accepted is not None and comparable else []
     changes = changed_versions(record, accepted) if accepted else []
-    judged = not comparable or not other_machine(record, accepted)
+    judged = accepted is None or not comparable or not other_machine(record, accepted)
     if args.json:
         result = {"verdict": record["verdict"], "drifted": worse_taps, "judged": judged, "changed": changes}
         print(json.dumps(result | {"accepted": reason}))

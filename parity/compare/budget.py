@@ -6,6 +6,8 @@ With r the reference, c the candidate, and 64 and 32 the precision, the budget o
 once for the root mean square and once for the largest element; the worse ratio counts.
 """
 
+import math
+
 import numpy as np
 
 from parity.compare.results import Measure
@@ -44,7 +46,7 @@ def measure(reference: np.ndarray, candidate: np.ndarray) -> Measure:
     if a.size == 0:
         return Measure(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return Measure(*[float("nan")] * 6, a.size)
+        return Measure(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, a.size)
     difference = np.abs(b - a)
     absolute = np.abs(a)
     size, largest = _rms(a), float(absolute.max())

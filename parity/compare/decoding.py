@@ -176,9 +176,9 @@ def note_effect(references: list[Note], estimates: list[Note]) -> dict[str, floa
 
     Drums match drums only, except by onset alone. Two empty lists give 1.
     """
-    onsets = [[note._replace(pitch=60, is_drum=False) for note in side] for side in (references, estimates)]
+    onsets, other = ([note._replace(pitch=60, is_drum=False) for note in side] for side in (references, estimates))
     scores = {
-        "onset": program_score(*onsets, "flat", offsets=False),
+        "onset": program_score(onsets, other, "flat", offsets=False),
         "pitch": program_score(references, estimates, "flat", offsets=False),
         "program": program_score(references, estimates, "full", offsets=False),
     }

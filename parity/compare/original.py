@@ -29,7 +29,8 @@ def vote(original: dict[str, np.ndarray], reference: Trace, candidate: Trace) ->
         name = original_name(tap)
         if name not in original:
             continue
-        truth, low, tested = (run.logits if tap == "logits" else run.outputs.get(tap) for run in (exact, rough, other))
+        truth, low = (run.logits if tap == "logits" else run.outputs[tap] for run in (exact, rough))
+        tested = other.logits if tap == "logits" else other.outputs.get(tap)
         label = "decoder" if tap == "logits" else tap
         third = _reshaped(original[name], truth.shape)
         if third is None:
@@ -39,8 +40,11 @@ def vote(original: dict[str, np.ndarray], reference: Trace, candidate: Trace) ->
         truth, low, third = (real_rows(label, array, targets) for array in (truth, low, third))
         error = judge(third, low, low - truth, "float32")
         wrong = [reference.framework] if over(error) else []
-        fits = tested is not None and tested.shape[-1:] == third.shape[-1:]
-        if not fits or over(judge(third, real_rows(label, tested, targets), low - truth, "float32")):
+        if (
+            tested is None
+            or tested.shape[-1:] != third.shape[-1:]
+            or over(judge(third, real_rows(label, tested, targets), low - truth, "float32"))
+        ):
             wrong.append(candidate.framework)
         note = f"differs from the original: {' and '.join(wrong)}" if wrong else ""
         if len(wrong) == 2:

@@ -148,6 +148,11 @@ class Report:
         return coverage
 
 
+def within(measure: Measure | None, budgets: float) -> bool:
+    """Return whether an error was judged and is at most so many budgets; NaN is not."""
+    return measure is not None and measure.ratio is not None and measure.ratio <= budgets
+
+
 def over(measure: Measure | None) -> bool:
     """Return whether an error is over its budget; NaN is, an error that was not judged is not."""
     return measure is not None and measure.ratio is not None and not measure.ratio <= 1.0

@@ -3,7 +3,7 @@
 import numpy as np
 
 from parity.compare.budget import AMPLIFIED, judge_short, measure, real_rows
-from parity.compare.results import Row, over
+from parity.compare.results import Row, over, within
 from parity.trace.precision import EPSILON
 from parity.trace.trace import Pass, Trace
 
@@ -86,12 +86,13 @@ def excuse_amplified(rows: list[Row]) -> None:
     exact = [row for row in rows if row.precision == "float64"]
     if any(row.local is None or over(row.local) for row in taps):
         return
-    if not exact or not all(row.free is not None and row.free.ratio <= AMPLIFIED for row in exact):
+    if not exact or not all(within(row.free, AMPLIFIED) for row in exact):
         return
     for row in rows:
-        if row.verdict == "different" and over(row.free) and row.free.ratio <= AMPLIFIED:
+        ratio = None if row.free is None else row.free.ratio
+        if row.verdict == "different" and ratio is not None and 1.0 < ratio <= AMPLIFIED:
             row.verdict = "same"
-            row.note = f"{GREW} to {row.free.ratio:.1f} budgets: every module is right on its own inputs"
+            row.note = f"{GREW} to {ratio:.1f} budgets: every module is right on its own inputs"
 
 
 def amplification(tap: str, run: Pass, other: Pass, targets: np.ndarray | None) -> float | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from parity.compare.budget import real_rows
 from parity.compare.comparability import comparability
-from parity.compare.results import Report, Row
+from parity.compare.results import Measure, Report, Row
 from parity.compare.taps import compare_logits, compare_taps, excuse_amplified
 from parity.trace.precision import EPSILON
 from parity.trace.trace import Trace
@@ -25,7 +25,7 @@ def compare_weights(reference: dict[str, list], candidate: dict[str, list]) -> l
     for name in [*reference, *(name for name in candidate if name not in reference)]:
         a, b = reference.get(name), candidate.get(name)
         only = "candidate" if a is None else "reference" if b is None else ""
-        if only:
+        if a is None or b is None:
             note = f"only the {only} has it"
         elif a[:2] != b[:2]:
             note = f"{a[0]} {tuple(a[1])} against {b[0]} {tuple(b[1])}"
@@ -46,7 +46,7 @@ def compare(reference: Trace, candidate: Trace) -> Report:
     report.rows += compare_weights(reference.weights, candidate.weights)
     if report.refusals:
         return report
-    for precision in sorted(reference.passes, key=EPSILON.get):
+    for precision in sorted(reference.passes, key=EPSILON.__getitem__):
         report.rows += compare_taps(reference, candidate, precision)
         report.rows += compare_logits(reference, candidate, precision)
     excuse_amplified(report.rows)
@@ -55,16 +55,21 @@ def compare(reference: Trace, candidate: Trace) -> Report:
 
 
 def _worst_tap(rows: list[Row], reference: Trace, candidate: Trace) -> tuple[str, str, list[int], list[float]] | None:
-    judged = [row for row in rows if row.section == "taps" and row.free is not None and np.isfinite(row.free.max_abs)]
-    row = max(judged, key=lambda row: max(row.free.ratio or 0.0, row.local.ratio or 0.0), default=None)
-    if row is None:
+    def excess(pair: tuple[Row, Measure]) -> float:
+        row, free = pair
+        return max(free.ratio or 0.0, 0.0 if row.local is None else row.local.ratio or 0.0)
+
+    judged = [(row, row.free) for row in rows if row.section == "taps" and row.free is not None]
+    judged = [(row, free) for row, free in judged if np.isfinite(free.max_abs)]
+    if not judged:
         return None
+    row, free = max(judged, key=excess)
     targets = reference.inputs.get("decoder_target_tokens")
     truth, values = (
         real_rows(row.name, trace.passes[precision].outputs[row.name], targets).astype(np.float64)
         for trace, precision in ((reference, "float64"), (candidate, row.precision))
     )
-    difference = np.abs(values - truth).reshape(-1) / (row.free.largest or 1.0)
+    difference = np.abs(values - truth).reshape(-1) / (free.largest or 1.0)
     decades = np.ceil(np.log10(difference[difference > 0.0])).clip(-17, 2)
     bounds = (int(decades.min()), int(decades.max())) if len(decades) else (-16, -16)
     edges = [float(e) for e in range(bounds[0], bounds[1] + 1)]

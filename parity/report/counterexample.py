@@ -10,7 +10,7 @@ import numpy as np
 
 from mt3_common.io import atomic
 from parity.compare.budget import judge
-from parity.compare.results import Report, over
+from parity.compare.results import Report, over, within
 from parity.report.files import write
 from parity.sides.side import Side
 from parity.trace.precision import EPSILON, input_dtype
@@ -121,7 +121,7 @@ def shrink(report: Report, reference: Side, candidate: Side, traces: tuple[Trace
 
     def differs(call: Call) -> bool:
         expected, actual = outputs(call)
-        return expected.shape != actual.shape or not judge(expected, actual, np.array(noise), precision).ratio <= 1.0
+        return expected.shape != actual.shape or not within(judge(expected, actual, np.array(noise), precision), 1.0)
 
     call = traces[0].passes[precision].calls[tap]
     if not differs(call):
@@ -173,7 +173,7 @@ def _fewest(call: Call, axis: int, differs: Any) -> Call:
 
 def _first_head(tap: str, expected: np.ndarray, actual: np.ndarray, network: dict[str, Any]) -> int | None:
     heads, width = network.get("num_heads"), network.get("head_dim")
-    if not tap.endswith(("/query", "/key", "/value")) or not heads or expected.shape != actual.shape:
+    if not tap.endswith(("/query", "/key", "/value")) or not heads or not width or expected.shape != actual.shape:
         return None
     error = np.abs(actual - expected).reshape(-1, heads, width).max(axis=(0, 2))
     return int(np.flatnonzero(error > error.max() / 1000)[0]) if error.max() > 0 else None
@@ -204,7 +204,9 @@ def save(folder: str | os.PathLike, example: Counterexample, reference: Side, ca
         "head": example.head,
     }
     path = folder / "counterexample.npz"
-    atomic.write(path, lambda file: np.savez(file, about=np.array(json.dumps(metadata)), **arrays))
+    # Type checkers take the names of arrays for other arguments of savez.
+    savez: Any = np.savez
+    atomic.write(path, lambda file: savez(file, about=np.array(json.dumps(metadata)), **arrays))
     paths = [path]
     for framework, imports, body in SCRIPTS:
         begin = BEGIN.format(framework=framework, reference=reference.framework, imports=imports)

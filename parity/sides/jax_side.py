@@ -10,7 +10,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -24,8 +24,13 @@ from parity.sides.cache import WARM_UP, unrolled
 from parity.trace import trace
 from parity.trace.precision import check_device, dtype_of, input_dtype, product_bits, product_test
 
+# jax.Device is no type to a type checker.
+Device = Any
+# JAX adds the attributes of its config at run time.
+_config: Any = jax.config
 
-def find_device(name: str) -> jax.Device:
+
+def find_device(name: str) -> Device:
     """Return the first device of a kind: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
@@ -39,7 +44,7 @@ def find_device(name: str) -> jax.Device:
 
 
 @contextlib.contextmanager
-def exact_mode(precision: str, device: jax.Device):
+def exact_mode(precision: str, device: Device):
     """Make JAX compute in `precision` and nothing less; x64 is on for float64 only.
 
     Raises:
@@ -59,13 +64,13 @@ def read_mode(precision: str) -> dict[str, Any]:
     left, right = (jax.device_put(_cast(matrix, dtype_of(precision))) for matrix in product_test())
     product = jax.lax.dot_general(left, right, (((1,), (0,)), ((), ())))
     return {
-        "jax_enable_x64": bool(jax.config.jax_enable_x64),
-        "jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
+        "jax_enable_x64": bool(_config.jax_enable_x64),
+        "jax_default_matmul_precision": _config.jax_default_matmul_precision,
         "product_bits": product_bits(_Converter()(product)),
     }
 
 
-def compile_once(function: Callable, device: jax.Device, **options: Any) -> Callable:
+def compile_once(function: Callable, device: Device, **options: Any) -> Callable:
     """Compile a function that runs a few times: on a CPU this takes a third less time than jax.jit alone.
 
     Functions that `infer` and training compile themselves (decode.generate) are not affected.
@@ -105,7 +110,7 @@ class ModuleSide:
         """Return versions, device and machine."""
         return {
             "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
+            "jaxlib": jaxlib.version.__version__,
             "flax": flax.__version__,
             "device": f"{self.device.platform} ({self.device.device_kind})",
             **trace.machine(),
@@ -139,7 +144,8 @@ class ModuleSide:
             arguments = self.on_device(inputs, precision)
             logits, outputs, calls = self._watched(params, *arguments)
             plain = self.model.apply({"params": params}, *arguments)
-            weights = {"/".join((*path[:-1], "weights")): a for path, a in traverse_util.flatten_dict(params).items()}
+            arrays: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
+            weights = {"/".join((*path[:-1], "weights")): array for path, array in arrays.items()}
             mode = read_mode(precision) | {
                 "inputs": sorted({x.dtype.name for x in arguments if jnp.issubdtype(x.dtype, jnp.floating)}),
                 "other dtypes": {
@@ -182,7 +188,7 @@ class ModuleSide:
             return output
 
         with nn.intercept_methods(watch):
-            logits = self.model.apply({"params": params}, *inputs)
+            logits: Any = self.model.apply({"params": params}, *inputs)
         return logits, outputs, calls
 
     def observe(
@@ -230,7 +236,8 @@ class ModuleSide:
             dtype = input_dtype(tap, precision)
             args = tuple(move(value, dtype) for value in call.args)
             kwargs = {key: move(value, dtype) for key, value in call.kwargs.items()}
-            outputs[tap] = convert(self.modules[tap].apply({"params": subtree}, *args, **kwargs))
+            output: Any = self.modules[tap].apply({"params": subtree}, *args, **kwargs)
+            outputs[tap] = convert(output)
         return outputs
 
 

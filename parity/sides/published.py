@@ -116,6 +116,6 @@ def run_original(arrays: dict[str, np.ndarray], config: Config, inputs: dict[str
             capture_intermediates=True,
             mutable=["intermediates"],
         )
-    intermediates = traverse_util.flatten_dict(state["intermediates"], sep="/")
+    intermediates: dict[str, Any] = traverse_util.flatten_dict(state["intermediates"], sep="/")
     outputs = {name.removesuffix("/__call__"): np.asarray(values[0]) for name, values in intermediates.items()}
     return outputs | {"logits": np.asarray(logits)}

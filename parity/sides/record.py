@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mt3_common.config import Config
 from parity.sides.side import ModuleSide, Side
 from parity.trace import trace
 
@@ -49,7 +50,7 @@ def record(
     return trace.Trace(
         framework=side.framework,
         environment=side.environment(),
-        config=dataclasses.asdict(side.config) if dataclasses.is_dataclass(side.config) else side.config,
+        config=dataclasses.asdict(side.config) if isinstance(side.config, Config) else side.config,
         weights=trace.fingerprint(side.arrays()),
         inputs=dict(inputs),
         passes=passes,

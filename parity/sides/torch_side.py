@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import re
+import typing
 from typing import Any
 
 import numpy as np
@@ -182,7 +183,7 @@ class ModuleSide:
         return record
 
     def _watched(
-        self, model: Transformer, *inputs: torch.Tensor, pattern: str = ""
+        self, model: torch.nn.Module, *inputs: torch.Tensor, pattern: str = ""
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, trace.Call]]:
         outputs: dict[str, torch.Tensor] = {}
         calls: dict[str, trace.Call] = {}
@@ -223,7 +224,9 @@ class ModuleSide:
         with exact_mode(precision, self.device), torch.no_grad():
             return self.run_modules(calls, precision, self.cast(precision))
 
-    def run_modules(self, calls: dict[str, trace.Call], precision: str, model: Transformer) -> dict[str, np.ndarray]:
+    def run_modules(
+        self, calls: dict[str, trace.Call], precision: str, model: torch.nn.Module
+    ) -> dict[str, np.ndarray]:
         """Run modules one at a time on the given inputs; to be called in exact_mode(precision)."""
         convert = _Converter()
         moved: dict[tuple[int, str], torch.Tensor] = {}
@@ -268,7 +271,7 @@ class Side(ModuleSide):
 
     def cast(self, precision: str) -> Transformer:
         """Return a copy of the model for computing in a precision."""
-        return checkpoint.cast(copy.deepcopy(self.model), dtype_of(precision))
+        return checkpoint.cast(typing.cast(Transformer, copy.deepcopy(self.model)), dtype_of(precision))
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
         frames, *tokens = (
@@ -298,11 +301,11 @@ class Side(ModuleSide):
             cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
             rows = torch.arange(count, device=self.device)
             ids = torch.tensor(tokens, device=self.device)
-            frames = torch.tensor(frames, device=self.device).to(_torch_dtype(precision))
-            cache = decode.prefill(weights, cache, rows, frames)
+            inputs = torch.tensor(frames, device=self.device).to(_torch_dtype(precision))
+            cache = decode.prefill(weights, cache, rows, inputs)
             for position in range(WARM_UP):
                 _, cache = decode.step(weights, cache, ids[:, [position % length]])
-            cache = decode.prefill(weights, cache, rows, frames)
+            cache = decode.prefill(weights, cache, rows, inputs)
             convert, logits = _Converter(), []
             for position in range(length):
                 if position == first:
@@ -322,7 +325,8 @@ class Side(ModuleSide):
         """Return the training loss (a 0-d array) and its gradients under MT3's names."""
         with exact_mode(precision, self.device):
             model = self.cast(precision).requires_grad_(True)
-            loss, gradients = train.loss_and_gradients(model, *self.on_device(inputs, precision))
+            frames, tokens, targets = self.on_device(inputs, precision)
+            loss, gradients = train.loss_and_gradients(model, frames, tokens, targets)
             return loss.cpu().numpy(), checkpoint.to_arrays(gradients)
 
     def optimize(
