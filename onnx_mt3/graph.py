@@ -56,7 +56,7 @@ def search_graph(
         computed: dtype of the arithmetic, of the inputs and of the outputs, one of COMPUTED.
 
     Raises:
-        ValueError: a dtype is not one of these.
+        ValueError: a dtype is not one of these, or the network has a pre-encoder.
         CheckpointError: the arrays do not fit the config.
     """
     graph = _Graph(arrays, config, stored, computed)
@@ -133,6 +133,8 @@ class _Graph:
         if computed not in COMPUTED:
             raise ValueError(f"computed must be one of {', '.join(COMPUTED)}, not {computed!r}")
         check_arrays(arrays, config.network)
+        if config.network.pre_encoder_layers:
+            raise ValueError("a network with a pre-encoder cannot be an ONNX graph yet: take torch_mt3 or jax_mt3")
         self.arrays = arrays
         self.config = config
         self.network: NetworkConfig = config.network
