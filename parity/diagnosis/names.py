@@ -17,7 +17,7 @@ _PARTS = {
 _CROSS = re.compile(r"cross|enc_?dec|encoder_decoder|encoder_attn|src_attn|context")
 _ATTENTION = re.compile(r"att(n|ention)|selfatt")
 _MLP = re.compile(r"mlp|ffn|feed_?forward|dense|^ff$|^fc\d|^wi_|^wo$")
-_NORM = re.compile(r"norm|^ln\d?(_f)?$")
+_NORM = re.compile(r"norm|(^|_)ln\d?(_f|_post)?$")
 _HF_T5 = re.compile(
     r"(encoder|decoder)\.block\.\d+\.layer\.\d\.((SelfAttention|EncDecAttention)\.[qkvo]|DenseReluDense\.w\w+|layer_norm)"
     r"\.weight|(encoder|decoder)\.final_layer_norm\.weight|lm_head\.weight|decoder_embed_tokens\.weight|proj\.weight"
@@ -32,6 +32,11 @@ class Meant:
 
     name: str
     strict: bool
+
+
+def is_torch_name(key: str) -> bool:
+    """Tell whether a name is one of the published PyTorch ports' kernels, which nn.Linear keeps as (out, in)."""
+    return bool(_HF_T5.fullmatch(key)) and re.search(r"Attention|DenseReluDense", key) is not None
 
 
 def read_name(key: str, originals: Mapping[str, Any]) -> Meant | None:
@@ -75,6 +80,8 @@ def _read_tokens(tokens: list[str]) -> str | None:
     if any(_NORM.search(token) for token in rest):
         return _read_layer_norm(base, stack, tokens, rest, cross)
     part = next((part for part, words in _PARTS.items() if last in words), None)
+    if part == "out" and last == "wo" and not any(_ATTENTION.search(token) for token in rest):
+        part = "wo"
     if part is None:
         return None
     if part in ("query", "key", "value") or (

@@ -14,7 +14,16 @@ from parity.diagnosis.candidate import Candidate, CandidateError
 from parity.diagnosis.config import VOCABULARY, check_config, vocabulary_note
 from parity.diagnosis.effect import measure
 from parity.diagnosis.finding import Diagnosis, Finding, module_of_array
-from parity.diagnosis.names import FUSED, LETTERS, Meant, read_name
+from parity.diagnosis.identity import (
+    contradicts,
+    differing_copies,
+    has_no_effect,
+    identity_findings,
+    order_findings,
+    read_claim,
+    surplus_findings,
+)
+from parity.diagnosis.names import FUSED, LETTERS, Meant, is_torch_name, read_name
 from parity.diagnosis.siblings import Loaded, load_as_siblings, role_of
 from parity.sides import numpy_network
 
@@ -50,7 +59,7 @@ def place(arrays: Mapping[str, np.ndarray], original: Mapping[str, np.ndarray], 
         for key, meant in meanings.items()
         if meant and key in matching.matches and meant.name.endswith("kernel") and arrays[key].ndim == 2
     ]
-    torch_layout = sum(turned) * 2 > len(turned)
+    torch_layout = sum(turned) * 2 > len(turned) or any(map(is_torch_name, arrays))
     placed: dict[str, np.ndarray] = {}
     sources: dict[str, str] = {}
     # of several arrays with one meaning the one that holds it comes first
@@ -84,6 +93,10 @@ def _meanings(
         read = {role_of(meanings[key].name) for key in keys if meanings[key]}
         loose = not any(meanings[key] and meanings[key].strict for key in keys)
         if read == {role} or not loose or len(roles[role]) * 2 <= len(keys):
+            continue
+        if any(
+            contradicts(read_claim(key)._replace(layer=None), matching.matches[key].owners[0]) for key in roles[role]
+        ):
             continue
         numbers = {key: [int(number) for number in re.findall(r"\d+", key)] for key in keys}
         slot = _layer_slot(numbers, {key: matching.matches[key].owners[0] for key in roles[role]})
@@ -129,7 +142,8 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
     for key, match in matching.matches.items():
         words = fibres.describe(match, original, head_dim)
         diagnosis.mapping[key] = {"holds": match.owners, "how": words or ["copied"], "exact": match.exact}
-    placed, sources, notes, torch_layout = place(candidate.arrays, original, matching)
+    placement = place(candidate.arrays, original, matching)
+    placed, sources, notes, torch_layout = dict(placement.arrays), *placement[1:]
     diagnosis.notes += notes
     for name, array in list(placed.items()):
         placed[name] = _uncropped(name, array, original, diagnosis.notes)
@@ -156,8 +170,25 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
                 f" ({recognised} names are known)" if recognised else ""
             )
         return diagnosis
+    sites = [site for finding in findings for site in finding.sites]
+    findings += identity_findings(matching, sources.values(), sites)
+    findings += order_findings(matching, _start, sites)
     findings += _missing_findings(absent, original, candidate, matching)
-    findings += _extra_findings(candidate, original, sources, matching, diagnosis.notes)
+    copies = differing_copies(
+        candidate.arrays,
+        {
+            key: meant.name
+            for key in candidate.arrays
+            # an array that holds another original is judged by its identity
+            if (meant := read_name(key, original))
+            and (key not in matching.matches or _holds(matching, key, meant.name))
+        },
+        placement.arrays,
+        sources,
+        bool(torch_layout),
+    )
+    findings += surplus_findings([], copies)
+    findings += _extra_findings(candidate, original, sources, matching, diagnosis.notes, copies)
     diagnosis.findings = check_config(candidate.config, config, diagnosis.notes) + findings
     if VOCABULARY not in " ".join(diagnosis.notes):
         diagnosis.notes += vocabulary_note(config)
@@ -261,7 +292,7 @@ def _missing_findings(absent, original, candidate, matching) -> list[Finding]:
     return findings
 
 
-def _extra_findings(candidate, original, sources, matching, notes) -> list[Finding]:
+def _extra_findings(candidate, original, sources, matching, notes, copies) -> list[Finding]:
     """Faults shown by arrays that MT3 does not have: relative biases, biases, position tables."""
     findings = []
     used = set(sources.values())
@@ -271,12 +302,14 @@ def _extra_findings(candidate, original, sources, matching, notes) -> list[Findi
         if key in used:
             continue
         array, lower = candidate.arrays[key], key.lower()
-        if "relative_attention_bias" in lower or "relative_position" in lower or "rel_bias" in lower:
+        if array.size and not array.any():
+            biases.setdefault("zero bias" if lower.endswith("bias") and array.ndim == 1 else "zeros", []).append(key)
+        elif "relative_attention_bias" in lower or "relative_position" in lower or "rel_bias" in lower:
             biases.setdefault("relative bias", []).append(key)
         elif lower.endswith("inv_freq"):
             biases.setdefault(_frequency_table(array, width), []).append(key)
-        elif array.ndim == 1 and lower.endswith("bias"):
-            biases.setdefault("bias" if array.any() else "zero bias", []).append(key)
+        elif array.ndim == 1 and re.search(r"(bias|[./]b)$", lower):
+            biases.setdefault("bias", []).append(key)
         else:
             biases.setdefault(_position_table(np.squeeze(array), width) or "unused", []).append(key)
     texts = {
@@ -290,7 +323,10 @@ def _extra_findings(candidate, original, sources, matching, notes) -> list[Findi
             text = f"nothing of the original, and no name says what is meant ({len(keys)} in all: {shown})"
             findings.append(Finding(keys[0], "unexplained", text, math.nan, sites=keys))
         elif cause == "unused":
-            notes.append(f"unused: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''} ({len(keys)} in all)")
+            surplus = [key for key in keys if not has_no_effect(key, candidate.arrays)]
+            findings += surplus_findings([key for key in surplus if key not in copies], {})
+            if len(surplus) < len(keys):
+                notes.append(f"{len(keys) - len(surplus)} arrays that MT3 does not have are without effect: no harm")
         elif cause in texts:
             shown = f"{texts[cause]}: {', '.join(keys[:2])}" + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
             findings.append(Finding(keys[0], cause, shown, math.nan, sites=keys))
@@ -305,6 +341,13 @@ def _extra_findings(candidate, original, sources, matching, notes) -> list[Findi
         if sources.get("decoder/logits_dense/kernel") not in others:
             notes.append(f"{name} is there {len(keys)} times: {', '.join(keys)}")
     return findings
+
+
+def _start(match: fibres.Match, name: str) -> int:
+    owner = match.owners.index(name)
+    first = np.flatnonzero(match.owner == owner)[0]
+    grid = np.arange(math.prod(match.shape)).reshape(match.shape)
+    return int(fibres.fibres_of(grid, match.axis)[first].min())
 
 
 def _frequency_table(array: np.ndarray, width: int) -> str:
