@@ -68,10 +68,10 @@ def test_the_command_shows_each_way_to_decode(tmp_path, capsys, monkeypatch):
             for item in segments:
                 if item is None:
                     return
-                held = isinstance(item, Held)
-                segment = item.segment if held else item
+                continued = isinstance(item, Held)
+                segment = item.segment if continued else item
                 program = 40 * (segment.index % 2)
-                if held and item.bias[3 + vocabulary.index("program", program)] < -1:
+                if continued and item.bias[3 + vocabulary.index("program", program)] < -1:
                     program = 40 - program
                 events = [("tie", 0), ("shift", 100), ("program", program), ("velocity", 1), ("pitch", 60)]
                 events += [("shift", 150), ("velocity", 0), ("pitch", 60)]

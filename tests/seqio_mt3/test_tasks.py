@@ -37,16 +37,16 @@ def test_a_task_gives_the_segments_of_its_shards(tasks, tmp_path):
     task = tasks.add_task("one", {"train": tmp_path / "train"}, CONFIG)
     assert task.num_input_examples("train") == len(shards)
     lengths = {"inputs": 64, "targets": 64}
-    found = list(task.get_dataset(lengths, split="train", shuffle=False).as_numpy_iterator())
-    assert len(found) == len(shards)
-    for row, example in enumerate(found):
+    result = list(task.get_dataset(lengths, split="train", shuffle=False).as_numpy_iterator())
+    assert len(result) == len(shards)
+    for row, example in enumerate(result):
         batch = shards.batch([row])
         np.testing.assert_array_equal(example["inputs"], batch.frames[0])
         np.testing.assert_array_equal(example["targets"], batch.targets[0])
         assert example["targets"][-1] == 1
     shuffled = list(task.get_dataset(lengths, split="train", shuffle=True, seed=1).as_numpy_iterator())
-    order = [next(r for r, e in enumerate(found) if np.array_equal(e["inputs"], s["inputs"])) for s in shuffled]
-    assert sorted(order) == list(range(len(found))) != order
+    order = [next(r for r, e in enumerate(result) if np.array_equal(e["inputs"], s["inputs"])) for s in shuffled]
+    assert sorted(order) == list(range(len(result))) != order
 
 
 def test_mixtures_are_drawn_as_ours(tasks, tmp_path):

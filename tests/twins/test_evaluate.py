@@ -36,15 +36,15 @@ def write_data(folder):
 def test_both_twins_hear_what_was_played_and_measure_the_same(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     write_data(tmp_path / "data")
-    found = {}
+    result = {}
     for twin, main in EVALUATE.items():
         out = tmp_path / twin
         assert main([str(tmp_path / "data"), "--checkpoint", "small", "--device", "cpu", "-o", str(out)]) == 1
         assert "1 of 3 files failed: broken" in capsys.readouterr().err
         with open(out / "results.csv", newline="") as file:
-            found[twin] = json.loads((out / "results.json").read_text()), list(csv.DictReader(file))
-    assert found["jax"] == found["torch"]
-    results, lines = found["jax"]
+            result[twin] = json.loads((out / "results.json").read_text()), list(csv.DictReader(file))
+    assert result["jax"] == result["torch"]
+    results, lines = result["jax"]
     made, other = results["files"]
     assert [row["name"] for row in results["files"]] == ["made__melody", "other__melody"]
     assert made["references"] == 5

@@ -185,10 +185,10 @@ def test_a_run_that_met_any_end_goes_on_as_if_nothing_had_happened(program, tmp_
     assert result.returncode == 0, result.stderr
     statuses = json.loads(result.stdout)
     assert statuses == dict.fromkeys(MOMENTS[program], -signal.SIGKILL) | {"full disk": 1}
-    said = (tmp_path / "full disk.log").read_text()
-    assert said.count("\n") == 1
-    assert "error: step 4 cannot be saved" in said
-    assert "last holds step 2: make room" in said
+    message = (tmp_path / "full disk.log").read_text()
+    assert message.count("\n") == 1
+    assert "error: step 4 cannot be saved" in message
+    assert "last holds step 2: make room" in message
     for end, arguments in runs.items():
         run = tmp_path / end
         assert len(exact_rows(run)) < 4, end
@@ -263,9 +263,9 @@ def test_too_little_memory_is_said(error, twin, command, monkeypatch, capsys):
 
     monkeypatch.setattr(twin.Learner, "update", update)
     assert twin.main(command("large")) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: not enough memory; a smaller batch_size")
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: not enough memory; a smaller batch_size")
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
@@ -277,8 +277,8 @@ def test_an_error_of_our_own_is_not_taken_for_too_little_memory(twin, command, m
 
 @pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
 def test_patience_ends_a_run_for_good(twin, command, tmp_path, monkeypatch):
-    found = iter([3.0, 2.0, 2.5, 2.6, 2.7, 1.0])
-    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(found))
+    result = iter([3.0, 2.0, 2.5, 2.6, 2.7, 1.0])
+    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(result))
     values = dict.fromkeys(("loss", "token_loss", "auxiliary_loss", "gradient_norm"), 1.0)
     monkeypatch.setattr(twin.Learner, "update", lambda *_: values)
     arguments = command("patient", patience=2, steps=20)
@@ -297,8 +297,8 @@ def test_patience_ends_a_run_for_good(twin, command, tmp_path, monkeypatch):
 @pytest.mark.parametrize("program", TWINS)
 def test_best_holds_the_average_of_the_step_with_the_lowest_validation_loss(program, whole):
     best, last = (read_checkpoint(whole / program / name, optimizer=name == "last") for name in ("best", "last"))
-    found = [(float(row["validation_loss"]), int(row["step"])) for row in exact_rows(whole / program)]
-    assert min(found)[1] == best.step
+    result = [(float(row["validation_loss"]), int(row["step"])) for row in exact_rows(whole / program)]
+    assert min(result)[1] == best.step
     # it falls in every step of this short run
     assert best.step == last.step == 8
     for name, array in best.arrays.items():
@@ -309,19 +309,19 @@ def test_best_holds_the_average_of_the_step_with_the_lowest_validation_loss(prog
 
 @pytest.mark.parametrize("program", TWINS)
 def test_the_run_folder_says_what_it_is(program, whole):
-    about = json.loads((whole / program / "run.json").read_text())
-    assert about["program"] == f"{program}_mt3"
-    assert Config.from_dict(about["model"]) == CONFIG
-    asked = json.loads((whole / f"{program}.json").read_text())["training"]
-    assert about["training"] == dataclasses.asdict(TrainingConfig(**asked))
-    assert about["arguments"]["device"] == "cpu"
-    assert about["versions"]["python"] == platform.python_version()
+    metadata = json.loads((whole / program / "run.json").read_text())
+    assert metadata["program"] == f"{program}_mt3"
+    assert Config.from_dict(metadata["model"]) == CONFIG
+    requested = json.loads((whole / f"{program}.json").read_text())["training"]
+    assert metadata["training"] == dataclasses.asdict(TrainingConfig(**requested))
+    assert metadata["arguments"]["device"] == "cpu"
+    assert metadata["versions"]["python"] == platform.python_version()
     for name in ("numpy", "jax", "flax", "optax", "torch"):
-        assert about["versions"][name] == importlib.metadata.version(name)
-    assert (about["commit"] is not None) == (ROOT / ".git").exists()
-    if about["commit"]:
+        assert metadata["versions"][name] == importlib.metadata.version(name)
+    assert (metadata["commit"] is not None) == (ROOT / ".git").exists()
+    if metadata["commit"]:
         # of the branch that is checked out, even if another commit was made meanwhile
-        commit = about["commit"].removesuffix("-dirty")
+        commit = metadata["commit"].removesuffix("-dirty")
         assert re.fullmatch("[0-9a-f]{40}", commit)
         subprocess.run(["git", "merge-base", "--is-ancestor", commit, "HEAD"], cwd=ROOT, check=True)
 
@@ -379,8 +379,8 @@ def test_the_bar_shows_rates_and_the_time_left(twin, data, tmp_path, monkeypatch
         r"loss (\d+\.\d{3}) \S+ (\d)/8 steps, (\d+\.\d\d) a second, (\d+\.\d) segments a second, "
         r"(-:--:--|\d:\d\d:\d\d) left"
     )
-    found = [match.groups() for line in lines if (match := re.search(pattern, line))]
-    loss, done, steps, segments, left = found[-1]
+    result = [match.groups() for line in lines if (match := re.search(pattern, line))]
+    loss, done, steps, segments, left = result[-1]
     assert (done, left) == ("8", "0:00:00")
     # batches of 4
     assert float(segments) == pytest.approx(4 * float(steps), abs=0.1)
@@ -396,8 +396,8 @@ def test_saves_can_be_asked_for_and_without_a_terminal_a_line_tells_of_each(twin
     rows = exact_rows(tmp_path / "run")
     # and the last step is saved whether it is due or not
     assert [row["step"] for row in rows] == ["3", "4"]
-    about = json.loads((tmp_path / "run" / "run.json").read_text())["training"]
-    assert (about["validate_every"], about["steps"]) == (3, 4)
+    metadata = json.loads((tmp_path / "run" / "run.json").read_text())["training"]
+    assert (metadata["validate_every"], metadata["steps"]) == (3, 4)
     assert read_checkpoint(tmp_path / "run" / "last").step == 4
     assert len(lines) == 2
     for line, row in zip(lines, rows, strict=True):
@@ -415,30 +415,30 @@ def test_saves_can_be_asked_for_and_without_a_terminal_a_line_tells_of_each(twin
 
 def events(folder):
     """What the event files of TensorBoard hold, by the file format: length, checksum, message, checksum."""
-    found = []
+    result = []
     for path in sorted(folder.glob("events*")):
-        content, place = path.read_bytes(), 0
-        while place < len(content):
-            (length,) = struct.unpack("<Q", content[place : place + 8])
-            found.append(event_pb2.Event.FromString(content[place + 12 : place + 12 + length]))
-            place += 16 + length
-    return found
+        content, location = path.read_bytes(), 0
+        while location < len(content):
+            (length,) = struct.unpack("<Q", content[location : location + 8])
+            result.append(event_pb2.Event.FromString(content[location + 12 : location + 12 + length]))
+            location += 16 + length
+    return result
 
 
 @pytest.mark.parametrize("twin", TWINS)
 def test_tensorboard_gets_curves_and_pictures(twin, command, tmp_path):
     assert TWINS[twin].main(command("shown", "--tensorboard", steps=4)) == 0
-    found = events(tmp_path / "shown" / "tensorboard")
+    result = events(tmp_path / "shown" / "tensorboard")
     scalars = {
         (v.tag, e.step): v.simple_value
-        for e in found
+        for e in result
         for v in e.summary.value
         if v.WhichOneof("value") == "simple_value"
     }
     for row in exact_rows(tmp_path / "shown"):
         for name in ("loss", "validation_loss", "learning_rate"):
             assert scalars[name, int(row["step"])] == pytest.approx(float(row[name]), rel=1e-6)
-    images = [v.image for e in found for v in e.summary.value if v.WhichOneof("value") == "image"]
+    images = [v.image for e in result for v in e.summary.value if v.WhichOneof("value") == "image"]
     assert len(images) == 2
     assert images[0].encoded_image_string.startswith(b"\x89PNG")
     # going on takes back what was written after the last save
@@ -497,9 +497,9 @@ def test_worker_processes_make_the_same_batches(data):
     shards = dataset.Shards([data / "train" / "00000.npz"], CONFIG)
     settings = TrainingConfig(steps=7, batch_size=4, accumulate=2)
     expected = list(batches.load_batches(shards, settings, 2))
-    found = list(batches.load_batches(shards, settings, 2, workers=2))
-    assert len(found) == len(expected) == 5
-    for one, other in zip(expected, found, strict=True):
+    result = list(batches.load_batches(shards, settings, 2, workers=2))
+    assert len(result) == len(expected) == 5
+    for one, other in zip(expected, result, strict=True):
         for batch, again in zip(one, other, strict=True):
             for array, same in zip(batch, again, strict=True):
                 np.testing.assert_array_equal(array, same)
@@ -528,14 +528,14 @@ def test_a_worker_that_dies_is_said_and_the_last_save_stays(twin, command, data,
     shards.saved = tmp_path / "deadly" / "last"
     monkeypatch.setattr(command_line, "open_shards", lambda *_: shards)
     assert twin.main(command("deadly", "--workers", "1", validate_every=1, steps=40, validation=False)) == 1
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
-    assert len(said) == 1
-    assert "error: a worker process that makes batches died" in said[0]
+    message = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(message) == 1
+    assert "error: a worker process that makes batches died" in message[0]
     assert 1 <= read_checkpoint(tmp_path / "deadly" / "last", optimizer=True).step < 40
 
 
 def test_arrays_that_begin_a_run_need_no_data(data):
     settings = TrainingConfig(arranged=False, seed=4)
-    found = initial.drawn_arrays(CONFIG, settings, None)
+    result = initial.drawn_arrays(CONFIG, settings, None)
     for name, array in initial_arrays(CONFIG.network, 4).items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(result[name], array)

@@ -85,9 +85,9 @@ def test_both_twins_get_the_same_batches(command, tmp_path, monkeypatch, capsys)
         assert twin.main(command(name)) == 0
     assert seen["jax"] == seen["torch"]
     assert len(set(seen["jax"])) == 7
-    about = json.loads((tmp_path / "jax" / "sources.json").read_text())
-    assert len(about["midi"]) == 4
-    assert about["recipe"]["seconds"] == 3.0
+    metadata = json.loads((tmp_path / "jax" / "sources.json").read_text())
+    assert len(metadata["midi"]) == 4
+    assert metadata["recipe"]["seconds"] == 3.0
     # another recipe is said, the same one is not
     assert "other music" not in capsys.readouterr().err
     assert torch_train.main(command("torch", "--recipe", '{"piano": 1}')) == 0
@@ -112,9 +112,9 @@ def test_worker_processes_make_the_same_batches_from_any_step_on(songs, font):
     expected = list(load_batches(stream, settings))
     assert len(expected) == 11
     for begin, workers in ((0, 2), (3, 1), (6, 0)):
-        found = list(load_batches(stream, settings, begin, workers))
-        assert len(found) == 11 - begin
-        for one, other in zip(expected[begin:], found, strict=True):
+        result = list(load_batches(stream, settings, begin, workers))
+        assert len(result) == 11 - begin
+        for one, other in zip(expected[begin:], result, strict=True):
             for batch, again in zip(one, other, strict=True):
                 for array, same in zip(batch, again, strict=True):
                     np.testing.assert_array_equal(array, same)

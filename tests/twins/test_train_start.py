@@ -53,11 +53,11 @@ class Begun(Exception):
 
 def begun(twin, data, folder, *arguments):
     """(weights before the first step, config) of a run that the command line asks for."""
-    found = []
+    result = []
 
     def learner(config, settings, *rest):
         one = TWINS[twin].Learner(config, settings, *rest)
-        found.append((one.arrays(), config))
+        result.append((one.arrays(), config))
         raise Begun
 
     command = [
@@ -73,7 +73,7 @@ def begun(twin, data, folder, *arguments):
     ]
     with pytest.raises(Begun):
         train.train(f"{twin}_mt3", learner, lambda: None, train.parse("train", command))
-    return found[0]
+    return result[0]
 
 
 def written(layout, folder, arrays):
@@ -102,17 +102,26 @@ LAYOUTS = [*sorted(path.name for path in GOLDEN.iterdir()), "golden", "folder of
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "mt3.pth", "wrapped.ckpt"])
 def test_a_warm_start_from_every_layout_gives_both_twins_the_same_weights(layout, data, tmp_path, golden_arrays):
-    place = written(layout, tmp_path, golden_arrays)
+    location = written(layout, tmp_path, golden_arrays)
     (tmp_path / "heads.json").write_text(json.dumps({"model": HEADS | SHORT}))
-    arguments = ["--preset", "finetune", "--model", "mt3", "--config", tmp_path / "heads.json", "--warm-start", place]
+    arguments = [
+        "--preset",
+        "finetune",
+        "--model",
+        "mt3",
+        "--config",
+        tmp_path / "heads.json",
+        "--warm-start",
+        location,
+    ]
     for twin, load in LOAD.items():
-        found, config = begun(twin, data, tmp_path, *arguments)
-        assert found.keys() == golden_arrays.keys()
+        result, config = begun(twin, data, tmp_path, *arguments)
+        assert result.keys() == golden_arrays.keys()
         for name, array in golden_arrays.items():
             expected = array.astype(ml_dtypes.bfloat16) if layout == "t5x_bfloat16" else array
-            np.testing.assert_array_equal(found[name], expected.astype(np.float32), err_msg=name)
+            np.testing.assert_array_equal(result[name], expected.astype(np.float32), err_msg=name)
         # infer reads it and takes it for the same model
-        path = find_checkpoint(place).path
+        path = find_checkpoint(location).path
         assert load(path, preset="mt3", overrides=HEADS | SHORT)[1] == config
 
 
@@ -186,10 +195,10 @@ def test_a_checkpoint_as_published_is_tuned_and_in_both_twins_alike(data, tmp_pa
         with open(run / "metrics.csv") as file:
             rows = list(csv.DictReader(file))
         for name in ("loss", "validation_loss"):
-            found = [float(row[name]) for row in rows]
-            assert np.isfinite(found).all()
-            assert found[-1] < 0.95 * found[0], (twin, name)
-            losses[twin, name] = found
+            result = [float(row[name]) for row in rows]
+            assert np.isfinite(result).all()
+            assert result[-1] < 0.95 * result[0], (twin, name)
+            losses[twin, name] = result
         # every array has moved, by its own size
         after = read_checkpoint(run / "last", optimizer=True)
         assert after.step == 6

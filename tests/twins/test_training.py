@@ -71,11 +71,11 @@ def shards(data):
 
 def losses(twin, settings, shards, steps, slots=None, arrays=None, begin=0):
     learner = LEARNERS[twin](CONFIG, settings, arrays or initial_arrays(CONFIG.network, 1), slots or {}, "cpu")
-    found = []
+    result = []
     for step in range(begin, steps):
         batches = [make_batch(shards, settings, step, part) for part in range(settings.accumulate)]
-        found.append(learner.update(batches, step, settings.rate(step)))
-    return found, learner
+        result.append(learner.update(batches, step, settings.rate(step)))
+    return result, learner
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
@@ -85,8 +85,8 @@ def test_twenty_steps_agree(optimizer, dtype, tolerance, shards):
         steps=20, batch_size=4, optimizer=optimizer, dtype=dtype, warmup_steps=5, weight_decay=0.01, auxiliary_steps=3
     )
     ours, jax_learner = losses("jax", settings, shards, 20)
-    theirs, torch_learner = losses("torch", settings, shards, 20)
-    for step, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+    estimates, torch_learner = losses("torch", settings, shards, 20)
+    for step, (one, other) in enumerate(zip(ours, estimates, strict=True)):
         for name in ("loss", "token_loss", "auxiliary_loss"):
             assert one[name] == pytest.approx(other[name], rel=tolerance), (step, name)
     assert ours[0]["token_loss"] == 0 < ours[3]["token_loss"]
@@ -107,13 +107,13 @@ def test_twenty_steps_agree_where_adafactor_factors(dtype, tolerance, shards):
     config = dataclasses.replace(CONFIG, network=network)
     settings = TrainingConfig(steps=20, batch_size=2, optimizer="adafactor", dtype=dtype, auxiliary=0.0, warmup_steps=1)
     learners = [LEARNERS[twin](config, settings, initial_arrays(network, 1), {}, "cpu") for twin in LEARNERS]
-    found = []
+    result = []
     for step in range(20):
         batches = [make_batch(shards, settings, step, 0)]
         one, other = (learner.update(batches, step, 0.01)["loss"] for learner in learners)
         assert one == pytest.approx(other, rel=tolerance), step
-        found.append(one)
-    assert found[-1] < 0.8 * found[0]
+        result.append(one)
+    assert result[-1] < 0.8 * result[0]
     one, other = (learner.slots() for learner in learners)
     assert one.keys() == other.keys()
     kinds = {name.removeprefix("param_states/"): slot.shape for name, slot in one.items()}
@@ -148,12 +148,12 @@ def test_where_each_token_is():
     # 3 + n: a shift of n * 10 ms; the frames are 20 ms
     targets = np.array([[1132, 3 + 10, 1050, 1060, 3 + 31, 1070, 1, 0]], np.int32)
     batch = dataset.Batch(np.zeros((1, 32, 512), np.float32), targets, np.zeros((1, 32, dataset.ROLL_COLUMNS), bool))
-    found = event_frames(batch, CONFIG)
-    np.testing.assert_array_equal(found.current[0], [0, 0, 5, 5, 5, 15.5, 15.5, 15.5])
-    np.testing.assert_array_equal(found.next[0], [5, 5, 15.5, 15.5, 15.5, 32, 32, 32])
-    np.testing.assert_array_equal(found.target[0], [0, 5, 5, 5, 15.5, 15.5, 15.5, 15.5])
+    result = event_frames(batch, CONFIG)
+    np.testing.assert_array_equal(result.current[0], [0, 0, 5, 5, 5, 15.5, 15.5, 15.5])
+    np.testing.assert_array_equal(result.next[0], [5, 5, 15.5, 15.5, 15.5, 32, 32, 32])
+    np.testing.assert_array_equal(result.target[0], [0, 5, 5, 5, 15.5, 15.5, 15.5, 15.5])
     batch.rolls[0, 5, 50] = batch.rolls[0, 15, 60] = True
-    labels, coming = decoder_labels(batch, soft_rolls(batch.rolls), found)
+    labels, coming = decoder_labels(batch, soft_rolls(batch.rolls), result)
     assert labels[0, 2, 50] == 1
     assert labels[0, 4, 60] == 0
     assert labels[0, 2, LABEL_COLUMNS - 128 + 50] == pytest.approx(0.4)
@@ -262,8 +262,8 @@ def test_the_command_trains_stops_and_goes_on(twin, tmp_path, data):
     for name, array in whole.arrays.items():
         np.testing.assert_allclose(last.arrays[name], array, rtol=1e-5, atol=1e-7)
     assert read_checkpoint(tmp_path / "parts" / "best").config() == CONFIG
-    about = json.loads((tmp_path / "parts" / "run.json").read_text())
-    assert about["training"]["batch_size"] == 4
+    metadata = json.loads((tmp_path / "parts" / "run.json").read_text())
+    assert metadata["training"]["batch_size"] == 4
 
 
 @pytest.mark.parametrize("twin", LEARNERS)
@@ -302,8 +302,8 @@ def test_gradients_are_clipped_to_their_norm(twin, clip, shards):
     slots = learner.slots()
     factor = min(1.0, clip / norm)
     for name, gradient in gradients.items():
-        found = 10 * slots[f"param_states/{name}/m"]
-        np.testing.assert_allclose(found, factor * gradient, atol=1e-5 * factor * np.abs(gradient).max(), err_msg=name)
+        result = 10 * slots[f"param_states/{name}/m"]
+        np.testing.assert_allclose(result, factor * gradient, atol=1e-5 * factor * np.abs(gradient).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("twin", [jax_train, torch_train], ids=LEARNERS)
@@ -348,9 +348,9 @@ def test_schedules_fall_as_they_say():
 def test_rematerialised_layers_give_the_same_losses(twin, dropout_rate, shards, monkeypatch):
     config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, dropout_rate=dropout_rate))
     monkeypatch.setitem(globals(), "CONFIG", config)
-    kept, one = losses(twin, TrainingConfig(batch_size=4), shards, 3)
+    reserved, one = losses(twin, TrainingConfig(batch_size=4), shards, 3)
     again, other = losses(twin, TrainingConfig(batch_size=4, remat=True), shards, 3)
-    for row, same in zip(kept, again, strict=True):
+    for row, same in zip(reserved, again, strict=True):
         assert same == pytest.approx(row, rel=1e-6)
     for name, array in one.arrays().items():
         np.testing.assert_allclose(other.arrays()[name], array, atol=1e-6)
@@ -405,12 +405,12 @@ def test_the_average_follows_the_weights_and_is_what_validation_sees(twin, shard
 
 def test_both_twins_transcribe_the_same_ids_while_training(shards):
     frames = shards.batch(range(3)).frames
-    found = [
+    result = [
         learner(CONFIG, TrainingConfig(), initial_arrays(CONFIG.network, 3), {}, "cpu").transcribe(frames)
         for learner in LEARNERS.values()
     ]
-    assert len(found[0]) == 3
-    for one, other in zip(*found, strict=True):
+    assert len(result[0]) == 3
+    for one, other in zip(*result, strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -72,9 +72,9 @@ def maestro(folder):
 
 def slakh(folder):
     for split, track in (("train", "Track00001"), ("validation", "Track01501"), ("test", "Track01876")):
-        place = folder / split / track
-        write_audio(place / "mix.flac")
-        midi_folder = place / "MIDI"
+        path = folder / split / track
+        write_audio(path / "mix.flac")
+        midi_folder = path / "MIDI"
         midi_folder.mkdir()
         # programs in the files are not those of the metadata
         midi.write_midi([note._replace(program=5) for note in NOTES], midi_folder / "S00.mid")
@@ -87,21 +87,21 @@ def slakh(folder):
         lines += "  S00:\n" + stem.format("true", "Bass", "false", 33)
         lines += "  S01:\n" + stem.format("true", "Drums", "true", 128)
         lines += "  S02:\n" + stem.format("false", "Piano", "false", 0)
-        (place / "metadata.yaml").write_text(lines)
+        (path / "metadata.yaml").write_text(lines)
     write_audio(folder / "omitted" / "Track00049" / "mix.flac")
     (folder / "omitted" / "Track00049" / "metadata.yaml").write_text("stems: {}\n")
 
 
 def musicnet(folder):
-    about = []
+    metadata = []
     for part, number, composition in (("train", 1727, "Quintet"), ("train", 1728, "Quintet"), ("test", 2303, "Sonata")):
         write_audio(folder / f"{part}_data" / f"{number}.wav", rate=44100)
         row = {"start_time": 22050, "end_time": 44100, "instrument": 43, "note": 48}
         row |= {"start_beat": 0.0, "end_beat": 1.0, "note_value": "Quarter"}
         later = row | {"start_time": 44100, "end_time": 88200, "instrument": 1, "note": 60}
         write_table(folder / f"{part}_labels" / f"{number}.csv", [later, row])
-        about.append({"id": number, "composer": "Schubert", "composition": composition, "movement": "1"})
-    write_table(folder / "musicnet_metadata.csv", about)
+        metadata.append({"id": number, "composer": "Schubert", "composition": composition, "movement": "1"})
+    write_table(folder / "musicnet_metadata.csv", metadata)
 
 
 def guitarset(folder):
@@ -156,13 +156,13 @@ EXPECTED = {
 
 
 def test_a_published_layout_is_recognised_and_read(published):
-    found = datasets.recordings(published)
+    result = datasets.recordings(published)
     layout = published.name
-    assert {recording.layout for recording in found} == {recording.group for recording in found} == {layout}
-    splits = [recording.split for recording in found]
+    assert {recording.layout for recording in result} == {recording.group for recording in result} == {layout}
+    splits = [recording.split for recording in result]
     # movements of one piece are in one split, whichever a hash gives them
     assert splits == SPLITS[layout] or (layout == "musicnet" and splits == ["test", "validation", "validation"])
-    notes = datasets.read_notes(found[0] if layout != "guitarset" else found[1])
+    notes = datasets.read_notes(result[0] if layout != "guitarset" else result[1])
     assert len(notes) == len(EXPECTED[layout])
     for note, expected in zip(notes, EXPECTED[layout], strict=True):
         assert note[:2] == pytest.approx(expected[:2], abs=1e-3)
@@ -267,13 +267,13 @@ def test_excerpts_hold_the_notes_of_their_stretch(tmp_path):
 
 
 def test_data_sets_are_drawn_by_their_rates(tmp_path):
-    found = []
+    result = []
     for name, count in (("large", 12), ("small", 2)):
         for number in range(count):
             write_audio(tmp_path / name / f"{number}.wav", seconds=1.2)
             midi.write_midi(NOTES, tmp_path / name / f"{number}.mid")
-        found.append([r._replace(layout="pairs") for r in datasets.recordings(tmp_path / name)])
-    excerpts = datasets.Excerpts(found, seconds=1.0)
+        result.append([r._replace(layout="pairs") for r in datasets.recordings(tmp_path / name)])
+    excerpts = datasets.Excerpts(result, seconds=1.0)
     drawn = np.random.default_rng(0).choice(2, 400, p=excerpts.rates)
     assert excerpts.rates[1] == pytest.approx(2**0.3 / (2**0.3 + 12**0.3))
     assert abs(drawn.mean() - excerpts.rates[1]) < 0.06
@@ -299,8 +299,8 @@ def test_the_command_makes_shards_of_published_data(published, tmp_path, capsys)
 
 @pytest.mark.process
 def test_a_worker_that_dies_is_said_and_does_not_hang():
-    found = in_order(abs, range(5), 2)
-    assert list(found) == [0, 1, 2, 3, 4]
+    result = in_order(abs, range(5), 2)
+    assert list(result) == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="a worker process died"):
         list(in_order(os._exit, range(1, 5), 1))
 

@@ -39,9 +39,9 @@ def audio(seconds=3.0, seed=0):
 def test_segments_are_those_that_infer_sees():
     samples = audio()
     ours = list(dataset.cut_segments(samples, NOTES, 0, CONFIG))
-    theirs = list(segments(samples, CONFIG))
-    assert len(ours) == len(theirs) == 3
-    for (frames, _, _), segment in zip(ours, theirs, strict=True):
+    estimates = list(segments(samples, CONFIG))
+    assert len(ours) == len(estimates) == 3
+    for (frames, _, _), segment in zip(ours, estimates, strict=True):
         np.testing.assert_allclose(frames, segment.frames, rtol=1e-3, atol=1e-3)
     expected = encode_segments(NOTES, len(samples) // 320 + 1, CONFIG)
     for (_, ids, _), right in zip(ours, expected, strict=True):
@@ -171,10 +171,10 @@ def test_shards_stay_on_the_disk_and_go_to_other_processes(tmp_path):
     dataset.write_shard(path, [Example(audio(60.0), NOTES, "piano")], CONFIG, [1, 0])
     with np.load(path) as file:
         for name in ("frames", "rolls", "lengths"):
-            found = dataset.map_array(path, name)
-            assert isinstance(found, np.memmap)
-            np.testing.assert_array_equal(found, file[name])
-            assert found.dtype == file[name].dtype
+            result = dataset.map_array(path, name)
+            assert isinstance(result, np.memmap)
+            np.testing.assert_array_equal(result, file[name])
+            assert result.dtype == file[name].dtype
         np.savez_compressed(tmp_path / "small.npz", **dict(file))
     with pytest.raises(ValueError, match=r"small\.npz is no shard .* compressed"):
         dataset.Shards([tmp_path / "small.npz"], CONFIG)
@@ -232,15 +232,15 @@ def test_segments_of_a_stream_are_mixed_and_none_comes_twice(even):
     assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) == 32
     examples = [np.flatnonzero(batch.rolls[..., :80].any(axis=(0, 1))) for batch in batches]
     # an example has 3 or 4 segments
-    assert np.mean([len(found) for found in examples]) > (3 if even else 2)
+    assert np.mean([len(result) for result in examples]) > (3 if even else 2)
     for batch in batches:
         assert batch.frames.shape == (4, 64, 512)
         assert batch.rolls.shape == (4, 64, dataset.ROLL_COLUMNS)
     # like lengths together
     lengths = [np.sort((batch.targets > 0).sum(axis=1)) for batch in batches]
-    assert even or np.mean([some[-1] - some[0] for some in lengths]) < np.ptp(lengths) / 4
-    some = stream.some(10)
-    assert len(some.frames) == 10
+    assert even or np.mean([sample[-1] - sample[0] for sample in lengths]) < np.ptp(lengths) / 4
+    sample = stream.some(10)
+    assert len(sample.frames) == 10
 
 
 def test_examples_without_a_segment_are_passed_over_unless_nearly_all_are():
@@ -288,21 +288,21 @@ def test_a_recipe_that_is_none_is_said(text, message, capsys):
         command("--recipe", text)
     assert message in capsys.readouterr().err
     assert command("--recipe", '{"settle": 0.02}').recipe == Recipe(settle=0.02)
-    found = command("--recipe", '{"piano": 0.9, "drums": 0.1, "damage": false}').recipe
-    assert {kind: share for kind, share in found.shares().items() if share} == {"piano": 0.9, "drums": 0.1}
-    assert not found.damage
+    result = command("--recipe", '{"piano": 0.9, "drums": 0.1, "damage": false}').recipe
+    assert {kind: share for kind, share in result.shares().items() if share} == {"piano": 0.9, "drums": 0.1}
+    assert not result.damage
 
 
 def test_a_font_for_tests_is_refused_in_training(tmp_path, font, monkeypatch):
-    kept = tmp_path / "renamed.sf2"
-    kept.write_bytes(font.read_bytes() + b"other")
+    reserved = tmp_path / "renamed.sf2"
+    reserved.write_bytes(font.read_bytes() + b"other")
     manifest = json.loads(sources.MANIFEST.read_text())
-    manifest["packages"]["csound-soundfont"]["test_only"] = {"sf_GMbank.sf2": file_sha256(kept)}
+    manifest["packages"]["csound-soundfont"]["test_only"] = {"sf_GMbank.sf2": file_sha256(reserved)}
     (tmp_path / "sources.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(sources, "MANIFEST", tmp_path / "sources.json")
     named = tmp_path / "sf_GMbank.sf2"
     named.write_bytes(font.read_bytes())
-    for path in (kept, named):
+    for path in (reserved, named):
         with pytest.raises(ValueError, match=rf"{path.name} is kept for validation and test"):
             generator_of(command("--fonts", font, path), "train", 0)
         assert len(generator_of(command("--fonts", font, path), "test", 0).font_paths) == 2
@@ -317,11 +317,11 @@ def test_the_command_makes_recordings_to_measure_on(tmp_path, font):
     assert sorted(before) == [f"drums__0000{number}.{suffix}" for number in (0, 1) for suffix in ("flac", "mid")]
     assert main([str(tmp_path / "out"), *arguments, "--examples", "3"]) == 0
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("drums__0000[01]*")} == before
-    found = datasets.recordings(tmp_path / "out")
-    assert [recording.group for recording in found] == ["drums"] * 3
+    result = datasets.recordings(tmp_path / "out")
+    assert [recording.group for recording in result] == ["drums"] * 3
     example = generator_of(command("--fonts", font, "--recipe", recipe), "test", 0).example(2)
-    assert read_audio(found[2].audio, 16000) == pytest.approx(example.audio, abs=1e-4)
-    assert len(datasets.read_notes(found[2])) == len(example.notes)
+    assert read_audio(result[2].audio, 16000) == pytest.approx(example.audio, abs=1e-4)
+    assert len(datasets.read_notes(result[2])) == len(example.notes)
     # without a config, shards are MT3's
     assert main([str(tmp_path / "mt3"), *arguments[1:], "--shards", "1", "--examples", "2"]) == 0
     assert dataset.Shards([tmp_path / "mt3" / "00000.npz"], Config()).some(1).frames.shape == (1, 256, 512)

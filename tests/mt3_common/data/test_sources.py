@@ -95,7 +95,7 @@ def test_packages_become_folders_with_a_manifest(packages, tmp_path, capsys):
     names = ["freedm", "freedoom", "openttd-openmsx", "timgm6mb-soundfont"]
     arguments = [str(out), "--packages", str(packages), "--pop909", str(pop.parent), "--only", *names]
     assert main(arguments) == 0
-    found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    result = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     one, two = (hashlib.md5(content).hexdigest()[:4] for content in (b"MThd one", b"MThd two"))
     for name, content in {
         f"midi/freedoom/D_DM01_{one}.mid": b"MThd one",
@@ -105,11 +105,11 @@ def test_packages_become_folders_with_a_manifest(packages, tmp_path, capsys):
         "soundfonts/TimGM6mb.sf2": b"font",
         "licences/freedm.txt": b"License: of a test\n",
     }.items():
-        assert found[name] == content
-    assert len([name for name in found if name.startswith("midi/")]) == 5
-    taken = json.loads(found["sources.json"])
-    assert taken["timgm6mb-soundfont"]["files"] == {"soundfonts/TimGM6mb.sf2": hashlib.sha256(b"font").hexdigest()}
-    assert taken["openttd-openmsx"]["licence"] == "GPL-2"
+        assert result[name] == content
+    assert len([name for name in result if name.startswith("midi/")]) == 5
+    contents = json.loads(result["sources.json"])
+    assert contents["timgm6mb-soundfont"]["files"] == {"soundfonts/TimGM6mb.sf2": hashlib.sha256(b"font").hexdigest()}
+    assert contents["openttd-openmsx"]["licence"] == "GPL-2"
     printed = capsys.readouterr()
     assert "freedm_1.0_all.deb is not the freedm 0.12.1-2 of the manifest" in printed.err
     assert "pop909: 2 files in midi/pop909, MIT" in printed.out
@@ -138,18 +138,18 @@ def test_without_apt_it_says_what_to_do(tmp_path, monkeypatch, capsys):
 
 def test_the_manifest_says_all_of_every_source():
     manifest = json.loads(sources.MANIFEST.read_text())
-    for name, about in manifest["packages"].items():
-        assert len(about["sha256"]) == 64, name
-        assert about["licence"], name
-        assert about["copyright"], name
-        assert ("files" in about) != ("wads" in about), name
-    kept = manifest["packages"]["csound-soundfont"]
-    assert "ublic domain" in kept["licence"]
-    assert list(kept["test_only"]) == ["sf_GMbank.sf2"]
-    for about in (*manifest["players"].values(), manifest["music21"], manifest["pop909"]):
-        assert about["folder"].startswith("midi/")
-        assert about["licence"]
-        assert about["copyright"]
+    for name, metadata in manifest["packages"].items():
+        assert len(metadata["sha256"]) == 64, name
+        assert metadata["licence"], name
+        assert metadata["copyright"], name
+        assert ("files" in metadata) != ("wads" in metadata), name
+    reserved = manifest["packages"]["csound-soundfont"]
+    assert "ublic domain" in reserved["licence"]
+    assert list(reserved["test_only"]) == ["sf_GMbank.sf2"]
+    for metadata in (*manifest["players"].values(), manifest["music21"], manifest["pop909"]):
+        assert metadata["folder"].startswith("midi/")
+        assert metadata["licence"]
+        assert metadata["copyright"]
 
 
 # stands for MMA: plays a chart if MMA_HOME has its grooves, and fails at one of them
@@ -195,15 +195,15 @@ def test_bands_and_tunes_are_played(packages, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [str(out), "--packages", str(packages), "--only", "freedm", "--mma", "2", "--abc", str(tunes)]
     assert main(arguments) == 0
-    found = sorted(path.relative_to(out / "midi").as_posix() for path in (out / "midi").rglob("*") if path.is_file())
-    assert found[:3] == ["abc/a_jig_0_7.mid", "abc/reels_1_1.mid", "abc/reels_1_2.mid"]
-    assert found[-2:] == ["mma/stdlib_swing_0000.mid", "mma/stdlib_swing_0001.mid"]
-    assert len(found) == 6
-    assert split_of(found[-2]) == split_of(found[-1])
-    taken = json.loads((out / "sources.json").read_text())
-    assert taken["mma"]["licence"].startswith("GPL-2")
-    assert len(taken["mma"]["files"]) == 2
-    assert len(taken["abcmidi"]["files"]) == 3
+    result = sorted(path.relative_to(out / "midi").as_posix() for path in (out / "midi").rglob("*") if path.is_file())
+    assert result[:3] == ["abc/a_jig_0_7.mid", "abc/reels_1_1.mid", "abc/reels_1_2.mid"]
+    assert result[-2:] == ["mma/stdlib_swing_0000.mid", "mma/stdlib_swing_0001.mid"]
+    assert len(result) == 6
+    assert split_of(result[-2]) == split_of(result[-1])
+    contents = json.loads((out / "sources.json").read_text())
+    assert contents["mma"]["licence"].startswith("GPL-2")
+    assert len(contents["mma"]["files"]) == 2
+    assert len(contents["abcmidi"]["files"]) == 3
     assert "mma: 2 files in midi/mma" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
     assert main([*arguments[:-1], str(tmp_path / "empty")]) == 1
@@ -224,12 +224,12 @@ def test_charts_are_whole_songs_and_the_same_again():
 def test_works_of_music21s_corpus_become_songs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("music21")
     out = tmp_path / "out"
-    taken = sources.take_music21(["joplin", "corelli"], out)
-    assert sorted(taken) == sorted(out.iterdir())
-    assert {path.name[:-9] for path in taken} == {"joplin_maple_leaf_rag", "corelli_opus3no1"}
-    for path in taken:
+    contents = sources.take_music21(["joplin", "corelli"], out)
+    assert sorted(contents) == sorted(out.iterdir())
+    assert {path.name[:-9] for path in contents} == {"joplin_maple_leaf_rag", "corelli_opus3no1"}
+    for path in contents:
         assert len(read_midi(path)) > 50
-    assert all(taken.values())
+    assert all(contents.values())
     with pytest.raises(sources.SourceError, match=r"corpus has no nobody; it has bach"):
         sources.take_music21(["nobody"], out)
     monkeypatch.setitem(sys.modules, "music21", None)

@@ -92,8 +92,8 @@ def test_notes_are_where_the_audio_has_them(songs, font):
     for index in range(4):
         example = generator.example(index)
         first = min(note.onset for note in example.notes)
-        heard = np.flatnonzero(np.abs(example.audio) > 0.02)[0] / 16000
-        assert abs(heard - first) < 0.012
+        rendered = np.flatnonzero(np.abs(example.audio) > 0.02)[0] / 16000
+        assert abs(rendered - first) < 0.012
 
 
 @pytest.mark.parametrize("shift", [-3, 0, 3])
@@ -222,34 +222,34 @@ def test_stems_are_left_out_and_have_other_programs_of_their_class(songs, font):
     written = (3, 26, 33, 40, 61, 73)
     stems = [Stem(p, False, (Note(0, 1, 60 + i, 80, p),)) for i, p in enumerate(written)]
     stems.append(Stem(0, True, (Note(0, 1, 38, 80, 0, True),)))
-    kept, drawn = [], {program: set() for program in written}
+    reserved, drawn = [], {program: set() for program in written}
     for rng in draws(400):
         band = generator._band(songs[0], stems, rng)
-        kept.append(len(band))
+        reserved.append(len(band))
         for stem in band:
             if stem.is_drum:
                 assert stem.program == 0
             else:
                 drawn[written[stem.notes[0].pitch - 60]].add(stem.program)
-    assert min(kept) >= 1
-    assert 0.76 < np.mean(kept) / 7 < 0.84
-    for program, found in drawn.items():
-        assert found == set(range(program // 8 * 8, program // 8 * 8 + 8))
+    assert min(reserved) >= 1
+    assert 0.76 < np.mean(reserved) / 7 < 0.84
+    for program, result in drawn.items():
+        assert result == set(range(program // 8 * 8, program // 8 * 8 + 8))
 
 
 def played(monkeypatch, generator, count):
     """Font, formant, detuning and is_drum of each stem of so many examples."""
-    found = []
+    result = []
 
     def stem_audio(self, stem, font, shift, detune, rng):
-        found[-1].append((font, shift, detune, stem.is_drum))
+        result[-1].append((font, shift, detune, stem.is_drum))
         return np.zeros(64000, np.float32)
 
     monkeypatch.setattr(synthesis.Generator, "_stem_audio", stem_audio)
     for index in range(count):
-        found.append([])
+        result.append([])
         generator.example(index)
-    return [example for example in found if example]
+    return [example for example in result if example]
 
 
 def test_fonts_formants_and_detuning_are_drawn(songs, font, monkeypatch):
@@ -278,10 +278,10 @@ def test_each_stem_has_an_equaliser(songs, font, monkeypatch):
     impulse = np.zeros(32000, np.float32)
     impulse[16000] = 1.0
     curves = np.array([decibels(np.abs(np.fft.rfft(augment.equalize_stem(impulse, rng)))) for rng in draws(100)])
-    heard = curves[:, 50:15000]
-    assert 3 < np.abs(heard).max() < 9.5
-    assert np.abs(heard).max(axis=1).min() < 1.0
-    assert np.median(heard.std(axis=1)) > 0.5
+    rendered = curves[:, 50:15000]
+    assert 3 < np.abs(rendered).max() < 9.5
+    assert np.abs(rendered).max(axis=1).min() < 1.0
+    assert np.median(rendered.std(axis=1)) > 0.5
     # gentle: a third of an octave apart, no more than 5 dB
     low = np.arange(100, 11000)
     assert np.abs(curves[:, (low * 1.26).astype(int)] - curves[:, low]).max() < 5.5

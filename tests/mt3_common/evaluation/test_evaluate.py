@@ -129,8 +129,8 @@ def test_a_picture_has_right_and_estimated_notes_on_top_of_the_spectrogram(tmp_p
         assert bright[0] > dark[0] + 60
     (legend,) = figure.legends
     assert legend.get_title().get_text() == "onset within 50 ms"
-    said = [text.get_text() for text in legend.get_texts()]
-    assert said == ["found, reference: 2", "found, estimate: 2", "missed: 1", "wrong: 2"]
+    message = [text.get_text() for text in legend.get_texts()]
+    assert message == ["found, reference: 2", "found, estimate: 2", "missed: 1", "wrong: 2"]
 
 
 def test_a_run_goes_on_from_its_results(folder, tmp_path, monkeypatch):
@@ -185,32 +185,32 @@ def test_a_folder_without_pairs_is_said(tmp_path, capsys):
 
 
 def test_a_checkpoint_that_changed_under_its_name_is_measured_again(folder, tmp_path, monkeypatch):
-    place = tmp_path / "checkpoint"
-    (place / "array").mkdir(parents=True)
-    (place / "array" / "0.0").write_bytes(b"first")
+    path = tmp_path / "checkpoint"
+    (path / "array").mkdir(parents=True)
+    (path / "array" / "0.0").write_bytes(b"first")
     # the file that makes the folder a checkpoint
-    (place / "checkpoint").touch()
+    (path / "checkpoint").touch()
 
     def load_named(**options):
         oracle = Oracle()
-        oracle.checkpoint = NamedCheckpoint(str(place), "checkpoint")
+        oracle.checkpoint = NamedCheckpoint(str(path), "checkpoint")
         return oracle
 
     measured = []
     measure = evaluation.measure
     monkeypatch.setattr(evaluate, "measure", lambda pair, *rest: measured.append(pair.name) or measure(pair, *rest))
     arguments = [str(folder), "-o", str(tmp_path / "out"), "--checkpoint"]
-    assert evaluate.main("torch_mt3", load_named, [*arguments, str(place)]) == 0
+    assert evaluate.main("torch_mt3", load_named, [*arguments, str(path)]) == 0
     assert len(measured) == 2
     # the same content, called by another name
     assert evaluate.main("torch_mt3", load_named, [*arguments, "another"]) == 0
     assert len(measured) == 2
-    (place / "array" / "0.0").write_bytes(b"later")
-    assert evaluate.main("torch_mt3", load_named, [*arguments, str(place)]) == 0
+    (path / "array" / "0.0").write_bytes(b"later")
+    assert evaluate.main("torch_mt3", load_named, [*arguments, str(path)]) == 0
     assert len(measured) == 4
-    found = {evaluation.fingerprint(load_named())}
-    (place / "array" / "0.0").rename(place / "array" / "0.1")
-    assert evaluation.fingerprint(load_named()) not in found
+    result = {evaluation.fingerprint(load_named())}
+    (path / "array" / "0.0").rename(path / "array" / "0.1")
+    assert evaluation.fingerprint(load_named()) not in result
 
 
 STAND_IN = """#!{python}

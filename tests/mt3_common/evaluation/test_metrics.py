@@ -34,11 +34,11 @@ def heard(notes):
 @settings(deadline=None, max_examples=60)
 def test_onset_measures_are_mir_evals(references, estimates):
     ours = metrics.evaluate(references, estimates)
-    mine, theirs = ([n for n in notes if not n.is_drum] for notes in (references, estimates))
-    if not mine or not theirs:
-        assert ours["onset"] == float(not mine and not theirs)
+    mine, expected = ([n for n in notes if not n.is_drum] for notes in (references, estimates))
+    if not mine or not expected:
+        assert ours["onset"] == float(not mine and not expected)
         return
-    arrays = [*heard(mine), *heard(theirs)]
+    arrays = [*heard(mine), *heard(expected)]
     precision, recall, f1, _ = mir_eval.transcription.precision_recall_f1_overlap(*arrays, offset_ratio=None)
     assert (ours["onset_precision"], ours["onset_recall"], ours["onset"]) == pytest.approx((precision, recall, f1))
     _, _, f1, _ = mir_eval.transcription.precision_recall_f1_overlap(*arrays)
