@@ -1,5 +1,7 @@
 """The losses of training in JAX; torch_mt3/losses.py is its twin."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from einops import einsum
@@ -7,9 +9,10 @@ from jax.nn import log_softmax, softplus
 from jax.numpy import stack
 from jax.scipy.special import logsumexp
 
-from jax_mt3.kernels import as_array, count_up, take_along
-from mt3_common.config import PITCH_ROWS, ROW_BIAS
+from jax_mt3.kernels import as_array, count_up, take_along, zeros
+from mt3_common.config import PITCH_ROWS, ROW_BIAS, Config
 from mt3_common.training import labels
+from mt3_common.training.config import TrainingConfig
 
 # standard deviation in frames of the target of alignment_loss: a note may be heard in the frames beside its own
 ALIGNMENT_WIDTH = 0.8
@@ -90,3 +93,37 @@ def alignment_loss(query: jax.Array, key: jax.Array, frames: jax.Array, real: ja
     logits = einsum(query, key, "b l d, b f d -> b l f").astype(frames.dtype)
     losses = -(target * log_softmax(logits, -1)).sum(-1)
     return (losses * (real & (frames < key.shape[1]))).sum()
+
+
+def decoder_losses(
+    config: Config,
+    settings: TrainingConfig,
+    weights: dict[str, jax.Array],
+    outputs: dict[tuple[str, int], jax.Array],
+    real: jax.Array,
+    event_frames: Sequence[jax.Array],
+    decoder_labels: Sequence[jax.Array],
+) -> jax.Array:
+    """Return the losses `alignment` and `contents` of the decoder's layers, weighted and summed over tokens.
+
+    Args:
+        config, settings: of the run.
+        weights: with the linear layers that training alone uses, 'auxiliary/kernel_0' and so on.
+        outputs: ('query', layer) and ('key', layer) of cross-attentions, (b, l or f, h * d), and ('output', layer) of
+            layers, (b, l, emb_dim).
+        real: (b, l) bool, false at padding.
+        event_frames: the fields of labels.EventFrames.
+        decoder_labels: labels and next events, see labels.decoder_labels; empty without `contents`.
+    """
+    total = zeros((), event_frames[0])
+    if settings.alignment:
+        width = config.network.head_dim
+        for layer, head, field in labels.supervised_heads(config):
+            query, key = (outputs[part, layer][..., head * width : (head + 1) * width] for part in ("query", "key"))
+            total = total + settings.alignment * alignment_loss(query, key, event_frames[field], real)
+    if settings.contents:
+        for layer in range(config.network.num_decoder_layers - 1):
+            head = weights[f"auxiliary/kernel_{layer}"], weights[f"auxiliary/bias_{layer}"]
+            losses = auxiliary_losses(outputs["output", layer], *head, *decoder_labels, settings.next_event)
+            total = total + settings.contents * (losses * real).sum()
+    return total

@@ -138,3 +138,8 @@ def apply_gradients(
             result = adafactor(weight, gradients[name], slots[name], step, learning_rate)
         new_weights[name], new_slots[name] = result
     return new_weights, new_slots, norm
+
+
+def moving_average(average: dict[str, jax.Array], weights: dict[str, jax.Array], decay: float) -> dict[str, jax.Array]:
+    """Return the moving average of the weights that `average` has, after one more step."""
+    return {name: array + (1 - decay) * (weights[name] - array) for name, array in average.items()}

@@ -100,13 +100,21 @@ def is_wide(config: NetworkConfig) -> bool:
     return config.emb_dim >= COARSE_WIDTH
 
 
+def is_slow_at(dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether products of this dtype are plain loops: those of bfloat16 on some processors."""
+    return dtype == torch.bfloat16 and device.type == "cpu" and not has_onednn_products(dtype)
+
+
 def computes_in(dtype: torch.dtype, config: NetworkConfig, device: torch.device) -> bool:
     """Tell whether products of weights of this dtype take and give it, rather than float32.
 
     They do in wide networks, but for bfloat16 on a processor that is slow at it.
     """
-    is_slow = dtype == torch.bfloat16 and device.type == "cpu" and not has_onednn_products(dtype)
-    return is_wide(config) and not is_slow
+    return is_wide(config) and not is_slow_at(dtype, device)
+
+
+# what users are told
+SLOW_BFLOAT16 = "this processor is slow at bfloat16: products are computed in float32, with weights rounded to bfloat16"
 
 
 def processor_note(model: torch.nn.Module, int8: bool = False) -> str | None:
@@ -118,13 +126,11 @@ def processor_note(model: torch.nn.Module, int8: bool = False) -> str | None:
         model: on its device, in its dtype, with its config.
         int8: see weights.pack.
     """
-    dtype, device = model.decoder.token_embedder.weight.dtype, device_of(model)
-    if dtype == torch.bfloat16 and is_wide(model.config) and not computes_in(dtype, model.config, device):
-        return "this processor is slow at bfloat16: products are computed in float32, with weights rounded to bfloat16"
+    device = device_of(model)
+    if is_wide(model.config) and is_slow_at(model.decoder.token_embedder.weight.dtype, device):
+        return SLOW_BFLOAT16
     if int8 and not has_int8_products(device.type):
-        return (
-            "this processor has no exact int8 products: they are computed in float32, which takes longer than float32"
-        )
+        return "this processor has no exact int8 products: they are computed in float32, slower than --dtype float32"
     return None
 
 

@@ -1,13 +1,16 @@
 """The losses of training in PyTorch; jax_mt3/losses.py is its twin."""
 
+from collections.abc import Sequence
+
 import torch
 from einops import einsum
 from torch import log_softmax, logsumexp, stack
 from torch.nn.functional import softplus
 
-from mt3_common.config import PITCH_ROWS, ROW_BIAS
+from mt3_common.config import PITCH_ROWS, ROW_BIAS, Config
 from mt3_common.training import labels
-from torch_mt3.kernels import as_array, count_up, take_along
+from mt3_common.training.config import TrainingConfig
+from torch_mt3.kernels import as_array, count_up, take_along, zeros
 
 # standard deviation in frames of the target of alignment_loss: a note may be heard in the frames beside its own
 ALIGNMENT_WIDTH = 0.8
@@ -88,3 +91,37 @@ def alignment_loss(query: torch.Tensor, key: torch.Tensor, frames: torch.Tensor,
     logits = einsum(query, key, "b l d, b f d -> b l f").to(frames.dtype)
     losses = -(target * log_softmax(logits, -1)).sum(-1)
     return (losses * (real & (frames < key.shape[1]))).sum()
+
+
+def decoder_losses(
+    config: Config,
+    settings: TrainingConfig,
+    weights: dict[str, torch.Tensor],
+    outputs: dict[tuple[str, int], torch.Tensor],
+    real: torch.Tensor,
+    event_frames: Sequence[torch.Tensor],
+    decoder_labels: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    """Return the losses `alignment` and `contents` of the decoder's layers, weighted and summed over tokens.
+
+    Args:
+        config, settings: of the run.
+        weights: with the linear layers that training alone uses, 'auxiliary/kernel_0' and so on.
+        outputs: ('query', layer) and ('key', layer) of cross-attentions, (b, l or f, h * d), and ('output', layer) of
+            layers, (b, l, emb_dim).
+        real: (b, l) bool, false at padding.
+        event_frames: the fields of labels.EventFrames.
+        decoder_labels: labels and next events, see labels.decoder_labels; empty without `contents`.
+    """
+    total = zeros((), event_frames[0])
+    if settings.alignment:
+        width = config.network.head_dim
+        for layer, head, field in labels.supervised_heads(config):
+            query, key = (outputs[part, layer][..., head * width : (head + 1) * width] for part in ("query", "key"))
+            total = total + settings.alignment * alignment_loss(query, key, event_frames[field], real)
+    if settings.contents:
+        for layer in range(config.network.num_decoder_layers - 1):
+            head = weights[f"auxiliary/kernel_{layer}"], weights[f"auxiliary/bias_{layer}"]
+            losses = auxiliary_losses(outputs["output", layer], *head, *decoder_labels, settings.next_event)
+            total = total + settings.contents * (losses * real).sum()
+    return total

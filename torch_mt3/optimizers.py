@@ -140,3 +140,11 @@ def apply_gradients(
             result = adafactor(weight, gradients[name], slots[name], step, learning_rate)
         new_weights[name], new_slots[name] = result
     return new_weights, new_slots, norm
+
+
+@torch.no_grad()
+def moving_average(
+    average: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], decay: float
+) -> dict[str, torch.Tensor]:
+    """Return the moving average of the weights that `average` has, after one more step."""
+    return {name: array + (1 - decay) * (weights[name] - array) for name, array in average.items()}

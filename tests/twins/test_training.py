@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from jax_mt3 import objective as jax_objective
 from jax_mt3 import train as jax_train
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.config import Config, ConfigError, NetworkConfig, SpectrogramConfig
@@ -374,9 +375,9 @@ def test_rematerialised_layers_are_computed_twice(shards, monkeypatch):
             CONFIG, TrainingConfig(batch_size=4, remat=remat), initial_arrays(CONFIG.network), {}, "cpu"
         )
         weights = learner.weights
-        frames = learner._inputs(batch)[0]
-        with jax_train._rematerialised(remat):
-            jaxprs.append(str(jax.make_jaxpr(lambda w: learner._call(w, "encode", frames, False))(weights)))  # noqa: B023
+        frames = learner.objective.inputs(batch)[0]
+        with jax_objective.rematerialised(remat):
+            jaxprs.append(str(jax.make_jaxpr(lambda w: learner.objective._call(w, "encode", frames, False))(weights)))  # noqa: B023
     assert ["remat" in text for text in jaxprs] == [False, True]
 
 
