@@ -70,8 +70,8 @@ class Learner:
         self.devices = Devices(device)
         check_share(settings, self.devices.count)
         self.writer = self.devices.is_writer
-        self.objective = Objective(config, settings, self.devices)
         weights, states = unpack(config, settings, arrays, slots)
+        self.objective = Objective(config, settings, self.devices)
         self.weights = self._replicated(weights)
         # in MT3's layout, so that the slots are T5X's
         self.states = {name: self._replicated(state) for name, state in states.items()}
