@@ -16,7 +16,7 @@ AUDIO_SUFFIXES = {
 def folders(
     folder: str | os.PathLike, unread: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those below it, each with the names of its files; what is hidden is passed over.
+    """Yield a folder and those below it, each with the names of its files; hidden ones are skipped.
 
     Links to folders are followed, but no folder comes twice. `unread` is called of each that cannot be searched.
     """
@@ -30,7 +30,7 @@ def folders(
 
 
 def recordings(folder: Path, unread: Callable[[OSError], None] | None = None) -> list[Path]:
-    """The audio files below a folder by name, sorted; hidden files and folders are passed over, `unread` as folders."""
+    """List the audio files below a folder, sorted; hidden files and folders are skipped, `unread` as in folders."""
     found = (Path(place, name) for place, names in folders(folder, unread) for name in names)
     return sorted(
         path

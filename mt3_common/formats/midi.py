@@ -47,26 +47,26 @@ class _Span(NamedTuple):
 
 
 class _PortChannel(NamedTuple):
-    """Where a note is played: port 0 is the only one unless more than 15 programs sound at once."""
+    """A channel of a port: port 0 is the only one unless more than 15 programs sound at once."""
 
     port: int
     channel: int
 
 
 def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | None = None) -> None:
-    """Writes a MIDI file, format 1: a track per program, drums on channel 10.
+    """Write a MIDI file, format 1: a track per program, drums on channel 10.
 
-    Without a tempo there are 120 quarters per minute; with one, its beats are the quarters, and the first full bar, of
-    four, begins on its downbeat. Each time is rounded on its own, to half a tick: nothing adds up. A tick is 1 ms, or 2
-    in files of more than 2.7 hours; with a tempo, a 960th of a quarter up to 10,000 quarters. The same notes in any
-    order give the same bytes. Of one pitch and program, a note is ended where the next begins (there is one key), and
-    notes that begin on the same tick end together; none is shorter than a tick. The file appears whole or not at all.
+    Without a tempo there are 120 quarters per minute; with one, its beats are the quarters, and the first full bar of
+    four begins on its downbeat. Each time is rounded on its own, to half a tick: errors do not accumulate. A tick is
+    1 ms, or 2 in files of more than 2.7 hours; with a tempo, a 960th of a quarter up to 10,000 quarters. The same notes
+    in any order give the same bytes. Of one pitch and program, a note is ended where the next begins, and notes
+    that begin on the same tick end together; none is shorter than a tick. The file appears whole or not at all.
 
     Raises:
         ValueError: a note that MIDI cannot hold (check_notes).
         NoteFileError: the file cannot be written.
 
-    Differs from pretty_midi.write and note_seq: they give the 16th program a channel that is taken, with both program
+    Differs from pretty_midi.write and note_seq: they give the 16th program a channel that is in use, with both program
     changes at the beginning, and the later one wins.
     """
     check_notes(notes)
@@ -83,17 +83,17 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
         spans = _spans(notes, grid.tick)
     tracks: dict[tuple[int, bool, int], list[tuple[int, mido.Message]]] = defaultdict(list)
     placed = list(zip(_assign_channels(spans), spans))
-    # In the order in which a player that merges the tracks comes to them, which decides what a channel plays.
+    # The order of a player that merges the tracks decides which program a channel plays.
     placed.sort(key=lambda item: (item[1].on, item[0].port, item[1].note.is_drum, item[1].note.program))
     on_channel: dict[int, int] = {}
-    at_place: dict[_PortChannel, int] = {}
-    for place, (on, off, note) in placed:
-        track = tracks[place.port, note.is_drum, note.program]
-        channel = place.channel
-        if on_channel.get(channel) != note.program or at_place.get(place) != note.program:
+    program_at: dict[_PortChannel, int] = {}
+    for slot, (on, off, note) in placed:
+        track = tracks[slot.port, note.is_drum, note.program]
+        channel = slot.channel
+        if on_channel.get(channel) != note.program or program_at.get(slot) != note.program:
             change = mido.Message("program_change", channel=channel, program=note.program)
             track.append((on if channel in on_channel else 0, change))
-            on_channel[channel] = at_place[place] = note.program
+            on_channel[channel] = program_at[slot] = note.program
         begin = mido.Message("note_on", channel=channel, note=note.pitch, velocity=note.velocity)
         finish = mido.Message("note_on", channel=channel, note=note.pitch, velocity=0)
         track.append((on, begin))
@@ -116,7 +116,7 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
         head = [mido.MetaMessage("track_name", name=name)]
         if port:
             head.append(mido.MetaMessage("midi_port", port=port))
-        # A stable sort: of one tick, ends stand first, having been listed with earlier beginnings.
+        # The sort is stable: at one tick, offsets come first, as they were appended with earlier onsets.
         midi.tracks.append(_track(head, sorted(events, key=lambda event: event[0])))
     content = io.BytesIO()
     midi.save(file=content)
@@ -124,7 +124,7 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
 
 
 def _track(head: list[mido.Message], events: Sequence[tuple[int, mido.Message]]) -> mido.MidiTrack:
-    """The head, and the events (tick, message) in their order, as a track."""
+    """Return a track of the head and the events (tick, message), which are in order of time."""
     track = mido.MidiTrack(head)
     now = 0
     for tick, message in events:
@@ -135,7 +135,7 @@ def _track(head: list[mido.Message], events: Sequence[tuple[int, mido.Message]])
 
 
 def _spans(notes: Sequence[Note], tick: Callable[[float], int]) -> list[_Span]:
-    """The notes on the tick grid, by beginning; of one key, no two overlap unless they begin and end together."""
+    """Return the notes on the tick grid, by onset; two of one key overlap only if they begin and end together."""
     spans = []
     by_key: dict[tuple[bool, int, int], list[tuple[int, int, Note]]] = defaultdict(list)
     for note in notes:
@@ -153,38 +153,38 @@ def _spans(notes: Sequence[Note], tick: Callable[[float], int]) -> list[_Span]:
 
 
 def _assign_channels(spans: Sequence[_Span]) -> list[_PortChannel]:
-    """A place for each span (by beginning): no two programs at one place while either sounds."""
-    places = []
-    place_of: dict[int, _PortChannel] = {}
+    """Return a channel for each span (in order of onset): no two sounding programs share one."""
+    slots = []
+    channel_of: dict[int, _PortChannel] = {}
     silent_from: dict[_PortChannel, int] = {}
     for on, off, note in spans:
         if note.is_drum:
-            places.append(_PortChannel(0, DRUM_CHANNEL))
+            slots.append(_PortChannel(0, DRUM_CHANNEL))
             continue
-        place = place_of.get(note.program)
-        # Who had to go to another port comes back when it can.
-        if place is None or (place.port and silent_from[place] < on):
-            found = _free_channel(on, silent_from)
-            if place is None or found.port < place.port:
-                place = found
-                place_of = {program: taken for program, taken in place_of.items() if taken != place}
-                place_of[note.program] = place
-        silent_from[place] = max(silent_from.get(place, -1), off)
-        places.append(place)
-    return places
+        slot = channel_of.get(note.program)
+        # A program on another port returns to the first one as soon as a channel is free.
+        if slot is None or (slot.port and silent_from[slot] < on):
+            lowest = _free_channel(on, silent_from)
+            if slot is None or lowest.port < slot.port:
+                slot = lowest
+                channel_of = {program: other for program, other in channel_of.items() if other != slot}
+                channel_of[note.program] = slot
+        silent_from[slot] = max(silent_from.get(slot, -1), off)
+        slots.append(slot)
+    return slots
 
 
 def _free_channel(on: int, silent_from: dict[_PortChannel, int]) -> _PortChannel:
-    """The place on the lowest port that has been silent longest, and at tick on already was; unused ones first."""
+    """Return the channel on the lowest port that has been silent longest before tick `on`; unused ones first."""
     for port in itertools.count():
-        places = [_PortChannel(port, channel) for channel in MELODIC_CHANNELS]
-        free = [place for place in places if silent_from.get(place, -1) < on]
+        slots = [_PortChannel(port, channel) for channel in MELODIC_CHANNELS]
+        free = [slot for slot in slots if silent_from.get(slot, -1) < on]
         if free:
-            return min(free, key=lambda place: silent_from.get(place, -1))
+            return min(free, key=lambda slot: silent_from.get(slot, -1))
 
 
 def read_midi(path: str | os.PathLike, sustain: bool = False) -> list[Note]:
-    """The notes of a MIDI file, by onset, then drums last, program, pitch: read_midi_stems in one list.
+    """Read the notes of a MIDI file in one list, by onset, then drums last, program, pitch; see read_midi_stems.
 
     Arguments and errors are those of read_midi_stems.
     """
@@ -195,13 +195,13 @@ def read_midi(path: str | os.PathLike, sustain: bool = False) -> list[Note]:
 
 
 def read_midi_stems(path: str | os.PathLike, sustain: bool = False) -> list[list[Note]]:
-    """The notes of each instrument of a MIDI file: one list for each program on each track and channel.
+    """Read the notes of a MIDI file: one list for each program on each track and channel.
 
-    Tempo changes count on whichever track they are. Notes that are never ended are left out.
+    Tempo changes apply whatever track they are on. Notes without an end are left out.
 
     Args:
-        path: of a .mid file.
-        sustain: hold notes for as long as the sustain pedal is down, as MT3 does for its training data.
+        path: the .mid file.
+        sustain: extend notes while the sustain pedal is down, as MT3 does for its training data.
 
     Raises:
         NoteFileError: the file cannot be read or is not MIDI.
@@ -212,7 +212,7 @@ def read_midi_stems(path: str | os.PathLike, sustain: bool = False) -> list[list
         content = Path(path).read_bytes()
     except OSError as error:
         raise NoteFileError(f"{path} cannot be read: {error.strerror}") from error
-    # mido and pretty_midi fail on bad bytes with whatever exception the bytes lead to.
+    # mido and pretty_midi raise exceptions of any type on damaged files.
     try:
         midi = mido.MidiFile(file=io.BytesIO(content))
         if midi.ticks_per_beat <= 0:
@@ -250,7 +250,7 @@ def read_midi_stems(path: str | os.PathLike, sustain: bool = False) -> list[list
 
 
 def _gather_tempos(midi: mido.MidiFile) -> None:
-    """Moves every tempo change to a new first track, where pretty_midi looks; drops key and time signatures."""
+    """Move every tempo change to a new first track, where pretty_midi looks; drop key and time signatures."""
     tempos = []
     for track in midi.tracks:
         tick = 0
@@ -271,11 +271,11 @@ def _gather_tempos(midi: mido.MidiFile) -> None:
 
 
 def _sustained(notes: list[list[Note]], pedals: list[list[tuple[float, bool]]]) -> list[list[Note]]:
-    """The notes of each instrument, held while its pedal is down: to its rise or the next note of the pitch.
+    """Extend the notes of each instrument while its pedal is down: to its release or the next note of the pitch.
 
     Args:
-        notes: per instrument; drums stay as they are.
-        pedals: per instrument, (time in seconds, whether it is down from then on).
+        notes: per instrument; drums are unchanged.
+        pedals: per instrument, (time in seconds, True if the pedal is down from then on).
 
     Source: note_seq/sequences_lib.py, apply_sustain_control_changes.
     """
@@ -286,34 +286,34 @@ def _sustained(notes: list[list[Note]], pedals: list[list[tuple[float, bool]]]) 
 
 
 def _sustained_instrument(notes: list[Note], pedal: list[tuple[float, bool]], last_time: float) -> list[Note]:
-    """One instrument's notes, held; those that the pedal never lets go end at last_time."""
+    """Extend one instrument's notes; those that the pedal never releases end at last_time."""
     # At one time: pedal down, pedal up, beginnings, ends.
     events = [(time, 0 if down else 1, -1) for time, down in pedal]
     events += [(note.onset, 2, number) for number, note in enumerate(notes) if not note.is_drum]
     events += [(note.offset, 3, number) for number, note in enumerate(notes)]
     offsets = [note.offset for note in notes]
     down = False
-    held: list[int] = []
+    sustained: list[int] = []
     gone: set[int] = set()
     for time, kind, number in sorted(events, key=lambda event: event[:2]):
         if kind < 2:
             down = kind == 0
             if not down:
-                still = [other for other in held if offsets[other] >= time]
-                for other in set(held) - set(still):
+                remaining = [other for other in sustained if offsets[other] >= time]
+                for other in set(sustained) - set(remaining):
                     offsets[other] = time
-                held = still
+                sustained = remaining
         elif kind == 2:
             if down:
-                struck = [other for other in held if notes[other].pitch == notes[number].pitch]
+                struck = [other for other in sustained if notes[other].pitch == notes[number].pitch]
                 for other in struck:
                     offsets[other] = time
                     if notes[other].onset == time:
                         gone.add(other)
-                held = [other for other in held if other not in struck]
-            held.append(number)
-        elif not down and number in held:
-            held.remove(number)
-    for number in held:
+                sustained = [other for other in sustained if other not in struck]
+            sustained.append(number)
+        elif not down and number in sustained:
+            sustained.remove(number)
+    for number in sustained:
         offsets[number] = last_time
     return [note._replace(offset=offsets[number]) for number, note in enumerate(notes) if number not in gone]

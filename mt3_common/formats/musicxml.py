@@ -1,7 +1,7 @@
 """Notes as a score: MusicXML through music21.
 
-What is played is written down on a grid of sixteenths, or of triplet eighths in the beats that they fit better, so that
-it can be read: a score rounds times, unlike the other formats.
+Notes are written on a grid of sixteenths, or of triplet eighths in the beats that these fit better, so that the score
+is legible: it rounds times, unlike the other formats.
 
 music21 writes one bar at a time. Its own way from notes to a score takes longer for each note the more there are.
 """
@@ -20,30 +20,30 @@ from mt3_common.io.optional import needed
 from mt3_common.notes.note import Note, check_notes
 from mt3_common.notes.tempo import BEATS_PER_BAR, DEFAULT_BPM, Tempo, TempoMap, constant
 
-# all times here are in twelfths of a beat: the grid's points are among them
+# All times are in twelfths of a beat, which include the grid's points.
 BEAT = 12
 BAR = BEATS_PER_BAR * BEAT
 SIXTEENTH, TRIPLET_EIGHTH = 3, 4
-# ticks of a beat from which the grid's point is found
+# ticks per beat, from which the nearest point of the grid is computed
 RESOLUTION = 480
-# what one sign that is not in a triplet can last: a whole, dotted half, half, dotted quarter, ... sixteenth
+# durations of a sign outside triplets: a whole, dotted half, half, dotted quarter, ... sixteenth
 PLAIN = (48, 36, 24, 18, 12, 9, 6, 3)
 # lowest mean pitch of a part in the treble clef: middle C
 TREBLE = 60
-# lines and spaces of a drum kit, by GM's number; whoever plays it is told the rest by the instrument's name
+# staff positions of a drum kit, by General MIDI's key; the instrument's name tells the player the rest
 DRUM_PLACES = {35: "F4", 36: "F4", 37: "C5", 38: "C5", 39: "C5", 40: "C5", 41: "A4", 42: "G5", 43: "A4", 44: "D4"}
 DRUM_PLACES |= {45: "D5", 46: "G5", 47: "D5", 48: "E5", 49: "A5", 50: "E5", 51: "F5", 53: "F5", 57: "B5", 59: "F5"}
 OTHER_DRUM = "B4"
-# of these, crosses are written
+# keys with crosses for note heads
 CYMBALS = frozenset((42, 44, 46, 49, 51, 52, 53, 55, 57, 59))
 
 
 class Sign(NamedTuple):
-    """A note, a chord or a rest as it is written.
+    """A note, a chord or a rest of the score.
 
     Attributes:
         begin, end: in twelfths of a beat from the start.
-        pitches: MIDI's; none of a rest.
+        pitches: MIDI pitches; none for a rest.
         tie: None, 'start', 'continue' or 'stop'.
     """
 
@@ -54,7 +54,7 @@ class Sign(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one instrument plays.
+    """The part of one instrument.
 
     Attributes:
         number: from 1.
@@ -71,7 +71,7 @@ class Part(NamedTuple):
 
 
 def write_musicxml(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | None = None) -> None:
-    """Writes MusicXML: a part per program and one for the drums, in bars of four quarters.
+    """Write MusicXML: a part per program and one for the drums, in bars of four quarters.
 
     Args:
         notes: in any order; the same give the same bytes.
@@ -98,7 +98,7 @@ def write_musicxml(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo 
 
 
 class Bars:
-    """Which bar a time is in.
+    """The bars of a score.
 
     Args:
         before: the time before the first bar of four, which is a bar of its own.
@@ -108,17 +108,17 @@ class Bars:
         self.before = before
 
     def number(self, time: int) -> int:
-        """Of the bar that it is in, from 0."""
+        """Return the number of the bar that contains a time, from 0."""
         return (time - self.before) // BAR + (self.before > 0)
 
     def span(self, number: int) -> tuple[int, int]:
-        """Where a bar begins and ends."""
+        """Return the beginning and the end of a bar."""
         end = self.before + (number + (self.before == 0)) * BAR
         return max(0, end - BAR), end
 
 
 def _part(number: int, is_drum: bool, program: int, notes: Sequence[Note], grid: TempoMap, bars: Bars) -> Part:
-    """The part of one instrument; what begins and ends together is a chord, what overlaps goes to other voices."""
+    """Return the part of one instrument; simultaneous notes are chords, overlapping ones go to other voices."""
     ticks = [(grid.tick(note.onset), grid.tick(note.offset)) for note in notes]
     triplets = _triplets(begin for begin, _ in ticks)
 
@@ -145,12 +145,12 @@ def _part(number: int, is_drum: bool, program: int, notes: Sequence[Note], grid:
 
 
 def _nearest(tick: int, step: int) -> int:
-    """The time on the grid that is nearest to a tick."""
+    """Return the time on the grid that is nearest to a tick."""
     return step * round(tick * BEAT / (step * RESOLUTION))
 
 
 def _triplets(ticks: Iterable[int]) -> frozenset[int]:
-    """The beats whose notes begin nearer to triplet eighths than to sixteenths."""
+    """Return the beats whose onsets are nearer to triplet eighths than to sixteenths."""
     misses: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     for tick in ticks:
         for kind, step in enumerate((SIXTEENTH, TRIPLET_EIGHTH)):
@@ -159,7 +159,7 @@ def _triplets(ticks: Iterable[int]) -> frozenset[int]:
 
 
 def _signs(begin: int, end: int, triplets: frozenset[int], bars: Bars) -> Iterator[Sign]:
-    """Signs that last from begin to end together; each is within a bar, and one in a triplet within its beat."""
+    """Return tied signs that last from begin to end; none crosses a bar, and none in a triplet crosses its beat."""
     while begin < end:
         last = min(end, bars.span(bars.number(begin))[1])
         beat_end = (begin // BEAT + 1) * BEAT
@@ -177,7 +177,7 @@ def _signs(begin: int, end: int, triplets: frozenset[int], bars: Bars) -> Iterat
 
 
 def _filled(signs: Sequence[Sign], number: int, triplets: frozenset[int], bars: Bars) -> Iterator[Sign]:
-    """The signs of a voice in a bar, and rests between them."""
+    """Return the signs of a voice in a bar, with rests between them."""
     begin, end = bars.span(number)
     for sign in (*signs, Sign(end, end)):
         yield from _signs(begin, sign.begin, triplets, bars)
@@ -187,7 +187,7 @@ def _filled(signs: Sequence[Sign], number: int, triplets: frozenset[int], bars: 
 
 
 def _document(music21: Any, parts: Sequence[Part], bars: Bars, bpm: float) -> Iterator[bytes]:
-    """The file, a bar at a time."""
+    """Yield the file, one bar at a time."""
     version = music21.defaults.musicxmlVersion
     yield (
         '<?xml version="1.0" encoding="utf-8"?>\n'
@@ -217,7 +217,7 @@ def _text(element: ET.Element) -> bytes:
 
 
 def _head(part: Part) -> ET.Element:
-    """What a part is called and played with; each drum is an instrument."""
+    """Return the header of a part: its name and instruments; each drum is an instrument."""
     name = "Drums" if part.is_drum else pretty_midi.program_to_instrument_name(part.program)
     head = ET.Element("score-part", id=f"P{part.number}")
     ET.SubElement(head, "part-name").text = name
@@ -245,7 +245,7 @@ def _drum_id(part: Part, pitch: int) -> str:
 
 
 def _bar(music21: Any, exporter: Any, part: Part, number: int, bars: Bars, bpm: float) -> ET.Element:
-    """One bar of a part, as music21 writes it."""
+    """Return one bar of a part, as music21 writes it."""
     measure = music21.stream.Measure(number=number + 1)
     begin, end = bars.span(number)
     meter = music21.meter.TimeSignature(f"{(end - begin) // BEAT}/4")
@@ -292,7 +292,7 @@ def _bar(music21: Any, exporter: Any, part: Part, number: int, bars: Bars, bpm: 
 
 
 def _item(music21: Any, sign: Sign, is_drum: bool, is_whole: bool) -> Any:
-    """A sign as music21's; is_whole if it fills its bar."""
+    """Return a sign as an object of music21; is_whole if it fills its bar."""
     if not sign.pitches:
         item = music21.note.Rest()
         item.fullMeasure = is_whole
@@ -319,7 +319,7 @@ def _item(music21: Any, sign: Sign, is_drum: bool, is_whole: bool) -> Any:
 
 
 def _show_accidentals(music21: Any, pitches: Sequence[tuple[int, Any, bool]]) -> None:
-    """Shows those of a bar that change something; of (time, music21's pitch, whether it sounds already)."""
+    """Show the accidentals of a bar that change a pitch; notes are (time, music21 pitch, True if tied from before)."""
     now: dict[tuple[str, int], float] = {}
     for _, pitch, is_tied in sorted(pitches, key=lambda item: item[0]):
         key = pitch.step, pitch.octave
@@ -333,7 +333,7 @@ def _show_accidentals(music21: Any, pitches: Sequence[tuple[int, Any, bool]]) ->
 
 
 def library() -> Any:
-    """music21.
+    """Import and return music21.
 
     Raises:
         ValueError: it is not installed.

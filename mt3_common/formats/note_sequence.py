@@ -11,7 +11,7 @@ from mt3_common.notes.note import Note, assign_instruments, check_notes
 
 
 def to_note_sequence(notes: Sequence[Note]) -> Any:
-    """A note_seq.NoteSequence, notes in the order given and instruments numbered as MT3 numbers them.
+    """Return a note_seq.NoteSequence, notes in the order given and instruments numbered as in MT3.
 
     Raises:
         ValueError: a note that MIDI cannot hold (check_notes), or note_seq is not installed.
@@ -19,7 +19,7 @@ def to_note_sequence(notes: Sequence[Note]) -> Any:
     Source: mt3/note_sequences.py, flush_note_decoding_state.
     """
     check_notes(notes)
-    # Importing it brings warnings that do not concern us: no ffmpeg for sound, modules soon to be removed.
+    # The import warns of a missing ffmpeg and of deprecated modules, neither of which is used here.
     with needed("a NoteSequence needs note_seq", "noteseq"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import note_seq
@@ -39,7 +39,7 @@ def to_note_sequence(notes: Sequence[Note]) -> Any:
 
 
 def write_note_sequence(notes: Sequence[Note], path: str | os.PathLike) -> None:
-    """Writes to_note_sequence(notes) as a serialised protocol buffer; the file appears whole or not at all.
+    """Write to_note_sequence(notes) as a serialised protocol buffer, whole or not at all.
 
     Its id is the seal.
 

@@ -1,4 +1,4 @@
-"""Pictures of what was heard: the notes over the spectrogram, alone or beside those that are right."""
+"""Pictures of a transcription: notes over the spectrogram."""
 
 import contextlib
 import io
@@ -35,14 +35,14 @@ MAX_LEGEND = 16
 MIN_BAR = 0.05
 DPI = 100
 
-# matplotlib is not made for several threads
+# matplotlib is not thread-safe.
 DRAWING = threading.Lock()
 
 
 def write_picture(
     notes: Sequence[Note], audio: str | os.PathLike, path: str | os.PathLike, start: float = 0.0, seconds: float = 0.0
 ) -> None:
-    """Writes a PNG: time to the right, pitch upward, the spectrogram in grey, a line per note, a colour per program.
+    """Write a PNG: time to the right, pitch upward, the spectrogram in grey, a line per note, a colour per program.
 
     Drums are dots below. Long recordings are drawn closer together: a picture has MAX_COLUMNS columns at most, and
     memory does not grow with the recording.
@@ -70,7 +70,7 @@ def write_picture(
 
 
 def _drawn(notes: Sequence[Note], image: np.ndarray, seconds: float) -> Any:
-    """The figure of write_picture; image as spectrogram_image gives it."""
+    """Return the figure of write_picture; image as returned by spectrogram_image."""
     from matplotlib.collections import LineCollection
 
     parts: dict[tuple[bool, int], list[Note]] = defaultdict(list)
@@ -94,18 +94,18 @@ def _drawn(notes: Sequence[Note], image: np.ndarray, seconds: float) -> Any:
 
 
 def columns_for(seconds: float) -> int:
-    """How many columns so many seconds are drawn in."""
+    """Return the number of columns for a duration in seconds."""
     return int(min(MAX_COLUMNS, max(MIN_COLUMNS, seconds * COLUMNS_PER_SECOND)))
 
 
 def drum_row(key: int) -> float:
-    """Where a drum lies, as a pitch."""
+    """Return the vertical position of a drum, as a pitch."""
     low, high = DRUM_KEYS
     return LOWEST - 2 - DRUM_ROWS + (min(high, max(low, key)) - low) / (high - low) * DRUM_ROWS
 
 
 def canvas(image: np.ndarray, seconds: float, drums: bool) -> tuple[Any, Any]:
-    """A figure of a spectrogram and its axes, with room below for drums if there are any."""
+    """Return a figure of a spectrogram and its axes, with room below for drums if there are any."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(image.shape[1] / DPI + 2, 8), dpi=DPI, layout="constrained")
@@ -122,14 +122,14 @@ def canvas(image: np.ndarray, seconds: float, drums: bool) -> tuple[Any, Any]:
 
 
 def png_bytes(figure: Any) -> bytes:
-    """The figure as a PNG, the same bytes for the same figure."""
+    """Return the figure as a PNG: the same bytes for the same figure."""
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
 
 
 def spectrogram_image(audio: str | os.PathLike, start: float, seconds: float, columns: int) -> np.ndarray:
-    """(rows, columns) float32 log magnitudes by pitch, each the loudest of its time."""
+    """Return (rows, columns) float32 log magnitudes by pitch, each the maximum of its time."""
     config = SpectrogramConfig()
     pitches = np.arange((HIGHEST + 1 - LOWEST) * ROWS_PER_PITCH) / ROWS_PER_PITCH + LOWEST
     low, high, wanted = (
@@ -150,16 +150,16 @@ def spectrogram_image(audio: str | os.PathLike, start: float, seconds: float, co
         np.maximum.at(image, places, rows[:, bins.astype(np.int64)])
         frame += len(rows)
 
-    kept = np.zeros(0, np.float32)
+    buffer = np.zeros(0, np.float32)
     with contextlib.closing(stream_audio(audio, config.sample_rate, start=start, duration=seconds)) as blocks:
         for block in blocks:
-            kept = np.concatenate([kept, block])
-            whole = max(0, (len(kept) - config.fft_size) // config.hop_width + 1)
+            buffer = np.concatenate([buffer, block])
+            whole = max(0, (len(buffer) - config.fft_size) // config.hop_width + 1)
             if whole:
-                draw(log_mel_spectrogram(kept[: (whole - 1) * config.hop_width + config.fft_size], config)[:whole])
-                kept = kept[whole * config.hop_width :]
-    if len(kept):
-        draw(log_mel_spectrogram(kept, config))
+                draw(log_mel_spectrogram(buffer[: (whole - 1) * config.hop_width + config.fft_size], config)[:whole])
+                buffer = buffer[whole * config.hop_width :]
+    if len(buffer):
+        draw(log_mel_spectrogram(buffer, config))
     # where columns are narrower than frames, the one before goes on; the first frame's middle is not at 0 s
     filled = ~(image == DARKEST).all(axis=1)
     sources = np.maximum.accumulate(np.where(filled, np.arange(columns), np.argmax(filled)))
@@ -167,7 +167,7 @@ def spectrogram_image(audio: str | os.PathLike, start: float, seconds: float, co
 
 
 def library(what: str = "--plot needs") -> None:
-    """Nothing, if matplotlib is there; what needs it is said.
+    """Raise ValueError unless matplotlib is installed; the message names what needs it.
 
     Raises:
         ValueError: it is not installed.

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 FORMATS = ("mid", "json", "csv", "noteseq", "musicxml")
-# endings of outputs' names and what they stand for
+# ending of an output's name -> format
 SUFFIXES = {
     ".mid": "mid",
     ".midi": "mid",
@@ -13,11 +13,11 @@ SUFFIXES = {
     ".noteseq": "noteseq",
     ".musicxml": "musicxml",
 }
-# endings of files that need the recording as well as its notes, and what these are
+# ending -> kind of outputs that need the recording as well as its notes
 EXTRAS = {".png": "plot", ".played.wav": "played", ".compared.wav": "compared"}
 
 
 def kind_of(path: str | os.PathLike) -> str | None:
-    """What an output is by the ending of its name: one of the values of SUFFIXES and EXTRAS, None for neither."""
+    """Return the kind of an output by the ending of its name: a value of SUFFIXES or EXTRAS, None for neither."""
     name = Path(path).name.lower()
     return next((kind for ending, kind in (EXTRAS | SUFFIXES).items() if name.endswith(ending)), None)

@@ -12,44 +12,44 @@ from typing import BinaryIO
 
 from mt3_common.io import atomic
 
-# what a CSV file without a note holds: there is no line for its seal
+# the whole content of a CSV file without notes, which has no line for a seal
 CSV_HEADER = "onset,offset,pitch,velocity,program,is_drum,seal\n"
 
-# The seal: a name, and half of the SHA-256 of the file as it is with zeros in the place of these 32 digits.
+# The seal: a name, and half of the SHA-256 of the file as it is with zeros in the position of these 32 digits.
 SEAL = re.compile(rb"mt3-twins ([0-9a-f]{32})")
 UNSEALED = "mt3-twins " + 32 * "0"
-# bytes of a file that are read at once
+# bytes read at once
 PIECE = 2**20
 
 
 class NoteFileError(ValueError):
-    """A file of notes that cannot be read or written; the message says which, why and what to do."""
+    """Raised for a file of notes that cannot be read or written; the message has the file, the reason and a remedy."""
 
 
 def written_here(path: str | os.PathLike) -> bool:
-    """Whether the file was written by this project and nobody has changed it since."""
-    # to open a pipe would wait for its writer
+    """Return True if the file was written by this project and has not been changed since."""
+    # Opening a pipe would wait for its writer.
     if not os.path.isfile(path):
         return False
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == len(CSV_HEADER) and file.read() == CSV_HEADER.encode():
-                # without a note there is no line for the seal
+                # A CSV file without notes has no line for the seal.
                 return True
-            # sounds are large: mapped, they are no memory of ours
+            # WAV files are large: mapped, they take no memory of this process.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                found = SEAL.search(content)
-                seal, place = (found[1], found.start(1)) if found else (b"", 0)
-                # it refers to the map, which would not close
-                found = None
+                match = SEAL.search(content)
+                seal, position = (match[1], match.start(1)) if match else (b"", 0)
+                # The match refers to the map, which could not be closed.
+                match = None
             file.seek(0)
-            digest.update(file.read(place) + len(seal) * b"0")
+            digest.update(file.read(position) + len(seal) * b"0")
             file.seek(len(seal), os.SEEK_CUR)
             while piece := file.read(PIECE):
                 digest.update(piece)
     except (OSError, ValueError):
-        # ValueError: there is nothing to map
+        # ValueError: an empty file cannot be mapped.
         return False
     return digest.hexdigest()[: len(seal)].encode() == seal != b""
 

@@ -1,7 +1,7 @@
 """A transcription as sound: its notes played, and beside the recording, to compare by ear.
 
-A soundfont plays where there is one and tinysoundfont; else instruments that are added up from sine waves. Everything
-goes block by block, so memory does not grow with the recording.
+A soundfont is used if there is one and tinysoundfont is installed; otherwise instruments made of sine waves. Audio is
+processed in blocks, so memory does not grow with the recording.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ from mt3_common.notes.note import Note, check_notes
 RATES = (44100, 22050, 11025, 4000)
 WAV_BYTES = 2**32 - 2**16
 BLOCK = 8192
-# s that are left to the last notes to die away
+# seconds for the last notes to decay
 TAIL = 2.0
 LOUDEST = 0.9
-# a gain that had to go down comes back by so much a block
+# factor per block by which a reduced gain recovers
 RECOVERY = 1.02
-# the notes are made as loud as the recording, by so much at most
+# largest gain that matches the loudness of the notes to the recording's
 MOST_GAIN = 10.0
 
-# where systems keep soundfonts; of all that are found, the largest below this size plays
+# usual folders of soundfonts; the largest below LARGEST_FONT (bytes) is used
 FOLDERS = (
     "/usr/share/sounds/sf2",
     "/usr/share/sounds/sf3",
@@ -47,12 +47,12 @@ FOLDERS = (
 LARGEST_FONT = 200_000_000
 MAX_VOICES = 256
 DRUMS = 128
-# of soundfonts at full velocity: some twenty notes below LOUDEST
+# gain of soundfonts (dB): some twenty notes at full velocity stay below LOUDEST
 FONT_DB = -12.0
 
 # samples of one period
 TABLE = 4096
-# of one note at full velocity
+# level of one note at full velocity
 TONE_LEVEL = 0.15
 
 
@@ -62,7 +62,7 @@ class Timbre(NamedTuple):
     Attributes:
         slope: partial n has the weight n ** -slope.
         even: even partials have this much of it.
-        attack, decay, release: s; decay is infinite for what is held.
+        attack, decay, release: s; decay is infinite for sustained sounds.
     """
 
     slope: float
@@ -94,10 +94,10 @@ TIMBRES = (
 
 
 class Player(Protocol):
-    """What turns notes into sound."""
+    """An instrument, or a set of them, that turns notes into sound."""
 
     def play(self, notes: Sequence[Note], rate: int, count: int) -> Iterator[np.ndarray]:
-        """(BLOCK,) float32 each, the last one shorter, of count samples together; not yet within [-1, 1]."""
+        """Yield blocks (BLOCK,) float32, the last one shorter, of count samples in all; they may exceed [-1, 1]."""
         ...
 
 
@@ -110,14 +110,14 @@ def write_sounds(
     start: float = 0.0,
     seconds: float = 0.0,
 ) -> None:
-    """Writes two WAV files of 16 bits: the notes played; and the recording on the left with the notes on the right.
+    """Write two WAV files of 16 bits: the notes played; and the recording on the left with the notes on the right.
 
     Args:
         notes: 0 s is where the reading of the audio begins.
         audio: path of the recording.
-        played, compared: paths of the files, which appear whole or not at all.
-        player: as find_player gives it.
-        start: where the reading begins (s).
+        played, compared: paths of the files, each written whole or not at all.
+        player: as returned by find_player.
+        start: offset in the recording (s).
         seconds: how much of the recording to play beside the notes.
 
     Raises:
@@ -129,7 +129,7 @@ def write_sounds(
     longest = max(seconds, max((note.offset for note in notes), default=0.0)) + TAIL
     rate = next((rate for rate in RATES if longest * rate * 4 < WAV_BYTES), RATES[-1])
     count = round(longest * rate)
-    # the energy of what is played
+    # energy of the played notes
     energy = 0.0
 
     def mono() -> Iterator[np.ndarray]:
@@ -164,19 +164,19 @@ def _recording(audio: str | os.PathLike, rate: int, start: float, seconds: float
 
 
 def _in_blocks(blocks: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """The same samples in blocks of BLOCK, of count samples together: cut, or followed by silence."""
-    kept = np.zeros(0, np.float32)
+    """Yield count samples in blocks of BLOCK: the input cut, or followed by silence."""
+    buffer = np.zeros(0, np.float32)
     arriving = itertools.chain(blocks, itertools.repeat(np.zeros(BLOCK, np.float32)))
     for first in range(0, count, BLOCK):
         size = min(BLOCK, count - first)
-        while len(kept) < size:
-            kept = np.concatenate([kept, next(arriving)])
-        yield kept[:size]
-        kept = kept[size:]
+        while len(buffer) < size:
+            buffer = np.concatenate([buffer, next(arriving)])
+        yield buffer[:size]
+        buffer = buffer[size:]
 
 
 def limited(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The blocks, turned down where they would be louder than LOUDEST, a block before and slowly back after."""
+    """Limit blocks to LOUDEST: the gain falls one block ahead of a peak and recovers slowly after it."""
     gain = 1.0
     last: np.ndarray | None = None
     allowed_last = 1.0
@@ -192,23 +192,23 @@ def limited(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def write_wav(path: str | os.PathLike, blocks: Iterable[np.ndarray], rate: int, channels: int, count: int) -> None:
-    """Writes a sealed WAV file of 16 bits from blocks (n,) or (n, channels) within [-1, 1], of count frames together.
+    """Write a sealed WAV file of 16 bits from blocks (n,) or (n, channels) in [-1, 1], of count frames in all.
 
     Raises:
         NoteFileError: the file cannot be written.
     """
     size = 2 * channels * count
     seal = sealed.UNSEALED.encode()
-    about = b"INFO" + b"ISFT" + struct.pack("<I", len(seal)) + seal
+    info = b"INFO" + b"ISFT" + struct.pack("<I", len(seal)) + seal
     head = b"WAVE" + b"fmt " + struct.pack("<IHHIIHH", 16, 1, channels, rate, 2 * channels * rate, 2 * channels, 16)
-    head += b"LIST" + struct.pack("<I", len(about)) + about + b"data" + struct.pack("<I", size)
+    head += b"LIST" + struct.pack("<I", len(info)) + info + b"data" + struct.pack("<I", size)
     head = b"RIFF" + struct.pack("<I", len(head) + size) + head
     samples = (np.rint(np.clip(block, -1, 1) * 32767).astype("<i2").tobytes() for block in blocks)
     sealed.write_sealed(path, itertools.chain([head], samples))
 
 
 def is_played(path: Path) -> bool:
-    """Whether write_sounds wrote the file, by its name and its head; somebody may have changed it since."""
+    """Return True if write_sounds wrote the file, by its name and header; it may have been changed since."""
     if kind_of(path) not in ("played", "compared"):
         return False
     try:
@@ -219,10 +219,10 @@ def is_played(path: Path) -> bool:
 
 
 def find_player(soundfont: str | os.PathLike | None = None) -> Player:
-    """What plays: the soundfont; or None for the largest of this system, or sine waves if there is no tinysoundfont.
+    """Return a player for a soundfont; for None, the largest of this system, or sine waves without tinysoundfont.
 
     Raises:
-        ValueError: the soundfont that is named cannot be loaded, or tinysoundfont is not installed.
+        ValueError: the named soundfont cannot be loaded, or tinysoundfont is not installed.
     """
     if soundfont is not None:
         return FontPlayer(soundfont)
@@ -230,29 +230,29 @@ def find_player(soundfont: str | os.PathLike | None = None) -> Player:
         import tinysoundfont  # noqa: F401 (whether it is there)
     except ImportError:
         return TonePlayer()
-    found = find_soundfont()
-    return TonePlayer() if found is None else FontPlayer(found)
+    font = find_soundfont()
+    return TonePlayer() if font is None else FontPlayer(font)
 
 
 def find_soundfont() -> Path | None:
-    """The largest soundfont in FOLDERS that is not over LARGEST_FONT, or pretty_midi's, or None."""
+    """Return the largest soundfont in FOLDERS up to LARGEST_FONT, or pretty_midi's, or None."""
     folders = [*(Path(folder).expanduser() for folder in FOLDERS), Path(pretty_midi.__file__).parent]
-    found = []
+    fonts = []
     for folder in folders:
         for path in sorted(folder.glob("*.[sS][fF][23]")):
             with contextlib.suppress(OSError):
-                found.append((path.stat().st_size, path))
-    return max((item for item in found if item[0] <= LARGEST_FONT), key=lambda item: item[0], default=(0, None))[1]
+                fonts.append((path.stat().st_size, path))
+    return max((item for item in fonts if item[0] <= LARGEST_FONT), key=lambda item: item[0], default=(0, None))[1]
 
 
 class FontPlayer:
-    """Plays on a soundfont.
+    """Player of a soundfont.
 
     Args:
-        path: of an .sf2 or .sf3 file.
+        path: an .sf2 or .sf3 file.
 
     Raises:
-        ValueError: it cannot be loaded, has no instruments, or tinysoundfont is not installed.
+        ValueError: the file cannot be loaded or has no instruments, or tinysoundfont is not installed.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -281,13 +281,13 @@ class FontPlayer:
             raise ValueError(f"{self._path} cannot be loaded as a soundfont") from error
 
     def _preset(self, program: int) -> int:
-        """The program, or the nearest of its family, or of all that there are."""
+        """Return the preset for a program: itself, or the nearest in its family, or the nearest of all."""
         return min(self._presets, key=lambda preset: (preset // 8 != program // 8, abs(preset - program)))
 
     def play(self, notes: Sequence[Note], rate: int, count: int) -> Iterator[np.ndarray]:
-        """As Player says; drums are left out where the font has none."""
+        """Yield the sound of notes, see Player; drums are left out if the font has none."""
         synth, font = self._loaded(rate)
-        # a channel per program: there are more than MIDI's
+        # A channel per program: tinysoundfont has more than MIDI's 16.
         for program in sorted({note.program for note in notes if not note.is_drum}):
             synth.program_select(program, font, 0, self._preset(program))
         if self._kits:
@@ -298,7 +298,7 @@ class FontPlayer:
                 continue
             channel = DRUMS if note.is_drum else note.program
             first, last = (round(time * rate) for time in (note.onset, max(note.offset, note.onset + 0.02)))
-            # ends come before beginnings, so that a repeated pitch sounds again
+            # Offsets come before onsets, so that a repeated pitch sounds again.
             events += [(first, 1, channel, note.pitch, note.velocity), (last, 0, channel, note.pitch, 0)]
         events.sort()
         coming = iter(events)
@@ -320,10 +320,10 @@ class FontPlayer:
 
 
 class TonePlayer:
-    """Plays on instruments made of sine waves and noise."""
+    """Player of instruments made of sine waves and noise."""
 
     def play(self, notes: Sequence[Note], rate: int, count: int) -> Iterator[np.ndarray]:
-        """As Player says."""
+        """Yield the sound of notes, see Player."""
         coming = iter(sorted(notes))
         note = next(coming, None)
         sounding: list[Note] = []
@@ -334,25 +334,25 @@ class TonePlayer:
                 sounding.append(note)
                 note = next(coming, None)
             lasting = []
-            for each in sounding:
-                first = round(each.onset * rate)
-                place = max(first, begin)
-                wave = _sound(each, rate, place - first, end - first)
-                block[place - begin :][: len(wave)] += wave
-                if place + len(wave) >= end:
-                    lasting.append(each)
+            for sounding_note in sounding:
+                first = round(sounding_note.onset * rate)
+                begin_of_wave = max(first, begin)
+                wave = _sound(sounding_note, rate, begin_of_wave - first, end - first)
+                block[begin_of_wave - begin :][: len(wave)] += wave
+                if begin_of_wave + len(wave) >= end:
+                    lasting.append(sounding_note)
             sounding = lasting
             yield block
 
 
 def _sound(note: Note, rate: int, first: int, last: int) -> np.ndarray:
-    """Samples first..last of a note, fewer where it ends; (n,) float32."""
+    """Return the samples first..last of a note, fewer if it ends before: (n,) float32."""
     level = np.float32(TONE_LEVEL * (note.velocity / 127) ** 1.5)
     if note.is_drum:
         return level * _drum(note.pitch, rate)[first:last]
     timbre = TIMBRES[note.program // 8]
     length = note.offset - note.onset
-    # by then it has died away to a thousandth
+    # The note has decayed to a thousandth by then.
     last = min(last, round((length + 7 * timbre.release) * rate))
     time = np.arange(first, max(first, last)) / rate
     frequency = 440.0 * 2.0 ** ((note.pitch - 69) / 12)
@@ -362,7 +362,7 @@ def _sound(note: Note, rate: int, first: int, last: int) -> np.ndarray:
     places = (time * (frequency * TABLE)).astype(np.int64) % TABLE
     wave = _table(timbre.slope + 1.0, timbre.even, partials)[places]
     bright = _table(timbre.slope, timbre.even, partials)[places]
-    # what is struck loses its overtones first; what is held keeps them
+    # Struck sounds lose their overtones first; sustained ones do not.
     wave += (bright - wave) * np.exp(-time * (4.0 / timbre.decay)).astype(np.float32)
     envelope = np.minimum(time / timbre.attack, 1.0) * np.exp(-time / timbre.decay)
     envelope *= np.exp(-np.maximum(time - length, 0.0) / timbre.release)
@@ -371,7 +371,7 @@ def _sound(note: Note, rate: int, first: int, last: int) -> np.ndarray:
 
 @functools.cache
 def _table(slope: float, even: float, partials: int) -> np.ndarray:
-    """One period: (TABLE,) float32, its weights summing up to 1."""
+    """Return one period: (TABLE,) float32; the weights of its partials add up to 1."""
     numbers = np.arange(1, partials + 1)
     weights = numbers**-slope * np.where(numbers % 2, 1.0, even)
     turns = np.arange(TABLE) / TABLE
@@ -380,7 +380,7 @@ def _table(slope: float, even: float, partials: int) -> np.ndarray:
 
 @functools.cache
 def _drum(key: int, rate: int) -> np.ndarray:
-    """A key of General MIDI's drums, whole: (n,) float32."""
+    """Return the complete sound of a key of General MIDI's drums: (n,) float32."""
     time = np.arange(round(1.5 * rate)) / rate
     noise = np.random.default_rng(key).normal(0.0, 0.5, len(time))
     hiss = np.diff(noise, 2, prepend=[0.0, 0.0]) / 2

@@ -15,12 +15,12 @@ JSON_VERSION = 1
 
 
 def write_json(notes: Sequence[Note], path: str | os.PathLike, metadata: dict[str, Any] | None = None) -> None:
-    """Writes notes and metadata as JSON, one note a line, times unrounded; the file appears whole or not at all.
+    """Write notes and metadata as JSON, one note a line, times unrounded; the file appears whole or not at all.
 
     Args:
-        notes: in the order in which they are to stand.
-        path: of the file.
-        metadata: whatever JSON can hold: counts of invalid and dropped tokens, checkpoint, …
+        notes: in the order of the file.
+        path: the file to write.
+        metadata: values that JSON can hold: counts of invalid and dropped tokens, checkpoint, …
 
     Raises:
         ValueError: a note that MIDI cannot hold (check_notes), or metadata that JSON cannot.
@@ -28,18 +28,18 @@ def write_json(notes: Sequence[Note], path: str | os.PathLike, metadata: dict[st
     """
     check_notes(notes)
     try:
-        about = json.dumps(metadata or {}, ensure_ascii=False, allow_nan=False)
+        metadata_json = json.dumps(metadata or {}, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"metadata must be what JSON can hold: {error}") from error
     lines = ",\n".join(json.dumps(fields(note)) for note in notes)
     head = f'"format": "{JSON_FORMAT}", "version": {JSON_VERSION}, "seal": "{UNSEALED}"'
-    text = f'{{{head},\n"metadata": {about},\n"notes": [\n{lines}\n]}}\n'
-    # what is no text in a name becomes JSON's own escape
+    text = f'{{{head},\n"metadata": {metadata_json},\n"notes": [\n{lines}\n]}}\n'
+    # Bytes of a file name that are no text become JSON escapes.
     write_sealed(path, text.encode("utf-8", "backslashreplace"))
 
 
 def fields(note: Note) -> dict[str, Any]:
-    """The note as JSON holds it: a name for every field, Python's own types."""
+    """Return a note as a dict for JSON, in Python's own types."""
     return {
         "onset": float(note.onset),
         "offset": float(note.offset),
@@ -51,13 +51,13 @@ def fields(note: Note) -> dict[str, Any]:
 
 
 def write_csv(notes: Sequence[Note], path: str | os.PathLike) -> None:
-    """Writes notes as CSV under CSV_HEADER, a note a line, times unrounded; the file appears whole or not at all.
+    """Write notes as CSV under CSV_HEADER, a note a line, times unrounded; the file appears whole or not at all.
 
     The seal is in a column of its own, in the first note's line. is_drum is true or false.
 
     Args:
-        notes: in the order in which they are to stand.
-        path: of the file.
+        notes: in the order of the file.
+        path: the file to write.
 
     Raises:
         ValueError: a note that MIDI cannot hold (check_notes).
@@ -70,7 +70,7 @@ def write_csv(notes: Sequence[Note], path: str | os.PathLike) -> None:
 
 
 def read_json(path: str | os.PathLike) -> tuple[list[Note], dict[str, Any]]:
-    """Notes and metadata of a file that write_json wrote.
+    """Read the notes and the metadata of a file that write_json wrote.
 
     Raises:
         NoteFileError: the file cannot be read, is not JSON, or is not of this format and version.
@@ -95,7 +95,7 @@ def read_json(path: str | os.PathLike) -> tuple[list[Note], dict[str, Any]]:
 
 
 def _json_note(item: dict[str, Any]) -> Note:
-    """The note of one JSON object; a missing, unknown or wrongly typed field is a ValueError."""
+    """Return the note of one JSON object; raise ValueError for a missing, unknown or wrongly typed field."""
     types = {
         "onset": (int, float),
         "offset": (int, float),
