@@ -159,8 +159,8 @@ def compare_notes(
         decode_segments(list(zip(start_times, side, strict=True)), vocabulary).notes for side in ids
     )
     if reference_notes == candidate_notes:
-        tokens = sum(len(each) for each in ids[0])
-        ended = sum(bool(len(each)) and int(each[-1]) == EOS_ID for each in ids[0])
+        tokens = sum(len(segment) for segment in ids[0])
+        ended = sum(bool(len(segment)) and int(segment[-1]) == EOS_ID for segment in ids[0])
         note = f"{len(reference_notes)} notes, equal, from {tokens} tokens; {ended} of {len(ids[0])} segments ended"
         return [Row("notes", "notes", "same", "float32", note=note)]
     effect = ", ".join(

@@ -35,8 +35,8 @@ def compare_taps(reference: Trace, candidate: Trace, precision: str) -> list[Row
             continue
         absent = [
             name
-            for name, found in (("local", other.local), ("exact", low.exact), ("float64", truth.outputs))
-            if tap not in found
+            for name, recorded in (("local", other.local), ("exact", low.exact), ("float64", truth.outputs))
+            if tap not in recorded
         ]
         if absent:
             rows.append(Row("taps", tap, "skipped", precision, note=f"no {' and no '.join(absent)} output recorded"))

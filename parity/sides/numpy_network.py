@@ -8,6 +8,8 @@ dot are no module's output (the residual stream after the attention, the context
 Source: mt3/network.py and mt3/layers.py for the defaults of Behaviour; for the others, the ports and issues listed in
 parity/mutation.
 Differs from the twins: arithmetic in the dtype given, float64 throughout if it is float64, and one step at a time.
+
+Longer than 500 lines, and `steps` than 60, because a network and its options are read in one piece.
 """
 
 import dataclasses

@@ -336,11 +336,11 @@ class Side(ModuleSide):
         with exact_mode(precision, self.device):
             after = {}
             for name, array in checkpoint.to_arrays(self.cast(precision).state_dict()).items():
-                # array by array, as the other side does it; a step does not know how its array is turned
+                # Array by array, as in jax_side.py; an optimizer step does not depend on the array's orientation.
                 weight = torch.tensor(array, device=self.device)
                 slots = optimizers.adamw_slots(weight) if optimizer == "adamw" else optimizers.adafactor_slots(weight)
-                for step, each in enumerate(gradients):
-                    gradient = torch.tensor(each[name], device=self.device).to(weight.dtype)
+                for step, named in enumerate(gradients):
+                    gradient = torch.tensor(named[name], device=self.device).to(weight.dtype)
                     if optimizer == "adamw":
                         weight, slots = optimizers.adamw(weight, gradient, slots, learning_rate, weight_decay=0.01)
                     else:

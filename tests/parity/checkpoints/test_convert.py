@@ -55,9 +55,9 @@ def test_a_foreign_config_beside_it_is_not_taken_over(tmp_path, capsys):
     foreign = json.dumps(own.to_dict() | {"num_heads": 6, "head_dim": 8})
     settings.write_text(foreign)
     assert cli.main(["convert", source, str(target)]) == 3
-    said = capsys.readouterr().err
-    assert "num_heads 6 for 3, head_dim 8 for 16" in said
-    assert "--overwrite" in said
+    message = capsys.readouterr().err
+    assert "num_heads 6 for 3, head_dim 8 for 16" in message
+    assert "--overwrite" in message
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     assert settings.read_text() == foreign
     # nor one that fits no such arrays
@@ -169,17 +169,17 @@ def test_bad_arguments(argv, said, tmp_path, capsys, monkeypatch):
 def test_inspect(name, layout, inline, capsys, tmp_path):
     assert cli.main(["inspect", str(CHECKPOINTS / name), "--json", str(tmp_path / "i.json")]) == 0
     printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "i.json").read_text())
-    assert (found["layout"], found["inline"], len(found["arrays"])) == (layout, inline, 65)
-    assert found["step"] == 1234567
+    result = json.loads((tmp_path / "i.json").read_text())
+    assert (result["layout"], result["inline"], len(result["arrays"])) == (layout, inline, 65)
+    assert result["step"] == 1234567
     assert f"{inline} inline" in printed
     assert "num_heads = 3" in printed
 
 
 def test_inspect_names_every_layout(written):
-    found = {layout: inspect.describe(str(path)) for layout, path in written.items()}
-    assert {each["parameters"] for each in found.values()} == {found["t5x"]["parameters"]}
-    assert found["orbax"]["layout"] == "orbax-ocdbt"
+    result = {layout: inspect.describe(str(path)) for layout, path in written.items()}
+    assert {entry["parameters"] for entry in result.values()} == {result["t5x"]["parameters"]}
+    assert result["orbax"]["layout"] == "orbax-ocdbt"
 
 
 # --- repair ---

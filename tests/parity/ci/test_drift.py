@@ -54,19 +54,19 @@ def ledger(tmp_path):
 
 
 def test_a_regression_is_flagged_and_the_version_named(ledger, capsys):
-    status, found = ledger.append(capsys, report(), "--commit", "abc")
-    assert (status, found["accepted"]) == (0, "the first record")
+    status, result = ledger.append(capsys, report(), "--commit", "abc")
+    assert (status, result["accepted"]) == (0, "the first record")
     assert ledger.append(capsys, report(0.33), "--commit", "abc") == (
         0,
         {"verdict": "same", "drifted": [], "judged": True, "changed": [], "accepted": ""},
     )
-    status, found = ledger.append(capsys, report(0.6, torch="2.14.0"), "--commit", "def")
+    status, result = ledger.append(capsys, report(0.6, torch="2.14.0"), "--commit", "def")
     assert status == 1
-    assert [tap for tap, _, _ in found["drifted"]] == ["taps: a float32", "taps: b float32"]
-    assert found["changed"] == ["candidate torch: 2.13.0 -> 2.14.0", "commit: abc -> def"]
+    assert [tap for tap, _, _ in result["drifted"]] == ["taps: a float32", "taps: b float32"]
+    assert result["changed"] == ["candidate torch: 2.13.0 -> 2.14.0", "commit: abc -> def"]
     # still so at the next run: what nobody accepted is no yardstick
     assert ledger.append(capsys, report(0.6, torch="2.14.0"))[0] == 1
-    status, found = ledger.append(capsys, report(0.6, torch="2.14.0"), "--accept", "torch sums in another order")
+    status, result = ledger.append(capsys, report(0.6, torch="2.14.0"), "--accept", "torch sums in another order")
     assert status == 0
     assert ledger.append(capsys, report(0.6, torch="2.14.0"))[0] == 0
     assert len(drift.read_ledger(ledger.path)) == 6
@@ -90,17 +90,17 @@ def test_another_checkpoint_is_refused_until_it_is_accepted(ledger, capsys):
         assert status == 2
         assert printed.startswith("refused: the accepted record is of the checkpoint ckpt/small (aa)")
     assert len(drift.read_ledger(ledger.path)) == 2
-    status, found = ledger.append(capsys, report(0.9, weights="bb"), "--accept", "another default")
-    assert (status, found["drifted"]) == (0, [])
-    assert found["changed"] == ["checkpoint: ckpt/small (aa) -> golden (bb)"]
+    status, result = ledger.append(capsys, report(0.9, weights="bb"), "--accept", "another default")
+    assert (status, result["drifted"]) == (0, [])
+    assert result["changed"] == ["checkpoint: ckpt/small (aa) -> golden (bb)"]
     assert ledger.append(capsys, report(0.9, weights="bb"))[0] == 0
 
 
 def test_on_another_machine_it_is_told_and_not_judged(ledger, capsys):
     ledger.append(capsys, report())
-    status, found = ledger.append(capsys, report(0.6, cpu="B"))
-    assert (status, found["judged"], len(found["drifted"])) == (0, False, 2)
-    assert found["changed"] == ["candidate cpu: A -> B", "reference cpu: A -> B"]
+    status, result = ledger.append(capsys, report(0.6, cpu="B"))
+    assert (status, result["judged"], len(result["drifted"])) == (0, False, 2)
+    assert result["changed"] == ["candidate cpu: A -> B", "reference cpu: A -> B"]
     # a different verdict is one anywhere, and so is what is worse on the same machine
     assert ledger.append(capsys, report(7.0, cpu="B", verdict="different"))[0] == 1
     assert ledger.append(capsys, report(0.6))[0] == 1
@@ -110,10 +110,10 @@ def test_on_another_machine_it_is_told_and_not_judged(ledger, capsys):
 
 
 def test_a_different_verdict_is_never_the_first_accepted(ledger, capsys):
-    status, found = ledger.append(capsys, report(7.0, verdict="different"))
-    assert (status, found["accepted"]) == (1, "")
-    status, found = ledger.append(capsys, report())
-    assert (status, found["accepted"]) == (0, "the first record")
+    status, result = ledger.append(capsys, report(7.0, verdict="different"))
+    assert (status, result["accepted"]) == (1, "")
+    status, result = ledger.append(capsys, report())
+    assert (status, result["accepted"]) == (0, "the first record")
 
 
 def test_taps_that_vanish_or_are_not_finite_have_drifted():
@@ -130,7 +130,7 @@ def test_taps_that_vanish_or_are_not_finite_have_drifted():
 
 
 def changed(found, *path, to):
-    """What a report or a record becomes as JSON with one place in it set, or taken away if `to` is None."""
+    """Return a report or record as JSON with one entry set, or removed if `to` is None."""
     found = copy.deepcopy(found)
     part = found
     for key in path[:-1]:
@@ -193,10 +193,10 @@ def test_bad_reports_are_one_sentence(tmp_path, capsys, content, message):
 def test_lines_that_are_no_records_are_one_sentence(ledger, capsys, line):
     good = json.dumps(drift.make_record(report(), reason="x")).encode()
     ledger.path.write_bytes(good + b"\n" + line + b"\n")
-    status, said = ledger.append(capsys, report())
+    status, message = ledger.append(capsys, report())
     assert status == 3
-    assert "drift.jsonl" in said
-    assert len(said.splitlines()) == 1
+    assert "drift.jsonl" in message
+    assert len(message.splitlines()) == 1
     assert main(["drift", str(ledger.path)]) == 3
     assert ledger.path.read_bytes() == good + b"\n" + line + b"\n"
 

@@ -1,4 +1,4 @@
-"""What cannot be used is refused by the command itself: exit status 2 or 3, no traceback, never "same"."""
+"""Bad input is refused by the command itself: exit status 2 or 3, no traceback, never "same"."""
 
 import dataclasses
 import json
@@ -25,12 +25,12 @@ SMALL = NetworkConfig(emb_dim=32, num_heads=2, head_dim=8, mlp_dim=16, num_encod
 
 def parity(*argv):
     command = [sys.executable, "-m", "parity", *[str(arg) for arg in argv]]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    said = found.stdout + found.stderr
-    assert "Traceback" not in said
-    assert "same:" not in said.lower()
-    assert not said.startswith("SAME")
-    return found.returncode, said
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    message = result.stdout + result.stderr
+    assert "Traceback" not in message
+    assert "same:" not in message.lower()
+    assert not message.startswith("SAME")
+    return result.returncode, message
 
 
 def make_trace(path, sizes=SMALL, change=None):
@@ -64,8 +64,8 @@ def make_trace(path, sizes=SMALL, change=None):
 def test_the_traces_of_this_file_are_the_same_when_nothing_is_wrong(tmp_path):
     a, b = make_trace(tmp_path / "a"), make_trace(tmp_path / "b")
     command = [sys.executable, "-m", "parity", "compare", str(a), str(b)]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout[:4]) == (0, "SAME")
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout[:4]) == (0, "SAME")
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,10 @@ def test_the_traces_of_this_file_are_the_same_when_nothing_is_wrong(tmp_path):
 def test_traces_that_give_no_verdict(tmp_path, change, status, reason):
     a, b = make_trace(tmp_path / "a"), make_trace(tmp_path / "b", change=change)
     for pair in ((a, b), (b, a)):
-        found, said = parity("compare", *pair)
-        assert found == status, said
-        assert reason in said
-        assert status == 2 or len(said.strip().splitlines()) == 1
+        result, message = parity("compare", *pair)
+        assert result == status, message
+        assert reason in message
+        assert status == 2 or len(message.strip().splitlines()) == 1
 
 
 def test_only_a_verdict_ends_with_1(tmp_path, capsys, monkeypatch):
@@ -114,9 +114,9 @@ def test_only_a_verdict_ends_with_1(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(compare, "run", broken)
     assert main(["compare", "a", "b"]) == 3
-    said = capsys.readouterr().err
-    assert said.startswith("parity: compare could not use this input (KeyError: 'one")
-    assert len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("parity: compare could not use this input (KeyError: 'one")
+    assert len(message.splitlines()) == 1
     monkeypatch.setenv("PARITY_DEBUG", "1")
     with pytest.raises(KeyError):
         main(["compare", "a", "b"])
@@ -125,9 +125,9 @@ def test_only_a_verdict_ends_with_1(tmp_path, capsys, monkeypatch):
 def test_traces_of_two_sizes(tmp_path):
     a = make_trace(tmp_path / "a")
     b = make_trace(tmp_path / "b", dataclasses.replace(SMALL, emb_dim=48))
-    status, said = parity("compare", a, b)
+    status, message = parity("compare", a, b)
     assert status == 2
-    assert "the configs differ: network.emb_dim is 32 and 48" in said
+    assert "the configs differ: network.emb_dim is 32 and 48" in message
 
 
 def test_files_that_are_no_traces(tmp_path):
@@ -136,9 +136,9 @@ def test_files_that_are_no_traces(tmp_path):
     cut.write_bytes(a.read_bytes()[:-100])
     safetensors.numpy.save_file({"w": np.zeros(3)}, tmp_path / "weights")
     for name in ("cut", "weights", "nothing"):
-        status, said = parity("compare", a, tmp_path / name)
-        assert (status, len(said.strip().splitlines())) == (3, 1), said
-        assert name in said
+        status, message = parity("compare", a, tmp_path / name)
+        assert (status, len(message.strip().splitlines())) == (3, 1), message
+        assert name in message
 
 
 def test_a_corrupt_checkpoint(tmp_path):
@@ -150,23 +150,23 @@ def test_a_corrupt_checkpoint(tmp_path):
     write_safetensors(cut, numpy_network.random_arrays(SMALL, 0), config=Config(network=SMALL))
     cut.write_bytes(cut.read_bytes()[:-1000])
     for path in (damaged, cut):
-        status, said = parity(path)
-        assert (status, len(said.strip().splitlines())) == (3, 1), said
+        status, message = parity(path)
+        assert (status, len(message.strip().splitlines())) == (3, 1), message
 
 
 def test_another_models_state_dict(tmp_path):
     torch = pytest.importorskip("torch")
     other = tmp_path / "other.pth"
     torch.save(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)).state_dict(), other)
-    status, said = parity(other)
-    assert (status, len(said.strip().splitlines())) == (3, 1), said
-    status, said = parity("diagnose", other, "--against", GOLDEN)
-    assert status == 2, said
-    assert "not this model" in said
+    status, message = parity(other)
+    assert (status, len(message.strip().splitlines())) == (3, 1), message
+    status, message = parity("diagnose", other, "--against", GOLDEN)
+    assert status == 2, message
+    assert "not this model" in message
 
 
 def test_two_checkpoints_of_different_sizes(tmp_path):
     small = tmp_path / "small.safetensors"
     write_safetensors(small, numpy_network.random_arrays(SMALL, 0), config=Config(network=SMALL))
-    status, said = parity("diagnose", small, "--against", GOLDEN)
-    assert status == 2, said
+    status, message = parity("diagnose", small, "--against", GOLDEN)
+    assert status == 2, message

@@ -54,8 +54,8 @@ def test_every_form_of_the_report_names_the_cause(tmp_path, capsys, monkeypatch)
     golden = str(CHECKPOINTS / "t5x_zarr")
     assert main([golden, "--segments", "1", "--precisions", "float64,float32", "--positions", "8", *options]) == 1
     printed = " ".join(capsys.readouterr().out.split())
-    said = "candidate (torch): encoder/layers_0/mlp and 4 more: exact GELU (erf)"
-    assert f"cause: {said}" in printed
+    message = "candidate (torch): encoder/layers_0/mlp and 4 more: exact GELU (erf)"
+    assert f"cause: {message}" in printed
     assert (
         printed.index("first difference: encoder/layers_0/mlp")
         < printed.index("cause: ")
@@ -64,13 +64,13 @@ def test_every_form_of_the_report_names_the_cause(tmp_path, capsys, monkeypatch)
     report = json.loads(files["json"].read_text())
     assert report["schema_version"] == 1
     assert len(report["causes"]) == 1
-    assert report["causes"][0].startswith(said)
+    assert report["causes"][0].startswith(message)
     assert "restores parity" in report["causes"][0]
-    assert f"<b>Cause</b>: {said}" in files["html"].read_text()
-    assert f"- cause: {said}" in files["markdown"].read_text()
-    told = [case for case in ElementTree.parse(files["junit"]).iter("testcase") if (case.findtext("failure") or "")]
-    assert [case.get("name") for case in told] == ["encoder/layers_0/mlp float64"]
-    assert said in told[0].findtext("failure")
+    assert f"<b>Cause</b>: {message}" in files["html"].read_text()
+    assert f"- cause: {message}" in files["markdown"].read_text()
+    cases = [case for case in ElementTree.parse(files["junit"]).iter("testcase") if (case.findtext("failure") or "")]
+    assert [case.get("name") for case in cases] == ["encoder/layers_0/mlp float64"]
+    assert message in cases[0].findtext("failure")
 
 
 def test_what_lies_between_modules_has_no_module_to_name():
@@ -80,28 +80,28 @@ def test_what_lies_between_modules_has_no_module_to_name():
         def arrays(self):
             return {}
 
-    found = Report(rows=[Row("taps", "a", "same"), Row("decode path", "cached steps", "different")])
-    [sentence] = check.name_causes(found, None, Side(), Side())
+    result = Report(rows=[Row("taps", "a", "same"), Row("decode path", "cached steps", "different")])
+    [sentence] = check.name_causes(result, None, Side(), Side())
     assert sentence.endswith("between modules, in decode path")
     for verdict in ("different", "skipped"):
-        found = Report(rows=[Row("taps", "a", "same"), Row("original", "a", verdict)])
-        [sentence] = check.name_causes(found, None, Side(), Side())
+        result = Report(rows=[Row("taps", "a", "same"), Row("original", "a", verdict)])
+        [sentence] = check.name_causes(result, None, Side(), Side())
         assert "only the original (the published MT3 that --oracle names) differs, or could not be" in sentence
 
 
 def test_a_difference_between_modules_has_no_counterexample_and_says_so(tmp_path, capsys, monkeypatch):
-    found = Report(rows=[Row("taps", "a", "same"), Row("decode path", "cached steps", "different", "float64")])
-    monkeypatch.setattr(command, "check", lambda *_: (found, None))
+    result = Report(rows=[Row("taps", "a", "same"), Row("decode path", "cached steps", "different", "float64")])
+    monkeypatch.setattr(command, "check", lambda *_: (result, None))
     assert main([str(CHECKPOINTS / "t5x_zarr"), "--counterexample", str(tmp_path / "folder")]) == 1
     assert "counter-example: none: the difference is in decode path and not in one module" in capsys.readouterr().out
     assert not (tmp_path / "folder").exists()
 
 
 def test_a_wrong_reference_is_told_as_such(monkeypatch):
-    asked = []
+    calls = []
 
     def name_faults(trace, original, config, arrays):
-        asked.append((trace.framework, sorted(trace.passes)))
+        calls.append((trace.framework, sorted(trace.passes)))
         return [Finding("a", "x", "wrong", 1.0, 0.0)] if trace.framework == "jax" else []
 
     monkeypatch.setattr(diagnose, "name_faults", name_faults)
@@ -112,16 +112,16 @@ def test_a_wrong_reference_is_told_as_such(monkeypatch):
     def trace(framework):
         return Trace(framework, {}, {}, {}, {}, {"float64": None, "tf32": None})
 
-    given = (Report(), (trace("jax"), trace("torch")), side("jax"), side("torch"))
-    [sentence] = check.name_causes(*given)
+    inputs = (Report(), (trace("jax"), trace("torch")), side("jax"), side("torch"))
+    [sentence] = check.name_causes(*inputs)
     assert sentence.startswith("reference (jax): a: wrong (restores parity")
-    assert asked == [("torch", ["float64", "tf32"]), ("jax", ["float64", "tf32"])]
+    assert calls == [("torch", ["float64", "tf32"]), ("jax", ["float64", "tf32"])]
     monkeypatch.setattr(diagnose, "name_faults", lambda *_: [])
-    assert check.name_causes(*given) == [
+    assert check.name_causes(*inputs) == [
         "the diagnosis found no cause: alone, every module of both sides does what MT3's does"
     ]
     monkeypatch.setattr(diagnose, "name_faults", lambda *_: {}["gone"])
-    assert check.name_causes(*given) == ["the diagnosis could not examine the candidate (KeyError: 'gone')"]
+    assert check.name_causes(*inputs) == ["the diagnosis could not examine the candidate (KeyError: 'gone')"]
 
 
 def refused(capsys, *argv):

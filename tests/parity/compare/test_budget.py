@@ -31,11 +31,11 @@ def pair(seed, gain=1.0, frames_scale=4.0):
         values = rng.uniform(0.3, 2.0, shape) if len(shape) == 1 else spread * rng.normal(size=shape)
         arrays[name] = values.astype(np.float32)
     frames = frames_scale * rng.normal(size=(2, CONFIG.input_frames, 512))
-    given = with_tokens(frames.astype(np.float32), CONFIG, CONFIG.max_target_length, seed)
+    inputs = with_tokens(frames.astype(np.float32), CONFIG, CONFIG.max_target_length, seed)
     model = Transformer(CONFIG.network)
     model.load_state_dict(to_state_dict(arrays))
-    reference = record.record(jax_side.Side(to_params(arrays), CONFIG), given)
-    return reference, record.record(torch_side.Side(model, CONFIG), given, reference=reference), model
+    reference = record.record(jax_side.Side(to_params(arrays), CONFIG), inputs)
+    return reference, record.record(torch_side.Side(model, CONFIG), inputs, reference=reference), model
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_a_float32_fault_alone_is_seen():
 
     class Rounding(type(model.encoder.layers[0].mlp)):
         def forward(self, x, train=False):
-            found = super().forward(x, train)
-            return found if found.dtype == torch.float64 else found.bfloat16().float()
+            result = super().forward(x, train)
+            return result if result.dtype == torch.float64 else result.bfloat16().float()
 
     model.encoder.layers[1].mlp.__class__ = Rounding
     other = record.record(torch_side.Side(model, CONFIG), reference.inputs, reference=reference)

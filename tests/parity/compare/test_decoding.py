@@ -117,12 +117,12 @@ def test_no_tokens_at_all_is_not_the_same():
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(0, 2), max_size=6), st.lists(st.integers(0, 2), max_size=6))
 def test_first_parting(a, b):
-    found = decoding.first_parting(np.array(a), np.array(b))
+    result = decoding.first_parting(np.array(a), np.array(b))
     if a == b:
-        assert found is None
+        assert result is None
     else:
-        assert a[:found] == b[:found]
-        assert a[found : found + 1] != b[found : found + 1]
+        assert a[:result] == b[:result]
+        assert a[result : result + 1] != b[result : result + 1]
 
 
 def note(onset, pitch=60, program=0, is_drum=False):
@@ -152,8 +152,8 @@ def test_onset_effect_is_mir_evals(a, b):
     expected = transcription.precision_recall_f1_overlap(
         intervals[0], np.full(len(a), 440.0), intervals[1], np.full(len(b), 440.0), offset_ratio=None
     )[2]
-    found = decoding.note_effect([note(x) for x in a], [note(x) for x in b])
-    assert found["pitch"] == pytest.approx(expected)
+    result = decoding.note_effect([note(x) for x in a], [note(x) for x in b])
+    assert result["pitch"] == pytest.approx(expected)
 
 
 def test_notes_row(sides):

@@ -101,9 +101,9 @@ def test_a_third_side_that_cannot_be_is_told_before_anything_is_computed(tmp_pat
         (tmp_path / "other.npz", "takes"),
     ):
         assert main([checkpoint, "--oracle", str(source)]) == 3
-        said = capsys.readouterr().err
-        assert reason in said
-        assert len(said.splitlines()) == 1
+        message = capsys.readouterr().err
+        assert reason in message
+        assert len(message.splitlines()) == 1
     published.check_original(str(GOLDEN / "activations.npz"), record.load_side("jax", checkpoint).config)
 
 

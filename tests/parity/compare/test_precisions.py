@@ -42,8 +42,8 @@ def sides(seed, gain=1.0):
     frames = 4.0 * rng.normal(size=(2, CONFIG.input_frames, 512)).astype(np.float32)
     model = Transformer(CONFIG.network)
     model.load_state_dict(to_state_dict(arrays))
-    given = with_tokens(frames, CONFIG, CONFIG.max_target_length, seed)
-    return jax_side.Side(to_params(arrays), CONFIG), torch_side.Side(model, CONFIG), given
+    inputs = with_tokens(frames, CONFIG, CONFIG.max_target_length, seed)
+    return jax_side.Side(to_params(arrays), CONFIG), torch_side.Side(model, CONFIG), inputs
 
 
 def report_of(reference, candidate, given, low):
@@ -68,10 +68,10 @@ def spoil(module, precision_dtype, bits):
 
     class Rounding(type(module)):
         def forward(self, *args, **kwargs):
-            found = super().forward(*args, **kwargs)
-            if found.dtype != precision_dtype:
-                return found
-            return torch.from_numpy(rounded(found.float().numpy(), bits)).to(precision_dtype)
+            result = super().forward(*args, **kwargs)
+            if result.dtype != precision_dtype:
+                return result
+            return torch.from_numpy(rounded(result.float().numpy(), bits)).to(precision_dtype)
 
     module.__class__ = Rounding
 
@@ -84,17 +84,17 @@ def ratios(report, precision):
 
 @pytest.mark.parametrize(("seed", "gain"), [(0, 1.0), (1, 2.0), (2, 0.3)])
 def test_a_clean_pair_is_the_same_in_bfloat16_on_either_side(seed, gain):
-    reference, candidate, given = sides(seed, gain)
+    reference, candidate, inputs = sides(seed, gain)
     for pair in ((reference, candidate), (candidate, reference)):
-        report = report_of(*pair, given, "bfloat16")
+        report = report_of(*pair, inputs, "bfloat16")
         assert report.verdict == "same", (report.refusals, report.first_difference)
         # below the limit, and not so far below that the limit means nothing
         assert 0.05 < max(ratios(report, "bfloat16")) < 0.8
 
 
 def test_rounding_that_sharp_softmaxes_amplify_is_no_fault_and_a_fault_is():
-    reference, candidate, given = sides(1, gain=2.0)
-    report = report_of(candidate, reference, given, "bfloat16")
+    reference, candidate, inputs = sides(1, gain=2.0)
+    report = report_of(candidate, reference, inputs, "bfloat16")
     assert report.verdict == "same", report.first_difference
     excused = [row for row in report.rows if row.note.startswith("rounding, amplified")]
     assert 1 < max(row.free.ratio for row in excused) < budget.AMPLIFIED / 2
@@ -118,13 +118,13 @@ def test_rounding_that_sharp_softmaxes_amplify_is_no_fault_and_a_fault_is():
     # a module that is wrong in the fifth digit
     encoder, plain = candidate.model.encoder, candidate.model.encoder.output_dropout.forward
     encoder.output_dropout.forward = lambda x, train, shared_axis=-2: plain(x * 1.0001, train, shared_axis)
-    assert report_of(reference, candidate, given, "bfloat16").verdict == "different"
+    assert report_of(reference, candidate, inputs, "bfloat16").verdict == "different"
 
 
 def test_where_bfloat16_leaves_nothing_to_compare_modules_are_still_judged():
     """Sharp softmaxes make noise of the activations' own size: no alarm for a clean pair, no amnesty for a fault."""
-    reference, candidate, given = sides(1, gain=2.0)
-    report = report_of(reference, candidate, given, "bfloat16")
+    reference, candidate, inputs = sides(1, gain=2.0)
+    report = report_of(reference, candidate, inputs, "bfloat16")
     rows = [row for row in report.rows if row.precision == "bfloat16" and row.free is not None]
     lost = [row for row in rows if row.free.ratio is None]
     assert lost
@@ -132,7 +132,7 @@ def test_where_bfloat16_leaves_nothing_to_compare_modules_are_still_judged():
     # the small modules are judged all the same
     assert all(row.local.ratio is not None for row in rows if row.name.endswith(("query", "wo", "norm", "mlp")))
     spoil(candidate.model.decoder.layers[1].mlp, torch.bfloat16, 2)
-    first = report_of(reference, candidate, given, "bfloat16").first_difference
+    first = report_of(reference, candidate, inputs, "bfloat16").first_difference
     assert (first.name, first.precision) == ("decoder/layers_1/mlp", "bfloat16")
     truth, noise = np.ones(9), np.full(9, 0.3)
     assert budget.judge_short(truth, truth + 5, noise, "bfloat16").ratio is None
@@ -141,9 +141,9 @@ def test_where_bfloat16_leaves_nothing_to_compare_modules_are_still_judged():
 
 
 def test_a_fault_in_bfloat16_alone_is_found_where_it_is():
-    reference, candidate, given = sides(0)
+    reference, candidate, inputs = sides(0)
     spoil(candidate.model.decoder.layers[1].mlp, torch.bfloat16, 2)
-    report = report_of(reference, candidate, given, "bfloat16")
+    report = report_of(reference, candidate, inputs, "bfloat16")
     assert report.verdict == "different"
     first = report.first_difference
     assert (first.name, first.precision) == ("decoder/layers_1/mlp", "bfloat16")
@@ -152,7 +152,7 @@ def test_a_fault_in_bfloat16_alone_is_found_where_it_is():
 
 @pytest.mark.parametrize("change", ["relu", "no mask", "transposed"])
 def test_bfloat16_alone_would_find_it_too(change, monkeypatch):
-    reference, candidate, given = sides(0)
+    reference, candidate, inputs = sides(0)
     decoder = candidate.model.decoder
     if change == "relu":
         monkeypatch.setattr(torch_mt3.model.F, "gelu", lambda x, approximate: torch.relu(x))
@@ -169,7 +169,7 @@ def test_bfloat16_alone_would_find_it_too(change, monkeypatch):
     else:
         decoder.layers[0].self_attention.out.weight.data = decoder.layers[0].self_attention.out.weight.data.flip(0)
         site = "decoder/layers_0/self_attention/out"
-    report = report_of(reference, candidate, given, "bfloat16")
+    report = report_of(reference, candidate, inputs, "bfloat16")
     local = [row for row in report.rows if row.section == "taps" and row.precision == "bfloat16"]
     first = next(row for row in local if not row.local.ratio <= 1.0)
     assert first.name == site
@@ -218,14 +218,14 @@ def test_a_clean_pair_is_the_same_in_tf32(tf32):
 
 @pytest.mark.parametrize("change", ["coarse", "relu"])
 def test_a_fault_in_tf32_alone_is_found_where_it_is_and_named(tf32, change, monkeypatch):
-    reference, candidate, given = sides(1)
+    reference, candidate, inputs = sides(1)
     if change == "coarse":
         mlp = candidate.model.encoder.layers[0].mlp
 
         class Coarse(type(mlp)):
             def forward(self, *args, **kwargs):
-                found = super().forward(*args, **kwargs)
-                return torch.from_numpy(rounded(found.numpy(), 5)) if tf32["precision"] == "tf32" else found
+                result = super().forward(*args, **kwargs)
+                return torch.from_numpy(rounded(result.numpy(), 5)) if tf32["precision"] == "tf32" else result
 
         mlp.__class__ = Coarse
         # no constant or anything else undoes a rounding, however wide the budget of TF32
@@ -240,23 +240,23 @@ def test_a_fault_in_tf32_alone_is_found_where_it_is_and_named(tf32, change, monk
         )
         cause, names = "relu", "encoder/layers_0/mlp and 2 more: ReLU in place of GELU (restores parity"
     precisions = ("float64", "float32", "tf32")
-    ours = record.record(reference, given, precisions)
-    theirs = record.record(candidate, given, precisions, reference=ours)
+    ours = record.record(reference, inputs, precisions)
+    theirs = record.record(candidate, inputs, precisions, reference=ours)
     report = traces.compare(ours, theirs)
     assert report.verdict == "different"
     first = report.first_difference
     assert (first.name, first.precision) == ("encoder/layers_0/mlp", "tf32")
-    assert [each.cause for each in diagnose.name_faults(theirs, reference.arrays(), CONFIG)] == [cause]
+    assert [entry.cause for entry in diagnose.name_faults(theirs, reference.arrays(), CONFIG)] == [cause]
     [sentence] = check.name_causes(report, (ours, theirs), reference, candidate)
     assert sentence.startswith(f"candidate (torch): {names}")
 
 
 @pytest.mark.parametrize(("seed", "gain"), [(0, 1.0), (1, 2.0), (2, 1.0)])
 def test_the_diagnosis_finds_nothing_in_a_clean_pair_in_any_precision(tf32, seed, gain):
-    *pair, given = sides(seed, gain)
+    *pair, inputs = sides(seed, gain)
     for side in pair:
-        found = record.record(side, given, PRECISIONS)
-        assert diagnose.name_faults(found, side.arrays(), CONFIG) == [], side.framework
+        result = record.record(side, inputs, PRECISIONS)
+        assert diagnose.name_faults(result, side.arrays(), CONFIG) == [], side.framework
 
 
 @pytest.mark.parametrize("bits", [7, 23])
@@ -289,10 +289,10 @@ def test_what_goes_into_a_product_is_read_back(precision):
 
 
 def test_no_tf32_on_a_processor():
-    reference, candidate, given = sides(0)
+    reference, candidate, inputs = sides(0)
     for side in (reference, candidate):
         with pytest.raises(ValueError, match="precision tf32: GPUs"):
-            side.run(given, "tf32")
+            side.run(inputs, "tf32")
 
 
 @pytest.mark.parametrize("text", ["float64", "float32,bfloat16", "float64,float32,float32", "float64,float16", ""])

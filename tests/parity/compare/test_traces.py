@@ -324,11 +324,11 @@ def test_measure_says_what_tolerance_would_have_been_needed():
     rng = np.random.default_rng(1)
     a = rng.normal(size=1000)
     b = a + 1e-3 * rng.normal(size=1000)
-    found = measure(a, b)
-    assert np.allclose(b, a, rtol=found.needed * 1.0001, atol=found.needed * 1.0001)
-    assert not np.allclose(b, a, rtol=found.needed * 0.999, atol=found.needed * 0.999)
-    assert found.max_abs == np.abs(a - b).max()
-    assert found.values == 1000
+    result = measure(a, b)
+    assert np.allclose(b, a, rtol=result.needed * 1.0001, atol=result.needed * 1.0001)
+    assert not np.allclose(b, a, rtol=result.needed * 0.999, atol=result.needed * 0.999)
+    assert result.max_abs == np.abs(a - b).max()
+    assert result.values == 1000
 
 
 def test_traces_in_files_give_the_same_report_without_a_framework(reference, candidate, tmp_path):

@@ -43,8 +43,8 @@ class Faulty:
         self.side, self.change, self.change_step = side, gradients, optimize
 
     def gradients(self, inputs, precision):
-        loss, found = self.side.gradients(inputs, precision)
-        return loss, self.change(dict(found))
+        loss, result = self.side.gradients(inputs, precision)
+        return loss, self.change(dict(result))
 
     def optimize(self, optimizer, gradients, precision):
         return self.change_step(dict(self.side.optimize(optimizer, gradients, precision)))

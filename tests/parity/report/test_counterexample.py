@@ -51,9 +51,9 @@ def test_a_wrong_head_is_shrunk_to_one_position_and_named(reference, trace, inpu
         # the second of three heads
         model.decoder.layers[1].self_attention.value.weight[16:32] *= 1.001
 
-    found = shrunk(reference, trace, inputs, change)
-    assert (found.tap, found.precision, found.head) == ("decoder/layers_1/self_attention/value", "float64", 1)
-    assert found.call.args[0].shape == (1, 1, 48)
+    result = shrunk(reference, trace, inputs, change)
+    assert (result.tap, result.precision, result.head) == ("decoder/layers_1/self_attention/value", "float64", 1)
+    assert result.call.args[0].shape == (1, 1, 48)
 
 
 def test_a_wrong_scale_factor_needs_two_positions(reference, trace, inputs):
@@ -64,11 +64,11 @@ def test_a_wrong_scale_factor_needs_two_positions(reference, trace, inputs):
     def change(model):
         model.encoder.layers[1].attention.__class__ = Scaled
 
-    found = shrunk(reference, trace, inputs, change)
+    result = shrunk(reference, trace, inputs, change)
     # with a single key every softmax is 1, whatever its scale
-    assert found.tap == "encoder/layers_1/attention"
-    assert found.call.args[0].shape == (1, 2, 48)
-    assert found.call.args[1].shape == (1, 2, 48)
+    assert result.tap == "encoder/layers_1/attention"
+    assert result.call.args[0].shape == (1, 2, 48)
+    assert result.call.args[1].shape == (1, 2, 48)
 
 
 def test_clean_twins_have_none(reference, trace, inputs):
@@ -85,10 +85,10 @@ def test_what_is_in_no_module_has_none_and_says_so(tmp_path):
     ]
     report = results.Report(rows=rows)
     assert counterexample.shrink(report, None, None, (None, None)) is None
-    said = counterexample.sentence(None, tmp_path, report)
-    assert said.startswith("none: the difference is in weights, decode path and not in one module")
-    said = counterexample.sentence(None, tmp_path, results.Report(rows=[results.Row("original", "a", "different")]))
-    assert said.startswith("none: the difference is in the original (the published MT3 that --oracle names) and not")
+    message = counterexample.sentence(None, tmp_path, report)
+    assert message.startswith("none: the difference is in weights, decode path and not in one module")
+    message = counterexample.sentence(None, tmp_path, results.Report(rows=[results.Row("original", "a", "different")]))
+    assert message.startswith("none: the difference is in the original (the published MT3 that --oracle names) and not")
 
 
 def replayed(path):
@@ -106,8 +106,8 @@ def replayed(path):
 def test_bfloat16_is_replayed_in_bfloat16(reference, trace, inputs, tmp_path, tap):
     run = record.record(reference, inputs, ("float64", "bfloat16")).passes["bfloat16"]
     expected = run.outputs[tap].astype(np.float64)
-    found = counterexample.Counterexample(tap, "bfloat16", run.calls[tap], expected, expected)
-    for path in counterexample.save(tmp_path, found, reference, record.load_side("torch", CHECKPOINT))[1:]:
+    result = counterexample.Counterexample(tap, "bfloat16", run.calls[tap], expected, expected)
+    for path in counterexample.save(tmp_path, result, reference, record.load_side("torch", CHECKPOINT))[1:]:
         name, precision, error, largest = replayed(path)
         assert (name, precision) == (tap, "bfloat16")
         assert error <= 2.0**-7 * largest
@@ -122,12 +122,12 @@ def test_the_scripts_replay_it(reference, trace, inputs, tmp_path):
     def change(model):
         model.encoder.layers[0].mlp.wo.weight *= 1.01
 
-    found = shrunk(reference, trace, inputs, change)
+    result = shrunk(reference, trace, inputs, change)
     with torch.no_grad():
         change(wrong.model)
-    paths = counterexample.save(tmp_path, found, reference, wrong)
+    paths = counterexample.save(tmp_path, result, reference, wrong)
     assert [path.name for path in paths] == ["counterexample.npz", "replay_jax.py", "replay_torch.py"]
-    assert found.tap == "encoder/layers_0/mlp/wo"
+    assert result.tap == "encoder/layers_0/mlp/wo"
     stored = np.load(paths[0])
     assert np.abs(stored["found"] / stored["expected"] - 1.01).max() < 1e-5
     # each with its own side's weights: the reference's make what is expected, the candidate's do not
@@ -135,5 +135,5 @@ def test_the_scripts_replay_it(reference, trace, inputs, tmp_path):
     assert by_jax[:2] == by_torch[:2] == ("encoder/layers_0/mlp/wo", "float64")
     assert by_jax[2] <= 1e-13 * by_jax[3]
     assert abs(by_torch[2] / by_torch[3] - 0.01) < 1e-5
-    said = counterexample.sentence(found, tmp_path, results.Report())
-    assert "encoder/layers_0/mlp/wo float64 on inputs (1, 1, 40)" in said
+    message = counterexample.sentence(result, tmp_path, results.Report())
+    assert "encoder/layers_0/mlp/wo float64 on inputs (1, 1, 40)" in message

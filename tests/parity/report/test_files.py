@@ -41,11 +41,11 @@ def example(**changes):
 
 
 def test_the_page_shows_what_amplifies():
-    found = example()
-    taps = [row for row in found.rows if row.section == "taps"]
+    result = example()
+    taps = [row for row in result.rows if row.section == "taps"]
     for row, factor in zip(taps, (3.5, 0.2, 1234.0, float("inf")), strict=True):
         row.amplification = factor
-    shown = page(found).split("What amplifies errors")[1].split("</table>")[0]
+    shown = page(result).split("What amplifies errors")[1].split("</table>")[0]
     lines = [line for line in shown.splitlines() if line.startswith("<tr>")]
     assert [line.split("<td>")[1].split("<")[0] for line in lines] == ["decoder/layers_0/b", "encoder/layers_0/a"]
     assert "1.2e+03" in lines[0]
@@ -53,19 +53,19 @@ def test_the_page_shows_what_amplifies():
     assert "0.20" in lines[1]
     for row in taps:
         row.amplification = None
-    assert "What amplifies" not in page(found)
+    assert "What amplifies" not in page(result)
 
 
 def test_people_are_shown_ten_causes_and_programs_all():
-    found = example(causes=[f"module {index} <b>: wrong" for index in range(12)])
+    result = example(causes=[f"module {index} <b>: wrong" for index in range(12)])
     console = Console(width=150, record=True, file=io.StringIO())
-    terminal.show(found, console=console)
-    for text in (console.export_text(), page(found), files.to_markdown(found)):
+    terminal.show(result, console=console)
+    for text in (console.export_text(), page(result), files.to_markdown(result)):
         assert "module 9 " in text
         assert "module 10 " not in text
         assert "and 2 more" in text
-    assert len(files.to_json(found)["causes"]) == 12
-    assert files.to_junit(found).count("cause: module") == 12
+    assert len(files.to_json(result)["causes"]) == 12
+    assert files.to_junit(result).count("cause: module") == 12
 
 
 class Tags(HTMLParser):
@@ -114,12 +114,12 @@ def test_the_page_is_whole_and_fetches_nothing(found):
 
 
 def test_json_is_strict_and_complete():
-    found = example()
-    stored = json.loads(json.dumps(files.to_json(found), allow_nan=False))
+    result = example()
+    stored = json.loads(json.dumps(files.to_json(result), allow_nan=False))
     assert (stored["schema"], stored["schema_version"]) == ("mt3-parity-report", 1)
     assert (stored["verdict"], stored["exit_code"]) == ("different", 1)
     assert stored["first_difference"]["name"] == "decoder/layers_0/b"
-    assert [row["name"] for row in stored["rows"]] == [row.name for row in found.rows]
+    assert [row["name"] for row in stored["rows"]] == [row.name for row in result.rows]
     assert stored["rows"][6]["free"]["ratio"] == "nan"
     assert stored["coverage"]["taps"] == "3 of 4 compared, 1 skipped"
     refused = files.to_json(example(refusals=["no"]))

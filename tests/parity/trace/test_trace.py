@@ -35,11 +35,11 @@ def small_trace() -> Trace:
 def test_a_file_holds_everything(tmp_path):
     trace = small_trace()
     save(tmp_path / "a.safetensors", trace)
-    found = load(tmp_path / "a.safetensors")
-    assert (found.framework, found.environment, found.config) == (trace.framework, trace.environment, trace.config)
-    assert (found.weights, found.created) == (trace.weights, trace.created)
-    assert same_bits(found.inputs["frames"], trace.inputs["frames"])
-    run, original = found.passes["float64"], trace.passes["float64"]
+    result = load(tmp_path / "a.safetensors")
+    assert (result.framework, result.environment, result.config) == (trace.framework, trace.environment, trace.config)
+    assert (result.weights, result.created) == (trace.weights, trace.created)
+    assert same_bits(result.inputs["frames"], trace.inputs["frames"])
+    run, original = result.passes["float64"], trace.passes["float64"]
     assert list(run.outputs) == ["b", "a"]
     for kind in ("outputs", "local", "exact"):
         for tap, array in getattr(original, kind).items():
@@ -65,9 +65,9 @@ def test_one_flipped_bit_is_seen(tmp_path):
 def header_changed(path, change):
     with safetensors.safe_open(path, framework="np") as file:
         header = json.loads(file.metadata()["header"])
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        result = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(header)
-    safetensors.numpy.save_file(found, path, metadata={"header": json.dumps(header)})
+    safetensors.numpy.save_file(result, path, metadata={"header": json.dumps(header)})
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_unrolled_puts_a_ring_in_order():
     # one layer, one head of width 1, a ring of 5 slots whose next slot is 2: the last 4 tokens are in 3, 4, 0, 1
     ring = np.arange(5.0).reshape(1, 1, 5, 1)
     cross = np.arange(6.0).reshape(1, 2, 3, 1)
-    found = unrolled([ring], [ring + 10], [cross], [cross + 10], slot=2, length=4)
-    assert found["decoder/layers_0/self_attention/key"][0, :, 0].tolist() == [3, 4, 0, 1]
-    assert found["decoder/layers_0/self_attention/value"][0, :, 0].tolist() == [13, 14, 10, 11]
-    assert found["decoder/layers_0/encoder_decoder_attention/key"][0].tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert found["decoder/layers_0/encoder_decoder_attention/value"][0].tolist() == [[10, 13], [11, 14], [12, 15]]
+    result = unrolled([ring], [ring + 10], [cross], [cross + 10], slot=2, length=4)
+    assert result["decoder/layers_0/self_attention/key"][0, :, 0].tolist() == [3, 4, 0, 1]
+    assert result["decoder/layers_0/self_attention/value"][0, :, 0].tolist() == [13, 14, 10, 11]
+    assert result["decoder/layers_0/encoder_decoder_attention/key"][0].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert result["decoder/layers_0/encoder_decoder_attention/value"][0].tolist() == [[10, 13], [11, 14], [12, 15]]
