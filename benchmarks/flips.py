@@ -40,7 +40,7 @@ MEASURES = ("onset", "onset_offset", "onset_class", "program_full")
 
 
 class Flips(NamedTuple):
-    """Counts of one recording: flips, segments in which a flip is possible, cut notes, long notes."""
+    """Flips, segments in which a flip is possible, cut notes and long notes of one recording."""
 
     stream_flips: int
     chances: int

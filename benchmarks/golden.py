@@ -47,11 +47,11 @@ def spectrogram_errors() -> tuple[float, float, int]:
     with np.load(GOLDEN / "features" / "segments.npz") as archive:
         for name in (key.removesuffix("/audio") for key in archive if key.endswith("/audio")):
             config = PRESETS[name.split("/")[0]]
-            ours = list(cut_into_segments(archive[f"{name}/audio"], config))
+            cut = list(cut_into_segments(archive[f"{name}/audio"], config))
             segments = max(
-                segments, float(np.abs(np.stack([one.frames for one in ours]) - archive[f"{name}/inputs"]).max())
+                segments, float(np.abs(np.stack([segment.frames for segment in cut]) - archive[f"{name}/inputs"]).max())
             )
-            late += int((np.array([one.start_time for one in ours]) != archive[f"{name}/start_times"]).sum())
+            late += int((np.array([segment.start_time for segment in cut]) != archive[f"{name}/start_times"]).sum())
     return loudest, segments, late
 
 
@@ -59,14 +59,14 @@ def jax_taps(config, arrays, dtype, frames, *tokens):
     """Every module's output and the logits, as float64 arrays by name."""
     with jax.enable_x64(dtype == "float64"):
         params = jax_checkpoint.cast(jax_checkpoint.to_params(arrays), dtype)
-        logits, found = jax_model.Transformer(config).apply(
+        logits, variables = jax_model.Transformer(config).apply(
             {"params": params},
             jnp.asarray(frames, dtype),
             *tokens,
             capture_intermediates=True,
             mutable=["intermediates"],
         )
-        taps = traverse_util.flatten_dict(found["intermediates"])
+        taps = traverse_util.flatten_dict(variables["intermediates"])
         named = {"/".join(path[:-1]): np.asarray(values[0], np.float64) for path, values in taps.items()}
     return named, np.asarray(logits, np.float64)
 
@@ -137,9 +137,9 @@ def tokens_equal(config, arrays) -> dict[str, tuple[int, int, float]]:
                 while not batch.advance()[:6].all():
                     pass
                 tokens, scores = (array[:6] for array in decode.finalize(settings, batch.state))
-                theirs = golden[f"eos_gain{gain}/{case}/tokens"].reshape(-1, 64)
-                for ours, reference in zip(tokens.reshape(-1, 64), theirs, strict=True):
-                    equal += np.array_equal(until_eos(ours), until_eos(reference))
+                expected = golden[f"eos_gain{gain}/{case}/tokens"].reshape(-1, 64)
+                for row, reference in zip(tokens.reshape(-1, 64), expected, strict=True):
+                    equal += np.array_equal(until_eos(row), until_eos(reference))
                     total += 1
                 if case != "greedy":
                     worst = max(worst, float(np.abs(scores - golden[f"eos_gain{gain}/{case}/scores"]).max()))

@@ -275,15 +275,15 @@ LAYOUTS: dict[str, Callable[[Path], Iterator[Recording]]] = {
 }
 
 
-def _slakh_stems(about: Path) -> dict[str, dict]:
-    """The stems of a track that were rendered, by name, as metadata.yaml describes them."""
+def _slakh_stems(metadata: Path) -> dict[str, dict]:
+    """Read the descriptions of a track's rendered stems, by name, from metadata.yaml."""
     with needed("Slakh needs PyYAML", "train", DatasetError):
         import yaml
     try:
-        stems = yaml.safe_load(about.read_text())["stems"]
+        stems = yaml.safe_load(metadata.read_text())["stems"]
         return {name: stem for name, stem in stems.items() if stem.get("audio_rendered") and stem.get("midi_saved")}
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{about} is not as slakh has it: {error!r}") from error
+        raise DatasetError(f"{metadata} is not as slakh has it: {error!r}") from error
 
 
 def _slakh_notes(files: Sequence[Path]) -> list[Note]:
