@@ -10,6 +10,10 @@ DEVICE ?=
 FILE ?=
 # a report of make parity ARGS="--json FILE" for make drift
 REPORT ?=
+# folders of make train-default: what it makes, recorded notes, a clone of POP909
+WORK ?=
+NOTES ?=
+POP909 ?=
 # more arguments, for pytest or for parity
 ARGS ?=
 
@@ -24,7 +28,7 @@ override ARITHMETIC := tests/twins/test_model.py tests/twins/test_decode.py test
   tests/onnx_mt3 tests/parity/compare tests/parity/diagnosis tests/parity/mutation tests/test_infer.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast test-avx2 check lint contract format parity drift diff bench isolation lock clean
+.PHONY: help setup test test-fast test-avx2 check lint contract format parity drift diff train-default bench isolation lock clean
 
 help: ## this list
 	@echo 'MT3 in Flax and in PyTorch. Two commands to begin with: make parity, make test'
@@ -91,6 +95,9 @@ diff: ## the twins side by side, lines that differ marked, and the shares of equ
 	  diff --side-by-side --expand-tabs --width=240 jax_mt3/$$file torch_mt3/$$file; [ $$? -le 1 ] || exit 1; \
 	done
 	@echo; $(firstword $(wildcard $(BIN)/python) python3) tests/tools/twins.py $(FILE)
+
+train-default: $(READY) ## train the default model, or go on: WORK=folder NOTES=recorded notes POP909=clone (checkpoints/README.md)
+	@PYTHON=$(BIN)/python WORK='$(WORK)' NOTES='$(NOTES)' POP909='$(POP909)' checkpoints/recipe/default.sh
 
 bench: $(READY) ## measure the speed: all, or ARGS='--parts decode --rounds 3 --quick' (docs/speed.md)
 	@$(BIN)/python benchmarks/decode.py $(ARGS)

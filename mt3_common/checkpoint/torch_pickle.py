@@ -109,6 +109,8 @@ def hf_t5_name(name: str) -> str:
         match = re.fullmatch(pattern, name)
         if match:
             return match.expand(replacement)
+    if name.startswith("encoder/pre_encoder/"):
+        raise CheckpointError(f"{name}: HF-T5 style files have no name for a pre-encoder; use T5X or .safetensors")
     raise CheckpointError(f"{name}: not an array of MT3")
 
 

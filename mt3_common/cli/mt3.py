@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
-from mt3_common.cli import dataset, evaluate, infer, sources, train
+from mt3_common.cli import dataset, evaluate, infer, sample_fonts, sources, train
 from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
 
@@ -27,6 +27,7 @@ commands:
   mt3 train RUN ...                       train a model on your recordings, or on synthesised music
   mt3 evaluate DATASET...                 measure transcriptions against notes that are known
   mt3 data sources DIR                    get songs and soundfonts to synthesise music from
+  mt3 data fonts NOTES DIR                build soundfonts from recorded notes
   mt3 data shards DIR ...                 write training data once, to be read again and again
 
 Each explains its options: mt3 train --help. A recording whose name is a command's: mt3 ./train.
@@ -130,7 +131,7 @@ def _evaluate(framework: str | None, arguments: Sequence[str]) -> int:
     return evaluate.main(package, load, arguments, "mt3 evaluate")
 
 
-DATA: dict[str, Callable[..., int]] = {"sources": sources.main, "shards": dataset.main}
+DATA: dict[str, Callable[..., int]] = {"sources": sources.main, "fonts": sample_fonts.main, "shards": dataset.main}
 
 
 def _data(framework: str | None, arguments: Sequence[str]) -> int:
@@ -141,7 +142,7 @@ def _data(framework: str | None, arguments: Sequence[str]) -> int:
     if name not in DATA:
         hint = difflib.get_close_matches(name, DATA, 1)
         raise UsageError(
-            f"mt3 data must be followed by {' or '.join(DATA)}" + (f": mt3 data {hint[0]}?" if hint else "")
+            f"mt3 data must be followed by one of {', '.join(DATA)}" + (f": mt3 data {hint[0]}?" if hint else "")
         )
     return DATA[name](arguments[1:], f"mt3 data {name}")
 

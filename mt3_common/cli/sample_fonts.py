@@ -1,4 +1,4 @@
-"""Builds soundfonts from a folder of recorded notes: python -m mt3_common.cli.sample_fonts NOTES DIR."""
+"""Build soundfonts from a folder of recorded notes: python -m mt3_common.cli.sample_fonts NOTES DIR."""
 
 import argparse
 import sys
@@ -10,11 +10,11 @@ from mt3_common.cli.run import run
 from mt3_common.data.sample_fonts import build
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.sample_fonts") -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m mt3_common.cli.sample_fonts",
-        description="Builds soundfonts from a folder of recorded single notes with an index.tsv.",
+        prog=command,
+        description="Build soundfonts from a folder of recorded single notes with an index.tsv.",
         allow_abbrev=False,
     )
     parser.add_argument("notes", type=Path, metavar="NOTES", help="folder with index.tsv and the notes that it names")

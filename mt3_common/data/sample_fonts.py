@@ -255,7 +255,10 @@ def _pdta(path: Path) -> dict[bytes, bytes]:
             if tag == b"LIST" and file.read(4) == b"pdta":
                 continue
             if tag == b"LIST":
-                file.seek(size - 4 + size % 2, os.SEEK_CUR)
+                file.seek(size - 4, os.SEEK_CUR)
+                # some writers leave out the 0 that makes an odd size even
+                if size % 2 and file.read(1) != b"\0":
+                    file.seek(-1, os.SEEK_CUR)
             else:
                 chunks[tag] = file.read(size + size % 2)[:size]
     if missing := {b"phdr", b"pbag", b"pgen", b"inst", b"ibag", b"igen", b"shdr"} - set(chunks):

@@ -171,6 +171,9 @@ def test_wrong_arrays_and_dtypes_are_refused(golden_arrays, config):
         graph.search_graph(golden_arrays, config, stored="int8")
     with pytest.raises(ValueError, match="computed must be one of"):
         graph.search_graph(golden_arrays, config, computed="bfloat16")
+    network = dataclasses.replace(config.network, pre_encoder_layers=1, pre_encoder_dim=8)
+    with pytest.raises(ValueError, match="networks with a pre-encoder cannot be written as ONNX"):
+        graph.search_graph(golden_arrays, dataclasses.replace(config, network=network))
     with pytest.raises(CheckpointError, match="decoder_norm"):
         graph.search_graph({k: v for k, v in golden_arrays.items() if "decoder_norm" not in k}, config)
 

@@ -190,6 +190,11 @@ def test_checkpoints_hold_it_and_configs_tell_it_from_the_arrays(tmp_path, array
         resolve(sizes, overrides=CONFIG.to_dict() | {"pre_encoder_layers": 1})
 
 
+def test_hf_t5_style_files_have_no_names_for_it(arrays):
+    with pytest.raises(names.CheckpointError, match="HF-T5 style files have no name for a pre-encoder"):
+        torch_checkpoint.to_hf_t5(arrays)
+
+
 def test_configs_of_mt3_do_not_mention_it():
     assert "pre_encoder_dim" not in Config().to_dict()
     assert Config.from_dict(Config().to_dict()) == Config()

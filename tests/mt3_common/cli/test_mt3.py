@@ -56,6 +56,7 @@ def test_the_other_framework_can_be_asked_for(song, tmp_path):
         (("data", "--help"), "mt3 data sources DIR"),
         (("data", "shards", "--help"), "usage: mt3 data shards"),
         (("data", "sources", "--help"), "usage: mt3 data sources"),
+        (("data", "fonts", "--help"), "usage: mt3 data fonts"),
         (("--version",), f"mt3-twins {metadata.version('mt3-twins')}"),
     ],
 )
@@ -78,8 +79,8 @@ def test_without_arguments_it_explains_itself():
         (("--framework", "keras", "song.wav"), "--framework must be torch, jax, onnx, not 'keras'"),
         (("song.wav", "--framework"), "--framework must be torch, jax, onnx, not ''"),
         (("train", "run", "--framework=onnx"), "--framework onnx cannot do this: take torch or jax"),
-        (("data",), "mt3 data must be followed by sources or shards"),
-        (("data", "shard"), "mt3 data must be followed by sources or shards: mt3 data shards?"),
+        (("data",), "mt3 data must be followed by one of sources, fonts, shards"),
+        (("data", "shard"), "mt3 data must be followed by one of sources, fonts, shards: mt3 data shards?"),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):

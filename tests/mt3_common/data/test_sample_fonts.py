@@ -162,6 +162,19 @@ def test_the_compass_says_how_long_each_key_sounds(notes, tmp_path, font):
         assert synth.sfpreset_name(number, bank, program) is not None
 
 
+@pytest.mark.parametrize("padding", [b"", b"\0"])
+def test_lists_of_odd_size_are_read_with_and_without_padding(notes, tmp_path, padding):
+    path = sample_fonts.build(notes, tmp_path, "heldout")[0]
+    whole = path.read_bytes()
+    first = whole.index(b"sdta") - 8
+    size = int.from_bytes(whole[first + 4 : first + 8], "little")
+    end = first + 8 + size
+    odd = whole[: first + 4] + (size + 1).to_bytes(4, "little") + whole[first + 8 : end] + b"x" + padding + whole[end:]
+    (tmp_path / "odd.sf2").write_bytes(odd)
+    [(place, compass)] = compasses(tmp_path / "odd.sf2").items()
+    np.testing.assert_array_equal(compass.longest, compasses(path)[place].longest)
+
+
 def test_what_cannot_be_read_is_said(notes, tmp_path, capsys):
     with pytest.raises(NotesError, match=r"no index\.tsv"):
         sample_fonts.read_notes(tmp_path, "train")

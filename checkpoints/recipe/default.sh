@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Train the default model from nothing, or go on where it was interrupted: the same command again.
+#
+#   make train-default WORK=folder NOTES=folder POP909=folder
+#
+# WORK    everything that is made: sources, fonts, shards, the run; kept between calls
+# NOTES   recorded single notes with an index.tsv (docs/training.md)
+# POP909  a clone of github.com/music-x-lab/POP909-Dataset
+# PYTHON  the interpreter; THREADS, for PyTorch; STEPS, to stop there and go on another day; SHARDS, of 21 minutes each
+set -euo pipefail
+: "${WORK:?names the folder for everything that is made}" "${NOTES:?names the folder of recorded notes}"
+: "${POP909:?names the clone of POP909}" "${PYTHON:=python}" "${THREADS:=1}" "${STEPS:=0}" "${SHARDS:=160}"
+export OMP_NUM_THREADS=$THREADS OPENBLAS_NUM_THREADS=$THREADS MKL_NUM_THREADS=$THREADS
+mt3() { "$PYTHON" -m mt3_common.cli.mt3 "$@"; }
+
+sources=$WORK/sources
+[ -e "$sources/sources.json" ] || mt3 data sources "$sources" --pop909 "$POP909"
+for split in train heldout; do
+  [ -e "$WORK/fonts/$split" ] || mt3 data fonts "$NOTES" "$WORK/fonts/$split" --split $split
+done
+
+songs=(--midi "$sources"/midi/freedoom "$sources"/midi/openmsx "$sources"/midi/pop909)
+banks=("$sources"/soundfonts/{FluidR3Mono_GM.sf3,TimGM6mb.sf2,GeneralUser-v1.47.sf2})
+preset=$("$PYTHON" -c 'from mt3_common.training.config import PRESETS; print(PRESETS / "default.json")')
+# shards NAME SPLIT SEED COUNT EXAMPLES RECIPE FONT...: what is there is left alone
+shards() {
+  mt3 data shards "$WORK/shards/$1" "${songs[@]}" --config "$preset" --split "$2" --seed "$3" --shards "$4" --examples "$5" \
+    --recipe "$6" --fonts "${@:7}"
+}
+# unseen songs on an unseen General MIDI bank, and on unseen recorded instruments
+shards validation-bank validation 101 2 24 '{"damage": false, "settle": 0.02}' "$sources/soundfonts/sf_GMbank.sf2"
+shards validation-notes validation 102 2 24 '{"settle": 0.02, "solo": 0.3, "band": 0.3}' "$WORK"/fonts/heldout/*.sf2
+shards clean train 31 6 32 '{"piano": 0.8, "solo": 0.2, "damage": false, "settle": 0.02}' "${banks[@]}" "$WORK"/fonts/train/*.sf2
+shards mixed train 33 "$SHARDS" 64 '{"settle": 0.02, "piano": 0.32, "band": 0.26, "solo": 0.18, "tones": 0.06}' \
+  "${banks[@]}" "$WORK"/fonts/train/*.sf2
+
+limit=()
+[ "$STEPS" = 0 ] || limit=(--max-steps "$STEPS")
+exec "$PYTHON" -m torch_mt3.train "$WORK/run" --data "$WORK/shards/clean" "$WORK/shards/mixed" \
+  --validation "$WORK/shards/validation-notes" --preset default "${limit[@]}"
