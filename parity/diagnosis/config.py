@@ -25,12 +25,48 @@ def vocabulary_note(config: Config) -> list[str]:
 SIZE_KEYS = {
     "emb_dim": ("emb_dim", "d_model", "hidden_size", "model_dim", "embed_dim", "embedding_dim"),
     "vocab_size": ("vocab_size", "num_embeddings", "n_vocab", "vocabulary_size"),
-    "mlp_dim": ("mlp_dim", "d_ff", "ffn_dim", "intermediate_size", "ff_dim", "feed_forward_dim"),
-    "num_heads": ("num_heads", "n_heads", "num_attention_heads", "nhead", "encoder_attention_heads", "n_head"),
+    "mlp_dim": (
+        "mlp_dim",
+        "d_ff",
+        "ffn_dim",
+        "intermediate_size",
+        "ff_dim",
+        "feed_forward_dim",
+        "encoder_ffn_dim",
+        "decoder_ffn_dim",
+    ),
+    "num_heads": (
+        "num_heads",
+        "n_heads",
+        "num_attention_heads",
+        "nhead",
+        "encoder_attention_heads",
+        "decoder_attention_heads",
+        "n_head",
+    ),
     "head_dim": ("head_dim", "d_kv", "d_head", "key_dim"),
     "num_encoder_layers": ("num_encoder_layers", "num_layers", "encoder_layers", "n_layer", "n_encoder_layers"),
     "num_decoder_layers": ("num_decoder_layers", "decoder_layers", "n_decoder_layers"),
     "input_depth": ("input_depth", "num_mel_bins", "n_mels", "input_dim"),
+}
+FRONT_END_KEYS = {
+    "sample_rate": ("sample_rate", "sampling_rate", "sr"),
+    "hop_width": ("hop_width", "hop_length", "hop_size"),
+    "fft_size": ("fft_size", "n_fft"),
+    "mel_lo_hz": ("mel_lo_hz", "f_min", "fmin"),
+    "mel_hi_hz": ("mel_hi_hz", "f_max", "fmax"),
+}
+# transformers' T5Config: what a config.json of it means where it leaves a setting out
+T5_DEFAULTS = {
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_heads": 8,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "relu",
+    "tie_word_embeddings": True,
 }
 ACTIVATIONS = {
     "gelu_tanh": ("gated-gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_tanh", "gelu_fast", "gelu,linear", "geglu"),
@@ -169,8 +205,43 @@ def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) ->
         config: the original's.
         notes: gets what looks like a fault and is none.
     """
-    flat = flat_settings(values)
-    findings = _check_sizes(flat, config, notes)
+    findings: dict[tuple[str, str], Finding] = {}
+    for section in sections(complete(values)):
+        for finding in _check_section(section, config, notes):
+            findings.setdefault((finding.site, finding.cause), finding)
+    return list(findings.values())
+
+
+def complete(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the defaults of transformers' T5Config where they are one's that leaves some out."""
+    if values.get("model_type") != "t5":
+        return dict(values)
+    aliases = [*SIZE_KEYS.values(), *(setting.keys for setting in SETTINGS)]
+    completed = dict(values)
+    for key, default in T5_DEFAULTS.items():
+        keys = next((keys for keys in aliases if key in keys), (key,))
+        if not any(alias in values for alias in keys):
+            completed[key] = default
+    completed.setdefault("num_decoder_layers", completed.get("num_layers"))
+    return completed
+
+
+def sections(values: Mapping[str, Any], name: str = "") -> list[dict[str, Any]]:
+    """Return the settings of a file and of each of its sections, however deep, one dict each.
+
+    The number of layers in a section of the decoder is the decoder's.
+    """
+    own = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
+    if "decoder" in name.lower():
+        own = {"num_decoder_layers" if key in ("num_layers", "n_layer") else key: own[key] for key in own}
+    inner = [
+        section for key, value in values.items() if isinstance(value, Mapping) for section in sections(value, str(key))
+    ]
+    return [own, *inner]
+
+
+def _check_section(flat: Mapping[str, Any], config: Config, notes: list[str]) -> list[Finding]:
+    findings = _check_sizes(flat, config, notes) + _check_front_end(flat, config)
     for setting in SETTINGS:
         for key in setting.keys:
             if key not in flat or (flat[key] is None and setting.optional):
@@ -220,6 +291,20 @@ def _check_sizes(flat: Mapping[str, Any], config: Config, notes: list[str]) -> l
     return findings
 
 
+def _check_front_end(flat: Mapping[str, Any], config: Config) -> list[Finding]:
+    findings = []
+    right = dataclasses.asdict(config.spectrogram)
+    for field, keys in FRONT_END_KEYS.items():
+        for key in keys:
+            if key not in flat or flat[key] == right[field]:
+                continue
+            if _is_number(flat[key]):
+                findings.append(_finding(key, f"{field}={flat[key]:g}", f"{flat[key]:g}; MT3 has {right[field]:g}"))
+            elif flat[key] is not None:
+                findings.append(_mistyped(key, flat[key], f"a number; MT3 has {right[field]:g}"))
+    return findings
+
+
 def _finding(key: str, cause: str, text: str) -> Finding:
     return Finding(f"config: {key}", cause, text, math.nan, undoable=True, sites=[f"config: {key}"])
 
@@ -231,8 +316,5 @@ def _mistyped(key: str, value: Any, expected: str) -> Finding:
 
 
 def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without their sections."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(value if isinstance(value, Mapping) else {key: value})
-    return flat
+    """Return settings without their sections; of a key in several, the last value."""
+    return {key: value for section in sections(values) for key, value in section.items()}

@@ -598,6 +598,10 @@ def test_the_seeds_case_every_fault_and_nothing_else(seed_case, capsys, tmp_path
 
 # --- config.json alone ---
 
+# right sizes in the words of transformers' T5Config, which ties the head and takes ReLU where a file says nothing
+T5 = {"model_type": "t5", "d_model": 48, "d_kv": 16, "num_heads": 3, "d_ff": 40, "num_layers": 2}
+T5 |= {"num_decoder_layers": 3, "vocab_size": 1536}
+
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
@@ -633,6 +637,17 @@ def test_the_seeds_case_every_fault_and_nothing_else(seed_case, capsys, tmp_path
         ({"d_model": 48, "pad_token_id": "0"}, {"pad_token_id of the wrong type"}),
         ({"d_model": 48, "tie_word_embeddings": "no"}, {"tie_word_embeddings of the wrong type"}),
         ({"d_model": 48, "scale_embedding": True}, {"scaled by sqrt(emb_dim)"}),
+        ({"d_model": 48, "decoder_attention_heads": 6, "decoder_ffn_dim": 80}, {"num_heads=6", "mlp_dim=80"}),
+        ({"num_heads": 3, "decoder": {"num_heads": 4}, "encoder": {"num_heads": 3}}, {"num_heads=4"}),
+        ({"model": {"encoder": {"num_layers": 2}, "decoder": {"num_layers": 3}}}, set()),
+        ({"model": {"decoder": {"num_layers": 2}}}, {"num_decoder_layers=2"}),
+        (
+            {"d_model": 48, "sample_rate": 22050, "hop_length": 256, "f_max": 8000.0},
+            {"sample_rate=22050", "hop_width=256", "mel_hi_hz=8000"},
+        ),
+        ({"d_model": 48, "sample_rate": 16000, "mel_hi_hz": 7600}, set()),
+        (T5 | {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}, set()),
+        (T5, {"tied head", "relu"}),
     ],
 )
 def test_config_alone(original, settings, expected):
