@@ -21,7 +21,7 @@ import pytest
 import soundfile
 from fakes import infer, names, noise
 
-from mt3_common.cli import infer as cli
+from mt3_common.cli import runner
 from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.formats import midi
 
@@ -443,7 +443,7 @@ def test_the_fuzzer_finds_what_is_wrong(fuzz, monkeypatch):
     def bare(*arguments):
         raise ZeroDivisionError("x")
 
-    monkeypatch.setattr(cli, "closing_line", bare)
+    monkeypatch.setattr(runner, "closing_line", bare)
     assert any("--debug shows where" in text for text in fuzz.wrong("summary", 0, 0))
 
 
