@@ -48,7 +48,7 @@ _REMARKS = ("step", "parameters")
 
 
 class Setting(NamedTuple):
-    """One setting as found: its value, the name it had there, and where."""
+    """A setting of a file: its value, its name in the file, and its origin."""
 
     value: Any
     name: str
@@ -66,7 +66,7 @@ class Resolved(NamedTuple):
 
 
 def read_settings(values: Mapping[str, Any], origin: str, strict: bool = False) -> dict[str, Setting]:
-    """The settings among key-value pairs, under our names: HF-T5's `d_model` becomes `emb_dim`.
+    """Return the settings among key-value pairs, under MT3's names: HF-T5's `d_model` becomes `emb_dim`.
 
     Args:
         values: a config.json, flat or with the sections network, spectrogram and vocabulary, or overrides.
@@ -132,7 +132,7 @@ def read_settings(values: Mapping[str, Any], origin: str, strict: bool = False) 
 
 
 def read_settings_file(text: str, name: str) -> dict[str, Setting]:
-    """The settings that a config.json or a .gin file states, under our names.
+    """Return the settings that a config.json or a .gin file states, under MT3's names.
 
     Args:
         text: content of the file.
@@ -153,7 +153,7 @@ def read_settings_file(text: str, name: str) -> dict[str, Setting]:
 
 
 def parse_gin(text: str, name: str = "gin") -> dict[str, Any]:
-    """Parameters and macros of a gin file that have literal values, by their last name; the last binding wins.
+    """Return the literal parameters and macros of a gin file, by their last name; the last binding wins.
 
     `network.T5Config.num_heads = 6`, the same in a block below `network.T5Config:`, and macros such as
     `NUM_VELOCITY_BINS = 1`. Of parameters only those of T5Config, SpectrogramConfig and VocabularyConfig are kept, and
@@ -207,7 +207,7 @@ def parse_gin(text: str, name: str = "gin") -> dict[str, Any]:
 
 
 def _gin_lines(text: str) -> list[str]:
-    """Logical lines, without comments and empty lines; open brackets and a final backslash continue a line."""
+    """Return the logical lines without comments; open brackets and a final backslash continue a line."""
     lines, current, depth = [], "", 0
     for line in text.splitlines():
         # strings first, so that a # or a bracket inside one is no comment and no bracket
@@ -233,7 +233,7 @@ def resolve(
     preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """The Config of a checkpoint, and where each setting comes from. Nothing is guessed.
+    """Return the Config of a checkpoint and the origin of each setting. Nothing is guessed.
 
     Sizes come from the arrays, and whatever states one must agree with them. What arrays cannot say comes from, in
     this order: the overrides, the files, the preset; then
@@ -272,36 +272,37 @@ def resolve(
         raise ConfigError(_unknown_heads(sizes, preset))
 
     _check_vocabulary(sizes["vocab_size"], stated)
-    found = {name: Setting(size, name, "the arrays") for name, size in sizes.items() if name in FIELDS} | heads
-    found |= {name: setting for name, setting in stated.items() if name not in found}
+    resolved = {name: Setting(size, name, "the arrays") for name, size in sizes.items() if name in FIELDS} | heads
+    resolved |= {name: setting for name, setting in stated.items() if name not in resolved}
     bins = stated.get("num_velocity_bins")
     for name, default in _preset_settings(sizes["vocab_size"], preset, bins).items():
-        found.setdefault(name, default)
-        if preset and found[name].value != default.value and name in stated and name not in overriding:
+        resolved.setdefault(name, default)
+        if preset and resolved[name].value != default.value and name in stated and name not in overriding:
             raise ConfigError(
-                f"{found[name].origin}: {found[name]} contradicts the preset {preset}, which has {default.value!r}"
+                f"{resolved[name].origin}: {resolved[name]} contradicts the preset {preset}, "
+                f"which has {default.value!r}"
             )
     meaning = ("num_velocity_bins", "use_ties", "use_programs", "input_frames")
-    if missing := [name for name in meaning if name not in found]:
+    if missing := [name for name in meaning if name not in resolved]:
         sizes_of = ", ".join(f"{name}'s {PRESETS[name].network.vocab_size}" for name in PRESETS)
         raise ConfigError(
             f"cannot tell what the {sizes['vocab_size']} ids mean (known: {sizes_of}): pass {', '.join(missing)}, "
             "or put a config.json or .gin that states them beside the checkpoint"
         )
-    if "num_mel_bins" not in found and sizes["input_depth"] != 512:
+    if "num_mel_bins" not in resolved and sizes["input_depth"] != 512:
         raise ConfigError(
             f"frames have {sizes['input_depth']} bins where MT3 has 512: pass num_mel_bins and the other settings of "
             "the spectrogram that differ from MT3's"
         )
     for name, value in PRESETS["mt3"].to_dict().items():
-        found.setdefault(name, Setting(value, name, "MT3"))
-    names = [name for name in FIELDS if name in found]
-    config = Config.from_dict({name: found[name].value for name in names})
-    return Resolved(config, {name: found[name].origin for name in names})
+        resolved.setdefault(name, Setting(value, name, "MT3"))
+    names = [name for name in FIELDS if name in resolved]
+    config = Config.from_dict({name: resolved[name].value for name in names})
+    return Resolved(config, {name: resolved[name].origin for name in names})
 
 
 def _check_vocabulary(vocab_size: int, stated: Mapping[str, Setting]) -> None:
-    """Refuses stated velocity bins or steps that need another vocab_size than the arrays', where that is a preset's."""
+    """Refuse stated velocity bins or steps that need another vocab_size than the arrays', where that is a preset's."""
     settings = {
         field.name: stated[field.name] for field in dataclasses.fields(VocabularyConfig) if field.name in stated
     }
@@ -330,7 +331,7 @@ def _merge(files: Sequence[Mapping[str, Setting]]) -> dict[str, Setting]:
 
 
 def _misfit(preset: str, sizes: Mapping[str, int]) -> list[str]:
-    """What keeps a preset from being the arrays' own, in words."""
+    """List the sizes in which a preset differs from the arrays, as sentences."""
     network = PRESETS[preset].network
     has = dataclasses.asdict(network) | {"attention_dim": network.num_heads * network.head_dim}
     return [f"{name} {has[name]} against {size}" for name, size in sizes.items() if has[name] != size]
@@ -339,7 +340,7 @@ def _misfit(preset: str, sizes: Mapping[str, int]) -> list[str]:
 def _heads(
     width: int, stated: Mapping[str, Setting], preset: str | None, fitting: Sequence[str]
 ) -> tuple[dict[str, Setting], list[tuple[str, str]]]:
-    """num_heads and head_dim (empty where unknown), and what is wrong about the stated ones: (origin, text)."""
+    """Return num_heads and head_dim (empty if unknown), and the faults of the stated ones: (origin, text)."""
     given = {name: stated[name] for name in ("num_heads", "head_dim") if name in stated}
     usual = next(
         (PRESETS[name].network for name in ([preset] if preset is not None and preset in fitting else fitting)), None
@@ -379,7 +380,7 @@ def _unknown_heads(sizes: Mapping[str, int], preset: str | None) -> str:
 
 
 def _preset_settings(vocab_size: int, preset: str | None, bins: Setting | None) -> dict[str, Setting]:
-    """Vocabulary and input_frames from the named preset, or from the one with this vocab_size and number of bins."""
+    """Return vocabulary and input_frames from the named preset, or the one of this vocab_size and number of bins."""
     if preset and PRESETS[preset].network.vocab_size != vocab_size:
         fits = [name for name in PRESETS if PRESETS[name].network.vocab_size == vocab_size]
         raise ConfigError(
@@ -425,7 +426,7 @@ def find_config_files(folder: Folder, listed: Sequence[str] | None) -> dict[str,
 
 
 def _has_settings(text: str, name: str) -> bool:
-    """Whether a file speaks of a model; one that is damaged counts, so that its reader is told."""
+    """Return True if a file has settings of a model, or is damaged: then its reader must report it."""
     try:
         return bool(read_settings_file(text, name))
     except ConfigError:

@@ -51,15 +51,15 @@ _STEP_FOLDER = re.compile(r"checkpoint_(\d+)/")
 
 
 class DownloadError(ValueError):
-    """A checkpoint that is not to be had; the text says why and what to do."""
+    """Raised for a checkpoint that cannot be fetched; the message has the reason and a remedy."""
 
 
 class AccessDenied(DownloadError):
-    """The server has it, but not for everybody."""
+    """Raised if the server demands credentials."""
 
 
 class _Passing(Exception):
-    """A failure that may pass; wait: s that the server asks for."""
+    """Raised for a temporary failure; wait: seconds that the server asks for."""
 
     def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
@@ -67,7 +67,7 @@ class _Passing(Exception):
 
 
 class _NoSuchPart(_Passing):
-    """The server says that the file has no bytes where it was to go on."""
+    """Raised if the server has no bytes at the requested offset."""
 
 
 class Remote(NamedTuple):
@@ -88,22 +88,22 @@ class Remote(NamedTuple):
 
 
 def is_remote(checkpoint: str) -> bool:
-    """Whether this is a name or an address that fetch understands."""
+    """Return True for a name or an address that fetch understands."""
     return checkpoint in ADDRESSES or checkpoint.startswith(("gs://", "https://")) or _is_loopback(checkpoint)
 
 
 def model_of(checkpoint: str) -> str:
-    """The preset of a published checkpoint by its name or address, '' for any other."""
+    """Return the preset of a published checkpoint by its name or address, '' for any other."""
     return next((name for name, place in ADDRESSES.items() if checkpoint.rstrip("/") in (name, place)), "")
 
 
 def cache_folder() -> Path:
-    """Where fetched checkpoints are kept: MT3_CACHE, or else the user's cache folder."""
+    """Return the folder of fetched checkpoints: MT3_CACHE, or else the user's cache folder."""
     return Path(os.environ.get("MT3_CACHE") or platformdirs.user_cache_path("mt3-twins") / "checkpoints")
 
 
 def fetch(checkpoint: str, offline: bool = False, quiet: bool = False, pinned: Mapping[str, str] | None = None) -> Path:
-    """The local path of a checkpoint, fetched if it is not in the cache yet or is damaged there.
+    """Return the local path of a checkpoint, fetching it if it is missing or damaged in the cache.
 
     Args:
         checkpoint: of ADDRESSES, or gs://bucket/path of a public bucket (a folder with all below it, or a file), or the
@@ -158,7 +158,7 @@ def fetch(checkpoint: str, offline: bool = False, quiet: bool = False, pinned: M
 
 @contextlib.contextmanager
 def _lock(folder: Path, quiet: bool) -> Iterator[None]:
-    """One process at a time works on a folder of the cache; one that cannot be written needs no lock."""
+    """Lock a folder of the cache against other processes; a folder that cannot be written needs no lock."""
     lock = filelock.FileLock(f"{folder}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def _lock(folder: Path, quiet: bool) -> Iterator[None]:
 
 
 def _damaged(folder: Path, pins: Mapping[str, str]) -> list[str]:
-    """Names of files that are missing or not what was recorded or pinned; the record, if that is what is missing."""
+    """List the files that are missing or differ from the record or the pins; the record itself if it is missing."""
     expected = _recorded(folder)
     if expected is None:
         return ["manifest.json"]
@@ -189,7 +189,7 @@ def _damaged(folder: Path, pins: Mapping[str, str]) -> list[str]:
 
 
 def _recorded(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """Name -> size and sha256 of the files of a folder of the cache; None where there is no (sound) record."""
+    """Return name -> size and sha256 of the files of a folder of the cache; None without a valid record."""
     try:
         files = json.loads((folder / "manifest.json").read_bytes())["files"]
         return {
@@ -200,7 +200,7 @@ def _recorded(folder: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def _digests(path: Path) -> dict[str, str]:
-    """sha256 (hexadecimal), md5 and crc32c (base64, as Google's storage writes them) of a file."""
+    """Return sha256 (hexadecimal), md5 and crc32c (base64, as in Google's storage) of a file."""
     sha256, md5, crc32c = hashlib.sha256(), hashlib.md5(usedforsecurity=False), google_crc32c.Checksum()
     update_from_file(path, (sha256, md5, crc32c))
     return {
@@ -215,7 +215,7 @@ def _storage() -> str:
 
 
 def _list_bucket(address: str, base: str) -> list[Remote]:
-    """The files below a gs:// address, or the one that it names.
+    """List the files below a gs:// address, or the one that it names.
 
     Raises:
         DownloadError: there are none, there are several checkpoints, or a name leads elsewhere.
@@ -260,7 +260,7 @@ def _list_bucket(address: str, base: str) -> list[Remote]:
 def _fetch_all(
     checkpoint: str, address: str, remotes: list[Remote], partial: Path, pins: Mapping[str, str], quiet: bool
 ) -> None:
-    """Fetches what partial lacks of the files and writes its manifest.json, which makes it whole.
+    """Fetch the files that partial lacks and write its manifest.json, which makes it whole.
 
     Raises:
         DownloadError, _Passing: as fetch, _fetch_file.
@@ -312,7 +312,7 @@ def _fetch_file(
     on_bytes: Callable[[int, int | None], None],
     stopped: threading.Event,
 ) -> str:
-    """The SHA-256 of a file that is there afterwards and is what its server, the record and the pins say.
+    """Fetch a file, verify it by its server's hashes, the record and the pins, and return its SHA-256.
 
     Args:
         remote: the file.
@@ -366,7 +366,7 @@ def _size(path: Path) -> int:
 
 
 def _go_on(remote: Remote, part: Path, on_bytes: Callable[[int, int | None], None], stopped: threading.Event) -> None:
-    """Brings what is there of a file (part) to its full size, from where it ended if the server can.
+    """Complete a partly fetched file, resuming at its end if the server supports that.
 
     Raises:
         DownloadError: the file is not to be had.
@@ -448,7 +448,7 @@ def _go_on(remote: Remote, part: Path, on_bytes: Callable[[int, int | None], Non
 def _persistently(
     action: Callable[[], Any], reached: Callable[[], int] = lambda: 0, stopped: threading.Event | None = None
 ) -> Any:
-    """What action gives, tried again after failures that may pass, each time after a longer wait.
+    """Return the result of an action, retrying temporary failures after growing waits.
 
     Args:
         action: may raise _Passing.
@@ -475,7 +475,7 @@ def _persistently(
 
 
 def _read(url: str) -> bytes:
-    """What lies at a URL, at most 64 MiB: for lists."""
+    """Return the content of a URL, at most 64 MiB."""
     with _open(url, {}) as response:
         try:
             return response.read(2**26)
@@ -484,7 +484,7 @@ def _read(url: str) -> bytes:
 
 
 def _open(url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-    """The answer to a GET.
+    """Return the response to a GET request.
 
     Raises:
         AccessDenied, DownloadError: it will not be given, or not over an encrypted connection.
@@ -519,12 +519,12 @@ def _open(url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
 
 
 def _is_loopback(url: str) -> bool:
-    """Whether this is http:// on this machine, which needs no encryption."""
+    """Return True for http:// on this machine, which needs no encryption."""
     return bool(re.match(r"http://(127\.0\.0\.1|localhost|\[::1\])[:/]", url))
 
 
 def _reason(error: Exception) -> str:
-    """Why a connection failed, in a few words."""
+    """Return the reason of a failed connection, in a few words."""
     inner = getattr(error, "reason", None)
     inner = inner if isinstance(inner, Exception) else error
     return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__

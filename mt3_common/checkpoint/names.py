@@ -1,4 +1,4 @@
-"""What MT3's arrays are called, how large they are, and whether a set of arrays is exactly that."""
+"""Names and shapes of MT3's arrays, and checks of a set of arrays against them."""
 
 import collections
 import dataclasses
@@ -68,7 +68,7 @@ def _pre_encoder_shapes(num_layers: int) -> dict[str, tuple[str | int, ...]]:
 def _symbolic_shapes(
     num_encoder_layers: int, num_decoder_layers: int, pre_encoder_layers: int = 0
 ) -> dict[str, tuple[str | int, ...]]:
-    """Every array's shape in the names of sizes, or numbers, in the order of computation."""
+    """Return every array's shape in the names of sizes, or numbers, in the order of computation."""
     shapes: dict[str, tuple[str | int, ...]] = {}
     if pre_encoder_layers:
         shapes |= _pre_encoder_shapes(pre_encoder_layers)
@@ -85,12 +85,12 @@ def _symbolic_shapes(
 
 
 def array_names(num_encoder_layers: int, num_decoder_layers: int) -> list[str]:
-    """MT3's array names, in the order of computation: 189 for 8 + 8 layers."""
+    """List MT3's array names, in the order of computation: 189 for 8 + 8 layers."""
     return list(_symbolic_shapes(num_encoder_layers, num_decoder_layers))
 
 
 def array_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
-    """MT3's array names and shapes for a network, in the order of computation.
+    """Return MT3's array names and shapes for a network, in the order of computation.
 
     Source: mt3/network.py; attention kernels are stored joined, (emb_dim, num_heads * head_dim).
     """
@@ -118,9 +118,11 @@ def array_sizes(arrays: Mapping[str, Any]) -> dict[str, int]:
     sizes = {}
     for stack in ("encoder", "decoder"):
         matches = (re.match(rf"{stack}/layers_(\d{{1,4}})/", name) for name in arrays)
-        found = {int(match[1]) for match in matches if match}
+        numbers = {int(match[1]) for match in matches if match}
         # a lost layer in the middle must show as missing, but a layer 9999 must not ask for the 9998 before it
-        sizes[f"num_{stack}_layers"] = max(found) + 1 if found and max(found) < 2 * len(found) + 8 else len(found)
+        sizes[f"num_{stack}_layers"] = (
+            max(numbers) + 1 if numbers and max(numbers) < 2 * len(numbers) + 8 else len(numbers)
+        )
     before = {int(match[1]) for name in arrays if (match := re.match(r"encoder/pre_encoder/layers_(\d{1,4})/", name))}
     if before:
         sizes["pre_encoder_layers"] = max(before) + 1 if max(before) < 2 * len(before) + 8 else len(before)
@@ -141,7 +143,7 @@ def array_sizes(arrays: Mapping[str, Any]) -> dict[str, int]:
 
 
 def check_arrays(arrays: Mapping[str, Any], config: NetworkConfig) -> None:
-    """Nothing, if the arrays are exactly those of the network: every name, no other name, every shape.
+    """Raise CheckpointError unless the arrays are exactly those of the network in names and shapes.
 
     Raises:
         CheckpointError: names the first missing, unexpected or wrongly shaped array and counts the others.
@@ -173,7 +175,7 @@ def check_values(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def check_all(arrays: Mapping[str, Any]) -> None:
-    """Names, shapes and dtypes, against the network that the arrays themselves describe."""
+    """Check names, shapes and dtypes against the network that the arrays themselves describe."""
     sizes = array_sizes(arrays)
     layers = (sizes["num_encoder_layers"], sizes["num_decoder_layers"], sizes.get("pre_encoder_layers", 0))
     _check_shapes(arrays, _shapes_of(_symbolic_shapes(*layers), sizes))

@@ -9,7 +9,7 @@ from mt3_common.checkpoint import download
 
 
 class NamedCheckpoint(NamedTuple):
-    """Where a checkpoint lies and what it is called.
+    """A checkpoint's location and name.
 
     Attributes:
         path: local, or an address that TensorStore opens.
@@ -27,7 +27,7 @@ class NamedCheckpoint(NamedTuple):
 def find_checkpoint(
     checkpoint: str | os.PathLike | NamedCheckpoint | None = None, offline: bool = False, quiet: bool = False
 ) -> NamedCheckpoint:
-    """The checkpoint of a path, a name or an address; what has to be fetched is local afterwards.
+    """Find the checkpoint of a path, a name or an address, fetching a remote one.
 
     Args:
         checkpoint: of these, the first that it is: a path that exists; the name of a bundled checkpoint (None: of the

@@ -1,4 +1,4 @@
-"""Where checkpoints lie: folders, local or remote, and the Zarr arrays in them.
+"""Folders of checkpoints, local or remote, and the Zarr arrays in them.
 
 Everything goes through TensorStore's key-value stores, so that local paths, gs:// and what else it opens work alike.
 """
@@ -37,7 +37,7 @@ CONTEXT = ts.Context()
 
 
 class Entry(NamedTuple):
-    """One array of a checkpoint before it is read.
+    """An array of a checkpoint before it is read.
 
     Attributes:
         shape, dtype: as the checkpoint declares them.
@@ -60,7 +60,7 @@ class Reference(NamedTuple):
 
 
 def wait(future: Any, what: str) -> Any:
-    """The result of a TensorStore future; its errors (of many types, several lines) in one sentence."""
+    """Return the result of a TensorStore future; turn its errors (many types, several lines) into one sentence."""
     try:
         return future.result()
     except Exception as error:
@@ -96,12 +96,12 @@ class Folder:
         return Folder(self.spec | {"path": "" if str(self.path.parent) == "." else str(self.path.parent)})
 
     def read(self, key: str) -> bytes | None:
-        """Content of a file, None where there is none."""
+        """Return the content of a file, None if there is none."""
         result = wait(self.store.read(key), f"{self}/{key}")
         return result.value if result.state == "value" else None
 
     def having(self, keys: Iterable[str]) -> set[str]:
-        """Those of the keys that are files."""
+        """Return the keys that are files."""
         futures = {key: self.store.read(key, byte_range=slice(0, 0)) for key in keys}
         return {key for key, future in futures.items() if wait(future, f"{self}/{key}").state == "value"}
 
@@ -124,7 +124,7 @@ class Folder:
 
 
 def address(path: str | os.PathLike) -> dict[str, Any]:
-    """The TensorStore key-value spec of a local path or an address such as gs://bucket/folder."""
+    """Return the TensorStore key-value spec of a local path or an address such as gs://bucket/folder."""
     text = os.fspath(path)
     if not text:
         raise CheckpointError("the path of the checkpoint is empty")
@@ -137,7 +137,7 @@ def address(path: str | os.PathLike) -> dict[str, Any]:
 
 
 class Place(NamedTuple):
-    """Where a checkpoint was found: a step folder, or a file in a folder; passed_over as in Inspection."""
+    """Location of a checkpoint: a step folder, or a file in a folder; passed_over as in Inspection."""
 
     folder: Folder
     file: str = ""
@@ -148,12 +148,12 @@ class Place(NamedTuple):
 
 
 def markers() -> list[str]:
-    """The files that make a folder a checkpoint, as keys."""
+    """List the files that make a folder a checkpoint, as keys."""
     return [prefix + marker for prefix in ("", f"{STATE}/") for marker in MARKERS]
 
 
 def _steps(folder: Folder) -> dict[str, tuple[int, bool]]:
-    """Step folders and step files right in a folder: name -> (step, whether it is complete)."""
+    """Step folders and step files right in a folder: name -> (step, True if it is complete)."""
     files = collections.defaultdict(set)
     # keys that begin with checkpoint_ or with a digit: "`" follows "_", ":" follows "9"
     for key in folder.keys("checkpoint_", "checkpoint`") + folder.keys("0", ":"):
@@ -169,7 +169,7 @@ def _steps(folder: Folder) -> dict[str, tuple[int, bool]]:
 
 
 def locate(path: str | os.PathLike) -> Place:
-    """The checkpoint at a path: a step folder, the latest complete one in a folder of them, or a file.
+    """Locate the checkpoint at a path: a step folder, the latest complete one in a folder of them, or a file.
 
     Raises:
         CheckpointError: there is none, or more than one that could be meant.
@@ -213,7 +213,7 @@ def locate(path: str | os.PathLike) -> Place:
 
 
 def zarr_entries(store: Folder, references: Mapping[str, Reference], listed: Sequence[str] | None) -> dict[str, Entry]:
-    """Entries of arrays in folders, each checked to be whole: TensorStore reads missing chunks as zeros.
+    """Return the entries of arrays in folders, checked for completeness: TensorStore reads missing chunks as zeros.
 
     Args:
         store: holds the folders.
@@ -255,7 +255,7 @@ def zarr_entries(store: Folder, references: Mapping[str, Reference], listed: Seq
 
 
 def _zarr_metadata(name: str, where: str, text: bytes) -> tuple[tuple[int, ...], tuple[int, ...], np.dtype, str]:
-    """(shape, chunk shape, dtype, separator in chunk names) of a .zarray file."""
+    """Return (shape, chunk shape, dtype, separator in chunk names) of a .zarray file."""
     try:
         metadata = json.loads(text)
         shape, chunks, dtype = metadata["shape"], metadata["chunks"], metadata["dtype"]
@@ -279,12 +279,12 @@ def _zarr_metadata(name: str, where: str, text: bytes) -> tuple[tuple[int, ...],
 
 
 def read_zarr(entries: Mapping[str, Entry]) -> dict[str, np.ndarray]:
-    """The arrays of entries in folders, read at once."""
+    """Read the arrays of entries in folders, in parallel."""
     opened = {name: ts.open(entry.source, open=True, read=True, context=CONTEXT) for name, entry in entries.items()}
     reading = {name: wait(future, f"array {name} cannot be read").read() for name, future in opened.items()}
     return {name: wait(future, f"array {name} cannot be read") for name, future in reading.items()}
 
 
 def is_shape(shape: Any) -> bool:
-    """Whether this is a shape: whole numbers, none negative."""
+    """Return True for a shape: integers, none negative."""
     return isinstance(shape, (list, tuple)) and all(type(size) is int and size >= 0 for size in shape)

@@ -25,7 +25,7 @@ NAME = re.compile(r"[\w-]+", re.ASCII)
 
 
 def step_folder(folder: Folder) -> tuple[dict[tuple[str, ...], Any] | None, Folder, str]:
-    """Leaves (None: whatever is stored), the folder of the arrays and the layout of a step folder."""
+    """Return the leaves (None: all stored arrays), the folder of the arrays and the layout of a step folder."""
     found = folder.having(markers())
     inner = {marker.removeprefix(f"{STATE}/") for marker in found if "/" in marker}
     outer = {marker for marker in found if "/" not in marker}
@@ -87,7 +87,7 @@ def sort_leaves(leaves: Mapping[tuple[str, ...], Any], optimizer: bool) -> tuple
 def check_folders(
     listed: Sequence[str], references: Mapping[str, Reference], entries: Mapping[str, Any], optimizer: bool
 ) -> None:
-    """Refuses array folders that nothing refers to: a second copy of an inline array, or an array too many."""
+    """Refuse array folders that nothing refers to: a second copy of an inline array, or an array too many."""
     owned = {reference.folder for reference in references.values()}
     for key in listed:
         folder = key.removesuffix("/.zarray")
@@ -102,7 +102,7 @@ def check_folders(
 
 
 def unpack(data: bytes, where: str) -> dict[str, Any]:
-    """The tree of a msgpack file, extension types left packed; refuses what only damage or malice makes."""
+    """Return the tree of a msgpack file, extension types left packed; refuse damaged and malicious files."""
 
     def unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
         tree = dict(pairs)
@@ -151,7 +151,7 @@ def flatten(tree: Mapping[Any, Any], where: str) -> dict[tuple[str, ...], Any]:
 
 
 def _decode(name: str, path: tuple[str, ...], leaf: Any) -> np.ndarray | Reference:
-    """The inline array, or the reference to a folder, that a leaf is."""
+    """Return the inline array or the reference to a folder that a leaf stands for."""
     if isinstance(leaf, str):
         if not leaf.startswith(PLACEHOLDER):
             raise CheckpointError(f"array {name} is the text {leaf[:40]!r}")
@@ -197,7 +197,7 @@ def _decode_array(name: str, leaf: Any) -> np.ndarray:
 
 
 def _decode_spec(name: str, spec: Mapping[str, Any]) -> Reference:
-    """What a TensorStore spec says, as T5X writes it.
+    """Return the reference of a TensorStore spec of T5X.
 
     Its driver and bucket are where T5X wrote it (t5x-dummy-bucket); it lies beside the msgpack file wherever that is.
 

@@ -64,7 +64,7 @@ _STORAGES = {
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str | None]:
-    """Plain arrays under MT3's names from an HF-T5 style file such as the public mt3.pth, strict in both directions.
+    """Read plain arrays under MT3's names from an HF-T5 style file such as the public mt3.pth, strictly.
 
     Returns:
         (arrays, table): repeated entries must equal what they repeat and are left out, as are the `pos_emb.inv_freq`
@@ -104,7 +104,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str | None]:
 
 
 def hf_t5_name(name: str) -> str:
-    """The name in HF-T5 style files of one of MT3's arrays, after the table NAMES."""
+    """Return the name of one of MT3's arrays in HF-T5 style files, by the table NAMES."""
     for pattern, replacement in NAMES:
         match = re.fullmatch(pattern, name)
         if match:
@@ -115,7 +115,7 @@ def hf_t5_name(name: str) -> str:
 
 
 def inv_freq_table(inv_freq: np.ndarray, width: int) -> str | None:
-    """Which position table an `inv_freq` buffer stands for: 'mt3', 'port' or None (neither).
+    """Return the position table that an `inv_freq` buffer stands for: 'mt3', 'port' or None (neither).
 
     The known ports keep 10000^(-2k/width) ('port') whatever their weights were trained on: weights converted from MT3
     need 'mt3', weights trained with the port need overrides={'position_table': 'port'}.
@@ -129,7 +129,7 @@ def inv_freq_table(inv_freq: np.ndarray, width: int) -> str | None:
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a PyTorch file by name, out of the usual wrappers, with 'model.' and 'module.' taken off.
+    """Read the tensors of a PyTorch file by name, out of the usual wrappers, with 'model.' and 'module.' taken off.
 
     Bit for bit, in the file's dtypes; copies, which share nothing.
 
@@ -161,7 +161,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 class _Known:
-    """Something that a pickle may name and call, and can neither change nor look into."""
+    """An object that a pickle may name and call, but neither change nor inspect."""
 
     __slots__ = ("_make", "dtype")
 
@@ -185,7 +185,7 @@ class _Storage(NamedTuple):
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
-    """A view of a storage, which must lie inside it."""
+    """Return a view of a storage, which must lie inside it."""
     lengths = [offset, *size, *stride]
     if not isinstance(storage, _Storage) or not all(type(length) is int and length >= 0 for length in lengths):
         raise pickle.UnpicklingError("a tensor is damaged")
@@ -215,7 +215,7 @@ _KNOWN = {
 
 # the one in Python: a few damaged bytes make the one in C allocate any amount of memory
 class _Unpickler(pickle._Unpickler):
-    """Makes containers and tensors, nothing else.
+    """Unpickler of containers and tensors, and nothing else.
 
     Args:
         file: of the pickle.
@@ -239,7 +239,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _read_zip(file: Any) -> Any:
-    """The tree of a zip file as torch.save writes it: NAME/data.pkl, and raw bytes in NAME/data/KEY."""
+    """Read the tree of a zip file as torch.save writes it: NAME/data.pkl, and raw bytes in NAME/data/KEY."""
     with zipfile.ZipFile(file) as archive:
         [pickled] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         root = pickled.removesuffix("data.pkl")
@@ -260,7 +260,7 @@ def _read_zip(file: Any) -> Any:
 
 
 def _read_legacy(file: Any) -> Any:
-    """The tree of a file as torch.save wrote it before: five pickles, then per storage its length and raw bytes."""
+    """Read the tree of a file of older torch.save: five pickles, then per storage its length and raw bytes."""
     room = os.fstat(file.fileno()).st_size
     file.seek(0)
     storages: dict[str, _Storage] = {}

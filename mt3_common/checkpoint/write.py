@@ -28,7 +28,7 @@ def write_safetensors(
     step: int | None = None,
     overwrite: bool = True,
 ) -> None:
-    """Writes arrays under MT3's names to a .safetensors file with the config inside, whole or not at all.
+    """Write arrays under MT3's names to a .safetensors file with the config inside, whole or not at all.
 
     Args:
         path: local path or address; ends in .safetensors.
@@ -64,7 +64,7 @@ def write_t5x(
     config: Config | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes a step folder as T5X does: Zarr folders, the msgpack file `checkpoint`, and a config.json of ours.
+    """Write a step folder as T5X does: Zarr folders, the msgpack file `checkpoint`, and a config.json of ours.
 
     A local folder is written beside and renamed, so that it is there whole or not at all. Elsewhere the file
     `checkpoint` comes last: without it the folder is no checkpoint. The same arguments give the same bytes.
@@ -168,7 +168,7 @@ def _zarr_spec(folder: str, array: np.ndarray) -> dict[str, Any]:
 
 
 def _chunk_shape(shape: Sequence[int], elements: int) -> list[int]:
-    """The chunks of an array: its shape, the longest axis cut to its next smaller divisor until elements suffice."""
+    """Return the chunk shape of an array: its shape, the longest axis repeatedly cut to a smaller divisor."""
     chunks = list(shape)
     while math.prod(chunks) > elements:
         axis = chunks.index(max(chunks))
