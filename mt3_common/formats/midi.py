@@ -37,6 +37,8 @@ MAX_TICKS = 10_000_000
 SUSTAIN_CONTROL = 64
 SUSTAIN_DOWN = 64
 
+_Event = mido.Message | mido.MetaMessage
+
 
 class _Span(NamedTuple):
     """A note on the tick grid: from tick on to tick off, with on < off."""
@@ -104,13 +106,15 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
     conductor = [
         (tick, mido.MetaMessage("time_signature", numerator=quarters, denominator=4)) for tick, quarters in bars
     ]
+    tempos: list[tuple[int, _Event]] = []
     last = None
     for change in changes:
         if change.microseconds != last:
-            conductor.append((change.tick, mido.MetaMessage("set_tempo", tempo=change.microseconds)))
+            tempos.append((change.tick, mido.MetaMessage("set_tempo", tempo=change.microseconds)))
             last = change.microseconds
     conductor.append((0, mido.MetaMessage("text", text=UNSEALED)))
-    midi.tracks.append(_track([], sorted(conductor, key=lambda event: (event[0], event[1].type != "set_tempo"))))
+    # The sort is stable: at one tick, the tempo comes first.
+    midi.tracks.append(_track([], sorted([*tempos, *conductor], key=lambda event: event[0])))
     for (port, is_drum, program), events in sorted(tracks.items()):
         name = "Drums" if is_drum else pretty_midi.program_to_instrument_name(program)
         head = [mido.MetaMessage("track_name", name=name)]
@@ -123,7 +127,7 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
     write_sealed(path, content.getvalue())
 
 
-def _track(head: list[mido.Message], events: Sequence[tuple[int, mido.Message]]) -> mido.MidiTrack:
+def _track(head: Sequence[_Event], events: Sequence[tuple[int, _Event]]) -> mido.MidiTrack:
     """Return a track of the head and the events (tick, message), which are in order of time."""
     track = mido.MidiTrack(head)
     now = 0
@@ -176,11 +180,13 @@ def _assign_channels(spans: Sequence[_Span]) -> list[_PortChannel]:
 
 def _free_channel(on: int, silent_from: dict[_PortChannel, int]) -> _PortChannel:
     """Return the channel on the lowest port that has been silent longest before tick `on`; unused ones first."""
-    for port in itertools.count():
+    port = 0
+    while True:
         slots = [_PortChannel(port, channel) for channel in MELODIC_CHANNELS]
         free = [slot for slot in slots if silent_from.get(slot, -1) < on]
         if free:
             return min(free, key=lambda slot: silent_from.get(slot, -1))
+        port += 1
 
 
 def read_midi(path: str | os.PathLike, sustain: bool = False) -> list[Note]:
