@@ -67,12 +67,13 @@ test-avx2: $(READY) ## run the tests of arithmetic as on a processor that has AV
 
 check: lint contract test ## format, lint, import contract, tests: before every commit
 
-lint: $(READY) ## format, lint, requirements, spelling, names; changes nothing
+lint: $(READY) ## format, lint, requirements, spelling, names, types; changes nothing
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m deptry .
 	@$(BIN)/python -m codespell_lib
 	@$(BIN)/python tests/tools/words.py
+	@$(BIN)/python -m basedpyright --baselinemode discard
 
 contract: $(READY) ## who may import whom
 	@$(BIN)/lint-imports --no-cache
