@@ -73,7 +73,7 @@ lint: $(READY) ## format, lint, requirements, spelling, names, types; changes no
 	@$(BIN)/python -m deptry .
 	@$(BIN)/python -m codespell_lib
 	@$(BIN)/python tests/tools/words.py
-	@$(BIN)/python -m basedpyright --baselinemode discard
+	@$(BIN)/python -m basedpyright
 
 contract: $(READY) ## who may import whom
 	@$(BIN)/lint-imports --no-cache

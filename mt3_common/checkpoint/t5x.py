@@ -57,8 +57,7 @@ def sort_leaves(leaves: Mapping[tuple[str, ...], Any], optimizer: bool) -> tuple
     slots: dict[str, Any] = {}
     step = None
     for path, leaf in leaves.items():
-        below: Sequence[str] = path[1:] if path[0] == "optimizer" and len(path) > 1 else path
-        top, rest = below[0], list(below[1:])
+        top, *rest = list(path[1:] if path[0] == "optimizer" and len(path) > 1 else path)
         if path == ("version",):
             if leaf not in (2, VERSION):
                 raise CheckpointError(
