@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,9 @@ def test_public_files_are_there():
 @pytest.mark.process
 def test_a_planted_error_is_seen(tmp_path):
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    package = tmp_path / "mt3_common"
-    package.mkdir()
-    (package / "planted.py").write_text("def planted(count: int) -> str:\n    return count\n")
+    for name in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["basedpyright"]["include"]:
+        (tmp_path / name).mkdir()
+    (tmp_path / "mt3_common" / "planted.py").write_text("def planted(count: int) -> str:\n    return count\n")
     command = [sys.executable, "-m", "basedpyright", "--project", tmp_path]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
