@@ -100,7 +100,10 @@ def array_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _shapes_of(symbolic: Mapping[str, tuple[str | int, ...]], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(sizes.get(size, size) for size in shape) for name, shape in symbolic.items()}
+    return {
+        name: tuple(size if isinstance(size, int) else sizes[size] for size in shape)
+        for name, shape in symbolic.items()
+    }
 
 
 def array_sizes(arrays: Mapping[str, Any]) -> dict[str, int]:
