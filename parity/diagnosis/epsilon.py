@@ -78,7 +78,8 @@ def filtered(scale: Scale, exact: np.ndarray) -> Finding | None:
     runner_up = (second.text, error(under(second))) if second else ("", None)
     site = module_of(step.name)
     finding = Finding(site, best.cause, best.text, error(truth), error(under(best)), runner_up, sites=[site])
-    values.epsilons.append(Epsilon(finding, best, scale))
+    is_certain = evidence(truth, under(best), have, values.precision) > EVIDENCE
+    values.epsilons.append(Epsilon(finding, best, scale, is_certain))
     return finding
 
 
@@ -123,3 +124,12 @@ def agree(epsilons: list[Epsilon], precision: str) -> None:
                 finding.cause, finding.text = hypothesis.cause, hypothesis.text
                 finding.after = float(np.abs(output - rows).max() / (np.abs(rows).max() or 1.0))
         epsilons = [epsilon for number, epsilon in enumerate(epsilons) if number not in agreeing]
+
+
+def unsupported(epsilons: list[Epsilon]) -> list[Finding]:
+    """Return the findings that may be rounding: of one norm, uncertain there, and no certain norm has the same cause.
+
+    Rounding that all rows share, such as that of an approximate root, looks like a small change of epsilon.
+    """
+    certain = {epsilon.finding.cause for epsilon in epsilons if epsilon.is_certain}
+    return [epsilon.finding for epsilon in epsilons if not epsilon.is_certain and epsilon.finding.cause not in certain]

@@ -12,7 +12,7 @@ import numpy as np
 
 from mt3_common.config import NetworkConfig
 from parity.diagnosis import fibres
-from parity.diagnosis.epsilon import agree, epsilons_implied, filtered, only_epsilon
+from parity.diagnosis.epsilon import agree, epsilons_implied, filtered, only_epsilon, unsupported
 from parity.diagnosis.evidence import EXPLAINED, FITTED, Trial, ranked
 from parity.diagnosis.finding import Finding, module_of
 from parity.diagnosis.hypotheses import Hypothesis, hypotheses
@@ -70,7 +70,8 @@ def examine(
                 findings.append(finding)
             values.exact[step.name] = values.low[step.name] = candidate
         agree(values.epsilons, precision)
-    return _grouped(findings)
+    rounding = {id(finding) for finding in unsupported(values.epsilons)}
+    return _grouped([finding for finding in findings if id(finding) not in rounding])
 
 
 def _broadcastable(candidate: np.ndarray, exact: np.ndarray) -> bool:

@@ -109,11 +109,16 @@ class Scale(NamedTuple):
 
 
 class Epsilon(NamedTuple):
-    """A finding that a norm has another epsilon, and what it was read from."""
+    """A finding that a norm has another epsilon, and what it was read from.
+
+    Attributes:
+        is_certain: whether rounding alone cannot look like it.
+    """
 
     finding: Finding
     hypothesis: Hypothesis
     scale: Scale
+    is_certain: bool = True
 
     def rows(self, hypothesis: Hypothesis) -> np.ndarray:
         """The norm's output under a hypothesis."""
