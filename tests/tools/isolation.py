@@ -61,19 +61,14 @@ def require_same(first: Path, second: Path) -> None:
 def build_wheel(folder: Path) -> Path:
     """The project's wheel, built from a copy so that nothing is left in the working tree."""
     source = folder / "source"
-    left_out = (
-        ".git",
-        ".venv",
-        ".*_cache",
-        "__pycache__",
-        "*.egg-info",
-        "build",
-        "tests",
-        "docs",
-        "benchmarks",
-        "audio",
-    )
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*left_out))
+    left_out = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build")
+    # folders of the project that are no part of the package, not the rooms that are called so
+    beside = {"tests", "docs", "benchmarks", "audio", "examples"}
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return left_out(folder, names) | (beside if Path(folder) == ROOT else set())
+
+    shutil.copytree(ROOT, source, ignore=ignored)
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, source, folder=folder)
     return next(folder.glob("*.whl"))
 
