@@ -131,13 +131,13 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 def talkative(tmp_path_factory) -> Path:
     """A checkpoint like the bundled random weights, but for short shifts and early ends: more notes of fewer tokens."""
     bundled = GOLDEN.parents[1] / "checkpoints" / "golden"
-    found = read_checkpoint(bundled)
+    checkpoint = read_checkpoint(bundled)
     config = read_checkpoint(bundled).config()
-    kernel = found.arrays["decoder/logits_dense/kernel"].copy()
+    kernel = checkpoint.arrays["decoder/logits_dense/kernel"].copy()
     kernel[:, SPECIAL_IDS + 15 : SPECIAL_IDS + Vocabulary(config.vocabulary).max_shift_steps + 1] = 0.0
     kernel[:, EOS_ID] *= 2.0
     path = tmp_path_factory.mktemp("checkpoint") / "talkative"
-    write_t5x(path, found.arrays | {"decoder/logits_dense/kernel": kernel}, found.step, config=config)
+    write_t5x(path, checkpoint.arrays | {"decoder/logits_dense/kernel": kernel}, checkpoint.step, config=config)
     return path
 
 

@@ -1,4 +1,4 @@
-"""Who imports what: the contracts of pyproject.toml hold, and what is imported is declared there."""
+"""Tests of who imports what: the contracts of pyproject.toml hold, and what is imported is declared there."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ PACKAGES = ("mt3_common", "jax_mt3", "torch_mt3", "onnx_mt3", "parity", "seqio_m
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess:
-    """What `lint-imports` says of the packages in a folder; exit status 0 if every contract is kept."""
+    """Return what `lint-imports` says of the packages in a folder; exit status 0 if every contract is kept."""
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
     return subprocess.run([*command, "--no-cache"], cwd=folder, capture_output=True, text=True, check=False)
 
@@ -103,7 +103,7 @@ def declared(extras: tuple[str, ...]) -> set[str]:
 def undeclared(folder: Path, extras: tuple[str, ...]) -> set[str]:
     """'file: module' for what the files of a folder import as they load and no declared distribution brings."""
     distributions = metadata.packages_distributions()
-    found = set()
+    undeclared_modules = set()
     for file in sorted(folder.rglob("*.py")):
         for node in ast.parse(file.read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -111,8 +111,8 @@ def undeclared(folder: Path, extras: tuple[str, ...]) -> set[str]:
             for module in {name.split(".")[0] for name in names} - sys.stdlib_module_names - set(PACKAGES):
                 brought_by = {name.lower().replace("_", "-") for name in distributions.get(module, ())}
                 if not brought_by & declared(extras):
-                    found.add(f"{file.name}: {module}")
-    return found
+                    undeclared_modules.add(f"{file.name}: {module}")
+    return undeclared_modules
 
 
 @pytest.mark.parametrize("package", EXTRAS)

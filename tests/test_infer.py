@@ -55,14 +55,14 @@ def infer(twin, *arguments, folder):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, talkative):
     """Per twin: the folder with what it wrote of six seconds of the example, and what it said."""
-    found = {}
+    outputs = {}
     for twin in TWINS:
         folder = tmp_path_factory.mktemp(twin)
         # what random weights repeat at one moment are notes too, so that there are many
         options = ("--duration", "6", "--format", "mid,json", "--batch-size", "2", "--as-published")
         options += ("--checkpoint", talkative)
-        found[twin] = folder, infer(twin, EXAMPLE, "-o", "out", *options, folder=folder)
-    return found
+        outputs[twin] = folder, infer(twin, EXAMPLE, "-o", "out", *options, folder=folder)
+    return outputs
 
 
 @pytest.mark.parametrize("twin", TWINS)
@@ -90,9 +90,9 @@ def test_the_default_model_hears_the_example(twin, tmp_path):
         if pitches is not None
         for pitch in np.atleast_1d(pitches)
     ]
-    found = metrics.evaluate(played, midi.read_midi(tmp_path / "song.mid"))
-    assert found["onset"] > 0.9
-    assert found["onset_class"] > 0.9
+    measures = metrics.evaluate(played, midi.read_midi(tmp_path / "song.mid"))
+    assert measures["onset"] > 0.9
+    assert measures["onset_class"] > 0.9
 
 
 @pytest.mark.parametrize("name", ["example.mid", "example.json"])
@@ -232,7 +232,7 @@ def test_both_agree_with_every_option_of_theirs(talkative, tmp_path):
 
 @pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), "python -m {twin}.infer --help"),
         (("missing.wav", "--checkpoint", "nowhere"), "error: no checkpoint 'nowhere'"),
@@ -241,10 +241,10 @@ def test_both_agree_with_every_option_of_theirs(talkative, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_errors_are_sentences(tmp_path, twin, arguments, said):
+def test_errors_are_sentences(tmp_path, twin, arguments, message):
     status, out, err = infer(twin, *arguments, folder=tmp_path)
     assert (status, out) == (2, "")
-    assert said.format(twin=twin) in err
+    assert message.format(twin=twin) in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
@@ -267,10 +267,10 @@ def test_the_example_is_what_its_program_makes(tmp_path):
     script.write_bytes((ROOT / "audio" / "make_example.py").read_bytes())
     subprocess.run([sys.executable, script], check=True, capture_output=True)
     made, _ = soundfile.read(tmp_path / "example.flac")
-    kept, rate = soundfile.read(EXAMPLE)
-    assert (rate, len(kept)) == (16000, 160000)
+    samples, rate = soundfile.read(EXAMPLE)
+    assert (rate, len(samples)) == (16000, 160000)
     # sines differ in the last bit from one machine to the next
-    np.testing.assert_allclose(made, kept, atol=2 / 32768)
+    np.testing.assert_allclose(made, samples, atol=2 / 32768)
     assert EXAMPLE.stat().st_size < 250_000
 
 
@@ -298,8 +298,8 @@ def test_killed_and_resumed(talkative, tmp_path):
     summary.unlink()
     assert infer("torch_mt3", *command, "-o", "whole", folder=tmp_path)[0] == 0
     (tmp_path / "whole" / "summary.jsonl").unlink()
-    found, expected = (
+    contents, expected = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("out", "whole")
     )
     assert len(expected) == 8
-    assert found == expected
+    assert contents == expected

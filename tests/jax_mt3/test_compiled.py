@@ -29,7 +29,7 @@ from mt3_common.config import Config, NetworkConfig
 
 compiled = []
 jax.monitoring.register_event_duration_secs_listener(
-    lambda event, seconds, **about: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    lambda event, seconds, **details: compiled.append(event) if event.endswith("backend_compile_duration") else None
 )
 golden, folder = sys.argv[1:]
 sizes = json.load(open(golden + "/config.json"))
@@ -52,8 +52,8 @@ def run(folder):
     # compiles sooner
     environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     command = [sys.executable, "-c", RUN, str(ROOT / "tests" / "golden" / "model"), str(folder)]
-    found = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
-    return json.loads(found.stdout)
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
 
 
 def with_digest(content):
@@ -94,16 +94,16 @@ def test_a_second_run_compiles_nothing_and_files_that_are_not_programs_are_repla
 def test_what_cannot_be_kept_is_no_hindrance(tmp_path):
     """A file lies where the folder should be; files cannot be made for another reason on a full disk."""
     (tmp_path / "programs").write_text("")
-    kept = compiled.find_programs(tmp_path / "programs", "no folder", WHERE)
-    twice = kept.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)
+    programs = compiled.find_programs(tmp_path / "programs", "no folder", WHERE)
+    twice = programs.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)
     assert int(twice(np.int32(4))) == 8
     assert [path.name for path in tmp_path.rglob("*")] == ["programs"]
 
 
 def test_a_program_that_cannot_be_loaded_is_made_anew_with_a_warning(tmp_path, monkeypatch):
     def ask():
-        kept = compiled.Programs(tmp_path, jax.devices()[0])
-        return int(kept.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)(np.int32(4)))
+        programs = compiled.Programs(tmp_path, jax.devices()[0])
+        return int(programs.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)(np.int32(4)))
 
     assert ask() == 8
 
@@ -116,8 +116,8 @@ def test_a_program_that_cannot_be_loaded_is_made_anew_with_a_warning(tmp_path, m
 
 
 def test_a_fault_of_the_program_itself_is_not_hidden(tmp_path, monkeypatch):
-    kept = compiled.Programs(tmp_path, jax.devices()[0])
-    kept.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)
+    programs = compiled.Programs(tmp_path, jax.devices()[0])
+    programs.get("twice", jax.jit(lambda number: number * 2).lower, (np.int32(4),), 0)
     monkeypatch.setattr(compiled.serialize_executable, "deserialize_and_load", lambda content: None)
     with pytest.raises(TypeError, match="backend"):
         compiled.Programs(tmp_path, jax.devices()[0]).get("twice", None, (np.int32(4),), 0)
@@ -138,7 +138,7 @@ def test_a_folder_that_cannot_be_written_is_named_in_a_warning(tmp_path, monkeyp
 
 
 def test_threads_that_ask_for_the_same_program_wait_for_one():
-    kept = compiled.find_programs(None, "threads", WHERE)
+    programs = compiled.find_programs(None, "threads", WHERE)
     lowered, both = [], threading.Barrier(4)
 
     def lower(number):
@@ -147,7 +147,7 @@ def test_threads_that_ask_for_the_same_program_wait_for_one():
 
     def ask():
         both.wait()
-        results.append(kept.get("one more", lower, (np.int32(4),), 0)(np.int32(4)))
+        results.append(programs.get("one more", lower, (np.int32(4),), 0)(np.int32(4)))
 
     results = []
     threads = [threading.Thread(target=ask) for _ in range(4)]

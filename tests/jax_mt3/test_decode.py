@@ -41,7 +41,7 @@ def test_a_batch_is_copied_only_when_it_becomes_smaller(weights, segments, monke
     monkeypatch.setattr(decode.Batch, "compact", counted_compact)
     lengths = [4, 10, 20, 30, 44, 52, 60, 76]
     forced = [np.array([7] * (length - 1) + [EOS_ID], np.int32) for length in lengths]
-    held = [
+    requests = [
         Held(Segment(number, 0.0, frames, 256), forced[number], np.zeros(1536, np.float32))
         for number, frames in enumerate(segments)
     ]
@@ -49,7 +49,7 @@ def test_a_batch_is_copied_only_when_it_becomes_smaller(weights, segments, monke
     def make(rows):
         return decode.Batch(weights, settings, rows, 256, hold=True)
 
-    assert [len(ids) for ids in batching.decode_continuously(make, held, settings, 8)] == lengths
+    assert [len(ids) for ids in batching.decode_continuously(make, requests, settings, 8)] == lengths
     assert calls["advance"] == 10
     # to 4 rows, to 2, to 1; the second makes the batch smaller
     assert calls["compact"] == 3

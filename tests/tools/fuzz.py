@@ -96,20 +96,20 @@ def mutated(random: Random, content: bytes, head: int = 256) -> bytes:
 
 
 def infer(folder: Path, argv: list[str]) -> Iterator[str]:
-    """What is wrong with how the command line takes the arguments in a folder."""
+    """Yield what is wrong with how the command line takes the arguments in a folder."""
     before = set(folder.rglob("*"))
     stderr = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("error")
         status = cli.main("torch_mt3", lambda **settings: Transcriber(CONFIG, first_segment_only), argv)
-    said = stderr.getvalue()
+    message = stderr.getvalue()
     if status not in (cli.SUCCESS, cli.SOME_FAILED, cli.NOT_STARTED):
         yield f"exit status {status}"
-    for line in said.splitlines():
+    for line in message.splitlines():
         if not line.startswith(("error: ", "note: ")) or "--debug shows where" in line:
             yield f"said: {line}"
-    if bool(status) != ("error: " in said):
-        yield f"exit status {status}, but said: {said}"
+    if bool(status) != ("error: " in message):
+        yield f"exit status {status}, but said: {message}"
     for path in set(folder.rglob("*")) - before:
         if path.suffix == ".tmp":
             yield f"left {path.name}"
@@ -138,7 +138,7 @@ def audio_case(random: Random, folder: Path) -> Iterator[str]:
 
 
 def refused(action: Callable[[], object], *kinds: type[Exception]) -> Iterator[str]:
-    """What is wrong with an action that may raise these, with a one-line text."""
+    """Yield what is wrong with an action that may raise these, with a one-line text."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -182,9 +182,9 @@ def checkpoint_case(random: Random, folder: Path) -> Iterator[str]:
     kind = random.choice([*(path.name for path in sorted(GOLDEN.iterdir())), "safetensors"])
     place = folder / "checkpoint"
     if kind == "safetensors":
-        found = read_checkpoint(GOLDEN / "t5x_zarr")
+        checkpoint = read_checkpoint(GOLDEN / "t5x_zarr")
         place = folder / "x.safetensors"
-        write_safetensors(place, found.arrays, found.config())
+        write_safetensors(place, checkpoint.arrays, checkpoint.config())
         files = [place]
     else:
         shutil.copytree(GOLDEN / kind, place)
@@ -271,7 +271,7 @@ class TooLong(BaseException):
 
 
 def wrong(kind: str, seed: int, number: int) -> list[str]:
-    """What goes wrong in a case, all of it."""
+    """Return all that goes wrong in a case."""
     random = Random(f"{kind} {seed} {number}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -282,16 +282,16 @@ def wrong(kind: str, seed: int, number: int) -> list[str]:
     signal.alarm(LONGEST)
     try:
         with tempfile.TemporaryDirectory(prefix="mt3-fuzz-") as folder:
-            found = list(CASES[kind](random, Path(folder)))
+            faults = list(CASES[kind](random, Path(folder)))
     except TooLong:
-        found = [f"took more than {LONGEST} s"]
+        faults = [f"took more than {LONGEST} s"]
     except BaseException:
-        found = [traceback.format_exc()]
+        faults = [traceback.format_exc()]
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
-    return found + [f"took {grown:.0f} MB"] * (grown > LARGEST)
+    return faults + [f"took {grown:.0f} MB"] * (grown > LARGEST)
 
 
 def chunk(kind: str, seed: int, first: int, until: float) -> None:
@@ -331,20 +331,20 @@ def main() -> int:
             command += ["--until", str(min(until, share))]
             result = subprocess.run(command, capture_output=True, text=True, errors="replace")
             lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
-            begun = [number for number, found in lines if found is None]
-            done = {number: found for number, found in lines if found is not None}
+            begun = [number for number, faults in lines if faults is None]
+            done = {number: faults for number, faults in lines if faults is not None}
             tried[kind] += len(begun)
             if result.returncode:
                 done[begun[-1] if begun else first] = [f"exit status {result.returncode}: {result.stderr[-2000:]}"]
-            for number, found in done.items():
-                for text in found:
+            for number, faults in done.items():
+                for text in faults:
                     failures += 1
                     print(f"{kind} --seed {arguments.seed} --only {number}: {text}", flush=True)
-            said = DECODER.sub("", result.stderr).strip()
-            if said and not result.returncode:
+            message = DECODER.sub("", result.stderr).strip()
+            if message and not result.returncode:
                 failures += 1
                 print(
-                    f"{kind} --seed {arguments.seed}, from {first} on, past the program: {said[:1000]}",
+                    f"{kind} --seed {arguments.seed}, from {first} on, past the program: {message[:1000]}",
                     flush=True,
                 )
         first += CHUNK

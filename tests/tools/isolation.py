@@ -22,7 +22,7 @@ FIND = "import importlib.util, sys; print(*(name for name in sys.argv[1:] if imp
 
 
 def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess:
-    """What a command printed, run in a folder.
+    """Run a command in a folder and return its result.
 
     Raises:
         RuntimeError: it failed; with all it printed.
@@ -35,18 +35,18 @@ def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess:
 
 
 def require_absent(python: Path, modules: tuple[str, ...], folder: Path) -> None:
-    """Nothing, if Python cannot import any of the modules.
+    """Check that Python cannot import any of the modules.
 
     Raises:
         RuntimeError: it finds one; names it.
     """
-    found = run(python, "-c", FIND, *modules, folder=folder).stdout.split()
-    if found:
-        raise RuntimeError(f"{python} finds {', '.join(found)}, which should not be there")
+    names = run(python, "-c", FIND, *modules, folder=folder).stdout.split()
+    if names:
+        raise RuntimeError(f"{python} finds {', '.join(names)}, which should not be there")
 
 
 def require_same(first: Path, second: Path) -> None:
-    """Nothing, if two MIDI files are the same, byte for byte, and hold notes.
+    """Check that two MIDI files are the same, byte for byte, and hold notes.
 
     Raises:
         RuntimeError: they differ, or there is nothing to compare.

@@ -29,14 +29,14 @@ def common_words(source: str) -> str:
     return source
 
 
-def equal_share(ours: str, theirs: str) -> float:
+def equal_share(first: str, second: str) -> float:
     """Return the share of lines that two sources have in common, in common words: 2 * equal / all.
 
     Blank lines and comments do not count.
     """
     lines = [
         [line for line in common_words(source).splitlines() if line.strip() and not line.strip().startswith("#")]
-        for source in (ours, theirs)
+        for source in (first, second)
     ]
     return difflib.SequenceMatcher(None, *lines, autojunk=False).ratio()
 

@@ -38,13 +38,13 @@ def error_where_loud(computed, golden, share_of_peak):
 def test_segments_are_the_golden_ones(piece):
     config = PRESETS[piece.split("/")[0]]
     golden = SEGMENTS[f"{piece}/inputs"]
-    found = list(segments.segments(SEGMENTS[f"{piece}/audio"], config))
-    frames = np.stack([segment.frames for segment in found])
+    parts = list(segments.segments(SEGMENTS[f"{piece}/audio"], config))
+    frames = np.stack([segment.frames for segment in parts])
     assert frames.dtype == np.float32
     assert frames.shape == golden.shape
-    assert [segment.index for segment in found] == list(range(len(golden)))
-    assert [segment.start_time for segment in found] == SEGMENTS[f"{piece}/start_times"].tolist()
-    assert [segment.num_frames for segment in found] == SEGMENTS[f"{piece}/frames_per_segment"].tolist()
+    assert [segment.index for segment in parts] == list(range(len(golden)))
+    assert [segment.start_time for segment in parts] == SEGMENTS[f"{piece}/start_times"].tolist()
+    assert [segment.num_frames for segment in parts] == SEGMENTS[f"{piece}/frames_per_segment"].tolist()
     np.testing.assert_array_equal(frames == 0, golden == 0)
     for computed, wanted, count in zip(frames, golden, SEGMENTS[f"{piece}/frames_per_segment"]):
         assert not computed[count:].any()
@@ -55,8 +55,8 @@ def test_segments_are_the_golden_ones(piece):
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors round the FFT otherwise")
 @pytest.mark.parametrize("piece", PIECES)
 def test_segments_are_the_golden_ones_down_to_the_rounding_noise(piece):
-    found = segments.segments(SEGMENTS[f"{piece}/audio"], PRESETS[piece.split("/")[0]])
-    frames = np.stack([segment.frames for segment in found])
+    parts = segments.segments(SEGMENTS[f"{piece}/audio"], PRESETS[piece.split("/")[0]])
+    frames = np.stack([segment.frames for segment in parts])
     np.testing.assert_allclose(frames, SEGMENTS[f"{piece}/inputs"], rtol=0, atol=1e-5)
 
 
@@ -82,9 +82,9 @@ def test_start_times_are_those_of_the_published_arithmetic():
 
 def test_each_segment_carries_its_entry_of_start_times():
     samples = np.zeros(5 * 8 * 200, np.float32)
-    found = [segment.start_time for segment in segments.segments(samples, SMALL)]
-    assert found == segments.start_times(len(found), SMALL).tolist()
-    assert len(found) == 201
+    times = [segment.start_time for segment in segments.segments(samples, SMALL)]
+    assert times == segments.start_times(len(times), SMALL).tolist()
+    assert len(times) == 201
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_each_segment_carries_its_entry_of_start_times():
     ],
 )
 def test_a_full_last_hop_is_padded_by_a_whole_one(count, num_segments, frames_of_last):
-    found = list(segments.segments(noise(count), MT3))
-    assert len(found) == num_segments == segments.num_segments(count, MT3)
-    assert found[-1].num_frames == frames_of_last
+    parts = list(segments.segments(noise(count), MT3))
+    assert len(parts) == num_segments == segments.num_segments(count, MT3)
+    assert parts[-1].num_frames == frames_of_last
 
 
 def test_a_segment_hears_only_its_own_samples():

@@ -131,9 +131,9 @@ def test_a_published_model_needs_nothing_but_its_arrays(name):
 def test_the_golden_config_fits_the_small_network():
     values = json.loads(GOLDEN.read_text())
     for arguments in ({"files": [from_file(values)]}, {"overrides": values}):
-        found = config_files.resolve(SMALL, **arguments).config
-        assert (found.network.num_heads, found.network.head_dim, found.input_frames) == (3, 16, 256)
-        assert found.vocabulary == PRESETS["mt3"].vocabulary
+        config = config_files.resolve(SMALL, **arguments).config
+        assert (config.network.num_heads, config.network.head_dim, config.input_frames) == (3, 16, 256)
+        assert config.vocabulary == PRESETS["mt3"].vocabulary
 
 
 def test_heads_are_never_guessed():
@@ -203,8 +203,8 @@ def test_a_config_that_contradicts_the_arrays_is_refused_with_the_right_values()
     # corrected but for the heads: 384 could be 8 x 48, which the file does not say
     seed |= {"vocab_size": 1536, "d_model": 512, "d_ff": 1024}
     refused("num_heads 8 is not 6", "pass head_dim 48 with it", sizes=FULL, files=[from_file(seed)])
-    found = config_files.resolve(FULL, [from_file(seed | {"head_dim": 48})]).config.network
-    assert (found.num_heads, found.head_dim) == (8, 48)
+    network = config_files.resolve(FULL, [from_file(seed | {"head_dim": 48})]).config.network
+    assert (network.num_heads, network.head_dim) == (8, 48)
     refused("6 x 64 in mt3", sizes=FULL, files=[from_file(seed | {"head_dim": 64})])
 
 
@@ -239,8 +239,8 @@ def test_the_meaning_of_the_ids_is_never_guessed():
     assert config_files.resolve(sizes, overrides=stated).config.vocabulary.num_velocity_bins == 7
     # other velocity bins in the same vocab_size: the rest is not mt3's either
     refused("pass use_ties, use_programs, input_frames", sizes=SMALL, overrides=HEADS | {"num_velocity_bins": 7})
-    found = config_files.resolve(SMALL, overrides=HEADS | {"use_ties": False}).config
-    assert (found.vocabulary.use_ties, found.vocabulary.num_velocity_bins) == (False, 1)
+    config = config_files.resolve(SMALL, overrides=HEADS | {"use_ties": False}).config
+    assert (config.vocabulary.use_ties, config.vocabulary.num_velocity_bins) == (False, 1)
 
 
 def test_velocity_bins_that_need_another_vocab_size_are_refused():
@@ -260,21 +260,21 @@ def test_a_preset_must_fit_the_vocabulary_and_the_files():
     refused("models/config.json: use_ties False contradicts the preset mt3", sizes=FULL, preset="mt3", files=files)
     assert config_files.resolve(FULL, files, "mt3", {"use_ties": True}).config == PRESETS["mt3"]
     # a small network of mt3's kind
-    found = config_files.resolve(SMALL, preset="mt3", overrides=HEADS).config
-    assert found == dataclasses.replace(PRESETS["mt3"], network=found.network)
+    config = config_files.resolve(SMALL, preset="mt3", overrides=HEADS).config
+    assert config == dataclasses.replace(PRESETS["mt3"], network=config.network)
 
 
 def test_another_spectrogram_must_be_stated():
     sizes = SMALL | {"input_depth": 229}
     refused("frames have 229 bins", "pass num_mel_bins", sizes=sizes, overrides=HEADS)
-    found = config_files.resolve(sizes, overrides=HEADS | {"num_mel_bins": 229, "hop_width": 256}).config
-    assert (found.spectrogram.num_mel_bins, found.spectrogram.hop_width) == (229, 256)
+    config = config_files.resolve(sizes, overrides=HEADS | {"num_mel_bins": 229, "hop_width": 256}).config
+    assert (config.spectrogram.num_mel_bins, config.spectrogram.hop_width) == (229, 256)
 
 
 def test_overrides_win_over_files_and_files_must_agree():
     wrong = from_file({"d_model": 99, "num_heads": 4, "d_kv": 12})
-    found = config_files.resolve(SMALL, [wrong], overrides=HEADS | {"d_model": 48}).config
-    assert found.network.num_heads == 3
+    config = config_files.resolve(SMALL, [wrong], overrides=HEADS | {"d_model": 48}).config
+    assert config.network.num_heads == 3
     other = from_file({"num_heads": 3}, "models/b.json")
     refused("num_heads 4 in models/config.json, num_heads 3 in models/b.json", sizes=SMALL, files=[wrong, other])
 
@@ -297,17 +297,17 @@ def test_gin_as_mt3_and_t5x_write_it():
         "logits_via_embedding": False,
         "dropout_rate": 0.1,
     }
-    found = config_files.read_settings_file(GIN, "runs/config.gin")
-    resolved = config_files.resolve(FULL | {"vocab_size": 1664}, [found])
+    values = config_files.read_settings_file(GIN, "runs/config.gin")
+    resolved = config_files.resolve(FULL | {"vocab_size": 1664}, [values])
     assert resolved.config == PRESETS["ismir2021"]
     assert {resolved.origins[name] for name in ("num_heads", "use_ties", "use_programs", "input_frames")} == {
         "runs/config.gin"
     }
-    refused("vocab_size is 1664", sizes=FULL, files=[found])
+    refused("vocab_size is 1664", sizes=FULL, files=[values])
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "values"),
     [
         ("", {}),
         ("# num_heads = 3", {}),
@@ -325,8 +325,8 @@ def test_gin_as_mt3_and_t5x_write_it():
         ("x.y = [1,\n  2, '#'\n]\nUSE_TIES = True", {"USE_TIES": True}),
     ],
 )
-def test_gin_statements(text, found):
-    assert config_files.parse_gin(text) == found
+def test_gin_statements(text, values):
+    assert config_files.parse_gin(text) == values
 
 
 @pytest.mark.parametrize(
@@ -349,10 +349,10 @@ def test_what_is_no_gin_is_refused(text, message):
 @given(st.text(alphabet="aT5Config.num_heads =3:%@'\"([{}])#\\\n\t", max_size=80))
 def test_gin_parsing_ends_in_settings_or_one_error(text):
     try:
-        found = config_files.parse_gin(text)
+        values = config_files.parse_gin(text)
     except ConfigError:
         return
-    assert isinstance(found, dict)
+    assert isinstance(values, dict)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '"text"', "[1]"])

@@ -254,16 +254,16 @@ def test_the_next_run_goes_on_where_the_last_ended(bucket):
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         (500, r"could not be fetched from 127\.0\.0\.1:\d+ \(HTTP 500.*run again.* give --checkpoint its path"),
         ("hang up", r"could not be fetched from 127\.0\.0\.1:\d+ \("),
         ("corrupt", r"has the md5 .* instead of .*, 6 times"),
     ],
 )
-def test_faults_that_stay(bucket, tmp_path, fault, said):
+def test_faults_that_stay(bucket, tmp_path, fault, message):
     bucket.faults[f"{PREFIX}/checkpoint"] = [fault] * 100
-    with pytest.raises(download.DownloadError, match=said):
+    with pytest.raises(download.DownloadError, match=message):
         download.fetch("mt3", quiet=True)
     assert [path.name for path in (tmp_path / "cache").iterdir() if not path.name.endswith((".partial", ".lock"))] == []
     with pytest.raises(download.DownloadError, match=r"is not in the cache .* --offline"):
@@ -285,16 +285,16 @@ def test_what_will_not_pass_is_not_tried_again(bucket):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         (f"{PREFIX}/../../x", "leads elsewhere"),
         (f"{PREFIX}//etc/x", "leads elsewhere"),
         (f"{PREFIX}/a\\..\\x", "leads elsewhere"),
     ],
 )
-def test_names_that_lead_elsewhere(bucket, tmp_path, name, said):
+def test_names_that_lead_elsewhere(bucket, tmp_path, name, message):
     bucket.objects[name] = b"x"
-    with pytest.raises(download.DownloadError, match=said):
+    with pytest.raises(download.DownloadError, match=message):
         download.fetch("mt3", quiet=True)
     assert not files(tmp_path / "cache") or {file.suffix for file in files(tmp_path / "cache")} == {".lock"}
 
@@ -323,12 +323,12 @@ def test_damage_in_the_cache_is_repaired_or_said(bucket):
 def test_what_was_recorded_must_stay(bucket):
     path = download.fetch("mt3", quiet=True)
     (path / "checkpoint").write_bytes(b"damaged")
-    kept = bucket.objects[f"{PREFIX}/checkpoint"]
+    original = bucket.objects[f"{PREFIX}/checkpoint"]
     bucket.objects[f"{PREFIX}/checkpoint"] = b"somebody else's"
     with pytest.raises(download.DownloadError, match=r"has the sha256 .* not what was recorded"):
         download.fetch("mt3", quiet=True)
     assert not path.exists()
-    bucket.objects[f"{PREFIX}/checkpoint"] = kept
+    bucket.objects[f"{PREFIX}/checkpoint"] = original
     assert download.fetch("mt3", quiet=True) == path
     check(path, bucket)
 
@@ -382,17 +382,17 @@ def test_an_address_without_hashes(bucket, faults, spans):
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ("redirect", "is not encrypted"),
         ("no length", "does not say how long the file is"),
         (403, "is not public .HTTP 403"),
     ],
 )
-def test_addresses_that_are_refused(bucket, fault, said):
+def test_addresses_that_are_refused(bucket, fault, message):
     bucket.objects |= {"w": b"x" * 100, "other": b"y"}
     bucket.faults["w"] = [fault] * 10
-    with pytest.raises(download.DownloadError, match=said):
+    with pytest.raises(download.DownloadError, match=message):
         download.fetch(f"{bucket.url}/media/w", quiet=True)
     assert not download.is_remote("http://example.com/w")
 
@@ -456,12 +456,12 @@ def test_a_killed_process_loses_nothing(bucket):
 
 def test_find_checkpoint_reads_what_it_fetched(bucket):
     bucket.objects |= objects_of(BUNDLED, "checkpoints/small")
-    found = find_checkpoint("gs://mt3/checkpoints/small", quiet=True)
-    assert (found.name, found.model, found.notice) == ("small", "", "")
-    read, expected = read_checkpoint(found.path), read_checkpoint(BUNDLED)
+    checkpoint = find_checkpoint("gs://mt3/checkpoints/small", quiet=True)
+    assert (checkpoint.name, checkpoint.model, checkpoint.notice) == ("small", "", "")
+    read, expected = read_checkpoint(checkpoint.path), read_checkpoint(BUNDLED)
     assert read.arrays.keys() == expected.arrays.keys()
     assert all((read.arrays[name] == expected.arrays[name]).all() for name in read.arrays)
-    assert read_checkpoint(found.path).config() == read_checkpoint(BUNDLED).config()
+    assert read_checkpoint(checkpoint.path).config() == read_checkpoint(BUNDLED).config()
     assert find_checkpoint("mt3", quiet=True).model == find_checkpoint("gs://mt3/checkpoints/mt3/").model == "mt3"
 
 
@@ -472,7 +472,7 @@ def test_what_is_here_is_never_fetched(bucket, tmp_path, monkeypatch):
     assert find_checkpoint("golden").path == str(BUNDLED)
     bundled = json.loads((BUNDLED.parent / "manifest.json").read_text())
     assert find_checkpoint().path == str(BUNDLED.parent / bundled["default"])
-    assert find_checkpoint(found := NamedCheckpoint("x", "y")) is found
+    assert find_checkpoint(checkpoint := NamedCheckpoint("x", "y")) is checkpoint
     with pytest.raises(ValueError, match=r"no checkpoint 'nowhere'.*golden.*mt3, ismir2021"):
         find_checkpoint("nowhere")
     assert bucket.requests == []
@@ -504,9 +504,9 @@ def test_the_cache_is_the_users(monkeypatch, tmp_path):
 def test_both_published_ones_have_names(bucket):
     for name in ("checkpoint", "empty", "target.a/.zarray", "target.a/0.0"):
         bucket.objects[f"checkpoints/ismir2021/{name}"] = bucket.objects[f"{PREFIX}/{name}"] + b"2"
-    found = find_checkpoint("ismir2021", quiet=True)
-    assert (found.name, found.model) == ("ismir2021", "ismir2021")
-    check(Path(found.path), bucket, "checkpoints/ismir2021")
+    checkpoint = find_checkpoint("ismir2021", quiet=True)
+    assert (checkpoint.name, checkpoint.model) == ("ismir2021", "ismir2021")
+    check(Path(checkpoint.path), bucket, "checkpoints/ismir2021")
     assert download.STORAGE.startswith("https://")
 
 

@@ -20,7 +20,7 @@ SMALL = NetworkConfig(**{name: GOLDEN[name] for name in FIELDS})
 
 
 class Shaped(NamedTuple):
-    """What the checks look at of an array."""
+    """The part of an array that the checks look at."""
 
     shape: tuple[int, ...]
 
@@ -59,54 +59,54 @@ NAMES = sorted(arrays.array_shapes(SMALL))
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(NAMES), st.sampled_from(["missing", "longer", "turned", "flat"]))
 def test_one_wrong_array_is_the_one_named(name, fault):
-    found = shaped(SMALL)
-    shape = found.pop(name).shape
+    shapes = shaped(SMALL)
+    shape = shapes.pop(name).shape
     if fault != "missing":
         wrong = {"longer": (*shape[:-1], shape[-1] + 7), "turned": shape[::-1], "flat": (math.prod(shape), 1, 1)}[fault]
         if wrong == shape:
             return
-        found[name] = Shaped(wrong)
+        shapes[name] = Shaped(wrong)
     # with the config, and against the network that the other arrays describe
     with pytest.raises(CheckpointError) as stated:
-        arrays.check_arrays(found, SMALL)
+        arrays.check_arrays(shapes, SMALL)
     assert f"array {name} " in str(stated.value)
     assert "more" not in str(stated.value)
 
 
 def test_the_odd_one_out_is_named_without_a_config():
-    found = shaped(SMALL)
-    found["encoder/layers_0/attention/query/kernel"] = Shaped((48, 40))
-    sizes = arrays.array_sizes(found)
+    shapes = shaped(SMALL)
+    shapes["encoder/layers_0/attention/query/kernel"] = Shaped((48, 40))
+    sizes = arrays.array_sizes(shapes)
     assert sizes["attention_dim"] == 48
 
 
 def test_an_unexpected_array_is_named():
-    found = shaped(SMALL) | {"encoder/layers_0/attention/query/bias": Shaped((48,))}
+    shapes = shaped(SMALL) | {"encoder/layers_0/attention/query/bias": Shaped((48,))}
     with pytest.raises(CheckpointError, match=r"array encoder/layers_0/attention/query/bias is not one of MT3's"):
-        arrays.check_arrays(found, SMALL)
+        arrays.check_arrays(shapes, SMALL)
 
 
 def test_a_lost_layer_is_missing_rather_than_the_next_one_unexpected():
-    found = {name: shape for name, shape in shaped(SMALL).items() if not name.startswith("decoder/layers_1/")}
-    assert arrays.array_sizes(found)["num_decoder_layers"] == 3
+    shapes = {name: shape for name, shape in shaped(SMALL).items() if not name.startswith("decoder/layers_1/")}
+    assert arrays.array_sizes(shapes)["num_decoder_layers"] == 3
     with pytest.raises(CheckpointError, match=r"decoder/layers_1/pre_self_attention_layer_norm/scale \(and 13 more\)"):
-        arrays.check_arrays(found, SMALL)
+        arrays.check_arrays(shapes, SMALL)
 
 
 def test_a_wild_layer_number_does_not_ask_for_the_layers_before_it():
-    found = shaped(SMALL) | {"decoder/layers_9999/mlp/wo/kernel": Shaped((40, 48))}
-    assert arrays.array_sizes(found)["num_decoder_layers"] == 4
+    shapes = shaped(SMALL) | {"decoder/layers_9999/mlp/wo/kernel": Shaped((40, 48))}
+    assert arrays.array_sizes(shapes)["num_decoder_layers"] == 4
     with pytest.raises(CheckpointError, match="decoder/layers_9999/mlp/wo/kernel"):
-        arrays.check_arrays(found, SMALL)
+        arrays.check_arrays(shapes, SMALL)
 
 
-@pytest.mark.parametrize("found", [{}, {"encoder.block.0.layer.0.SelfAttention.q.weight": Shaped((384, 512))}])
-def test_arrays_of_something_else_are_refused(found):
+@pytest.mark.parametrize("shapes", [{}, {"encoder.block.0.layer.0.SelfAttention.q.weight": Shaped((384, 512))}])
+def test_arrays_of_something_else_are_refused(shapes):
     with pytest.raises(CheckpointError, match="not MT3's arrays"):
-        arrays.array_sizes(found)
+        arrays.array_sizes(shapes)
 
 
 def test_a_size_that_no_array_tells_is_reported_by_the_array_that_would():
-    found = {name: shape for name, shape in shaped(SMALL).items() if "/mlp/" not in name}
+    shapes = {name: shape for name, shape in shaped(SMALL).items() if "/mlp/" not in name}
     with pytest.raises(CheckpointError, match="encoder/layers_0/mlp/wi_0/kernel is missing"):
-        arrays.array_sizes(found)
+        arrays.array_sizes(shapes)

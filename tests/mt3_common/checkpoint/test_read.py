@@ -78,12 +78,12 @@ TARGET = unpack(CHECKPOINTS / "t5x_single_file/checkpoint")["optimizer"]["target
 EXPECTED = {name: unpack_array(get(TARGET, name)) for name in CONFIG["parameters"]}
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """Same names, dtypes, shapes and bits."""
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
-        assert found[name].tobytes() == array.tobytes(), name
+        assert (actual[name].dtype, actual[name].shape) == (array.dtype, array.shape), name
+        assert actual[name].tobytes() == array.tobytes(), name
 
 
 @pytest.fixture
@@ -122,29 +122,29 @@ def refused(path: Path, *words: str, **options) -> str:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_arrays(layout):
-    found = read_checkpoint(CHECKPOINTS / layout)
+    checkpoint = read_checkpoint(CHECKPOINTS / layout)
     expected = EXPECTED
     if layout == "t5x_bfloat16":
         expected = {name: array.astype(ml_dtypes.bfloat16) for name, array in EXPECTED.items()}
-    assert_same(found.arrays, expected)
-    assert (found.layout, len(found.inline)) == LAYOUTS[layout]
-    assert found.step == (None if layout == "orbax_placeholders" else 1234567)
-    assert found.optimizer == {}
-    for array in found.arrays.values():
+    assert_same(checkpoint.arrays, expected)
+    assert (checkpoint.layout, len(checkpoint.inline)) == LAYOUTS[layout]
+    assert checkpoint.step == (None if layout == "orbax_placeholders" else 1234567)
+    assert checkpoint.optimizer == {}
+    for array in checkpoint.arrays.values():
         assert array.flags.writeable
 
 
 def test_inline_scales_are_all_the_norms():
-    found = read_checkpoint(CHECKPOINTS / "t5x_inline_scales")
-    assert set(found.inline) == {name for name in EXPECTED if name.endswith("/scale")}
+    checkpoint = read_checkpoint(CHECKPOINTS / "t5x_inline_scales")
+    assert set(checkpoint.inline) == {name for name in EXPECTED if name.endswith("/scale")}
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "orbax_placeholders"])
 def test_optimizer_slots_come_when_asked_for(layout):
-    found = read_checkpoint(CHECKPOINTS / layout, optimizer=True)
+    checkpoint = read_checkpoint(CHECKPOINTS / layout, optimizer=True)
     state = unpack(CHECKPOINTS / "t5x_single_file/checkpoint")["optimizer"]["state"]["param_states"]
     names = [f"{name}/{slot}" for name in EXPECTED for slot in ("m", "v", "v_row", "v_col")]
-    assert_same(found.optimizer, {f"param_states/{name}": unpack_array(get(state, name)) for name in names})
+    assert_same(checkpoint.optimizer, {f"param_states/{name}": unpack_array(get(state, name)) for name in names})
 
 
 def test_optimizer_slots_that_are_not_there_are_refused_only_when_asked_for(copy):
@@ -165,9 +165,9 @@ def test_the_top_key_may_be_target_alone(copy):
     path = copy("t5x_zarr", leave_out="")
     with editing(path) as tree:
         tree |= tree.pop("optimizer")
-    found = read_checkpoint(path, optimizer=True)
-    assert_same(found.arrays, EXPECTED)
-    assert (found.step, len(found.optimizer)) == (1234567, 4 * len(EXPECTED))
+    checkpoint = read_checkpoint(path, optimizer=True)
+    assert_same(checkpoint.arrays, EXPECTED)
+    assert (checkpoint.step, len(checkpoint.optimizer)) == (1234567, 4 * len(EXPECTED))
 
 
 def test_the_step_of_the_name_counts_where_the_file_has_none(copy, tmp_path):
@@ -194,9 +194,9 @@ def test_placeholders_in_front_of_a_database_are_read(copy):
     for name in EXPECTED:
         put(tree, f"optimizer/target/{name}", "PLACEHOLDER://target." + name.replace("/", "."))
     (path / "checkpoint").write_bytes(msgpack.packb(tree))
-    found = read_checkpoint(path)
-    assert found.layout == "orbax-ocdbt"
-    assert_same(found.arrays, EXPECTED)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.layout == "orbax-ocdbt"
+    assert_same(checkpoint.arrays, EXPECTED)
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -240,14 +240,14 @@ def test_inspecting_says_what_is_there_without_reading_it(copy):
     path = copy("t5x_inline_scales", leave_out="")
     # damage that only a reader meets
     (path / f"target.{QUERY.replace('/', '.')}/0.0").write_bytes(b"")
-    found = inspect_checkpoint(path, optimizer=True)
-    assert {name: entry.shape for name, entry in found.arrays.items()} == {
+    checkpoint = inspect_checkpoint(path, optimizer=True)
+    assert {name: entry.shape for name, entry in checkpoint.arrays.items()} == {
         name: tuple(shape) for name, shape in CONFIG["parameters"].items()
     }
-    assert found.arrays[NORM].place == "inline"
-    assert found.arrays[QUERY].place.endswith("/target.encoder.layers_0.attention.query.kernel")
-    assert {str(entry.dtype) for entry in found.arrays.values()} == {"float32"}
-    assert len(found.optimizer) == 4 * len(EXPECTED)
+    assert checkpoint.arrays[NORM].place == "inline"
+    assert checkpoint.arrays[QUERY].place.endswith("/target.encoder.layers_0.attention.query.kernel")
+    assert {str(entry.dtype) for entry in checkpoint.arrays.values()} == {"float32"}
+    assert len(checkpoint.optimizer) == 4 * len(EXPECTED)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -260,10 +260,10 @@ def test_what_orbax_writes_today_is_read(tmp_path, ocdbt):
         put(tree, f"state/param_states/{name}/v", array * 2)
     handler = orbax.PyTreeCheckpointHandler(use_ocdbt=ocdbt)
     orbax.Checkpointer(handler).save(tmp_path / "checkpoint_6/state", tree)
-    found = read_checkpoint(tmp_path, optimizer=True)
-    assert (found.layout, found.step) == ("orbax-ocdbt" if ocdbt else "orbax-folders", 5)
-    assert_same(found.arrays, EXPECTED)
-    assert_same(found.optimizer, {f"param_states/{name}/v": array * 2 for name, array in EXPECTED.items()})
+    checkpoint = read_checkpoint(tmp_path, optimizer=True)
+    assert (checkpoint.layout, checkpoint.step) == ("orbax-ocdbt" if ocdbt else "orbax-folders", 5)
+    assert_same(checkpoint.arrays, EXPECTED)
+    assert_same(checkpoint.optimizer, {f"param_states/{name}/v": array * 2 for name, array in EXPECTED.items()})
 
 
 # --- damage ---
@@ -433,8 +433,8 @@ def test_values_that_are_not_finite_are_refused(copy, value, dtype):
     with editing(path) as tree:
         put(tree, f"optimizer/target/{NORM}", pack_array(array.shape, dtype, array.tobytes()))
     refused(path, f"array {NORM} holds 1 NaN or infinite values of 48")
-    found = read_checkpoint(path, check=False).arrays[NORM]
-    assert found.tobytes() == array.tobytes()
+    stored = read_checkpoint(path, check=False).arrays[NORM]
+    assert stored.tobytes() == array.tobytes()
 
 
 def test_arrays_that_are_no_floats_are_refused(copy):
@@ -553,9 +553,9 @@ def test_any_damage_to_the_file_is_an_error_or_changes_nothing_but_values(tmp_pa
     cut = data.draw(st.one_of(st.none(), st.integers(0, len(packed) - 1)))
     (tmp_path / "damaged").write_bytes(packed[:cut])
     with contextlib.suppress(CheckpointError):
-        found = read_checkpoint(tmp_path / "damaged", check=False)
+        checkpoint = read_checkpoint(tmp_path / "damaged", check=False)
         assert cut is None
-        assert all(isinstance(array, np.ndarray) for array in found.arrays.values())
+        assert all(isinstance(array, np.ndarray) for array in checkpoint.arrays.values())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.999999])
@@ -582,11 +582,11 @@ def full():
 def test_what_is_written_comes_back_bit_for_bit(tmp_path, full, dtype):
     path = tmp_path / "runs/checkpoint_1234567"
     write_t5x(path, full.arrays, full.step, full.optimizer, dtype=dtype)
-    found = read_checkpoint(tmp_path / "runs", optimizer=True)
+    checkpoint = read_checkpoint(tmp_path / "runs", optimizer=True)
     kind = np.dtype(np.float32) if dtype in (None, np.float32) else storage.DTYPES[dtype]
-    assert_same(found.arrays, {name: array.astype(kind) for name, array in full.arrays.items()})
-    assert_same(found.optimizer, full.optimizer)
-    assert (found.step, found.layout, found.inline) == (1234567, "t5x", ())
+    assert_same(checkpoint.arrays, {name: array.astype(kind) for name, array in full.arrays.items()})
+    assert_same(checkpoint.optimizer, full.optimizer)
+    assert (checkpoint.step, checkpoint.layout, checkpoint.inline) == (1234567, "t5x", ())
     assert os.listdir(tmp_path / "runs") == ["checkpoint_1234567"]
 
 
@@ -594,9 +594,9 @@ def test_it_is_what_t5x_writes(tmp_path, full):
     # every file of T5X's own is there, with the same content; gzip's bytes may differ between zlib versions
     path = tmp_path / "checkpoint_1234567"
     write_t5x(path, full.arrays, full.step, full.optimizer)
-    ours, theirs = files(path), files(CHECKPOINTS / "t5x_zarr")
-    assert ours.keys() == theirs.keys()
-    for name, data in theirs.items():
+    ours, golden = files(path), files(CHECKPOINTS / "t5x_zarr")
+    assert ours.keys() == golden.keys()
+    for name, data in golden.items():
         if name.endswith(".zarray"):
             assert ours[name] == data, name
         elif name == "checkpoint":
@@ -615,8 +615,8 @@ def test_flax_and_tensorstore_read_it_as_t5x_does(tmp_path, full):
         spec = get(tree, f"optimizer/target/{name}")
         assert set(spec) >= {"driver", "kvstore", "metadata"}
         spec["kvstore"]["path"] = os.path.join(tmp_path / "checkpoint_5", spec["kvstore"]["path"])
-        found = ts.open(ts.Spec(spec), open=True).result().read().result()
-        assert found.tobytes() == array.astype(ml_dtypes.bfloat16).tobytes()
+        stored = ts.open(ts.Spec(spec), open=True).result().read().result()
+        assert stored.tobytes() == array.astype(ml_dtypes.bfloat16).tobytes()
 
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path, full):
@@ -760,10 +760,10 @@ def test_safetensors_come_back_bit_for_bit_with_the_config_inside(tmp_path, full
     arrays = {name: array.astype(storage.DTYPES[dtype]) for name, array in full.arrays.items()}
     path = tmp_path / "model.safetensors"
     write_safetensors(path, arrays, config, step=12)
-    found = read_checkpoint(path)
-    assert_same(found.arrays, arrays)
-    assert (found.layout, found.step) == ("safetensors", 12)
-    assert found.config() == config
+    checkpoint = read_checkpoint(path)
+    assert_same(checkpoint.arrays, arrays)
+    assert (checkpoint.layout, checkpoint.step) == ("safetensors", 12)
+    assert checkpoint.config() == config
     data = path.read_bytes()
     write_safetensors(path, dict(reversed(arrays.items())), config, step=12)
     assert path.read_bytes() == data
@@ -828,7 +828,7 @@ def test_without_files_the_heads_must_be_passed(copy):
 
 
 @pytest.mark.parametrize(
-    ("where", "found"),
+    ("where", "effect"),
     [
         ("runs/checkpoint_5/config.json", True),
         ("runs/config.json", True),
@@ -839,13 +839,13 @@ def test_without_files_the_heads_must_be_passed(copy):
         ("../config.json", False),
     ],
 )
-def test_where_the_config_may_lie(tmp_path, copy, where, found):
+def test_where_the_config_may_lie(tmp_path, copy, where, effect):
     root = tmp_path / "deep/er"
     shutil.copytree(copy("t5x_zarr"), root / "runs/checkpoint_5")
     file = root / where
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("network.T5Config.num_heads = 3\n" if where.endswith(".gin") else '{"num_heads": 3}')
-    if found:
+    if effect:
         assert read_checkpoint(root / "runs").config().network.head_dim == 16
         assert read_checkpoint(root / "runs/checkpoint_5").config().network.head_dim == 16
     else:

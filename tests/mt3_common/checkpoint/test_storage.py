@@ -131,10 +131,10 @@ class GoogleStorage(http.server.BaseHTTPRequestHandler):
         url = urllib.parse.urlparse(self.path)
         query = {key: values[0] for key, values in urllib.parse.parse_qs(url.query).items()}
         self.requests.append(url.path)
-        bucket, found, key = url.path.partition("/o/")
+        bucket, separator, key = url.path.partition("/o/")
         if bucket.removesuffix("/o") != "/storage/v1/b/golden-bucket":
             self.reply(404, b"{}")
-        elif not found:
+        elif not separator:
             keys = sorted(str(path.relative_to(GOLDEN)) for path in GOLDEN.rglob("*") if path.is_file())
             first, end = query.get("startOffset", ""), query.get("endOffset", "~")
             keys = [key for key in keys if key.startswith(query.get("prefix", "")) and first <= key < end]
@@ -142,8 +142,8 @@ class GoogleStorage(http.server.BaseHTTPRequestHandler):
         elif not (path := GOLDEN / urllib.parse.unquote(key)).is_file():
             self.reply(404, b"{}")
         elif query.get("alt") != "media":
-            about = {"name": key, "size": str(path.stat().st_size), "generation": "1", "metageneration": "1"}
-            self.reply(200, json.dumps(about).encode())
+            description = {"name": key, "size": str(path.stat().st_size), "generation": "1", "metageneration": "1"}
+            self.reply(200, json.dumps(description).encode())
         else:
             self.send(path.read_bytes())
 
@@ -187,12 +187,12 @@ def bucket(monkeypatch):
 def test_gs_addresses_read_as_local_folders_do(bucket):
     expected = read_checkpoint(CHECKPOINTS / "t5x_zarr").arrays
     for layout in ("t5x_bucket_specs", "t5x_orbax_ocdbt", "t5x_single_file/checkpoint"):
-        found = read_checkpoint(f"gs://golden-bucket/checkpoints/{layout}")
-        assert found.location.startswith("gs://golden-bucket/checkpoints/")
-        assert {name: array.tobytes() for name, array in found.arrays.items()} == {
+        checkpoint = read_checkpoint(f"gs://golden-bucket/checkpoints/{layout}")
+        assert checkpoint.location.startswith("gs://golden-bucket/checkpoints/")
+        assert {name: array.tobytes() for name, array in checkpoint.arrays.items()} == {
             name: array.tobytes() for name, array in expected.items()
         }
-        assert list(found.config_files) == ["gs://golden-bucket/config.json"]
+        assert list(checkpoint.config_files) == ["gs://golden-bucket/config.json"]
     assert any("/o/" in request for request in bucket.requests)
     with pytest.raises(CheckpointError, match=r"gs://golden-bucket/nowhere is no checkpoint"):
         read_checkpoint("gs://golden-bucket/nowhere")

@@ -41,9 +41,9 @@ def test_tensors_are_those_that_pytorch_reads(zipped, tmp_path):
     tree = collections.OrderedDict(views(), epoch=3, size=torch.Size([3]), note={"a": [1.5, None, "b"]})
     tree._metadata = {"": {"version": 1}}
     torch.save(tree, path, _use_new_zipfile_serialization=zipped)
-    found, expected = hf_t5.read_tensors(path), torch.load(path, weights_only=True)
-    assert list(found) == [name for name, value in expected.items() if torch.is_tensor(value)]
-    for name, array in found.items():
+    tensors, expected = hf_t5.read_tensors(path), torch.load(path, weights_only=True)
+    assert list(tensors) == [name for name, value in expected.items() if torch.is_tensor(value)]
+    for name, array in tensors.items():
         tensor = as_numpy(expected[name].detach())
         assert (array.dtype, array.shape) == (tensor.dtype, tensor.shape), name
         assert array.tobytes() == tensor.tobytes(), name
@@ -130,14 +130,14 @@ def test_a_damaged_file_is_one_sentence_or_the_tensors(tmp_path_factory, data):
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content[: data.draw(st.integers(place, len(content)))])
-    found, said = {}, f"{path}: one line"
+    tensors, message = {}, f"{path}: one line"
     try:
-        found = hf_t5.read_tensors(path)
+        tensors = hf_t5.read_tensors(path)
     except CheckpointError as error:
-        said = str(error)
-    assert all(array.size <= 6 for array in found.values())
-    assert said.startswith(f"{path}: ")
-    assert "\n" not in said
+        message = str(error)
+    assert all(array.size <= 6 for array in tensors.values())
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
 
 
 def test_a_memo_of_gigabytes_is_not_made(tmp_path):

@@ -1,4 +1,4 @@
-"""What the command line does with files, errors and interruptions; the network is a stand-in."""
+"""Behaviour of the command line with files, errors and interruptions; the network is a stand-in."""
 
 import codecs
 import errno
@@ -60,7 +60,7 @@ def test_help_lists_options_and_exit_statuses(capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (("--format", "wav"), "'wav' is not one of mid, json, csv, noteseq"),
         (("--beams", "4"), "--beams belongs to --search t5x, not to --search greedy"),
@@ -89,12 +89,12 @@ def test_help_lists_options_and_exit_statuses(capsys):
         (("-o", "x.mid", "--format", "json"), "-o x.mid and --format json contradict each other"),
     ],
 )
-def test_wrong_arguments_are_one_sentence(folder, capsys, argv, said):
+def test_wrong_arguments_are_one_sentence(folder, capsys, argv, message):
     record("song.wav")
     assert infer("song.wav", *argv, load=not_reached) == NOT_STARTED
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert names(folder) == ["song.wav"]
 
@@ -132,16 +132,16 @@ def test_settings_reach_load(folder):
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         ("s3://bucket/x", "is not on this machine, and --offline keeps it from being read"),
         ("http://example.com/x", "give its https:// address"),
     ],
 )
-def test_addresses_that_are_not_read(folder, capsys, address, said):
+def test_addresses_that_are_not_read(folder, capsys, address, message):
     record("a.wav")
     assert infer("a.wav", "--checkpoint", address, "--offline", load=not_reached) == NOT_STARTED
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_offline_takes_the_cache_or_nothing(folder, capsys, monkeypatch):
@@ -202,10 +202,10 @@ def test_a_folder_that_cannot_be_searched_has_failed_and_no_other(folder, capsys
     monkeypatch.setattr(os, "scandir", refused)
     for name in ("in", "in/**/*.wav"):
         assert infer(name, "-o", name.replace("*", "s"), "--quiet") == SOME_FAILED
-        said = "in/deep: this folder cannot be searched: Permission denied"
-        assert capsys.readouterr().err == f"error: {said}\nerror: 1 of 2 inputs failed: in/deep\n"
+        message = "in/deep: this folder cannot be searched: Permission denied"
+        assert capsys.readouterr().err == f"error: {message}\nerror: 1 of 2 inputs failed: in/deep\n"
     assert infer("in/deep") == SOME_FAILED
-    assert capsys.readouterr().err == f"error: {said}\n"
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_a_name_that_is_too_long_has_failed_and_no_other(folder, capsys):
@@ -217,7 +217,7 @@ def test_a_name_that_is_too_long_has_failed_and_no_other(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("audio", "output", "said"),
+    ("audio", "output", "message"),
     [
         (["song.wav", "song.flac"], None, "song.wav and song.flac would both be written to song.mid"),
         (["a/song.wav", "b/song.wav"], "out", "a/song.wav and b/song.wav would both be written to out/song.mid"),
@@ -227,10 +227,10 @@ def test_a_name_that_is_too_long_has_failed_and_no_other(folder, capsys):
         (["song.wav"], "plain", "plain is neither a folder nor a name that ends in"),
     ],
 )
-def test_plan_refuses(folder, audio, output, said):
+def test_plan_refuses(folder, audio, output, message):
     Path("folder").mkdir()
     Path("plain").touch()
-    with pytest.raises(UsageError, match=re.escape(said)):
+    with pytest.raises(UsageError, match=re.escape(message)):
         plan(audio, output)
 
 
@@ -329,16 +329,16 @@ def exhausted_network(frames):
 
 
 @pytest.mark.parametrize(
-    ("generate", "said"),
+    ("generate", "message"),
     [
         (broken_network, "error: song.wav: KeyError: 'x'; --debug shows where\n"),
         (exhausted_network, "error: song.wav: not enough memory; a smaller --batch-size needs less\n"),
     ],
 )
-def test_a_fault_inside_is_one_line_too(folder, capsys, generate, said):
+def test_a_fault_inside_is_one_line_too(folder, capsys, generate, message):
     record("song.wav")
     assert infer("song.wav", generate=generate) == SOME_FAILED
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
     assert names(folder) == ["song.wav"]
 
 
@@ -349,7 +349,7 @@ def test_debug_shows_the_traceback(folder):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ValueError("no checkpoint 'x':\n  there is none"), "error: no checkpoint 'x': there is none\n"),
         (
@@ -359,14 +359,14 @@ def test_debug_shows_the_traceback(folder):
         (FileNotFoundError(2, "No such file or directory", "x/y"), "error: x/y: No such file or directory\n"),
     ],
 )
-def test_a_network_that_cannot_be_loaded(folder, capsys, error, said):
+def test_a_network_that_cannot_be_loaded(folder, capsys, error, message):
     record("song.wav")
 
     def load(**settings):
         raise error
 
     assert infer("song.wav", load=load) == NOT_STARTED
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
 
 
 def test_an_output_folder_that_cannot_be_made(folder, capsys):
@@ -600,7 +600,7 @@ def test_a_list_of_recordings(folder, monkeypatch, capsys):
     assert [line.split(" -> ")[0] for line in capsys.readouterr().out.splitlines()][:-1] == ["a.wav", "in/b.wav"]
     Path("empty.txt").write_text("\n")
     Path("utf16.txt").write_text("a.wav\n", encoding="utf-16")
-    for argv, said in (
+    for argv, message in (
         (("--list", "empty.txt"), "names no recordings"),
         (("--list", "utf16.txt"), "--list utf16.txt is no list of paths, or in UTF-16"),
         (("--list", "a.wav"), "--list a.wav is no list of paths"),
@@ -608,7 +608,7 @@ def test_a_list_of_recordings(folder, monkeypatch, capsys):
         (("--quiet",), "no AUDIO and no --list"),
     ):
         assert infer(*argv, load=not_reached) == NOT_STARTED
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def lines_of(text):
@@ -690,16 +690,16 @@ def test_a_recording_on_stdin(folder, monkeypatch, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"", "stdin: is empty"), (b"no sound", "stdin: is not audio")])
-def test_stdin_without_a_recording(folder, monkeypatch, capsys, content, said):
+@pytest.mark.parametrize(("content", "message"), [(b"", "stdin: is empty"), (b"no sound", "stdin: is not audio")])
+def test_stdin_without_a_recording(folder, monkeypatch, capsys, content, message):
     piped(monkeypatch, content)
     assert infer("-", "-o", "x.mid") == SOME_FAILED
-    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert capsys.readouterr().err.startswith(f"error: {message}")
     assert names(folder) == []
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (("-",), "give -o or --jsonl -"),
         (("-", "--jsonl", "-", "--format", "mid"), "give -o"),
@@ -709,19 +709,19 @@ def test_stdin_without_a_recording(folder, monkeypatch, capsys, content, said):
         (("a.wav", "--quiet", "--verbose"), "not allowed with argument --quiet"),
     ],
 )
-def test_streams_that_contradict(folder, capsys, argv, said):
+def test_streams_that_contradict(folder, capsys, argv, message):
     record("a.wav")
     assert infer(*argv, load=not_reached) == NOT_STARTED
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert names(folder) == ["a.wav"]
 
 
 def test_an_unknown_instrument_is_answered_with_those_that_there_are(folder, capsys):
     record("a.wav")
     assert infer("a.wav", "--instruments", "piano,kazoo", load=not_reached) == NOT_STARTED
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "no instrument 'kazoo'; there are piano, chromatic percussion, organ" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "no instrument 'kazoo'; there are piano, chromatic percussion, organ" in message
 
 
 def test_instruments_are_part_of_what_resume_verifies(folder):
@@ -753,17 +753,17 @@ def test_holding_instruments_is_part_of_what_resume_verifies(folder):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--hold-bias", "1"), "--hold-bias belongs to --hold-instruments"),
         (("--hold-instruments", "--hold-bias", "-1"), "not a number from 0 up"),
         (("--hold-instruments", "--ray", "local"), "on one device"),
     ],
 )
-def test_wrong_ways_to_hold(folder, capsys, options, said):
+def test_wrong_ways_to_hold(folder, capsys, options, message):
     record("a.wav")
     assert infer("a.wav", *options, load=not_reached) == NOT_STARTED
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--velocity", "--tempo"])
@@ -870,18 +870,18 @@ def test_the_notes_can_be_listened_to(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--soundfont", "x.sf2"), "--soundfont belongs to --listen"),
         (("--listen", "--soundfont", "x.sf2"), "x.sf2 is no soundfont"),
         (("--listen", "--soundfont", "a.wav"), "a.wav cannot be loaded as a soundfont"),
     ],
 )
-def test_wrong_ways_to_listen(folder, capsys, options, said):
+def test_wrong_ways_to_listen(folder, capsys, options, message):
     pytest.importorskip("tinysoundfont")
     record("a.wav")
     assert infer("a.wav", *options, load=not_reached) == NOT_STARTED
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert names(folder) == ["a.wav"]
 
 

@@ -1,4 +1,4 @@
-"""What a summary remembers, what it refuses, and that a kill at any moment costs nothing but time."""
+"""Tests of what a summary remembers and refuses, and that a kill at any moment costs nothing but time."""
 
 import json
 import os
@@ -45,12 +45,12 @@ def test_what_was_appended_is_done(tmp_path, output):
     written = Summary(path)
     assert not written.is_done(ABOUT, [output])
     written.append(line_about(output))
-    for found in (written, Summary(path)):
-        assert found.is_done(ABOUT, [output])
+    for record in (written, Summary(path)):
+        assert record.is_done(ABOUT, [output])
         # a name says nothing
-        assert found.is_done(ABOUT, [shutil.copy(output, tmp_path / "b.mid") and tmp_path / "b.mid"])
-        assert not found.is_done(ABOUT, [output, tmp_path / "a.json"])
-        assert not found.is_done(ABOUT, [tmp_path / "absent.mid"])
+        assert record.is_done(ABOUT, [shutil.copy(output, tmp_path / "b.mid") and tmp_path / "b.mid"])
+        assert not record.is_done(ABOUT, [output, tmp_path / "a.json"])
+        assert not record.is_done(ABOUT, [tmp_path / "absent.mid"])
     assert len(path.read_text().splitlines()) == 1
     output.write_bytes(b"Notes")
     assert not Summary(path).is_done(ABOUT, [output])
@@ -67,16 +67,16 @@ def test_what_was_appended_is_done(tmp_path, output):
     ],
 )
 def test_anything_else_is_not_done(tmp_path, output, other):
-    found = Summary(tmp_path / "summary.jsonl")
-    found.append(line_about(output))
-    assert found.is_done(ABOUT, [output])
-    assert not found.is_done(ABOUT | other, [output])
+    record = Summary(tmp_path / "summary.jsonl")
+    record.append(line_about(output))
+    assert record.is_done(ABOUT, [output])
+    assert not record.is_done(ABOUT | other, [output])
 
 
 def test_failures_are_not_done(tmp_path, output):
-    found = Summary(tmp_path / "summary.jsonl")
-    found.append(line_about(output, status="failed"))
-    found.append({"audio": "x", "status": "failed", "error": "no such file"})
+    record = Summary(tmp_path / "summary.jsonl")
+    record.append(line_about(output, status="failed"))
+    record.append({"audio": "x", "status": "failed", "error": "no such file"})
     assert not Summary(tmp_path / "summary.jsonl").is_done(ABOUT, [output])
 
 
@@ -87,9 +87,9 @@ def test_a_line_that_was_cut_short_costs_nothing_else(tmp_path, output):
     whole = path.read_bytes()
     for length in [*range(0, len(whole), 23), len(summary.HEAD), len(whole) - 2, len(whole) - 1]:
         path.write_bytes(whole + whole[:length])
-        found = Summary(path)
-        assert found.is_done(ABOUT, [output])
-        found.append(line_about(output, **other))
+        record = Summary(path)
+        assert record.is_done(ABOUT, [output])
+        record.append(line_about(output, **other))
         assert Summary(path).is_done(ABOUT, [output])
         assert Summary(path).is_done(other, [output])
         path.write_bytes(whole[:length])
@@ -216,13 +216,13 @@ while True:
     if status == 0:
         break
     kills += 1
-    found = {name: data for name, data in content().items() if name in expected}
-    if any(data != expected[name] for name, data in found.items()):
+    files = {name: data for name, data in content().items() if name in expected}
+    if any(data != expected[name] for name, data in files.items()):
         wrong.append(f"{kills}: half-written")
     lines = Path("out/summary.jsonl").read_text().splitlines() if Path("out/summary.jsonl").exists() else []
     partly += 0 < len(lines) < 3
     outputs = [output["path"] for line in lines for output in json.loads(line)["outputs"].values()]
-    kept = {path: os.stat(path).st_ino for path in outputs}
+    inodes = {path: os.stat(path).st_ino for path in outputs}
     if forked([*ARGUMENTS, "--resume"]) != 0:
         wrong.append(f"{kills}: resume failed")
     after = content()
@@ -231,7 +231,7 @@ while True:
         wrong.append(f"{kills}: {sorted(after)}")
     if sorted(json.loads(line)["audio"] for line in lines) != ["in/a.wav", "in/b.wav", "in/c.wav"]:
         wrong.append(f"{kills}: {len(lines)} lines")
-    if any(os.stat(path).st_ino != inode for path, inode in kept.items()):
+    if any(os.stat(path).st_ino != inode for path, inode in inodes.items()):
         wrong.append(f"{kills}: done twice")
 print(json.dumps([wrong, kills, partly]))
 """

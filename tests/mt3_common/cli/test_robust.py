@@ -184,9 +184,9 @@ def test_a_full_disk(folder, capsys, ending):
     capsys.readouterr()
     with files_of_at_most(20):
         assert infer("a.wav", "--format", ending) == SOME_FAILED
-        said = complaint(capsys)
+        message = complaint(capsys)
         assert infer("a.wav", "-o", "out", "--format", ending) == SOME_FAILED
-    assert f"a.{ending} cannot be written: File too large" in said
+    assert f"a.{ending} cannot be written: File too large" in message
     assert names(folder) == [f"a.{ending}", "a.wav"]
     assert Path(f"a.{ending}").read_bytes() == before
 
@@ -356,8 +356,8 @@ def test_killed_again_and_again(album, tmp_path, jobs):
         process.kill()
         process.communicate()
         kills += 1
-        found = {name: data for name, data in notes_in(tmp_path / "out").items() if not name.endswith(".tmp")}
-        assert found.items() <= expected.items()
+        contents = {name: data for name, data in notes_in(tmp_path / "out").items() if not name.endswith(".tmp")}
+        assert contents.items() <= expected.items()
     result = run(*command)
     assert result.returncode == SUCCESS, result.stderr
     assert notes_in(tmp_path / "out") == expected
@@ -396,10 +396,10 @@ def test_any_number_of_jobs_writes_the_same(album, tmp_path, jobs):
     assert result.returncode == SUCCESS, result.stderr
     assert notes_in(tmp_path) == notes_in(album / "whole")
     # in order, whoever is written first
-    said = [Path(line.split(" -> ")[0]).name for line in result.stdout.splitlines()][:-1]
-    assert said == sorted(path.name for path in (album / "in").iterdir())
+    order = [Path(line.split(" -> ")[0]).name for line in result.stdout.splitlines()][:-1]
+    assert order == sorted(path.name for path in (album / "in").iterdir())
     summary = [json.loads(line) for line in (tmp_path / "summary.jsonl").read_text().splitlines()]
-    assert [Path(line["audio"]).name for line in summary] == said
+    assert [Path(line["audio"]).name for line in summary] == order
 
 
 # --- at random
@@ -419,8 +419,8 @@ def fuzz():
     ("kind", "count"), [("audio", 40), ("midi", 60), ("json", 60), ("summary", 20), ("checkpoint", 15), ("options", 40)]
 )
 def test_damaged_files_and_odd_options(fuzz, kind, count):
-    found = {number: fuzz.wrong(kind, 20, number) for number in range(count)}
-    assert {number: texts for number, texts in found.items() if texts} == {}
+    faults = {number: fuzz.wrong(kind, 20, number) for number in range(count)}
+    assert {number: texts for number, texts in faults.items() if texts} == {}
 
 
 @POSIX

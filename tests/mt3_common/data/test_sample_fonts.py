@@ -38,16 +38,16 @@ def write_index(folder, rows):
             index.writerow(row | {"split": split, "level_db": level, "articulation": articulation})
 
 
-def heard(path, key, velocity=100, seconds=1.0, held=None, is_drum=False, program=40):
-    """What tinysoundfont plays: (n,) float32 at 44.1 kHz; the note ends after `held` seconds."""
+def heard(path, key, velocity=100, seconds=1.0, hold=None, is_drum=False, program=40):
+    """Return what tinysoundfont plays: (n,) float32 at 44.1 kHz; the note ends after `hold` seconds."""
     synth = tinysoundfont.Synth(samplerate=44100)
     font = synth.sfload(str(path))
     synth.program_select(0, font, 128 if is_drum else 0, 0 if is_drum else program, is_drum)
     synth.noteon(0, key, velocity)
-    parts = [synth.generate(round((held or seconds) * 44100))]
-    if held:
+    parts = [synth.generate(round((hold or seconds) * 44100))]
+    if hold:
         synth.noteoff(0, key)
-        parts.append(synth.generate(round((seconds - held) * 44100)))
+        parts.append(synth.generate(round((seconds - hold) * 44100)))
     return np.concatenate([np.frombuffer(part, np.float32).reshape(-1, 2).sum(axis=1) for part in parts])
 
 
@@ -103,7 +103,7 @@ def test_loops_sound_on_without_a_break_and_other_notes_end(notes, tmp_path):
     assert steps[2:].min() > 0.8 * steps.max()
     assert np.abs(heard(path, 64, seconds=3.0)[2 * 44100 :]).max() == 0
     # it ends when the key is let go
-    assert np.abs(heard(path, 60, seconds=2.0, held=1.0)[round(1.4 * 44100) :]).max() < 0.01 * steps.max()
+    assert np.abs(heard(path, 60, seconds=2.0, hold=1.0)[round(1.4 * 44100) :]).max() < 0.01 * steps.max()
 
 
 def test_loudness_chooses_the_layer(notes, tmp_path):

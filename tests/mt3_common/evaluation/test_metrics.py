@@ -34,11 +34,11 @@ def heard(notes):
 @settings(deadline=None, max_examples=60)
 def test_onset_measures_are_mir_evals(references, estimates):
     ours = metrics.evaluate(references, estimates)
-    mine, expected = ([n for n in notes if not n.is_drum] for notes in (references, estimates))
-    if not mine or not expected:
-        assert ours["onset"] == float(not mine and not expected)
+    pitched_references, expected = ([n for n in notes if not n.is_drum] for notes in (references, estimates))
+    if not pitched_references or not expected:
+        assert ours["onset"] == float(not pitched_references and not expected)
         return
-    arrays = [*heard(mine), *heard(expected)]
+    arrays = [*heard(pitched_references), *heard(expected)]
     precision, recall, f1, _ = mir_eval.transcription.precision_recall_f1_overlap(*arrays, offset_ratio=None)
     assert (ours["onset_precision"], ours["onset_recall"], ours["onset"]) == pytest.approx((precision, recall, f1))
     _, _, f1, _ = mir_eval.transcription.precision_recall_f1_overlap(*arrays)
@@ -52,13 +52,13 @@ def test_the_velocity_measure_is_mir_evals(references, others, scale, shift):
     """Of estimates among which many are references, their velocities scaled and moved, unevenly."""
     moved = [n._replace(velocity=min(127, max(1, round(scale * n.velocity) + shift + n.pitch % 5))) for n in references]
     estimates = moved + others
-    mine, theirs = ([n for n in notes if not n.is_drum] for notes in (references, estimates))
+    pitched_references, pitched_estimates = ([n for n in notes if not n.is_drum] for notes in (references, estimates))
     ours = metrics.evaluate(references, estimates)
-    if not mine or not theirs:
-        assert ours["onset_offset_velocity"] == float(not mine and not theirs)
+    if not pitched_references or not pitched_estimates:
+        assert ours["onset_offset_velocity"] == float(not pitched_references and not pitched_estimates)
         return
     arrays = []
-    for notes in (mine, theirs):
+    for notes in (pitched_references, pitched_estimates):
         arrays += [*heard(notes), np.array([n.velocity for n in notes])]
     expected = mir_eval.transcription_velocity.precision_recall_f1_overlap(*arrays)[:3]
     names = ("onset_offset_velocity_precision", "onset_offset_velocity_recall", "onset_offset_velocity")

@@ -24,11 +24,11 @@ BUNDLED_FONT = Path(pretty_midi.__file__).parent / "TimGM6mb.sf2"
 
 
 def players():
-    found = [sonify.TonePlayer()]
+    instances = [sonify.TonePlayer()]
     # without tinysoundfont
     with contextlib.suppress(ValueError):
-        found.append(sonify.FontPlayer(BUNDLED_FONT))
-    return found
+        instances.append(sonify.FontPlayer(BUNDLED_FONT))
+    return instances
 
 
 PLAYERS = pytest.mark.parametrize("player", players(), ids=lambda player: type(player).__name__)

@@ -44,9 +44,9 @@ def test_other_names_are_refused_with_those_that_there_are(text):
 @settings(deadline=None, max_examples=50)
 @given(programs=st.frozensets(st.integers(0, 127)), drums=st.booleans())
 def test_the_text_of_instruments_names_them(programs, drums):
-    found = Instruments(programs, drums)
+    instruments = Instruments(programs, drums)
     if programs or drums:
-        assert parse_instruments(str(found)) == found
+        assert parse_instruments(str(instruments)) == instruments
 
 
 @pytest.mark.parametrize("text", ["piano,bass,drums", "violin", "drums", "0"])

@@ -34,9 +34,9 @@ def clicks(path: Path, times, seconds: float, rate: int = 22050) -> Path:
 def test_beats_of_a_recording_are_found(tmp_path, bpm, seconds):
     pytest.importorskip("librosa")
     times = np.arange(0.7, seconds - 0.5, 60 / bpm)
-    found = beats.find_beats(clicks(tmp_path / "a.wav", times, seconds))
-    assert 60 / found.interval == pytest.approx(bpm, rel=0.02)
-    inside = [beat for beat in found.beats if times[0] <= beat <= times[-1]]
+    tempo_map = beats.find_beats(clicks(tmp_path / "a.wav", times, seconds))
+    assert 60 / tempo_map.interval == pytest.approx(bpm, rel=0.02)
+    inside = [beat for beat in tempo_map.beats if times[0] <= beat <= times[-1]]
     assert len(inside) > 0.9 * len(times)
     assert np.mean([np.abs(times - beat).min() < 0.05 for beat in inside]) > 0.95
 
@@ -48,9 +48,9 @@ def test_start_and_duration_and_downbeats(tmp_path):
     path = clicks(tmp_path / "a.wav", times, 20.0)
     notes = [Note(time - 1.0, time - 0.9, 60 + number % 4 // 2, 100) for number, time in enumerate(times)]
     notes += [Note(time - 1.0, time - 0.9, 40, 100) for time in times[2::4]]
-    found = beats.find_beats(path, notes, start=1.0, duration=15.0)
-    assert found.beats[-1] < 15.1
-    first = found.beats[found.downbeat]
+    tempo_map = beats.find_beats(path, notes, start=1.0, duration=15.0)
+    assert tempo_map.beats[-1] < 15.1
+    first = tempo_map.beats[tempo_map.downbeat]
     assert (first + 0.05) % 2.0 == pytest.approx(1.05, abs=0.1)
 
 
@@ -101,19 +101,19 @@ def test_notes_stay_where_they_are_within_a_tick(tmp_path_factory, beats, onsets
     notes = [Note(onset, onset + 0.5, 20 + number, 100, 8) for number, onset in enumerate(onsets)]
     midi.write_midi(notes, path, beats)
     tick = max(np.diff(beats.beats).max(), beats.beats[0]) / 960
-    found = {note.pitch: note for note in midi.read_midi(path)}
+    by_pitch = {note.pitch: note for note in midi.read_midi(path)}
     for note in notes:
-        assert abs(found[note.pitch].onset - note.onset) <= tick
-        assert abs(found[note.pitch].offset - note.offset) <= tick
+        assert abs(by_pitch[note.pitch].onset - note.onset) <= tick
+        assert abs(by_pitch[note.pitch].offset - note.offset) <= tick
 
 
 def test_other_readers_find_the_beats_and_bars(tmp_path):
     beats = Tempo((0.8, 1.3, 1.9, 2.4, 2.8, 3.3), 1)
     midi.write_midi([Note(1.3, 3.3, 60, 100)], tmp_path / "a.mid", beats)
     read = pretty_midi.PrettyMIDI(str(tmp_path / "a.mid"))
-    found = read.get_beats()
+    times = read.get_beats()
     for beat in beats.beats[:-1]:
-        assert np.abs(found - beat).min() < 1e-5
+        assert np.abs(times - beat).min() < 1e-5
     # 0.0, 0.4 and 0.8 make a bar of their own
     assert [(change.numerator, change.denominator) for change in read.time_signature_changes][-1] == (4, 4)
     assert np.abs(read.get_downbeats() - 1.3).min() < 1e-5
@@ -132,8 +132,8 @@ def test_hours_keep_their_place(tmp_path):
     beats = tuple(np.cumsum(np.tile([0.4137731, 0.5911317, 0.4900049], 7000)).tolist())
     notes = [Note(time, time + 0.3, 60, 100) for time in beats[::50]]
     midi.write_midi(notes, tmp_path / "a.mid", Tempo(beats))
-    for ours, theirs in zip(notes, midi.read_midi(tmp_path / "a.mid"), strict=True):
-        assert abs(ours.onset - theirs.onset) < 2e-6
+    for ours, copy in zip(notes, midi.read_midi(tmp_path / "a.mid"), strict=True):
+        assert abs(ours.onset - copy.onset) < 2e-6
 
 
 def test_without_librosa_it_says_what_to_install(tmp_path, monkeypatch):

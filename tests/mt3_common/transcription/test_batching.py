@@ -66,7 +66,7 @@ def test_every_segment_comes_back_in_order_from_halves(lengths, batch_size, hold
             Held(Segment(number, 0.0, frames, 1), np.zeros(0, np.int32), bias) for number, frames in enumerate(segments)
         ]
     begun = []
-    found = list(
+    results = list(
         batching.decode_continuously(
             lambda rows: TwoThreadBatch(Counting, rows, lambda: begun.append(threading.current_thread())),
             segments,
@@ -74,7 +74,7 @@ def test_every_segment_comes_back_in_order_from_halves(lengths, batch_size, hold
             min(batch_size, len(lengths)),
         )
     )
-    assert [ids.tolist() for ids in found] == [[number + 2] * length for number, length in enumerate(lengths)]
+    assert [ids.tolist() for ids in results] == [[number + 2] * length for number, length in enumerate(lengths)]
     assert 1 <= len(begun) <= 2
     assert threading.main_thread() not in begun
 
@@ -98,7 +98,7 @@ def decode_held(lengths, needed, batch_size):
 
         def advance(self):
             self.lived.append(sum(done < length for _, length, done in self.rows))
-            assert sum(sum(done < length for _, length, done in each.rows) for each in made) == self.lived[-1]
+            assert sum(sum(done < length for _, length, done in batch.rows) for batch in made) == self.lived[-1]
             return super().advance()
 
     def asked():

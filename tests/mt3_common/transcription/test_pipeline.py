@@ -110,9 +110,9 @@ def test_a_stage_counts_alone(audio, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: now[threading.get_ident()])
     monkeypatch.setattr(reader, "stream_audio", lambda *args, **options: after(1.0, stream_audio(*args, **options)))
     monkeypatch.setattr(reader, "segments", lambda *args: after(10.0, segments(*args)))
-    found = Transcriber(CONFIG, network).transcribe(audio)
+    result = Transcriber(CONFIG, network).transcribe(audio)
     # seven blocks of a second, four segments
-    assert found.seconds == {"audio": 7.0, "spectrogram": 40.0, "waiting": 0.0, "network": 400.0, "notes": 0.0}
+    assert result.seconds == {"audio": 7.0, "spectrogram": 40.0, "waiting": 0.0, "network": 400.0, "notes": 0.0}
 
 
 def test_the_network_gets_the_segments_of_the_recording(audio):
@@ -182,9 +182,9 @@ def test_memory_does_not_grow_with_the_recording(tmp_path):
         soundfile.write(path, np.zeros(seconds * RATE), RATE)
         tracemalloc.start()
         Transcriber(CONFIG, lambda frames: ([1] for _ in frames)).transcribe(path)
-        found = tracemalloc.get_traced_memory()[1]
+        size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return size
 
     peak(20)  # what is computed once and kept
     assert peak(200) < 1.2 * peak(20)
@@ -213,9 +213,9 @@ def test_write_follows_the_ending(tmp_path, transcription):
 def test_bundled_checkpoints_are_what_the_manifest_says():
     root = Path(pipeline.__file__).parents[2] / "checkpoints"
     manifest = json.loads((root / "manifest.json").read_text())
-    found = find_checkpoint()
-    assert Path(found.path) == root / manifest["default"]
-    assert found == find_checkpoint(manifest["default"])
+    checkpoint = find_checkpoint()
+    assert Path(checkpoint.path) == root / manifest["default"]
+    assert checkpoint == find_checkpoint(manifest["default"])
     for name, entry in manifest["checkpoints"].items():
         assert entry["licence"], name
         assert entry["source"], name
@@ -273,7 +273,7 @@ def test_recordings_share_batches_and_come_out_as_if_alone(tmp_path, ahead, read
     together = list(transcriber.transcribe_many(requests, readers))
     alone = [Transcriber(CONFIG, listening(1)).transcribe(*request[:2]) for request in requests]
     assert together == alone
-    assert [found.num_segments for found in together] == [3, 1, 5, 1]
+    assert [result.num_segments for result in together] == [3, 1, 5, 1]
     # every batch is full but the last
     assert rows == [ahead] * (10 // ahead) + [10 % ahead] * (10 % ahead > 0)
 
@@ -299,16 +299,16 @@ def test_bad_recordings_leave_the_others_alone(tmp_path, monkeypatch, ahead):
     soundfile.write(paths[1], samples, RATE, subtype="FLOAT")
     paths[3].write_bytes(b"no sound")
     transcriber = Transcriber(CONFIG, listening(ahead))
-    found = list(transcriber.transcribe_many(map(Request, [tmp_path / "missing", *paths, paths[0]]), 2))
-    assert [str(result) for result in found if isinstance(result, Exception)] == [
+    results = list(transcriber.transcribe_many(map(Request, [tmp_path / "missing", *paths, paths[0]]), 2))
+    assert [str(result) for result in results if isinstance(result, Exception)] == [
         f"{tmp_path / 'missing'}: no such file",
         f"{paths[1]}: the sample at 6.000 s is nan, which is no sound; export the file again",
         f"{paths[3]}: is not audio that can be read (Format not recognised); if other programs play it, "
         '`pip install "mt3-twins[audio]"` for FFmpeg\'s decoders',
     ]
-    assert [number for number, result in enumerate(found) if isinstance(result, Transcription)] == [1, 3, 5]
-    assert found[1] == found[5] == transcriber.transcribe(paths[0])
-    assert found[3] == transcriber.transcribe(paths[2])
+    assert [number for number, result in enumerate(results) if isinstance(result, Transcription)] == [1, 3, 5]
+    assert results[1] == results[5] == transcriber.transcribe(paths[0])
+    assert results[3] == transcriber.transcribe(paths[2])
 
 
 @pytest.mark.parametrize("ahead", [1, 4])
@@ -318,25 +318,25 @@ def test_a_network_that_fails_blames_one_recording(tmp_path, ahead):
     told = []
 
     def failing(segments):
-        kept = []
+        references = []
 
         def watched():
             for segment in segments:
-                kept.append(segment)
+                references.append(segment)
                 yield segment
 
         for number, ids in enumerate(listening(ahead)(watched())):
-            if kept[number].index == 2 and np.array_equal(kept[number].frames, bad):
+            if references[number].index == 2 and np.array_equal(references[number].frames, bad):
                 raise MemoryError("too much")
             yield ids
 
     samples, _ = soundfile.read(paths[1], dtype="float32")
     bad = list(segments(samples, CONFIG))[2].frames
     requests = [Request(path, on_notes=lambda notes, path=path: told.append((path, notes))) for path in paths]
-    found = list(Transcriber(CONFIG, failing).transcribe_many(requests, 2))
-    assert [type(result) for result in found] == [Transcription, MemoryError, Transcription]
-    assert found[2] == Transcriber(CONFIG, listening(1)).transcribe(paths[2])
-    for path, result in zip(paths, found):
+    results = list(Transcriber(CONFIG, failing).transcribe_many(requests, 2))
+    assert [type(result) for result in results] == [Transcription, MemoryError, Transcription]
+    assert results[2] == Transcriber(CONFIG, listening(1)).transcribe(paths[2])
+    for path, result in zip(paths, results):
         if isinstance(result, Transcription):
             assert [note for where, notes in told if where == path for note in notes] == result.notes
 
@@ -349,9 +349,9 @@ def test_a_network_that_does_not_answer(tmp_path, wrong):
         for segment in itertools.islice(segments, wrong == "early"):
             yield [segment.index]
 
-    found = list(Transcriber(CONFIG, generate).transcribe_many(map(Request, recordings(tmp_path, 3.0, 1.0))))
+    results = list(Transcriber(CONFIG, generate).transcribe_many(map(Request, recordings(tmp_path, 3.0, 1.0))))
     expected = [RuntimeError, Transcription if wrong == "early" else RuntimeError]
-    assert [type(result) for result in found] == expected
+    assert [type(result) for result in results] == expected
 
 
 def threads():
@@ -369,7 +369,7 @@ def test_nobody_reads_on_when_nobody_asks(tmp_path):
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_ctrl_c_while_a_thread_starts_leaves_no_thread(tmp_path, monkeypatch, begun):
-    """Where one is left, it may abort the process when that ends."""
+    """A thread that is left may abort the process when that ends."""
     paths = recordings(tmp_path, 30.0, 30.0)
     start = threading.Thread.start
 
@@ -414,8 +414,8 @@ def test_before_is_called_first_and_may_refuse(tmp_path):
 
     path = recordings(tmp_path, 1.0)[0]
     requests = [Request(tmp_path / "missing", before_reading=refuse), Request(path, before_reading=path.touch)]
-    found = list(Transcriber(CONFIG, listening(1)).transcribe_many(requests))
-    assert (str(found[0]), found[1].num_segments) == ("no", 1)
+    results = list(Transcriber(CONFIG, listening(1)).transcribe_many(requests))
+    assert (str(results[0]), results[1].num_segments) == ("no", 1)
 
 
 def holding(answers, rows):
@@ -463,28 +463,28 @@ def test_what_goes_on_is_asked_for_again_under_its_program(audio):
     taken = []
 
     def generate(segments):
-        for held in segments:
-            if held is None:
+        for request in segments:
+            if request is None:
                 return
-            taken.append(held)
-            number = held.segment.index
-            yield np.concatenate([held.forced, again[number]]) if len(held.forced) else free[number]
+            taken.append(request)
+            number = request.segment.index
+            yield np.concatenate([request.forced, again[number]]) if len(request.forced) else free[number]
 
-    found = Transcriber(CONFIG, generate, continuity=InstrumentContinuity(1.5, 1)).transcribe(audio)
-    assert [held.segment.index for held in taken] == [0, 1, 1, 2, 3, 3]
-    forced = [[vocabulary.events[token - 3] for token in held.forced] for held in taken]
+    result = Transcriber(CONFIG, generate, continuity=InstrumentContinuity(1.5, 1)).transcribe(audio)
+    assert [request.segment.index for request in taken] == [0, 1, 1, 2, 3, 3]
+    forced = [[vocabulary.events[token - 3] for token in request.forced] for request in taken]
     assert [forced[number] for number in (0, 1, 3, 4)] == [[]] * 4
     assert forced[2] == [program(8), c, program(40), e, tie]
     assert forced[5] == [program(8), e, tie]
-    ends = {(note.pitch, note.program): round(note.offset, 2) for note in found.notes}
+    ends = {(note.pitch, note.program): round(note.offset, 2) for note in result.notes}
     assert set(ends) == {(60, 8), (67, 8), (64, 40), (62, 8), (64, 8), (60, 0)}
     assert (ends[67, 8], ends[64, 40], ends[62, 8]) == (2.04, 4.29, 4.09)
     first = 3 + vocabulary.ranges["program"][0]
-    unbiased = [{token - first for token in np.flatnonzero(held.bias == 0).tolist()} for held in taken]
+    unbiased = [{token - first for token in np.flatnonzero(request.bias == 0).tolist()} for request in taken]
     assert [programs & set(range(128)) for programs in unbiased[::2]] == [set(range(128)), {8, 40}, set(range(128))]
     assert unbiased[5] & set(range(128)) == {8, 40}
     assert set(taken[2].bias.tolist()) == {-1.5, 0.0}
-    assert found.metadata["held"] == 1.5
+    assert result.metadata["held"] == 1.5
 
 
 @pytest.mark.parametrize(("at_once", "rows"), [(1, 3), (2, 2), (2, 5), (8, 8)])
@@ -498,7 +498,7 @@ def test_held_recordings_come_out_as_if_alone_whatever_runs_beside_them(tmp_path
     assert len({len(notes) for notes in alone}) > 1
     transcriber = Transcriber(CONFIG, holding(answers, rows), continuity=InstrumentContinuity(1.0, at_once))
     *together, missing = transcriber.transcribe_many(map(Request, [*paths, tmp_path / "missing"]))
-    assert [found.notes for found in together] == alone
+    assert [result.notes for result in together] == alone
     assert isinstance(missing, AudioError)
 
 
@@ -544,12 +544,12 @@ def test_held_recordings_go_through_a_running_batch(tmp_path):
     for ahead, readers in ((1, 1), (1, 3), (3, 1), (8, 2)):
         again.clear()
         transcriber = Transcriber(CONFIG, generate, continuity=InstrumentContinuity(1.0, ahead))
-        found = list(transcriber.transcribe_many(map(Request, paths), readers))
-        assert [transcription.num_segments for transcription in found] == [3, 5, 1, 2, 4]
+        results = list(transcriber.transcribe_many(map(Request, paths), readers))
+        assert [transcription.num_segments for transcription in results] == [3, 5, 1, 2, 4]
         assert sorted(again) == [1, 1, 1, 1, 2, 2, 2, 4]
-        assert {note.program for transcription in found for note in transcription.notes} == {0}
-        assert expected in (None, [transcription.notes for transcription in found])
-        expected = [transcription.notes for transcription in found]
+        assert {note.program for transcription in results for note in transcription.notes} == {0}
+        assert expected in (None, [transcription.notes for transcription in results])
+        expected = [transcription.notes for transcription in results]
 
 
 def test_a_model_without_ties_has_nothing_to_hold():
@@ -566,16 +566,16 @@ def test_velocities_come_from_the_segment_that_a_note_begins_in(tmp_path, ahead)
     soundfile.write(tmp_path / "a.wav", first + second, RATE, subtype="FLOAT")
     transcriber = Transcriber(CONFIG, answering(ids_of(NOTES), ahead))
     told = []
-    found = transcriber.transcribe(tmp_path / "a.wav", velocity="estimate", on_notes=told.extend)
-    velocities = {(note.pitch, note.is_drum): note.velocity for note in found.notes}
+    result = transcriber.transcribe(tmp_path / "a.wav", velocity="estimate", on_notes=told.extend)
+    velocities = {(note.pitch, note.is_drum): note.velocity for note in result.notes}
     assert 80 < velocities[60, False] < 127
     assert 30 < velocities[64, False] < velocities[60, False] / 1.5
     assert velocities[67, False] < 5
-    assert told == found.notes
-    assert found.notes == transcriber_of(ids_of(NOTES)).transcribe(tmp_path / "a.wav", velocity="estimate").notes
+    assert told == result.notes
+    assert result.notes == transcriber_of(ids_of(NOTES)).transcribe(tmp_path / "a.wav", velocity="estimate").notes
     fixed = transcriber_of(ids_of(NOTES)).transcribe(tmp_path / "a.wav", velocity=33).notes
     assert {note.velocity for note in fixed} == {33}
-    assert [note._replace(velocity=0) for note in fixed] == [note._replace(velocity=0) for note in found.notes]
+    assert [note._replace(velocity=0) for note in fixed] == [note._replace(velocity=0) for note in result.notes]
 
 
 def transcriber_of(answers):
@@ -583,8 +583,8 @@ def transcriber_of(answers):
 
 
 def test_a_tempo_goes_into_the_files(audio, tmp_path):
-    found = transcriber_of(ids_of(NOTES)).transcribe(audio, tempo=90)
-    assert (found.tempo.beats, found.metadata["bpm"]) == ((0.0, 60 / 90), 90.0)
-    found.write(tmp_path / "a.mid")
+    result = transcriber_of(ids_of(NOTES)).transcribe(audio, tempo=90)
+    assert (result.tempo.beats, result.metadata["bpm"]) == ((0.0, 60 / 90), 90.0)
+    result.write(tmp_path / "a.mid")
     onsets = sorted(note.onset for note in midi.read_midi(tmp_path / "a.mid"))
-    assert onsets == pytest.approx(sorted(note.onset for note in found.notes), abs=1e-3)
+    assert onsets == pytest.approx(sorted(note.onset for note in result.notes), abs=1e-3)

@@ -162,9 +162,9 @@ def test_one_that_cannot_be_started_again_is_left_out(pool_of, capfd):
             yield from segments_of([value])
 
     ids = transcriber.generate(segments())
-    found = [next(ids)[0]]
+    answers = [next(ids)[0]]
     pool.workers[1]._process.kill()
-    assert found + [answer[0] for answer in ids] == values
+    assert answers + [answer[0] for answer in ids] == values
     again = "note: the process on fragile ended with status 3; it is started again"
     assert capfd.readouterr().err.splitlines() == [
         "note: the process on fragile was killed (SIGKILL); it is started again",
@@ -203,12 +203,12 @@ def test_who_stops_asking_leaves_nothing_behind(pool_of):
 
 
 def test_a_network_that_cannot_be_loaded(stand_in):
-    for device, kind, said in (
+    for device, kind, message in (
         ("nowhere", ValueError, "no device 'nowhere' here; there are: here"),
         ("broken", WorkerError, "the process on broken ended with status 3 before the network was loaded"),
     ):
         pool = Pool([ProcessWorker(stand_in.load, {}, device, 1)], 4)
-        with pytest.raises(kind, match=f"^{said}$"):
+        with pytest.raises(kind, match=f"^{message}$"):
             pool.transcriber()
         assert pool.workers[0]._process is None
 
@@ -216,11 +216,11 @@ def test_a_network_that_cannot_be_loaded(stand_in):
 def test_a_process_that_nobody_waits_for_ends_quietly(stand_in, capfd):
     """As when the one that started it was killed while it loaded its network."""
     context = multiprocessing.get_context("spawn")
-    connection, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, stand_in.load, {"device": "cpu"}, {}))
+    connection, far_end = context.Pipe()
+    process = context.Process(target=serve, args=(far_end, stand_in.load, {"device": "cpu"}, {}))
     process.start()
     connection.close()
-    theirs.close()
+    far_end.close()
     process.join()
     assert process.exitcode == 0
     assert capfd.readouterr().err == ""
