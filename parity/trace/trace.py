@@ -91,13 +91,17 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the processor's model, as Linux or Python names it; libraries choose kernels, so roundings, by it."""
+    """Return the processor's model, as Linux or Python names it; libraries choose kernels, so roundings, by it.
+
+    Clouds call many processors by one name, so Linux' numbers of the family and the model stand behind it.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())
+    fields = dict(reversed([[part.strip() for part in line.partition(":")[::2]] for line in lines if ":" in line]))
+    numbers = [f"{field.removeprefix('cpu ')} {fields[field]}" for field in ("cpu family", "model") if field in fields]
+    return ", ".join([fields.get("model name", platform.processor()), *numbers])
 
 
 def digest(array: np.ndarray) -> str:
