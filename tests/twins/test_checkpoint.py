@@ -22,11 +22,11 @@ LAYOUTS = sorted(path.name for path in (GOLDEN / "model" / "checkpoints").iterdi
 HEADS = {"num_heads": 3}
 
 
-def same(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, array in ours.items():
-        assert array.dtype == theirs[name].dtype
-        np.testing.assert_array_equal(array.view(np.uint8), theirs[name].view(np.uint8), err_msg=name)
+def same(candidate, reference):
+    assert candidate.keys() == reference.keys()
+    for name, array in candidate.items():
+        assert array.dtype == reference[name].dtype
+        np.testing.assert_array_equal(array.view(np.uint8), reference[name].view(np.uint8), err_msg=name)
 
 
 def test_there_are_seven_layouts():
@@ -49,12 +49,12 @@ def test_a_file_that_one_twin_saves_the_other_loads(tmp_path, golden_config, gol
     bits = {name: array.astype(ml_dtypes.bfloat16) for name, array in golden_arrays.items()}
     for number, arrays in enumerate((golden_arrays, bits)):
         jax_checkpoint.save(tmp_path / f"jax{number}.safetensors", jax_checkpoint.to_params(arrays), config)
-        model, found = torch_checkpoint.load(tmp_path / f"jax{number}.safetensors")
-        assert found == config
+        model, loaded_config = torch_checkpoint.load(tmp_path / f"jax{number}.safetensors")
+        assert loaded_config == config
         same(torch_checkpoint.to_arrays(model.state_dict()), arrays)
         torch_checkpoint.save(tmp_path / f"torch{number}.safetensors", model, config)
-        params, found = jax_checkpoint.load(tmp_path / f"torch{number}.safetensors")
-        assert found == config
+        params, loaded_config = jax_checkpoint.load(tmp_path / f"torch{number}.safetensors")
+        assert loaded_config == config
         same(jax_checkpoint.to_arrays(params), arrays)
 
 
@@ -100,8 +100,8 @@ def test_the_public_pth_loads_and_its_table_is_named(twin, tmp_path, golden_arra
     assert hf_t5_file(path, golden_arrays, 0) == len(golden_arrays) + 4
     with pytest.warns(UserWarning, match="sinusoid table of the PyTorch ports"):
         weights, config = load(path, preset="mt3", overrides=HEADS)
-    found = jax_checkpoint.to_arrays(weights) if twin == "jax" else torch_checkpoint.to_arrays(weights.state_dict())
-    same(found, golden_arrays)
+    arrays = jax_checkpoint.to_arrays(weights) if twin == "jax" else torch_checkpoint.to_arrays(weights.state_dict())
+    same(arrays, golden_arrays)
     assert config.network.position_table == "mt3"
     # no warning, which would be an error here, once the caller has said which table it is
     _, config = load(path, preset="mt3", overrides={**HEADS, "position_table": "port"})

@@ -64,8 +64,8 @@ def test_tokens_and_scores_are_t5xs(twin, case, gain, golden_config, golden_arra
         pass
     tokens, scores = (np.asarray(array)[:6] for array in SEARCH[twin].finalize(settings, batch.state))
     golden = decoded[f"eos_gain{gain}/{case}/tokens"].reshape(6, num_decodes, 64)
-    for ours, theirs in zip(tokens.reshape(-1, 64), golden.reshape(-1, 64)):
-        np.testing.assert_array_equal(batching.until_eos(ours), batching.until_eos(theirs))
+    for candidate, reference in zip(tokens.reshape(-1, 64), golden.reshape(-1, 64)):
+        np.testing.assert_array_equal(batching.until_eos(candidate), batching.until_eos(reference))
     if case != "greedy":
         np.testing.assert_allclose(scores, decoded[f"eos_gain{gain}/{case}/scores"], rtol=0, atol=1e-4)
 
@@ -108,15 +108,15 @@ def test_generate_is_the_same_in_both_twins_and_at_any_batch_size(search, golden
     ]
     for other in results[1:]:
         assert len(other) == 11
-        for ours, theirs in zip(results[0], other):
-            np.testing.assert_array_equal(ours, theirs)
+        for reference, candidate in zip(results[0], other):
+            np.testing.assert_array_equal(reference, candidate)
     assert results[0][0].dtype == np.int32
     assert len({len(ids) for ids in results[0]}) > 1 or search == "beams"
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_tokens_that_are_not_allowed_never_come_in_either_twin(search, golden_config, golden_arrays, decoded):
-    """What is banned is what free decoding likes best, EOS and every third id aside."""
+    """The banned tokens are those that free decoding likes best, EOS and every third id aside."""
     # beam search prefers to end at once where it may
     arrays = with_eos_gain(golden_arrays, 1.0 if search == "beams" else 3.0)
     config = dataclasses.replace(Config(), network=golden_config, max_target_length=60)
@@ -128,8 +128,8 @@ def test_tokens_that_are_not_allowed_never_come_in_either_twin(search, golden_co
         return [row.tolist() for row in ids]
 
     free = generate(*TWINS["torch"][:2], None)
-    said = {token for row in free for token in row}
-    banned = {token for token in said if token % 3 and token != EOS_ID}
+    tokens = {token for row in free for token in row}
+    banned = {token for token in tokens if token % 3 and token != EOS_ID}
     assert banned
     allowed = ~np.isin(np.arange(1536), list(banned))
     restricted = [generate(*TWINS[twin][:2], allowed) for twin in TWINS]
@@ -222,16 +222,16 @@ def test_a_row_may_wait_for_as_long_as_it_must(twin, golden_config, golden_array
     decode, _, pack = TWINS[twin]
     weights = pack(golden_config, golden_arrays)
     array = torch.tensor if twin == "torch" else np.array
-    found = []
+    outputs = []
     for waited in (0, 2045):
         cache = decode.empty_cache(weights, 2, 4, length=16)
         cache = cache._replace(age=cache.age + array([waited, 0]))
         for _ in range(6):
             logits, cache = decode.step(weights, cache, array([[0], [0]]))
-        found.append(np.asarray(logits))
+        outputs.append(np.asarray(logits))
         assert np.asarray(cache.age).tolist() == [min(waited + 6, 2047), 6]
-    np.testing.assert_array_equal(found[0][1], found[1][1])
-    assert np.isfinite(found[1]).all()
+    np.testing.assert_array_equal(outputs[0][1], outputs[1][1])
+    assert np.isfinite(outputs[1]).all()
 
 
 def test_one_cached_step_equals_the_full_forward_pass_at_every_position(golden_config, golden_arrays, decoded):
@@ -331,12 +331,12 @@ def test_fewer_bits_choose_nearly_the_same_tokens_in_both_twins(dtype, golden_co
     exact = list(torch_decode.generate(torch_model_of(golden_config, arrays), config, segments))
     params = jax_checkpoint.cast(jax_model_of(golden_config, arrays), cast)
     model = torch_checkpoint.cast(torch_model_of(golden_config, arrays), cast)
-    found = {
+    ids_by_twin = {
         "jax": list(jax_decode.generate(params, config, segments, int8=dtype == "int8")),
         "torch": list(torch_decode.generate(model, config, segments, int8=dtype == "int8")),
     }
-    for ids in found.values():
-        firsts = [ours[0] == theirs[0] for ours, theirs in zip(ids, exact)]
+    for ids in ids_by_twin.values():
+        firsts = [candidate[0] == reference[0] for candidate, reference in zip(ids, exact)]
         assert sum(firsts) >= 5
 
 
@@ -366,16 +366,16 @@ def test_int8_computes_with_whole_numbers_and_is_close(coarse, golden_config, go
         monkeypatch.setattr(kernels, "COARSE_WIDTH", 1 if coarse else 10**6)
     frames = decoded["in/frames"][:2]
     exact = first_logits("torch", golden_config, golden_arrays, frames, "float32")[0]
-    ours, _, weights = first_logits("torch", golden_config, golden_arrays, frames, "int8")
+    torch_logits, _, weights = first_logits("torch", golden_config, golden_arrays, frames, "int8")
     assert weights.layers[0].mlp_wo.whole.dtype == torch.int8
     assert coarse == (weights.layers[0].mlp_wo.rest is None)
-    theirs = first_logits("jax", golden_config, golden_arrays, frames, "int8")[0]
+    jax_logits = first_logits("jax", golden_config, golden_arrays, frames, "int8")[0]
     largest = np.abs(exact).max()
     least, most = (2e-3, 0.1) if coarse else (1e-6, 2e-3)
-    assert least < np.abs(ours - exact).max() / largest < most
-    assert least < np.abs(theirs - exact).max() / largest < most
+    assert least < np.abs(torch_logits - exact).max() / largest < most
+    assert least < np.abs(jax_logits - exact).max() / largest < most
     # but for PyTorch's keys and values, which are float16
-    assert np.abs(ours - theirs).mean() / largest < (1e-3 if coarse else 2e-4)
+    assert np.abs(torch_logits - jax_logits).mean() / largest < (1e-3 if coarse else 2e-4)
 
 
 @pytest.mark.parametrize("coarse", [False, True])
@@ -385,25 +385,25 @@ def test_bfloat16_rounds_what_pack_says_in_both_twins(coarse, golden_config, gol
         monkeypatch.setattr(kernels, "COARSE_WIDTH", 1 if coarse else 10**6)
     frames = decoded["in/frames"][:2]
     arrays = {name: torch.from_numpy(array.copy()).bfloat16().float().numpy() for name, array in golden_arrays.items()}
-    found, heard = {}, {}
-    for twin, kept in (("torch", torch.float16), ("jax", np.dtype("float32"))):
+    logits, heard = {}, {}
+    for twin, cache_dtype in (("torch", torch.float16), ("jax", np.dtype("float32"))):
         exact, _, wide = first_logits(twin, golden_config, arrays, frames, "float32")
-        found[twin], cache, weights = first_logits(twin, golden_config, arrays, frames, "bfloat16")
+        logits[twin], cache, weights = first_logits(twin, golden_config, arrays, frames, "bfloat16")
         given = torch.from_numpy(frames) if twin == "torch" else frames
         encode = TWINS[twin][0].encode
-        heard[twin], fine = (np.asarray(encode(each, given)) for each in (weights, wide))
+        heard[twin], fine = (np.asarray(encode(variant, given)) for variant in (weights, wide))
         if coarse:
             assert 5e-4 < np.abs(heard[twin] - fine).max() / np.abs(fine).max() < 2e-2
         else:
             np.testing.assert_array_equal(heard[twin], fine)
-        assert {array.dtype for kind in cache[:4] for array in kind} == {kept}
-        off = np.abs(found[twin] - exact).max() / np.abs(exact).max()
+        assert {array.dtype for kind in cache[:4] for array in kind} == {cache_dtype}
+        off = np.abs(logits[twin] - exact).max() / np.abs(exact).max()
         if coarse:
             assert 2e-3 < off < 5e-2
         else:
             assert off < 2e-3
             assert (off > 1e-6) == (twin == "torch")
-    apart = np.abs(found["torch"] - found["jax"]).mean() / np.abs(found["jax"]).max()
+    apart = np.abs(logits["torch"] - logits["jax"]).mean() / np.abs(logits["jax"]).max()
     assert apart < (5e-3 if coarse else 2e-4)
     assert np.abs(heard["torch"] - heard["jax"]).mean() / np.abs(heard["jax"]).max() < (1e-3 if coarse else 1e-6)
 
@@ -416,13 +416,13 @@ def test_sums_of_rows_are_batched_products(shape):
     rows = torch.randn((num_batches, num_rows, width), generator=generator).half()
     exact = torch.bmm(factors.double(), rows.double())
     for laid in (rows, rows.transpose(1, 2).contiguous().transpose(1, 2)):
-        found = torch_kernels.weighted_row_sums(factors, laid)
-        assert found.dtype == torch.float16
-        np.testing.assert_allclose(found.double(), exact, rtol=1e-3, atol=1e-4 * num_rows)
+        sums = torch_kernels.weighted_row_sums(factors, laid)
+        assert sums.dtype == torch.float16
+        np.testing.assert_allclose(sums.double(), exact, rtol=1e-3, atol=1e-4 * num_rows)
 
 
 def test_int8_products_are_those_of_the_rounded_matrix_in_both_twins():
-    """What they take has 15 bits, and so has a narrow network's matrix; beside them float32."""
+    """Their operands have 15 bits, and so has a narrow network's matrix; beside them float32."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn((3, 2, 96), generator=generator), torch.randn((40, 96), generator=generator)
@@ -436,14 +436,14 @@ def test_int8_products_are_those_of_the_rounded_matrix_in_both_twins():
         else:
             rounded += quantised.rest / 254 * quantised.scales[:, None]
             np.testing.assert_allclose(rounded, weight, rtol=0, atol=1e-4)
-        found = torch_kernels.dense(x, quantised)
-        np.testing.assert_allclose(found, x @ rounded.T, rtol=0, atol=3e-3)
-        assert not found[1, 1].any()
+        products = torch_kernels.dense(x, quantised)
+        np.testing.assert_allclose(products, x @ rounded.T, rtol=0, atol=3e-3)
+        assert not products[1, 1].any()
         of_jax = jax_kernels.column_product(
             jax_kernels.quantised(weight.numpy(), coarse, sharding),
             x.reshape(-1, 96).numpy().T,
         )
-        np.testing.assert_allclose(np.asarray(of_jax).T, found.reshape(-1, 40), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(np.asarray(of_jax).T, products.reshape(-1, 40), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
@@ -454,7 +454,7 @@ def test_short_numbers_do_not_depend_on_the_batch(dtype, search, golden_config, 
     arrays = with_eos_gain(golden_arrays, 3.0)
     model = torch_checkpoint.cast(torch_model_of(golden_config, arrays), "float32" if dtype == "int8" else dtype)
     segments = noisy_segments(decoded, 7)
-    found = [
+    ids_by_batch = [
         [
             ids.tolist()
             for ids in torch_decode.generate(
@@ -463,4 +463,4 @@ def test_short_numbers_do_not_depend_on_the_batch(dtype, search, golden_config, 
         ]
         for rows in (1, 4)
     ]
-    assert found[0] == found[1]
+    assert ids_by_batch[0] == ids_by_batch[1]

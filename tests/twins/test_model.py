@@ -41,10 +41,10 @@ def our_name(golden: str) -> str:
 def jax_taps(config, arrays, dtype, *inputs):
     with jax.enable_x64(dtype == np.float64):
         params = jax.tree.map(lambda array: jnp.asarray(array, dtype), jax_checkpoint.to_params(arrays))
-        logits, found = jax_model.Transformer(config).apply(
+        logits, variables = jax_model.Transformer(config).apply(
             {"params": params}, *inputs, capture_intermediates=True, mutable=["intermediates"]
         )
-        taps = traverse_util.flatten_dict(found["intermediates"])
+        taps = traverse_util.flatten_dict(variables["intermediates"])
         return {"/".join(path[:-1]): np.asarray(values[0]) for path, values in taps.items()}, np.asarray(logits)
 
 
@@ -176,13 +176,15 @@ def test_new_weights_follow_the_same_distribution():
     params = jax_model.Transformer(config).init(
         jax.random.key(0), np.zeros((1, 2, 512), np.float32), np.ones((1, 2), int), np.ones((1, 2), int)
     )["params"]
-    ours = torch_checkpoint.to_arrays(torch_model.Transformer(config).state_dict())
-    theirs = jax_checkpoint.to_arrays(params)
-    assert {name: array.shape for name, array in ours.items()} == {name: a.shape for name, a in theirs.items()}
-    assert len(ours) == 189
-    assert sum(array.size for array in ours.values()) == 45_896_704
-    for name, array in ours.items():
-        assert array.std() == pytest.approx(theirs[name].std(), rel=0.02), name
+    torch_arrays = torch_checkpoint.to_arrays(torch_model.Transformer(config).state_dict())
+    jax_arrays = jax_checkpoint.to_arrays(params)
+    assert {name: array.shape for name, array in torch_arrays.items()} == {
+        name: a.shape for name, a in jax_arrays.items()
+    }
+    assert len(torch_arrays) == 189
+    assert sum(array.size for array in torch_arrays.values()) == 45_896_704
+    for name, array in torch_arrays.items():
+        assert array.std() == pytest.approx(jax_arrays[name].std(), rel=0.02), name
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -99,7 +99,7 @@ def test_every_step_of_the_oracle_is_a_tap_of_both_twins(arrays, frames):
     inputs = (frames, np.ones((3, 4), np.int32), np.ones((3, 4), np.int32))
     model = jax_model.Transformer(NETWORK)
     params = jax_checkpoint.to_params(arrays)
-    _, kept = model.apply({"params": params}, *inputs, capture_intermediates=True, mutable=["intermediates"])
+    _, variables = model.apply({"params": params}, *inputs, capture_intermediates=True, mutable=["intermediates"])
     seen = {}
     network = torch_network(arrays)
     for path, module in network.named_modules():
@@ -108,7 +108,7 @@ def test_every_step_of_the_oracle_is_a_tap_of_both_twins(arrays, frames):
     for step in numpy_network.steps(NETWORK):
         if not step.is_tap or "pre_encoder" not in step.name:
             continue
-        tap = kept["intermediates"]
+        tap = variables["intermediates"]
         for part in step.name.split("/"):
             tap = tap[part]
         candidate = seen[step.name.replace("layers_", "layers.").replace("/", ".")]

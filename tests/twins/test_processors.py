@@ -78,8 +78,8 @@ def on_processor(request):
 
 def distance(result, other):
     """The largest difference of two results' logits over the largest logit."""
-    ours, theirs = np.array(result["logits"]), np.array(other["logits"])
-    return np.abs(ours - theirs).max() / np.abs(theirs).max()
+    logits, other_logits = np.array(result["logits"]), np.array(other["logits"])
+    return np.abs(logits - other_logits).max() / np.abs(other_logits).max()
 
 
 def test_every_dtype_decodes_and_stays_close_to_float32(on_processor):

@@ -346,7 +346,7 @@ def test_the_commit_is_the_projects_own(tmp_path):
 
 
 def shown(twin, arguments, monkeypatch):
-    """What a run shows in a terminal of 160 columns."""
+    """Return what a run shows in a terminal of 160 columns."""
     master, slave = pty.openpty()
     for name, value in (("TERM", "xterm-256color"), ("COLUMNS", "160")):
         monkeypatch.setenv(name, value)
@@ -414,7 +414,7 @@ def test_saves_can_be_asked_for_and_without_a_terminal_a_line_tells_of_each(twin
 
 
 def events(folder):
-    """What the event files of TensorBoard hold, by the file format: length, checksum, message, checksum."""
+    """Read the event files of TensorBoard by the file format: length, checksum, message, checksum."""
     result = []
     for path in sorted(folder.glob("events*")):
         content, location = path.read_bytes(), 0

@@ -42,7 +42,7 @@ def torch_model(config, arrays):
 
 
 @pytest.fixture(scope="module", params=["jax", "torch"])
-def found(request, golden_config, golden_arrays, batch):
+def loss_and_gradients(request, golden_config, golden_arrays, batch):
     """(loss, gradients by MT3's names) of one twin in float32."""
     if request.param == "jax":
         params = jax_checkpoint.to_params(golden_arrays)
@@ -53,8 +53,8 @@ def found(request, golden_config, golden_arrays, batch):
     return float(loss), torch_checkpoint.to_arrays(gradients)
 
 
-def test_loss_and_gradients_are_t5xs(found, stored):
-    loss, gradients = found
+def test_loss_and_gradients_are_t5xs(loss_and_gradients, stored):
+    loss, gradients = loss_and_gradients
     assert loss == pytest.approx(float(stored["loss"]), rel=1e-6)
     assert {f"grad/{name}" for name in gradients} == {name for name in stored if name.startswith("grad/")}
     for name, gradient in gradients.items():
@@ -110,11 +110,13 @@ def test_the_whole_step_is_t5xs_with_the_twins_own_gradients(twin, golden_config
             assert np.abs(after - expected).max() <= 1e-5 * np.abs(expected).max(), name
 
 
-def test_the_whole_step_is_t5xs_in_float32_but_for_gradients_that_are_rounding(request, found, golden_arrays, stored):
-    twin = request.node.callspec.params["found"]
+def test_the_whole_step_is_t5xs_in_float32_but_for_gradients_that_are_rounding(
+    request, loss_and_gradients, golden_arrays, stored
+):
+    twin = request.node.callspec.params["loss_and_gradients"]
     differing, total = 0, 0
     for name, array in golden_arrays.items():
-        after, _ = adafactor_step(twin, array, found[1][name], STEP)
+        after, _ = adafactor_step(twin, array, loss_and_gradients[1][name], STEP)
         expected, gradient = stored[f"after/{name}"], np.abs(stored[f"grad/{name}"])
         far = np.abs(after - expected) > 1e-5 * np.abs(expected).max()
         assert (gradient[far] < 1e-6 * gradient.max()).all(), name
@@ -123,7 +125,7 @@ def test_the_whole_step_is_t5xs_in_float32_but_for_gradients_that_are_rounding(r
 
 
 def test_the_golden_step_tells_settings_apart(golden_arrays, stored):
-    """Where few elements have a gradient, clipping and the step counter show."""
+    """Clipping and the step counter show where few elements have a gradient."""
     name = "decoder/token_embedder/embedding"
     after, _ = adafactor_step("torch", golden_arrays[name], stored[f"grad/{name}"], 0)
     assert np.abs(after - stored[f"after/{name}"]).max() > 1e-3
@@ -244,12 +246,12 @@ def test_adamw_is_the_libraries(twin, library, dtype, tolerance):
     # gradients of all sizes: epsilon outside the root shows
     gradients = [(rng.normal(size=array.shape) * 10.0 ** rng.integers(-9, 2, 40)).astype(dtype) for _ in range(5)]
     with jax.enable_x64(dtype == np.float64):
-        ours = adamw_of_the_twin(twin, array, gradients)
-        theirs = adamw_of_the_library(library, array, gradients)
-    assert ours.dtype == dtype
-    moved = np.abs(theirs - array).max()
+        candidate = adamw_of_the_twin(twin, array, gradients)
+        reference = adamw_of_the_library(library, array, gradients)
+    assert candidate.dtype == dtype
+    moved = np.abs(reference - array).max()
     assert moved > 1e-3
-    assert np.abs(ours - theirs).max() < tolerance * moved + 5 * np.finfo(dtype).eps * np.abs(array).max()
+    assert np.abs(candidate - reference).max() < tolerance * moved + 5 * np.finfo(dtype).eps * np.abs(array).max()
 
 
 def test_z_loss_and_padding_count():
@@ -261,6 +263,6 @@ def test_z_loss_and_padding_count():
     assert float(in_torch) == pytest.approx(expected)
 
 
-def test_gradient_trees_keep_their_names(found, golden_arrays):
-    assert set(found[1]) == set(golden_arrays)
-    assert traverse_util.unflatten_dict(found[1], sep="/").keys() == {"encoder", "decoder"}
+def test_gradient_trees_keep_their_names(loss_and_gradients, golden_arrays):
+    assert set(loss_and_gradients[1]) == set(golden_arrays)
+    assert traverse_util.unflatten_dict(loss_and_gradients[1], sep="/").keys() == {"encoder", "decoder"}

@@ -1,4 +1,4 @@
-"""What training begins with: every layout that infer reads gives both twins the same weights, and they can be tuned."""
+"""The start of training: every layout that infer reads gives both twins the same weights, and they can be tuned."""
 
 import csv
 import dataclasses

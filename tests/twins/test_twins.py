@@ -127,7 +127,7 @@ def root_of(node: ast.AST) -> tuple[str, str]:
 
 
 def shared_parts(statement: ast.AST, own: set[str], known: set[str], numbers: bool) -> list[str]:
-    """What of a statement both frameworks must spell alike, as one reads.
+    """List what of a statement both frameworks must spell alike, as one reads.
 
     Args:
         own: attributes of self that the class itself declares.
@@ -180,9 +180,9 @@ def class_outline(node: ast.ClassDef, known: set[str]) -> list[str]:
     made = init.body if init else []
     if init and init.name == "__init__":
         fields = {item.arg: ast.unparse(item.annotation) for item in init.args.args[1:]}
-        kept = [ast.parse("super().__init__()").body[0], *(ast.parse(f"self.{f} = {f}").body[0] for f in fields)]
-        if list(map(ast.dump, made[: len(kept)])) == list(map(ast.dump, kept)):
-            made = made[len(kept) :]
+        prologue = [ast.parse("super().__init__()").body[0], *(ast.parse(f"self.{f} = {f}").body[0] for f in fields)]
+        if list(map(ast.dump, made[: len(prologue)])) == list(map(ast.dump, prologue)):
+            made = made[len(prologue) :]
 
     lines = [f"class {node.name}: {docstring(node)}", f"{node.name} is made from {fields}"]
     own = {*fields, *methods}
@@ -279,11 +279,11 @@ def test_every_own_statement_is_in_one_twin_alone():
 
 
 def test_the_share_of_equal_lines_counts_lines_in_common_words():
-    ours = "x = jnp.zeros(3)\n# a comment\n\ny = x.astype(jnp.int32)\nz = 1\n"
-    theirs = "x = torch.zeros(3)\ny = x.to(torch.int32)\n"
-    assert TOOL.equal_share(ours, theirs) == pytest.approx(4 / 5)
-    assert TOOL.equal_share(ours, ours) == 1
-    assert TOOL.equal_share(ours, "w = 2\n") == 0
+    jax_source = "x = jnp.zeros(3)\n# a comment\n\ny = x.astype(jnp.int32)\nz = 1\n"
+    torch_source = "x = torch.zeros(3)\ny = x.to(torch.int32)\n"
+    assert TOOL.equal_share(jax_source, torch_source) == pytest.approx(4 / 5)
+    assert TOOL.equal_share(jax_source, jax_source) == 1
+    assert TOOL.equal_share(jax_source, "w = 2\n") == 0
 
 
 @pytest.mark.parametrize(

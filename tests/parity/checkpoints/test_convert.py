@@ -147,7 +147,7 @@ def test_nothing_is_replaced_unasked(written, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["nothing_here", "w.safetensors"], "nothing_here"),
         ([str(ORIGINAL), "w.safetensors", "--to", "pth"], "its ending does not say pth"),
@@ -155,10 +155,10 @@ def test_nothing_is_replaced_unasked(written, tmp_path, capsys):
         ([str(ORIGINAL), "w.safetensors", "--optimizer"], "only T5X and Orbax folders"),
     ],
 )
-def test_bad_arguments(argv, said, tmp_path, capsys, monkeypatch):
+def test_bad_arguments(argv, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["convert", *argv]) == 3
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -44,8 +44,8 @@ def ledger(tmp_path):
     class Ledger:
         path = tmp_path / "drift.jsonl"
 
-        def append(self, capsys, found, *options):
-            (tmp_path / "report.json").write_text(json.dumps(found))
+        def append(self, capsys, document, *options):
+            (tmp_path / "report.json").write_text(json.dumps(document))
             status = main(["drift", str(self.path), str(tmp_path / "report.json"), "--json", *options])
             printed = capsys.readouterr()
             return status, json.loads(printed.out) if printed.out.startswith("{") else printed.out + printed.err
@@ -129,17 +129,17 @@ def test_taps_that_vanish_or_are_not_finite_have_drifted():
     assert drift.drifted(new, accepted) == [("taps: d float32", None, 1.1)]
 
 
-def changed(found, *path, to):
+def changed(document, *path, to):
     """Return a report or record as JSON with one entry set, or removed if `to` is None."""
-    found = copy.deepcopy(found)
-    part = found
+    document = copy.deepcopy(document)
+    part = document
     for key in path[:-1]:
         part = part[key]
     if to is None:
         del part[path[-1]]
     else:
         part[path[-1]] = to
-    return json.dumps(found).encode()
+    return json.dumps(document).encode()
 
 
 @pytest.mark.parametrize(
@@ -167,10 +167,10 @@ def changed(found, *path, to):
 def test_bad_reports_are_one_sentence(tmp_path, capsys, content, message):
     (tmp_path / "r.json").write_bytes(content)
     assert main(["drift", str(tmp_path / "l"), str(tmp_path / "r.json")]) == 3
-    said = capsys.readouterr().err
-    assert message in said
-    assert "r.json" in said
-    assert len(said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert message in output
+    assert "r.json" in output
+    assert len(output.splitlines()) == 1
     assert not (tmp_path / "l").exists()
 
 
@@ -244,8 +244,8 @@ def test_make_drift_judges_a_copy_of_the_projects_ledger(tmp_path):
     ledger = root / "benchmarks" / "drift.jsonl"
     before = ledger.read_bytes()
 
-    def status(found):
-        (tmp_path / "report.json").write_text(json.dumps(found))
+    def status(document):
+        (tmp_path / "report.json").write_text(json.dumps(document))
         return subprocess.run(["bash", "-ec", commands], cwd=root, capture_output=True, check=False).returncode
 
     # another checkpoint is refused, and a report that is none is bad input
@@ -256,14 +256,14 @@ def test_make_drift_judges_a_copy_of_the_projects_ledger(tmp_path):
     for name, value in accepted["versions"].items():
         side, _, part = name.partition(" ")
         environments[side][part] = value
-    found = report(weights=accepted["weights"])
-    found["sides"] = {
+    document = report(weights=accepted["weights"])
+    document["sides"] = {
         side: {"environment": environments[side], "modes": accepted["precision"][side]} for side in environments
     }
     # a network with hardly a tap left, on the very machine, is worse; on another one it is told
-    assert status(found) == 1
-    found["sides"]["reference"]["environment"]["cpu"] = "another"
-    assert status(found) == 0
+    assert status(document) == 1
+    document["sides"]["reference"]["environment"]["cpu"] = "another"
+    assert status(document) == 0
     assert ledger.read_bytes() == before
 
 
@@ -274,8 +274,8 @@ def test_the_workflow_judges_and_accepts(tmp_path):
     [command] = [step["run"] for step in steps if "--commit" in step.get("run", "")]
     command = command.replace(".venv/bin/python", sys.executable)
 
-    def status(found, accept=""):
-        (tmp_path / "report.json").write_text(json.dumps(found))
+    def status(document, accept=""):
+        (tmp_path / "report.json").write_text(json.dumps(document))
         paths = {"PYTHONPATH": str(root), "GITHUB_SHA": "abc", "ACCEPT": accept}
         return subprocess.run(["bash", "-c", command], cwd=tmp_path, env=os.environ | paths, check=False).returncode
 

@@ -79,16 +79,16 @@ FRAMES = np.zeros((1, 2, 2), np.float32)
 
 def test_a_tie_is_excused_and_the_rest_still_counts():
     exact = logits([0, 5, 5 + 1e-6, 0], [9, 0, 0, 0], [0, 0, 0, 7.0]).astype(np.float64)
-    ours = exact + np.array([[0, 2e-6, 0, 0], [1e-6, 0, 0, 0], [0, 0, 0, 1e-6]])
-    theirs = exact + np.array([[0, 0, 2e-6, 0], [1e-6, 0, 0, 0], [0, 0, 0, 1e-6]])
+    reference = exact + np.array([[0, 2e-6, 0, 0], [1e-6, 0, 0, 0], [0, 0, 0, 1e-6]])
+    candidate = exact + np.array([[0, 0, 2e-6, 0], [1e-6, 0, 0, 0], [0, 0, 0, 1e-6]])
     ids = ([np.array([1, 0, 3], np.int32)], [np.array([2, 0, 0], np.int32)])
-    rows = decoding.compare_tokens(Spoken(ours, exact), Spoken(theirs), FRAMES, ids)
+    rows = decoding.compare_tokens(Spoken(reference, exact), Spoken(candidate), FRAMES, ids)
     assert [row.verdict for row in rows] == ["same", "same"]
     assert rows[0].note.startswith("parted at position 0 of 3: tie")
     assert rows[1].note == "2 of 3 equal, 1 ties, 0 real"
     # the same tie, and behind it, on the same prefix, another token without any doubt
-    theirs[2] = [0, 0, 7, 0]
-    rows = decoding.compare_tokens(Spoken(ours, exact), Spoken(theirs), FRAMES, ids)
+    candidate[2] = [0, 0, 7, 0]
+    rows = decoding.compare_tokens(Spoken(reference, exact), Spoken(candidate), FRAMES, ids)
     assert [row.verdict for row in rows] == ["same", "different"]
     assert "1 of 3 equal, 1 ties, 1 real; first at segment 0, position 2" in rows[1].note
 
@@ -130,12 +130,12 @@ def note(onset, pitch=60, program=0, is_drum=False):
 
 
 def test_note_effect():
-    ours = [note(0.0), note(1.0), note(2.0, is_drum=True), note(3.0, program=40)]
-    assert set(decoding.note_effect(ours, ours).values()) == {1.0}
+    reference = [note(0.0), note(1.0), note(2.0, is_drum=True), note(3.0, program=40)]
+    assert set(decoding.note_effect(reference, reference).values()) == {1.0}
     assert decoding.note_effect([], []) == {"onset": 1.0, "pitch": 1.0, "program": 1.0}
-    assert decoding.note_effect(ours, []) == {"onset": 0.0, "pitch": 0.0, "program": 0.0}
-    theirs = [note(0.05), note(1.06), note(2.0), note(3.0, program=41)]
-    effect = decoding.note_effect(ours, theirs)
+    assert decoding.note_effect(reference, []) == {"onset": 0.0, "pitch": 0.0, "program": 0.0}
+    candidate = [note(0.05), note(1.06), note(2.0), note(3.0, program=41)]
+    effect = decoding.note_effect(reference, candidate)
     assert effect == {"onset": 0.75, "pitch": 0.5, "program": 0.25}
 
 
@@ -160,8 +160,8 @@ def test_notes_row(sides):
     config = sides[0].config
     # velocity on, pitch 60 at 0 s and at 0.5 s; one side plays another pitch
     on, pitch = 1133, 1004 + 60
-    ours, theirs = [on, pitch, 53, pitch, 1], [on, pitch, 53, pitch + 1, 1]
-    ids = ([np.array(ours)], [np.array(theirs)])
+    reference, candidate = [on, pitch, 53, pitch, 1], [on, pitch, 53, pitch + 1, 1]
+    ids = ([np.array(reference)], [np.array(candidate)])
     tie = np.array([1134])
     ids = tuple([np.concatenate([tie, side[0]])] for side in ids)
     rows = decoding.compare_notes(config, [0.0], ids, [results.Row("tokens", "a", "different")])

@@ -111,10 +111,10 @@ def test_rounding_that_sharp_softmaxes_amplify_is_no_fault_and_a_fault_is():
             assert {row.verdict for row in excused} == {"different"}, (culprit.name, culprit.precision, kind)
         setattr(culprit, kind, measure)
     # nor is more than AMPLIFIED excused
-    some = next(row for row in excused if row.precision == "float32")
-    some.free.ratio = 1.01 * budget.AMPLIFIED
+    sample = next(row for row in excused if row.precision == "float32")
+    sample.free.ratio = 1.01 * budget.AMPLIFIED
     taps.excuse_amplified(report.rows)
-    assert [row for row in excused if row.verdict == "different"] == [some]
+    assert [row for row in excused if row.verdict == "different"] == [sample]
     # a module that is wrong in the fifth digit
     encoder, plain = candidate.model.encoder, candidate.model.encoder.output_dropout.forward
     encoder.output_dropout.forward = lambda x, train, shared_axis=-2: plain(x * 1.0001, train, shared_axis)
@@ -240,14 +240,14 @@ def test_a_fault_in_tf32_alone_is_found_where_it_is_and_named(tf32, change, monk
         )
         cause, names = "relu", "encoder/layers_0/mlp and 2 more: ReLU in place of GELU (restores parity"
     precisions = ("float64", "float32", "tf32")
-    ours = record.record(reference, inputs, precisions)
-    theirs = record.record(candidate, inputs, precisions, reference=ours)
-    report = traces.compare(ours, theirs)
+    reference_trace = record.record(reference, inputs, precisions)
+    candidate_trace = record.record(candidate, inputs, precisions, reference=reference_trace)
+    report = traces.compare(reference_trace, candidate_trace)
     assert report.verdict == "different"
     first = report.first_difference
     assert (first.name, first.precision) == ("encoder/layers_0/mlp", "tf32")
-    assert [entry.cause for entry in diagnose.name_faults(theirs, reference.arrays(), CONFIG)] == [cause]
-    [sentence] = check.name_causes(report, (ours, theirs), reference, candidate)
+    assert [entry.cause for entry in diagnose.name_faults(candidate_trace, reference.arrays(), CONFIG)] == [cause]
+    [sentence] = check.name_causes(report, (reference_trace, candidate_trace), reference, candidate)
     assert sentence.startswith(f"candidate (torch): {names}")
 
 

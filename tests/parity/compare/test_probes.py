@@ -28,8 +28,8 @@ def test_every_id_is_held(preset, seen):
     ids = np.arange(min(seen, config.network.vocab_size))
     names, given = probes.make_probes(config, frames, ids)
     assert len(names) == len(given["frames"]) == 7
-    held = np.union1d(ids, given["decoder_input_tokens"])
-    assert set(held) == set(range(config.network.vocab_size))
+    probed_ids = np.union1d(ids, given["decoder_input_tokens"])
+    assert set(probed_ids) == set(range(config.network.vocab_size))
     assert given["decoder_target_tokens"][-1].sum() == 1
     assert np.isfinite(given["frames"]).all()
     assert given["frames"][names.index("extreme mel values")].max() == 12

@@ -226,8 +226,8 @@ def test_more_reasons_to_refuse(reference, candidate):
     config = copy.deepcopy(candidate.config)
     config["network"]["num_heads"] = 6
     assert "network.num_heads is 3 and 6" in refusals(reference, dataclasses.replace(candidate, config=config))
-    for kept in ("float64", "float32"):
-        one = [dataclasses.replace(side, passes={kept: side.passes[kept]}) for side in (reference, candidate)]
+    for precision in ("float64", "float32"):
+        one = [dataclasses.replace(side, passes={precision: side.passes[precision]}) for side in (reference, candidate)]
         assert refusals(*one)
     calls = dict(candidate.passes["float32"].calls)
     tap = "decoder/layers_0/self_attention"

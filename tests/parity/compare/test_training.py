@@ -39,7 +39,7 @@ class Faulty:
 
     framework = "faulty"
 
-    def __init__(self, side, gradients=lambda found: found, optimize=lambda found: found):
+    def __init__(self, side, gradients=lambda arrays: arrays, optimize=lambda arrays: arrays):
         self.side, self.change, self.change_step = side, gradients, optimize
 
     def gradients(self, inputs, precision):
@@ -56,11 +56,11 @@ NAME = "decoder/layers_1/mlp/wo/kernel"
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        (lambda found: found | {NAME: found[NAME] * (1 + 1e-6)}, ""),
-        (lambda found: found | {NAME: np.zeros_like(found[NAME])}, ""),
-        (lambda found: found | {NAME: found[NAME].T}, "shape"),
-        (lambda found: found | {NAME: found[NAME] * np.nan}, ""),
-        (lambda found: {name: array for name, array in found.items() if name != NAME}, "the candidate has none"),
+        (lambda arrays: arrays | {NAME: arrays[NAME] * (1 + 1e-6)}, ""),
+        (lambda arrays: arrays | {NAME: np.zeros_like(arrays[NAME])}, ""),
+        (lambda arrays: arrays | {NAME: arrays[NAME].T}, "shape"),
+        (lambda arrays: arrays | {NAME: arrays[NAME] * np.nan}, ""),
+        (lambda arrays: {name: array for name, array in arrays.items() if name != NAME}, "the candidate has none"),
     ],
 )
 def test_a_wrong_gradient_is_found(sides, inputs, change, note):
@@ -75,8 +75,8 @@ def test_a_wrong_gradient_is_found(sides, inputs, change, note):
 def test_an_extra_gradient_and_a_wrong_step_are_found(sides, inputs):
     faulty = Faulty(
         sides[1],
-        gradients=lambda found: found | {"new": found[NAME]},
-        optimize=lambda found: found | {NAME: found[NAME] * (1 + 1e-9)},
+        gradients=lambda arrays: arrays | {"new": arrays[NAME]},
+        optimize=lambda arrays: arrays | {NAME: arrays[NAME] * (1 + 1e-9)},
     )
     rows = training.compare_training(sides[0], faulty, inputs)
     bad = [(row.section, row.name, row.precision) for row in rows if row.verdict != "same"]

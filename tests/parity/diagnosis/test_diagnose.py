@@ -43,12 +43,12 @@ def causes(diagnosis):
 
 def to_torch(arrays):
     """The PyTorch twin's names and layout."""
-    found = {}
+    state = {}
     for name, array in arrays.items():
         key = re.sub(r"layers_(\d+)", r"layers.\1", name).replace("/", ".")
         key = re.sub(r"(kernel|embedding)$", "weight", key)
-        found[key] = np.ascontiguousarray(array.T if name.endswith("kernel") else array)
-    return found
+        state[key] = np.ascontiguousarray(array.T if name.endswith("kernel") else array)
+    return state
 
 
 # --- the network that everything rests on ---
@@ -67,11 +67,11 @@ def test_the_numpy_network_is_mt3(golden_config, golden_arrays, activations):
     for name, expected in activations.items():
         if not name.startswith("act/") or "Dropout" in name or "FixedEmbed" in name:
             continue
-        mine = values[name.removeprefix("act/")]
+        output = values[name.removeprefix("act/")]
         tap = name.removeprefix("act/")
-        expected = real_rows(tap, expected.reshape(mine.shape), targets)
-        mine = real_rows(tap, mine, targets)
-        np.testing.assert_allclose(mine, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+        expected = real_rows(tap, expected.reshape(output.shape), targets)
+        output = real_rows(tap, output, targets)
+        np.testing.assert_allclose(output, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
         compared += 1
     assert compared > 60
     logits = activations["out/logits"][targets > 0]
@@ -88,28 +88,28 @@ def test_the_numpy_network_is_the_torch_twin_in_float64(golden_config, golden_ar
     inputs = probe(golden_config)
     with torch.no_grad():
         frames, tokens, targets = (torch.as_tensor(inputs[name]) for name in numpy_network.INPUTS)
-        theirs = model(frames.double(), tokens, targets).numpy()
-    mine = numpy_network.forward(golden_arrays, golden_config, inputs)[""]
+        candidate = model(frames.double(), tokens, targets).numpy()
+    reference = numpy_network.forward(golden_arrays, golden_config, inputs)[""]
     real = inputs[numpy_network.TARGETS] > 0
-    assert np.abs(mine - theirs)[real].max() < 1e-12 * np.abs(mine).max()
+    assert np.abs(reference - candidate)[real].max() < 1e-12 * np.abs(reference).max()
 
 
 # --- weights ---
 
 
 def test_a_clean_candidate_has_nothing_wrong(original):
-    found = diagnosed(to_torch(original[0]), original)
-    assert found.exit_code == 0
-    assert not found.findings
-    assert found.counts == {"of": 65, "found": 65}
-    assert found.logits_error < 1e-13
+    diagnosis = diagnosed(to_torch(original[0]), original)
+    assert diagnosis.exit_code == 0
+    assert not diagnosis.findings
+    assert diagnosis.counts == {"of": 65, "found": 65}
+    assert diagnosis.logits_error < 1e-13
 
 
 def test_a_transposed_kernel_is_named_with_proof(original):
     arrays = to_torch(original[0])
     arrays["decoder.layers.2.self_attention.query.weight"] = arrays["decoder.layers.2.self_attention.query.weight"].T
-    found = diagnosed(arrays, original)
-    (finding,) = found.findings
+    diagnosis = diagnosed(arrays, original)
+    (finding,) = diagnosis.findings
     assert (finding.site, finding.cause) == ("decoder/layers_2/self_attention/query", "transposed")
     assert finding.before > 0.1
     assert finding.after < 1e-12
@@ -170,9 +170,9 @@ def test_one_element_off_by_one_bit_is_a_fault(original):
     arrays = to_torch(original[0])
     weight = arrays["encoder.layers.0.mlp.wi_0.weight"]
     weight[3, 5] = np.nextafter(weight[3, 5], np.float32(9))
-    found = diagnosed(arrays, original)
-    assert causes(found) == {"encoder/layers_0/mlp/wi_0": "1 element changed"}
-    assert found.exit_code == 1
+    diagnosis = diagnosed(arrays, original)
+    assert causes(diagnosis) == {"encoder/layers_0/mlp/wi_0": "1 element changed"}
+    assert diagnosis.exit_code == 1
 
 
 def test_rounded_weights_are_one_finding(original):
@@ -194,8 +194,8 @@ def test_exchanged_arrays_and_layers(original):
     swapped = {key.replace("decoder.layers.0.", "decoder.layers.X."): array for key, array in arrays.items()}
     swapped = {key.replace("decoder.layers.2.", "decoder.layers.0."): array for key, array in swapped.items()}
     swapped = {key.replace("decoder.layers.X.", "decoder.layers.2."): array for key, array in swapped.items()}
-    found = causes(diagnosed(swapped, original))
-    assert found == {
+    cause_by_site = causes(diagnosed(swapped, original))
+    assert cause_by_site == {
         "encoder/layers_1/mlp/wi_0": "exchanged with encoder/layers_1/mlp/wi_1/kernel",
         "decoder/layers_0": "layers exchanged: decoder layer 0 holds 2, 2 holds 0",
     }
@@ -204,9 +204,9 @@ def test_exchanged_arrays_and_layers(original):
 def test_meaningless_names_are_matched_and_nothing_is_blamed(original):
     order = np.random.default_rng(0).permutation(len(original[0]))
     candidate = {f"p{i}": list(original[0].values())[j] for i, j in enumerate(order)}
-    found = diagnosed(candidate, original)
-    assert found.exit_code == 0
-    assert found.counts == {"of": 65, "found": 65}
+    diagnosis = diagnosed(candidate, original)
+    assert diagnosis.exit_code == 0
+    assert diagnosis.counts == {"of": 65, "found": 65}
 
 
 def test_siblings_give_an_odd_one_away(original):
@@ -217,8 +217,8 @@ def test_siblings_give_an_odd_one_away(original):
         candidate[key.replace("/kernel", "")] = array
     a, b = "decoder/layers_1/zz/left", "decoder/layers_1/zz/right"
     candidate[a], candidate[b] = candidate[b], candidate[a]
-    found = diagnosed(candidate, original)
-    assert causes(found) == {
+    diagnosis = diagnosed(candidate, original)
+    assert causes(diagnosis) == {
         "decoder/layers_1/mlp/wi_0": "exchanged with decoder/layers_1/mlp/wi_1/kernel",
     }
 
@@ -230,18 +230,18 @@ def test_fused_and_stacked_weights_are_clean(original):
         parts = [arrays.pop(f"{base}/{part}/kernel") for part in ("query", "key", "value")]
         arrays[f"enc.{i}.in_proj_weight"] = np.concatenate([part.T for part in parts])
     arrays["down"] = np.stack([arrays.pop(f"decoder/layers_{i}/mlp/wo/kernel") for i in range(3)])
-    found = diagnosed(arrays, original)
-    assert not found.findings
-    assert found.counts == {"of": 65, "found": 65}
+    diagnosis = diagnosed(arrays, original)
+    assert not diagnosis.findings
+    assert diagnosis.counts == {"of": 65, "found": 65}
 
 
 def test_1491_rows_are_no_fault(original):
     arrays = to_torch(original[0])
     for key in ("decoder.token_embedder.weight", "decoder.logits_dense.weight"):
         arrays[key] = arrays[key][:1491]
-    found = diagnosed(arrays, original)
-    assert not found.findings
-    assert sum("1491 of 1536 rows" in note and "not a fault" in note for note in found.notes) == 2
+    diagnosis = diagnosed(arrays, original)
+    assert not diagnosis.findings
+    assert sum("1491 of 1536 rows" in note and "not a fault" in note for note in diagnosis.notes) == 2
 
 
 def test_lost_rows_that_matter_are_a_fault(original):
@@ -284,9 +284,9 @@ def test_bias_relative_bias_and_the_ports_table_show_in_the_inventory(original):
     arrays["encoder.layers.0.attention.relative_attention_bias.weight"] = np.ones((32, 3), np.float32)
     arrays["encoder.pos_emb.inv_freq"] = (10000.0 ** (-np.arange(24) / 24)).astype(np.float32)
     arrays["decoder.layers.0.mlp.wo.bias"] = np.zeros(48, np.float32)
-    found = diagnosed(arrays, original)
-    assert sorted(finding.cause for finding in found.findings) == ["bias", "positions=port", "relative bias"]
-    assert any("zero bias" in note for note in found.notes)
+    diagnosis = diagnosed(arrays, original)
+    assert sorted(finding.cause for finding in diagnosis.findings) == ["bias", "positions=port", "relative bias"]
+    assert any("zero bias" in note for note in diagnosis.notes)
 
 
 # --- weights whose names say nothing, fused and stacked weights ---
@@ -347,12 +347,13 @@ def all_of(part, change):
 )
 def test_what_is_wrong_under_names_that_say_nothing(original, change, expected):
     """Held against its siblings: other layers' arrays and the other norms. The value is the site, or how many."""
-    found = diagnosed(nameless(original[0], change), original)
-    assert found.exit_code == 1
+    diagnosis = diagnosed(nameless(original[0], change), original)
+    assert diagnosis.exit_code == 1
     assert {
-        each.cause: len(each.sites) if isinstance(expected[each.cause], int) else each.site for each in found.findings
+        finding.cause: len(finding.sites) if isinstance(expected[finding.cause], int) else finding.site
+        for finding in diagnosis.findings
     } == expected
-    assert found.logits_error > 0
+    assert diagnosis.logits_error > 0
 
 
 @pytest.mark.parametrize(
@@ -378,10 +379,10 @@ def test_what_is_wrong_under_names_that_say_nothing(original, change, expected):
     ],
 )
 def test_what_all_siblings_share_is_a_convention_and_is_told(original, change, conventions):
-    found = diagnosed(nameless(original[0], change), original)
-    assert found.exit_code == 0
-    assert found.conventions == conventions
-    assert found.logits_error < 1e-13
+    diagnosis = diagnosed(nameless(original[0], change), original)
+    assert diagnosis.exit_code == 0
+    assert diagnosis.conventions == conventions
+    assert diagnosis.logits_error < 1e-13
 
 
 def test_conventions_stand_in_the_verdict(original, tmp_path, capsys):
@@ -453,10 +454,10 @@ def test_fused_arrays_are_held_against_each_other_and_their_names(original, join
 
 
 def test_heads_in_turn_in_one_fused_array_are_a_fault_there(original):
-    found = diagnosed(
+    diagnosis = diagnosed(
         fused(original[0], lambda i, parts: in_turn(parts) if i == 1 else np.concatenate(parts)), original
     )
-    assert {site for finding in found.findings for site in finding.sites} == {
+    assert {site for finding in diagnosis.findings for site in finding.sites} == {
         f"{BASE}/{part}" for part in ("query", "key", "value")
     }
 
@@ -478,10 +479,10 @@ def test_a_lone_fused_array_in_no_usual_order_cannot_be_judged(original):
         0,
         ["decoder/layers_#/self_attention/key joined as query, key, value (and 2 more)"],
     )
-    found = diagnosed(nameless(arrays) | {"z": np.concatenate(parts[::-1], 1)}, original)
-    assert found.exit_code == 1
-    assert {finding.cause for finding in found.findings} == {"order"}
-    assert "cannot be told without its name" in found.findings[0].text
+    diagnosis = diagnosed(nameless(arrays) | {"z": np.concatenate(parts[::-1], 1)}, original)
+    assert diagnosis.exit_code == 1
+    assert {finding.cause for finding in diagnosis.findings} == {"order"}
+    assert "cannot be told without its name" in diagnosis.findings[0].text
 
 
 @pytest.mark.parametrize(
@@ -504,17 +505,17 @@ def test_layers_stand_in_the_order_of_their_stack(original, order, change, expec
 def test_stacked_scales_may_be_kept_as_scale_minus_one(original):
     arrays = {name: array - 1 if name.endswith("scale") else array for name, array in original[0].items()}
     scales = [arrays.pop(f"decoder/layers_{i}/pre_mlp_layer_norm/scale") for i in range(3)]
-    found = diagnosed(nameless(arrays) | {"z": np.stack(scales)}, original)
-    assert (found.exit_code, found.conventions[0]) == (0, "every norm scale -1 added")
-    found = diagnosed(nameless(arrays) | {"z": np.stack([scales[0], scales[2], scales[1]])}, original)
-    assert found.exit_code == 1
+    diagnosis = diagnosed(nameless(arrays) | {"z": np.stack(scales)}, original)
+    assert (diagnosis.exit_code, diagnosis.conventions[0]) == (0, "every norm scale -1 added")
+    diagnosis = diagnosed(nameless(arrays) | {"z": np.stack([scales[0], scales[2], scales[1]])}, original)
+    assert diagnosis.exit_code == 1
 
 
 # --- the case from the seeds ---
 
 
 def seed_state(arrays):
-    """What the seeds' converter makes of the arrays: no norm scales, other names, PyTorch's layout, a tied head."""
+    """The arrays as the seeds' converter writes them: no norm scales, other names, PyTorch's layout, a tied head."""
     parts = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
     attention = {"attention": "attn", "self_attention": "self_attn", "encoder_decoder_attention": "cross_attn"}
     mlp = {"wi_0": "fc1", "wi_1": "fc1_gate", "wo": "fc2"}
@@ -557,8 +558,8 @@ SEED_FAULTS = {
 def seed_case(tmp_path_factory):
     """The seeds' candidate, made from the folders of a T5X checkpoint whose scales lie inline."""
     folder = tmp_path_factory.mktemp("seed")
-    found = read_checkpoint(INLINE)
-    state = seed_state({name: array for name, array in found.arrays.items() if name not in found.inline})
+    checkpoint = read_checkpoint(INLINE)
+    state = seed_state({name: array for name, array in checkpoint.arrays.items() if name not in checkpoint.inline})
     state = {key: torch.tensor(array) for key, array in state.items()}
     path = folder / "mt3_converted.pth"
     torch.save({"model_state_dict": state, "metadata": {"source": "t5x", "num_parameters": len(state)}}, path)
@@ -572,13 +573,13 @@ def test_the_seeds_case_at_its_own_size():
     arrays = numpy_network.random_arrays(NetworkConfig(), 2)
     settings = {"d_model": 1536, "vocab_size": 512, "d_ff": 2048, "num_encoder_layers": 8, "num_decoder_layers": 8}
     candidate = Candidate("x", "weights", seed_state(arrays), settings | SEED_SETTINGS)
-    found = diagnose.diagnose(candidate, arrays, Config())
-    assert {finding.cause for finding in found.findings} == SEED_FAULTS | {"mlp_dim=2048"}
-    (scales,) = [finding for finding in found.findings if finding.cause == "norm scales missing"]
+    diagnosis = diagnose.diagnose(candidate, arrays, Config())
+    assert {finding.cause for finding in diagnosis.findings} == SEED_FAULTS | {"mlp_dim=2048"}
+    (scales,) = [finding for finding in diagnosis.findings if finding.cause == "norm scales missing"]
     assert "42 of 42 norm scales are missing" in scales.text
     assert len(scales.sites) == 42
-    assert found.counts == {"of": 189, "found": 146}
-    assert any("1491 ids against 1536 rows" in note and "no mismatch" in note for note in found.notes)
+    assert diagnosis.counts == {"of": 189, "found": 146}
+    assert any("1491 ids against 1536 rows" in note and "no mismatch" in note for note in diagnosis.notes)
 
 
 def test_the_seeds_case_every_fault_and_nothing_else(seed_case, capsys, tmp_path):
@@ -586,14 +587,14 @@ def test_the_seeds_case_every_fault_and_nothing_else(seed_case, capsys, tmp_path
     report = tmp_path / "report.json"
     assert cli.main(["diagnose", str(seed_case), "--against", str(INLINE), "--json", str(report)]) == 1
     printed = capsys.readouterr().out
-    found = json.loads(report.read_text())
-    by_cause = {finding["cause"]: finding for finding in found["findings"]}
+    document = json.loads(report.read_text())
+    by_cause = {finding["cause"]: finding for finding in document["findings"]}
     assert set(by_cause) == SEED_FAULTS | {"mlp_dim=96"}
     assert "15 of 15 norm scales are missing" in by_cause["norm scales missing"]["text"]
     assert "inline" in by_cause["norm scales missing"]["text"]
-    assert any("1491 ids against 1536 rows" in note and "no mismatch" in note for note in found["not_faults"])
+    assert any("1491 ids against 1536 rows" in note and "no mismatch" in note for note in document["not_faults"])
     assert "not a fault: 1491 ids against 1536 rows" in printed
-    assert found["arrays"] == {"of": 65, "found": 49}
+    assert document["arrays"] == {"of": 65, "found": 49}
 
 
 # --- config.json alone ---
@@ -651,8 +652,8 @@ T5 |= {"num_decoder_layers": 3, "vocab_size": 1536}
     ],
 )
 def test_config_alone(original, settings, expected):
-    found = diagnose.diagnose(Candidate("config.json", "config", config=settings), *original)
-    assert {finding.cause for finding in found.findings} == expected
+    diagnosis = diagnose.diagnose(Candidate("config.json", "config", config=settings), *original)
+    assert {finding.cause for finding in diagnosis.findings} == expected
 
 
 def test_a_wrong_type_is_told_with_what_was_expected(original):
@@ -665,8 +666,8 @@ def test_a_wrong_type_is_told_with_what_was_expected(original):
 
 
 def test_1491_is_noted(original):
-    found = diagnose.diagnose(Candidate("c", "config", config={"d_model": 48, "vocab_size": 1491}), *original)
-    assert "no fault" in found.notes[0]
+    diagnosis = diagnose.diagnose(Candidate("c", "config", config={"d_model": 48, "vocab_size": 1491}), *original)
+    assert "no fault" in diagnosis.notes[0]
 
 
 # --- traces ---
@@ -715,8 +716,8 @@ def behave(original, behaviour, at, drop=(), precision="float64"):
 )
 def test_a_behaviour_is_named_from_the_taps(original, behaviour, at, cause, precision):
     outputs, inputs = behave(original, behaviour, at, precision=precision)
-    found = modules.examine(outputs, inputs, original[0], original[1].network, precision)
-    assert [finding.cause for finding in found] == ([cause] if cause else [])
+    findings = modules.examine(outputs, inputs, original[0], original[1].network, precision)
+    assert [finding.cause for finding in findings] == ([cause] if cause else [])
 
 
 def rounded_norm(x, scale, eps, order, reciprocal):
@@ -747,9 +748,11 @@ def test_the_name_of_an_epsilon_does_not_depend_on_how_a_processor_rounds(origin
     summed = outputs["encoder/input_dropout"] + outputs["encoder/layers_0/attention_dropout"]
     outputs = {name: outputs[name] for name in outputs if not name.startswith("encoder/layers_0/mlp")}
     outputs[site] = rounded_norm(summed, original[0][step.array], eps, order, reciprocal)
-    found = [f for f in modules.examine(outputs, inputs, original[0], original[1].network, "float32") if f.site == site]
-    assert len(found) == (cause is not None)
-    assert all(re.fullmatch(cause, finding.cause) for finding in found)
+    findings = [
+        f for f in modules.examine(outputs, inputs, original[0], original[1].network, "float32") if f.site == site
+    ]
+    assert len(findings) == (cause is not None)
+    assert all(re.fullmatch(cause, finding.cause) for finding in findings)
 
 
 @pytest.mark.parametrize("eps", [2e-6, 3e-6, 5e-6])
@@ -757,10 +760,10 @@ def test_one_epsilon_everywhere_is_read_once(original, eps):
     """Norms whose mean squares differ read it with different errors; float64 has read it already."""
     arrays, config = original
     outputs, inputs = behave(original, Behaviour(eps=eps), ".*norm", precision="float32")
-    found = modules.examine(outputs, inputs, arrays, config.network, "float32")
-    assert len(found) == 1
-    assert len(found[0].sites) > 10
-    assert 0.8 * eps < float(found[0].cause.removeprefix("eps=")) < 1.25 * eps
+    findings = modules.examine(outputs, inputs, arrays, config.network, "float32")
+    assert len(findings) == 1
+    assert len(findings[0].sites) > 10
+    assert 0.8 * eps < float(findings[0].cause.removeprefix("eps=")) < 1.25 * eps
     exact, _ = behave(original, Behaviour(eps=eps), ".*norm")
     passes = {
         precision: trace.Pass(precision, {}, taps, taps["decoder"], True)
@@ -812,8 +815,8 @@ def test_two_faults_are_both_found(original):
     }
     values = numpy_network.forward(arrays, config.network, inputs, lambda name: wrong.get(name, numpy_network.MT3))
     outputs = {name: values[name] for name in values if name and "/." not in name and name not in numpy_network.INPUTS}
-    found = modules.examine(outputs, inputs, arrays, config.network, "float64")
-    assert [(finding.site, finding.cause) for finding in found] == [
+    findings = modules.examine(outputs, inputs, arrays, config.network, "float64")
+    assert [(finding.site, finding.cause) for finding in findings] == [
         ("encoder/layers_0/mlp", "relu"),
         ("decoder/layers_2/encoder_decoder_attention", "attention scaled by 1/sqrt(d)"),
     ]
@@ -847,16 +850,16 @@ def test_a_layer_left_out_is_named(original):
 def test_an_unknown_fault_is_called_unknown(original):
     outputs, inputs = behave(original, Behaviour(), "nothing")
     outputs["encoder/layers_1/mlp/dropout"] = np.sin(outputs["encoder/layers_1/mlp/dropout"])
-    found = modules.examine(outputs, inputs, original[0], original[1].network, "float64")
-    assert (found[0].site, found[0].cause) == ("encoder/layers_1/mlp", "unknown")
-    assert "no known cause explains it" in found[0].sentence()
+    findings = modules.examine(outputs, inputs, original[0], original[1].network, "float64")
+    assert (findings[0].site, findings[0].cause) == ("encoder/layers_1/mlp", "unknown")
+    assert "no known cause explains it" in findings[0].sentence()
 
 
 def test_nan_is_named(original):
     outputs, inputs = behave(original, Behaviour(), "nothing")
     outputs["decoder/layers_0/mlp/wo"] = outputs["decoder/layers_0/mlp/wo"] * np.nan
-    found = modules.examine(outputs, inputs, original[0], original[1].network, "float64")
-    assert ("decoder/layers_0/mlp/wo", "not finite") in [(finding.site, finding.cause) for finding in found]
+    findings = modules.examine(outputs, inputs, original[0], original[1].network, "float64")
+    assert ("decoder/layers_0/mlp/wo", "not finite") in [(finding.site, finding.cause) for finding in findings]
 
 
 def test_a_recorded_trace_is_diagnosed(original, tmp_path, capsys):
@@ -882,12 +885,12 @@ def test_a_model_with_its_weights_at_hand(original):
     """Faults of weights are named from the weights, and what modules do with them is judged apart."""
     arrays, config = original
     name = "encoder/layers_1/attention/value/kernel"
-    held = arrays | {name: arrays[name].T}
-    outputs, inputs = behave((held, config), Behaviour(activation="silu"), "decoder/layers_0/mlp/dropout")
+    candidate = arrays | {name: arrays[name].T}
+    outputs, inputs = behave((candidate, config), Behaviour(activation="silu"), "decoder/layers_0/mlp/dropout")
     run = trace.Pass("float64", {}, outputs, outputs["decoder"], True)
     given = trace.Trace("theirs", {}, {}, {}, inputs, {"float64": run})
-    found = diagnose.name_faults(given, arrays, config, held)
-    assert [(finding.site, finding.cause) for finding in found] == [
+    findings = diagnose.name_faults(given, arrays, config, candidate)
+    assert [(finding.site, finding.cause) for finding in findings] == [
         ("encoder/layers_1/attention/value", "transposed"),
         ("decoder/layers_0/mlp", "silu"),
     ]
@@ -928,13 +931,13 @@ def test_bad_candidates_are_refused_in_one_sentence(tmp_path, capsys):
         "nothing.pth",
         "notes.txt",
     ):
-        code, said = refused(capsys, tmp_path / name)
+        code, message = refused(capsys, tmp_path / name)
         assert code == 3
-        assert name in said
-        assert len(said.splitlines()) == 1
-    code, said = refused(capsys, tmp_path / "integers.npz")
+        assert name in message
+        assert len(message.splitlines()) == 1
+    code, message = refused(capsys, tmp_path / "integers.npz")
     assert code in (2, 3)
-    assert "same" not in said
+    assert "same" not in message
 
 
 def test_inspect_refuses_junk_too(tmp_path, capsys):
@@ -962,25 +965,25 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
 def test_another_model_is_refused(original, tmp_path, capsys):
     random = np.random.default_rng(0)
     np.savez(tmp_path / "other.npz", **{f"conv{i}.weight": random.standard_normal((7, 9)) for i in range(20)})
-    code, said = refused(capsys, tmp_path / "other.npz")
+    code, message = refused(capsys, tmp_path / "other.npz")
     assert code == 2
-    assert "not this model: 0 of 65 arrays" in said
+    assert "not this model: 0 of 65 arrays" in message
 
 
 def test_another_training_is_refused(original, tmp_path, capsys):
     np.savez(tmp_path / "other.npz", **to_torch(numpy_network.random_arrays(original[1].network, 9)))
-    code, said = refused(capsys, tmp_path / "other.npz")
+    code, message = refused(capsys, tmp_path / "other.npz")
     assert code == 2
-    assert "the same network with other weights" in said
+    assert "the same network with other weights" in message
 
 
 def test_another_size_is_refused(tmp_path, capsys):
     sizes = NetworkConfig(emb_dim=32, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1)
     arrays = numpy_network.random_arrays(sizes, 0)
     write_t5x(tmp_path / "checkpoint_1", arrays, 1, config=Config(sizes, SpectrogramConfig()))
-    code, said = refused(capsys, tmp_path / "checkpoint_1")
+    code, message = refused(capsys, tmp_path / "checkpoint_1")
     assert code == 2
-    assert "same:" not in said
+    assert "same:" not in message
 
 
 def test_a_trace_of_nothing_known_is_refused(original):

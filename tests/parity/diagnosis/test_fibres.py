@@ -22,9 +22,9 @@ def arrays():
 
 
 def words(candidate, arrays, head_dim=16):
-    found = fibres.match({"x": candidate}, arrays).matches["x"]
-    assert found.exact
-    return found.owners, fibres.describe(found, arrays, head_dim)
+    match = fibres.match({"x": candidate}, arrays).matches["x"]
+    assert match.exact
+    return match.owners, fibres.describe(match, arrays, head_dim)
 
 
 Q, K, V, OUT = (f"encoder/layers_0/attention/{part}/kernel" for part in ("query", "key", "value", "out"))
@@ -32,7 +32,7 @@ EMBEDDING = "decoder/token_embedder/embedding"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "description"),
     [
         (lambda a: a[Q], []),
         (lambda a: a[Q].T, ["transposed"]),
@@ -49,8 +49,8 @@ EMBEDDING = "decoder/token_embedder/embedding"
         (lambda a: np.roll(a[Q], 1, axis=0), ["rolled by -1"]),
     ],
 )
-def test_one_array_and_what_was_done_to_it(arrays, change, said):
-    assert words(np.ascontiguousarray(change(arrays)), arrays) == ([Q], said)
+def test_one_array_and_what_was_done_to_it(arrays, change, description):
+    assert words(np.ascontiguousarray(change(arrays)), arrays) == ([Q], description)
 
 
 def test_out_kernels_keep_their_heads_on_the_other_axis(arrays):
@@ -76,7 +76,7 @@ def test_stacked_layers_and_stacked_scales(arrays):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "description"),
     [
         (lambda e: e[:1491], "cropped from 1536 to 1491"),
         (lambda e: np.concatenate([e, np.zeros((64, 48), np.float32)]), "padded from 1536 to 1600 with zeros"),
@@ -84,14 +84,14 @@ def test_stacked_layers_and_stacked_scales(arrays):
         (lambda e: np.roll(e, 3, 0), "rolled by -3"),
     ],
 )
-def test_rows_of_the_vocabulary(arrays, change, said):
-    assert words(change(arrays[EMBEDDING]), arrays) == ([EMBEDDING], [said])
+def test_rows_of_the_vocabulary(arrays, change, description):
+    assert words(change(arrays[EMBEDDING]), arrays) == ([EMBEDDING], [description])
 
 
 def test_scale_minus_one_as_gemma_keeps_it(arrays):
     name = "decoder/decoder_norm/scale"
-    owners, said = words(arrays[name] - 1, arrays)
-    assert (owners, said) == ([name], ["-1 added"])
+    owners, description = words(arrays[name] - 1, arrays)
+    assert (owners, description) == ([name], ["-1 added"])
 
 
 def test_what_is_not_there_is_not_found(arrays):
@@ -104,41 +104,41 @@ def test_what_is_not_there_is_not_found(arrays):
         "e": np.arange(48),
         "f": np.float32(3.0),
     }
-    found = fibres.match(strangers, arrays)
-    assert found.unused == list(strangers)
-    assert set(found.missing) == set(arrays)
+    result = fibres.match(strangers, arrays)
+    assert result.unused == list(strangers)
+    assert set(result.missing) == set(arrays)
 
 
 def test_duplicates_and_missing_are_told(arrays):
     candidate = {f"t{i}": array for i, (name, array) in enumerate(arrays.items()) if name != K}
     candidate["again"] = arrays[Q].T
-    found = fibres.match(candidate, arrays)
-    assert list(found.missing) == [K]
-    assert list(found.duplicates) == [Q]
-    assert "again" in found.duplicates[Q]
+    result = fibres.match(candidate, arrays)
+    assert list(result.missing) == [K]
+    assert list(result.duplicates) == [Q]
+    assert "again" in result.duplicates[Q]
 
 
 def test_half_of_an_array_is_missing_by_half(arrays):
-    found = fibres.match({"x": arrays["decoder/layers_1/mlp/wo/kernel"][:, :24]}, arrays)
-    assert found.missing["decoder/layers_1/mlp/wo/kernel"] == 0.5
+    result = fibres.match({"x": arrays["decoder/layers_1/mlp/wo/kernel"][:, :24]}, arrays)
+    assert result.missing["decoder/layers_1/mlp/wo/kernel"] == 0.5
 
 
 def test_equal_originals_are_called_alike_and_dealt_out(arrays):
     equal = {name: np.ones_like(a) if a.ndim == 1 else a for name, a in arrays.items()}
-    found = fibres.match({f"t{i}": array for i, array in enumerate(equal.values())}, equal)
+    result = fibres.match({f"t{i}": array for i, array in enumerate(equal.values())}, equal)
     scales = [name for name in equal if name.endswith("scale")]
-    assert found.alike == [scales]
-    assert not found.missing
-    assert not found.duplicates
-    assert sorted(owner for match in found.matches.values() for owner in match.owners) == sorted(equal)
+    assert result.alike == [scales]
+    assert not result.missing
+    assert not result.duplicates
+    assert sorted(owner for match in result.matches.values() for owner in match.owners) == sorted(equal)
 
 
 def test_one_changed_number_is_seen(arrays):
     changed = arrays[Q].copy()
     changed[7, 9] = np.nextafter(changed[7, 9], np.float32(9))
-    found = fibres.match({"x": changed}, arrays).matches["x"]
-    assert found.owners == [Q]
-    assert not found.exact
+    match = fibres.match({"x": changed}, arrays).matches["x"]
+    assert match.owners == [Q]
+    assert not match.exact
 
 
 @settings(deadline=None, max_examples=25)
@@ -155,13 +155,13 @@ def test_any_mixture_is_undone(arrays, data):
             array = array.reshape(array.shape[0], 3, 16)
         array = array * np.float32(data.draw(st.sampled_from([1.0, 0.25, -2.0, 0.125])))
         candidate[f"w{number}"] = np.ascontiguousarray(array)
-    found = fibres.match(candidate, arrays)
-    assert not found.unused
-    assert not found.missing
-    assert {match.candidate: match.owners for match in found.matches.values()} == {
+    result = fibres.match(candidate, arrays)
+    assert not result.unused
+    assert not result.missing
+    assert {match.candidate: match.owners for match in result.matches.values()} == {
         f"w{number}": [name] for number, name in enumerate(names)
     }
-    back = fibres.restore(found, candidate, arrays)
+    back = fibres.restore(result, candidate, arrays)
     assert all(back[name].tobytes() == arrays[name].tobytes() for name in arrays)
 
 
@@ -171,7 +171,7 @@ def test_what_siblings_share_is_undone_and_what_one_has_alone_is_left_in(arrays)
     loaded = load_as_siblings(fibres.match(candidate, arrays), candidate, arrays, arrays)
     assert loaded.conventions == ["every kernel transposed", "decoder/token_embedder transposed"]
     assert not loaded.odd
-    assert all((loaded.arrays[each] == (-array if each == name else array)).all() for each, array in arrays.items())
+    assert all((loaded.arrays[other] == (-array if other == name else array)).all() for other, array in arrays.items())
 
 
 @settings(deadline=None, max_examples=15)
@@ -185,9 +185,9 @@ def test_positions_say_where_every_number_stands(arrays, data):
     if data.draw(st.booleans()):
         joined = joined.T
     joined = np.ascontiguousarray(joined)
-    found = fibres.match({"x": joined}, arrays).matches["x"]
+    match = fibres.match({"x": joined}, arrays).matches["x"]
     for part in parts:
-        assert (joined.ravel()[fibres.positions(found, part, (48, 48))] == arrays[part]).all()
+        assert (joined.ravel()[fibres.positions(match, part, (48, 48))] == arrays[part]).all()
 
 
 def test_full_size_with_meaningless_names_is_recovered_whole():
@@ -197,12 +197,12 @@ def test_full_size_with_meaningless_names_is_recovered_whole():
     order = np.random.default_rng(1).permutation(len(arrays))
     names = [list(arrays)[i] for i in order]
     candidate = {f"t{i}": np.ascontiguousarray(arrays[name].T) for i, name in enumerate(names)}
-    found = fibres.match(candidate, arrays)
-    assert {key: match.owners for key, match in found.matches.items()} == {
+    result = fibres.match(candidate, arrays)
+    assert {key: match.owners for key, match in result.matches.items()} == {
         f"t{i}": [name] for i, name in enumerate(names)
     }
-    assert all(match.exact for match in found.matches.values())
-    assert not found.missing
-    assert not found.unused
+    assert all(match.exact for match in result.matches.values())
+    assert not result.missing
+    assert not result.unused
     # kilobytes on Linux; everything else that this process has loaded counts too
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4e6

@@ -46,13 +46,13 @@ def test_what_the_inputs_do_not_show_is_said(side, decoded):
         model.encoder.encoder_norm.scale[3] = np.nan
 
     kinds = [kind("padding", padding), kind("nothing", lambda model: None), kind("tiny", tiny), kind("nan", broken)]
-    found = blindspots.visible(side, kinds, {"song": song, "everything": everything})
-    assert found["padding"] == {"song": "unseen", "everything": "float32"}
-    assert set(found["nothing"].values()) == {"unseen"}
-    assert set(found["tiny"].values()) == {"float64"}
-    assert set(found["nan"].values()) == {"float32"}
+    visibility = blindspots.visible(side, kinds, {"song": song, "everything": everything})
+    assert visibility["padding"] == {"song": "unseen", "everything": "float32"}
+    assert set(visibility["nothing"].values()) == {"unseen"}
+    assert set(visibility["tiny"].values()) == {"float64"}
+    assert set(visibility["nan"].values()) == {"float32"}
     console = Console(width=120, file=io.StringIO(), record=True)
-    show(found, ["nothing"], console)
+    show(visibility, ["nothing"], console)
     printed = console.export_text()
     assert "no inputs show: nothing" in printed
     assert "unseen, of 4 kinds" in printed

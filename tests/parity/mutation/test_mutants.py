@@ -139,8 +139,8 @@ def test_gates_on_known_numbers():
     logits = np.random.default_rng(0).standard_normal((1, 4, 8))
     weights = {"w": np.ones(3)}
 
-    def passed(other, theirs=weights):
-        verdicts = mutants.published_gates(Run(logits), Run(other), targets, weights, theirs)
+    def passed(other, candidate_weights=weights):
+        verdicts = mutants.published_gates(Run(logits), Run(other), targets, weights, candidate_weights)
         return {gate for gate, fine in verdicts.items() if fine}
 
     everything = set(mutants.GATES)
@@ -154,12 +154,12 @@ def test_the_command_prints_the_table_and_writes_json(tmp_path, capsys):
     path = tmp_path / "mutants.json"
     code = cli.main(["mutants", "--limit", "4", "--clean", "2", "--json", str(path)])
     printed = capsys.readouterr().out
-    found = json.loads(path.read_text())
+    document = json.loads(path.read_text())
     assert code == 0
     assert re.search(r"\| small, float32 \| \d+ \| \d+ \| \d+ \(100\.0 %\)", printed)
     assert "| cosine 0.99" in printed
-    assert len(found["outcomes"]) == 4 * 2 + 2
-    assert found["summary"]["false alarms"] == 0
+    assert len(document["outcomes"]) == 4 * 2 + 2
+    assert document["summary"]["false alarms"] == 0
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="no other processor has AVX2")

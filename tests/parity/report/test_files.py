@@ -89,7 +89,7 @@ class Tags(HTMLParser):
 
 
 @pytest.mark.parametrize(
-    "found",
+    "report",
     [
         example(),
         example(rows=[], refusals=["the <frames> differ"], worst=None),
@@ -97,19 +97,19 @@ class Tags(HTMLParser):
         example(rows=[Row("taps", "a", "same", "float64", measured(0.0, 0.0), measured(0.0, 0.0))]),
     ],
 )
-def test_the_page_is_whole_and_fetches_nothing(found):
-    written = page(found)
+def test_the_page_is_whole_and_fetches_nothing(report):
+    written = page(report)
     tags = Tags()
     tags.feed(written.removeprefix("<!doctype html>").replace("/>", ">"))
     assert tags.open == []
     text = "".join(tags.text)
-    assert found.verdict.capitalize() in text
+    assert report.verdict.capitalize() in text
     assert "<frames>" not in written
     assert "http" not in written
-    for row in found.rows:
+    for row in report.rows:
         if row.section == "taps":
             assert row.name in text
-    for reason in found.refusals:
+    for reason in report.refusals:
         assert reason in text
 
 
