@@ -133,10 +133,7 @@ class _Graph:
         if computed not in COMPUTED:
             raise ValueError(f"computed must be one of {', '.join(COMPUTED)}, not {computed!r}")
         if config.network.pre_encoder_layers:
-            raise ValueError("networks with a pre-encoder cannot be written as ONNX; use PyTorch or JAX")
-        check_arrays(arrays, config.network)
-        if config.network.pre_encoder_layers:
-            raise ValueError("a network with a pre-encoder cannot be an ONNX graph yet: take torch_mt3 or jax_mt3")
+            raise ValueError("a network with a pre-encoder cannot be an ONNX graph yet: take PyTorch or JAX")
         self.arrays = arrays
         self.config = config
         self.network: NetworkConfig = config.network

@@ -181,5 +181,5 @@ def test_wrong_arrays_and_dtypes_are_refused(golden_arrays, config):
 def test_a_network_with_a_pre_encoder_is_refused(config):
     network = dataclasses.replace(config.network, pre_encoder_layers=1, pre_encoder_dim=4)
     arrays = initial_arrays(network, 0)
-    with pytest.raises(ValueError, match="pre-encoder cannot be an ONNX graph yet: take torch_mt3 or jax_mt3"):
+    with pytest.raises(ValueError, match="pre-encoder cannot be an ONNX graph yet: take PyTorch or JAX"):
         graph.search_graph(arrays, dataclasses.replace(config, network=network))
