@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mt3_common.checkpoint.names import check_arrays
 from mt3_common.config import Config, NetworkConfig
 from mt3_common.notes.vocabulary import EOS_ID
 
@@ -133,7 +132,7 @@ class _Graph:
         if computed not in COMPUTED:
             raise ValueError(f"computed must be one of {', '.join(COMPUTED)}, not {computed!r}")
         if config.network.pre_encoder_layers:
-            raise ValueError("a network with a pre-encoder cannot be an ONNX graph yet: take PyTorch or JAX")
+            raise ValueError("networks with a pre-encoder cannot be written as ONNX; use PyTorch or JAX")
         self.arrays = arrays
         self.config = config
         self.network: NetworkConfig = config.network

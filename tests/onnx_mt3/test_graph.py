@@ -11,7 +11,6 @@ from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.config import Config
 from mt3_common.notes.vocabulary import EOS_ID
-from mt3_common.training.initial import initial_arrays
 from mt3_common.transcription.batching import Held, until_eos
 from onnx_mt3 import decode, graph
 from torch_mt3 import checkpoint as torch_checkpoint
@@ -176,10 +175,3 @@ def test_wrong_arrays_and_dtypes_are_refused(golden_arrays, config):
         graph.search_graph(golden_arrays, dataclasses.replace(config, network=network))
     with pytest.raises(CheckpointError, match="decoder_norm"):
         graph.search_graph({k: v for k, v in golden_arrays.items() if "decoder_norm" not in k}, config)
-
-
-def test_a_network_with_a_pre_encoder_is_refused(config):
-    network = dataclasses.replace(config.network, pre_encoder_layers=1, pre_encoder_dim=4)
-    arrays = initial_arrays(network, 0)
-    with pytest.raises(ValueError, match="pre-encoder cannot be an ONNX graph yet: take PyTorch or JAX"):
-        graph.search_graph(arrays, dataclasses.replace(config, network=network))
