@@ -70,10 +70,10 @@ def load(
     jax.config.update("jax_default_matmul_precision", "highest")
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    found = find_checkpoint(checkpoint)
+    checkpoint = find_checkpoint(checkpoint)
     only = None if instruments is None else parse_instruments(instruments)
     overrides = {"position_table": positions} if positions else None
-    params, config = weights.load(found.path, preset=model or found.model or None, overrides=overrides)
+    params, config = weights.load(checkpoint.path, preset=model or checkpoint.model or None, overrides=overrides)
     params = jax.device_put(weights.cast(params, "float32" if dtype == "int8" else dtype), find_device(device))
     generate = decode.generator(
         params,
@@ -91,7 +91,7 @@ def load(
         folder=programs_folder(),
     )
     continuity = None if hold is None else InstrumentContinuity(hold, batch_size)
-    return Transcriber(config, generate, checkpoint=found, instruments=only, continuity=continuity)
+    return Transcriber(config, generate, checkpoint=checkpoint, instruments=only, continuity=continuity)
 
 
 def programs_folder() -> str | None:

@@ -56,11 +56,11 @@ def generator(
         prompted = [segment for segment in batch if isinstance(segment, Held)]
         plain = [segment.segment if isinstance(segment, Held) else segment for segment in batch]
         frames = np.stack([segment.frames if isinstance(segment, Segment) else segment for segment in plain])
-        prompt = np.zeros((len(batch), max((len(held.forced) for held in prompted), default=0)), np.int64)
+        prompt = np.zeros((len(batch), max((len(segment.forced) for segment in prompted), default=0)), np.int64)
         bias = np.zeros((len(batch), vocab_size), dtype)
-        for row, held in enumerate(prompted):
-            prompt[row, : len(held.forced)] = held.forced
-            bias[row] = held.bias
+        for row, segment in enumerate(prompted):
+            prompt[row, : len(segment.forced)] = segment.forced
+            bias[row] = segment.bias
         inputs = {"frames": frames.astype(dtype), "allowed": usable, "prompt": prompt, "bias": bias}
         (ids,) = search.run(["ids"], inputs | {"max_steps": np.array(steps, np.int64)})
         for row in ids[:, :steps].astype(np.int32):

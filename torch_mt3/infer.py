@@ -62,10 +62,10 @@ def load(
     from torch_mt3 import decode
     from torch_mt3.kernels import processor_note
 
-    found = find_checkpoint(checkpoint)
+    checkpoint = find_checkpoint(checkpoint)
     only = None if instruments is None else parse_instruments(instruments)
     overrides = {"position_table": positions} if positions else None
-    module, config = weights.load(found.path, preset=model or found.model or None, overrides=overrides)
+    module, config = weights.load(checkpoint.path, preset=model or checkpoint.model or None, overrides=overrides)
     place = find_device(device)
     if dtype == "int8" and place.type != "cpu":
         raise ValueError(f"PyTorch computes int8 on the CPU only, not on {place}: take float32 or bfloat16 there")
@@ -87,7 +87,7 @@ def load(
         int8=dtype == "int8",
     )
     continuity = None if hold is None else InstrumentContinuity(hold, batch_size)
-    return Transcriber(config, generate, checkpoint=found, instruments=only, continuity=continuity)
+    return Transcriber(config, generate, checkpoint=checkpoint, instruments=only, continuity=continuity)
 
 
 def find_device(name: str | None):
@@ -102,11 +102,11 @@ def find_device(name: str | None):
     present += ["mps"] * torch.backends.mps.is_available()
     kind, _, number = (name or present[:2][-1]).replace("gpu", "cuda").partition(":")
     numbered = f"{kind}:{number or 0}"
-    found = kind if kind != "cuda" and numbered == f"{kind}:0" else numbered
-    if found not in present:
+    device_name = kind if kind != "cuda" and numbered == f"{kind}:0" else numbered
+    if device_name not in present:
         hint = "; a TPU is for jax_mt3" if kind == "tpu" else ""
         raise ValueError(f"no device {name!r} for PyTorch here; there are: {', '.join(present)}{hint}")
-    return torch.device(found)
+    return torch.device(device_name)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -268,7 +268,7 @@ class PitchLayer(nn.Module):
 
 
 class PreEncoder(nn.Module):
-    """What is heard in each row of a semitone, learned once for all pitches: (b, l, input_depth) -> (b, l, emb_dim).
+    """Sounds heard in each row of a semitone, learned once for all pitches: (b, l, input_depth) -> (b, l, emb_dim).
 
     The frames' mean is taken off, so that loudness alone changes nothing. What a row says are probabilities, three of
     which training can teach: that the pitch sounds, begins, ends.

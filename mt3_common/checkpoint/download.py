@@ -249,7 +249,7 @@ def _list_bucket(address: str, base: str) -> list[Remote]:
         query["pageToken"] = token
     if not remotes:
         raise DownloadError(f"there is nothing at {address}")
-    steps = {int(found[1]) for remote in remotes if (found := _STEP_FOLDER.match(remote.name[len(base) + 1 :]))}
+    steps = {int(match[1]) for remote in remotes if (match := _STEP_FOLDER.match(remote.name[len(base) + 1 :]))}
     if len(steps) > 1:
         raise DownloadError(
             f"{address} holds {len(steps)} checkpoints: name one, such as {address}/checkpoint_{max(steps)}"
@@ -497,17 +497,17 @@ def _open(url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        said = f"HTTP {error.code} {error.reason}".strip()
+        status = f"HTTP {error.code} {error.reason}".strip()
         if error.code in (401, 403):
             raise AccessDenied(
-                f"{url} is not public ({said}): fetch it with your credentials and name its path"
+                f"{url} is not public ({status}): fetch it with your credentials and name its path"
             ) from error
         if error.code == 416:
-            raise _NoSuchPart(said) from error
+            raise _NoSuchPart(status) from error
         if error.code in (408, 425, 429) or error.code >= 500:
             asked = error.headers.get("Retry-After", "")
-            raise _Passing(said, float(asked) if asked.isdigit() else 0.0) from error
-        raise DownloadError(f"{url} cannot be fetched: {said}") from error
+            raise _Passing(status, float(asked) if asked.isdigit() else 0.0) from error
+        raise DownloadError(f"{url} cannot be fetched: {status}") from error
     except (OSError, http.client.HTTPException) as error:
         raise _Passing(_reason(error)) from error
     except ValueError as error:

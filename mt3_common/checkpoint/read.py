@@ -258,25 +258,25 @@ def _inspect(place: Place, optimizer: bool) -> Inspection:
     def entry(name: str, leaf: Any) -> Entry:
         return entries[name] if name in entries else Entry(leaf.shape, leaf.dtype, "inline", leaf)
 
-    found = {name: entry(name, arrays[name]) for name in sorted(arrays)}
-    if layout == "t5x" and all(one.place == "inline" for one in found.values()):
+    array_entries = {name: entry(name, arrays[name]) for name in sorted(arrays)}
+    if layout == "t5x" and all(one.place == "inline" for one in array_entries.values()):
         layout = "t5x-inline"
     named = STEP.fullmatch(place.file or place.folder.path.name)
     return Inspection(
         location=str(place),
         layout=layout,
         step=int(step.reshape(())) if step is not None else int(named[1]) if named else None,
-        arrays=found,
+        arrays=array_entries,
         optimizer={name.removeprefix("state/"): entry(name, slots[name]) for name in sorted(slots)},
         config_files=find_config_files(place.folder, listed),
         passed_over=place.passed_over,
     )
 
 
-def _check_slots(found: Inspection) -> None:
-    if not found.optimizer:
+def _check_slots(inspection: Inspection) -> None:
+    if not inspection.optimizer:
         raise CheckpointError("there is no optimizer state: it was saved for inference only")
     prefix = "param_states/"
-    owners = {name[len(prefix) :].rpartition("/")[0] for name in found.optimizer if name.startswith(prefix)}
-    if owners and (odd := sorted(owners ^ set(found.arrays))):
+    owners = {name[len(prefix) :].rpartition("/")[0] for name in inspection.optimizer if name.startswith(prefix)}
+    if owners and (odd := sorted(owners ^ set(inspection.arrays))):
         raise CheckpointError(f"array {odd[0]} has no optimizer slots, or they have no array ({len(odd)} such names)")

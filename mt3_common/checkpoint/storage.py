@@ -107,8 +107,8 @@ class Folder:
 
     def keys(self, first: str = "", end: str = "") -> list[str]:
         """All files below, those in folders of folders too, from first up to end, which is left out."""
-        found = wait(self.store.list(ts.KvStore.KeyRange(first, end)), str(self))
-        return sorted(key.decode("utf-8", "surrogateescape") for key in found)
+        keys = wait(self.store.list(ts.KvStore.KeyRange(first, end)), str(self))
+        return sorted(key.decode("utf-8", "surrogateescape") for key in keys)
 
     def config_names(self, listed: Sequence[str] | None) -> list[str]:
         """Names of the config.json and .gin files right in here, among listed keys; the usual names without a list."""
@@ -175,17 +175,17 @@ def locate(path: str | os.PathLike) -> Place:
         CheckpointError: there is none, or more than one that could be meant.
     """
     folder = Folder(address(path))
-    found = folder.having(markers())
-    if not found and folder.path.name and folder.above.having([folder.path.name]):
+    files = folder.having(markers())
+    if not files and folder.path.name and folder.above.having([folder.path.name]):
         if folder.path.name == "checkpoint":
             return Place(folder.above)
         return Place(folder.above, folder.path.name)
     steps = _steps(folder)
-    if found and steps:
+    if files and steps:
         raise CheckpointError(
-            f"{folder} is a checkpoint itself ({min(found)}) and holds others ({', '.join(sorted(steps))}): name one"
+            f"{folder} is a checkpoint itself ({min(files)}) and holds others ({', '.join(sorted(steps))}): name one"
         )
-    if found:
+    if files:
         return Place(folder)
     if steps:
         complete = {name: step for name, (step, whole) in steps.items() if whole}

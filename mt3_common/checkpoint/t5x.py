@@ -26,9 +26,9 @@ NAME = re.compile(r"[\w-]+", re.ASCII)
 
 def step_folder(folder: Folder) -> tuple[dict[tuple[str, ...], Any] | None, Folder, str]:
     """Return the leaves (None: all stored arrays), the folder of the arrays and the layout of a step folder."""
-    found = folder.having(markers())
-    inner = {marker.removeprefix(f"{STATE}/") for marker in found if "/" in marker}
-    outer = {marker for marker in found if "/" not in marker}
+    files = folder.having(markers())
+    inner = {marker.removeprefix(f"{STATE}/") for marker in files if "/" in marker}
+    outer = {marker for marker in files if "/" not in marker}
     if inner and outer:
         raise CheckpointError(
             f"{folder} is a checkpoint twice, by {min(outer)} and by {STATE}/{min(inner)}: keep one of them"

@@ -95,12 +95,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str | None]:
             f"{len(unknown)} unknown ({', '.join(unknown[:3])}); python -m parity diagnose {path} says more"
         )
     width = tensors["proj.weight"].shape[0]
-    found = {key: inv_freq_table(table, width) for key, table in tables.items()}
-    if None in found.values() or len(set(found.values())) > 1:
-        raise CheckpointError(f"{path}: {' and '.join(found)} are neither MT3's sinusoid table nor that of the ports")
+    kinds = {key: inv_freq_table(table, width) for key, table in tables.items()}
+    if None in kinds.values() or len(set(kinds.values())) > 1:
+        raise CheckpointError(f"{path}: {' and '.join(kinds)} are neither MT3's sinusoid table nor that of the ports")
     arrays = {names[key]: tensor for key, tensor in tensors.items()}
     arrays = {name: np.ascontiguousarray(a.T) if name.endswith("/kernel") else a for name, a in arrays.items()}
-    return arrays, next(iter(found.values()), None)
+    return arrays, next(iter(kinds.values()), None)
 
 
 def hf_t5_name(name: str) -> str:
@@ -140,7 +140,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     try:
         with open(path, "rb") as file:
-            found = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
+            content = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except Exception as error:
@@ -148,12 +148,12 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a file of tensors that can be opened safely: {reason}") from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not any(isinstance(value, np.ndarray) for value in found.values()):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not any(isinstance(value, np.ndarray) for value in content.values()):
         raise CheckpointError(f"{path}: holds no dictionary of tensors")
     # copied here: what an older file holds was not there when its tensors were made
-    tensors = {str(key): value.copy() for key, value in found.items() if isinstance(value, np.ndarray)}
+    tensors = {str(key): value.copy() for key, value in content.items() if isinstance(value, np.ndarray)}
     for prefix in ("module.", "model.", "module."):
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}

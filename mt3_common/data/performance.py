@@ -31,8 +31,8 @@ def in_compass(notes: Sequence[Note], longest: np.ndarray, shift: int = 0) -> li
         octaves = [note.pitch + 12 * octave for octave in (0, -1, 1, -2, 2, -3, 3)]
         inside = [pitch for pitch in octaves if 0 <= pitch + shift <= 127 and longest[pitch + shift] > 0]
         if inside:
-            held = float(longest[inside[0] + shift]) * slower
-            fitted.append(note._replace(pitch=inside[0], offset=min(note.offset, note.onset + held)))
+            duration = float(longest[inside[0] + shift]) * slower
+            fitted.append(note._replace(pitch=inside[0], offset=min(note.offset, note.onset + duration)))
     return trim_overlapping(sorted(fitted))
 
 

@@ -75,7 +75,7 @@ class RecordedNote(NamedTuple):
 
 
 class Zone(NamedTuple):
-    """Where a recorded note is played: keys and velocities from low to high, both included."""
+    """Range in which a recorded note is played: keys and velocities from low to high, both included."""
 
     note: RecordedNote
     keys: tuple[int, int]
@@ -83,7 +83,7 @@ class Zone(NamedTuple):
 
 
 class Compass(NamedTuple):
-    """What an instrument of a soundfont can play.
+    """Keys that an instrument of a soundfont can play.
 
     Attributes:
         longest: (128,) s, how long a key sounds while it is held: 0 where it is silent, inf where its sample loops.
@@ -268,7 +268,7 @@ def _pdta(path: Path) -> dict[bytes, bytes]:
 
 @functools.lru_cache(maxsize=256)
 def compasses(path: Path) -> dict[tuple[int, int], Compass]:
-    """What each preset of a soundfont can play, by bank (128: drums) and program.
+    """Return what each preset of a soundfont can play, by bank (128: drums) and program.
 
     Raises:
         NotesError: the file is no soundfont, or cut off.
@@ -292,7 +292,7 @@ def compasses(path: Path) -> dict[tuple[int, int], Compass]:
             elif bag == headers["bag"][index]:
                 common = zone
 
-    found = {}
+    result = {}
     for index in range(len(presets) - 1):
         longest = np.zeros(128)
         for preset_zone in zones_of(presets, index, b"p"):
@@ -307,8 +307,8 @@ def compasses(path: Path) -> dict[tuple[int, int], Compass]:
                     # a compressed sample does not say how long it is
                     seconds = np.full(len(keys), np.inf)
                 longest[keys] = np.maximum(longest[keys], seconds)
-        found[int(presets["bank"][index]), int(presets["preset"][index])] = Compass(longest)
-    return found
+        result[int(presets["bank"][index]), int(presets["preset"][index])] = Compass(longest)
+    return result
 
 
 def _number(amount: tuple[int, int]) -> int:
@@ -316,7 +316,7 @@ def _number(amount: tuple[int, int]) -> int:
 
 
 def _seconds(sample: np.void, root: int, keys: np.ndarray) -> np.ndarray:
-    """How long a sample sounds when it is played at keys."""
+    """Seconds for which a sample sounds when it is played at keys."""
     length = max(0, int(sample["end"]) - int(sample["start"])) / max(1, int(sample["rate"]))
     return length * 2.0 ** ((root - keys) / 12)
 

@@ -31,9 +31,9 @@ def folders(
 
 def recordings(folder: Path, unread: Callable[[OSError], None] | None = None) -> list[Path]:
     """List the audio files below a folder, sorted; hidden files and folders are skipped, `unread` as in folders."""
-    found = (Path(place, name) for place, names in folders(folder, unread) for name in names)
+    paths = (Path(place, name) for place, names in folders(folder, unread) for name in names)
     return sorted(
         path
-        for path in found
+        for path in paths
         if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not sonify.is_played(path)
     )

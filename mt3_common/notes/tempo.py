@@ -1,4 +1,4 @@
-"""Where the beats of a recording are, and what that means for the ticks of a MIDI file."""
+"""Places of the beats of a recording, and what they mean for the ticks of a MIDI file."""
 
 import bisect
 from typing import NamedTuple

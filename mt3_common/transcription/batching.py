@@ -24,7 +24,7 @@ LEAST = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class SearchSettings:
-    """How tokens are chosen.
+    """Settings of how tokens are chosen.
 
     Attributes:
         search: 'greedy'; 't5x' for T5X's beam search, which with one beam is not greedy (an EOS ranked second may end
@@ -227,13 +227,13 @@ def decode_continuously(
 
     def arrived(at_most: int) -> list[tuple[int, np.ndarray | Segment | Held]]:
         nonlocal exhausted
-        found: list[tuple[int, np.ndarray | Segment | Held]] = []
+        arrivals: list[tuple[int, np.ndarray | Segment | Held]] = []
         for segment in itertools.islice(arriving, at_most):
             if segment is None:
-                return found
-            found.append((next(numbers), segment))
-        exhausted = len(found) < at_most
-        return found
+                return arrivals
+            arrivals.append((next(numbers), segment))
+        exhausted = len(arrivals) < at_most
+        return arrivals
 
     waiting = arrived(batch_size)
     # held segments: there are never more at once than in the beginning
@@ -253,13 +253,13 @@ def decode_continuously(
         # those that a smaller batch has no room for wait until it is empty
         if waiting and len(waiting) <= batch.num_rows - len(in_row):
             free = [row for row in range(batch.num_rows) if row not in in_row][: len(waiting)]
-            held = [segment for _, segment in waiting if isinstance(segment, Held)]
+            prompts = [segment for _, segment in waiting if isinstance(segment, Held)]
             plain = [(number, s.segment if isinstance(s, Held) else s) for number, s in waiting]
             known = [(s.frames, s.index) if isinstance(s, Segment) else (s, number) for number, s in plain]
             uniforms = [settings.uniforms(index) for _, index in known]
             arrays = [frames for frames, _ in known]
-            if held:
-                batch.prefill(free, arrays, uniforms, held)
+            if prompts:
+                batch.prefill(free, arrays, uniforms, prompts)
             else:
                 batch.prefill(free, arrays, uniforms)
             in_row.update(zip(free, (number for number, _ in waiting), strict=True))

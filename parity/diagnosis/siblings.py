@@ -117,9 +117,9 @@ def load_as_siblings(
     for name in names:
         holders = matching.holders(name)
         if holders:
-            held = [int((holder.owner == holder.owners.index(name)).sum()) for holder in holders]
-            best = max(range(len(holders)), key=lambda i: (held[i], holders[i].exact))
-            if held[best]:
+            counts = [int((holder.owner == holder.owners.index(name)).sum()) for holder in holders]
+            best = max(range(len(holders)), key=lambda i: (counts[i], holders[i].exact))
+            if counts[best]:
                 standings[name] = _standing(holders[best], name, np.atleast_1d(original[name]).shape)
     templates, factors = _templates(standings, original), _factors(standings, believed)
     kernels = [sibling.turned for name, sibling in standings.items() if name.endswith("kernel") and sibling.order]

@@ -319,7 +319,7 @@ class Record:
         *lines, half = text.split("\n")
         for number, line in enumerate(lines, 1):
             try:
-                outcomes = [Outcome(**each) for each in json.loads(line)]
+                outcomes = [Outcome(**fields) for fields in json.loads(line)]
                 self.known[self._key(outcomes[0])] = outcomes
             except (ValueError, TypeError, IndexError) as error:
                 raise ValueError(f"{path}, line {number}: not outcomes of parity mutants") from error
@@ -340,7 +340,7 @@ class Record:
             self.known[key] = judge()
             if self.path is not None:
                 with open(self.path, "a") as file:
-                    file.write(json.dumps([dataclasses.asdict(each) for each in self.known[key]]) + "\n")
+                    file.write(json.dumps([dataclasses.asdict(outcome) for outcome in self.known[key]]) + "\n")
         return self.known[key]
 
 
