@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mt3_common.checkpoint.names import check_arrays
 from mt3_common.config import Config, NetworkConfig
 from mt3_common.notes.vocabulary import EOS_ID
 
@@ -133,6 +134,7 @@ class _Graph:
             raise ValueError(f"computed must be one of {', '.join(COMPUTED)}, not {computed!r}")
         if config.network.pre_encoder_layers:
             raise ValueError("networks with a pre-encoder cannot be written as ONNX; use PyTorch or JAX")
+        check_arrays(arrays, config.network)
         self.arrays = arrays
         self.config = config
         self.network: NetworkConfig = config.network
