@@ -1,11 +1,37 @@
 """One way to run a command: exceptions become one sentence on stderr and an exit status."""
 
+import _thread
+import contextlib
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 from mt3_common.cli.console import is_out_of_memory, say, sentence
 from mt3_common.cli.exit_status import INTERRUPTED, SOME_FAILED
 from mt3_common.io.stdio import complete, finish
+
+# s after which a Ctrl-C that Python dropped is raised again, once the callback that dropped it is over
+AGAIN = 0.05
+
+
+@contextlib.contextmanager
+def no_interrupt_lost() -> Iterator[None]:
+    """Raise KeyboardInterrupt again where Python drops it: in a callback of the garbage collector, such as JAX has."""
+    show = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            timer = threading.Timer(AGAIN, _thread.interrupt_main)
+            timer.daemon = True
+            timer.start()
+        else:
+            show(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = show
 
 
 def run(
@@ -31,7 +57,8 @@ def run(
     """
     complete()
     try:
-        return command()
+        with no_interrupt_lost():
+            return command()
     except KeyboardInterrupt:
         say(interrupted)
         return INTERRUPTED

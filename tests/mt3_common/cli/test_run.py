@@ -1,5 +1,9 @@
 """One way to run a command: statuses and sentences of what is raised."""
 
+import gc
+import sys
+import time
+
 import pytest
 
 from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED
@@ -51,3 +55,21 @@ def test_what_a_command_says_of_memory(capsys):
 def test_a_fault_of_the_program_is_raised():
     with pytest.raises(KeyError, match="memory"):
         run(raising(KeyError("memory")))
+
+
+def test_an_interrupt_that_a_callback_drops_is_raised_again(capsys):
+    def interrupt(phase, info):
+        gc.callbacks.remove(interrupt)
+        raise KeyboardInterrupt
+
+    def command():
+        gc.callbacks.append(interrupt)
+        gc.collect()
+        for _ in range(1000):
+            time.sleep(0.01)
+        return 0
+
+    hook = sys.unraisablehook
+    assert run(command) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
+    assert sys.unraisablehook is hook
