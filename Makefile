@@ -23,9 +23,11 @@ override BIN := $(VENV)/bin
 override READY := $(VENV)/.ready
 # an x86 processor as one that has AVX2 and nothing newer, for oneDNN, PyTorch and XLA
 override AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 XLA_FLAGS=--xla_cpu_max_isa=AVX2
+# two tests need kernels that AVX2 lacks; tests/twins/test_processors.py has what is computed without them
+override ON_AVX2 := not int8_computes_with_whole_numbers and not bfloat16_rounds_what_pack_says
 # tests whose numbers depend on how a processor rounds and on which kernels it has
 override ARITHMETIC := tests/twins/test_model.py tests/twins/test_decode.py tests/twins/test_train.py tests/jax_mt3 \
-  tests/onnx_mt3 tests/parity/compare tests/parity/diagnosis tests/parity/mutation tests/test_infer.py
+  tests/onnx_mt3 tests/parity/compare tests/parity/diagnosis tests/test_infer.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-fast test-avx2 check lint contract format parity drift diff train-default bench isolation lock clean
@@ -63,7 +65,7 @@ test-fast: $(READY) ## run the tests that compile no network and start no proces
 	@$(BIN)/python -m pytest --numprocesses auto -m 'not compile and not process' $(ARGS)
 
 test-avx2: $(READY) ## run the tests of arithmetic as on a processor that has AVX2 only
-	@$(AVX2) $(BIN)/python -m pytest --numprocesses auto $(ARITHMETIC) $(ARGS)
+	@$(AVX2) $(BIN)/python -m pytest --numprocesses auto $(ARITHMETIC) -k "$(ON_AVX2)" $(ARGS)
 
 check: lint contract test ## format, lint, import contract, tests: before every commit
 
