@@ -5,7 +5,7 @@ Names of fields are ours; the published names stand beside them. Source: the pub
 
 import dataclasses
 
-from mt3_common.config import ConfigError
+from mt3_common.config import ConfigError, Range, check_fields
 
 ENCODERS = ("t5", "perceiver-tf", "conformer")
 DECODERS = ("t5", "multi-t5")
@@ -21,10 +21,7 @@ ACTIVATIONS = ("gelu", "silu", "relu", "tanh")
 ROTARY = {"l": "lang", "p": "pixel"}
 
 
-def _check(where: str, **allowed: tuple[str, tuple[str, ...]]) -> None:
-    for name, (value, values) in allowed.items():
-        if value not in values:
-            raise ConfigError(f"{where}: {name} must be one of {', '.join(values)}, not {value!r}")
+DROPOUT = {"dropout_rate": Range(0.0, 1.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +49,7 @@ class T5StackConfig:
     dropout_rate: float = 0.05
 
     def __post_init__(self):
-        _check("t5", position_encoding=(self.position_encoding, ("sinusoidal", "trainable")))
-        _check("t5", ff_layer=(self.ff_layer, T5_FEED_FORWARDS))
+        check_fields(self, DROPOUT, {"position_encoding": ("sinusoidal", "trainable"), "ff_layer": T5_FEED_FORWARDS})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +103,13 @@ class PerceiverConfig:
     dropout_rate: float = 0.1
 
     def __post_init__(self):
-        _check("perceiver-tf", position_encoding=(self.position_encoding, PERCEIVER_POSITIONS))
-        _check("perceiver-tf", norm=(self.norm, ("layer_norm", "rms_norm")), ff_layer=(self.ff_layer, FEED_FORWARDS))
-        _check("perceiver-tf", activation=(self.activation, ACTIVATIONS))
+        choices = {
+            "position_encoding": PERCEIVER_POSITIONS,
+            "norm": ("layer_norm", "rms_norm"),
+            "ff_layer": FEED_FORWARDS,
+            "activation": ACTIVATIONS,
+        }
+        check_fields(self, DROPOUT, choices)
         if len(self.rope_types) != 3 or set(self.rope_types) - set(ROTARY):
             raise ConfigError(f"perceiver-tf: rope_types must be three letters of 'p' and 'l', not {self.rope_types!r}")
         if self.d_latents % self.num_heads:
@@ -143,8 +143,8 @@ class ConformerConfig:
     layer_drop: float = 0.1
 
     def __post_init__(self):
-        values = ("rotary", "relative", "trainable", "none")
-        _check("conformer", position_encoding=(self.position_encoding, values))
+        ranges = DROPOUT | {"layer_drop": Range(0.0, 1.0)}
+        check_fields(self, ranges, {"position_encoding": ("rotary", "relative", "trainable", "none")})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,8 +184,13 @@ class YourMT3Config:
     t5_decoder: T5StackConfig = T5StackConfig()
 
     def __post_init__(self):
-        _check("network", encoder=(self.encoder, ENCODERS), decoder=(self.decoder, DECODERS))
-        _check("network", pre_encoder=(self.pre_encoder, PRE_ENCODERS), pre_decoder=(self.pre_decoder, PRE_DECODERS))
+        choices = {
+            "encoder": ENCODERS,
+            "decoder": DECODERS,
+            "pre_encoder": PRE_ENCODERS,
+            "pre_decoder": PRE_DECODERS,
+        }
+        check_fields(self, choices=choices)
         if self.decoder == "multi-t5" and self.encoder != "perceiver-tf":
             raise ConfigError(f"decoder multi-t5 needs encoder perceiver-tf, not {self.encoder}")
         if (self.pre_encoder != "none") != (self.encoder == "perceiver-tf"):

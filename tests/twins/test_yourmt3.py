@@ -308,6 +308,8 @@ def test_settings_that_do_not_fit_are_refused():
         dataclasses.replace(golden.config, pre_decoder="linear")
     with pytest.raises(ConfigError, match="position_encoding must be one of"):
         dataclasses.replace(golden.config.perceiver, position_encoding="rotary")
+    with pytest.raises(ConfigError, match="num_latents must be a positive integer, not 0"):
+        dataclasses.replace(golden.config.perceiver, num_latents=0)
     with pytest.raises(ConfigError, match="lack 'encoder'"):
         read_published_settings({}, golden.arrays, 8, 8)
 
