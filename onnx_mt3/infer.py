@@ -58,14 +58,14 @@ def load(
         raise ValueError(f"onnx_mt3 computes in float32 or float64; --dtype {dtype} is for torch_mt3 and jax_mt3")
     with needed("onnx_mt3 needs onnx and onnxruntime", "onnx"):
         # imported here: --help and wrong arguments are answered at once
-        from onnx_mt3 import decode, graph
+        from onnx_mt3 import builder, decode, graph
 
     named = find_checkpoint(checkpoint)
     programs = None if instruments is None else parse_instruments(instruments)
     overrides = {"position_table": positions} if positions else None
     source = read_checkpoint(named.path)
     config = source.config(model or named.model or None, overrides)
-    stored = graph.common_dtype(source.arrays)
+    stored = builder.common_dtype(source.arrays)
     search_model = graph.search_graph(source.arrays, config, stored=stored, computed=dtype)
     generate = decode.generator(
         decode.session(search_model.SerializeToString()),

@@ -12,7 +12,7 @@ from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.config import Config
 from mt3_common.notes.vocabulary import EOS_ID
 from mt3_common.transcription.batching import Held, until_eos
-from onnx_mt3 import decode, graph
+from onnx_mt3 import builder, decode, graph, network
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import decode as torch_decode
 from torch_mt3.model import Transformer
@@ -82,15 +82,15 @@ def test_a_planted_fault_is_far_outside_of_rounding(golden_arrays, config, activ
     elif fault == "transposed":
         arrays["encoder/layers_0/attention/out/kernel"] = arrays["encoder/layers_0/attention/out/kernel"].T.copy()
     elif fault == "eps":
-        real = graph._Graph.real
-        monkeypatch.setattr(graph._Graph, "real", lambda self, x: real(self, 1e-5 if x == 1e-6 else x))
+        real = builder.GraphBuilder.real
+        monkeypatch.setattr(builder.GraphBuilder, "real", lambda self, x: real(self, 1e-5 if x == 1e-6 else x))
     elif fault == "gelu":
-        real = graph._Graph.real
-        monkeypatch.setattr(graph._Graph, "real", lambda self, x: real(self, 0.0 if x == 0.044715 else x))
+        real = builder.GraphBuilder.real
+        monkeypatch.setattr(builder.GraphBuilder, "real", lambda self, x: real(self, 0.0 if x == 0.044715 else x))
     else:
-        heads = graph._Graph.heads
+        heads = network.NetworkBuilder.heads
         monkeypatch.setattr(
-            graph._Graph,
+            network.NetworkBuilder,
             "heads",
             lambda self, x, transposed=False: self.op("Mul", heads(self, x, transposed), self.real(1.01)),
         )
@@ -155,10 +155,10 @@ def test_prompts_biases_and_allowed_tokens_are_those_of_the_twin(golden_arrays, 
 
 def test_weights_are_stored_once_and_as_asked(golden_arrays, config):
     sizes = {}
-    for stored in graph.STORED:
+    for stored in builder.STORED:
         model = graph.search_graph(golden_arrays, config, stored=stored)
         onnx.checker.check_model(model, full_check=True)
-        assert {entry.version for entry in model.opset_import} == {graph.OPSET}
+        assert {entry.version for entry in model.opset_import} == {builder.OPSET}
         assert not {node.domain for node in model.graph.node} - {""}
         sizes[stored] = len(model.SerializeToString())
     assert sizes["bfloat16"] == pytest.approx(sizes["float16"], rel=0.01)
@@ -170,8 +170,8 @@ def test_wrong_arrays_and_dtypes_are_refused(golden_arrays, config):
         graph.search_graph(golden_arrays, config, stored="int8")
     with pytest.raises(ValueError, match="computed must be one of"):
         graph.search_graph(golden_arrays, config, computed="bfloat16")
-    network = dataclasses.replace(config.network, pre_encoder_layers=1, pre_encoder_dim=8)
+    with_pre_encoder = dataclasses.replace(config.network, pre_encoder_layers=1, pre_encoder_dim=8)
     with pytest.raises(ValueError, match="networks with a pre-encoder cannot be written as ONNX"):
-        graph.search_graph(golden_arrays, dataclasses.replace(config, network=network))
+        graph.search_graph(golden_arrays, dataclasses.replace(config, network=with_pre_encoder))
     with pytest.raises(CheckpointError, match="decoder_norm"):
         graph.search_graph({k: v for k, v in golden_arrays.items() if "decoder_norm" not in k}, config)

@@ -1,0 +1,168 @@
+"""Nodes, constants and weights of an ONNX graph that grows."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from mt3_common.checkpoint.names import check_arrays
+from mt3_common.config import Config, NetworkConfig
+
+OPSET = 20
+# files of this version are read by every runtime that knows the opset
+IR_VERSION = 10
+STORED = ("bfloat16", "float16", "float32", "float64")
+COMPUTED = ("float32", "float64")
+
+TYPES = {
+    "bfloat16": TensorProto.BFLOAT16,
+    "float16": TensorProto.FLOAT16,
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+}
+DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
+
+
+class GraphBuilder:
+    """A graph that grows: nodes, constants and weights.
+
+    Args: see graph.search_graph.
+
+    Attributes:
+        taps: module path -> name of its output, filled by the full pass; None for a graph without taps.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], config: Config, stored: str, computed: str):
+        if stored not in STORED:
+            raise ValueError(f"stored must be one of {', '.join(STORED)}, not {stored!r}")
+        if computed not in COMPUTED:
+            raise ValueError(f"computed must be one of {', '.join(COMPUTED)}, not {computed!r}")
+        if config.network.pre_encoder_layers:
+            raise ValueError("networks with a pre-encoder cannot be written as ONNX; use PyTorch or JAX")
+        check_arrays(arrays, config.network)
+        self.arrays = arrays
+        self.config = config
+        self.network: NetworkConfig = config.network
+        self.stored, self.computed = stored, computed
+        self.taps: dict[str, str] | None = None
+        self._nodes: list[onnx.NodeProto] = []
+        self._outer: list[list[onnx.NodeProto]] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._casts: dict[str, str] = {}
+        self._cast_nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._count = 0
+
+    def name(self, kind: str) -> str:
+        """Return a name that no other value has."""
+        self._count += 1
+        return f"{kind}_{self._count}"
+
+    def op(self, kind: str, *inputs: str, **attributes) -> str:
+        """Add a node with one output and return the output's name."""
+        output = self.name(kind)
+        self._nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
+        return output
+
+    def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
+        """Add a Split node and return the names of its outputs."""
+        outputs = [self.name("Split") for _ in sizes]
+        self._nodes.append(helper.make_node("Split", [x, self.ints(sizes)], outputs, axis=axis))
+        return outputs
+
+    def ints(self, values: Sequence[int]) -> str:
+        """Return the name of a constant (n,) int64."""
+        return self._constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def scalar(self, value: int) -> str:
+        """Return the name of a constant () int64."""
+        return self._constant(f"int_{value}", np.array(value, np.int64))
+
+    def real(self, value: float) -> str:
+        """Return the name of a constant () in the computed dtype."""
+        return self._constant(f"real_{value!r}", np.array(value, DTYPES[self.computed]))
+
+    def boolean(self, value: bool) -> str:
+        """Return the name of a constant () bool."""
+        return self._constant(f"bool_{value}", np.array(value))
+
+    def _constant(self, name: str, array: np.ndarray) -> str:
+        self._initializers.setdefault(name, numpy_helper.from_array(array, name))
+        return name
+
+    def weight(self, name: str, array: np.ndarray | None = None) -> str:
+        """Return the name of a weight in the computed dtype; it is stored in the stored dtype and cast once.
+
+        Args:
+            name: of an array of the checkpoint, or of the array that is given.
+        """
+        if name not in self._casts:
+            array = self.arrays[name] if array is None else array
+            stored = np.asarray(array).astype(DTYPES[self.stored])
+            tensor = helper.make_tensor(
+                name, TYPES[self.stored], stored.shape, np.ascontiguousarray(stored).tobytes(), raw=True
+            )
+            self._initializers[name] = tensor
+            self._casts[name] = name
+            if self.stored != self.computed:
+                self._casts[name] = name + ":computed"
+                self._cast_nodes.append(helper.make_node("Cast", [name], [self._casts[name]], to=TYPES[self.computed]))
+        return self._casts[name]
+
+    def input(self, name: str, kind: int, shape: Sequence[int | str]) -> str:
+        """Add an input of the model and return its name."""
+        self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def output(self, value: str, name: str, kind: int, shape: Sequence[int | str | None]) -> None:
+        """Make a value an output of the model under a name."""
+        self._nodes.append(helper.make_node("Identity", [value], [name]))
+        self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[list[onnx.NodeProto]]:
+        """Collect the nodes that are added as those of a loop's body."""
+        self._outer.append(self._nodes)
+        self._nodes = nodes = []
+        yield nodes
+        self._nodes = self._outer.pop()
+
+    def loop(self, body: onnx.GraphProto, trips: str, start: Sequence[str]) -> list[str]:
+        """Add a Loop node and return the names of the carried values after it."""
+        outputs = [self.name("Loop") for _ in start]
+        self._nodes.append(helper.make_node("Loop", [trips, self.boolean(True), *start], outputs, body=body))
+        return outputs
+
+    def model(self, name: str) -> onnx.ModelProto:
+        """Return all of it as a model."""
+        graph = helper.make_graph(
+            [*self._cast_nodes, *self._nodes], name, self._inputs, self._outputs, list(self._initializers.values())
+        )
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="mt3-twins"
+        )
+
+
+def loop_body(nodes, name, number, carried, outputs, kinds, shapes) -> onnx.GraphProto:
+    """Return a Loop's body; outputs begin with the condition to go on."""
+    condition = f"{name}_going_in"
+    inputs = [
+        helper.make_tensor_value_info(number, TensorProto.INT64, []),
+        helper.make_tensor_value_info(condition, TensorProto.BOOL, []),
+        *(helper.make_tensor_value_info(*triple) for triple in zip(carried, kinds, shapes, strict=True)),
+    ]
+    results = [
+        helper.make_tensor_value_info(outputs[0], TensorProto.BOOL, []),
+        *(helper.make_tensor_value_info(*triple) for triple in zip(outputs[1:], kinds, shapes, strict=True)),
+    ]
+    return helper.make_graph(nodes, name, inputs, results)
+
+
+def common_dtype(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the dtype that all arrays have, or float32 where they differ."""
+    dtypes = {np.dtype(array.dtype).name for array in arrays.values()}
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(STORED) else "float32"
