@@ -124,7 +124,7 @@ def test_a_tensor_beyond_its_storage_is_refused(offset, size, stride, tmp_path):
 
 @functools.cache
 def saved(is_zip: bool) -> bytes:
-    """Return the file that PyTorch writes for a tensor, always the same: the older format names storages by their addresses."""
+    """Return the file that PyTorch writes for a tensor; cached, as the older format names storages by address."""
     stream = io.BytesIO()
     torch.save({"a": torch.arange(6.0)}, stream, _use_new_zipfile_serialization=is_zip)
     return stream.getvalue()
