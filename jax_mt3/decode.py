@@ -40,7 +40,7 @@ from jax_mt3.search import BeamState, empty_state, finalize, reset_rows, search_
 from jax_mt3.weights import Weights, pack
 from mt3_common.config import Config
 from mt3_common.transcription import batching
-from mt3_common.transcription.batching import Held, SearchSettings
+from mt3_common.transcription.batching import PromptedSegment, SearchSettings
 
 # steps between two checks for rows that have ended
 STEPS_AT_ONCE = 8
@@ -313,7 +313,7 @@ class Batch:
         num_rows: number of segments side by side.
         num_frames: frames of a segment.
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
-        hold: whether segments come with prompts, as batching.Held.
+        hold: whether segments come with prompts, as batching.PromptedSegment.
         folder: for compiled programs, see compiled.Programs; None to keep them in memory only.
 
     Source: none in MT3, whose batches of 8 run until their longest row has ended.
@@ -342,7 +342,11 @@ class Batch:
         self._compiled = compiled_functions(weights, settings, num_frames, self.allowed, hold, folder)
 
     def prefill(
-        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], prompts: list[Held] | None = None
+        self,
+        rows: list[int],
+        segments: list[np.ndarray],
+        uniforms: list[np.ndarray],
+        prompts: list[PromptedSegment] | None = None,
     ) -> None:
         """Begin segments (input_frames, input_depth) in the given rows, with their prompts if the batch has prompts."""
         for begin in range(0, len(rows), ENCODED_TOGETHER):
@@ -357,7 +361,7 @@ class Batch:
             prompt_ids = np.zeros((len(index), self.state.prompt_ids.shape[1]), np.int32)
             logit_bias = np.zeros((len(index), self.state.logit_bias.shape[1]), np.float32)
             for number, prompt in enumerate(prompts[part] if prompts else []):
-                prompt_ids[number, : len(prompt.forced)], logit_bias[number] = prompt.forced, prompt.bias
+                prompt_ids[number, : len(prompt.prompt_ids)], logit_bias[number] = prompt.prompt_ids, prompt.logit_bias
             drawn = np.stack(uniforms[part] + [np.zeros_like(uniforms[0])] * missing)
             self.state = self._compiled("reset", (self._room,), self.state, index, drawn, prompt_ids, logit_bias)
 
@@ -424,7 +428,7 @@ def generator(
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
-        hold: whether segments come with prompts, as batching.Held.
+        hold: whether segments come with prompts, as batching.PromptedSegment.
         int8: quantise, see pack.
         folder: for compiled programs, see compiled.Programs; None to keep them in memory only.
 

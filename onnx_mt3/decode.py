@@ -8,7 +8,7 @@ import onnxruntime
 
 from mt3_common.audio.segments import Segment
 from mt3_common.config import Config
-from mt3_common.transcription.batching import Held, until_eos
+from mt3_common.transcription.batching import PromptedSegment, until_eos
 
 
 def session(model: bytes, threads: int = 0) -> onnxruntime.InferenceSession:
@@ -31,7 +31,7 @@ def generator(
     batch_size: int = 64,
     max_steps: int | None = None,
     allowed: np.ndarray | None = None,
-) -> Callable[[Iterable[np.ndarray | Segment | Held | None]], Iterator[np.ndarray]]:
+) -> Callable[[Iterable[np.ndarray | Segment | PromptedSegment | None]], Iterator[np.ndarray]]:
     """Return a function from segments to their token ids, in the segments' order.
 
     Args:
@@ -52,24 +52,24 @@ def generator(
     if allowed is not None:
         usable[:, ~allowed] = -np.inf
 
-    def ids_of(batch: list[np.ndarray | Segment | Held]) -> Iterator[np.ndarray]:
-        prompted = [segment for segment in batch if isinstance(segment, Held)]
-        plain = [segment.segment if isinstance(segment, Held) else segment for segment in batch]
+    def ids_of(batch: list[np.ndarray | Segment | PromptedSegment]) -> Iterator[np.ndarray]:
+        prompted = [segment for segment in batch if isinstance(segment, PromptedSegment)]
+        plain = [segment.segment if isinstance(segment, PromptedSegment) else segment for segment in batch]
         frames = np.stack([segment.frames if isinstance(segment, Segment) else segment for segment in plain])
-        prompt = np.zeros((len(batch), max((len(segment.forced) for segment in prompted), default=0)), np.int64)
+        prompt = np.zeros((len(batch), max((len(segment.prompt_ids) for segment in prompted), default=0)), np.int64)
         bias = np.zeros((len(batch), vocab_size), dtype)
         for row, segment in enumerate(prompted):
-            prompt[row, : len(segment.forced)] = segment.forced
-            bias[row] = segment.bias
+            prompt[row, : len(segment.prompt_ids)] = segment.prompt_ids
+            bias[row] = segment.logit_bias
         inputs = {"frames": frames.astype(dtype), "allowed": usable, "prompt": prompt, "bias": bias}
         (ids,) = search.run(["ids"], inputs | {"max_steps": np.array(steps, np.int64)})
         for row in ids[:, :steps].astype(np.int32):
             yield until_eos(row)
 
-    def generate(segments: Iterable[np.ndarray | Segment | Held | None]) -> Iterator[np.ndarray]:
+    def generate(segments: Iterable[np.ndarray | Segment | PromptedSegment | None]) -> Iterator[np.ndarray]:
         arriving = iter(segments)
         while True:
-            batch: list[np.ndarray | Segment | Held] = []
+            batch: list[np.ndarray | Segment | PromptedSegment] = []
             ended = True
             for segment in itertools.islice(arriving, batch_size):
                 # a None: the next segment needs ids that are not out yet

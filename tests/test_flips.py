@@ -12,7 +12,7 @@ from mt3_common.config import PRESETS
 from mt3_common.formats import midi
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
-from mt3_common.transcription.batching import Held
+from mt3_common.transcription.batching import PromptedSegment
 from mt3_common.transcription.continuity import InstrumentContinuity
 from mt3_common.transcription.pipeline import Transcriber
 
@@ -68,10 +68,10 @@ def test_the_command_shows_each_way_to_decode(tmp_path, capsys, monkeypatch):
             for item in segments:
                 if item is None:
                     return
-                continued = isinstance(item, Held)
+                continued = isinstance(item, PromptedSegment)
                 segment = item.segment if continued else item
                 program = 40 * (segment.index % 2)
-                if continued and item.bias[3 + vocabulary.index("program", program)] < -1:
+                if continued and item.logit_bias[3 + vocabulary.index("program", program)] < -1:
                     program = 40 - program
                 events = [("tie", 0), ("shift", 100), ("program", program), ("velocity", 1), ("pitch", 60)]
                 events += [("shift", 150), ("velocity", 0), ("pitch", 60)]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mt3_common.config import Config
 from mt3_common.transcription import batching
-from mt3_common.transcription.batching import Held, SearchSettings
+from mt3_common.transcription.batching import PromptedSegment, SearchSettings
 from torch_mt3.kernels import (
     ENCODED_TOGETHER,
     FIRST_LENGTH,
@@ -226,7 +226,7 @@ class Batch:
         num_rows: number of segments side by side.
         num_frames: frames of a segment.
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
-        hold: whether segments come with prompts, as batching.Held.
+        hold: whether segments come with prompts, as batching.PromptedSegment.
 
     Source: none in MT3, whose batches of 8 run until their longest row has ended.
     """
@@ -250,7 +250,11 @@ class Batch:
 
     @torch.inference_mode()
     def prefill(
-        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], prompts: list[Held] | None = None
+        self,
+        rows: list[int],
+        segments: list[np.ndarray],
+        uniforms: list[np.ndarray],
+        prompts: list[PromptedSegment] | None = None,
     ) -> None:
         """Begin segments (input_frames, input_depth) in the given rows, with their prompts if the batch has prompts."""
         device = self.weights.embedding.device
@@ -259,8 +263,8 @@ class Batch:
         prompt_ids = torch.zeros((len(rows), self.state.prompt_ids.shape[1]), dtype=torch.int64)
         logit_bias = torch.zeros((len(rows), self.state.logit_bias.shape[1]))
         for number, prompt in enumerate(prompts or []):
-            prompt_ids[number, : len(prompt.forced)] = torch.from_numpy(prompt.forced.astype(np.int64))
-            logit_bias[number] = torch.from_numpy(prompt.bias)
+            prompt_ids[number, : len(prompt.prompt_ids)] = torch.from_numpy(prompt.prompt_ids.astype(np.int64))
+            logit_bias[number] = torch.from_numpy(prompt.logit_bias)
         drawn = torch.from_numpy(np.stack(uniforms)).to(device)
         self.state = reset_rows(self.state, index, drawn, prompt_ids.to(device), logit_bias.to(device))
 
@@ -319,7 +323,7 @@ def generator(
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
-        hold: whether segments come with prompts, as batching.Held.
+        hold: whether segments come with prompts, as batching.PromptedSegment.
         int8: quantise, see pack.
 
     Returns:

@@ -77,18 +77,18 @@ class SearchSettings:
         return np.random.Generator(bits).random(self.max_steps, dtype=np.float32)
 
 
-class Held(NamedTuple):
-    """A segment that goes on from the one before it.
+class PromptedSegment(NamedTuple):
+    """A segment whose first tokens are given.
 
     Attributes:
         segment: its frames and index.
-        forced: (n,) int32, the ids that its tokens begin with, whatever the network would choose; not over max_steps.
-        bias: (vocab_size,) float32, added to the logits of every later token.
+        prompt_ids: (n,) int32, the ids that its tokens begin with, whatever the network would choose; n <= max_steps.
+        logit_bias: (vocab_size,) float32, added to the logits of every token behind the prompt.
     """
 
     segment: Segment
-    forced: np.ndarray
-    bias: np.ndarray
+    prompt_ids: np.ndarray
+    logit_bias: np.ndarray
 
 
 class RunningBatch(Protocol):
@@ -97,7 +97,11 @@ class RunningBatch(Protocol):
     num_rows: int
 
     def prefill(
-        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], prompts: list[Held] | None = None
+        self,
+        rows: list[int],
+        segments: list[np.ndarray],
+        uniforms: list[np.ndarray],
+        prompts: list[PromptedSegment] | None = None,
     ) -> None:
         """Begin segments (input_frames, mel bins) in the given rows, with their prompts if the batch has prompts."""
         ...
@@ -146,7 +150,11 @@ class TwoThreadBatch:
         return [[i for i, row in enumerate(rows) if self._halves_and_rows[row][0] == half] for half in range(2)]
 
     def prefill(
-        self, rows: list[int], segments: list[np.ndarray], uniforms: list[np.ndarray], prompts: list[Held] | None = None
+        self,
+        rows: list[int],
+        segments: list[np.ndarray],
+        uniforms: list[np.ndarray],
+        prompts: list[PromptedSegment] | None = None,
     ) -> None:
         """See RunningBatch.prefill."""
         split = self._split(rows)
@@ -201,7 +209,7 @@ def until_eos(ids: np.ndarray) -> np.ndarray:
 
 def decode_continuously(
     make_batch: Callable[[int], RunningBatch],
-    segments: Iterable[np.ndarray | Segment | Held | None],
+    segments: Iterable[np.ndarray | Segment | PromptedSegment | None],
     settings: SearchSettings,
     batch_size: int,
 ) -> Iterator[np.ndarray]:
@@ -214,8 +222,8 @@ def decode_continuously(
     Args:
         make_batch: called with a number of rows, returns a RunningBatch.
         segments: (input_frames, mel bins) float32 each; or Segments, of several recordings one after the other, of
-            which each is numbered by its own index; or all Held, and None where the next one needs ids that have not
-            come out yet.
+            which each is numbered by its own index; or all PromptedSegments, and None where the next one
+            needs ids that have not come out yet.
         batch_size: rows at most.
 
     Yields:
@@ -225,9 +233,9 @@ def decode_continuously(
     numbers = itertools.count()
     exhausted = False
 
-    def arrived(at_most: int) -> list[tuple[int, np.ndarray | Segment | Held]]:
+    def arrived(at_most: int) -> list[tuple[int, np.ndarray | Segment | PromptedSegment]]:
         nonlocal exhausted
-        arrivals: list[tuple[int, np.ndarray | Segment | Held]] = []
+        arrivals: list[tuple[int, np.ndarray | Segment | PromptedSegment]] = []
         for segment in itertools.islice(arriving, at_most):
             if segment is None:
                 return arrivals
@@ -253,8 +261,8 @@ def decode_continuously(
         # those that a smaller batch has no room for wait until it is empty
         if waiting and len(waiting) <= batch.num_rows - len(in_row):
             free = [row for row in range(batch.num_rows) if row not in in_row][: len(waiting)]
-            prompts = [segment for _, segment in waiting if isinstance(segment, Held)]
-            plain = [(number, s.segment if isinstance(s, Held) else s) for number, s in waiting]
+            prompts = [segment for _, segment in waiting if isinstance(segment, PromptedSegment)]
+            plain = [(number, s.segment if isinstance(s, PromptedSegment) else s) for number, s in waiting]
             known = [(s.frames, s.index) if isinstance(s, Segment) else (s, number) for number, s in plain]
             uniforms = [settings.uniforms(index) for _, index in known]
             arrays = [frames for frames, _ in known]

@@ -10,7 +10,7 @@ from mt3_common.audio.segments import Segment
 from mt3_common.notes.decoder import NoteDecoder
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import SPECIAL_IDS
-from mt3_common.transcription.batching import Held
+from mt3_common.transcription.batching import PromptedSegment
 
 
 class InstrumentContinuity(NamedTuple):
@@ -47,7 +47,7 @@ class ContinuityTracker:
 
     def __init__(self, policy: InstrumentContinuity, decoder: NoteDecoder, max_target_length: int):
         self.policy = policy
-        self.retry: Held | None = None
+        self.retry: PromptedSegment | None = None
         self._decoder = decoder
         self._max_target_length = max_target_length
         # programs that played in the last segment with notes
@@ -57,10 +57,12 @@ class ContinuityTracker:
         self._answers: collections.deque[np.ndarray] = collections.deque()
         self._is_retrying = False
 
-    def free(self, segment: Segment) -> Held:
+    def free(self, segment: Segment) -> PromptedSegment:
         """Return the segment with an empty prompt and no bias, to be decoded as if alone."""
         self._open.append(segment)
-        return Held(segment, np.zeros(0, np.int32), np.zeros(self._decoder.vocabulary.num_embeddings, np.float32))
+        return PromptedSegment(
+            segment, np.zeros(0, np.int32), np.zeros(self._decoder.vocabulary.num_embeddings, np.float32)
+        )
 
     def add(self, ids: np.ndarray, is_retry: bool) -> Iterator[np.ndarray]:
         """Take the network's answer and yield the ids that stand; `retry` may be set afterwards.
@@ -92,7 +94,7 @@ class ContinuityTracker:
         sounding = {program for _, program in self._decoder.sounding}
         self._programs = sounding | {note.program for note in ended if not note.is_drum} or self._programs
 
-    def _continuing(self, segment: Segment, ids: np.ndarray) -> Held | None:
+    def _continuing(self, segment: Segment, ids: np.ndarray) -> PromptedSegment | None:
         """Return the segment with the ties and the bias of what sounds, None if its free ids agree with that."""
         vocabulary = self._decoder.vocabulary
         ties, begun = self._decoder.peek_ties(ids)
@@ -106,4 +108,4 @@ class ContinuityTracker:
         bias = np.zeros(vocabulary.num_embeddings, np.float32)
         first, last = (SPECIAL_IDS + index for index in vocabulary.ranges["program"])
         bias[first : last + 1] = np.where(np.isin(np.arange(128), list(self._programs)), 0.0, -self.policy.bias)
-        return Held(segment, prompt, bias)
+        return PromptedSegment(segment, prompt, bias)

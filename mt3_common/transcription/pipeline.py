@@ -30,8 +30,8 @@ class Transcriber:
             several segments before it yields the first ids. A segment's index begins anew with each recording.
         checkpoint: where the network came from, for notices and metadata.
         instruments: the only ones that may play, where generate is restricted to them.
-        continuity: how to keep instruments from one segment to the next, where generate takes batching.Held, or None
-            for "not yet"; each recording still comes out as if it were alone.
+        continuity: how to keep instruments from one segment to the next, where generate takes
+            batching.PromptedSegment, or None for "not yet"; each recording still comes out as if it were alone.
 
     Raises:
         ValueError: continuity for a model that has no programs to keep.

@@ -14,7 +14,7 @@ from mt3_common.notes.decoder import NoteDecoder
 from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
-from mt3_common.transcription.batching import Held
+from mt3_common.transcription.batching import PromptedSegment
 from mt3_common.transcription.clock import STAGES, Clock
 from mt3_common.transcription.continuity import ContinuityTracker, InstrumentContinuity
 from mt3_common.transcription.reader import ESTIMATE, Reader, Request
@@ -69,7 +69,7 @@ class Recording:
         """End the reading thread."""
         self._reader.stop()
 
-    def _read(self) -> Iterator[Segment | Held]:
+    def _read(self) -> Iterator[Segment | PromptedSegment]:
         """Yield the segments as they are read, with prompts where instruments are kept."""
         for segment, next_start in self._reader.segments(self._clock):
             self.start_times.append((segment.start_time, next_start))
@@ -90,7 +90,7 @@ class Recording:
         """True when the network has its first segment and no other."""
         return not self.num_decoded and len(self.start_times) == 1
 
-    def take_retry(self) -> Held | None:
+    def take_retry(self) -> PromptedSegment | None:
         """Return the segment to decode a second time, once; None for nothing."""
         if self._tracker is None:
             return None

@@ -10,7 +10,7 @@ from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.config import Config
 from mt3_common.notes.instruments import Instruments
-from mt3_common.transcription.batching import Held
+from mt3_common.transcription.batching import PromptedSegment
 from mt3_common.transcription.clock import STAGES, Clock
 from mt3_common.transcription.continuity import InstrumentContinuity
 from mt3_common.transcription.reader import Request
@@ -85,7 +85,7 @@ class Scheduler:
             for recording in {*self._unfinished, *self._reading}:
                 recording.stop()
 
-    def _segments(self) -> Iterator[Segment | Held | None]:
+    def _segments(self) -> Iterator[Segment | PromptedSegment | None]:
         """Yield segments of all recordings; None where one must be answered before the next is known."""
         lookahead = float("inf") if self.continuity is None else self.continuity.lookahead
         while True:

@@ -10,7 +10,7 @@ from jax_mt3 import weights as packing
 from mt3_common.audio.segments import Segment
 from mt3_common.notes.vocabulary import EOS_ID
 from mt3_common.transcription import batching
-from mt3_common.transcription.batching import Held, SearchSettings
+from mt3_common.transcription.batching import PromptedSegment, SearchSettings
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_batch_is_copied_only_when_it_becomes_smaller(weights, segments, monke
     lengths = [4, 10, 20, 30, 44, 52, 60, 76]
     forced = [np.array([7] * (length - 1) + [EOS_ID], np.int32) for length in lengths]
     requests = [
-        Held(Segment(number, 0.0, frames, 256), forced[number], np.zeros(1536, np.float32))
+        PromptedSegment(Segment(number, 0.0, frames, 256), forced[number], np.zeros(1536, np.float32))
         for number, frames in enumerate(segments)
     ]
 

@@ -11,7 +11,7 @@ from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.config import Config
 from mt3_common.notes.vocabulary import EOS_ID
-from mt3_common.transcription.batching import Held, until_eos
+from mt3_common.transcription.batching import PromptedSegment, until_eos
 from onnx_mt3 import builder, decode, graph, network
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import decode as torch_decode
@@ -134,7 +134,7 @@ def test_prompts_biases_and_allowed_tokens_are_those_of_the_twin(golden_arrays, 
     frames = decoded["in/frames"]
     vocab_size = config.network.vocab_size
     segments = [
-        Held(
+        PromptedSegment(
             Segment(number, 0.0, frame, len(frame)),
             rng.integers(3, vocab_size, length).astype(np.int32),
             rng.normal(0, 3, vocab_size).astype(np.float32),

@@ -17,7 +17,7 @@ from mt3_common.audio.segments import Segment
 from mt3_common.config import Config
 from mt3_common.notes.vocabulary import EOS_ID
 from mt3_common.transcription import batching
-from mt3_common.transcription.batching import Held, SearchSettings
+from mt3_common.transcription.batching import PromptedSegment, SearchSettings
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import decode as torch_decode
 from torch_mt3 import kernels as torch_kernels
@@ -143,7 +143,7 @@ def test_tokens_that_are_not_allowed_never_come_in_either_twin(search, golden_co
 def held(segments, forced, bias):
     """The segments of one recording, as if the one before each were known."""
     for number, frames in enumerate(segments):
-        yield Held(Segment(number, 0.0, frames, 256), np.array(forced[number], np.int32), bias)
+        yield PromptedSegment(Segment(number, 0.0, frames, 256), np.array(forced[number], np.int32), bias)
 
 
 @pytest.mark.parametrize("search", SEARCHES)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mt3_common.audio.segments import Segment
 from mt3_common.transcription import batching
-from mt3_common.transcription.batching import Held, SearchSettings, TwoThreadBatch
+from mt3_common.transcription.batching import PromptedSegment, SearchSettings, TwoThreadBatch
 
 LONGEST = 30
 
@@ -64,7 +64,8 @@ def test_every_segment_comes_back_in_order_from_halves(lengths, batch_size, hold
     if holds:
         bias = np.zeros(4, np.float32)
         segments = [
-            Held(Segment(number, 0.0, frames, 1), np.zeros(0, np.int32), bias) for number, frames in enumerate(segments)
+            PromptedSegment(Segment(number, 0.0, frames, 1), np.zeros(0, np.int32), bias)
+            for number, frames in enumerate(segments)
         ]
     begun: dict[int, list[threading.Thread]] = {}
 
@@ -89,7 +90,7 @@ def test_every_segment_comes_back_in_order_from_halves(lengths, batch_size, hold
 
 def held(number, length):
     frames = np.array([[number, length]], np.float32)
-    return Held(Segment(number, 0.0, frames, 1), np.zeros(0, np.int32), np.zeros(4, np.float32))
+    return PromptedSegment(Segment(number, 0.0, frames, 1), np.zeros(0, np.int32), np.zeros(4, np.float32))
 
 
 def decode_held(lengths, needed, batch_size):

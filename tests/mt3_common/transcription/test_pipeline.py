@@ -422,7 +422,7 @@ def test_before_is_called_first_and_may_refuse(tmp_path):
 
 
 def holding(answers, rows):
-    """A generate that takes Held segments, at most `rows` at a time as batching does, and keeps them in .taken."""
+    """A generate that takes PromptedSegments, at most `rows` at a time as batching does, and keeps them in .taken."""
 
     def generate(segments):
         waiting = collections.deque()
@@ -434,7 +434,7 @@ def holding(answers, rows):
                 return
             if item is None or len(waiting) == rows:
                 item = waiting.popleft()
-                yield np.concatenate([item.forced, answers[item.segment.index]])
+                yield np.concatenate([item.prompt_ids, answers[item.segment.index]])
 
     generate.taken = []
     return generate
@@ -471,11 +471,11 @@ def test_what_goes_on_is_asked_for_again_under_its_program(audio):
                 return
             taken.append(request)
             number = request.segment.index
-            yield np.concatenate([request.forced, again[number]]) if len(request.forced) else free[number]
+            yield np.concatenate([request.prompt_ids, again[number]]) if len(request.prompt_ids) else free[number]
 
     result = Transcriber(CONFIG, generate, continuity=InstrumentContinuity(1.5, 1)).transcribe(audio)
     assert [request.segment.index for request in taken] == [0, 1, 1, 2, 3, 3]
-    forced = [[vocabulary.events[token - 3] for token in request.forced] for request in taken]
+    forced = [[vocabulary.events[token - 3] for token in request.prompt_ids] for request in taken]
     assert [forced[number] for number in (0, 1, 3, 4)] == [[]] * 4
     assert forced[2] == [program(8), c, program(40), e, tie]
     assert forced[5] == [program(8), e, tie]
@@ -483,10 +483,10 @@ def test_what_goes_on_is_asked_for_again_under_its_program(audio):
     assert set(ends) == {(60, 8), (67, 8), (64, 40), (62, 8), (64, 8), (60, 0)}
     assert (ends[67, 8], ends[64, 40], ends[62, 8]) == (2.04, 4.29, 4.09)
     first = 3 + vocabulary.ranges["program"][0]
-    unbiased = [{token - first for token in np.flatnonzero(request.bias == 0).tolist()} for request in taken]
+    unbiased = [{token - first for token in np.flatnonzero(request.logit_bias == 0).tolist()} for request in taken]
     assert [programs & set(range(128)) for programs in unbiased[::2]] == [set(range(128)), {8, 40}, set(range(128))]
     assert unbiased[5] & set(range(128)) == {8, 40}
-    assert set(taken[2].bias.tolist()) == {-1.5, 0.0}
+    assert set(taken[2].logit_bias.tolist()) == {-1.5, 0.0}
     assert result.metadata["held"] == 1.5
 
 
@@ -520,13 +520,13 @@ def test_held_recordings_go_through_a_running_batch(tmp_path):
         def prefill(self, rows, frames, uniforms, prompts=None):
             for row, item in zip(rows, prompts, strict=True):
                 assert not self.left[row]
-                self.left[row] = 1 + (item.segment.index + len(item.forced)) % 3
-                program = 0 if item.bias.any() else 8 * (item.segment.index % 3)
+                self.left[row] = 1 + (item.segment.index + len(item.prompt_ids)) % 3
+                program = 0 if item.logit_bias.any() else 8 * (item.segment.index % 3)
                 ties = [("program", program), ("pitch", 60)] * (item.segment.index > 0)
-                events = [*ties, ("tie", 0)] if not len(item.forced) else []
+                events = [*ties, ("tie", 0)] if not len(item.prompt_ids) else []
                 events += [("shift", 7), ("program", program), ("velocity", 1), ("pitch", 60)]
-                again.extend([item.segment.index] * bool(len(item.forced)))
-                self.ids[row] = np.array([*item.forced, *(vocabulary.index(*event) + 3 for event in events), 1])
+                again.extend([item.segment.index] * bool(len(item.prompt_ids)))
+                self.ids[row] = np.array([*item.prompt_ids, *(vocabulary.index(*event) + 3 for event in events), 1])
 
         def advance(self):
             self.left = [max(0, left - 1) for left in self.left]
