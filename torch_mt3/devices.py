@@ -1,5 +1,6 @@
 """Devices and processes that share the batches of training in PyTorch; jax_mt3/devices.py is its twin."""
 
+import atexit
 import os
 
 import numpy as np
@@ -33,6 +34,8 @@ def join() -> None:
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     except ValueError as error:
         raise ValueError(f"--distributed needs torchrun, or what it sets: {first_line(error)}") from error
+    # its threads must end before Python does, or a run that succeeded ends in an abort now and then
+    atexit.register(distributed.destroy_process_group)
 
 
 class Devices:
