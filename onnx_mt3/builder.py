@@ -32,7 +32,8 @@ class GraphBuilder:
     Args: see graph.search_graph.
 
     Attributes:
-        taps: module path -> name of its output, filled by the full pass; None for a graph without taps.
+        taps: module path -> name of its output and its number of axes, filled by the full pass; None for a graph
+            without taps.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], config: Config, stored: str, computed: str):
@@ -40,14 +41,12 @@ class GraphBuilder:
             raise ValueError(f"stored must be one of {', '.join(STORED)}, not {stored!r}")
         if computed not in COMPUTED:
             raise ValueError(f"computed must be one of {', '.join(COMPUTED)}, not {computed!r}")
-        if config.network.pre_encoder_layers:
-            raise ValueError("networks with a pre-encoder cannot be written as ONNX; use PyTorch or JAX")
         check_arrays(arrays, config.network)
         self.arrays = arrays
         self.config = config
         self.network: NetworkConfig = config.network
         self.stored, self.computed = stored, computed
-        self.taps: dict[str, str] | None = None
+        self.taps: dict[str, tuple[str, int]] | None = None
         self._nodes: list[onnx.NodeProto] = []
         self._outer: list[list[onnx.NodeProto]] = []
         self._initializers: dict[str, onnx.TensorProto] = {}

@@ -41,7 +41,7 @@ def search_graph(
         computed: dtype of the arithmetic, of the inputs and of the outputs, one of COMPUTED.
 
     Raises:
-        ValueError: a dtype is not one of these, or the network has a pre-encoder.
+        ValueError: a dtype is not one of these.
         CheckpointError: the arrays do not fit the config.
     """
     graph = SearchBuilder(arrays, config, stored, computed)
@@ -83,8 +83,8 @@ def teacher_graph(
         decoder_input_tokens, decoder_target_tokens: (n, t) int64, as the twins' Decoder takes them.
 
     Outputs of the model:
-        One for each module, named by its path with '/' as in 'encoder/layers_0/mlp': (n, length, width) float; and
-        'logits', (n, t, vocab_size) float.
+        One for each module, named by its path with '/' as in 'encoder/layers_0/mlp': (n, length, width) float, or
+        (n, length, rows, channels) in the pre-encoder; and 'logits', (n, t, vocab_size) float.
 
     Args and Raises: as search_graph.
     """
@@ -97,8 +97,8 @@ def teacher_graph(
     graph.taps = {}
     encoded = graph.encoder(frames)
     logits = graph.decoder(encoded, tokens, targets)
-    for path, name in graph.taps.items():
-        graph.output(name, path, real, ["n", None, None])
+    for path, (name, axes) in graph.taps.items():
+        graph.output(name, path, real, ["n", *[None] * (axes - 1)])
     graph.output(logits, "logits", real, ["n", "t", network.vocab_size])
     return graph.model("mt3_teacher")
 

@@ -1,30 +1,34 @@
 """The network's layers as nodes of an ONNX graph, as in model.py of the twins."""
 
+import functools
+
 import numpy as np
 from onnx import TensorProto
 
+from mt3_common.checkpoint.names import HARMONICS
+from mt3_common.config import BINS_PER_ROW, PITCH_ROWS, ROW_BIAS, ROW_FEATURES
 from onnx_mt3.builder import DTYPES, GraphBuilder
 
 MASKED = -1e10
 
 
 class NetworkBuilder(GraphBuilder):
-    """The encoder, and the decoder of a full pass, as nodes."""
+    """The encoder with the layers in front of it, and the decoder of a full pass, as nodes."""
 
     def table(self, length: int) -> str:
         """Return the name of the sinusoids of `length` positions, (length, emb_dim)."""
         table = sinusoids(length, self.network.emb_dim, self.network.position_table)
         return self._constant(f"positions_{length}", table.astype(DTYPES[self.computed]))
 
-    def tap(self, path: str, value: str) -> str:
-        """Remember a module's output under its path, and return it."""
+    def tap(self, path: str, value: str, axes: int = 3) -> str:
+        """Remember a module's output, which has so many axes, under its path, and return it."""
         if self.taps is not None:
-            self.taps[path] = value
+            self.taps[path] = value, axes
         return value
 
-    def dense(self, path: str, x: str) -> str:
+    def dense(self, path: str, x: str, axes: int = 3) -> str:
         """Multiply by a kernel (in, out)."""
-        return self.tap(path, self.op("MatMul", x, self.weight(f"{path}/kernel")))
+        return self.tap(path, self.op("MatMul", x, self.weight(f"{path}/kernel")), axes)
 
     def norm(self, path: str, x: str) -> str:
         """Return x / sqrt(mean(x^2) + 1e-6) * scale."""
@@ -67,9 +71,62 @@ class NetworkBuilder(GraphBuilder):
         context = self.op("MatMul", self.op("Softmax", logits, axis=-1), value)
         return self.tap(path, self.dense(f"{path}/out", self.joined(context)))
 
+    def convolution(self, path: str, x: str, stride: int = 1, dilation: int = 1) -> str:
+        """Convolve over frames and rows, edges padded with zeros: (n, l, r, in) -> (n, l, r / stride, out)."""
+        kernel = self.arrays[f"{path}/kernel"]
+        size = kernel.shape[:2]
+        padding = (size[0] // 2, dilation * (size[1] - stride) // 2)
+        if self.computed == "float32":
+            turned = self.weight(f"{path}/kernel", np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
+            y = self.op("Transpose", x, perm=[0, 3, 1, 2])
+            y = self.op("Conv", y, turned, pads=[*padding, *padding], strides=[1, stride], dilations=[1, dilation])
+            return self.tap(path, self.op("Transpose", y, perm=[0, 2, 3, 1]), 4)
+        # ONNX Runtime has the operator in float32 only: one product for each frame and row that the kernel sees
+        padded = self.op("Pad", x, self.ints([0, *padding, 0, 0, *padding, 0]))
+        rows = PITCH_ROWS * stride
+        total = None
+        for frame in range(size[0]):
+            for row in range(size[1]):
+                start = [frame, row * dilation]
+                end = [frame + self.config.input_frames, row * dilation + rows]
+                part = self.op(
+                    "Slice", padded, self.ints(start), self.ints(end), self.ints([1, 2]), self.ints([1, stride])
+                )
+                product = self.op("MatMul", part, self.weight(f"{path}/kernel/{frame}/{row}", kernel[frame, row]))
+                total = product if total is None else self.op("Add", total, product)
+        return self.tap(path, str(total), 4)
+
+    def segment_norm(self, path: str, x: str) -> str:
+        """Return x / sqrt(mean(x^2) + 1e-6) * scale, the mean over all frames, rows and channels of a segment."""
+        mean = self.op("ReduceMean", self.op("Pow", x, self.real(2.0)), self.ints([1, 2, 3]), keepdims=1)
+        root = self.op("Sqrt", self.op("Add", mean, self.real(1e-6)))
+        return self.tap(path, self.op("Mul", x, self.op("Div", self.weight(f"{path}/scale"), root)), 4)
+
+    def pre_encoder(self, path: str, frames: str) -> str:
+        """Return what the layers that share their weights over pitch add to the projected frames, (n, l, emb_dim)."""
+        centred = self.op("Sub", frames, self.op("ReduceMean", frames, self.ints([1, 2]), keepdims=1))
+        x = self.op("Unsqueeze", self.dense(f"{path}/bins", centred), self.ints([3]))
+        x = self.convolution(f"{path}/stem", x, stride=BINS_PER_ROW)
+        x = self.op("Relu", self.segment_norm(f"{path}/stem_norm", x))
+        for layer in range(self.network.pre_encoder_layers):
+            name = f"{path}/layers_{layer}"
+            heard = [
+                self.convolution(f"{name}/{harmonic}", x, dilation=dilation)
+                for harmonic, (_, dilation) in HARMONICS.items()
+            ]
+            y = functools.reduce(lambda left, right: self.op("Add", left, right), heard)
+            x = self.op("Relu", self.op("Add", x, self.segment_norm(f"{name}/harmonic_norm", y)))
+            y = self.segment_norm(f"{name}/local_norm", self.convolution(f"{name}/local", x))
+            x = self.tap(name, self.op("Relu", self.op("Add", x, y)), 4)
+        x = self.op("Sigmoid", self.op("Add", self.dense(f"{path}/rolls", x, 4), self.real(ROW_BIAS)))
+        x = self.op("Reshape", x, self.ints([0, 0, PITCH_ROWS * ROW_FEATURES]))
+        return self.tap(path, self.dense(f"{path}/out", x))
+
     def encoder(self, frames: str) -> str:
         """Return the encoder's output, (n, input_frames, emb_dim)."""
         x = self.dense("encoder/continuous_inputs_projection", frames)
+        if self.network.pre_encoder_layers:
+            x = self.op("Add", x, self.pre_encoder("encoder/pre_encoder", frames))
         x = self.op("Add", x, self.table(self.config.input_frames))
         for layer in range(self.network.num_encoder_layers):
             path = f"encoder/layers_{layer}"

@@ -3,16 +3,19 @@
 import difflib
 import importlib
 import importlib.util
+import itertools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
-from mt3_common.cli import dataset, evaluate, infer, sample_fonts, sources, train
+from mt3_common.cli import dataset, evaluate, export, infer, sample_fonts, sources, train
 from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
 
-# framework -> modules that it needs; the first that is there is the default. PyTorch comes first: it transcribes a song
-# as fast as JAX (docs/speed.md) and compiles nothing at the first run. ONNX Runtime does not train.
+# framework -> modules that it needs; the first that is there is the default. PyTorch comes before JAX: it transcribes a
+# song as fast (docs/speed.md) and compiles nothing at the first run. ONNX Runtime does not train, and comes before both
+# where it can do what is asked: see _by_speed.
 FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax"), "onnx": ("onnx", "onnxruntime")}
 HELP = """\
 Turn recordings of music into notes (MIDI, MusicXML, JSON, CSV) with MT3.
@@ -26,13 +29,14 @@ commands:
   mt3 transcribe AUDIO...                 the same as mt3 AUDIO...
   mt3 train RUN ...                       train a model on your recordings, or on synthesised music
   mt3 evaluate DATASET...                 measure transcriptions against notes that are known
+  mt3 export CKPT -o model.onnx           write the network as one ONNX file, for other programs and browsers
   mt3 data sources DIR                    get songs and soundfonts to synthesise music from
   mt3 data fonts NOTES DIR                build soundfonts from recorded notes
   mt3 data shards DIR ...                 write training data once, to be read again and again
 
 Each explains its options: mt3 train --help. A recording whose name is a command's: mt3 ./train.
 
-  --framework jax|torch|onnx              which network computes; default: the installed one, PyTorch if both are
+  --framework jax|torch|onnx              which network computes; default: the fastest that is installed
   --version                               print the version
 
 exit status: 0 everything was done; 1 some of it failed; 2 nothing was started; 130 after Ctrl-C
@@ -111,8 +115,32 @@ def _package(framework: str | None, arguments: Sequence[str], able: Sequence[str
     raise UsageError('neither PyTorch nor JAX is installed: pip install "mt3-twins[torch]" or "mt3-twins[jax]"')
 
 
+# option -> what ONNX Runtime does of it; for all else a twin is needed
+ON_ONNX = {"--search": ("greedy",), "--device": ("cpu",), "--dtype": ("float32", "float64"), "--ray": ()}
+# what a machine with a GPU or a TPU for PyTorch or JAX has
+ACCELERATORS = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
+
+
+def _by_speed(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the frameworks that transcribe, the fastest first that can do what the arguments ask for.
+
+    ONNX Runtime is faster than the twins on a CPU and starts sooner (docs/speed.md); it uses no GPU.
+    """
+    twins_first = tuple(FRAMEWORKS)
+    options = list(itertools.takewhile(lambda argument: argument != "--", arguments))
+    for number, argument in enumerate(options):
+        option, equals, value = argument.partition("=")
+        value = value if equals else next(iter(options[number + 1 :]), "")
+        if option in ON_ONNX and value not in ON_ONNX[option]:
+            return twins_first
+    asks_for_cpu = any(option.partition("=")[0] == "--device" for option in options)
+    if any(map(os.path.exists, ACCELERATORS)) and not asks_for_cpu:
+        return twins_first
+    return ("onnx", *(name for name in FRAMEWORKS if name != "onnx"))
+
+
 def _transcribe(framework: str | None, arguments: Sequence[str]) -> int:
-    package = _package(framework, arguments, tuple(FRAMEWORKS))
+    package = _package(framework, arguments, _by_speed(arguments))
     load = importlib.import_module(f"{package}.infer").load
     return infer.main(package, load, arguments, "mt3 transcribe")
 
@@ -126,9 +154,15 @@ def _train(framework: str | None, arguments: Sequence[str]) -> int:
 
 
 def _evaluate(framework: str | None, arguments: Sequence[str]) -> int:
-    package = _package(framework, arguments, tuple(FRAMEWORKS))
+    package = _package(framework, arguments, _by_speed(arguments))
     load = importlib.import_module(f"{package}.infer").load
     return evaluate.main(package, load, arguments, "mt3 evaluate")
+
+
+def _export(framework: str | None, arguments: Sequence[str]) -> int:
+    if framework not in (None, "onnx"):
+        raise UsageError(f"--framework {framework} cannot do this: mt3 export writes for ONNX Runtime")
+    return export.main(arguments)
 
 
 DATA: dict[str, Callable[..., int]] = {"sources": sources.main, "fonts": sample_fonts.main, "shards": dataset.main}
@@ -151,6 +185,7 @@ COMMANDS: dict[str, Callable[[str | None, list[str]], int]] = {
     "transcribe": _transcribe,
     "train": _train,
     "evaluate": _evaluate,
+    "export": _export,
     "data": _data,
 }
 

@@ -53,6 +53,7 @@ def test_the_other_framework_can_be_asked_for(song, tmp_path):
         (("song.wav", "--help"), "usage: mt3 transcribe"),
         (("train", "--help"), "usage: mt3 train"),
         (("evaluate", "--help"), "usage: mt3 evaluate"),
+        (("export", "--help"), "usage: mt3 export"),
         (("data", "--help"), "mt3 data sources DIR"),
         (("data", "shards", "--help"), "usage: mt3 data shards"),
         (("data", "sources", "--help"), "usage: mt3 data sources"),
@@ -79,6 +80,17 @@ def test_without_arguments_it_explains_itself():
         (("--framework", "keras", "song.wav"), "--framework must be torch, jax, onnx, not 'keras'"),
         (("song.wav", "--framework"), "--framework must be torch, jax, onnx, not ''"),
         (("train", "run", "--framework=onnx"), "--framework onnx cannot do this: take torch or jax"),
+        (
+            ("export", "small", "-o", "x.onnx", "--framework=jax"),
+            "--framework jax cannot do this: mt3 export writes for ONNX Runtime",
+        ),
+        (("export", "small"), "the following arguments are required: -o/--output; mt3 export --help lists the options"),
+        (
+            ("export", "no_such", "-o", "x.onnx"),
+            "no checkpoint 'no_such': there is no such file or folder, the bundled "
+            "ones are: golden, small, and those to be fetched: mt3, ismir2021",
+        ),
+        (("export", "small", "-o", "no/x.onnx"), "-o no/x.onnx: there is no such folder"),
         (("data",), "mt3 data must be followed by one of sources, fonts, shards"),
         (("data", "shard"), "mt3 data must be followed by one of sources, fonts, shards: mt3 data shards?"),
     ],
@@ -110,10 +122,36 @@ def test_the_framework_that_is_asked_for_is_not_installed(monkeypatch, capsys):
 
 def test_the_installed_framework_is_taken(monkeypatch):
     monkeypatch.setitem(mt3.FRAMEWORKS, "torch", ("no_torch",))
+    monkeypatch.setitem(mt3.FRAMEWORKS, "onnx", ("no_onnx",))
     commands = {}
     monkeypatch.setattr(mt3.infer, "main", lambda program, load, argv, command: commands.setdefault(program, argv))
     mt3.main(["a.wav", "--", "--framework"])
     assert commands == {"jax_mt3": ["a.wav", "--", "--framework"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "accelerators", "package"),
+    [
+        ([], (), "onnx_mt3"),
+        (["--dtype", "float64", "--search=greedy"], (), "onnx_mt3"),
+        (["--search", "t5x"], (), "torch_mt3"),
+        (["--search=sample"], (), "torch_mt3"),
+        (["--dtype", "int8"], (), "torch_mt3"),
+        (["--device", "cuda:0"], (), "torch_mt3"),
+        (["--ray", "local"], (), "torch_mt3"),
+        ([], (str(ROOT),), "torch_mt3"),
+        (["--device", "cpu"], (str(ROOT),), "onnx_mt3"),
+        (["--", "--search", "t5x"], (), "onnx_mt3"),
+    ],
+)
+def test_the_fastest_framework_that_can_do_it_is_taken(monkeypatch, arguments, accelerators, package):
+    monkeypatch.setattr(mt3, "ACCELERATORS", accelerators)
+    commands = {}
+    for command in (mt3.infer, mt3.evaluate):
+        monkeypatch.setattr(command, "main", lambda program, load, argv, name: commands.setdefault(name, program))
+    for name in ("transcribe", "evaluate"):
+        mt3.main([name, "a.wav", *arguments])
+    assert commands == {"mt3 transcribe": package, "mt3 evaluate": package}
 
 
 def test_scripts_are_functions():

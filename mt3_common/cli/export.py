@@ -1,0 +1,80 @@
+"""The command line of export: a checkpoint to an ONNX file."""
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.cli.arguments import Parser, path_name
+from mt3_common.cli.console import plural, say
+from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
+from mt3_common.cli.jobs import UsageError
+from mt3_common.cli.run import run
+from mt3_common.config import PRESETS
+
+
+def main(argv: Sequence[str] | None = None, command: str = "mt3 export") -> int:
+    """Run the command and return its exit status."""
+    parser = Parser(
+        prog=command,
+        description="Write a checkpoint as one ONNX file, which ONNX Runtime runs on a computer or in a browser.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "checkpoint",
+        nargs="?",
+        metavar="CKPT",
+        help="file, folder, name or address, as of mt3 transcribe; default: the bundled one",
+    )
+    add("-o", "--output", type=path_name, required=True, metavar="FILE", help="the file, such as model.onnx")
+    add(
+        "--kind",
+        choices=("search", "teacher"),
+        default="search",
+        help="search (default): spectrograms to token ids, greedy search included, with inputs for allowed tokens, "
+        "prompts and a logit bias; teacher: one pass with the tokens given, whose outputs are those of all modules",
+    )
+    add(
+        "--stored",
+        choices=("bfloat16", "float16", "float32", "float64"),
+        default="bfloat16",
+        help="dtype of the weights in the file; default: bfloat16",
+    )
+    add("--computed", choices=("float32", "float64"), default="float32", help="dtype computed with; default: float32")
+    add("--model", choices=sorted(PRESETS, reverse=True), help="where neither the checkpoint nor its name tells")
+    add("--positions", choices=("mt3", "port"), help="the sinusoids that the weights were trained on")
+    add("--offline", action="store_true", help="fetch nothing: take the checkpoint from the cache, or stop")
+
+    def start() -> int:
+        try:
+            arguments = parser.parse_args(argv)
+            if not Path(arguments.output).parent.is_dir():
+                raise UsageError(f"-o {arguments.output}: there is no such folder")
+            missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
+            if missing:
+                raise UsageError(f'{command} needs {missing[0]}: pip install "mt3-twins[onnx]"')
+            checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline)
+        except ValueError as error:
+            say(f"error: {error}")
+            return NOT_STARTED
+        overrides = {"position_table": arguments.positions} if arguments.positions else None
+        written = importlib.import_module("onnx_mt3.export").export(
+            checkpoint,
+            arguments.output,
+            kind=arguments.kind,
+            stored=arguments.stored,
+            computed=arguments.computed,
+            preset=arguments.model or checkpoint.model or None,
+            overrides=overrides,
+        )
+        if checkpoint.notice:
+            say(f"note: {checkpoint.notice}")
+        if written["rounded"]:
+            count = plural(len(written["rounded"]), "array")
+            say(f"note: {arguments.stored} rounds the weights of {count}; --stored float32 keeps them as they are")
+        print(f"{checkpoint.name} -> {arguments.output}: {written['bytes'] / 1e6:.1f} MB")
+        return SUCCESS
+
+    return run(start, failed=SOME_FAILED)

@@ -1,0 +1,87 @@
+"""mt3 export: the file as other programs see it, and the notes that ONNX Runtime makes with it alone."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.cli import mt3
+from mt3_common.config import Config
+from onnx_mt3 import builder, decode, export, graph
+from onnx_mt3.network import NetworkBuilder
+
+
+@pytest.fixture(scope="module")
+def written(talkative, tmp_path_factory):
+    """The file that the command writes of a checkpoint, with the defaults."""
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    assert mt3.main(["export", str(talkative), "-o", str(path)]) == 0
+    return path
+
+
+def test_the_file_says_what_it_is(written, talkative):
+    model = onnx.load(written)
+    onnx.checker.check_model(model, full_check=True)
+    assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", builder.OPSET)}
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    assert Config.from_dict(json.loads(properties["config"])) == read_checkpoint(talkative).config()
+    assert properties["checkpoint"] == "talkative"
+    assert len(properties["sha256"]) == 64
+    weights = [tensor for tensor in model.graph.initializer if tensor.name.endswith("kernel")]
+    assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.BFLOAT16}
+
+
+def test_the_file_alone_gives_the_tokens_of_the_checkpoint(written, talkative):
+    """The bundled weights are in bfloat16, so that none is rounded."""
+    checkpoint = read_checkpoint(talkative)
+    config = checkpoint.config()
+    session = onnxruntime.InferenceSession(str(written), providers=["CPUExecutionProvider"])
+    segments = list(np.random.default_rng(0).normal(-4, 2, (3, config.input_frames, 512)).astype(np.float32))
+    rows = list(decode.generator(session, config, max_steps=60)(segments))
+    model = graph.search_graph(checkpoint.arrays, config, stored="float32")
+    expected = decode.generator(decode.session(model.SerializeToString()), config, max_steps=60)(segments)
+    for row, ids in zip(rows, expected, strict=True):
+        np.testing.assert_array_equal(row, ids)
+    assert sum(map(len, rows)) > 20
+
+
+def test_a_rounding_is_said_and_float64_rounds_nothing(tmp_path, capsys, golden_arrays, talkative):
+    path = tmp_path / "golden.onnx"
+    checkpoint = "tests/golden/model/checkpoints/t5x_zarr"
+    rounded = sorted(name for name, array in golden_arrays.items() if export._is_rounded(array, "bfloat16"))
+    assert rounded
+    assert mt3.main(["export", checkpoint, "-o", str(path), "--model", "mt3"]) == 0
+    assert f"bfloat16 rounds the weights of {len(rounded)} arrays; --stored float32 keeps" in capsys.readouterr().err
+    options = ["--stored", "float64", "--computed", "float64", "--kind", "teacher", "--positions", "port"]
+    assert mt3.main(["export", checkpoint, "-o", str(path), "--model", "mt3", *options]) == 0
+    assert "rounds" not in capsys.readouterr().err
+    outputs = [output.name for output in onnx.load(path).graph.output]
+    assert "encoder/layers_0/mlp" in outputs
+    assert outputs[-1] == "logits"
+
+
+def test_a_table_that_is_asked_for_is_written(talkative, tmp_path, monkeypatch):
+    tables = []
+    table = NetworkBuilder.table
+    monkeypatch.setattr(
+        NetworkBuilder, "table", lambda self, length: tables.append(self.network.position_table) or table(self, length)
+    )
+    assert mt3.main(["export", str(talkative), "-o", str(tmp_path / "x.onnx"), "--positions", "port"]) == 0
+    assert set(tables) == {"port"}
+
+
+def test_a_damaged_checkpoint_ends_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    assert mt3.main(["export", str(tmp_path / "broken.safetensors"), "-o", str(tmp_path / "x.onnx")]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_without_onnx_it_says_what_to_install(tmp_path, capsys, monkeypatch):
+    find = mt3.export.importlib.util.find_spec
+    monkeypatch.setattr(mt3.export.importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
+    assert mt3.main(["export", "-o", str(tmp_path / "x.onnx")]) == 2
+    assert capsys.readouterr().err == 'error: mt3 export needs onnx: pip install "mt3-twins[onnx]"\n'
