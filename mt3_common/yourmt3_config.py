@@ -25,6 +25,43 @@ DROPOUT = {"dropout_rate": Range(0.0, 1.0)}
 
 
 @dataclasses.dataclass(frozen=True)
+class FrontEndConfig:
+    """Settings of the spectrogram that a YourMT3+ network sees.
+
+    Attributes:
+        codec: 'spec' (magnitudes without the lowest bin) or 'melspec' (powers by mel bands).
+        hop_length: samples from frame to frame.
+        n_fft: samples of a window.
+        n_mels: bands of 'melspec'.
+        f_min, f_max: lowest and highest frequency of the bands (Hz).
+        sample_rate: Hz.
+        input_frames: samples of a segment.
+    """
+
+    codec: str = "spec"
+    hop_length: int = 300
+    n_fft: int = 2048
+    n_mels: int = 512
+    f_min: float = 50.0
+    f_max: float = 8000.0
+    sample_rate: int = 16000
+    input_frames: int = 32767
+
+    def __post_init__(self):
+        check_fields(self, {"f_min": Range(0.0), "f_max": Range(0.0)}, {"codec": ("spec", "melspec")})
+
+    @property
+    def num_bins(self) -> int:
+        """Width of a frame."""
+        return self.n_mels if self.codec == "melspec" else self.n_fft // 2
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a segment."""
+        return 1 + self.input_frames // self.hop_length
+
+
+@dataclasses.dataclass(frozen=True)
 class T5StackConfig:
     """Sizes of a T5 encoder or decoder.
 
