@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mt3_common.formats.midi import read_midi_stems
+from mt3_common.formats.midi import MIDI_SUFFIXES, read_midi_stems
 from mt3_common.formats.sealed import NoteFileError
+from mt3_common.io.notices import LOGGER
 from mt3_common.notes.note import Note
 
 
@@ -47,7 +48,8 @@ class Song:
             NoteFileError: the file cannot be read; skipping it would change the examples.
         """
         try:
-            stems = [notes for notes in read_midi_stems(self.path, sustain=True) if notes]
+            # What is odd in one song of thousands is no news, and every process of a training run reads them.
+            stems = [notes for notes in read_midi_stems(self.path, sustain=True, report=LOGGER.info) if notes]
         except NoteFileError as error:
             if isinstance(error.__cause__, OSError):
                 raise
@@ -62,12 +64,12 @@ def read_songs(folder: str | Path) -> list[Song]:
         ValueError: there is no MIDI file.
     """
     songs = []
-    for path in sorted(Path(folder).rglob("*.mid")):
+    for path in sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in MIDI_SUFFIXES):
         with open(path, "rb") as file:
-            if file.read(4) == b"MThd":
+            if file.read(4) in (b"MThd", b"RIFF"):
                 songs.append(Song(path.relative_to(folder).as_posix(), path))
     if not songs:
-        raise ValueError(f"{folder} holds no MIDI file (*.mid)")
+        raise ValueError(f"{folder} holds no MIDI file (*.mid, *.midi)")
     return songs
 
 

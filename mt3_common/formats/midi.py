@@ -10,17 +10,21 @@ track, so a reader that looks at tracks, as pretty_midi does, and a player that 
 import io
 import itertools
 import os
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import mido
 import pretty_midi
 
+from mt3_common.formats.midi_chunks import Event, Kind, MidiContent, parse_midi, phrases, seconds_of_ticks
 from mt3_common.formats.sealed import UNSEALED, NoteFileError, write_sealed
+from mt3_common.io.notices import notice
 from mt3_common.notes.note import Note, check_notes
 from mt3_common.notes.tempo import BEATS_PER_BAR, Change, Tempo, TempoMap
+
+MIDI_SUFFIXES = (".mid", ".midi", ".rmi")
 
 DRUM_CHANNEL = 9
 MELODIC_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
@@ -34,10 +38,15 @@ TEMPO_RESOLUTIONS = (960, 480, 240, 120, 60, 24)
 # pretty_midi, and with it note_seq, takes a file with more ticks for a corrupt one.
 MAX_TICKS = 10_000_000
 
+# s; of drum hits whose end is on the tick of their beginning, as MT3 has it (note_sequences.py)
+MIN_DRUM_HIT = 0.01
+# a week: longer files are damaged
+MAX_SECONDS = 7 * 24 * 3600.0
+
 SUSTAIN_CONTROL = 64
 SUSTAIN_DOWN = 64
 
-_Event = mido.Message | mido.MetaMessage
+_Message = mido.Message | mido.MetaMessage
 
 
 class _Span(NamedTuple):
@@ -106,7 +115,7 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
     conductor = [
         (tick, mido.MetaMessage("time_signature", numerator=quarters, denominator=4)) for tick, quarters in bars
     ]
-    tempos: list[tuple[int, _Event]] = []
+    tempos: list[tuple[int, _Message]] = []
     last = None
     for change in changes:
         if change.microseconds != last:
@@ -127,7 +136,7 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
     write_sealed(path, content.getvalue())
 
 
-def _track(head: Sequence[_Event], events: Sequence[tuple[int, _Event]]) -> mido.MidiTrack:
+def _track(head: Sequence[_Message], events: Sequence[tuple[int, _Message]]) -> mido.MidiTrack:
     """Return a track of the head and the events (tick, message), which are in order of time."""
     track = mido.MidiTrack(head)
     now = 0
@@ -189,91 +198,161 @@ def _free_channel(on: int, silent_from: dict[_PortChannel, int]) -> _PortChannel
         port += 1
 
 
-def read_midi(path: str | os.PathLike, sustain: bool = False) -> list[Note]:
+def read_midi(path: str | os.PathLike, sustain: bool = False, report: Callable[[str], None] = notice) -> list[Note]:
     """Read the notes of a MIDI file in one list, by onset, then drums last, program, pitch; see read_midi_stems.
 
     Arguments and errors are those of read_midi_stems.
     """
     return sorted(
-        itertools.chain.from_iterable(read_midi_stems(path, sustain)),
+        itertools.chain.from_iterable(read_midi_stems(path, sustain, report)),
         key=lambda note: (note.onset, note.is_drum, note.program, note.pitch, note.offset, note.velocity),
     )
 
 
-def read_midi_stems(path: str | os.PathLike, sustain: bool = False) -> list[list[Note]]:
+def read_midi_stems(
+    path: str | os.PathLike, sustain: bool = False, report: Callable[[str], None] = notice
+) -> list[list[Note]]:
     """Read the notes of a MIDI file: one list for each program on each track and channel.
 
-    Tempo changes apply whatever track they are on. Notes without an end are left out.
+    As in a player, tempos, programs and pedals count whatever track they are on: a note has the program that its
+    channel has when it begins. Where tracks give one channel different programs at one tick, each track's own counts.
+    In a file of format 2 each track has tempos and channels of its own. Drum hits without length last MIN_DRUM_HIT;
+    pitched notes without length and notes without an end are left out.
 
     Args:
         path: the .mid file.
         sustain: extend notes while the sustain pedal is down, as MT3 does for its training data.
+        report: is called with one sentence if anything was repaired or left out.
 
     Raises:
         NoteFileError: the file cannot be read or is not MIDI.
 
-    Source: pretty_midi for files; note_seq, apply_sustain_control_changes, for the pedal.
+    Source: pretty_midi for notes and times; note_seq, apply_sustain_control_changes, for the pedal.
+    Differs from pretty_midi: programs and pedals go by the channel, and by the beginning of a note rather than its end.
     """
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise NoteFileError(f"{path} cannot be read: {error.strerror}") from error
-    # mido and pretty_midi raise exceptions of any type on damaged files.
     try:
-        midi = mido.MidiFile(file=io.BytesIO(content))
-        if midi.ticks_per_beat <= 0:
+        midi = parse_midi(content)
+        if midi.division >= 0x8000:
             raise ValueError("its times are in SMPTE frames, not in quarters")
-        _gather_tempos(midi)
-        instruments = pretty_midi.PrettyMIDI(mido_object=midi).instruments
-    except Exception as error:
-        reason = "it ends too early" if isinstance(error, EOFError) else str(error) or type(error).__name__
+        if not midi.division:
+            raise ValueError("its quarters have 0 ticks")
+        stems, repairs = _stems(midi)
+    except (ValueError, EOFError) as error:
+        reason = "it ends too early" if isinstance(error, EOFError) else str(error)
         raise NoteFileError(f"{path} is not a MIDI file that can be read: {reason}") from error
-    notes = [
-        [
-            Note(
-                float(note.start),
-                float(note.end),
-                note.pitch,
-                note.velocity,
-                int(instrument.program),
-                instrument.is_drum,
-            )
-            for note in instrument.notes
-        ]
-        for instrument in instruments
-    ]
-    if sustain:
-        pedals = [
-            [
-                (float(change.time), change.value >= SUSTAIN_DOWN)
-                for change in instrument.control_changes
-                if change.number == SUSTAIN_CONTROL
-            ]
-            for instrument in instruments
-        ]
-        notes = _sustained(notes, pedals)
-    return notes
+    if repairs := midi.repairs + repairs:
+        report(f"{path}: {'; '.join(repairs)}")
+    notes = [stem.notes for stem in stems]
+    return _sustained(notes, [stem.pedal for stem in stems]) if sustain else notes
 
 
-def _gather_tempos(midi: mido.MidiFile) -> None:
-    """Move every tempo change to a new first track, where pretty_midi looks; drop key and time signatures."""
-    tempos = []
-    for track in midi.tracks:
-        tick = 0
-        for position, message in enumerate(track):
-            tick += message.time
-            if message.type in ("set_tempo", "key_signature", "time_signature"):
-                if message.type == "set_tempo":
-                    tempos.append((tick, message.tempo))
-                track[position] = mido.MetaMessage("text", time=message.time)
-    tempos.sort(key=lambda change: change[0])
-    now = 0
-    conductor = mido.MidiTrack()
-    for tick, tempo in tempos:
-        conductor.append(mido.MetaMessage("set_tempo", tempo=tempo, time=tick - now))
-        now = tick
-    conductor.append(mido.MetaMessage("end_of_track"))
-    midi.tracks.insert(0, conductor)
+class _Stem(NamedTuple):
+    """Notes of one program on one track and channel, and the channel's pedal: (s, True if it is down from then on)."""
+
+    notes: list[Note]
+    pedal: list[tuple[float, bool]]
+
+
+def _stems(midi: MidiContent) -> tuple[list[_Stem], list[str]]:
+    """Return the stems of a file in the order in which their first notes end, track by track, and what is odd."""
+    # In format 2 the tracks share neither tempos nor channels; those without a tempo have the first track's.
+    groups = [[number] for number in range(len(midi.tracks))] if midi.layout == 2 else [range(len(midi.tracks))]
+    first_tempos = [event for event in midi.tracks[0] if event.kind == Kind.TEMPO]
+    stems: dict[tuple[int, int, int], _Stem] = {}
+    odd: Counter[str] = Counter()
+    for group in groups:
+        events = [event for number in group for event in midi.tracks[number]]
+        last_tick = max((event.tick for event in events if event.kind != Kind.TEMPO), default=0)
+        tempos = [event for event in events if event.kind == Kind.TEMPO]
+        seconds = seconds_of_ticks(tempos or first_tempos, midi.division, last_tick)
+        if seconds(last_tick) > MAX_SECONDS:
+            raise ValueError(f"it lasts {seconds(last_tick) / 3600:.0f} hours")
+        pedals: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+        for event in sorted(events, key=lambda event: event.tick):
+            if event.kind == Kind.CONTROL and event.number == SUSTAIN_CONTROL:
+                pedals[event.channel].append((seconds(event.tick), event.value >= SUSTAIN_DOWN))
+        programs = _programs({number: midi.tracks[number] for number in group})
+        for number in group:
+            for begin, off_tick, program in _closed(midi.tracks[number], programs[number], odd):
+                on, off = seconds(begin.tick), seconds(off_tick)
+                is_drum = begin.channel % 16 == DRUM_CHANNEL
+                if begin.tick == off_tick:
+                    off = on + MIN_DRUM_HIT
+                note = Note(on, off, begin.number, begin.value, program, is_drum)
+                key = program, begin.channel, number
+                if key not in stems:
+                    stems[key] = _Stem([], pedals[begin.channel])
+                stems[key].notes.append(note)
+    if midi.layout == 2 and len(midi.tracks) > 1:
+        odd["format 2: its tracks are read as beginning together"] = 0
+    return list(stems.values()), phrases(odd)
+
+
+def _programs(tracks: dict[int, list[Event]]) -> dict[int, list[int]]:
+    """Return for each event of each track the program of its channel; of use where a note begins.
+
+    At one tick the changes before the first note of their track come before the notes of all tracks.
+    """
+    order = []
+    for number, track in tracks.items():
+        struck_at = -1
+        for index, event in enumerate(track):
+            if event.kind == Kind.NOTE_ON and event.value:
+                struck_at = event.tick
+            if event.kind in (Kind.NOTE_ON, Kind.PROGRAM):
+                late = event.kind == Kind.NOTE_ON or struck_at == event.tick
+                order.append((event.tick, late, number, index, event))
+    order.sort(key=lambda item: item[:4])
+    programs = {number: [0] * len(track) for number, track in tracks.items()}
+    latest: dict[int, tuple[int, int]] = {}
+    own: dict[tuple[int, int], tuple[int, int]] = {}
+    for tick, _, number, index, event in order:
+        key = number, event.channel
+        if event.kind == Kind.PROGRAM:
+            latest[event.channel] = own[key] = tick, event.number
+        elif event.channel in latest:
+            of_track = own.get(key, (-1, 0))
+            programs[number][index] = max(of_track, latest[event.channel], key=lambda change: change[0])[1]
+    return programs
+
+
+def _closed(track: list[Event], programs: list[int], odd: Counter[str]) -> Iterator[tuple[Event, int, int]]:
+    """Yield the beginning of each note of a track, the tick of its end, and its program, in order of the ends.
+
+    One end closes all notes of its key that began on earlier ticks.
+
+    Args:
+        track: the events.
+        programs: of each event.
+        odd: is updated.
+
+    Source: pretty_midi, PrettyMIDI._load_instruments.
+    """
+    sounding: dict[tuple[int, int], list[tuple[Event, int]]] = {}
+    for event, program in zip(track, programs):
+        key = event.channel, event.number
+        if event.kind == Kind.NOTE_ON and event.value:
+            sounding.setdefault(key, []).append((event, program))
+        elif event.kind in (Kind.NOTE_OFF, Kind.NOTE_ON) and key in sounding:
+            begun = sounding.pop(key)
+            earlier = [item for item in begun if item[0].tick != event.tick]
+            same_tick = [item for item in begun if item[0].tick == event.tick]
+            for begin, begin_program in earlier:
+                yield begin, event.tick, begin_program
+            if earlier and same_tick:
+                sounding[key] = same_tick
+            elif same_tick and event.channel % 16 == DRUM_CHANNEL:
+                odd[f"drum hits without length, read as {1000 * MIN_DRUM_HIT:g} ms"] += len(same_tick)
+                for begin, begin_program in same_tick:
+                    yield begin, event.tick, begin_program
+            elif same_tick:
+                odd["notes without length, left out"] += len(same_tick)
+    if unended := sum(map(len, sounding.values())):
+        odd["notes without an end, left out"] += unended
 
 
 def _sustained(notes: list[list[Note]], pedals: list[list[tuple[float, bool]]]) -> list[list[Note]]:
