@@ -10,6 +10,7 @@ from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.data.corpora import SPLITS, Recording, read_notes, recordings
+from mt3_common.evaluation import metrics
 from mt3_common.evaluation.baselines import BasicPitch
 from mt3_common.evaluation.evaluate import (
     fingerprint,
@@ -21,7 +22,9 @@ from mt3_common.evaluation.evaluate import (
     write_results,
 )
 from mt3_common.evaluation.plot import write_comparison
+from mt3_common.formats import midi
 from mt3_common.formats.plot import library
+from mt3_common.io.notices import shown_by
 from mt3_common.transcription.pipeline import Transcriber
 
 
@@ -38,7 +41,9 @@ def main(
     """
 
     def start() -> int:
-        return evaluate(load, parse(name, sys.argv[1:] if argv is None else list(argv)))
+        options = parse(name, sys.argv[1:] if argv is None else list(argv))
+        with shown_by(lambda message: say(f"note: {message}")):
+            return evaluate(load, options)
 
     name = command or f"python -m {program}.evaluate"
     return run(start, program, failed=NOT_STARTED)
@@ -50,14 +55,16 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
     Raises:
         ValueError, OSError: nothing can be measured, or the results cannot be written.
     """
+    # Libraries that are missing are named before the first recording is transcribed.
+    metrics.library()
+    if options.pictures:
+        library("--pictures need")
     pairs = [pair for folder in options.datasets for pair in select_recordings(folder, options.split)]
     transcriber: Any = None
     if options.baseline:
         transcriber = BasicPitch(options.baseline_command)
     elif options.estimates is None:
         transcriber = load(checkpoint=options.checkpoint, device=options.device, search=options.search)
-    if options.pictures:
-        library("--pictures need")
     rows, failed = [], {}
     transcriber_key = f"{options.baseline or fingerprint(transcriber)} {options.search}"
     done = previous_rows(options)
@@ -68,6 +75,8 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
             if row is None or options.pictures:
                 row, notes = measure(pair, transcriber, options.estimates)
                 row["of"] = of
+                if options.output and options.estimates is None:
+                    midi.write_midi(notes, estimates_path(options.output, pair.name))
                 if options.pictures:
                     write_comparison(read_notes(pair), notes, pair.audio, options.output / f"{pair.name}.png")
             rows.append(row)
@@ -81,6 +90,13 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
     if failed:
         say(f"error: {len(failed)} of {len(pairs)} files failed: {', '.join(failed)}")
     return SOME_FAILED if failed else SUCCESS
+
+
+def estimates_path(output: Path, name: str) -> Path:
+    """Return where the estimated notes of a recording go, below the folder of results; make the folder."""
+    path = output / "estimates" / f"{name}.mid"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def select_recordings(folder: str, split: str | None) -> list[Recording]:
@@ -124,7 +140,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         "--estimates",
         type=Path,
         metavar="DIR",
-        help="evaluate the files NAME.mid here instead of a checkpoint",
+        help="evaluate the files NAME.mid (or .midi, .tsv) here instead of a checkpoint",
     )
     add("--baseline", choices=("basic-pitch",), help="evaluate another transcriber instead of a checkpoint")
     add("--baseline-command", default="basic-pitch", metavar="FILE", help="its command; default: the one on the PATH")
@@ -135,7 +151,8 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder for results.json and results.csv, from which an interrupted run resumes",
+        help="folder for results.json and results.csv, from which an interrupted run resumes, and for the estimated "
+        "notes: estimates/NAME.mid",
     )
     add(
         "--pictures",

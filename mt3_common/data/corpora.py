@@ -17,6 +17,7 @@ import csv
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +45,9 @@ URMP_PROGRAMS = {
     **{"ob": 68, "bn": 70, "cl": 71, "fl": 73},
 }
 URMP_VALIDATION = (1, 2, 12, 13, 24, 25, 31, 38, 39)
-NOTE_SUFFIXES = (".mid", ".midi", ".tsv")
+NOTE_SUFFIXES = (*midi.MIDI_SUFFIXES, ".tsv")
+# of a table of notes
+MAX_LINES = 1_000_000
 # velocity of labels without one
 VELOCITY = 100
 
@@ -128,25 +131,45 @@ def read_notes(recording: Recording) -> list[Note]:
     return read_tsv(path) if path.suffix.lower() == ".tsv" else midi.read_midi(path, sustain=True)
 
 
+def has_velocities(path: Path) -> bool:
+    """Return whether a file of notes states velocities: MIDI does, no other label does."""
+    return path.suffix.lower() in midi.MIDI_SUFFIXES
+
+
 def read_tsv(path: Path) -> list[Note]:
     """Read a table with the columns onset, offset (s), MIDI pitch, program, is_drum; a header is skipped.
 
     Raises:
-        DatasetError: a line is no note.
+        DatasetError: the file cannot be read as text, or a line is no note.
     """
     notes = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is no table of notes: it is not text in UTF-8") from error
+    if len(lines) > MAX_LINES:
+        raise DatasetError(f"{path} has {len(lines)} lines; a table of notes has {MAX_LINES} at most")
+    for number, line in enumerate(lines, 1):
         fields = line.replace(",", "\t").split("\t")
-        if not line.strip() or (number == 1 and not _is_number(fields[0])):
+        is_header = number == 1 and len(fields) >= 5 and not any(map(_is_number, fields))
+        if not line.strip() or is_header:
             continue
         try:
             onset, offset, pitch, program, is_drum = fields[:5]
             drum = {"0": False, "1": True, "false": False, "true": True}[is_drum.strip().lower()]
-            notes.append(Note(float(onset), float(offset), round(float(pitch)), VELOCITY, int(program), drum))
-        except (ValueError, KeyError) as error:
+            note = Note(float(onset), float(offset), round(float(pitch)), VELOCITY, int(program), drum)
+        except (ValueError, KeyError, OverflowError) as error:
             raise DatasetError(
-                f"{path}, line {number}: not onset, offset, pitch, program, is_drum: {line!r}"
+                f"{path}, line {number}: not onset, offset, pitch, program, is_drum: {line[:200]!r}"
             ) from error
+        if not 0 <= note.onset <= note.offset <= midi.MAX_SECONDS:
+            raise DatasetError(
+                f"{path}, line {number}: the note must begin at 0 s or later, end no earlier than it begins and no "
+                f"later than {midi.MAX_SECONDS:.0f} s: {line[:200]!r}"
+            )
+        if not (0 <= note.pitch <= 127 and 0 <= note.program <= 127):
+            raise DatasetError(f"{path}, line {number}: pitch and program must be in 0 to 127: {line[:200]!r}")
+        notes.append(note)
     return notes
 
 
@@ -253,15 +276,29 @@ def _urmp(folder: Path) -> Iterator[Recording]:
         yield Recording(audio.parent.name, "urmp", split, audio, notes)
 
 
+def find_notes(folder: Path) -> dict[str, Path]:
+    """Map the stem of each file of notes in a folder to the file; suffixes count in any case.
+
+    Of several files with one stem the first of NOTE_SUFFIXES counts.
+    """
+    files = [path for path in folder.glob("*.*") if path.suffix.lower() in NOTE_SUFFIXES]
+    files.sort(key=lambda path: (NOTE_SUFFIXES.index(path.suffix.lower()), path.name), reverse=True)
+    return {path.stem: path for path in files}
+
+
 def _pairs(folder: Path) -> Iterator[Recording]:
     # what infer takes for recordings; its command line is not loaded by training
-
-    for audio in audio_files(folder):
-        beside = (audio.with_suffix(suffix) for suffix in NOTE_SUFFIXES)
-        notes = next((path for path in beside if path.exists()), None)
+    audios = audio_files(folder)
+    counts = Counter(audio.with_suffix("") for audio in audios)
+    notes_in = {folder: find_notes(folder) for folder in {audio.parent for audio in audios}}
+    for audio in audios:
+        notes = notes_in[audio.parent].get(audio.stem)
         if notes is not None:
-            name = audio.relative_to(folder).with_suffix("").as_posix()
-            yield Recording(name, "pairs", split_of(name), audio, (notes,))
+            # pop.wav and pop.mp3 of one pop.mid have their suffixes in their names.
+            stem = audio.with_suffix("") if counts[audio.with_suffix("")] == 1 else audio
+            name = stem.relative_to(folder).as_posix()
+            split = split_of(audio.relative_to(folder).with_suffix("").as_posix())
+            yield Recording(name, "pairs", split, audio, (notes,))
 
 
 # tried in this order: the last one takes any folder

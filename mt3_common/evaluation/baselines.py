@@ -38,4 +38,6 @@ class BasicPitch:
             if result.returncode or not written:
                 message = (result.stderr.strip() or result.stdout.strip() or "nothing").splitlines()[-1]
                 raise ValueError(f"{path}: basic-pitch failed: {message}")
-            return Transcription(midi.read_midi(written[0]), audio_duration(path) or 0.0, 0, invalid=0, dropped=0)
+            return Transcription(
+                midi.read_midi(written[0], sustain=True), audio_duration(path) or 0.0, 0, invalid=0, dropped=0
+            )

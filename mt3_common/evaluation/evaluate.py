@@ -6,6 +6,7 @@ part of NAME before a double underscore is its group.
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
@@ -18,8 +19,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from mt3_common.audio.files import AudioError, audio_duration
 from mt3_common.checkpoint.digest import checkpoint_digest
-from mt3_common.data.corpora import Recording, read_notes
+from mt3_common.data.corpora import Recording, find_notes, has_velocities, read_notes, read_tsv
 from mt3_common.evaluation import metrics
 from mt3_common.formats import midi
 from mt3_common.io import atomic
@@ -28,16 +30,73 @@ from mt3_common.transcription.pipeline import Transcriber
 
 # measures in the table; JSON and CSV hold all of them
 SHOWN = ("onset", "onset_offset", "frame", "onset_class", "program_full", "drum_onset", "drums")
+# Part of row_key: rows measured before the pedal counted in estimates are measured again.
+READING = 2
+# notes of a recording that are believed: black MIDI has some 100 a second; and s after the end of the recording
+MAX_NOTES_PER_SECOND = 1000
+MAX_SECONDS_AFTER = 600.0
+
+
+def find_estimates(folder: Path, name: str) -> Path:
+    """Return the file of estimates of a recording: its name with .mid, .midi, .rmi or .tsv, in any case.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = folder / name
+    files = find_notes(path.parent)
+    # A recording that shares its stem with another is called with its suffix.
+    estimates = files.get(path.name, files.get(path.stem))
+    if estimates is None:
+        raise ValueError(f"{folder}: no estimates for {name}: there is no {path.name}.mid (or .midi, .tsv)")
+    return estimates
+
+
+def read_estimates(path: Path) -> list[Note]:
+    """Read a file of estimates as references are read: with the sustain pedal of MIDI applied.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    return midi.read_midi(path, sustain=True) if has_velocities(path) else read_tsv(path)
+
+
+def check_fit(notes: Sequence[Note], path: Path, audio: Path) -> None:
+    """Raise ValueError if notes cannot be those of a recording: far too many, or long after its end.
+
+    The limits are generous; what is beyond them takes time and memory without a use.
+    """
+    with contextlib.suppress(AudioError):
+        seconds = audio_duration(audio)
+        if seconds is None:
+            return
+        if len(notes) > MAX_NOTES_PER_SECOND * (seconds + 10):
+            raise ValueError(f"{path} has {len(notes)} notes, and {audio.name} lasts {seconds:.1f} s: not its notes")
+        last = max((note.offset for note in notes), default=0.0)
+        if last > 2 * seconds + MAX_SECONDS_AFTER:
+            raise ValueError(f"{path}: a note ends at {last:.0f} s, and {audio.name} lasts {seconds:.1f} s")
 
 
 def measure(
     pair: Recording, transcriber: Transcriber | None, estimates: Path | None
 ) -> tuple[dict[str, Any], list[Note]]:
-    """Evaluate one recording; return a row of results and the estimated notes."""
+    """Evaluate one recording; return a row of results and the estimated notes.
+
+    Measures that do not apply are None: of drums or pitched notes where the references have none, of velocities where
+    the references or the estimates state none.
+
+    Raises:
+        ValueError, OSError: a file cannot be read, or is not of this recording.
+    """
     references = read_notes(pair)
+    check_fit(references, pair.notes[0], pair.audio)
     counts = {"invalid": 0, "dropped": 0}
+    with_velocities = all(map(has_velocities, pair.notes[-1:]))
     if estimates is not None:
-        notes = midi.read_midi(estimates / f"{pair.name}.mid")
+        path = find_estimates(estimates, pair.name)
+        notes = read_estimates(path)
+        check_fit(notes, path, pair.audio)
+        with_velocities &= has_velocities(path)
     else:
         assert transcriber is not None, "either a transcriber or estimates"
         transcription = transcriber.transcribe(pair.audio)
@@ -51,6 +110,8 @@ def measure(
         of_drums = name.startswith("drum")
         of_both = name.startswith(("program", "onset_class"))
         if not of_both and not (drums if of_drums else pitched):
+            values[name] = None
+        if "velocity" in name and not with_velocities:
             values[name] = None
     return row | values, notes
 
@@ -98,7 +159,10 @@ def previous_rows(options: argparse.Namespace) -> dict[tuple[str, str], dict[str
     path = options.output / "results.json" if options.output else None
     if path is None or not path.exists():
         return {}
-    return {(row["name"], row["of"]): row for row in json.loads(path.read_text())["files"]}
+    try:
+        return {(row["name"], row["of"]): row for row in json.loads(path.read_text())["files"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not as this program wrote it: move it away, or give -o another folder") from error
 
 
 def print_summary(summary: dict[str, dict[str, Any]]) -> None:
@@ -108,7 +172,8 @@ def print_summary(summary: dict[str, dict[str, Any]]) -> None:
         cells = []
         for name in SHOWN:
             value = entry.get(name)
-            cells.append(f"{value['mean']:.3f} ({value['low']:.2f}-{value['high']:.2f})" if value else "")
+            interval = f" ({value['low']:.2f}-{value['high']:.2f})" if value and value["files"] > 1 else ""
+            cells.append(f"{value['mean']:.3f}{interval}" if value else "")
         table.add_row(group, str(entry["files"]), *cells, str(entry["invalid"]), str(entry["dropped"]))
     Console(width=160).print(table)
 
@@ -125,8 +190,12 @@ def fingerprint(transcriber: Any) -> str:
 
 
 def row_key(pair: Recording, transcriber: str, estimates: Path | None) -> str:
-    """Return a digest of everything that a row depends on: the files' contents and the transcriber."""
-    digest = hashlib.sha256(transcriber.encode())
-    for file in [pair.audio, *pair.notes, *([estimates / f"{pair.name}.mid"] if estimates else [])]:
+    """Return a digest of everything that a row depends on: the files' contents and the transcriber.
+
+    Raises:
+        ValueError, OSError: a file is missing or cannot be read.
+    """
+    digest = hashlib.sha256(f"{READING} {transcriber}".encode())
+    for file in [pair.audio, *pair.notes, *([find_estimates(estimates, pair.name)] if estimates else [])]:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

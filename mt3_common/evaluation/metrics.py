@@ -3,6 +3,7 @@
 Needs mir_eval (`pip install "mt3-twins[evaluate]"`).
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -104,13 +105,15 @@ def frame_score(references: Sequence[Note], estimates: Sequence[Note]) -> Score:
     Source: mt3/metrics_utils.py, get_prettymidi_pianoroll and frame_metrics.
     """
     loud = [note for note in references if note.velocity > FRAME_VELOCITY]
-    reference, estimate = _sounding_cells(loud), _sounding_cells(estimates)
-    return score(len(reference & estimate), len(reference), len(estimate))
+    reference, estimate = _sounding_spans(loud), _sounding_spans(estimates)
+    common = sum(_overlap(spans, estimate[pitch]) for pitch, spans in reference.items() if pitch in estimate)
+    lengths = (sum(stop - first for spans in side.values() for first, stop in spans) for side in (reference, estimate))
+    return score(common, *lengths)
 
 
 def drum_onset_score(references: Sequence[Note], estimates: Sequence[Note]) -> Score:
     """Score the times of drum hits, whatever the drum; hits less than 20 ms apart count as one."""
-    mir_eval = _mir_eval()
+    mir_eval = library()
     onsets, estimated = (_distinct_onsets(_drums(notes)) for notes in (references, estimates))
     matched = (
         len(mir_eval.util.match_events(onsets, estimated, ONSET_TOLERANCE)) if len(onsets) and len(estimated) else 0
@@ -152,7 +155,7 @@ def _pairs(
     """Match notes one to one with mir_eval; return pairs of indices."""
     if not references or not estimates:
         return []
-    mir_eval = _mir_eval()
+    mir_eval = library()
     arrays: list[Any] = []
     for notes in (references, estimates):
         intervals = np.array([(n.onset, max(n.offset, n.onset + 1e-3)) for n in notes], np.float64)
@@ -171,13 +174,31 @@ def _drums(notes: Sequence[Note]) -> list[Note]:
     return [note for note in notes if note.is_drum]
 
 
-def _sounding_cells(notes: Sequence[Note]) -> set[tuple[int, int]]:
-    """Return (pitch, frame) of every frame in which a pitched note sounds."""
-    cells = set()
-    for note in _pitched(notes):
+def _sounding_spans(notes: Sequence[Note]) -> dict[int, list[tuple[int, int]]]:
+    """Return for each pitch the spans of frames (first, stop) in which it sounds, in order and apart; without drums."""
+    spans: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for note in sorted(_pitched(notes)):
         last = max(note.offset, note.onset + FRAME_MIN_DURATION)
-        cells |= {(note.pitch, frame) for frame in range(int(note.onset * FRAME_RATE), int(last * FRAME_RATE))}
-    return cells
+        first, stop = int(note.onset * FRAME_RATE), int(last * FRAME_RATE)
+        earlier = spans[note.pitch]
+        if earlier and first <= earlier[-1][1]:
+            earlier[-1] = earlier[-1][0], max(earlier[-1][1], stop)
+        else:
+            earlier.append((first, stop))
+    return spans
+
+
+def _overlap(references: list[tuple[int, int]], estimates: list[tuple[int, int]]) -> int:
+    """Return the number of frames that two lists of spans have in common."""
+    common = i = j = 0
+    while i < len(references) and j < len(estimates):
+        (first, stop), (estimate_first, estimate_stop) = references[i], estimates[j]
+        common += max(0, min(stop, estimate_stop) - max(first, estimate_first))
+        if stop < estimate_stop:
+            i += 1
+        else:
+            j += 1
+    return common
 
 
 def _distinct_onsets(notes: Sequence[Note]) -> np.ndarray:
@@ -189,7 +210,12 @@ def _distinct_onsets(notes: Sequence[Note]) -> np.ndarray:
     return np.array(onsets)
 
 
-def _mir_eval() -> Any:
+def library() -> Any:
+    """Return the module mir_eval.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     with needed("measuring needs mir_eval", "evaluate"):
         import mir_eval
     return mir_eval

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 import sys
 
 import matplotlib.colors
 import matplotlib.image
+import mido
 import numpy as np
 import pytest
 import soundfile
@@ -264,3 +266,161 @@ def test_every_measure_that_is_promised_is_there_with_its_interval(folder, tmp_p
         assert entry["low"] <= entry["mean"] <= entry["high"]
         assert entry["files"] == (2 if name.startswith(("program", "onset_class")) else 1)
         assert all({name, f"{name}_precision", f"{name}_recall"} <= row.keys() for row in results["files"])
+
+
+# --- estimates and references of other programs
+
+
+def pedalled(path):
+    """A MIDI file of two notes under a pedal from 0 s to 2 s, which mido wrote."""
+    file = mido.MidiFile(ticks_per_beat=500)
+    events = [mido.Message("control_change", control=64, value=127, time=0)]
+    for pitch in (60, 64):
+        events.append(mido.Message("note_on", note=pitch, velocity=80, time=300))
+        events.append(mido.Message("note_off", note=pitch, time=100))
+    events.append(mido.Message("control_change", control=64, value=0, time=1200))
+    file.tracks.append(mido.MidiTrack(events))
+    file.save(path)
+
+
+@pytest.fixture
+def pedal_folders(tmp_path):
+    for name in ("ref", "est"):
+        (tmp_path / name).mkdir()
+        pedalled(tmp_path / name / "song.mid")
+    soundfile.write(tmp_path / "ref" / "song.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 48000), 16000)
+    return tmp_path / "ref", tmp_path / "est"
+
+
+def results_of(out):
+    return json.loads((out / "results.json").read_text())["files"]
+
+
+@pytest.mark.parametrize("suffix", [".mid", ".midi", ".MID", ".rmi"])
+def test_the_pedal_counts_on_both_sides(pedal_folders, tmp_path, suffix):
+    references, estimates = pedal_folders
+    (estimates / "song.mid").rename(estimates / f"song{suffix}")
+    arguments = [str(references), "--estimates", str(estimates), "-o", str(tmp_path / "out")]
+    assert evaluate.main("torch_mt3", None, arguments) == 0
+    [row] = results_of(tmp_path / "out")
+    for name in ("onset", "onset_offset", "onset_offset_velocity", "frame", "program_full"):
+        assert row[name] == 1, name
+
+
+def test_missing_estimates_are_named(pedal_folders, tmp_path, capsys):
+    references, estimates = pedal_folders
+    (estimates / "song.mid").rename(estimates / "other.mid")
+    assert evaluate.main("torch_mt3", None, [str(references), "--estimates", str(estimates)]) == 1
+    words = f"song: {estimates}: no estimates for song: there is no song.mid (or .midi, .tsv)"
+    assert words in capsys.readouterr().err
+
+
+def test_what_is_repaired_in_a_reference_is_a_note_on_stderr(folder, tmp_path, capsys):
+    content = bytearray((folder / "piano__one.mid").read_bytes())
+    content[11] += 1
+    (folder / "piano__one.mid").write_bytes(content)
+    assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(tmp_path / "out"), "--pictures"]) == 0
+    assert capsys.readouterr().err.count("piano__one.mid: its header states 3 tracks, 2 are there\n") == 1
+
+
+def test_the_estimates_are_there_to_be_listened_to(folder, tmp_path):
+    assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(tmp_path / "out")]) == 0
+    written = midi.read_midi(tmp_path / "out" / "estimates" / "piano__one.mid")
+    assert [note.pitch for note in written] == [60, 64]
+    again = [str(folder), "--estimates", str(tmp_path / "out" / "estimates"), "-o", str(tmp_path / "again")]
+    assert evaluate.main("torch_mt3", None, again) == 0
+    for first, second in zip(results_of(tmp_path / "out"), results_of(tmp_path / "again")):
+        assert first["onset_offset"] == second["onset_offset"]
+        assert first["drums"] == second["drums"]
+
+
+def test_mir_eval_is_asked_for_before_the_network_is_loaded(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mir_eval", None)
+    assert evaluate.main("torch_mt3", None, [str(folder)]) == 2
+    assert 'measuring needs mir_eval: pip install "mt3-twins[evaluate]"' in capsys.readouterr().err
+
+
+HEADER = "onset\toffset\tpitch\tprogram\tis_drum\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        (HEADER + "0\t1e9\t60\t0\t0\n", 2, "no later than 604800 s"),
+        (HEADER + "0\tinf\t60\t0\t0\n", 2, "no later than 604800 s"),
+        (HEADER + "0\tnan\t60\t0\t0\n", 2, "no later than 604800 s"),
+        (HEADER + "-1\t2\t60\t0\t0\n", 2, "begin at 0 s or later"),
+        (HEADER + "0\t1\t60\t0\t0\n2\t1\t60\t0\t0\n", 3, "end no earlier than it begins"),
+        (HEADER + "0\t1\t600\t0\t0\n", 2, "pitch and program must be in 0 to 127"),
+        (HEADER + "0\t1\t60\t-1\t0\n", 2, "pitch and program must be in 0 to 127"),
+        (HEADER + "0\t1\tinf\t0\t0\n", 2, "not onset, offset, pitch, program, is_drum"),
+        ("hello", 1, "not onset, offset, pitch, program, is_drum"),
+        ("0\t1\t60\n", 1, "not onset, offset, pitch, program, is_drum"),
+    ],
+)
+def test_a_bad_reference_is_named_with_its_line_and_the_others_go_on(folder, tmp_path, capsys, content, line, words):
+    (folder / "drums__two.tsv").write_text(content)
+    assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(tmp_path / "out")]) == 1
+    [message] = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: drums__two: ")]
+    assert f"drums__two.tsv, line {line}: " in message
+    assert words in message
+    assert [row["name"] for row in results_of(tmp_path / "out")] == ["piano__one"]
+
+
+def test_a_table_in_utf_16_is_refused_and_a_byte_order_mark_is_no_matter(tmp_path):
+    (tmp_path / "a.tsv").write_text(HEADER + "0\t1\t60\t0\t0\n", encoding="utf-8-sig")
+    assert datasets.read_tsv(tmp_path / "a.tsv") == [Note(0, 1, 60, 100)]
+    (tmp_path / "b.tsv").write_text(HEADER, encoding="utf-16")
+    with pytest.raises(ValueError, match=r"b\.tsv is no table of notes: it is not text in UTF-8"):
+        datasets.read_tsv(tmp_path / "b.tsv")
+
+
+def test_a_table_of_too_many_lines_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "MAX_LINES", 2)
+    (tmp_path / "a.tsv").write_text("\n" * 3)
+    with pytest.raises(ValueError, match=r"a\.tsv has 3 lines; a table of notes has 2 at most"):
+        datasets.read_tsv(tmp_path / "a.tsv")
+
+
+@pytest.mark.parametrize(
+    ("notes", "words"),
+    [
+        ([Note(0, 700, 60, 100)], r"piano__one\.mid: a note ends at 700 s, and piano__one\.flac lasts 3\.0 s"),
+        ([Note(i / 1000, i / 1000 + 1, i % 128, 100, i % 100) for i in range(13_100)], r"has 13100 notes, and piano__one"),
+    ],
+)
+def test_notes_of_another_recording_are_refused(folder, capsys, notes, words):
+    midi.write_midi(notes, folder / "piano__one.mid")
+    assert evaluate.main("torch_mt3", load, [str(folder)]) == 1
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_velocities_are_measured_where_both_sides_have_them(folder, tmp_path):
+    lines = [f"{note.onset}\t{note.offset}\t{note.pitch}\t0\t0\n" for note in PIANO]
+    (folder / "piano__two.tsv").write_text("".join(lines))
+    soundfile.write(folder / "piano__two.flac", np.zeros(48000), 16000)
+    assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(tmp_path / "out")]) == 0
+    rows = {row["name"]: row for row in results_of(tmp_path / "out")}
+    assert rows["piano__one"]["onset_offset_velocity"] == rows["piano__two"]["onset_offset"] == pytest.approx(0.8)
+    assert rows["piano__two"]["onset_offset_velocity"] is None
+    assert rows["piano__two"]["onset_offset_velocity_recall"] is None
+
+
+def test_recordings_of_one_stem_keep_their_suffixes(folder, tmp_path):
+    soundfile.write(folder / "piano__one.wav", np.zeros(48000), 16000)
+    assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(tmp_path / "out")]) == 0
+    assert [row["name"] for row in results_of(tmp_path / "out")] == ["drums__two", "piano__one.flac", "piano__one.wav"]
+
+
+def test_one_file_has_no_interval_in_the_table(folder, capsys):
+    (folder / "drums__two.tsv").unlink()
+    assert evaluate.main("torch_mt3", load, [str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "0.800" in out
+    assert "(0.80" not in out
+
+
+def test_results_that_something_else_wrote_are_refused(folder, tmp_path, capsys):
+    (tmp_path / "results.json").write_text('{"files": [1]}')
+    assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(tmp_path)]) == 2
+    assert "results.json is not as this program wrote it" in capsys.readouterr().err

@@ -144,3 +144,35 @@ def test_confidence_interval_holds_the_mean_and_narrows():
         low, high = metrics.confidence_interval(values)
         assert low < values.mean() < high
     assert np.ptp(metrics.confidence_interval(many)) < np.ptp(metrics.confidence_interval(few))
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.integers(0, 200), st.integers(0, 40), st.integers(60, 62), st.sampled_from([20, 80])),
+            max_size=12,
+        ),
+        min_size=2,
+        max_size=2,
+    )
+)
+def test_the_frame_score_counts_cells_of_pitch_and_frame(sides):
+    references, estimates = (
+        [Note(first / 50, (first + length) / 50, pitch, velocity) for first, length, pitch, velocity in side]
+        for side in sides
+    )
+
+    def cells(notes):
+        return {
+            (note.pitch, frame)
+            for note in notes
+            for frame in range(int(note.onset * 62.5), int(max(note.offset, note.onset + 0.05) * 62.5))
+        }
+
+    reference, estimate = cells(note for note in references if note.velocity > 30), cells(estimates)
+    wanted = metrics.score(len(reference & estimate), len(reference), len(estimate))
+    assert metrics.frame_score(references, estimates) == wanted
+
+
+def test_a_note_of_years_takes_no_memory():
+    assert metrics.frame_score([Note(0, 1e9, 60, 100)], [Note(0, 1e9, 60, 100)]).f1 == 1
