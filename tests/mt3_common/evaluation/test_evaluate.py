@@ -386,7 +386,10 @@ def test_a_table_of_too_many_lines_is_refused(tmp_path, monkeypatch):
     ("notes", "words"),
     [
         ([Note(0, 700, 60, 100)], r"piano__one\.mid: a note ends at 700 s, and piano__one\.flac lasts 3\.0 s"),
-        ([Note(i / 1000, i / 1000 + 1, i % 128, 100, i % 100) for i in range(13_100)], r"has 13100 notes, and piano__one"),
+        (
+            [Note(i / 1000, i / 1000 + 1, i % 128, 100, i % 100) for i in range(13_100)],
+            r"has 13100 notes, and piano__one",
+        ),
     ],
 )
 def test_notes_of_another_recording_are_refused(folder, capsys, notes, words):
