@@ -21,8 +21,9 @@ import pretty_midi
 from mt3_common.formats.midi_chunks import Event, Kind, MidiContent, parse_midi, phrases, seconds_of_ticks
 from mt3_common.formats.sealed import UNSEALED, NoteFileError, write_sealed
 from mt3_common.io.notices import notice
+from mt3_common.notes.meter import FOUR_FOUR, Meter
 from mt3_common.notes.note import Note, check_notes
-from mt3_common.notes.tempo import BEATS_PER_BAR, Change, Tempo, TempoMap
+from mt3_common.notes.tempo import Change, Tempo, TempoMap
 
 MIDI_SUFFIXES = (".mid", ".midi", ".rmi")
 
@@ -67,11 +68,11 @@ class _PortChannel(NamedTuple):
 def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | None = None) -> None:
     """Write a MIDI file, format 1: a track per program, drums on channel 10.
 
-    Without a tempo there are 120 quarters per minute; with one, its beats are the quarters, and the first full bar of
-    four begins on its downbeat. Each time is rounded on its own, to half a tick: errors do not accumulate. A tick is
-    1 ms, or 2 in files of more than 2.7 hours; with a tempo, a 960th of a quarter up to 10,000 quarters. The same notes
-    in any order give the same bytes. Of one pitch and program, a note is ended where the next begins, and notes
-    that begin on the same tick end together; none is shorter than a tick. The file appears whole or not at all.
+    Without a tempo there are 120 quarters per minute; with one, its beats are the quarters, and the first full bar
+    begins on its downbeat, in its meter. Each time is rounded on its own, to half a tick: errors do not accumulate. A
+    tick is 1 ms, or 2 in files of more than 2.7 hours; with a tempo, a 960th of a quarter up to 10,000 quarters. The
+    same notes in any order give the same bytes. Of one pitch and program, a note is ended where the next begins, and
+    notes that begin on the same tick end together; none is shorter than a tick. The file appears whole or not at all.
 
     Raises:
         ValueError: a note that MIDI cannot hold (check_notes).
@@ -111,9 +112,11 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
         track.append((off, finish))
 
     midi = mido.MidiFile(type=1, ticks_per_beat=resolution)
-    bars = [(0, bar // resolution)] * (bar > 0) + [(bar, BEATS_PER_BAR)]
+    meter = FOUR_FOUR if tempo is None else tempo.meter
+    bars = [(0, _pickup(bar, resolution, meter))] * (bar > 0) + [(bar, meter)]
     conductor = [
-        (tick, mido.MetaMessage("time_signature", numerator=quarters, denominator=4)) for tick, quarters in bars
+        (tick, mido.MetaMessage("time_signature", numerator=bar_of.numerator, denominator=bar_of.denominator))
+        for tick, bar_of in bars
     ]
     tempos: list[tuple[int, _Message]] = []
     last = None
@@ -134,6 +137,12 @@ def write_midi(notes: Sequence[Note], path: str | os.PathLike, tempo: Tempo | No
     content = io.BytesIO()
     midi.save(file=content)
     write_sealed(path, content.getvalue())
+
+
+def _pickup(ticks: int, resolution: int, meter: Meter) -> Meter:
+    """Return the meter of a bar of so many ticks before the first full one."""
+    denominator = max(4, meter.denominator)
+    return Meter(ticks * denominator // (4 * resolution), denominator)
 
 
 def _track(head: Sequence[_Message], events: Sequence[tuple[int, _Message]]) -> mido.MidiTrack:

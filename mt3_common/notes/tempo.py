@@ -1,27 +1,36 @@
 """Places of the beats of a recording, and what they mean for the ticks of a MIDI file."""
 
 import bisect
+import math
+from fractions import Fraction
 from typing import NamedTuple
+
+from mt3_common.notes.meter import FOUR_FOUR, Meter
 
 # quarters per minute
 SLOWEST, FASTEST = 10, 1000
 DEFAULT_BPM = 120.0
-BEATS_PER_BAR = 4
 
 # a first beat before that is at 0 s
 NO_TIME = 1e-3
 
 
 class Tempo(NamedTuple):
-    """Beats of a recording; each is a quarter note.
+    """Quarters of a recording, and how they make bars.
 
     Attributes:
         beats: (n,) s, ascending, n >= 2, the first at 0 or later; after the last, beats continue at the mean interval.
-        downbeat: index, below BEATS_PER_BAR, of the first beat that begins a bar.
+            Each is a quarter note, whatever the meter.
+        downbeat: index of a beat that begins a bar.
+        meter: of all bars.
+        start: s, where a score begins; the silence before it is left out of scores, not of MIDI files. None for 0 s,
+            with the time before the first beat cut into whole beats.
     """
 
     beats: tuple[float, ...]
     downbeat: int = 0
+    meter: Meter = FOUR_FOUR
+    start: float | None = None
 
     @property
     def interval(self) -> float:
@@ -37,15 +46,40 @@ class Change(NamedTuple):
     microseconds: int
 
 
-def constant(bpm: float) -> Tempo:
-    """Return beats at a constant tempo (beats per minute), the first at 0 s.
+def constant(bpm: float, meter: Meter = FOUR_FOUR, first_downbeat: float | None = None) -> Tempo:
+    """Return beats at a constant tempo.
+
+    Args:
+        bpm: quarters per minute.
+        meter: of the bars.
+        first_downbeat: s, where a bar begins; None for a bar and a beat at 0 s.
 
     Raises:
-        ValueError: it is not from SLOWEST to FASTEST.
+        ValueError: the tempo is not from SLOWEST to FASTEST.
     """
     if not SLOWEST <= bpm <= FASTEST:
         raise ValueError(f"a tempo is from {SLOWEST} to {FASTEST} beats a minute, not {bpm}")
-    return Tempo((0.0, 60.0 / bpm))
+    if first_downbeat is None:
+        return Tempo((0.0, 60.0 / bpm), 0, meter)
+    # whole microseconds: a MIDI file has one tempo then
+    interval = round(60e6 / bpm) * 1e-6
+    before = math.floor((first_downbeat + NO_TIME) / interval)
+    first = max(0.0, first_downbeat - before * interval)
+    return Tempo(tuple(first + interval * number for number in range(max(before, 1) + 1)), before, meter)
+
+
+def quarter_times(tempo: Tempo) -> tuple[list[float], int]:
+    """Return the times of the quarters (s) from 0 s to one after the last beat, and how many come before the first.
+
+    What comes before the first beat is cut into quarters of about the same length.
+    """
+    times = list(tempo.beats)
+    before = times[0]
+    count = max(1, round(before / tempo.interval)) if before > NO_TIME else 0
+    times[:0] = [before * number / count for number in range(count)]
+    times[0] = 0.0
+    times.append(times[-1] + tempo.interval)
+    return times, count
 
 
 class TempoMap:
@@ -64,13 +98,8 @@ class TempoMap:
 
     def __init__(self, tempo: Tempo, resolution: int):
         self.resolution = resolution
-        times = list(tempo.beats)
-        before = times[0]
-        count = max(1, round(before / tempo.interval)) if before > NO_TIME else 0
-        times[:0] = [before * number / count for number in range(count)]
-        times[0] = 0.0
-        times.append(times[-1] + tempo.interval)
-        self.bar = (count + tempo.downbeat) % BEATS_PER_BAR * resolution
+        times, count = quarter_times(tempo)
+        self.bar = int((count + tempo.downbeat) % tempo.meter.bar * resolution)
         self.changes: list[Change] = []
         now = 0.0
         for number, time in enumerate(times[1:]):
@@ -83,3 +112,40 @@ class TempoMap:
         """Return the tick that is nearest to a time (s)."""
         change = self.changes[bisect.bisect_right(self._times, time) - 1]
         return change.tick + round((time - change.time) * 1e6 / change.microseconds * self.resolution)
+
+
+class ScoreClock:
+    """Time of a score, in quarters. 0 is the beat at or before its beginning, so that whole numbers are beats.
+
+    Args:
+        tempo: of the score.
+
+    Attributes:
+        begin: quarter where the score begins, below 1.
+        bar: quarter of the first full bar; what is between begin and it is a pick-up, shorter than a bar.
+    """
+
+    def __init__(self, tempo: Tempo):
+        self._times, count = quarter_times(tempo)
+        self._origin = 0
+        self.begin = Fraction(0)
+        if tempo.start is not None:
+            self._times, count = self._times[count:], 0
+            # a start is on the grid: the rounding removes what floating point adds
+            start = Fraction(round(48 * self.quarter(tempo.start)), 48)
+            self._origin = math.floor(start)
+            self.begin = start - self._origin
+        self.bar = self.begin + (count + tempo.downbeat - self._origin - self.begin) % tempo.meter.bar
+
+    def quarter(self, time: float) -> float:
+        """Return the position of a time (s); between beats, and outside of them, time is even."""
+        first = min(max(bisect.bisect_right(self._times, time) - 1, 0), len(self._times) - 2)
+        begin, end = self._times[first : first + 2]
+        return first + (time - begin) / (end - begin) - self._origin
+
+    def time(self, quarter: float) -> float:
+        """Return the time (s) of a position."""
+        position = quarter + self._origin
+        first = min(max(math.floor(position), 0), len(self._times) - 2)
+        begin, end = self._times[first : first + 2]
+        return begin + (position - first) * (end - begin)

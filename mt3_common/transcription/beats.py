@@ -10,9 +10,10 @@ import numpy as np
 from mt3_common.audio.files import stream_audio
 from mt3_common.io.optional import needed
 from mt3_common.notes.note import Note
-from mt3_common.notes.tempo import BEATS_PER_BAR, DEFAULT_BPM, NO_TIME, Tempo, constant
+from mt3_common.notes.tempo import DEFAULT_BPM, NO_TIME, Tempo, constant
 
 AUTO = "auto"
+BEATS_PER_BAR = 4
 # librosa's own defaults for beats: Hz, samples
 SAMPLE_RATE = 22050
 HOP = 512

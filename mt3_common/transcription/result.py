@@ -40,6 +40,12 @@ class Transcription:
         """Number of programs that play; all drums count as one."""
         return len({(note.program, False) if not note.is_drum else (0, True) for note in self.notes})
 
+    @property
+    def title(self) -> str | None:
+        """Name of the recording without its ending; None for a recording without a name, such as stdin."""
+        name = Path(self.metadata.get("audio", "")).stem
+        return None if name in ("", "stdin") else name
+
     def with_tempo(self, tempo: Tempo) -> "Transcription":
         """Return a copy with beats."""
         metadata = self.metadata | {"bpm": round(60 / tempo.interval, 3)}
@@ -70,6 +76,6 @@ class Transcription:
             case "noteseq":
                 note_sequence.write_note_sequence(self.notes, path)
             case "musicxml":
-                musicxml.write_musicxml(self.notes, path, self.tempo)
+                musicxml.write_musicxml(self.notes, path, self.tempo, self.title)
             case _:
                 raise ValueError(f"{path}: the name of the output must end in {', '.join(SUFFIXES)}")
