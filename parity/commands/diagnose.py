@@ -35,11 +35,10 @@ def run(args: argparse.Namespace) -> int:
 
 def print_diagnosis(diagnosis: Diagnosis, path: str, against: str, show_mapping: bool = False) -> None:
     """Print a diagnosis."""
+    verdict = diagnosis.verdict()
     if diagnosis.refusal:
-        print(f"refused: {diagnosis.refusal}")
+        print(verdict)
         return
-    faults = len(diagnosis.findings)
-    verdict = "same: nothing is wrong" if not faults else f"different: {faults} fault{'s' * (faults > 1)}"
     shown = "; ".join(diagnosis.conventions[:CONVENTIONS_SHOWN])
     if len(diagnosis.conventions) > CONVENTIONS_SHOWN:
         shown += f"; and {len(diagnosis.conventions) - CONVENTIONS_SHOWN} more, in --json"
@@ -55,7 +54,11 @@ def print_diagnosis(diagnosis: Diagnosis, path: str, against: str, show_mapping:
             f"{len(diagnosis.duplicates)} held more than once, {len(diagnosis.unused)} of the candidate's unused"
         )
     if diagnosis.logits_error is not None:
-        print(f"effect: the logits are off by {diagnosis.logits_error:.1e} of their largest value")
+        without = diagnosis.not_computed()
+        print(
+            f"effect: the logits are off by {diagnosis.logits_error:.1e} of their largest value"
+            + (f", without what is not computed: {', '.join(without)}" if without else "")
+        )
     if show_mapping:
         for key, entry in diagnosis.mapping.items():
             print(f"  {key} <- {' + '.join(entry['holds'])} ({', '.join(entry['how'])})")
@@ -63,6 +66,8 @@ def print_diagnosis(diagnosis: Diagnosis, path: str, against: str, show_mapping:
             print(f"  missing: {name}")
         for name in diagnosis.unused:
             print(f"  unused: {name}")
+        for name in diagnosis.by_content:
+            print(f"  believed for its content: {name}")
 
 
 def _sentence(finding: Finding) -> str:

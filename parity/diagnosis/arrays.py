@@ -10,6 +10,7 @@ import numpy as np
 from mt3_common.config import NetworkConfig
 from parity.diagnosis import fibres
 from parity.diagnosis.finding import Finding, module_of_array
+from parity.diagnosis.grids import rounding_of, same_numbers
 
 # relative difference up to which an array that matches nothing is the original with noise
 NOISE = 0.1
@@ -44,9 +45,12 @@ def explain(
             return "zeros", "all zeros", False
         if array.ndim == 1 and np.all(array == 1):
             return "ones", "all ones, as if never loaded", False
-        low = _rounding(array, own)
+        low = rounding_of(array, own)
         if low:
             return f"{low} weights", f"rounded to {low}", False
+        alike = same_numbers(array, own, head_dim if _is_split_in_heads(name) else 0, name.endswith("out/kernel"))
+        if alike:
+            return alike
     oblong = array.shape == own.shape and own.ndim == 2 and own.shape[0] != own.shape[1]
     if oblong and (np.array_equal(array.ravel(), own.T.ravel()) or np.array_equal(array.T.ravel(), own.ravel())):
         return "reshaped, not transposed", "reshaped where it should be transposed", True
@@ -82,16 +86,8 @@ def _with_axis(word: str, match: fibres.Match, original: Mapping[str, np.ndarray
     return f"{'columns' if match.original_axis[0] == 0 else 'rows'} {word}"
 
 
-def _rounding(array: np.ndarray, own: np.ndarray) -> str:
-    """'bfloat16' or 'float16' where the array is the original rounded so, else ''."""
-    import ml_dtypes
-
-    for low in (ml_dtypes.bfloat16, np.float16):
-        with np.errstate(over="ignore"):
-            rounded = own.astype(np.float32).astype(low).astype(np.float64)
-        if np.array_equal(array.astype(np.float64), rounded):
-            return np.dtype(low).name
-    return ""
+def _is_split_in_heads(name: str) -> bool:
+    return re.search(r"attention/(query|key|value|out)/kernel$", name) is not None
 
 
 def _changed(array: np.ndarray, own: np.ndarray) -> tuple[str, str] | None:
@@ -125,6 +121,14 @@ def _reshaped(name: str, array: np.ndarray, original: Mapping[str, np.ndarray]) 
             if flat[0] in (own[0, 0],) and np.array_equal(flat, own.T.ravel()):
                 return f"holds {other}, reshaped, not transposed", f"holds {other}, reshaped, not transposed", False
     return None
+
+
+def is_near(array: np.ndarray, own: np.ndarray) -> bool:
+    """Tell whether an array is the original with noise."""
+    if array.shape != own.shape or not np.isfinite(array.astype(np.float64)).all():
+        return False
+    difference = np.linalg.norm(array.astype(np.float64) - own) / (np.linalg.norm(own.astype(np.float64)) or 1.0)
+    return bool(difference <= NOISE)
 
 
 def _unexplained(array: np.ndarray, own: np.ndarray) -> tuple[str, str, bool]:

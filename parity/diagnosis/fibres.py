@@ -9,6 +9,7 @@ of the candidate is looked up among those of the original, and every match is th
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -68,6 +69,7 @@ class Matching:
         missing: originals of which no fibre was found, or not all: name -> share found.
         duplicates: original -> the candidates that hold all of it, where there are several.
         alike: groups of originals with equal bits: any assignment among them gives the same weights.
+        names: of the originals.
     """
 
     matches: dict[str, Match]
@@ -75,6 +77,12 @@ class Matching:
     missing: dict[str, float]
     duplicates: dict[str, list[str]]
     alike: list[list[str]]
+    names: list[str] = dataclasses.field(default_factory=list)
+
+    def last_layer(self, stack: str | None) -> int:
+        """Return the number of the last layer of a stack; -1 where there is none."""
+        layers = [re.match(rf"{stack}/layers_(\d+)/", name) for name in self.names]
+        return max((int(layer[1]) for layer in layers if layer), default=-1)
 
     def holders(self, original: str) -> list[Match]:
         """The matches that hold fibres of an original."""
@@ -209,7 +217,7 @@ def match(
         together = _share_together(holders, name, original[name])
         if together < 1.0:
             missing[name] = together
-    return Matching(matches, unused, missing, duplicates, alike)
+    return Matching(matches, unused, missing, duplicates, alike, names)
 
 
 def _match_one(name, array, original, names, indices) -> Match | None:
@@ -474,9 +482,6 @@ def _order(order, owner, first, match, head_dim) -> list[str]:
     if len(order) == count and np.array_equal(np.sort(order), np.arange(count)):
         if np.array_equal(order, np.arange(count)[::-1]):
             return [*words, "reversed"]
-        shift = int(order[0])
-        if np.array_equal(order, np.roll(np.arange(count), -shift)):
-            return [*words, f"rolled by {shift if shift <= count // 2 else shift - count}"]
         if head_dim and count % head_dim == 0:
             heads = order.reshape(-1, head_dim)
             if (
@@ -489,8 +494,11 @@ def _order(order, owner, first, match, head_dim) -> list[str]:
                 return [*words, "head axes exchanged (d h for h d)"]
             if np.array_equal(order, np.argsort(grid.T.ravel())):
                 return [*words, "head axes exchanged (h d for d h)"]
-            if len(match.shape) > 2:
-                return words
+        shift = int(order[0])
+        if np.array_equal(order, np.roll(np.arange(count), -shift)):
+            return [*words, f"rolled by {shift if shift <= count // 2 else shift - count}"]
+        if head_dim and count % head_dim == 0 and len(match.shape) > 2:
+            return words
         moved = int((order != np.arange(count)).sum())
         if moved == 2:
             pair = np.flatnonzero(order != np.arange(count)).tolist()

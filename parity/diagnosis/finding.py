@@ -1,6 +1,7 @@
 """Findings: the faults that a diagnosis names, and the modules that it can blame."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,14 @@ from mt3_common.config import NetworkConfig
 from parity.compare.results import DIFFERENT, REFUSED, SAME
 from parity.diagnosis import fibres
 from parity.sides.numpy_network import steps
+
+# causes of findings about arrays that MT3 does not have, beside which all that MT3 has may be right
+SURPLUS = ("too many arrays", "bias", "relative bias")
+LISTED = 3
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
 
 
 @dataclasses.dataclass
@@ -25,6 +34,7 @@ class Finding:
         undoable: whether `parity repair` can undo it with the candidate's own numbers.
         in_weights: whether it lies in the weights, not in what a module does.
         sites: all sites with the same cause.
+        arrays: the candidate's arrays that it is about, where they are no sites themselves.
     """
 
     site: str
@@ -36,6 +46,7 @@ class Finding:
     undoable: bool = False
     in_weights: bool = False
     sites: list[str] = dataclasses.field(default_factory=list)
+    arrays: list[str] = dataclasses.field(default_factory=list)
 
     def sentence(self) -> str:
         """'decoder/layers_3/mlp/wo: transposed (restores parity to 3e-14; next best: none)'."""
@@ -63,6 +74,8 @@ class Diagnosis:
         matched: of the candidate's arrays, for repair.
         logits_error: largest relative error of the logits with the candidate's weights; None where it has none.
         conventions: how arrays without readable names were mapped, in words, where all siblings share it.
+        by_content: the candidate's arrays whose names are not read, or not for certain: believed for what they hold.
+        judged: the candidate's arrays as they were compared: kernels of weight_norm folded, one of two sets of weights.
     """
 
     findings: list[Finding] = dataclasses.field(default_factory=list)
@@ -77,6 +90,41 @@ class Diagnosis:
     matched: fibres.Matching | None = None
     logits_error: float | None = None
     conventions: list[str] = dataclasses.field(default_factory=list)
+    by_content: list[str] = dataclasses.field(default_factory=list)
+    judged: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def surplus(self) -> list[str]:
+        """The arrays that MT3 does not have and that may have an effect, where nothing else is wrong; else []."""
+        if any(finding.cause not in SURPLUS for finding in self.findings):
+            return []
+        return [site for finding in self.findings for site in (finding.arrays or finding.sites)]
+
+    def verdict(self) -> str:
+        """Return the verdict in words: 'same: nothing is wrong', 'different: 2 faults', …"""
+        if self.refusal:
+            return f"refused: {self.refusal}"
+        if self.surplus:
+            count = len(self.surplus)
+            what = f"{count} array{'s' * (count > 1)} that MT3 does not have"
+            return f"same, and the file holds {what}: {_listed(self.surplus)}"
+        if self.findings:
+            return f"different: {len(self.findings)} fault{'s' * (len(self.findings) > 1)}"
+        if self.by_content:
+            count = len(self.by_content)
+            names = f"{count} names are" if count > 1 else "1 name is"
+            return f"same by content: {names} not read for certain: {_listed(self.by_content)}"
+        return "same: nothing is wrong"
+
+    def not_computed(self) -> list[str]:
+        """Return what the error of the logits leaves out, in words: arrays too many, second copies, settings."""
+        causes = {finding.cause for finding in self.findings}
+        parts = {
+            "arrays that MT3 does not have": causes & {*SURPLUS, "unexplained"},
+            "second copies that differ": causes & {"copies differ"},
+            "settings": [finding for finding in self.findings if finding.site.startswith("config: ")],
+        }
+        return [words for words, present in parts.items() if present]
 
     @property
     def exit_code(self) -> int:
@@ -91,6 +139,7 @@ class Diagnosis:
             "format": "mt3-parity-diagnosis",
             "version": 1,
             "verdict": ("same", "different", "refused")[self.exit_code],
+            "words": self.verdict(),
             "refusal": self.refusal,
             "findings": [dataclasses.asdict(finding) | {"sentence": finding.sentence()} for finding in self.findings],
             "not_faults": self.notes,
@@ -101,6 +150,7 @@ class Diagnosis:
             "missing": self.missing,
             "logits_error": self.logits_error,
             "mapped_with": self.conventions,
+            "by_content": self.by_content,
         }
 
 

@@ -1,9 +1,12 @@
-"""Meanings of arrays' names, in the spellings of other projects."""
+"""Readings of arrays' names: by the tables of published conventions, by words that mean one thing, or loosely."""
 
-import dataclasses
+import functools
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from parity.diagnosis.claims import Claim, read_claim
+from parity.diagnosis.conventions import LEAVES, WRAPPERS, kind_of, original, rows
 
 _PARTS = {
     "query": {"q", "query", "q_proj", "wq", "to_q", "query_proj", "linear_q", "q_linear"},
@@ -18,43 +21,102 @@ _CROSS = re.compile(r"cross|enc_?dec|encoder_decoder|encoder_attn|src_attn|conte
 _ATTENTION = re.compile(r"att(n|ention)|selfatt")
 _MLP = re.compile(r"mlp|ffn|feed_?forward|dense|^ff$|^fc\d|^wi_|^wo$")
 _NORM = re.compile(r"norm|(^|_)ln\d?(_f|_post)?$")
-_HF_T5 = re.compile(
-    r"(encoder|decoder)\.block\.\d+\.layer\.\d\.((SelfAttention|EncDecAttention)\.[qkvo]|DenseReluDense\.w\w+|layer_norm)"
-    r"\.weight|(encoder|decoder)\.final_layer_norm\.weight|lm_head\.weight|decoder_embed_tokens\.weight|proj\.weight"
-)
-LETTERS = {"q": "query", "k": "key", "v": "value"}
-FUSED = re.compile(r"(?:^|[^a-z])(?:w|c_|to_|in_|fused_)?([qkv](?:_?[qkv]){1,2})(?![a-z])")
 
 
-@dataclasses.dataclass(frozen=True)
-class Meant:
-    """The original that a name means; strict if the naming is one that is known exactly."""
+class Reading(NamedTuple):
+    """The meaning of an array's name.
 
-    name: str
-    strict: bool
+    Attributes:
+        names: the originals that it means, in the order in which they are joined; `layers_#` for those of all layers;
+            () where its words do not say.
+        is_certain: no other meaning is possible: a row of a convention, or words that mean one thing everywhere.
+        layout: 'out, in' or 'in, out' where the convention says so, else ''.
+        claim: the words that mean one thing everywhere.
+    """
+
+    names: tuple[str, ...]
+    is_certain: bool
+    layout: str
+    claim: Claim
+
+    @property
+    def name(self) -> str | None:
+        """The one original that it means; None if it means none or several."""
+        return self.names[0] if len(self.names) == 1 and "#" not in self.names[0] else None
 
 
-def is_torch_name(key: str) -> bool:
-    """Tell whether a name is one of the published PyTorch ports' kernels, which nn.Linear keeps as (out, in)."""
-    return bool(_HF_T5.fullmatch(key)) and re.search(r"Attention|DenseReluDense", key) is not None
-
-
-def read_name(key: str, originals: Mapping[str, Any]) -> Meant | None:
-    """Read which of the originals an array is meant to be; None where its name does not say.
+def read_name(key: str, originals: Mapping[str, Any]) -> Reading:
+    """Read which of the originals an array is meant to be.
 
     Args:
         key: 'encoder.block.0.layer.0.SelfAttention.q.weight', 'decoder/layers_3/mlp/wo/kernel', 'enc.h.2.attn.wq', …
         originals: MT3's names.
     """
-    plain = re.sub(r"layers\.(\d+)", r"layers_\1", key).replace(".", "/")
-    plain = re.sub(r"^(params|optimizer|target|state|model|module)/", "", re.sub(r"^(optimizer|state)/", "", plain))
-    for leaf in ("", "/kernel", "/embedding", "/scale"):
-        for name in (plain + leaf, plain.removesuffix("/weight") + leaf):
-            if name in originals:
-                return Meant(name, strict=True)
-    tokens = [token.lower() for token in re.split(r"[./]", key)]
-    name = _read_tokens(tokens)
-    return Meant(name, strict=bool(_HF_T5.fullmatch(key))) if name in originals else None
+    claim = read_claim(key)
+    plain, leaf = bare_name(key)
+    by_table = _read_table(plain)
+    if by_table is not None:
+        names, layout = by_table
+        layout = "in, out" if leaf == "kernel" else layout if leaf == "weight" else ""
+        return Reading(names, True, layout, claim) if _are_known(names, originals) else Reading((), False, "", claim)
+    layout = "in, out" if leaf == "kernel" else ""
+    if leaf is None:
+        return Reading((), False, "", claim)
+    certain = _read_words(claim)
+    if certain and _are_known(certain, originals):
+        return Reading(certain, True, layout, claim)
+    if kind_of(key):
+        return Reading((), False, layout, claim)
+    name = _read_tokens([token.lower() for token in re.split(r"[./]", key)])
+    return Reading((name,) if name is not None and name in originals else (), False, layout, claim)
+
+
+def _are_known(names: tuple[str, ...], originals: Mapping[str, Any]) -> bool:
+    return all(name.replace("layers_#", "layers_0") in originals for name in names)
+
+
+def bare_name(key: str) -> tuple[str, str | None]:
+    """A name in dots without its wrappers and its last word; that word, as LEAVES has it; None if it is of no kernel.
+
+    ('module.encoder.layers_0.attn.q.base_layer.weight') is ('encoder.layers.0.attn.q', 'weight').
+    """
+    plain = re.sub(r"\[(\d+)\]", r".\1", key.replace("/", "."))
+    plain = re.sub(r"(layers?|blocks?)_(\d+)", r"\1.\2", plain).replace("in_proj_weight", "in_proj.weight")
+    words = [word for word in plain.split(".") if word and not WRAPPERS.fullmatch(word)]
+    plain = ".".join(words)
+    if re.search(r"lora_|\.(bias|b|beta|original0|weight_g)$|^(bias|b)$", plain):
+        return plain, None
+    plain = re.sub(r"weight\.original1?$", "weight", re.sub(r"\.(kernel|scale|embedding)\.value$", r".\1", plain))
+    before, _, last = plain.rpartition(".")
+    return (before, LEAVES[last]) if before and last in LEAVES else (plain, "")
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_table(plain: str) -> tuple[tuple[str, ...], str] | None:
+    """(names, layout of a `weight`) of the first row that a bare name matches."""
+    for row in rows():
+        match = row.pattern.fullmatch(plain)
+        if match is None:
+            continue
+        if not row.step:
+            return tuple(original(row.stack, None, part) for part in row.parts), row.convention.layout
+        number = match[match.lastindex] if match.lastindex else None
+        if number is None:
+            return tuple(original(row.stack, "#", part) for part in row.parts), row.convention.layout
+        layer, rest = divmod(int(number) - row.offset, row.step)
+        if not rest and layer >= 0:
+            return tuple(original(row.stack, layer, part) for part in row.parts), row.convention.layout
+    return None
+
+
+def _read_words(claim: Claim) -> tuple[str, ...]:
+    """The originals that a claim means, where it leaves one possibility."""
+    if claim.stack is None or claim.layer is None or not claim.parts:
+        return ()
+    if claim.parts[0] in ("wi_0", "wi_1", "wo"):
+        return tuple(original(claim.stack, claim.layer, f"mlp.{part}") for part in claim.parts)
+    attention = "self" if claim.stack == "encoder" else claim.attention
+    return tuple(original(claim.stack, claim.layer, f"{attention}.{part}") for part in claim.parts) if attention else ()
 
 
 def _read_tokens(tokens: list[str]) -> str | None:

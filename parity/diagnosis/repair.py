@@ -60,6 +60,7 @@ def repair(
     """
     if diagnosis.refusal or diagnosis.matched is None:
         raise RepairError(diagnosis.refusal or "there are no weights to put right")
+    candidate = diagnosis.judged or candidate
     rebuilt = fibres.restore(diagnosis.matched, candidate, original)
     rebuilt |= _reshaped(candidate, diagnosis, original, rebuilt)
     arrays, restored, lost = {}, [], []
