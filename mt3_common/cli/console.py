@@ -5,10 +5,9 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-from rich.progress import MofNCompleteColumn, TextColumn
+from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from mt3_common.io.progress import progress_bar
 from mt3_common.io.stdio import give_up
@@ -17,31 +16,58 @@ from mt3_common.io.stdio import give_up
 OUT_OF_MEMORY = re.compile("(out of|not enough|allocate) memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
 
 
-@contextlib.contextmanager
-def progress(count: int, quiet: bool) -> Iterator[Callable[[int, str, int, int | None], None]]:
-    """Show a bar on stderr with the time left, cleared at the end; nothing where stderr is no terminal or quiet.
+class RecordingsProgress:
+    """Bars on stderr: segments of the recording that the network has, and what is done with those behind it.
 
     Args:
-        count: recordings; with several there is a second bar.
-        quiet: show nothing.
+        bar: where they are shown.
+        count: recordings; with several there is a bar of them, too.
+    """
 
-    Yields:
-        A function of a recording's number, its name, the segments done, and their number (None where it is unknown).
+    def __init__(self, bar: Progress, count: int):
+        self._bar = bar
+        self._whole = bar.add_task("all", total=count, unit="recordings", visible=count > 1)
+        # number of a recording -> its bar
+        self._segments: dict[int, TaskID] = {}
+        # name of a recording -> the bar of its stage
+        self._stages: dict[str, TaskID] = {}
+
+    def segments(self, number: int, name: str, done: int, total: int | None) -> None:
+        """Show the segments done of a recording, and their number (None where it is unknown)."""
+        if number not in self._segments:
+            for earlier in self._segments.values():
+                self._bar.remove_task(earlier)
+            self._segments.clear()
+            self._segments[number] = self._bar.add_task(name, total=total, unit="segments")
+            self._bar.update(self._whole, completed=number)
+        self._bar.update(self._segments[number], completed=done, total=total)
+
+    def stage(self, name: str, stage: str) -> None:
+        """Show what is being done with a recording whose notes are there; '' for nothing any more."""
+        if name in self._stages:
+            self._bar.remove_task(self._stages.pop(name))
+        if stage:
+            self._stages[name] = self._bar.add_task(f"{name}: {stage}", total=None, unit="")
+
+
+@contextlib.contextmanager
+def progress(count: int, quiet: bool) -> Iterator[RecordingsProgress]:
+    """Show bars with the time left, cleared at the end; nothing where stderr is no terminal or quiet.
+
+    Args:
+        count: recordings.
+        quiet: show nothing.
     """
     with progress_bar(MofNCompleteColumn(), TextColumn("{task.fields[unit]},"), quiet=quiet) as bar:
-        whole = bar.add_task("all", total=count, unit="recordings", visible=count > 1)
-        bars: dict[int, Any] = {}
+        yield RecordingsProgress(bar, count)
 
-        def show(number: int, name: str, done: int, total: int | None) -> None:
-            if number not in bars:
-                for earlier in bars.values():
-                    bar.remove_task(earlier)
-                bars.clear()
-                bars[number] = bar.add_task(name, total=total, unit="segments")
-                bar.update(whole, completed=number)
-            bar.update(bars[number], completed=done, total=total)
 
-        yield show
+@contextlib.contextmanager
+def working(doing: str, quiet: bool) -> Iterator[None]:
+    """Show what is being done, without a measure; nothing where stderr is no terminal or quiet."""
+    with progress_bar(quiet=quiet) as bar:
+        bar.add_task(doing, total=None)
+        yield
 
 
 def plural(count: int, noun: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from mt3_common.checkpoint.digest import checkpoint_digest
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.cli.arguments import LESSON, parse
-from mt3_common.cli.console import plural, say, sentence
+from mt3_common.cli.console import plural, say, sentence, working
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import STDIN, Job, UsageError, is_file_name, listed, plan
 from mt3_common.cli.resume import Summary, describe_file
@@ -111,7 +111,8 @@ def infer(
         if arguments.resume and not work.jobs and not work.failed:
             return SUCCESS
         start = time.perf_counter()
-        transcriber = load_transcriber(work, load, stack)
+        with working(f"loading {work.checkpoint.name}", arguments.quiet):
+            transcriber = load_transcriber(work, load, stack)
     except Exception as error:
         if "--debug" in argv:
             raise

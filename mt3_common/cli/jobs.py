@@ -1,9 +1,11 @@
 """AUDIO arguments to jobs: recordings, and the files that their notes go to."""
 
 import codecs
+import collections
 import glob
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from mt3_common.formats.registry import SUFFIXES
 
 # the AUDIO that is stdin
 STDIN = "-"
+ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class UsageError(ValueError):
@@ -107,12 +110,12 @@ def plan(
     elif output and os.path.lexists(output) and not Path(output).is_dir():
         raise UsageError(f"-o {output} is neither a folder nor a name that ends in {', '.join(SUFFIXES)}")
 
+    stems = [
+        file if not output else Path(output) if format_of_output else Path(output) / below
+        for file, below in files.values()
+    ]
     jobs = []
-    for file, below in files.values():
-        stem = file if not output else Path(output) if format_of_output else Path(output) / below
-        if " " in stem.suffix:
-            # In "Mr. Jones", " Jones" is no ending.
-            stem = stem.with_name(f"{stem.name}.mid")
+    for file, stem in zip([file for file, _ in files.values()], distinct(stems), strict=True):
         named = {format: stem.with_suffix(f".{format}") for format in (("mid",) if formats is None else formats)}
         if format_of_output:
             named[format_of_output] = stem
@@ -135,6 +138,26 @@ def plan(
     return jobs, failed
 
 
+def distinct(stems: Sequence[Path]) -> list[Path]:
+    """Return paths whose endings the outputs' endings replace, a different one for each recording where that can be.
+
+    Recordings that differ in their endings alone keep them: song.mp3 and song.wav become song.mp3.mid and song.wav.mid.
+
+    Args:
+        stems: the recordings, where their outputs go.
+    """
+    # In "Mr. Jones", " Jones" is no ending.
+    marked = [stem.with_name(f"{stem.name}.mid") if " " in stem.suffix else stem for stem in stems]
+    without_ending = collections.Counter(os.path.realpath(stem.with_suffix("")) for stem in marked)
+    whole = collections.Counter(map(os.path.realpath, stems))
+    return [
+        stem.with_name(f"{stem.name}.mid")
+        if without_ending[os.path.realpath(stem.with_suffix(""))] > whole[os.path.realpath(stem)]
+        else ending
+        for stem, ending in zip(stems, marked, strict=True)
+    ]
+
+
 def is_file_name(output: str) -> bool:
     """Return whether -o names a file: by its ending, unless it is a folder's name or ends in a slash."""
     return os.path.splitext(output)[1].lower() in SUFFIXES and not os.path.isdir(output)
@@ -148,8 +171,13 @@ def find(name: str, unread: Callable[[OSError], None]) -> list[tuple[Path, Path]
             of those that match a pattern without an ending, only those are taken whose endings are usual for audio;
             what --listen wrote is passed over.
         unread: called of each folder that cannot be searched.
+
+    Raises:
+        UsageError: the argument is an address on the network.
     """
     path = Path(name)
+    if ADDRESS.match(name) and not os.path.lexists(name):
+        raise UsageError(f"{name} is an address: download the recording, then name the file")
     if os.path.lexists(name) or not glob.has_magic(name):
         # a name may be too long to ask of a Path
         if os.path.isdir(name):

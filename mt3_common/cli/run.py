@@ -38,7 +38,7 @@ def run(
     command: Callable[[], int],
     program: str = "",
     failed: int = SOME_FAILED,
-    interrupted: str = "interrupted",
+    interrupted: str | Callable[[], str] = "interrupted",
     memory_hint: str = "",
     debug: bool = False,
 ) -> int:
@@ -51,7 +51,7 @@ def run(
         command: returns the exit status.
         program: package that is run, for messages; '' for none.
         failed: the exit status for an error.
-        interrupted: the sentence after Ctrl-C.
+        interrupted: the sentence after Ctrl-C, or a function that returns it.
         memory_hint: the sentence for exhausted memory; '' for the one of transcription.
         debug: raise errors instead.
     """
@@ -60,7 +60,7 @@ def run(
         with no_interrupt_lost():
             return command()
     except KeyboardInterrupt:
-        say(interrupted)
+        say(interrupted if isinstance(interrupted, str) else interrupted())
         return INTERRUPTED
     except Exception as error:
         exhausted = is_out_of_memory(error)

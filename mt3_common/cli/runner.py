@@ -5,11 +5,11 @@ import concurrent.futures
 import contextlib
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3_common.cli.console import plural, printable, progress, report, say, sentence
+from mt3_common.cli.console import RecordingsProgress, plural, printable, progress, report, say, sentence
 from mt3_common.cli.resume import Summary, SummaryError
 from mt3_common.cli.tasks import Task, closing_line, stream, took
 from mt3_common.transcription.pipeline import Transcriber
@@ -64,7 +64,8 @@ class Runner:
                 contextlib.closing(self.transcriber.transcribe_many(requests, arguments.jobs))
             )
             for task, result in zip(self.tasks, results):
-                self._writing.append((task, writers.submit(self._write, task, result, self._elapsed())))
+                stage = functools.partial(show.stage, task.job.audio.name)
+                self._writing.append((task, writers.submit(self._write, task, result, stage)))
                 # Bounds the transcriptions that wait in memory.
                 self._close(2 * arguments.jobs)
         if len(self.tasks) > 1 and not arguments.quiet:
@@ -76,13 +77,13 @@ class Runner:
         """Return the time since the run began (s)."""
         return time.perf_counter() - self._start
 
-    def _request(self, number: int, task: Task, show) -> Request:
+    def _request(self, number: int, task: Task, show: RecordingsProgress) -> Request:
         """Return what to transcribe for a task, with progress shown by `show`."""
         arguments = self.arguments
 
         def on_progress(done: int, total: int | None) -> None:
             self._close(len(self.tasks))
-            show(number, task.job.audio.name, done, total)
+            show.segments(number, task.job.audio.name, done, total)
 
         return Request(
             task.job.audio,
@@ -95,25 +96,32 @@ class Runner:
             arguments.as_published,
         )
 
-    def _write(self, task: Task, result: Transcription | Exception, elapsed: float) -> tuple[Transcription, Any]:
-        """Write the files of a task, in a writer's thread."""
+    def _write(
+        self, task: Task, result: Transcription | Exception, stage: Callable[[str], None]
+    ) -> tuple[Transcription, dict[str, Any], dict[str, float]]:
+        """Write the files of a task, in a writer's thread; return the transcription and what Task.finish returns."""
         if isinstance(result, Exception):
             raise result
-        return result, task.finish(result, elapsed)
+        try:
+            record, seconds = task.finish(result, stage)
+        finally:
+            stage("")
+        return result, record | {"seconds": round(self._elapsed(), 3)}, seconds
 
     def _close(self, at_most: int = 0) -> None:
         """Close tasks whose files are written, and wait until at most so many are being written."""
         while self._writing and (len(self._writing) > at_most or self._writing[0][1].done()):
             task, future = self._writing.popleft()
             try:
-                transcription, (record, seconds) = future.result()
+                transcription, record, seconds = future.result()
                 if not self.arguments.quiet:
                     elapsed = None if len(self.tasks) > 1 else record["seconds"]
                     self._tell(closing_line(task.job, transcription, elapsed))
                 self._totals.update(recordings=1, notes=len(transcription.notes), duration=transcription.duration)
                 if self.arguments.verbose:
                     stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in seconds.items())
-                    say(f"{task.job.shown}: {stages}")
+                    skipped = f"{transcription.invalid} invalid and {transcription.dropped} late tokens of the network"
+                    say(f"{task.job.shown}: {stages}; {skipped} left out")
                 if self.summary is not None:
                     self.summary.append(record | self.provenance)
             except Exception as error:

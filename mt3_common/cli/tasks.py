@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from mt3_common.formats.registry import EXTRAS, kind_of
 from mt3_common.notes.note import Note
 from mt3_common.transcription import beats
 from mt3_common.transcription.result import Transcription
+
+# what is said while files of these kinds are written
+STAGES = {"plot": "drawing", "musicxml": "setting the score"}
 
 
 class Unread(Exception):
@@ -55,15 +58,17 @@ class Task:
             self._state = modified(self.job.audio)
             self.input = describe_file(self.job.audio)
 
-    def finish(self, transcription: Transcription, elapsed: float) -> tuple[dict[str, Any], dict[str, float]]:
+    def finish(
+        self, transcription: Transcription, stage: Callable[[str], None]
+    ) -> tuple[dict[str, Any], dict[str, float]]:
         """Write the files of the task.
 
         Args:
             transcription: of the recording.
-            elapsed: since the run began (s).
+            stage: called with what is being done, such as 'finding beats'.
 
         Returns:
-            The line of the summary, without checkpoint and settings, and the seconds of each stage.
+            The line of the summary, without checkpoint, settings and the run's time, and the seconds of each stage.
 
         Raises:
             ValueError: the recording was changed, or an output cannot be written.
@@ -73,6 +78,7 @@ class Task:
             raise ValueError(f"{job.audio} was changed while it was read; run again")
         began = time.perf_counter()
         if self.arguments.tempo is not None:
+            stage("finding beats")
             span = self.arguments.start, self.arguments.duration
             transcription = transcription.with_tempo(
                 beats.tempo_for(self.arguments.tempo, job.audio, transcription.notes, *span)
@@ -84,11 +90,13 @@ class Task:
                 output.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ValueError(f"{output} cannot be written: {error.filename}: {error.strerror}") from error
+            stage(STAGES.get(kind, f"writing {output.name}"))
             if kind == "plot":
                 plot.write_picture(transcription.notes, job.audio, output, *part)
             elif kind not in EXTRAS.values():
                 transcription.write(output)
         if self.arguments.listen:
+            stage("playing the notes")
             files = by_kind["played"], by_kind["compared"]
             sonify.write_sounds(transcription.notes, job.audio, *files, self.arguments.player, *part)
         seconds = transcription.seconds | {"files": time.perf_counter() - began}
@@ -106,7 +114,6 @@ class Task:
             "dropped": transcription.dropped,
             "segments": transcription.num_segments,
             "duration": transcription.duration,
-            "seconds": round(elapsed, 3),
         }
         return record, seconds
 
@@ -140,7 +147,6 @@ def closing_line(job: Job, transcription: Transcription, elapsed: float | None) 
     return (
         f"{job.shown} -> {printable(', '.join(map(str, job.outputs))) or 'stdout'}: "
         f"{plural(len(transcription.notes), 'note')}, {plural(transcription.num_instruments, 'instrument')}, "
-        f"{transcription.invalid} invalid and {transcription.dropped} dropped events, "
         + (f"{duration:.1f} s of audio" if elapsed is None else took(duration, elapsed))
     )
 

@@ -54,12 +54,18 @@ def main(
         command: name of the program in the help text; None for the module's.
     """
 
+    name = command or f"python -m {program}.train"
+    options = parse(name, sys.argv[1:] if argv is None else list(argv))
+
     def start() -> int:
-        train(program, make_learner, join, parse(name, sys.argv[1:] if argv is None else list(argv)))
+        train(program, make_learner, join, options)
         return SUCCESS
 
-    name = command or f"python -m {program}.train"
-    interrupted = "interrupted; the run goes on from last/ with the same command"
+    def interrupted() -> str:
+        if (options.run / "last").exists():
+            return f"interrupted; the same command goes on from {options.run / 'last'}"
+        return "interrupted before the first step: nothing was saved"
+
     return run(start, program, interrupted=interrupted, memory_hint=MEMORY_HINT)
 
 
@@ -119,6 +125,8 @@ def train(
         # returns once all processes have started
         join()
     config, arrays, slots, begin = starting_point(options, config)
+    if begin >= settings.steps:
+        print(f"note: {options.run} has its {settings.steps} steps; more with --max-steps", file=sys.stderr)
     source = open_source(options, config, settings)
     validation = open_shards(options.validation, config) if options.validation else None
     if not arrays:
@@ -136,7 +144,8 @@ def train(
                 print(f"note: {path} was another one: the run goes on with other music than it had", file=sys.stderr)
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(log) for log in open_logs(options, begin)] if learner.writer else []
-        fit(learner, config, settings, source, validation, options.run, begin, options.quiet, options.workers, logs)
+        run = options.run, begin, options.quiet, options.workers, logs, options.distributed
+        fit(learner, config, settings, source, validation, *run)
 
 
 def starting_point(

@@ -17,17 +17,23 @@ from mt3_common.data.shards import Batch, Shards, Stream
 from mt3_common.io.progress import progress_bar
 from mt3_common.training.batches import load_batches, pad_targets
 from mt3_common.training.config import TrainingConfig, TrainingError
+from mt3_common.training.interruption import Interruptions
 from mt3_common.training.learner import Learner
 from mt3_common.training.logs import Log, segment_image
 from mt3_common.training.run_folder import (
     METRICS,
     read_metrics,
+    read_partial,
     reraise_with_saved_state,
     save,
     saved_state_sentence,
     validations_since_best,
     write_metrics,
+    write_partial,
 )
+
+# s between two lines of progress where stderr is no terminal
+SECONDS_BETWEEN_LINES = 60.0
 
 
 def fit(
@@ -41,6 +47,7 @@ def fit(
     quiet: bool = True,
     workers: int = 0,
     logs: Sequence[Log] = (),
+    distributed: bool = False,
 ) -> None:
     """Train from step `begin` to settings.steps or until patience runs out, and keep the run folder up to date.
 
@@ -55,8 +62,11 @@ def fit(
         quiet: show no progress.
         workers: worker processes that make batches.
         logs: receivers of curves and pictures.
+        distributed: one process of several, which cannot save alone: an interruption loses the steps since the last
+            save.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; last/ holds the state after the last whole step.
         TrainingError: the loss or the gradients are not finite, the folder cannot be written, or a worker died; last/
             holds the state of the last save.
     """
@@ -65,37 +75,51 @@ def fit(
         write_metrics(folder / "metrics.csv", rows)
     before = float(rows[-1]["seconds"]) if rows else 0.0
     began = time.monotonic()
-    sums: dict[str, float] = {}
-    since, clock = begin, began
-    with progress(settings, begin, quiet or not learner.writer) as show:
+    # those of the steps after `since`, whose row is not written yet
+    since, sums = read_partial(folder, begin)
+    done, clock = begin, began
+    interruptions = Interruptions()
+    with progress(settings, begin, quiet or not learner.writer) as show, interruptions.handled():
         if should_stop(rows, settings):
             return
-        for step, batches in enumerate(load_batches(source, settings, begin, workers), begin):
-            values = learner.update(batches, step, settings.rate(step))
-            if not all(map(math.isfinite, values.values())):
-                raise TrainingError(
-                    f"step {step + 1}: {divergence_message(values, batches)}; {saved_state_sentence(folder, since)}"
+        try:
+            for step, batches in enumerate(load_batches(source, settings, begin, workers), begin):
+                with interruptions.held():
+                    values = learner.update(batches, step, settings.rate(step))
+                    if not all(map(math.isfinite, values.values())):
+                        raise TrainingError(
+                            f"step {step + 1}: {divergence_message(values, batches)}; "
+                            f"{saved_state_sentence(folder, since)}"
+                        )
+                    for name, value in values.items():
+                        sums[name] = sums.get(name, 0.0) + value
+                    done = step + 1
+                show(done, values["loss"], None)
+                if done % settings.validate_every and done != settings.steps:
+                    continue
+                row: dict[str, Any] = {name: value / (done - since) for name, value in sums.items()}
+                now = time.monotonic()
+                per_second = (
+                    (done - max(since, begin)) * settings.accumulate * settings.batch_size / max(1e-9, now - clock)
                 )
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
-            done = step + 1
-            show(done, values["loss"], None)
-            if done % settings.validate_every and done != settings.steps:
-                continue
-            row: dict[str, Any] = {name: value / (done - since) for name, value in sums.items()}
-            now = time.monotonic()
-            per_second = (done - since) * settings.accumulate * settings.batch_size / max(1e-9, now - clock)
-            row |= {"step": done, "learning_rate": settings.rate(step), "segments_per_second": per_second}
-            row["validation_loss"] = validation_loss(learner, validation, settings) if validation else ""
-            row["seconds"] = before + time.monotonic() - began
-            rows.append({name: str(row[name]) for name in METRICS})
-            with reraise_with_saved_state(done, folder, since):
-                save(learner, config, rows, folder)
-                write_logs(logs, row, learner, config, validation or source)
-            show(done, values["loss"], row)
-            sums, since, clock = {}, done, time.monotonic()
-            if should_stop(rows, settings):
-                return
+                row |= {"step": done, "learning_rate": settings.rate(step), "segments_per_second": per_second}
+                row["validation_loss"] = validation_loss(learner, validation, settings) if validation else ""
+                row["seconds"] = before + time.monotonic() - began
+                with interruptions.held(), reraise_with_saved_state(done, folder, since):
+                    rows.append({name: str(row[name]) for name in METRICS})
+                    save(learner, config, rows, folder, done)
+                    sums, since, clock = {}, done, time.monotonic()
+                with reraise_with_saved_state(done, folder, since):
+                    write_logs(logs, row, learner, config, validation or source)
+                show(done, values["loss"], row)
+                if should_stop(rows, settings):
+                    return
+        except KeyboardInterrupt:
+            if done > since and not distributed:
+                with reraise_with_saved_state(done, folder, since):
+                    write_partial(folder, done, since, sums)
+                    save(learner, config, rows, folder, done)
+            raise
 
 
 def should_stop(rows: Sequence[Mapping[str, str]], settings: TrainingConfig) -> bool:
@@ -139,7 +163,7 @@ def validation_loss(learner: Learner, validation: Shards, settings: TrainingConf
 def progress(
     settings: TrainingConfig, begin: int, quiet: bool
 ) -> Iterator[Callable[[int, float, Mapping[str, Any] | None], None]]:
-    """Show the progress on stderr: a bar with loss, rates and remaining time, or one line per save.
+    """Show the progress on stderr: a bar with loss, rates and remaining time, or a line per save and per minute.
 
     Yields a function of the steps done, the loss, and the row of metrics if one was just written.
     """
@@ -149,17 +173,27 @@ def progress(
     )
     start = time.monotonic()
     with progress_bar(*measures, quiet=quiet, transient=False) as bar:
-        task = bar.add_task("loss nan", total=settings.steps, completed=begin, rate=0.0, segments=0.0)
+        task = bar.add_task("making the first batch", total=settings.steps, completed=begin, rate=0.0, segments=0.0)
+        lines = bar.disable and not quiet
+        last_line = start
+        if lines and begin < settings.steps:
+            print(f"step {begin} of {settings.steps}: making the first batch", file=sys.stderr, flush=True)
 
         def show(done: int, loss: float, row: Mapping[str, Any] | None) -> None:
-            rate = (done - begin) / max(1e-9, time.monotonic() - start)
+            nonlocal last_line
+            now = time.monotonic()
+            rate = (done - begin) / max(1e-9, now - start)
             segments = rate * settings.batch_size * settings.accumulate
             bar.update(task, description=f"loss {loss:.3f}", completed=done, rate=rate, segments=segments)
-            if row is not None and bar.disable and not quiet:
-                validation = f", validation {row['validation_loss']:.4f}" if row["validation_loss"] != "" else ""
+            if lines and (row is not None or now - last_line >= SECONDS_BETWEEN_LINES):
+                last_line = now
+                mean = loss if row is None else row["loss"]
+                validation = (
+                    f", validation {row['validation_loss']:.4f}" if row and row["validation_loss"] != "" else ""
+                )
                 left = datetime.timedelta(seconds=round((settings.steps - done) / rate))
                 print(
-                    f"step {done} of {settings.steps}: loss {row['loss']:.4f}{validation}, {rate:.2f} steps and "
+                    f"step {done} of {settings.steps}: loss {mean:.4f}{validation}, {rate:.2f} steps and "
                     f"{segments:.1f} segments a second, {left} left",
                     file=sys.stderr,
                     flush=True,

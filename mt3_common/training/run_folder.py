@@ -1,8 +1,8 @@
 """The run folder, from which an interrupted run resumes.
 
-It holds run.json (settings, arguments, versions), metrics.csv, last/ (with the optimizer's state, to resume from) and
-best/ (lowest validation loss, to use). Random draws depend on the seed and the step alone, so a resumed run equals one
-that was never interrupted.
+It holds run.json (settings, arguments, versions), metrics.csv, partial.json (metrics since its last row, of an
+interrupted run), last/ (with the optimizer's state, to resume from) and best/ (lowest validation loss, to use). Random
+draws depend on the seed and the step alone, so a resumed run equals one that was never interrupted.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import contextlib
 import csv
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import shutil
 import subprocess
@@ -35,17 +36,24 @@ METRICS = (
     "seconds",
     "segments_per_second",
 )
+# of a run that was interrupted between two rows of metrics.csv
+PARTIAL = "partial.json"
 
 
-def save(learner: Learner, config: Config, rows: Sequence[Mapping[str, str]], folder: Path) -> None:
-    """Write metrics.csv, best/ if the last row is the best, and last/, in this order, so that last/ is never ahead."""
+def save(learner: Learner, config: Config, rows: Sequence[Mapping[str, str]], folder: Path, done: int) -> None:
+    """Write metrics.csv, best/ if the last row is the best, and last/, in this order, so that last/ is never ahead.
+
+    Args:
+        learner, config, folder: see loop.fit.
+        rows: of metrics.csv.
+        done: steps done; without a row of that step, best/ stays.
+    """
     # Gathering the arrays takes all processes; one of them writes.
     arrays, averaged, slots = learner.arrays(), learner.averaged(), learner.slots()
     if not learner.writer:
         return
-    done = int(rows[-1]["step"])
     write_metrics(folder / "metrics.csv", rows)
-    if rows[-1]["validation_loss"] and validations_since_best(rows) == 0:
+    if rows and int(rows[-1]["step"]) == done and rows[-1]["validation_loss"] and validations_since_best(rows) == 0:
         write_t5x(folder / "best", averaged, done, config=config, overwrite=True)
     write_t5x(folder / "last", arrays, done, optimizer=slots, config=config, overwrite=True)
 
@@ -108,6 +116,20 @@ def write_metrics(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Write metrics.csv atomically."""
     lines = [",".join(METRICS), *(",".join(row[name] for name in METRICS) for row in rows)]
     atomic.write(path, "\n".join(lines) + "\n")
+
+
+def write_partial(folder: Path, done: int, since: int, sums: Mapping[str, float]) -> None:
+    """Write the sums of the metrics of the steps from `since` to `done`, of which metrics.csv has no row yet."""
+    atomic.write(folder / PARTIAL, json.dumps({"done": done, "since": since, "sums": dict(sums)}))
+
+
+def read_partial(folder: Path, begin: int) -> tuple[int, dict[str, float]]:
+    """Return the step of the last row of metrics.csv, and the sums of the metrics from there to `begin`."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        partial = json.loads((folder / PARTIAL).read_text())
+        if partial["done"] == begin:
+            return int(partial["since"]), {str(name): float(value) for name, value in partial["sums"].items()}
+    return begin, {}
 
 
 def run_description(

@@ -201,6 +201,40 @@ def test_a_run_that_met_any_end_goes_on_as_if_nothing_had_happened(program, tmp_
         assert_same_run(whole / program, run)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("program", TWINS)
+def test_an_interrupted_run_saves_its_last_step_and_goes_on(
+    program, number, command, tmp_path, whole, monkeypatch, capsys
+):
+    update = TWINS[program].Learner.update
+
+    def interrupted(self, batches, step, rate):
+        if step == 4:
+            os.kill(os.getpid(), number)
+        return update(self, batches, step, rate)
+
+    run = tmp_path / "interrupted"
+    with monkeypatch.context() as patched:
+        patched.setattr(TWINS[program].Learner, "update", interrupted)
+        assert TWINS[program].main(command("interrupted")) == 130
+    assert capsys.readouterr().err == f"interrupted; the same command goes on from {run / 'last'}\n"
+    # saves are due after steps 4 and 6
+    assert read_checkpoint(run / "last", optimizer=True).step == 5
+    assert [row["step"] for row in exact_rows(run)] == ["2", "4"]
+    assert TWINS[program].main(command("interrupted")) == 0
+    assert_same_run(whole / program, run)
+
+
+def test_an_interruption_before_the_first_step_says_that_nothing_was_saved(command, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "load_batches", interrupted)
+    assert TWINS["torch"].main(command("early")) == 130
+    assert capsys.readouterr().err == "interrupted before the first step: nothing was saved\n"
+    assert not (tmp_path / "early" / "last").exists()
+
+
 def test_recovering_takes_the_old_folder_where_the_new_one_is_gone(tmp_path):
     old = tmp_path / ".last.writing-7-old"
     old.mkdir()
@@ -399,6 +433,7 @@ def test_saves_can_be_asked_for_and_without_a_terminal_a_line_tells_of_each(twin
     metadata = json.loads((tmp_path / "run" / "run.json").read_text())["training"]
     assert (metadata["validate_every"], metadata["steps"]) == (3, 4)
     assert read_checkpoint(tmp_path / "run" / "last").step == 4
+    assert lines.pop(0) == "step 0 of 4: making the first batch"
     assert len(lines) == 2
     for line, row in zip(lines, rows, strict=True):
         match = re.fullmatch(

@@ -219,9 +219,9 @@ def test_a_name_that_is_too_long_has_failed_and_no_other(folder, capsys):
 @pytest.mark.parametrize(
     ("audio", "output", "message"),
     [
-        (["song.wav", "song.flac"], None, "song.wav and song.flac would both be written to song.mid"),
         (["a/song.wav", "b/song.wav"], "out", "a/song.wav and b/song.wav would both be written to out/song.mid"),
-        (["a/song.wav", "./a/../a/song.flac"], None, "would both be written"),
+        (["song.wav", "song.flac", "song.wav.flac"], None, "song.wav and song.wav.flac would both be written to"),
+        (["https://youtu.be/abc"], None, "https://youtu.be/abc is an address: download the recording"),
         (["folder"], "x.mid", "is one file, for one recording"),
         (["song.mid"], None, "song.mid would replace a recording"),
         (["song.wav"], "plain", "plain is neither a folder nor a name that ends in"),
@@ -235,12 +235,22 @@ def test_plan_refuses(folder, audio, output, message):
 
 
 def test_two_recordings_for_one_output_stop_everything(folder, capsys):
-    record("song.wav")
-    record("song.flac")
-    record("other.wav")
-    assert infer(folder, load=not_reached) == NOT_STARTED
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        record(f"{name}/song.wav")
+    assert infer("a/song.wav", "b/song.wav", "-o", "out", load=not_reached) == NOT_STARTED
     assert "would both be written" in capsys.readouterr().err
-    assert names(folder) == ["other.wav", "song.flac", "song.wav"]
+    assert names(folder) == ["a", "b"]
+
+
+def test_recordings_that_differ_in_their_endings_alone_keep_them(folder):
+    for name in ("song.wav", "song.flac", "other.wav"):
+        record(name)
+    assert infer(folder, "-o", "out", "--format", "mid,json") == SUCCESS
+    outputs = ["other", "song.flac", "song.wav"]
+    assert names(folder / "out") == sorted(
+        [f"{name}.{end}" for name in outputs for end in ("mid", "json")] + ["summary.jsonl"]
+    )
 
 
 def test_a_run_says_what_it_did(folder, capsys):
@@ -248,7 +258,7 @@ def test_a_run_says_what_it_did(folder, capsys):
     assert infer("song.wav", "--format", "mid, JSON,mid") == SUCCESS
     out, err = capsys.readouterr()
     assert re.fullmatch(
-        r"song\.wav -> song\.mid, song\.json: 2 notes, 2 instruments, 0 invalid and 0 dropped events, "
+        r"song\.wav -> song\.mid, song\.json: 2 notes, 2 instruments, "
         r"3\.0 s of audio in \d+\.\d s \(\d+\.\d x real time\)\n",
         out,
     )

@@ -1,0 +1,47 @@
+"""Ctrl-C and SIGTERM in a training run: they end it between two steps, where its state can be saved."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+
+class Interruptions:
+    """Signals that end a run: raised as KeyboardInterrupt at once, except while a step or a save is in progress."""
+
+    def __init__(self) -> None:
+        self._is_held = False
+        self._has_come = False
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM; in a thread that is not the main one, which gets no signals, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let a signal wait until the end, where it is raised."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if self._has_come:
+            self._has_come = False
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt, or remember the signal; a second one does not wait."""
+        if self._is_held and not self._has_come:
+            self._has_come = True
+            return
+        raise KeyboardInterrupt
