@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from mt3_common.cli.console import report
 from mt3_common.cli.jobs import STDIN, UsageError
 from mt3_common.config import PRESETS
 from mt3_common.formats.registry import FORMATS
 from mt3_common.notes import tempo
-from mt3_common.notes.instruments import parse_instruments
+from mt3_common.notes.instruments import instrument_list, parse_instruments
 from mt3_common.transcription.batching import LEAST
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.reader import ESTIMATE
@@ -69,6 +70,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; {self.prog} --help lists the options")
+
+
+class InstrumentList(argparse.Action):
+    """Option that prints the instruments and ends, as --help does."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        report(instrument_list())
+        parser.exit()
 
 
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
@@ -221,6 +233,13 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
         help="hear nothing else: families (piano, bass, synth lead, …), General MIDI's names or its numbers from 0 "
         "(violin, 40), and drums, as in --instruments piano,bass,drums; of a model that tells families apart, but not "
         "what is in them, name the first of each",
+    )
+    add("--list-instruments", action=InstrumentList, help="print the instruments that --instruments takes, and end")
+    add(
+        "--min-note",
+        type=DURATION,
+        metavar="S",
+        help="leave out notes shorter than this (s), such as 0.05, but no drums, which have no length; default: none",
     )
     add(
         "--hold-instruments",

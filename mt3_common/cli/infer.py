@@ -36,7 +36,7 @@ from mt3_common.transcription.workers.ray import start_on_ray
 LOADING = ("model", "positions", "dtype", "search", "beams", "temperature", "top_k", "top_p", "seed")
 LOADING += ("instruments", "hold")
 # all that the notes depend on, for the summary
-SETTINGS = (*LOADING, "velocity", "tempo", "as_published", "soundfont", "start", "duration")
+SETTINGS = (*LOADING, "velocity", "min_note", "tempo", "as_published", "soundfont", "start", "duration")
 
 
 @dataclasses.dataclass

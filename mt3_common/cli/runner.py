@@ -94,6 +94,7 @@ class Runner:
             arguments.velocity,
             task.begin,
             arguments.as_published,
+            arguments.min_note or 0.0,
         )
 
     def _write(

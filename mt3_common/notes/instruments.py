@@ -55,6 +55,15 @@ def parse_instruments(text: str) -> Instruments:
     return Instruments(frozenset(programs), drums)
 
 
+def instrument_list() -> str:
+    """List the names that parse_instruments takes: a line per family, with its programs."""
+    lines = [
+        f"{family}: {', '.join(f'{8 * number + i} {PROGRAM_NAMES[8 * number + i]}' for i in range(8))}"
+        for number, family in enumerate(FAMILIES)
+    ]
+    return "\n".join([*lines, DRUMS])
+
+
 def allowed_tokens(instruments: Instruments, config: Config) -> np.ndarray:
     """Return a mask of the ids that a search may choose for these instruments: (num_embeddings,) bool.
 

@@ -10,6 +10,9 @@ import contextlib
 import os
 from collections.abc import Callable, Generator, Iterable
 
+import numpy as np
+
+from mt3_common.audio.arrays import written
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.config import Config
 from mt3_common.notes.instruments import Instruments
@@ -55,7 +58,7 @@ class Transcriber:
 
     def transcribe(
         self,
-        path: str | os.PathLike,
+        audio: str | os.PathLike | np.ndarray,
         start: float = 0.0,
         duration: float | None = None,
         on_progress: Callable[[int, int | None], None] | None = None,
@@ -63,23 +66,28 @@ class Transcriber:
         velocity: int | str | None = None,
         tempo: float | str | None = None,
         published: bool = False,
+        min_note: float = 0.0,
+        sample_rate: int | None = None,
     ) -> Transcription:
-        """Transcribe an audio file.
+        """Transcribe a recording.
 
         Args:
-            path, start, duration, on_progress, on_notes, velocity, published: see Request.
+            audio: path of a file; or samples, (n,) or (n, channels), floats (1.0 is full scale), int16 or int32.
+            start, duration, on_progress, on_notes, velocity, published, min_note: see Request.
             tempo: for the files written of it: beats per minute, or 'auto' to find them; None for 120, and no bars.
+            sample_rate: of samples (1/s).
 
         Raises:
             AudioError: the file cannot be read as audio; the message says why.
+            ValueError: the samples are no recording.
         """
-        with contextlib.closing(
-            self.transcribe_many([Request(path, start, duration, on_progress, on_notes, velocity, None, published)])
-        ) as results:
-            result = next(results)
-        if isinstance(result, Exception):
-            raise result
-        return result if tempo is None else result.with_tempo(tempo_for(tempo, path, result.notes, start, duration))
+        with contextlib.ExitStack() as stack:
+            path = stack.enter_context(written(audio, sample_rate)) if isinstance(audio, np.ndarray) else audio
+            request = Request(path, start, duration, on_progress, on_notes, velocity, None, published, min_note)
+            result = next(stack.enter_context(contextlib.closing(self.transcribe_many([request]))))
+            if isinstance(result, Exception):
+                raise result
+            return result if tempo is None else result.with_tempo(tempo_for(tempo, path, result.notes, start, duration))
 
     def transcribe_many(
         self, requests: Iterable[Request], readers: int = 1

@@ -36,6 +36,7 @@ class Request(NamedTuple):
             what the model says.
         before_reading: called first by the thread that will read; what it raises becomes the result.
         published: make notes of the ids exactly as MT3 does (see NoteDecoder).
+        min_note: length (s) below which notes are left out; drums, which have no length, stay.
     """
 
     path: str | os.PathLike
@@ -46,6 +47,7 @@ class Request(NamedTuple):
     velocity: int | str | None = None
     before_reading: Callable[[], None] | None = None
     published: bool = False
+    min_note: float = 0.0
 
 
 class Reader:

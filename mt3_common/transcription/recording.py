@@ -120,6 +120,8 @@ class Recording:
             ended = [note._replace(velocity=int(self.request.velocity)) for note in ended]
         if self._tracker is not None:
             self._tracker.remember(ended)
+        if self.request.min_note:
+            ended = [note for note in ended if note.is_drum or note.offset - note.onset >= self.request.min_note]
         self.num_decoded += 1
         self._notes.extend(ended)
         if ended and self.request.on_notes is not None:

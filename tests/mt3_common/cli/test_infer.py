@@ -17,11 +17,12 @@ import soundfile
 from fakes import CONFIG, IDS, NOTES, first_segment_only, infer, names, record
 
 from mt3_common.checkpoint.registry import NamedCheckpoint
-from mt3_common.cli import tasks
+from mt3_common.cli import console, tasks
 from mt3_common.cli.arguments import HOLD_BIAS
 from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import Job, UsageError, plan
 from mt3_common.formats import midi, tables
+from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.clock import STAGES
 from mt3_common.transcription.pipeline import Transcriber
 
@@ -240,7 +241,7 @@ def test_two_recordings_for_one_output_stop_everything(folder, capsys):
         record(f"{name}/song.wav")
     assert infer("a/song.wav", "b/song.wav", "-o", "out", load=not_reached) == NOT_STARTED
     assert "would both be written" in capsys.readouterr().err
-    assert names(folder) == ["a", "b"]
+    assert not (folder / "out").exists()
 
 
 def test_recordings_that_differ_in_their_endings_alone_keep_them(folder):
@@ -937,7 +938,9 @@ def test_verbose_says_what_took_how_long(folder, capsys):
     assert infer("a.wav", "--verbose") == SUCCESS
     seconds = r"\d+\.\d\d s"
     stages = ", ".join(f"{stage} {seconds}" for stage in (*STAGES, "files"))
-    assert re.fullmatch(rf"{DEFAULT} \(.*{DEFAULT}\): loaded in {seconds}\na\.wav: {stages}\n", capsys.readouterr().err)
+    skipped = "0 invalid and 0 late tokens of the network left out"
+    pattern = rf"{DEFAULT} \(.*{DEFAULT}\): loaded in {seconds}\na\.wav: {stages}; {skipped}\n"
+    assert re.fullmatch(pattern, capsys.readouterr().err)
 
 
 # a stand-in that waits for its reader to go, so that the second notes find nobody
@@ -978,3 +981,35 @@ def test_a_pipe_that_is_closed_is_the_end(folder):
         Path("gone").touch()
         assert process.stderr.read() == ""
         assert process.wait() == SUCCESS
+
+
+def test_instruments_are_listed_as_they_may_be_named(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        infer("--list-instruments", load=not_reached)
+    assert stopped.value.code == SUCCESS
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("piano: 0 acoustic grand piano, 1 bright")
+    assert (len(lines), lines[-1]) == (17, "drums")
+    for line in lines[:-1]:
+        family, _, programs = line.partition(": ")
+        numbers = {int(program.split()[0]) for program in programs.split(", ")}
+        assert parse_instruments(family).programs == numbers
+        assert all(parse_instruments(text.split(maxsplit=1)[1]).programs < numbers for text in programs.split(", "))
+
+
+def test_short_notes_can_be_left_out(folder, capsys):
+    record("song.wav", 3.0)
+    assert infer("song.wav", "--min-note", "9", "--format", "json") == SUCCESS
+    assert [note.is_drum for note in tables.read_json("song.json")[0]] == [True]
+    assert infer("song.wav", "--min-note", "0", load=not_reached) == NOT_STARTED
+    assert "is not a time above 0 s" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_what_is_done_after_the_network(folder, monkeypatch):
+    shown = []
+    monkeypatch.setattr(console.RecordingsProgress, "stage", lambda self, name, stage: shown.append((name, stage)))
+    record("song.wav", 3.0)
+    assert infer("song.wav", "--format", "mid,musicxml", "--plot", "--listen") == SUCCESS
+    stages = [stage for name, stage in shown if name == "song.wav"]
+    assert stages[:3] == ["writing song.mid", "setting the score", "drawing"]
+    assert stages[-2:] == ["playing the notes", ""]

@@ -591,3 +591,54 @@ def test_a_tempo_goes_into_the_files(audio, tmp_path):
     result.write(tmp_path / "a.mid")
     onsets = sorted(note.onset for note in midi.read_midi(tmp_path / "a.mid"))
     assert onsets == pytest.approx(sorted(note.onset for note in result.notes), abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.int32])
+def test_an_array_of_samples_is_transcribed_as_its_file_is(tmp_path, dtype):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (round(SECONDS * 44100), 2))
+    if np.issubdtype(dtype, np.integer):
+        samples *= 2 ** (8 * np.dtype(dtype).itemsize - 1)
+    samples = samples.astype(dtype)
+    subtype = {"float32": "FLOAT", "float64": "DOUBLE", "int16": "PCM_16", "int32": "PCM_32"}[np.dtype(dtype).name]
+    soundfile.write(tmp_path / "song.wav", samples, 44100, subtype=subtype)
+    spectra = []
+
+    def generate(frames):
+        answers = iter(ids_of(NOTES))
+        for segment in frames:
+            spectra[-1].append(segment.frames)
+            yield next(answers)
+
+    transcriber = Transcriber(CONFIG, generate)
+    results = []
+    for source in ({"audio": tmp_path / "song.wav"}, {"audio": samples, "sample_rate": 44100}):
+        spectra.append([])
+        results.append(transcriber.transcribe(**source))
+    assert results[0].notes == results[1].notes
+    assert (results[1].duration, results[1].metadata["audio"]) == (SECONDS, "array.wav")
+    # 32-bit integers have more digits than the floats that are read of either
+    for one, other in zip(*spectra, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "message"),
+    [
+        (np.zeros(100), None, "needs its sample_rate"),
+        (np.zeros((2, 44100)), 44100, "would have 44100 channels: transpose them"),
+        (np.zeros((1, 2, 3)), 44100, "no recording"),
+        (np.zeros(0), 44100, "no recording"),
+        (np.zeros(100, np.uint8), 44100, "no scale"),
+        (np.array([0.0, np.nan]), 44100, "NaN"),
+    ],
+)
+def test_arrays_that_are_no_recording_are_refused(samples, rate, message):
+    with pytest.raises(ValueError, match=message):
+        Transcriber(CONFIG, answering([])).transcribe(samples, sample_rate=rate)
+
+
+def test_notes_that_are_too_short_are_left_out_but_no_drums(audio):
+    notes = Transcriber(CONFIG, answering(ids_of(NOTES))).transcribe(audio).notes
+    longer = Transcriber(CONFIG, answering(ids_of(NOTES))).transcribe(audio, min_note=0.4).notes
+    assert longer == [note for note in notes if note.pitch != 67]
+    assert len(longer) == len(notes) - 1 == 3
