@@ -1,0 +1,134 @@
+"""What all adapters of JAX share: precision, arrays inside of transformations, names of a tree's leaves."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from parity.networks.names import plain
+from parity.networks.network import _CURRENT, NetworkError
+from parity.networks.recording import Event, Run, Watch, flatten, unrolled
+
+_LENGTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@contextlib.contextmanager
+def exact_mode(precision: str) -> Iterator[None]:
+    """Make JAX compute in a precision and nothing less."""
+    with jax.enable_x64(precision == "float64"), jax.default_matmul_precision("highest"):
+        yield
+
+
+def is_array(value: Any) -> bool:
+    """Tell whether a value is an array of JAX, a traced one included, or of NumPy."""
+    return isinstance(value, (jax.Array, np.ndarray))
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """Return an array as NumPy's; bfloat16 becomes float32, which holds it exactly."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    values = np.asarray(array)
+    return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
+
+
+def _is_later(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
+def _trace(event: Event, arrays: list[Any]) -> list[Any]:
+    """Pass arrays of a transformation through a callback that changes no bit of them and records them."""
+    kept = [number for number, array in enumerate(arrays) if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key)]
+    shapes = [jax.ShapeDtypeStruct(arrays[number].shape, arrays[number].dtype) for number in kept]
+
+    def receive(*values: Any) -> list[np.ndarray]:
+        copies = [np.asarray(value) for value in values]
+        event.executions.append([to_numpy(copy) for copy in copies])
+        return copies
+
+    returned = jax.pure_callback(receive, shapes, *(arrays[number] for number in kept), vmap_method="expand_dims")
+    result = list(arrays)
+    for number, array in zip(kept, returned):
+        result[number] = array
+    return result
+
+
+def watch_for(feed: Mapping[str, list[np.ndarray]] | None) -> Watch:
+    """Return a recorder of JAX's arrays."""
+    return Watch(is_array, to_numpy, lambda array, like: jnp.asarray(array).astype(like.dtype), feed, _trace, _is_later)
+
+
+def cast(tree: Any, precision: str) -> Any:
+    """Return a tree with every floating array in a precision; to be called in exact_mode."""
+
+    def convert(value: Any) -> Any:
+        if not is_array(value) or not jnp.issubdtype(value.dtype, jnp.floating):
+            return jnp.asarray(value) if isinstance(value, np.ndarray) and value.dtype.kind in "iub" else value
+        return jnp.asarray(value).astype(precision)
+
+    return jax.tree.map(convert, tree)
+
+
+def leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, leaf) of a tree's arrays."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if is_array(leaf):
+            parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
+            yield ".".join(part for part in parts if part), leaf
+
+
+def shorter_dtypes(function: Callable, precision: str, *args: Any) -> dict[str, list[str]]:
+    """Return the dtypes shorter than the precision in which a function computes, and where, from its jaxpr."""
+    result: dict[str, list[str]] = {}
+
+    def visit(jaxpr: Any) -> None:
+        for equation in jaxpr.eqns:
+            for variable in equation.outvars:
+                name = getattr(getattr(variable.aval, "dtype", None), "name", "")
+                if getattr(variable.aval, "ndim", 0) and _LENGTHS.get(name, 8) < _LENGTHS[precision]:
+                    stack = plain(str(equation.source_info.name_stack))
+                    modules = result.setdefault(name, [])
+                    if stack not in modules:
+                        modules.append(stack)
+            for value in equation.params.values():
+                for inner in value if isinstance(value, (tuple, list)) else (value,):
+                    inner = getattr(inner, "jaxpr", inner)
+                    if hasattr(inner, "eqns"):
+                        visit(inner)
+
+    visit(jax.make_jaxpr(function)(*args).jaxpr)
+    return result
+
+
+def finish(title: str, watch: Watch, precision: str, call: Callable[[], Any], arrays: Any, plain_call: Callable) -> Run:
+    """Run a network under a recorder.
+
+    Args:
+        title: of the network, for sentences.
+        watch: the recorder.
+        precision: of the pass.
+        call: runs the network on its own arrays.
+        arrays: a tree of weights and inputs.
+        plain_call: runs it on such a tree, without the recorder.
+
+    Raises:
+        NetworkError: it does not run.
+    """
+    _CURRENT.append(watch)
+    try:
+        output = jax.block_until_ready(call())
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise NetworkError(f"{title} does not run on these inputs in {precision}: {reason}") from error
+    finally:
+        _CURRENT.pop()
+    outputs = [to_numpy(array) for array in flatten(output, is_array) or jax.tree.leaves(output) if is_array(array)]
+    try:
+        shorter = shorter_dtypes(plain_call, precision, arrays)
+    except Exception:  # a network that cannot be traced as a whole
+        shorter = {}
+    events, scanned = unrolled(watch.events)
+    return Run(precision, outputs, events, watch.local, watch.inside, watch.failures, shorter, scanned)
