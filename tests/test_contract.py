@@ -89,7 +89,7 @@ EXTRAS = {
     "jax_mt3": ("jax",),
     "torch_mt3": ("torch",),
     "onnx_mt3": ("onnx",),
-    "parity": ("jax", "torch", "parity", "pytest"),
+    "parity": ("jax", "torch", "onnx", "parity", "haiku", "pytest"),
 }
 
 
