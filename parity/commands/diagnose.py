@@ -47,6 +47,8 @@ def print_diagnosis(diagnosis: Diagnosis, path: str, against: str, show_mapping:
         print(f"  {number}. {_sentence(finding)}")
     for note in diagnosis.notes:
         print(f"  not a fault: {note}")
+    if diagnosis.unjudged:
+        print(f"  not judged: the settings {', '.join(diagnosis.unjudged)}")
     if diagnosis.counts:
         counts = diagnosis.counts
         print(

@@ -4,14 +4,22 @@ import dataclasses
 import itertools
 import json
 import math
-import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from mt3_common.config import Config
+from parity.diagnosis.config_defaults import DEFAULTS
 from parity.diagnosis.finding import Finding
-
-VOCABULARY = "the vocabulary's size rounded up to a multiple of 128"
+from parity.diagnosis.settings import (
+    FRONT_END_KEYS,
+    HARMLESS,
+    RELATIVE_BIAS,
+    SETTINGS,
+    SIZE_KEYS,
+    VOCABULARY,
+    is_number,
+    is_whole,
+)
 
 
 def vocabulary_note(config: Config) -> list[str]:
@@ -20,181 +28,6 @@ def vocabulary_note(config: Config) -> list[str]:
     if not 0 <= rows - ids < 128:
         return []
     return [f"{ids} ids against {rows} rows of the embedding is no mismatch: {VOCABULARY}"]
-
-
-SIZE_KEYS = {
-    "emb_dim": ("emb_dim", "d_model", "hidden_size", "model_dim", "embed_dim", "embedding_dim"),
-    "vocab_size": ("vocab_size", "num_embeddings", "n_vocab", "vocabulary_size"),
-    "mlp_dim": (
-        "mlp_dim",
-        "d_ff",
-        "ffn_dim",
-        "intermediate_size",
-        "ff_dim",
-        "feed_forward_dim",
-        "encoder_ffn_dim",
-        "decoder_ffn_dim",
-    ),
-    "num_heads": (
-        "num_heads",
-        "n_heads",
-        "num_attention_heads",
-        "nhead",
-        "encoder_attention_heads",
-        "decoder_attention_heads",
-        "n_head",
-    ),
-    "head_dim": ("head_dim", "d_kv", "d_head", "key_dim"),
-    "num_encoder_layers": ("num_encoder_layers", "num_layers", "encoder_layers", "n_layer", "n_encoder_layers"),
-    "num_decoder_layers": ("num_decoder_layers", "decoder_layers", "n_decoder_layers"),
-    "input_depth": ("input_depth", "num_mel_bins", "n_mels", "input_dim"),
-}
-FRONT_END_KEYS = {
-    "sample_rate": ("sample_rate", "sampling_rate", "sr"),
-    "hop_width": ("hop_width", "hop_length", "hop_size"),
-    "fft_size": ("fft_size", "n_fft"),
-    "mel_lo_hz": ("mel_lo_hz", "f_min", "fmin"),
-    "mel_hi_hz": ("mel_hi_hz", "f_max", "fmax"),
-}
-# transformers' T5Config: what a config.json of it means where it leaves a setting out
-T5_DEFAULTS = {
-    "vocab_size": 32128,
-    "d_model": 512,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "num_layers": 6,
-    "num_heads": 8,
-    "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "relu",
-    "tie_word_embeddings": True,
-}
-ACTIVATIONS = {
-    "gelu_tanh": ("gated-gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_tanh", "gelu_fast", "gelu,linear", "geglu"),
-    "gelu_erf": ("gelu", "gelu_python", "gelu_erf"),
-    "relu": ("relu", "gated-relu", "relu,linear", "reglu"),
-    "silu": ("silu", "swish", "gated-silu", "swiglu", "silu,linear", "swish,linear"),
-}
-WRONG_ACTIVATIONS = {
-    "gelu_erf": "exact GELU (erf) in place of the tanh approximation",
-    "relu": "ReLU in place of GELU",
-    "silu": "SiLU in place of GELU",
-}
-RMS_NORMS = ("rms_norm", "rmsnorm", "rms", "t5", "t5layernorm", "t5_layer_norm", "t5norm")
-RELATIVE_BIAS = re.compile(r"relative_(attention|position)|position_bias")
-
-
-def is_whole(value: Any) -> bool:
-    """Tell whether a setting is a whole number; true and false are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def _are_words(value: Any) -> bool:
-    parts = value if isinstance(value, list | tuple) else [value]
-    return bool(parts) and all(isinstance(part, str) for part in parts)
-
-
-def _activation(key: str, value: Any) -> tuple[str, str] | None:
-    spelled = (value if isinstance(value, str) else ",".join(value)).lower()
-    name = next((name for name, spellings in ACTIVATIONS.items() if spelled in spellings), None)
-    if name is None:
-        return f"activation {spelled}", f"{spelled!r}; MT3 has gated GELU, tanh approximation"
-    return (name, f"{value!r}: {WRONG_ACTIVATIONS[name]}") if name in WRONG_ACTIVATIONS else None
-
-
-def _norm(key: str, value: Any) -> tuple[str, str] | None:
-    spelled = re.sub(r"[\s-]", "_", value.lower()) if isinstance(value, str) else ""
-    if spelled in RMS_NORMS:
-        return None
-    layer = spelled.replace("_", "") == "layernorm"
-    return "LayerNorm" if layer else f"{key}={value}", f"{value!r}; MT3 has RMSNorm"
-
-
-def _is(wrong: Any, cause: str, text: str) -> Callable[[str, Any], tuple[str, str] | None]:
-    return lambda key, value: (cause, text) if value is wrong else None
-
-
-def _is_set(cause: str, text: str) -> Callable[[str, Any], tuple[str, str] | None]:
-    return lambda key, value: (cause, text) if value else None
-
-
-def _id(right: int, cause: str) -> Callable[[str, Any], tuple[str, str] | None]:
-    return lambda key, value: (
-        None if value == right else (cause.format(key=key, value=value), f"{value}; MT3 has {right}")
-    )
-
-
-class Setting(NamedTuple):
-    """A setting that MT3 has one value of.
-
-    Attributes:
-        keys: its names in other projects.
-        fault: (key, value) -> (cause, text), or None where it is right.
-        has_type: of a value.
-        expected: that type, in words, and MT3's value; '' where any type will do.
-        optional: None says "not set", of which the usual default is MT3's.
-    """
-
-    keys: tuple[str, ...]
-    fault: Callable[[str, Any], tuple[str, str] | None]
-    has_type: Callable[[Any], bool] = lambda value: True
-    expected: str = ""
-    optional: bool = False
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-SETTINGS = (
-    Setting(
-        ("feed_forward_proj", "dense_act_fn", "activation", "hidden_act", "activation_function", "mlp_activations"),
-        _activation,
-        _are_words,
-        "the name of an activation; MT3 has gated GELU, tanh approximation",
-        optional=True,
-    ),
-    Setting(
-        ("is_gated_act",),
-        lambda key, value: None if value is True else ("no gate", f"{value!r}; MT3's MLP is gated (true)"),
-    ),
-    Setting(("normalization", "norm", "norm_type", "layer_norm_type", "normalization_type"), _norm, optional=True),
-    Setting(
-        ("tie_word_embeddings", "logits_via_embedding", "tied_head", "tie_embeddings", "share_embeddings"),
-        _is(True, "tied head", "the head is tied to the embedding; MT3's is separate"),
-        _is_flag,
-        "true or false; MT3 has false",
-        optional=True,
-    ),
-    Setting(
-        ("scale_embedding",),
-        _is_set("scaled by sqrt(emb_dim)", "embeddings times sqrt(emb_dim); MT3's are not scaled"),
-    ),
-    Setting(
-        ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps", "eps", "epsilon"),
-        lambda key, value: None if value == 1e-6 else (f"eps={value:g}", f"{value:g} in place of 1e-06"),
-        _is_number,
-        "a number; MT3 has 1e-06",
-    ),
-    Setting(
-        ("decoder_start_token_id", "bos_token_id"),
-        _id(0, "start token {value}"),
-        is_whole,
-        "a whole number; MT3 has 0",
-        optional=True,
-    ),
-    Setting(("pad_token_id",), _id(0, "{key}={value}"), is_whole, "a whole number; MT3 has 0"),
-    Setting(("eos_token_id",), _id(1, "{key}={value}"), is_whole, "a whole number; MT3 has 1"),
-    Setting(
-        ("strict", "strict_loading", "load_strict"),
-        _is(False, "strict=False", "arrays that are missing or too many are passed over in silence"),
-        _is_flag,
-        "true or false; MT3 has true",
-    ),
-)
 
 
 def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) -> list[Finding]:
@@ -206,38 +39,77 @@ def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) ->
         notes: gets what looks like a fault and is none.
     """
     findings: dict[tuple[str, str], Finding] = {}
-    for section in sections(complete(values)):
+    for section in sections(values):
         for finding in _check_section(section, config, notes):
             findings.setdefault((finding.site, finding.cause), finding)
     return list(findings.values())
 
 
 def complete(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with the defaults of transformers' T5Config where they are one's that leaves some out."""
-    if values.get("model_type") != "t5":
-        return dict(values)
+    """Return settings with transformers' defaults where they are those of a model_type that leaves some out.
+
+    A setting that stands in a section, in whatever spelling, is not left out.
+    """
+    defaults = DEFAULTS.get(str(values.get("model_type")), {})
     aliases = [*SIZE_KEYS.values(), *(setting.keys for setting in SETTINGS)]
-    completed = dict(values)
-    for key, default in T5_DEFAULTS.items():
+    completed, present = dict(values), _all_keys(values)
+    for key, default in defaults.items():
         keys = next((keys for keys in aliases if key in keys), (key,))
-        if not any(alias in values for alias in keys):
+        # each stack has its own setting in BART's spelling
+        own = {alias for alias in keys if _stack_of(alias) in (None, _stack_of(key))} if _stack_of(key) else set(keys)
+        if not own & present:
             completed[key] = default
-    completed.setdefault("num_decoder_layers", completed.get("num_layers"))
+    if defaults and "num_layers" in completed and not present & set(SIZE_KEYS["num_decoder_layers"]):
+        completed["num_decoder_layers"] = completed["num_layers"]
     return completed
 
 
+def _stack_of(key: str) -> str | None:
+    return next((stack for stack in ("encoder", "decoder") if key.startswith(f"{stack}_")), None)
+
+
+def _all_keys(values: Any) -> set[str]:
+    """Every key of settings, of their sections and of lists of sections."""
+    if isinstance(values, Mapping):
+        return {*map(str, values), *(key for value in values.values() for key in _all_keys(value))}
+    return {key for value in values for key in _all_keys(value)} if isinstance(values, list) else set()
+
+
 def sections(values: Mapping[str, Any], name: str = "") -> list[dict[str, Any]]:
-    """Return the settings of a file and of each of its sections, however deep, one dict each.
+    """Return the settings of a file and of each of its sections, however deep, in lists too, one dict each.
 
     The number of layers in a section of the decoder is the decoder's.
     """
-    own = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
+    values = complete(values)
+    own = {key: value for key, value in values.items() if not _inner(value)}
     if "decoder" in name.lower():
         own = {"num_decoder_layers" if key in ("num_layers", "n_layer") else key: own[key] for key in own}
-    inner = [
-        section for key, value in values.items() if isinstance(value, Mapping) for section in sections(value, str(key))
-    ]
+    inner = [section for key, value in values.items() for part in _inner(value) for section in sections(part, str(key))]
     return [own, *inner]
+
+
+def _inner(value: Any) -> list[Mapping[str, Any]]:
+    """The sections that a value is or, as a list, has."""
+    return [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, Mapping)]
+
+
+def unjudged(values: Mapping[str, Any], config: Config) -> list[str]:
+    """List the settings of which the diagnosis knows neither MT3's value nor that they are harmless."""
+    known = {key for keys in [*SIZE_KEYS.values(), *FRONT_END_KEYS.values()] for key in keys} | set(_own_fields(config))
+    known |= {key for setting in SETTINGS for key in setting.keys}
+    keys = dict.fromkeys(str(key) for section in sections(values) for key in section)
+    return [
+        key
+        for key in keys
+        if key not in known and not HARMLESS.fullmatch(key.lower()) and not RELATIVE_BIAS.search(key)
+    ]
+
+
+def _own_fields(config: Config) -> dict[str, Any]:
+    """Settings under MT3's own names of which no other project has another: the vocabulary's, and the lengths."""
+    fields = {**dataclasses.asdict(config.vocabulary), **dataclasses.asdict(config.network)}
+    named = {*SIZE_KEYS, *FRONT_END_KEYS, *(key for setting in SETTINGS for key in setting.keys)}
+    return {key: value for key, value in fields.items() if key not in named and not isinstance(value, dict)}
 
 
 def _check_section(flat: Mapping[str, Any], config: Config, notes: list[str]) -> list[Finding]:
@@ -254,9 +126,13 @@ def _check_section(flat: Mapping[str, Any], config: Config, notes: list[str]) ->
     if relative:
         text = "a relative position bias; MT3 has none (fixed sinusoids are added)"
         findings.append(_finding(relative[0], "relative bias", text))
-    if flat.get("position_table") == "port" and config.network.position_table != "port":
-        text = "the ports' position table (2k/d) in place of MT3's"
-        findings.append(_finding("position_table", "positions=port", text))
+    for key, right in _own_fields(config).items():
+        if key not in flat or flat[key] == right:
+            continue
+        cause, text = f"{key}={flat[key]}", f"{flat[key]!r}; the checkpoint has {right!r}"
+        if (key, flat[key]) == ("position_table", "port"):
+            cause, text = "positions=port", "the ports' position table (2k/d) in place of MT3's"
+        findings.append(_finding(key, cause, text))
     if any(flat.get(key) is not None for key in SIZE_KEYS["vocab_size"]) and not notes:
         notes += vocabulary_note(config)
     return findings
@@ -293,12 +169,12 @@ def _check_sizes(flat: Mapping[str, Any], config: Config, notes: list[str]) -> l
 
 def _check_front_end(flat: Mapping[str, Any], config: Config) -> list[Finding]:
     findings = []
-    right = dataclasses.asdict(config.spectrogram)
+    right = dataclasses.asdict(config.spectrogram) | {"frames_per_second": config.spectrogram.frames_per_second}
     for field, keys in FRONT_END_KEYS.items():
         for key in keys:
             if key not in flat or flat[key] == right[field]:
                 continue
-            if _is_number(flat[key]):
+            if is_number(flat[key]):
                 findings.append(_finding(key, f"{field}={flat[key]:g}", f"{flat[key]:g}; MT3 has {right[field]:g}"))
             elif flat[key] is not None:
                 findings.append(_mistyped(key, flat[key], f"a number; MT3 has {right[field]:g}"))

@@ -14,9 +14,10 @@ import numpy as np
 from mt3_common.config import Config
 from parity.diagnosis.arrays import compare_arrays
 from parity.diagnosis.candidate import Candidate, CandidateError
-from parity.diagnosis.config import SIZE_KEYS, check_config, flat_settings, is_whole
+from parity.diagnosis.config import check_config, flat_settings, unjudged
 from parity.diagnosis.finding import Diagnosis, Finding
 from parity.diagnosis.modules import examine
+from parity.diagnosis.settings import SIZE_KEYS, is_whole
 from parity.diagnosis.weights import diagnose_weights
 from parity.sides import numpy_network
 from parity.trace.precision import EPSILON
@@ -42,6 +43,7 @@ def diagnose(candidate: Candidate, original: Mapping[str, np.ndarray], config: C
             shown = ", ".join(f"{name} is {json.dumps(flat[name], default=str)[:40]}" for name in stated[:3])
             raise CandidateError(f"{candidate.path}: no size of the network can be read: {shown}, not whole numbers")
         diagnosis.findings = check_config(candidate.config, config, diagnosis.notes)
+        diagnosis.unjudged = unjudged(candidate.config, config)
         return diagnosis
     return diagnose_trace(candidate, original, config)
 

@@ -75,6 +75,7 @@ class Diagnosis:
         logits_error: largest relative error of the logits with the candidate's weights; None where it has none.
         conventions: how arrays without readable names were mapped, in words, where all siblings share it.
         by_content: the candidate's arrays whose names are not read, or not for certain: believed for what they hold.
+        unjudged: settings of the config of which neither MT3's value nor harmlessness is known.
         judged: the candidate's arrays as they were compared: kernels of weight_norm folded, one of two sets of weights.
     """
 
@@ -91,6 +92,7 @@ class Diagnosis:
     logits_error: float | None = None
     conventions: list[str] = dataclasses.field(default_factory=list)
     by_content: list[str] = dataclasses.field(default_factory=list)
+    unjudged: list[str] = dataclasses.field(default_factory=list)
     judged: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
@@ -151,6 +153,7 @@ class Diagnosis:
             "logits_error": self.logits_error,
             "mapped_with": self.conventions,
             "by_content": self.by_content,
+            "unjudged_settings": self.unjudged,
         }
 
 

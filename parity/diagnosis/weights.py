@@ -11,7 +11,7 @@ from parity.diagnosis import fibres
 from parity.diagnosis.arrays import compare_arrays, is_near
 from parity.diagnosis.candidate import Candidate, CandidateError
 from parity.diagnosis.claims import FUSED, LETTERS
-from parity.diagnosis.config import VOCABULARY, check_config, vocabulary_note
+from parity.diagnosis.config import check_config, unjudged, vocabulary_note
 from parity.diagnosis.effect import measure
 from parity.diagnosis.finding import Diagnosis, Finding, module_of_array
 from parity.diagnosis.folding import fold_weight_norm, is_folded, split_averaged
@@ -22,6 +22,7 @@ from parity.diagnosis.identity import (
     order_findings,
 )
 from parity.diagnosis.placement import place
+from parity.diagnosis.settings import VOCABULARY
 from parity.diagnosis.siblings import Loaded, load_as_siblings
 from parity.diagnosis.surplus import copy_findings, differing_copies, surplus_findings
 
@@ -82,6 +83,7 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
     findings += copy_findings(copies)
     findings += surplus_findings(arrays, original, placement, matching, diagnosis.notes, copies)
     diagnosis.findings = check_config(candidate.config, config, diagnosis.notes) + findings
+    diagnosis.unjudged = unjudged(candidate.config, config)
     if VOCABULARY not in " ".join(diagnosis.notes):
         diagnosis.notes += vocabulary_note(config)
     diagnosis.by_content = [key for key in matching.matches if not readings[key].is_certain]

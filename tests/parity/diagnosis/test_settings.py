@@ -1,0 +1,136 @@
+"""Settings in anybody's spelling: library defaults, sections, front ends, and what cannot be judged."""
+
+import pytest
+
+from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
+from parity.diagnosis.config import check_config, sections, unjudged
+
+CONFIG = Config(
+    network=NetworkConfig(emb_dim=48, num_heads=3, head_dim=16, mlp_dim=40, num_encoder_layers=2, num_decoder_layers=3)
+)
+T5 = {
+    "model_type": "t5",
+    "d_model": 48,
+    "num_heads": 3,
+    "d_kv": 16,
+    "d_ff": 40,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "vocab_size": 1536,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
+BART = {
+    "model_type": "bart",
+    "d_model": 48,
+    "encoder_attention_heads": 3,
+    "decoder_attention_heads": 3,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 40,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "vocab_size": 1536,
+    "activation_function": "gelu_new",
+    "tie_word_embeddings": False,
+}
+
+
+def sites(values):
+    return sorted(finding.site.removeprefix("config: ") for finding in check_config(values, CONFIG, []))
+
+
+@pytest.mark.parametrize("values", [T5, BART, {"model": {"network": T5}}, {"stacks": [T5]}])
+def test_right_settings_are_no_fault(values):
+    assert sites(values) == []
+    assert unjudged(values, CONFIG) == []
+
+
+@pytest.mark.parametrize("missing", [key for key in T5 if key not in ("model_type", "num_decoder_layers")])
+def test_what_a_t5_config_leaves_out_has_t5s_default(missing):
+    values = {key: value for key, value in T5.items() if key != missing}
+    assert sites(values) == [missing]
+    assert sites({"network": values}) == [missing]
+
+
+def test_without_its_own_number_the_decoder_has_as_many_layers_as_the_encoder():
+    assert sites({key: value for key, value in T5.items() if key != "num_decoder_layers"}) == ["num_decoder_layers"]
+
+
+@pytest.mark.parametrize("missing", [key for key in BART if key != "model_type"])
+def test_what_a_bart_config_leaves_out_has_barts_default(missing):
+    assert sites({key: value for key, value in BART.items() if key != missing}) == [missing]
+
+
+def test_a_setting_in_a_section_is_not_left_out():
+    values = {key: value for key, value in BART.items() if "heads" not in key}
+    values |= {"encoder": {"encoder_attention_heads": 3}, "decoder": {"decoder_attention_heads": 4}}
+    assert sites(values) == ["decoder_attention_heads"]
+
+
+@pytest.mark.parametrize(
+    ("values", "site"),
+    [
+        ({"encoder": {"num_heads": 3}, "decoder": {"num_heads": 4}}, "num_heads"),
+        ({"decoder": {"num_heads": 4}, "encoder": {"num_heads": 3}}, "num_heads"),
+        ({"stages": [{"num_heads": 3}, {"num_heads": 4}]}, "num_heads"),
+        ({"a": {"b": {"c": {"d_ff": 41}}}}, "d_ff"),
+        ({"decoder": {"num_layers": 2}}, "num_decoder_layers"),
+    ],
+)
+def test_every_section_is_judged(values, site):
+    assert sites(T5 | values) == [site]
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "right"),
+    [
+        ("sampling_rate", 22050, 16000),
+        ("hop_length", 256, 128),
+        ("win_length", 1024, 2048),
+        ("fmax", 8000, 7600.0),
+        ("frame_rate", 100, 125),
+        ("feature_size", 80, 512),
+        ("power", 2.0, 1.0),
+        ("center", True, False),
+        ("mel_scale", "slaney", "HTK"),
+        ("window", "hamming", "hann"),
+        ("log_offset", 1e-6, 1e-5),
+        ("steps_per_second", 50, 100),
+        ("num_velocity_bins", 127, 1),
+        ("scale_attention", True, False),
+        ("query_pre_attn_scalar", 16, 1),
+        ("rope_theta", 1e4, None),
+        ("position_embedding_type", "rotary", "sinusoidal"),
+        ("attention_bias", True, False),
+        ("final_logit_softcapping", 30.0, None),
+        ("sliding_window", 256, None),
+        ("use_parallel_residual", True, False),
+        ("norm_first", False, True),
+        ("num_key_value_heads", 1, 3),
+        ("qk_norm", True, False),
+        ("layer_scale_init_value", 0.01, None),
+        ("num_experts", 8, 1),
+        ("residual_multiplier", 0.5, 1.0),
+        ("quantization_config", "int8", None),
+    ],
+)
+def test_one_setting(key, wrong, right):
+    assert sites(T5 | {"audio": {key: wrong}}) == [key]
+    assert sites(T5 | {"audio": {key: right}}) == []
+    assert unjudged(T5 | {key: wrong}, CONFIG) == []
+
+
+def test_the_front_end_is_the_checkpoints_own():
+    config = Config(spectrogram=SpectrogramConfig(hop_width=320))
+    assert [finding.cause for finding in check_config({"hop_length": 128}, config, [])] == ["hop_width=128"]
+
+
+def test_what_cannot_be_judged_is_listed():
+    assert unjudged(T5 | {"frobnication": 7, "dropout_rate": 0.1, "inner": {"knob": "left"}}, CONFIG) == [
+        "frobnication",
+        "knob",
+    ]
+
+
+def test_sections_in_sections():
+    assert [set(section) for section in sections({"a": 1, "b": {"c": 2, "d": {"e": 3}}})] == [{"a"}, {"c"}, {"e"}]
