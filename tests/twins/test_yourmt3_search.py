@@ -1,0 +1,192 @@
+"""The searches of both YourMT3+ twins against the ids of the published code, and their fast paths against model.py."""
+
+import json
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from jax_mt3.yourmt3 import checkpoint as jax_checkpoint
+from jax_mt3.yourmt3 import kernels as jax_kernels
+from jax_mt3.yourmt3 import model as jax_model
+from jax_mt3.yourmt3 import search as jax_search
+from jax_mt3.yourmt3.layers import MixtureOfExperts as JaxExperts
+from mt3_common.checkpoint.yourmt3_settings import network_arrays, read_published_settings
+from torch_mt3.yourmt3 import checkpoint as torch_checkpoint
+from torch_mt3.yourmt3 import kernels as torch_kernels
+from torch_mt3.yourmt3 import model as torch_model
+from torch_mt3.yourmt3 import search as torch_search
+from torch_mt3.yourmt3.layers import MixtureOfExperts as TorchExperts
+
+CASES = Path(__file__).parents[1] / "golden" / "yourmt3" / "cases"
+MAX_TOKENS = 24
+RUNS = [
+    (folder.name, name.removesuffix(".npy"))
+    for folder in sorted(CASES.iterdir())
+    for name in zipfile.ZipFile(folder / "taps.npz").namelist()
+    if name.startswith("greedy/")
+]
+HEAD = "lm_head.lm_head.weight"
+
+
+def load(name: str, run: str = "greedy/eos_gain1.0") -> SimpleNamespace:
+    """A golden case in float32, the head's row of EOS scaled as the name of the run says."""
+    weights = safetensors.numpy.load_file(CASES / name / "weights.safetensors")
+    with np.load(CASES / name / "taps.npz") as archive:
+        taps = {key: archive[key] for key in archive.files if key.startswith(("in/", "greedy/"))}
+    frames = taps["in/frames"]
+    settings = json.loads((CASES / name / "config.json").read_text())["model_cfg"]
+    config = read_published_settings(settings, weights, frames.shape[2], frames.shape[1])
+    arrays = network_arrays(weights)
+    arrays[HEAD] = arrays[HEAD].copy()
+    arrays[HEAD][1] *= np.float32(run.partition("gain")[2])
+    ids = taps[run][:, 0] if config.decoder == "t5" else taps[run]
+    prefix = taps["in/prefix"].tolist() if "in/prefix" in taps else []
+    return SimpleNamespace(config=config, arrays=arrays, frames=frames, ids=ids, prefix=prefix)
+
+
+def torch_network(golden) -> torch_model.YourMT3:
+    network = torch_model.YourMT3(golden.config)
+    network.load_state_dict(torch_checkpoint.to_variables(golden.arrays, golden.config), strict=True)
+    return network.eval()
+
+
+@pytest.fixture
+def quick_compilation():
+    """Compile small networks without optimising them."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def jax_decoder(golden) -> jax_kernels.CachedDecoder:
+    variables = jax_checkpoint.to_variables(golden.arrays, golden.config)
+    return jax_kernels.CachedDecoder(jax_model.YourMT3(golden.config), variables)
+
+
+def test_there_are_runs():
+    assert len(RUNS) >= 24
+
+
+@pytest.mark.parametrize(("name", "run"), RUNS)
+def test_ids_are_the_published_ones(name, run):
+    golden = load(name, run)
+    network = torch_network(golden)
+    torch_kernels.group_experts(network)
+    encoded = torch_kernels.encode(network, torch.from_numpy(golden.frames), golden.prefix)
+    decoder = torch_kernels.CachedDecoder(network)
+    ids = torch_kernels.greedy_search(decoder, encoded, MAX_TOKENS, golden.prefix)
+    np.testing.assert_array_equal(ids, golden.ids)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        ("multi_trainable_moe", "greedy/eos_gain3.0"),
+        ("ptf_moe_multi", "greedy/eos_gain6.0"),
+        ("t5_prefix", "greedy/eos_gain6.0"),
+    ],
+)
+def test_ids_of_the_jax_twin_are_the_published_ones(name, run, quick_compilation):
+    golden = load(name, run)
+    decoder = jax_decoder(golden)
+    encoded = jax_kernels.encode(decoder, golden.frames, golden.prefix)
+    ids = jax_kernels.greedy_search(decoder, encoded, MAX_TOKENS, golden.prefix)
+    np.testing.assert_array_equal(ids, golden.ids)
+
+
+@pytest.mark.parametrize("run", ["greedy/eos_gain3.0", "greedy/eos_gain6.0"])
+def test_plain_searches_give_the_published_ids(run):
+    golden = load("t5_prefix", run)
+    frames = torch.from_numpy(golden.frames)
+    ids = torch_search.greedy_search(torch_network(golden), frames, MAX_TOKENS, golden.prefix)
+    np.testing.assert_array_equal(ids, golden.ids)
+
+
+@pytest.mark.compile
+def test_the_plain_search_of_the_jax_twin_gives_the_published_ids(quick_compilation):
+    golden = load("t5_prefix", "greedy/eos_gain6.0")
+    variables = jax_checkpoint.to_variables(golden.arrays, golden.config)
+    network = jax_model.YourMT3(golden.config)
+    # each length is compiled
+    ids = jax_search.greedy_search(network, variables, golden.frames, 5, golden.prefix)
+    np.testing.assert_array_equal(ids, golden.ids[:, :4])
+
+
+def test_caches_that_grow_give_the_ids_of_the_plain_search(monkeypatch):
+    golden = load("ptf_multi", "greedy/eos_gain3.0")
+    monkeypatch.setattr(torch_kernels, "FIRST_SLOTS", 4)
+    network = torch_network(golden)
+    frames = torch.from_numpy(golden.frames)
+    decoder = torch_kernels.CachedDecoder(network)
+    ids = torch_kernels.greedy_search(decoder, torch_kernels.encode(network, frames), 11)
+    np.testing.assert_array_equal(ids, torch_search.greedy_search(network, frames, 11))
+    np.testing.assert_array_equal(ids, golden.ids[..., :11])
+
+
+@pytest.mark.compile
+def test_caches_of_the_jax_twin_grow(monkeypatch, quick_compilation):
+    golden = load("ptf_multi", "greedy/eos_gain3.0")
+    monkeypatch.setattr(jax_kernels, "FIRST_SLOTS", 4)
+    decoder = jax_decoder(golden)
+    ids = jax_kernels.greedy_search(decoder, jax_kernels.encode(decoder, golden.frames), 11)
+    np.testing.assert_array_equal(ids, golden.ids[..., :11])
+
+
+def test_only_allowed_ids_are_chosen():
+    golden = load("ymt3plus")
+    allowed = np.zeros(golden.config.vocab_size, bool)
+    allowed[[1, 7, 30]] = True
+    network = torch_network(golden)
+    decoder = torch_kernels.CachedDecoder(network, allowed)
+    ids = torch_kernels.greedy_search(decoder, torch_kernels.encode(network, torch.from_numpy(golden.frames)), 6)
+    assert set(ids.flatten().tolist()) <= {0, 1, 7, 30}
+    assert not np.array_equal(ids, golden.ids[..., :6])
+
+
+@pytest.mark.compile
+def test_only_allowed_ids_are_chosen_by_the_jax_twin(quick_compilation):
+    golden = load("ymt3plus")
+    allowed = np.zeros(golden.config.vocab_size, bool)
+    allowed[[1, 7, 30]] = True
+    network, frames = torch_network(golden), torch.from_numpy(golden.frames)
+    decoder = jax_decoder(golden)
+    decoder.allowed = jax.numpy.asarray(allowed)
+    ids = jax_kernels.greedy_search(decoder, jax_kernels.encode(decoder, golden.frames), 6)
+    twin = torch_kernels.CachedDecoder(network, allowed)
+    np.testing.assert_array_equal(ids, torch_kernels.greedy_search(twin, torch_kernels.encode(network, frames), 6))
+
+
+@pytest.mark.parametrize("experts_per_token", [1, 2, 3])
+def test_experts_that_see_their_own_tokens_give_what_all_give(experts_per_token):
+    torch.manual_seed(0)
+    plain = TorchExperts(6, 8, "silu", 5, experts_per_token).double()
+    # no token chooses the last expert
+    with torch.no_grad():
+        plain.gate.weight[4] = 0
+    x = torch.rand(3, 7, 6, dtype=torch.float64)
+    expected = plain(x)
+    network = torch.nn.Sequential(plain)
+    torch_kernels.group_experts(network)  # pyright: ignore[reportArgumentType]
+    assert type(plain) is torch_kernels.GroupedExperts
+    torch.testing.assert_close(plain(x), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.compile
+def test_grouped_experts_of_the_jax_twin(monkeypatch, quick_compilation):
+    monkeypatch.setattr(jax_kernels, "EXPERT_BLOCK", 4)
+    experts = JaxExperts(6, 8, "silu", 5, 2)
+    with jax.enable_x64(True):
+        x = jax.random.uniform(jax.random.key(1), (3, 7, 6), jax.numpy.float64)
+        variables = jax.tree.map(lambda array: array.astype(x.dtype), experts.init(jax.random.key(0), x))
+        expected = jax.jit(experts.apply)(variables, x)
+        with jax_kernels.group_experts():
+            grouped = jax.jit(lambda *given: experts.apply(*given))(variables, x)
+    np.testing.assert_allclose(grouped, expected, rtol=1e-12, atol=1e-14)

@@ -1,0 +1,208 @@
+"""The YourMT3+ network as a machine computes it fast: search.py with caches, model.py's experts on their own tokens.
+
+Channels are rows of a batch. A row that has ended leaves the batch, and with it its keys and values.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+from torch_mt3.yourmt3.layers import MixtureOfExperts, softmax
+from torch_mt3.yourmt3.model import YourMT3
+from torch_mt3.yourmt3.search import with_prefix
+from torch_mt3.yourmt3.t5 import relative_buckets
+
+# segments whose frames are encoded at once: the first convolutions of a segment take 60 MB each
+ENCODED_TOGETHER = 2
+# slots of the caches at first; they double
+FIRST_SLOTS = 64
+# rows that have ended leave when no more than this share of a batch is left
+SHARE_LEFT = 0.8
+
+
+class GroupedExperts(MixtureOfExperts):
+    """A mixture of experts of which each computes its own tokens only."""
+
+    def forward(self, x, train=False):
+        tokens = x.reshape(-1, x.shape[-1])
+        logits = self.gate(tokens)
+        probabilities = softmax(logits.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+        best, chosen = torch.topk(probabilities, self.experts_per_token)
+        weights = (best / best.sum(-1, keepdim=True)).to(x.dtype).flatten()
+        order = torch.argsort(chosen.flatten(), stable=True)
+        counts = torch.bincount(chosen.flatten(), minlength=self.num_experts).tolist()
+        rows = order // self.experts_per_token
+        groups = zip(self.experts, torch.split(tokens[rows], counts))
+        results = torch.concatenate([expert(group, train) for expert, group in groups])
+        return torch.zeros_like(tokens).index_add_(0, rows, results * weights[order, None]).reshape(x.shape)
+
+
+def group_experts(network: YourMT3) -> None:
+    """Let each expert of a network compute its own tokens only; the arrays stay as they are."""
+    for module in network.modules():
+        if type(module) is MixtureOfExperts:
+            module.__class__ = GroupedExperts
+
+
+class Cache(NamedTuple):
+    """Keys and values of a batch, per layer (r, h, slots or frames, d).
+
+    Attributes:
+        self_keys, self_values: of the ids so far.
+        cross_keys, cross_values: of what the encoder made.
+    """
+
+    self_keys: list[torch.Tensor]
+    self_values: list[torch.Tensor]
+    cross_keys: list[torch.Tensor]
+    cross_values: list[torch.Tensor]
+
+    def rows(self, indices: torch.Tensor) -> "Cache":
+        """Return the cache of some rows."""
+        return Cache(*([array[indices] for array in arrays] for arrays in self))
+
+    def doubled(self) -> "Cache":
+        """Return the cache with twice the slots."""
+
+        def longer(arrays):
+            return [torch.concatenate([array, torch.zeros_like(array)], dim=2) for array in arrays]
+
+        return self._replace(self_keys=longer(self.self_keys), self_values=longer(self.self_values))
+
+
+class CachedDecoder:
+    """The decoder of a network, one id of each row at a time.
+
+    Args:
+        network: whose arrays are used.
+        allowed: (vocab_size,) bool, ids that may be chosen; None for all.
+    """
+
+    def __init__(self, network: YourMT3, allowed: np.ndarray | None = None):
+        self.network = network
+        self.stack = network.decoder.decoder
+        self.config = network.config.t5_decoder
+        self.refused = None if allowed is None else torch.from_numpy(~allowed).to(network.embed_tokens.weight.device)
+        self.self_qkv = [
+            torch.concatenate([layer.q.weight, layer.k.weight, layer.v.weight])
+            for layer in (block.layer[0].SelfAttention for block in self.stack.block)
+        ]
+
+    def start(self, encoded: torch.Tensor) -> Cache:
+        """Return the cache of rows without ids: what the encoder made of each, (r, t, d_model)."""
+        heads = {"h": self.config.num_heads, "d": self.config.d_kv}
+        keys, values = [], []
+        for block in self.stack.block:
+            attention = block.layer[1].EncDecAttention
+            keys.append(rearrange(attention.k(encoded), "r t (h d) -> r h t d", **heads).contiguous())
+            values.append(rearrange(attention.v(encoded), "r t (h d) -> r h t d", **heads).contiguous())
+        shape = (len(encoded), self.config.num_heads, FIRST_SLOTS, self.config.d_kv)
+        empty = [[encoded.new_zeros(shape) for _ in self.stack.block] for _ in range(2)]
+        return Cache(*empty, keys, values)
+
+    def step(self, cache: Cache, tokens: torch.Tensor, position: int) -> torch.Tensor:
+        """Return the logits behind the ids at a position, (r,) -> (r, vocab_size), and write them into the cache."""
+        heads = {"h": self.config.num_heads, "d": self.config.d_kv}
+        x = self.network.embed_tokens(tokens)
+        bias = None
+        if self.config.position_encoding == "trainable":
+            buckets = torch.from_numpy(relative_buckets(position + 1, position + 1, False)[-1]).to(tokens.device)
+            table = self.stack.block[0].layer[0].SelfAttention.relative_attention_bias
+            bias = rearrange(table(buckets), "k h -> 1 h 1 k")
+        else:
+            x = x + self.stack.additive_pe()[position].to(x.dtype)
+        for block, qkv, self_keys, self_values, cross_keys, cross_values in zip(
+            self.stack.block, self.self_qkv, *cache, strict=True
+        ):
+            first, cross, last = block.layer
+            y = F.linear(first.layer_norm(x), qkv)
+            query, key, value = rearrange(y, "r (three h d) -> three r h 1 d", three=3, **heads)
+            self_keys[:, :, position : position + 1] = key
+            self_values[:, :, position : position + 1] = value
+            seen = self_keys[:, :, : position + 1], self_values[:, :, : position + 1]
+            y = F.scaled_dot_product_attention(query, *seen, attn_mask=bias, scale=1.0)
+            x = x + first.SelfAttention.o(rearrange(y, "r h 1 d -> r (h d)"))
+            y = rearrange(cross.EncDecAttention.q(cross.layer_norm(x)), "r (h d) -> r h 1 d", **heads)
+            y = F.scaled_dot_product_attention(y, cross_keys, cross_values, scale=1.0)
+            x = x + cross.EncDecAttention.o(rearrange(y, "r h 1 d -> r (h d)"))
+            x = x + last(x) if self.config.ff_layer == "moe" else last(x, None, None)
+        logits = self.network.lm_head(self.stack.final_layer_norm(x))
+        return logits if self.refused is None else logits.masked_fill(self.refused, -torch.inf)
+
+
+@torch.inference_mode()
+def encode(network: YourMT3, frames: torch.Tensor, prefix: Sequence[int] = ()) -> torch.Tensor:
+    """Return what the encoder makes of frames (b, t, f), a few segments at a time."""
+    parts = [network.encode(with_prefix(network, part, prefix)) for part in torch.split(frames, ENCODED_TOGETHER)]
+    return torch.concatenate(parts)
+
+
+@torch.inference_mode()
+def greedy_search(
+    decoder: CachedDecoder, encoded: torch.Tensor, max_tokens: int, prefix: Sequence[int] = ()
+) -> np.ndarray:
+    """Return the ids that search.greedy_search returns, of what the encoder made: (b, t, d) or (b, c, t, d)."""
+    shape = encoded.shape[:-2]
+    encoded = encoded.flatten(0, -3)
+    cache = decoder.start(encoded)
+    limit = max_tokens - 1 if prefix else max_tokens
+    fed = [0, *prefix[:-1]]
+    ids = np.zeros((len(encoded), limit), np.int32)
+    rows = np.arange(len(encoded))
+    ended = np.zeros(len(rows), bool)
+    tokens = torch.zeros(len(rows), dtype=torch.int64, device=encoded.device)
+    num_written = 0
+    for position in range(limit):
+        if position < len(fed):
+            tokens = torch.full_like(tokens, fed[position])
+        if position == cache.self_keys[0].shape[2]:
+            cache = cache.doubled()
+        tokens = decoder.step(cache, tokens, position).argmax(-1)
+        chosen = tokens.cpu().numpy()
+        ids[rows[~ended], position] = chosen[~ended]
+        num_written = position + 1
+        # as published, what is predicted first may not end a row
+        if num_written > len(fed):
+            ended |= chosen == 1
+        if ended.all():
+            break
+        if (~ended).mean() <= SHARE_LEFT:
+            live = np.flatnonzero(~ended)
+            indices = torch.from_numpy(live).to(tokens.device)
+            cache, tokens = cache.rows(indices), tokens[indices]
+            rows, ended = rows[live], ended[live]
+    return ids[:, :num_written].reshape(*shape, num_written)
+
+
+def generator(
+    network: YourMT3,
+    max_tokens: int,
+    prefix: Sequence[int] = (),
+    batch_size: int = 8,
+    allowed: np.ndarray | None = None,
+):
+    """Return a function from segments to the ids of each, as transcription.pipeline.Transcriber takes it.
+
+    Args:
+        network: in evaluation; its experts are grouped.
+        max_tokens: ids of a channel at most.
+        prefix: ids of the task.
+        batch_size: segments that are decoded side by side.
+        allowed: see CachedDecoder.
+    """
+    group_experts(network)
+    decoder = CachedDecoder(network, allowed)
+
+    def generate(segments: Iterable) -> Iterator[np.ndarray]:
+        arriving = iter(segments)
+        while batch := list(itertools.islice(arriving, batch_size)):
+            weight = network.embed_tokens.weight
+            frames = torch.from_numpy(np.stack([segment.frames for segment in batch])).to(weight)
+            yield from greedy_search(decoder, encode(network, frames, prefix), max_tokens, prefix)
+
+    return generate
