@@ -3,61 +3,23 @@
 import contextlib
 import math
 import os
-import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.error import FFmpegError
+from mt3_common.audio.decoders import Source, UndecodableError, open_source
 
 # Hz; below is no music, above no recorder. Headers with rates outside are damaged.
 _SAMPLE_RATES = (1000, 768000)
 # Samples are in [-1, 1], or up to 2**31 where integers were stored as floats; beyond it is no sound.
 _LOUDEST = 2.0**31
-# libsndfile's lengths are 2**63 - 1 or 2**60 where a header does not know: no recording has so many frames.
-_UNKNOWN_LENGTH = 2**48
-# s. Headers of MP3, MP4 and Matroska count whole frames of some 26 ms, and encoders disagree by one or two; the others
-# count samples.
-_FRAME_SLACK = 0.1
-_SLACK = 0.01
-# 16 MB of float32: headers may claim a thousand channels.
-_SAMPLES_AT_ONCE = 2**22
-# Ogg pages are found by bisection, which is inexact in libsndfile 1.2 (off by up to a page), and so may be MP3 frames.
-_SEEKABLE_FORMATS = {"AIFF", "AU", "CAF", "FLAC", "RF64", "W64", "WAV", "WAVEX"}
 
 
 class AudioError(ValueError):
     """Raised for a file that is no complete, readable audio; the message is one sentence that names the file."""
-
-
-class _Undecodable(Exception):
-    """Raised if a decoder cannot decode a file; the message is its reason."""
-
-
-class _Source(NamedTuple):
-    """An open file.
-
-    Attributes:
-        sample_rate: Hz, of the file.
-        read: up to k frames -> (<= k, channels) float32, none at the end; raises _Undecodable.
-        seek: moves to a frame, exactly; None where reading is the only way.
-        num_frames: what the header says; None if it does not know.
-        held_frames: what is really there, where that is known before reading and is less; else None.
-        slack_frames: a loss that is none.
-    """
-
-    sample_rate: int
-    read: Callable[[int], np.ndarray]
-    seek: Callable[[int], object] | None = None
-    num_frames: float | None = None
-    held_frames: int | None = None
-    slack_frames: int = 0
 
 
 def read_audio(
@@ -138,7 +100,7 @@ def stream_audio(
             end = min(first if position < first else stop, position + block_frames)
             try:
                 frames = source.read(int(end - position))
-            except _Undecodable as error:
+            except UndecodableError as error:
                 raise _truncated(path, source, position, f" ({error})") from error
             if not len(frames):
                 break
@@ -179,7 +141,7 @@ def audio_duration(path: str | os.PathLike) -> float | None:
         return None if frames is None else frames / source.sample_rate
 
 
-def _truncated(path, source: _Source, position: int, reason: str = "") -> AudioError:
+def _truncated(path, source: Source, position: int, reason: str = "") -> AudioError:
     """Return the error that states how much of the file could be read."""
     rate = source.sample_rate
     known = source.num_frames is not None and math.isfinite(source.num_frames)
@@ -204,7 +166,7 @@ def _check_loudness(path, mono: np.ndarray, position: int, rate: int) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path) -> Iterator[_Source]:
+def _opened(path) -> Iterator[Source]:
     """Open a file with libsndfile, or else with FFmpeg; AudioError if neither can read it."""
     file = Path(path)
     try:
@@ -221,9 +183,9 @@ def _opened(path) -> Iterator[_Source]:
         raise AudioError(f"{path}: cannot be read: {error.strerror}") from error
     with contextlib.ExitStack() as stack:
         try:
-            source = _from_libsndfile(file, stack)
-        except _Undecodable as error:
-            source = _from_ffmpeg(file, stack, error)
+            source = open_source(file, stack)
+        except UndecodableError as error:
+            raise AudioError(f"{path}: is not audio that can be read ({error}") from error
         low, high = _SAMPLE_RATES
         if not low <= source.sample_rate <= high:
             raise AudioError(
@@ -231,165 +193,3 @@ def _opened(path) -> Iterator[_Source]:
                 "damaged, or not audio"
             )
         yield source
-
-
-class _ForwardSoundFile(soundfile.SoundFile):
-    """Sound file that is only read forward: seeking after each block, as soundfile does, fails in some FLAC files."""
-
-    def seekable(self) -> bool:
-        """False, so that reading never seeks."""
-        return False
-
-    def read_frames(self, count: int) -> np.ndarray:
-        """(<= count, channels) float32, none at the end only; raises _Undecodable."""
-        count = min(count, _SAMPLES_AT_ONCE // self.channels)
-        try:
-            return self.read(count, dtype="float32", always_2d=True)
-        except soundfile.SoundFileError as error:
-            raise _Undecodable(str(error).removeprefix("Error : ").rstrip(".")) from error
-
-
-def _from_libsndfile(file: Path, stack: contextlib.ExitStack) -> _Source:
-    """Open a file with libsndfile; raise _Undecodable with its reason if that fails."""
-    try:
-        # Bytes: names that are no valid UTF-8 exist too. Windows takes text.
-        name: Any = str(file) if os.name == "nt" else os.fsencode(file)
-        sound = stack.enter_context(_ForwardSoundFile(name))
-    except soundfile.LibsndfileError as error:
-        # MP3s without a single frame get the words of code 7 ("not a regular file"), which mislead.
-        raise _Undecodable("no audio in it" if error.code == 7 else error.error_string.rstrip(".")) from error
-    except TypeError as error:
-        # soundfile takes a name that ends in .raw for headerless samples.
-        raise _Undecodable("a .raw file has no header; convert it to wav") from error
-    num_frames = None if sound.frames >= _UNKNOWN_LENGTH else sound.frames
-    held_frames = None
-    if num_frames and (promised := _promised_frames(sound)) > num_frames:
-        num_frames, held_frames = promised, num_frames
-    return _Source(
-        sample_rate=sound.samplerate,
-        read=sound.read_frames,
-        seek=sound.seek if sound.format in _SEEKABLE_FORMATS else None,
-        num_frames=num_frames,
-        held_frames=held_frames,
-        slack_frames=round((_FRAME_SLACK if sound.format == "MP3" else _SLACK) * sound.samplerate),
-    )
-
-
-def _promised_frames(sound: soundfile.SoundFile) -> float:
-    """Return the frames that the header promises if libsndfile's log reports fewer: inf if unknown, else 0."""
-    log = sound.extra_info
-    if "lacks an end-of-stream bit" in log:
-        return math.inf
-    if match := re.search(r"frame count \d+ does not match value from 'ds64' chunk of (\d+)", log):
-        return int(match[1])
-    match = re.search(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
-    if not match:
-        return 0
-    promised, present = int(match[1]), int(match[2])
-    # Placeholders of programs that write into a pipe and do not know the length.
-    if promised >= 0xFFFFFF00 or 0x7FFFF000 <= promised <= 0x80000000 or not present:
-        return 0
-    return round(sound.frames * promised / present)
-
-
-def _from_ffmpeg(file: Path, stack: contextlib.ExitStack, refusal: _Undecodable) -> _Source:
-    """Open the first audio stream of a file with FFmpeg's decoders, which the wheels of PyAV carry.
-
-    Args:
-        file: the recording.
-        stack: closes the file.
-        refusal: libsndfile's reason, for the error's text.
-
-    Raises:
-        AudioError: PyAV is missing, or FFmpeg cannot decode the file either.
-    """
-    unreadable = f"{file}: is not audio that can be read ({refusal}"
-    try:
-        import av
-        import av.error
-    except ImportError as error:
-        raise AudioError(
-            f'{unreadable}); if other programs play it, `pip install "mt3-twins[audio]"` for FFmpeg\'s decoders'
-        ) from error
-    try:
-        # Local files only: a name may look like an address, and a playlist may hold some.
-        options = {"protocol_whitelist": "file"}
-        container = stack.enter_context(av.open(f"file:{file}", options=options, metadata_errors="replace"))
-        if not container.streams.audio:
-            raise AudioError(f"{unreadable}; FFmpeg: no audio in it)")
-        if container.streams.audio[0].codec_context is None:
-            raise AudioError(f"{unreadable}; FFmpeg: no decoder for it)")
-        blocks = _ffmpeg_blocks(container)
-        stack.callback(blocks.close)
-        # The decoder's rate counts: headers may state the one before spectral band replication.
-        rate, waiting = next(blocks, (0, np.empty((0, 1), np.float32)))
-    except av.error.FFmpegError as error:
-        raise AudioError(f"{unreadable}; FFmpeg: {_reason(error)})") from error
-    except _Undecodable as error:
-        raise AudioError(f"{unreadable}; {error})") from error
-    if not rate:
-        raise AudioError(f"{file}: contains no samples")
-
-    def read(count: int) -> np.ndarray:
-        nonlocal waiting
-        while not len(waiting) and (block := next(blocks, None)):
-            waiting = block[1]
-        frames, waiting = waiting[:count], waiting[count:]
-        return frames
-
-    length = _stated_length(container)
-    return _Source(
-        sample_rate=rate,
-        read=read,
-        num_frames=None if length is None else round(length * rate),
-        slack_frames=round(_FRAME_SLACK * rate),
-    )
-
-
-def _ffmpeg_blocks(container: "InputContainer") -> Generator[tuple[int, np.ndarray], None, None]:
-    """Yield the decoded frames of the first audio stream.
-
-    Yields:
-        the sample rate in Hz, the same for all, and (n, channels) float32, n > 0.
-
-    Raises:
-        _Undecodable: with FFmpeg's reason.
-    """
-    import av
-    import av.error
-
-    resampler, first = av.AudioResampler(format="flt"), None  # converts the numbers alone
-    try:
-        for packet in container.demux(container.streams.audio[0]):
-            if packet.is_corrupt:
-                raise _Undecodable("FFmpeg: partial file")
-            for frame in packet.decode():
-                first = first or frame
-                if (frame.sample_rate, frame.layout.name) != (first.sample_rate, first.layout.name):
-                    raise _Undecodable("FFmpeg: the sample rate or the channels change")
-                for converted in resampler.resample(frame):
-                    yield first.sample_rate, converted.to_ndarray().reshape(-1, first.layout.nb_channels)
-    except av.error.FFmpegError as error:
-        raise _Undecodable(f"FFmpeg: {_reason(error)}") from error
-
-
-def _stated_length(container: "InputContainer") -> float | None:
-    """Return the length in s of the first audio stream if the file states it; FFmpeg estimates it for other formats."""
-    stream = container.streams.audio[0]
-    if container.format.name.startswith("mov,mp4"):
-        if stream.duration is None or stream.time_base is None:
-            return None
-        return float(stream.duration * stream.time_base)
-    if container.format.name == "matroska,webm":
-        # One length for all streams; writers add a tag to each.
-        if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
-            hours, minutes, seconds = map(float, match.groups())
-            return 3600 * hours + 60 * minutes + seconds
-        if container.duration is not None and len(container.streams) == 1:
-            return container.duration / 1e6
-    return None
-
-
-def _reason(error: "FFmpegError") -> str:
-    """Return FFmpeg's reason without the name of its function that failed."""
-    return (error.strerror or type(error).__name__).rstrip(". ")
