@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mt3_common.checkpoint.hf_t5 import hf_t5_name
 from mt3_common.checkpoint.names import CONVOLUTIONS
 from mt3_common.checkpoint.read import read_checkpoint
-from mt3_common.checkpoint.torch_pickle import hf_t5_name
 from mt3_common.checkpoint.write import write_safetensors
 from mt3_common.config import Config
 from torch_mt3.model import Transformer

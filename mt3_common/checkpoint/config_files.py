@@ -401,16 +401,19 @@ def find_config_files(folder: Folder, listed: Sequence[str] | None) -> dict[str,
     """Return name -> text of the config files that go with a checkpoint.
 
     These are the config.json and *.gin in the nearest of these folders that has any with settings of a model: the step
-    folder (or the file's folder); the folder of the run, which holds the checkpoint_N; the one above; and if that is
-    called `checkpoints`, the one above it.
+    folder (or the file's folder); the step folder around it, where it is an item of Orbax such as `default`; the folder
+    of the run, which holds the steps; the one above; and if that is called `checkpoints`, the one above it.
 
     Args:
         folder: of the checkpoint.
         listed: all keys in it; None where they are not known.
     """
     levels = [folder]
-    if STEP.fullmatch(folder.path.name):
+    # an item of Orbax lies in a step folder
+    if STEP.fullmatch(folder.above.path.name):
         levels.append(folder.above)
+    if STEP.fullmatch(levels[-1].path.name):
+        levels.append(levels[-1].above)
     levels.append(levels[-1].above)
     if levels[-1].path.name == "checkpoints":
         levels.append(levels[-1].above)

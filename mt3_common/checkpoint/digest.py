@@ -3,7 +3,7 @@
 import hashlib
 import os
 
-from mt3_common.checkpoint.storage import locate
+from mt3_common.checkpoint.place import INDEX, WEIGHTS, locate
 
 
 def checkpoint_digest(path: str | os.PathLike) -> str:
@@ -21,9 +21,12 @@ def checkpoint_digest(path: str | os.PathLike) -> str:
         if content is not None:
             total.update(f"{len(name.encode())} {name} {len(content)} ".encode() + hashlib.sha256(content).digest())
 
-    for key in [file] if file else folder.keys():
+    keys = [file] if file else folder.keys()
+    if file.endswith(INDEX):
+        keys += [name for name in folder.names() if name.endswith(WEIGHTS)]
+    for key in keys:
         add(key, folder.read(key))
-    for level in range(1, 4):
+    for level in range(1, 6):
         folder = folder.above if level > 1 or not file else folder
         for name in folder.config_names(None):
             add(f"{level} {name}", folder.read(name))

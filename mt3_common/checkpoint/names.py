@@ -84,6 +84,11 @@ def _symbolic_shapes(
     return shapes
 
 
+def layer_shapes(stack: str) -> dict[str, tuple[str, ...]]:
+    """Return the names of the arrays of a layer of a stack, below it, and their shapes in the names of sizes."""
+    return _ENCODER_LAYER if stack == "encoder" else _DECODER_LAYER
+
+
 def array_names(num_encoder_layers: int, num_decoder_layers: int) -> list[str]:
     """List MT3's array names, in the order of computation: 189 for 8 + 8 layers."""
     return list(_symbolic_shapes(num_encoder_layers, num_decoder_layers))

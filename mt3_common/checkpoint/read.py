@@ -1,15 +1,14 @@
-"""Checkpoints to plain NumPy arrays, whatever layout they have: T5X, Orbax, .safetensors, a PyTorch port's file.
+"""Checkpoints to plain NumPy arrays, whatever layout and wrapping they have.
 
-A T5X checkpoint is a folder with a msgpack file `checkpoint` and one Zarr folder per array. Per array the msgpack holds
-the array itself (inline), a TensorStore spec that names the folder, or a PLACEHOLDER string (Orbax). Orbax may also
-keep all arrays in one OCDBT database. Whatever the layout, the same names and bytes come out.
+T5X's and Orbax's folders, Flax's trees, .safetensors, .npz, PyTorch's files, alone or in pieces with an index:
+sources.py lists what is in them, naming.py and weights.py tell which of it are MT3's arrays. Whatever the layout, the
+same names and bytes come out.
 
 Files are reached through TensorStore, so that local paths, gs:// and what else it opens work alike. Nothing that a
 file says leads outside the checkpoint's own folder.
 """
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -17,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.checkpoint import safetensors, torch_pickle
-from mt3_common.checkpoint.config_files import Resolved, find_config_files, read_settings_file, resolve
-from mt3_common.checkpoint.names import CheckpointError, array_sizes, check_all, check_values
-from mt3_common.checkpoint.storage import STEP, Entry, Place, Reference, locate, read_zarr, zarr_entries
-from mt3_common.checkpoint.t5x import NAME, PLACEHOLDER, check_folders, flatten, sort_leaves, step_folder, unpack
+from mt3_common.checkpoint.config_files import Resolved, read_settings_file, resolve
+from mt3_common.checkpoint.names import FLOATS, CheckpointError, array_sizes, check_all, check_values
+from mt3_common.checkpoint.place import locate
+from mt3_common.checkpoint.sources import Source, open_source
+from mt3_common.checkpoint.storage import Entry
+from mt3_common.checkpoint.weights import Selection, read_entries, read_unnamed, select
 from mt3_common.config import Config
 
 
@@ -31,12 +31,14 @@ class Inspection:
 
     Attributes:
         location: the step folder or file, as path or address.
-        layout: 't5x', 't5x-inline' (all arrays in the msgpack file), 'orbax-folders', 'orbax-ocdbt' or 'safetensors'.
+        layout: 't5x', 't5x-inline' (all arrays in the msgpack file), 'orbax-folders', 'orbax-ocdbt',
+            'safetensors', 'npz' or 'pth'.
         step: training step, None where the checkpoint does not say.
         arrays: MT3's name -> Entry.
         optimizer: 'param_states/encoder/…/v' -> Entry; empty unless asked for.
         config_files: name -> text of the config.json and .gin files that go with it; see find_config_files.
         passed_over: newer step folders beside it that are incomplete.
+        notes: how it was read and what was left alone, as sentences without a point.
     """
 
     location: str
@@ -46,6 +48,7 @@ class Inspection:
     optimizer: dict[str, Entry]
     config_files: dict[str, str]
     passed_over: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def resolve(self, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Resolved:
         """Return the Config and the origin of each of its settings; see Checkpoint.config."""
@@ -61,10 +64,11 @@ class Checkpoint:
         arrays: 'encoder/layers_0/attention/query/kernel' -> array, in the checkpoint's dtype.
         optimizer: 'param_states/encoder/…/v' -> array; empty unless asked for.
         inline: names of the arrays that lay in the msgpack file itself.
-        location, step, config_files, passed_over: as in Inspection.
-        layout: as in Inspection, or 'pth' for a PyTorch port's file.
+        location, step, config_files, passed_over, notes: as in Inspection.
+        layout: as in Inspection.
         position_table: 'mt3' or 'port', the sinusoids that a PyTorch port's file carries; None without them.
         is_checked: the arrays are known to be exactly those of an MT3.
+        other_sets: beginnings of the names of other weights in the same file.
     """
 
     arrays: dict[str, np.ndarray]
@@ -77,6 +81,8 @@ class Checkpoint:
     passed_over: tuple[str, ...] = ()
     position_table: str | None = None
     is_checked: bool = False
+    notes: tuple[str, ...] = ()
+    other_sets: tuple[str, ...] = ()
 
     def config(self, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
         """Return the Config: sizes from the arrays, the rest from the files, a preset that fits, or the caller.
@@ -91,7 +97,7 @@ class Checkpoint:
 
         Warns:
             UserWarning: a port's file carries the ports' sinusoid table, which its weights need only if they were
-                trained with it, and overrides do not say whether they were.
+                trained with it, and overrides do not say whether they were; or the file has other weights too.
 
         See config_files.resolve for the rules.
         """
@@ -102,6 +108,8 @@ class Checkpoint:
                 "(infer: --positions port)",
                 stacklevel=3,
             )
+        if self.other_sets:
+            warnings.warn(f"{self.location}: {self.notes[-1]}", stacklevel=3)
         return self.resolve(preset, overrides).config
 
     def resolve(self, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Resolved:
@@ -111,30 +119,53 @@ class Checkpoint:
         return _resolve(self.arrays, self.config_files, preset, overrides)
 
 
-def inspect_checkpoint(path: str | os.PathLike, optimizer: bool = False) -> Inspection:
+def inspect_checkpoint(
+    path: str | os.PathLike, optimizer: bool = False, weights: str | None = None, scan_axis: int | None = None
+) -> Inspection:
     """List what the checkpoint at a path holds, without reading the arrays that lie in folders.
 
     Args:
-        path: a step folder, a folder of checkpoint_N folders (the latest complete one counts), or a file; local, or an
-            address such as gs://bucket/folder.
+        path: a step folder, a folder of checkpoint_N folders (the latest complete one counts), a folder with one file
+            of weights or with the index of several, or a file; local, or an address such as gs://bucket/folder.
         optimizer: list the optimizer's slots too.
+        weights: prefix of the set of weights, where there are several, such as 'ema'.
+        scan_axis: axis of the layers in arrays that have all of them, where it cannot be told.
 
     Raises:
         CheckpointError: no checkpoint, or one whose parts are missing, doubled or contradictory.
     """
     place = locate(path)
     try:
-        return _inspect(place, optimizer)
+        source = open_source(place, optimizer)
+        return _inspection(source, select(source, weights, scan_axis))
     except CheckpointError as error:
         raise _at(str(place), error) from error
 
 
-def read_checkpoint(path: str | os.PathLike, optimizer: bool = False, check: bool = True) -> Checkpoint:
+def _inspection(source: Source, selection: Selection) -> Inspection:
+    return Inspection(
+        location=source.location,
+        layout=source.layout,
+        step=source.step,
+        arrays=dict(sorted(selection.named.listed().items())),
+        optimizer=source.slots,
+        config_files=source.config_files,
+        passed_over=source.passed_over,
+        notes=_notes(selection),
+    )
+
+
+def read_checkpoint(
+    path: str | os.PathLike,
+    optimizer: bool = False,
+    check: bool = True,
+    weights: str | None = None,
+    scan_axis: int | None = None,
+) -> Checkpoint:
     """Read the arrays of the checkpoint at a path, bit for bit, whatever its layout.
 
     Args:
-        path: as in inspect_checkpoint; also a .safetensors file under MT3's names, or a PyTorch port's file, which is
-            told by its ending, one of torch_pickle.PICKLES.
+        path, weights, scan_axis: as in inspect_checkpoint.
         optimizer: read the optimizer's slots too; without, they may be missing.
         check: refuse arrays that are not exactly those of an MT3, and NaN and infinite values.
 
@@ -142,53 +173,70 @@ def read_checkpoint(path: str | os.PathLike, optimizer: bool = False, check: boo
         CheckpointError: missing, truncated or damaged files, missing chunks, missing, doubled, unknown, wrongly shaped
             or non-finite arrays; names the array.
     """
-    if os.fspath(path).endswith(torch_pickle.PICKLES):
-        return _read_torch_pickle(path, optimizer, check)
-    inspection = inspect_checkpoint(path, optimizer)
+    place = locate(path)
     try:
-        if check:
-            check_all(inspection.arrays)
+        source = open_source(place, optimizer)
+        selection = select(source, weights, scan_axis)
         if optimizer:
-            _check_slots(inspection)
-        entries = inspection.arrays | {f"state/{name}": entry for name, entry in inspection.optimizer.items()}
-        stored = read_zarr({name: entry for name, entry in entries.items() if entry.place != "inline"})
-        inline = {name: entry.source for name, entry in entries.items() if entry.source is not None}
-        values = {name: stored[name] if name in stored else inline[name] for name in entries}
+            _check_slots(source, selection)
+        if check and selection.named.parts:
+            check_all(selection.named.listed())
+        arrays, position_table = selection.named.read()
+        slots = {name.removeprefix("state/"): slot for name, slot in read_entries(source.slots).items()}
         if check:
-            check_values(values)
+            check_values(arrays | {f"state/{name}": slot for name, slot in slots.items()})
     except CheckpointError as error:
-        raise _at(inspection.location, error) from error
+        raise _at(str(place), error) from error
     return Checkpoint(
-        arrays={name: values[name] for name in inspection.arrays},
-        optimizer={name: values[f"state/{name}"] for name in inspection.optimizer},
-        inline=tuple(name for name, entry in inspection.arrays.items() if entry.place == "inline"),
-        location=inspection.location,
-        layout=inspection.layout,
-        step=inspection.step,
-        config_files=inspection.config_files,
-        passed_over=inspection.passed_over,
-        is_checked=check,
-    )
-
-
-def _read_torch_pickle(path: str | os.PathLike, optimizer: bool, check: bool) -> Checkpoint:
-    arrays, position_table = torch_pickle.read(path)
-    if optimizer:
-        raise CheckpointError(f"{path}: a PyTorch file has no optimizer state that can be read")
-    if check:
-        try:
-            check_all(arrays)
-            check_values(arrays)
-        except CheckpointError as error:
-            raise _at(os.fspath(path), error) from error
-    return Checkpoint(
-        arrays=arrays,
-        layout="pth",
-        config_files=find_config_files(locate(path).folder, None),
-        location=os.fspath(path),
+        arrays=dict(sorted(arrays.items())),
+        optimizer=slots,
+        inline=tuple(name for name, entry in selection.named.listed().items() if entry.place == "inline"),
+        location=source.location,
+        layout=source.layout,
+        step=source.step,
+        config_files=source.config_files,
+        passed_over=source.passed_over,
         position_table=position_table,
         is_checked=check,
+        notes=_notes(selection),
+        other_sets=selection.other_sets,
     )
+
+
+def read_any(
+    path: str | os.PathLike, weights: str | None = None, scan_axis: int | None = None
+) -> dict[str, Checkpoint]:
+    """Read arrays of floating-point numbers under any names, for who must tell what they are.
+
+    Where they are named like MT3's they have its names. Otherwise they have the file's, without what all begin with.
+
+    Args:
+        path, weights, scan_axis: as in inspect_checkpoint.
+
+    Returns:
+        What the names begin with -> Checkpoint; one, but for a file with several sets of weights whose numbers differ.
+
+    Raises:
+        CheckpointError: there are no arrays, or they cannot be read.
+    """
+    place = locate(path)
+    try:
+        source = open_source(place, optimizer=False)
+        sets = read_unnamed(source, weights, scan_axis)
+    except CheckpointError as error:
+        raise _at(str(place), error) from error
+    return {
+        prefix: Checkpoint(
+            arrays={name: array for name, array in arrays.items() if array.dtype.name in FLOATS},
+            location=source.location,
+            layout=source.layout,
+            step=source.step,
+            config_files=source.config_files,
+            passed_over=source.passed_over,
+            notes=notes,
+        )
+        for prefix, (arrays, notes) in sets.items()
+    }
 
 
 def _resolve(
@@ -206,77 +254,25 @@ def _at(location: str, error: CheckpointError) -> CheckpointError:
     return error if location in str(error) else CheckpointError(f"{location}: {error}")
 
 
-def _inspect_safetensors(place: Place, data: bytes) -> Inspection:
-    try:
-        file = safetensors.parse(data)
-    except ValueError as error:
-        raise CheckpointError(f"{place} is truncated or no safetensors file: {error}") from error
-    for name, dtype in file.other_dtypes.items():
-        raise CheckpointError(f"{place}: array {name} has dtype {dtype}, not a float")
-    config = file.metadata.get("config")
-    try:
-        step = json.loads(config or "{}").get("step")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{place} has a config inside that is no JSON object: {error}") from error
-    return Inspection(
-        location=str(place),
-        layout="safetensors",
-        step=step,
-        arrays={name: Entry(array.shape, array.dtype, "inline", array) for name, array in file.arrays.items()},
-        optimizer={},
-        config_files={str(place): config} if config is not None else find_config_files(place.folder, None),
-        passed_over=place.passed_over,
-    )
-
-
-def _inspect(place: Place, optimizer: bool) -> Inspection:
-    if place.file:
-        data = place.folder.read(place.file) or b""
-        if place.file.endswith(".safetensors"):
-            return _inspect_safetensors(place, data)
-        leaves, store, layout, listed = flatten(unpack(data, str(place)), str(place)), place.folder, "t5x", None
-    else:
-        leaves, store, layout = step_folder(place.folder)
-        listed = store.keys()
-        if leaves is None:
-            folders = [key.removesuffix("/.zarray") for key in listed if key.endswith("/.zarray")]
-            leaves = {tuple(folder.split(".")): PLACEHOLDER + folder for folder in folders}
-            if odd := [folder for folder in folders if not all(map(NAME.fullmatch, folder.split(".")))]:
-                raise CheckpointError(f"{odd[0]!r} is no name of an array")
-
-    arrays, slots, step = sort_leaves(leaves, optimizer)
-    stored = arrays | slots | {"step": step}
-    references = {name: leaf for name, leaf in stored.items() if isinstance(leaf, Reference)}
-    if listed is not None:
-        check_folders(listed, references, stored, optimizer)
-    entries = zarr_entries(store, references, listed)
-    if isinstance(step, Reference):
-        step = read_zarr({"step": entries["step"]})["step"]
-    if step is not None and (step.size != 1 or step.dtype.kind not in "iu"):
-        raise CheckpointError(f"the step is no integer but {step.dtype.name} of shape {step.shape}")
-
-    def entry(name: str, leaf: Any) -> Entry:
-        return entries[name] if name in entries else Entry(leaf.shape, leaf.dtype, "inline", leaf)
-
-    array_entries = {name: entry(name, arrays[name]) for name in sorted(arrays)}
-    if layout == "t5x" and all(one.place == "inline" for one in array_entries.values()):
-        layout = "t5x-inline"
-    named = STEP.fullmatch(place.file or place.folder.path.name)
-    return Inspection(
-        location=str(place),
-        layout=layout,
-        step=int(step.reshape(())) if step is not None else int(named[1]) if named else None,
-        arrays=array_entries,
-        optimizer={name.removeprefix("state/"): entry(name, slots[name]) for name in sorted(slots)},
-        config_files=find_config_files(place.folder, listed),
-        passed_over=place.passed_over,
-    )
-
-
-def _check_slots(inspection: Inspection) -> None:
-    if not inspection.optimizer:
-        raise CheckpointError("there is no optimizer state: it was saved for inference only")
+def _check_slots(source: Source, selection: Selection) -> None:
+    if not source.slots:
+        raise CheckpointError(
+            "there is no optimizer state that can be read: it was saved for inference only, or not by T5X"
+        )
     prefix = "param_states/"
-    owners = {name[len(prefix) :].rpartition("/")[0] for name in inspection.optimizer if name.startswith(prefix)}
-    if owners and (odd := sorted(owners ^ set(inspection.arrays))):
+    owners = {name[len(prefix) :].rpartition("/")[0] for name in source.slots if name.startswith(prefix)}
+    if owners and (odd := sorted(owners ^ set(selection.named.parts))):
         raise CheckpointError(f"array {odd[0]} has no optimizer slots, or they have no array ({len(odd)} such names)")
+
+
+def _notes(selection: Selection) -> tuple[str, ...]:
+    """Return what was left alone, and how arrays were read, as sentences without a point."""
+    notes = list(selection.named.notes)
+    if selection.left:
+        notes.append(f"left alone: {', '.join(selection.left)}")
+    if selection.other_sets:
+        other = selection.other_sets
+        notes.append(
+            f"other weights were left alone: {', '.join(other)} (mt3-parity convert --weights {other[0]} reads them)"
+        )
+    return tuple(notes)

@@ -1,14 +1,11 @@
-"""Folders of checkpoints, local or remote, and the Zarr arrays in them.
+"""Folders of checkpoints, local or remote.
 
 Everything goes through TensorStore's key-value stores, so that local paths, gs:// and what else it opens work alike.
 """
 
-import collections
-import json
-import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -18,18 +15,13 @@ import tensorstore as ts
 
 from mt3_common.checkpoint.names import FLOATS, CheckpointError
 
-# MT3's largest array has 3 MB; what a file declares beyond this is an error in the file, or an attack
-MAX_ARRAY_BYTES = 2**32
-MAX_CHUNKS = 2**16
-
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 DTYPES = {name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in FLOATS + _INTEGERS}
-_ZARR_DTYPES = {"bfloat16" if name == "bfloat16" else dtype.str: dtype for name, dtype in DTYPES.items()}
 
 # files that make a folder a checkpoint; Orbax as T5X uses it puts them one folder further down
 MARKERS = ("checkpoint", "manifest.ocdbt", "_METADATA")
 STATE = "state"
-STEP = re.compile(r"(?:checkpoint_)?(\d+)")
+STEP = re.compile(r"(?:(?:checkpoint|ckpt|step)[_-])?(\d+)", re.ASCII)
 _CONFIG_FILES = ("config.json", "config.gin", "operative_config.gin", "model.gin", "mt3.gin", "ismir2021.gin")
 
 # one for the process: memory:// lives as long as its context
@@ -110,6 +102,20 @@ class Folder:
         keys = wait(self.store.list(ts.KvStore.KeyRange(first, end)), str(self))
         return sorted(key.decode("utf-8", "surrogateescape") for key in keys)
 
+    def names(self, ranges: Sequence[tuple[str, str]] = (("", ""),)) -> list[str]:
+        """Return the names of the files and folders right in here.
+
+        Args:
+            ranges: first and end of the names that are of interest, for folders that can only be listed with all that
+                lies below, which are the remote ones.
+        """
+        if self.local:
+            try:
+                return sorted(os.listdir(str(self)))
+            except OSError:
+                return []
+        return sorted({key.partition("/")[0] for first, end in ranges for key in self.keys(first, end)})
+
     def config_names(self, listed: Sequence[str] | None) -> list[str]:
         """Names of the config.json and .gin files right in here, among listed keys; the usual names without a list."""
         if self.local:
@@ -134,157 +140,3 @@ def address(path: str | os.PathLike) -> dict[str, Any]:
         except ValueError as error:
             raise CheckpointError(f"{text} is no address that can be opened: {error}") from error
     return {"driver": "file", "path": os.path.abspath(os.path.expanduser(text)).replace(os.sep, "/")}
-
-
-class Place(NamedTuple):
-    """Location of a checkpoint: a step folder, or a file in a folder; passed_over as in Inspection."""
-
-    folder: Folder
-    file: str = ""
-    passed_over: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.folder}/{self.file}" if self.file else str(self.folder)
-
-
-def markers() -> list[str]:
-    """List the files that make a folder a checkpoint, as keys."""
-    return [prefix + marker for prefix in ("", f"{STATE}/") for marker in MARKERS]
-
-
-def _steps(folder: Folder) -> dict[str, tuple[int, bool]]:
-    """Step folders and step files right in a folder: name -> (step, True if it is complete)."""
-    files = collections.defaultdict(set)
-    # keys that begin with checkpoint_ or with a digit: "`" follows "_", ":" follows "9"
-    for key in folder.keys("checkpoint_", "checkpoint`") + folder.keys("0", ":"):
-        name, _, rest = key.partition("/")
-        if STEP.fullmatch(name) and (rest or name.startswith("checkpoint_")):
-            files[name].add(rest)
-    steps = {}
-    for name, rests in files.items():
-        complete = bool(rests & {"", *markers()})
-        if complete or name.startswith("checkpoint_"):
-            steps[name] = (int(STEP.sub(r"\1", name)), complete)
-    return steps
-
-
-def locate(path: str | os.PathLike) -> Place:
-    """Locate the checkpoint at a path: a step folder, the latest complete one in a folder of them, or a file.
-
-    Raises:
-        CheckpointError: there is none, or more than one that could be meant.
-    """
-    folder = Folder(address(path))
-    files = folder.having(markers())
-    if not files and folder.path.name and folder.above.having([folder.path.name]):
-        if folder.path.name == "checkpoint":
-            return Place(folder.above)
-        return Place(folder.above, folder.path.name)
-    steps = _steps(folder)
-    if files and steps:
-        raise CheckpointError(
-            f"{folder} is a checkpoint itself ({min(files)}) and holds others ({', '.join(sorted(steps))}): name one"
-        )
-    if files:
-        return Place(folder)
-    if steps:
-        complete = {name: step for name, (step, whole) in steps.items() if whole}
-        if not complete:
-            raise CheckpointError(
-                f"{folder} holds only incomplete checkpoints ({', '.join(sorted(steps))}): none of them has the file "
-                "`checkpoint`, which is written last"
-            )
-        latest = max(complete.values())
-        names = sorted(name for name, step in complete.items() if step == latest)
-        if len(names) > 1:
-            raise CheckpointError(f"{folder} holds step {latest} more than once ({', '.join(names)}): name one")
-        passed_over = tuple(sorted(name for name, (step, whole) in steps.items() if step > latest and not whole))
-        chosen = folder.below(names[0])
-        return Place(chosen, "", passed_over) if chosen.having(markers()) else Place(folder, names[0], passed_over)
-    if arrays := {key.split("/")[0] for key in folder.keys("target.", "target/") if key.endswith("/.zarray")}:
-        raise CheckpointError(
-            f"{folder} holds {len(arrays)} array folders but not the file `checkpoint`, which names the arrays and may "
-            "hold some of them: fetch it too"
-        )
-    raise CheckpointError(
-        f"{folder} is no checkpoint: expected a file, a folder with the file `checkpoint` or with state/, or a folder "
-        "of checkpoint_N folders"
-    )
-
-
-def zarr_entries(store: Folder, references: Mapping[str, Reference], listed: Sequence[str] | None) -> dict[str, Entry]:
-    """Return the entries of arrays in folders, checked for completeness: TensorStore reads missing chunks as zeros.
-
-    Args:
-        store: holds the folders.
-        references: name -> where it lies.
-        listed: all keys of store, None where unknown.
-    """
-    files = {name: store.store.read(f"{reference.folder}/.zarray") for name, reference in references.items()}
-    chunk_names = collections.defaultdict(set)
-    for key in listed or ():
-        folder, _, chunk = key.partition("/")
-        chunk_names[folder].add(chunk)
-    entries = {}
-    for name, reference in references.items():
-        where = f"{store}/{reference.folder}"
-        result = wait(files[name], f"array {name} cannot be read ({where}/.zarray)")
-        if result.state != "value":
-            raise CheckpointError(f"array {name} is missing: there is no {where}/.zarray")
-        shape, chunks, dtype, separator = _zarr_metadata(name, where, result.value)
-        if reference.shape is not None and reference.shape != shape:
-            raise CheckpointError(
-                f"array {name} has shape {reference.shape} in the file `checkpoint`, {shape} in {where}"
-            )
-        if reference.dtype is not None and reference.dtype != dtype.name:
-            raise CheckpointError(
-                f"array {name} has dtype {reference.dtype} in the file `checkpoint`, {dtype.name} in {where}"
-            )
-        grid = [math.ceil(size / chunk) for size, chunk in zip(shape, chunks)]
-        expected = {separator.join(map(str, index)) or "0" for index in np.ndindex(*grid)}
-        present = chunk_names[reference.folder]
-        if stray := sorted(chunk for chunk in present - expected if re.fullmatch(r"\d+([./]\d+)*", chunk)):
-            raise CheckpointError(f"array {name} has the shape {shape} but a chunk {stray[0]} beyond it in {where}")
-        # asked one by one: a listing leaves out what lies behind a linked folder
-        absent = {f"{reference.folder}/{chunk}" for chunk in expected - present}
-        if absent := absent - store.having(absent):
-            raise CheckpointError(f"array {name} is incomplete: chunk {store}/{min(absent)} is missing")
-        spec = {"driver": "zarr", "kvstore": (store.store / f"{reference.folder}/").spec().to_json()}
-        entries[name] = Entry(shape, dtype, where, spec)
-    return entries
-
-
-def _zarr_metadata(name: str, where: str, text: bytes) -> tuple[tuple[int, ...], tuple[int, ...], np.dtype, str]:
-    """Return (shape, chunk shape, dtype, separator in chunk names) of a .zarray file."""
-    try:
-        metadata = json.loads(text)
-        shape, chunks, dtype = metadata["shape"], metadata["chunks"], metadata["dtype"]
-        if metadata["zarr_format"] != 2 or not is_shape(shape) or not is_shape(chunks) or len(shape) != len(chunks):
-            raise ValueError(f"shape {shape!r}, chunks {chunks!r}, zarr_format {metadata['zarr_format']!r}")
-        if 0 in chunks or metadata.get("filters"):
-            raise ValueError(f"chunks {chunks!r}, filters {metadata.get('filters')!r}")
-        separator = metadata.get("dimension_separator", ".")
-        dtype = _ZARR_DTYPES.get(dtype) if isinstance(dtype, str) else None
-        if dtype is None or separator not in (".", "/"):
-            raise ValueError(f"dtype {metadata['dtype']!r}, dimension_separator {separator!r}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"array {name} has a damaged {where}/.zarray: {error or type(error).__name__}") from error
-    count = math.prod(math.ceil(size / chunk) for size, chunk in zip(shape, chunks))
-    if max(math.prod(shape), math.prod(chunks)) * dtype.itemsize > MAX_ARRAY_BYTES or count > MAX_CHUNKS:
-        raise CheckpointError(
-            f"array {name} declares shape {tuple(shape)} in chunks of {tuple(chunks)}, more than {MAX_ARRAY_BYTES} "
-            f"bytes or {MAX_CHUNKS} chunks"
-        )
-    return tuple(shape), tuple(chunks), dtype, separator
-
-
-def read_zarr(entries: Mapping[str, Entry]) -> dict[str, np.ndarray]:
-    """Read the arrays of entries in folders, in parallel."""
-    opened = {name: ts.open(entry.source, open=True, read=True, context=CONTEXT) for name, entry in entries.items()}
-    reading = {name: wait(future, f"array {name} cannot be read").read() for name, future in opened.items()}
-    return {name: wait(future, f"array {name} cannot be read") for name, future in reading.items()}
-
-
-def is_shape(shape: Any) -> bool:
-    """Return True for a shape: integers, none negative."""
-    return isinstance(shape, (list, tuple)) and all(type(size) is int and size >= 0 for size in shape)

@@ -3,15 +3,17 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
 import tensorstore as ts
 
 from mt3_common.checkpoint.names import CheckpointError
-from mt3_common.checkpoint.storage import CONTEXT, DTYPES, STATE, Folder, Reference, is_shape, markers, wait
+from mt3_common.checkpoint.place import markers
+from mt3_common.checkpoint.storage import CONTEXT, DTYPES, STATE, Folder, Reference, wait
+from mt3_common.checkpoint.zarr_arrays import is_shape
 
 # T5X's own, see t5x/checkpoints.py: the format's version and the bytes of a Zarr chunk
 VERSION = 3
@@ -51,50 +53,90 @@ def step_folder(folder: Folder) -> tuple[dict[tuple[str, ...], Any] | None, Fold
     return leaves, folder, layout
 
 
-def sort_leaves(leaves: Mapping[tuple[str, ...], Any], optimizer: bool) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Arrays by MT3's names, optimizer slots by 'state/…' (empty unless asked for), and the step (None: not said)."""
-    arrays: dict[str, Any] = {}
-    slots: dict[str, Any] = {}
+class Leaf(NamedTuple):
+    """A leaf of a tree that stands for an array: where it is in the tree, and what is there."""
+
+    path: tuple[str, ...]
+    content: Any
+
+
+class Leaves(NamedTuple):
+    """The leaves of a tree by what they are.
+
+    Attributes:
+        arrays: name -> Leaf; below `target/` the weights of a T5X tree, in other trees all arrays by their paths.
+        slots: 'state/…' -> Leaf, the optimizer's of a T5X tree.
+        step: the Leaf of the training step, None where the tree has none.
+        is_t5x: the tree has T5X's levels, `target` and `state`.
+    """
+
+    arrays: dict[str, Leaf]
+    slots: dict[str, Leaf]
+    step: Leaf | None
+    is_t5x: bool
+
+
+def sort_leaves(leaves: Mapping[tuple[str, ...], Any]) -> Leaves:
+    """Sort the leaves of a tree: T5X's has `target` and `state`, perhaps below `optimizer`; any other is taken whole.
+
+    Raises:
+        CheckpointError: an array is there twice, or is no array of T5X's tree, or the format's version is unknown.
+    """
+    is_t5x = any(path[0] == "target" or path[:2] == ("optimizer", "target") for path in leaves)
+    arrays: dict[str, Leaf] = {}
+    slots: dict[str, Leaf] = {}
     step = None
-    for path, leaf in leaves.items():
-        top, *rest = list(path[1:] if path[0] == "optimizer" and len(path) > 1 else path)
-        if path == ("version",):
-            if leaf not in (2, VERSION):
-                raise CheckpointError(
-                    f"the file `checkpoint` has version {leaf!r} of T5X's format; known are 2 and {VERSION}"
-                )
-        elif not rest and leaf == {}:
+    for path, content in leaves.items():
+        top, *rest = list(path[1:] if is_t5x and path[0] == "optimizer" and len(path) > 1 else path)
+        leaf = Leaf(path, content)
+        is_empty = content is None and not (is_t5x and top == "target")
+        if is_empty or (not rest and content == {}) or (is_t5x and top in ("flax_mutables", "params_axes")):
             continue
-        elif top == "target" and rest:
-            name = "/".join(rest)
-            if name in arrays:
-                raise CheckpointError(f"array {name} is there twice, below optimizer/target and below target")
-            arrays[name] = _decode(name, path, leaf)
-        elif top == "state" and rest == ["step"]:
-            step = _decode("step", path, leaf)
-        elif top == "state" and rest:
-            if optimizer and leaf is not None:
-                name = "/".join((top, *rest))
-                slots[name] = _decode(name, path, leaf)
-        elif top not in ("flax_mutables", "params_axes"):
+        if path == ("version",):
+            if content not in (2, VERSION):
+                raise CheckpointError(
+                    f"the file `checkpoint` has version {content!r} of T5X's format; known are 2 and {VERSION}"
+                )
+        elif path[-1] == "step" and len(rest) <= 1:
+            step = leaf
+        elif is_t5x and not rest:
             raise CheckpointError(f"array {'/'.join(path)} is neither below target nor below state")
-    if not arrays:
-        raise CheckpointError("there are no arrays below target or optimizer/target")
-    return arrays, slots, step
+        elif is_t5x and top == "state":
+            slots["/".join((top, *rest))] = leaf
+        elif (name := "/".join((top, *rest))) in arrays:
+            raise CheckpointError(f"array {'/'.join(rest)} is there twice, below optimizer/target and below target")
+        else:
+            arrays[name] = leaf
+    return Leaves(arrays, slots, step, is_t5x)
 
 
-def check_folders(
-    listed: Sequence[str], references: Mapping[str, Reference], entries: Mapping[str, Any], optimizer: bool
-) -> None:
-    """Refuse array folders that nothing refers to: a second copy of an inline array, or an array too many."""
-    owned = {reference.folder for reference in references.values()}
+def own_folders(leaves: Mapping[tuple[str, ...], Any]) -> set[str]:
+    """Return the folders that the leaves of a tree refer to, by their names alone."""
+    folders = set()
+    for content in leaves.values():
+        if isinstance(content, str) and content.startswith(PLACEHOLDER):
+            folders.add(content.removeprefix(PLACEHOLDER))
+        elif isinstance(content, dict) and isinstance(content.get("kvstore"), dict):
+            folders.add(f"{content['kvstore'].get('path', '')}{content.get('path', '')}")
+    return {folder.removesuffix("/") for folder in folders}
+
+
+def check_folders(listed: Sequence[str], owned: Set[str], inline: Set[str], optimizer: bool) -> None:
+    """Refuse array folders that nothing refers to: a second copy of an inline array, or an array too many.
+
+    Args:
+        listed: all keys of the step folder.
+        owned: folders that the tree refers to.
+        inline: names of the arrays of the tree, without `target/`.
+        optimizer: refuse slots too.
+    """
     for key in listed:
-        folder = key.removesuffix("/.zarray")
+        folder = key.removesuffix("/.zarray").removesuffix("/zarr.json")
         if folder == key or folder in owned or "/" in folder:
             continue
         top, _, rest = folder.removeprefix("optimizer.").partition(".")
         name = rest.replace(".", "/") if top == "target" else folder.removeprefix("optimizer.").replace(".", "/")
-        if name in entries:
+        if name in inline:
             raise CheckpointError(f"array {name} is there twice: in the file `checkpoint` and in the folder {folder}")
         if top != "state" or optimizer:
             raise CheckpointError(f"array {name} has a folder ({folder}) but is not listed in the checkpoint")
@@ -113,7 +155,9 @@ def unpack(data: bytes, where: str) -> dict[str, Any]:
     if data.startswith(b"model_checkpoint_path"):
         raise CheckpointError(f"{where} is a TensorFlow checkpoint, not one of T5X")
     if data.startswith(b"PK\x03\x04"):
-        raise CheckpointError(f"{where} is a zip file, such as PyTorch writes: give it a name that ends in .pth")
+        raise CheckpointError(
+            f"{where} is a zip file, such as PyTorch and NumPy write: give it a name that ends in .pth or .npz"
+        )
     try:
         # the longest list is the shape of an array; what is declared longer would be allocated before it is read
         tree = msgpack.unpackb(
@@ -149,15 +193,16 @@ def flatten(tree: Mapping[Any, Any], where: str) -> dict[tuple[str, ...], Any]:
     return leaves
 
 
-def _decode(name: str, path: tuple[str, ...], leaf: Any) -> np.ndarray | Reference:
-    """Return the inline array or the reference to a folder that a leaf stands for."""
-    if isinstance(leaf, str):
-        if not leaf.startswith(PLACEHOLDER):
-            raise CheckpointError(f"array {name} is the text {leaf[:40]!r}")
-        return _own_folder(name, path, Reference(leaf.removeprefix(PLACEHOLDER)))
-    if isinstance(leaf, dict) and _CHUNKED not in leaf:
-        return _own_folder(name, path, _decode_spec(name, leaf))
-    array = _decode_array(name, leaf)
+def decode(name: str, leaf: Leaf) -> np.ndarray | Reference:
+    """Return the inline array or the reference to a folder that a leaf stands for; name is for messages."""
+    path, content = leaf
+    if isinstance(content, str):
+        if not content.startswith(PLACEHOLDER):
+            raise CheckpointError(f"array {name} is the text {content[:40]!r}")
+        return _own_folder(name, path, Reference(content.removeprefix(PLACEHOLDER)))
+    if isinstance(content, dict) and _CHUNKED not in content:
+        return _own_folder(name, path, _decode_spec(name, content))
+    array = _decode_array(name, content)
     # copied: a view would keep the whole file in memory, and could not be written to
     return np.array(array)
 
@@ -241,19 +286,14 @@ def _orbax_leaves(folder: Folder) -> dict[tuple[str, ...], str] | None:
     leaves = {}
     try:
         metadata = json.loads(text)
-        if metadata.get("use_zarr3"):
-            raise CheckpointError(
-                f"{where} says that arrays are in Zarr 3, which is not read: save with use_zarr3=False"
-            )
         for node in metadata["tree_metadata"].values():
-            if node["value_metadata"].get("skip_deserialize"):
+            value = node["value_metadata"]
+            if value.get("skip_deserialize") or value.get("value_type") in ("string", "None"):
                 continue
             path = tuple(str(key["key"]) for key in node["key_metadata"])
             if not path or not all(map(NAME.fullmatch, path)):
                 raise ValueError(f"{path!r} is no name of an array")
             leaves[path] = PLACEHOLDER + ".".join(path)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{where} is damaged: {error!r}") from error
     return leaves

@@ -1,7 +1,8 @@
-"""The files of MT3's PyTorch ports, read without PyTorch: HF-T5 style state dicts such as the public mt3.pth.
+"""The tensors of PyTorch's files, read without PyTorch, such as the public mt3.pth or a Lightning .ckpt.
 
-A .pth is a pickle beside raw bytes. Only containers, tensors and what describes them are made from the pickle: one that
-asks for anything else is refused before that is looked up, so nothing that a file says is run.
+A .pth is a pickle beside raw bytes. Only containers, tensors and what describes them are made from the pickle. Objects
+of other classes (hyper-parameters, metrics) are passed over by name: their classes are never looked up, so nothing that
+a file says is run. A file that asks for a function is refused.
 """
 
 import collections
@@ -17,35 +18,39 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mt3_common.checkpoint.names import CheckpointError, array_names
+from mt3_common.checkpoint.names import CheckpointError
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 
-# MT3's name -> the name in HF-T5 style files; every kernel is transposed there
-NAMES = (
-    (r"encoder/continuous_inputs_projection/kernel", r"proj.weight"),
-    (r"decoder/token_embedder/embedding", r"decoder_embed_tokens.weight"),
-    (r"decoder/logits_dense/kernel", r"lm_head.weight"),
-    (r"(encoder|decoder)/\1_norm/scale", r"\1.final_layer_norm.weight"),
-    (r"encoder/layers_(\d+)/pre_attention_layer_norm/scale", r"encoder.block.\1.layer.0.layer_norm.weight"),
-    (r"encoder/layers_(\d+)/attention/(\w)\w+/kernel", r"encoder.block.\1.layer.0.SelfAttention.\2.weight"),
-    (r"encoder/layers_(\d+)/pre_mlp_layer_norm/scale", r"encoder.block.\1.layer.1.layer_norm.weight"),
-    (r"encoder/layers_(\d+)/mlp/(\w+)/kernel", r"encoder.block.\1.layer.1.DenseReluDense.\2.weight"),
-    (r"decoder/layers_(\d+)/pre_self_attention_layer_norm/scale", r"decoder.block.\1.layer.0.layer_norm.weight"),
-    (r"decoder/layers_(\d+)/self_attention/(\w)\w+/kernel", r"decoder.block.\1.layer.0.SelfAttention.\2.weight"),
-    (r"decoder/layers_(\d+)/pre_cross_attention_layer_norm/scale", r"decoder.block.\1.layer.1.layer_norm.weight"),
-    (
-        r"decoder/layers_(\d+)/encoder_decoder_attention/(\w)\w+/kernel",
-        r"decoder.block.\1.layer.1.EncDecAttention.\2.weight",
-    ),
-    (r"decoder/layers_(\d+)/pre_mlp_layer_norm/scale", r"decoder.block.\1.layer.2.layer_norm.weight"),
-    (r"decoder/layers_(\d+)/mlp/(\w+)/kernel", r"decoder.block.\1.layer.2.DenseReluDense.\2.weight"),
+# levels of dictionaries that are looked into
+DEEPEST = 16
+# times its file's size that the tensors of a file may have, where they share numbers
+MOST_COPIES = 8
+# modules whose functions and classes no weights and no hyper-parameters are made with
+_REFUSED = re.compile(
+    r"os|posix|nt|sys|subprocess|shutil|socket|importlib|runpy|pty|ctypes|code|codeop|c?pickle|_pickle|marshal|_?io"
+    r"|webbrowser|commands|platform|signal|pdb|bdb|timeit|c?profile|trace|pip|tempfile|zipimport|imp|pkgutil|types"
+    r"|_?operator|asyncio|threading|multiprocessing|urllib|http|sqlite3|dill|cloudpickle|joblib|builtins|__builtin__"
+    r"|mt3_common|jax_mt3|torch_mt3|onnx_mt3|parity",
+    re.IGNORECASE,
 )
-# entries of those files that hold nothing of their own: copies of another entry
-COPIES = {
-    "encoder.embed_tokens.weight": "proj.weight",
-    "decoder.embed_tokens.weight": "decoder_embed_tokens.weight",
-}
+_VALUES = re.compile(
+    "set|frozenset|bytearray|bytes|complex|slice|range|list|dict|tuple|int|float|str|bool|object|type|getattr"
+)
+# functions, and classes that are not capitalised, whose calls only make values
+_HARMLESS = re.compile(
+    r"(builtins|__builtin__)\.(?!type$)\w+|numpy(\.\w+)*\.(scalar|_reconstruct|dtype|ndarray)|copyreg\._reconstructor"
+    r"|copy_reg\._reconstructor|_codecs\.encode|collections\.(deque|defaultdict)|functools\.partial|re\._compile"
+    r"|datetime\.\w+|torch\._utils\._rebuild_\w+|torch\.(\w+\.)*_?get_\w+"
+)
+
+
+def _may_be_named(module: str, name: str) -> bool:
+    """Return True for a class that may be passed over by its name; False for what no weights are saved with."""
+    if module in ("builtins", "__builtin__"):
+        return bool(_VALUES.fullmatch(name))
+    return (module, name) == ("types", "SimpleNamespace") or not _REFUSED.fullmatch(module.partition(".")[0])
+
 
 # what torch.save wrote before it wrote zip files (PyTorch 1.6) begins with this number
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -63,73 +68,22 @@ _STORAGES = {
 }
 
 
-def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str | None]:
-    """Read plain arrays under MT3's names from an HF-T5 style file such as the public mt3.pth, strictly.
+class Tensors(NamedTuple):
+    """The tensors of a PyTorch file.
 
-    Returns:
-        (arrays, table): repeated entries must equal what they repeat and are left out, as are the `pos_emb.inv_freq`
-        buffers; table is the one that these stand for ('mt3' or 'port', see inv_freq_table), None without them.
-
-    Raises:
-        CheckpointError: an entry is missing, unknown, or a copy that differs from its original.
+    Attributes:
+        arrays: name -> array: the keys above it in the file's dictionaries, with slashes, and its own.
+        containers: name -> the keys above it.
+        left: what else the file holds and what was not made, by its key: `hyper_parameters (argparse.Namespace)`.
     """
-    tensors = read_tensors(path)
-    tables = {key: tensors.pop(key) for key in list(tensors) if key.endswith("pos_emb.inv_freq")}
-    for copy, original in COPIES.items():
-        if copy in tensors:
-            if original not in tensors or not np.array_equal(tensors[copy], tensors[original]):
-                raise CheckpointError(f"{path}: {copy} should repeat {original} and does not")
-            del tensors[copy]
-    counts = {
-        stack: 1 + max((int(m[1]) for key in tensors if (m := re.match(rf"{stack}\.block\.(\d+)\.", key))), default=-1)
-        for stack in ("encoder", "decoder")
-    }
-    # no more layers than entries, whatever number a name has
-    layers = (min(counts[stack], len(tensors)) for stack in ("encoder", "decoder"))
-    names = {hf_t5_name(name): name for name in array_names(*layers)}
-    missing, unknown = sorted(names.keys() - tensors.keys()), sorted(tensors.keys() - names.keys())
-    if missing or unknown:
-        raise CheckpointError(
-            f"{path}: not an HF-T5 style MT3: "
-            f"{len(missing)} entries missing ({', '.join(missing[:3])}), "
-            f"{len(unknown)} unknown ({', '.join(unknown[:3])}); python -m parity diagnose {path} says more"
-        )
-    width = tensors["proj.weight"].shape[0]
-    kinds = {key: inv_freq_table(table, width) for key, table in tables.items()}
-    if None in kinds.values() or len(set(kinds.values())) > 1:
-        raise CheckpointError(f"{path}: {' and '.join(kinds)} are neither MT3's sinusoid table nor that of the ports")
-    arrays = {names[key]: tensor for key, tensor in tensors.items()}
-    arrays = {name: np.ascontiguousarray(a.T) if name.endswith("/kernel") else a for name, a in arrays.items()}
-    return arrays, next(iter(kinds.values()), None)
+
+    arrays: dict[str, np.ndarray]
+    containers: dict[str, str]
+    left: tuple[str, ...]
 
 
-def hf_t5_name(name: str) -> str:
-    """Return the name of one of MT3's arrays in HF-T5 style files, by the table NAMES."""
-    for pattern, replacement in NAMES:
-        match = re.fullmatch(pattern, name)
-        if match:
-            return match.expand(replacement)
-    if name.startswith("encoder/pre_encoder/"):
-        raise CheckpointError(f"{name}: HF-T5 style files have no name for a pre-encoder; use T5X or .safetensors")
-    raise CheckpointError(f"{name}: not an array of MT3")
-
-
-def inv_freq_table(inv_freq: np.ndarray, width: int) -> str | None:
-    """Return the position table that an `inv_freq` buffer stands for: 'mt3', 'port' or None (neither).
-
-    The known ports keep 10000^(-2k/width) ('port') whatever their weights were trained on: weights converted from MT3
-    need 'mt3', weights trained with the port need overrides={'position_table': 'port'}.
-    """
-    steps = np.arange(width // 2)
-    for table, divisor in (("mt3", width // 2 - 1), ("port", width // 2)):
-        expected = np.exp(-np.log(10000.0) / divisor * steps)
-        if inv_freq.shape == expected.shape and np.allclose(inv_freq.astype(np.float64), expected, rtol=1e-4, atol=0):
-            return table
-    return None
-
-
-def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Read the tensors of a PyTorch file by name, out of the usual wrappers, with 'model.' and 'module.' taken off.
+def read_tensors(path: str | os.PathLike) -> Tensors:
+    """Read all tensors of a PyTorch file, whatever dictionaries they lie in.
 
     Bit for bit, in the file's dtypes; copies, which share nothing.
 
@@ -145,19 +99,67 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{path}: no such file") from None
     except Exception as error:
         # a damaged pickle can raise almost anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else ""
+        if not re.search(r"[A-Za-z]{2}", reason):
+            # a number or a letter of the pickle alone
+            reason = f"damaged ({type(error).__name__} {reason})".replace(" )", ")")
         raise CheckpointError(f"{path}: not a file of tensors that can be opened safely: {reason}") from error
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not any(isinstance(value, np.ndarray) for value in content.values()):
+    if isinstance(content, Opaque):
+        raise CheckpointError(
+            f"{path}: holds no dictionary of tensors but an object of {content.kind}, which only its own code can "
+            "read: save its state_dict()"
+        )
+    arrays: dict[str, np.ndarray] = {}
+    containers: dict[str, str] = {}
+    left: list[str] = []
+    pending: list[tuple[str, Any]] = [("", content if isinstance(content, dict) else {})]
+    seen: set[int] = set()
+    while pending:
+        container, node = pending.pop()
+        # a dictionary that holds itself, or one that many share, is walked once
+        if id(node) in seen or container.count("/") > DEEPEST:
+            continue
+        seen.add(id(node))
+        for key, value in node.items():
+            name = f"{container}/{key}" if container else str(key)
+            if isinstance(value, np.ndarray):
+                arrays[name] = value
+                containers[name] = container
+            elif isinstance(value, dict):
+                pending.append((name, value))
+            elif isinstance(value, Opaque):
+                left.append(f"{name} ({value.kind})")
+    if not arrays:
         raise CheckpointError(f"{path}: holds no dictionary of tensors")
+    if sum(array.nbytes for array in arrays.values()) > MOST_COPIES * (os.path.getsize(path) + 2**20):
+        raise CheckpointError(
+            f"{path}: its {len(arrays)} tensors share their numbers, and are far larger than the file"
+        )
     # copied here: what an older file holds was not there when its tensors were made
-    tensors = {str(key): value.copy() for key, value in content.items() if isinstance(value, np.ndarray)}
-    for prefix in ("module.", "model.", "module."):
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
+    return Tensors({name: array.copy() for name, array in arrays.items()}, containers, tuple(sorted(left)))
+
+
+class Opaque:
+    """An object of a class that is not known: never made, never called; only its class's name is kept."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: str):
+        self.kind = kind
+
+    def append(self, *_: Any) -> None:
+        """Forget an element."""
+
+    def __setitem__(self, *_: Any) -> None:
+        """Forget an element."""
+
+    extend = add = update = append
+
+
+class _Class(NamedTuple):
+    """A class or function that is not known, by its name."""
+
+    kind: str
 
 
 class _Known:
@@ -203,11 +205,19 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
+def _subclass(make: Any, _: Any, args: Any, *__: Any) -> Any:
+    if not isinstance(make, _Known):
+        raise pickle.UnpicklingError("a tensor of an unknown class")
+    return make(*args)
+
+
 _KNOWN = {
     ("collections", "OrderedDict"): _Known(collections.OrderedDict),
     ("torch._utils", "_rebuild_tensor_v2"): _Known(_tensor),
     ("torch._utils", "_rebuild_tensor"): _Known(_tensor),
     ("torch._utils", "_rebuild_parameter"): _Known(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Known(_parameter),
+    ("torch._tensor", "_rebuild_from_type_v2"): _Known(_subclass),
     ("torch", "Size"): _Known(tuple),
     ("torch", "device"): _Known(lambda *args: args),
 } | {("torch", name): _Known(None, dtype) for name, dtype in _STORAGES.items()}
@@ -226,10 +236,52 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(file, encoding="utf-8")
         self._storage = storage
 
-    def find_class(self, module: str, name: str) -> _Known:
-        if (module, name) not in _KNOWN:
+    def find_class(self, module: str, name: str) -> "_Known | _Class":
+        if (module, name) in _KNOWN:
+            return _KNOWN[module, name]
+        if "." in name or not _may_be_named(module, name):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _KNOWN[module, name]
+        return _Class(f"{module}.{name}")
+
+    def _stand_in(self, kind: Any) -> Opaque:
+        """Return what stands for an object of an unknown class; refuse what would be the call of a function."""
+        name = kind.kind if isinstance(kind, _Class) else "what it made"
+        is_class = name.rpartition(".")[2].lstrip("_")[:1].isupper()
+        if not isinstance(kind, _Class) or not (is_class or _HARMLESS.fullmatch(name)):
+            raise pickle.UnpicklingError(f"it asks for a call of {name}")
+        return Opaque(name)
+
+    def load_reduce(self) -> None:
+        if isinstance(self.stack[-2], (_Class, Opaque)):
+            self.stack.pop()
+            self.stack[-1] = self._stand_in(self.stack[-1])
+        else:
+            super().load_reduce()
+
+    def load_newobj(self) -> None:
+        self.stack.pop()
+        self.stack[-1] = self._stand_in(self.stack[-1])
+
+    def load_newobj_ex(self) -> None:
+        self.stack.pop()
+        self.load_newobj()
+
+    def load_build(self) -> None:
+        if isinstance(self.stack[-2], Opaque):
+            self.stack.pop()
+        else:
+            super().load_build()
+
+    def _instantiate(self, klass: Any, args: Any) -> None:
+        self.append(self._stand_in(klass))
+
+    # the base class looks its methods up in this table
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.REDUCE[0]: load_reduce,
+        pickle.NEWOBJ[0]: load_newobj,
+        pickle.NEWOBJ_EX[0]: load_newobj_ex,
+        pickle.BUILD[0]: load_build,
+    }
 
     def persistent_load(self, pid: Any) -> _Storage:
         what, kind, key, _, length, *_ = pid
@@ -240,23 +292,35 @@ class _Unpickler(pickle._Unpickler):
 
 def _read_zip(file: Any) -> Any:
     """Read the tree of a zip file as torch.save writes it: NAME/data.pkl, and raw bytes in NAME/data/KEY."""
+    room = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
-        [pickled] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        root = pickled.removesuffix("data.pkl")
-        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise pickle.UnpicklingError(f"a zip file with {len(pickles)} entries data.pkl, where PyTorch writes one")
+        root = pickles[0].removesuffix("data.pkl")
+
+        def content(name: str) -> bytes:
+            nonlocal room
+            entry = archive.getinfo(name)
+            # PyTorch stores all as it is, once; compressed or overlapping entries could fill the memory
+            room -= entry.file_size
+            if entry.compress_type != zipfile.ZIP_STORED or room < 0:
+                raise pickle.UnpicklingError(f"entry {name} is compressed, or larger than the file")
+            return archive.read(entry)
+
+        if f"{root}byteorder" in archive.namelist() and content(f"{root}byteorder") != b"little":
             raise pickle.UnpicklingError("its numbers are big-endian")
         storages: dict[str, _Storage] = {}
 
         def storage(key: str, dtype: np.dtype, length: int) -> _Storage:
             if key not in storages:
-                entry = archive.getinfo(f"{root}data/{key}")
-                # stored as they are; compressed ones could fill the memory
-                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != length * dtype.itemsize:
+                # compared before it is read
+                if archive.getinfo(f"{root}data/{key}").file_size != length * dtype.itemsize:
                     raise pickle.UnpicklingError(f"storage {key} is damaged")
-                storages[key] = _Storage(np.frombuffer(archive.read(entry), dtype))
+                storages[key] = _Storage(np.frombuffer(content(f"{root}data/{key}"), dtype))
             return storages[key]
 
-        return _Unpickler(io.BytesIO(archive.read(pickled)), storage).load()
+        return _Unpickler(io.BytesIO(content(pickles[0])), storage).load()
 
 
 def _read_legacy(file: Any) -> Any:
@@ -266,9 +330,11 @@ def _read_legacy(file: Any) -> Any:
     storages: dict[str, _Storage] = {}
 
     def storage(key: str, dtype: np.dtype, length: int) -> _Storage:
+        nonlocal room
         if key not in storages:
             if not 0 <= length * dtype.itemsize <= room:
                 raise pickle.UnpicklingError(f"storage {key} is damaged")
+            room -= length * dtype.itemsize
             storages[key] = _Storage(np.empty(length, dtype))
         return storages[key]
 

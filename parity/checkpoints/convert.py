@@ -1,7 +1,7 @@
 """Conversion of checkpoints between layouts: bit for bit, read back and compared before the file gets its name.
 
-Layouts: T5X (a folder of Zarr arrays), Orbax (a folder, OCDBT), .safetensors under MT3's names, and .pth as HF-T5 style
-ports have them (the public mt3.pth).
+What it writes: T5X (a folder of Zarr arrays), Orbax (a folder, OCDBT), .safetensors under MT3's names, and .pth as
+HF-T5 style ports have them (the public mt3.pth). It reads whatever mt3_common.checkpoint.read does.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.checkpoint import torch_pickle
+from mt3_common.checkpoint.hf_t5 import hf_t5_name
 from mt3_common.checkpoint.read import read_checkpoint
-from mt3_common.checkpoint.torch_pickle import PICKLES, hf_t5_name
+from mt3_common.checkpoint.torch_pickle import PICKLES
 from mt3_common.checkpoint.write import write_safetensors, write_t5x
 from mt3_common.config import Config
 from mt3_common.io import atomic
@@ -40,6 +40,7 @@ class Weights:
         layout: of the source.
         optimizer: slots, if requested.
         ports_table: the source has the sinusoid table of the PyTorch ports beside its weights.
+        notes: how the source was read and what of it was left alone.
     """
 
     arrays: dict[str, np.ndarray]
@@ -48,6 +49,7 @@ class Weights:
     layout: str
     optimizer: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     ports_table: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def layout_of(path: str | os.PathLike, wanted: str | None = None) -> str:
@@ -65,22 +67,30 @@ def layout_of(path: str | os.PathLike, wanted: str | None = None) -> str:
     return wanted
 
 
-def read(path: str | os.PathLike, preset: str | None = None, optimizer: bool = False) -> Weights:
+def read(
+    path: str | os.PathLike,
+    preset: str | None = None,
+    optimizer: bool = False,
+    weights: str | None = None,
+    scan_axis: int | None = None,
+) -> Weights:
     """Read weights and config from any of the layouts.
 
     Args:
-        path: folder, .safetensors or HF-T5 style PyTorch file.
+        path: any checkpoint that mt3_common.checkpoint.read reads.
         preset: 'mt3' or 'ismir2021', where there is no config.
-        optimizer: read the optimizer's slots too; folders only.
+        optimizer: read the optimizer's slots too; T5X's trees only.
+        weights: prefix of the set of weights to read, where there are several.
+        scan_axis: axis of the layers in arrays that have all of them, where it cannot be told.
 
     Raises:
         CheckpointError: missing, damaged, or not MT3's arrays.
     """
     is_pickle = os.fspath(path).endswith(PICKLES)
-    source = read_checkpoint(path, optimizer=optimizer and not is_pickle)
+    source = read_checkpoint(path, optimizer and not is_pickle, weights=weights, scan_axis=scan_axis)
     config = source.resolve(preset).config
     ports_table = source.position_table == "port"
-    return Weights(source.arrays, config, source.step, source.layout, source.optimizer, ports_table)
+    return Weights(source.arrays, config, source.step, source.layout, source.optimizer, ports_table, source.notes)
 
 
 def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: bool = False) -> None:
@@ -104,7 +114,7 @@ def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: boo
             write_safetensors(beside, weights.arrays, weights.config, weights.step)
         else:
             _write_pickle(beside, weights)
-        back = _read_back(beside, layout, bool(weights.optimizer))
+        back = read_checkpoint(beside, optimizer=bool(weights.optimizer))
         wrong = differing(weights.arrays, back.arrays) + differing(weights.optimizer, back.optimizer)
         if wrong:
             raise ConvertError(
@@ -115,19 +125,6 @@ def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: boo
         atomic.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
-
-
-@dataclasses.dataclass
-class _Back:
-    arrays: dict[str, np.ndarray]
-    optimizer: dict[str, np.ndarray]
-
-
-def _read_back(path: Path, layout: str, optimizer: bool) -> _Back:
-    if layout == "pth":
-        return _Back(torch_pickle.read(path)[0], {})
-    written = read_checkpoint(path, optimizer=optimizer)
-    return _Back(written.arrays, written.optimizer)
 
 
 def differing(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[str]:

@@ -1,36 +1,51 @@
 """Listing of a checkpoint: arrays, shapes, dtypes, sizes, layout, step, config, inline arrays."""
 
 import math
+import os
 from typing import Any
 
+from mt3_common.checkpoint.place import INDEX, WEIGHTS
 from mt3_common.checkpoint.read import Inspection, inspect_checkpoint
-from mt3_common.checkpoint.torch_pickle import PICKLES
-from parity.diagnosis.candidate import read_candidate
+from parity.diagnosis.candidate import read_candidates
 
 
-def describe(path: str, preset: str | None = None) -> dict[str, Any]:
+def describe(
+    path: str, preset: str | None = None, weights: str | None = None, scan_axis: int | None = None
+) -> dict[str, Any]:
     """Describe a checkpoint without an original to compare it with.
 
     Args:
-        path: T5X or Orbax folder, .safetensors, .npz or PyTorch file.
+        path: any checkpoint that mt3_common.checkpoint.read reads, or a file of arrays under any names.
         preset: 'mt3' or 'ismir2021', where there is no config.
+        weights: prefix of the set of weights to describe, where there are several.
+        scan_axis: axis of the layers in arrays that have all of them, where it cannot be told.
 
     Raises:
         ValueError: it does not exist, or cannot be read.
     """
-    if str(path).endswith((*PICKLES, ".npz", ".safetensors")):
-        candidate = read_candidate(path)
+    if str(path).endswith((*WEIGHTS, *INDEX)) and not os.path.isdir(path):
+        candidates = read_candidates(path, None, weights, scan_axis)
+        candidate = next(iter(candidates.values()))
         if candidate.kind == "trace":
             raise ValueError(f"{path}: a trace, not a checkpoint; python -m parity compare reads it")
-        arrays = {name: (array.shape, array.dtype, "") for name, array in candidate.arrays.items()}
+        arrays = {
+            f"{prefix} {name}" if len(candidates) > 1 else name: (array.shape, array.dtype, "")
+            for prefix, one in candidates.items()
+            for name, array in one.arrays.items()
+        }
         description: dict[str, Any] = {"layout": path.rpartition(".")[2], "step": candidate.config.get("step")}
         description |= {"optimizer": 0, "passed_over": [], "location": str(path), "settings": candidate.config}
+        description["notes"] = list(candidate.notes)
+        if len(candidates) > 1:
+            description["notes"].append(
+                f"{len(candidates)} sets of weights with different numbers: {', '.join(candidates)}"
+            )
     else:
-        listed = inspect_checkpoint(path, optimizer=True)
+        listed = inspect_checkpoint(path, True, weights, scan_axis)
         arrays = {name: (entry.shape, entry.dtype, entry.place) for name, entry in listed.arrays.items()}
         description = {"layout": listed.layout, "step": listed.step, "optimizer": len(listed.optimizer)}
         description |= {"passed_over": list(listed.passed_over), "location": listed.location}
-        description["settings"] = _config(listed, preset)
+        description |= {"settings": _config(listed, preset), "notes": list(listed.notes)}
     rows = [
         {
             "name": name,

@@ -3,7 +3,8 @@
 import argparse
 import math
 
-from parity.diagnosis.candidate import read_candidate, read_original
+from parity.commands import options
+from parity.diagnosis.candidate import read_candidates, read_original
 from parity.diagnosis.diagnose import diagnose
 from parity.diagnosis.finding import Diagnosis, Finding
 from parity.report.files import write_json
@@ -15,9 +16,10 @@ CONVENTIONS_SHOWN = 12
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `parity diagnose`."""
     parser.add_argument("candidate", help="weights under any names, a trace, or a config.json")
-    parser.add_argument("--against", required=True, metavar="CKPT", help="the original: T5X, Orbax or .safetensors")
+    parser.add_argument("--against", required=True, metavar="CKPT", help="the original: any checkpoint")
     parser.add_argument("--config", help="the candidate's config.json (default: the one beside it)")
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the original has no config")
+    options.add_weights(parser)
     parser.add_argument("--mapping", action="store_true", help="print which array holds what")
     parser.add_argument("--json", metavar="FILE", help="write the diagnosis as JSON")
 
@@ -25,12 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Diagnose a candidate; return 0 nothing wrong, 1 faults, 2 refused."""
     original, config = read_original(args.against, args.model)
-    candidate = read_candidate(args.candidate, args.config)
-    diagnosis = diagnose(candidate, original, config)
-    print_diagnosis(diagnosis, args.candidate, args.against, args.mapping)
+    candidates = read_candidates(args.candidate, args.config, args.weights, args.scan_axis)
+    diagnoses = {}
+    for prefix, candidate in candidates.items():
+        diagnoses[prefix] = diagnose(candidate, original, config)
+        diagnoses[prefix].notes += candidate.notes
+    if len(candidates) > 1:
+        names = ", ".join(candidates)
+        print(f"{args.candidate} holds {len(candidates)} sets of weights with different numbers, each judged: {names}")
+    for prefix, diagnosis in diagnoses.items():
+        path = f"{args.candidate}: {prefix}" if len(candidates) > 1 else args.candidate
+        print_diagnosis(diagnosis, path, args.against, args.mapping)
+    worst = max(diagnoses.values(), key=lambda diagnosis: diagnosis.exit_code)
     if args.json:
-        write_json(args.json, diagnosis.to_dict())
-    return diagnosis.exit_code
+        sets = {prefix: diagnosis.to_dict() for prefix, diagnosis in diagnoses.items()}
+        write_json(args.json, worst.to_dict() | ({"sets": sets} if len(sets) > 1 else {}))
+    return worst.exit_code
 
 
 def print_diagnosis(diagnosis: Diagnosis, path: str, against: str, show_mapping: bool = False) -> None:

@@ -3,20 +3,22 @@
 import argparse
 
 from parity.checkpoints.inspect import describe
+from parity.commands import options
 from parity.compare.results import SAME
 from parity.report.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `parity inspect`."""
-    parser.add_argument("checkpoint", help="T5X or Orbax folder, .safetensors, .npz or PyTorch file")
+    parser.add_argument("checkpoint", help="any checkpoint, or a file of arrays under any names")
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where there is no config")
+    options.add_weights(parser)
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the content of a checkpoint."""
-    description = describe(args.checkpoint, args.model)
+    description = describe(args.checkpoint, args.model, args.weights, args.scan_axis)
     for row in description["arrays"]:
         shape = "x".join(map(str, row["shape"]))
         inline = "  inline" if row["inline"] else ""
@@ -28,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
         f"{description['parameters']:,} parameters, {description['bytes']:,} bytes, {description['inline']} inline, "
         f"{description['optimizer']} optimizer slots"
     )
+    for note in description["notes"]:
+        print(f"note: {note}")
     for newer in description["passed_over"]:
         print(f"passed over, incomplete: {newer}")
     for name, setting in description["settings"].items():

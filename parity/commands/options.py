@@ -22,6 +22,21 @@ def add_precisions(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that choose among the weights of a file and say how they are stacked."""
+    parser.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="which weights to read where a file has several sets: what their names begin with, such as ema",
+    )
+    parser.add_argument(
+        "--scan-axis",
+        type=int,
+        metavar="N",
+        help="axis of the layers in arrays that hold all layers (T5X's scan_layers), where it cannot be told",
+    )
+
+
 def read_precisions(text: str) -> tuple[str, ...]:
     """Parse a list of precisions with commas.
 

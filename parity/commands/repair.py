@@ -3,6 +3,7 @@
 import argparse
 
 from parity.checkpoints import convert
+from parity.commands import options
 from parity.commands.diagnose import print_diagnosis
 from parity.compare.results import DIFFERENT, REFUSED, SAME
 from parity.diagnosis.candidate import read_candidate, read_original
@@ -14,10 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `parity repair`."""
     parser.add_argument("candidate", help="weights under any names")
     parser.add_argument("target", help="what to write: a folder, .safetensors or .pth")
-    parser.add_argument("--against", required=True, metavar="CKPT", help="the original: T5X, Orbax or .safetensors")
+    parser.add_argument("--against", required=True, metavar="CKPT", help="the original: any checkpoint")
     parser.add_argument("--to", choices=convert.LAYOUTS, help="layout (default: by the target's ending)")
     parser.add_argument("--config", help="the candidate's config.json (default: the one beside it)")
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the original has no config")
+    options.add_weights(parser)
     parser.add_argument("--from-original", action="store_true", help="take what cannot be undone from the original")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
@@ -26,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Repair, write, prove; return 0 repaired, 1 not possible, 2 refused."""
     layout = convert.layout_of(args.target, args.to)
     original, config = read_original(args.against, args.model)
-    candidate = read_candidate(args.candidate, args.config)
+    candidate = read_candidate(args.candidate, args.config, args.weights, args.scan_axis)
     if candidate.kind != "weights":
         raise RepairError(f"{args.candidate}: only weights can be repaired; this is a {candidate.kind}")
     diagnosis = diagnose_weights(candidate, original, config)

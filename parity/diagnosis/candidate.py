@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.checkpoint import safetensors
-from mt3_common.checkpoint.read import read_checkpoint
-from mt3_common.checkpoint.torch_pickle import PICKLES, read_tensors
+from mt3_common.checkpoint.place import INDEX, WEIGHTS
+from mt3_common.checkpoint.read import read_any, read_checkpoint
 from mt3_common.config import Config
-from parity.trace.file import load, read_npz
+from parity.trace.file import load
+
+# bytes that safetensors itself allows for a header
+LARGEST_HEADER = 100_000_000
 
 
 class CandidateError(ValueError):
@@ -29,6 +31,7 @@ class Candidate:
         arrays: name -> array, for weights, under the candidate's own names.
         config: its config.json or what was stored with the weights; {} where there is none.
         trace: the trace, where it is one.
+        notes: how it was read and what of the file was left alone.
     """
 
     path: str
@@ -36,36 +39,90 @@ class Candidate:
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     trace: Any = None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_candidate(path: str | os.PathLike, config: str | os.PathLike | None = None) -> Candidate:
+def read_candidate(
+    path: str | os.PathLike,
+    config: str | os.PathLike | None = None,
+    weights: str | None = None,
+    scan_axis: int | None = None,
+) -> Candidate:
+    """Read the only candidate at a path; see read_candidates.
+
+    Raises:
+        ValueError: as there, or there are several sets of weights.
+    """
+    candidates = read_candidates(path, config, weights, scan_axis)
+    if len(candidates) > 1:
+        first, *others = candidates
+        raise CandidateError(
+            f"{path} holds {len(candidates)} sets of weights with different numbers, {first} and {', '.join(others)}: "
+            f"choose one with --weights {first}"
+        )
+    return next(iter(candidates.values()))
+
+
+def read_candidates(
+    path: str | os.PathLike,
+    config: str | os.PathLike | None = None,
+    weights: str | None = None,
+    scan_axis: int | None = None,
+) -> dict[str, Candidate]:
     """Read what lies at a path: weights under any names, a trace, or a config.json.
 
     Args:
-        path: T5X or Orbax directory, .safetensors, .npz, a PyTorch file, a trace, or config.json.
-        config: the config.json that goes with it; by default the one beside it.
+        path: any checkpoint that mt3_common.checkpoint.read reads, a trace, or config.json.
+        config: the config.json that goes with it; by default the one beside it, or else the one that goes with it.
+        weights: prefix of the set of weights to read, where there are several.
+        scan_axis: axis of the layers in arrays that have all of them, where it cannot be told.
+
+    Returns:
+        What names begin with -> Candidate; several only for sets of weights with different numbers.
 
     Raises:
         ValueError: nothing there, or nothing that can be read.
     """
-    path = Path(path)
-    name = path.name.lower()
-    if "://" not in str(path) and not path.exists():
+    path = Path(path) if "://" not in str(path) else path
+    name = str(path).lower()
+    if isinstance(path, Path) and not path.exists():
         raise CandidateError(f"{path}: no such file or directory")
-    if name.endswith(".json"):
-        return Candidate(str(path), "config", config=_read_json(path))
-    beside = path.parent / "config.json" if path.is_file() else path / "config.json"
-    settings = Path(config) if config is not None else beside
-    values = _read_json(settings) if config is not None or beside.is_file() else {}
-    if path.is_dir() or "://" in str(path):
-        return Candidate(str(path), "weights", read_checkpoint(path, check=False).arrays, values)
-    if name.endswith(".safetensors"):
-        return _read_safetensors(path, values)
-    if name.endswith(".npz"):
-        return Candidate(str(path), "weights", read_npz(path), values)
-    if name.endswith(PICKLES):
-        return Candidate(str(path), "weights", _read_pickle(path), values)
-    raise CandidateError(f"{path}: not a checkpoint folder, .safetensors, .npz, {', '.join(PICKLES)} or config.json")
+    if name.endswith(".json") and not name.endswith(INDEX):
+        return {"": Candidate(str(path), "config", config=_read_json(Path(path)))}
+    if name.endswith(".safetensors") and _is_trace(path):
+        return {"": Candidate(str(path), "trace", trace=load(path))}
+    if os.path.isfile(path) and not name.endswith((*WEIGHTS, *INDEX, "/checkpoint")):
+        endings = ", ".join(WEIGHTS)
+        raise CandidateError(f"{path}: not a checkpoint folder, {endings}, an index of such files or config.json")
+    sets = read_any(path, weights, scan_axis)
+    values = _settings_beside(path, config)
+    if not values:
+        files = next(iter(sets.values())).config_files
+        texts = [(text, where) for where, text in files.items() if not where.endswith(".gin")]
+        values = _parse_settings(*texts[0]) if texts else {}
+    return {
+        prefix: Candidate(str(path), "weights", read.arrays, values, notes=list(read.notes))
+        for prefix, read in sets.items()
+    }
+
+
+def _settings_beside(path: str | os.PathLike, config: str | os.PathLike | None) -> dict[str, Any]:
+    """Return the content of a config.json, or of the one beside a path; {} where there is none."""
+    if config is not None:
+        return _read_json(Path(config))
+    beside = (Path(path) if os.path.isdir(path) else Path(path).parent) / "config.json"
+    return _read_json(beside) if beside.is_file() else {}
+
+
+def _is_trace(path: str | os.PathLike) -> bool:
+    """Return True for a .safetensors file that parity.trace.file wrote."""
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, LARGEST_HEADER)))
+        return "header" in header["__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -85,23 +142,6 @@ def _parse_settings(text: str, where: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise CandidateError(f"{where}: holds no settings (a JSON object of names and values)")
     return settings
-
-
-def _read_safetensors(path: Path, config: dict[str, Any]) -> Candidate:
-    try:
-        file = safetensors.parse(path.read_bytes())
-    except ValueError as error:
-        raise CandidateError(f"{path}: not a readable .safetensors file ({error})") from error
-    if "header" in file.metadata:
-        return Candidate(str(path), "trace", trace=load(path))
-    if "config" in file.metadata and not config:
-        config = _parse_settings(file.metadata["config"], f"{path}: its metadata 'config'")
-    return Candidate(str(path), "weights", file.arrays, config)
-
-
-def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-    floats = ("float16", "bfloat16", "float32", "float64")
-    return {key: array for key, array in read_tensors(path).items() if array.dtype.name in floats}
 
 
 def read_original(path: str, preset: str | None = None) -> tuple[dict[str, np.ndarray], Config]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jax_mt3 import checkpoint as jax_checkpoint
-from mt3_common.checkpoint import torch_pickle as hf_t5
+from mt3_common.checkpoint import hf_t5
 from mt3_common.checkpoint.names import CheckpointError, check_arrays
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.config import Config
@@ -128,9 +128,9 @@ def test_wrappers_and_prefixes_come_off(wrap, tmp_path, golden_arrays):
     else:
         wrapped = {wrap: {f"model.{key}": tensor for key, tensor in tensors.items()}, "epoch": 3}
     torch.save(wrapped, tmp_path / "wrapped.ckpt")
-    arrays, table = hf_t5.read(tmp_path / "wrapped.ckpt")
-    assert table is None
-    same(arrays, golden_arrays)
+    checkpoint = read_checkpoint(tmp_path / "wrapped.ckpt")
+    assert checkpoint.position_table is None
+    same(checkpoint.arrays, golden_arrays)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tensorstore as ts
 
-from mt3_common.checkpoint import storage
+from mt3_common.checkpoint import place, storage
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.checkpoint.read import read_checkpoint
 
@@ -26,19 +26,19 @@ def put(path: Path, text: str = "") -> None:
 
 @pytest.mark.parametrize("layout", sorted(path.name for path in CHECKPOINTS.iterdir()))
 def test_a_step_folder_is_found_from_every_spelling(layout, monkeypatch):
-    place = storage.locate(CHECKPOINTS / layout)
+    location = place.locate(CHECKPOINTS / layout)
     monkeypatch.chdir(CHECKPOINTS)
     for spelling in (layout, f"./{layout}/", f"../checkpoints/{layout}", f"file://{CHECKPOINTS}/{layout}/"):
-        assert str(storage.locate(spelling)) == str(place)
+        assert str(place.locate(spelling)) == str(location)
     monkeypatch.setenv("HOME", str(GOLDEN))
-    assert str(storage.locate(f"~/checkpoints/{layout}")) == str(place)
+    assert str(place.locate(f"~/checkpoints/{layout}")) == str(location)
 
 
 def test_the_state_folder_and_the_checkpoint_file_lead_there_too():
     orbax = CHECKPOINTS / "t5x_orbax_ocdbt/checkpoint_1234567"
-    assert str(storage.locate(orbax)) == str(storage.locate(orbax.parent)) == str(orbax)
-    assert str(storage.locate(orbax / "state")) == str(orbax / "state")
-    assert str(storage.locate(CHECKPOINTS / "t5x_zarr/checkpoint")) == str(CHECKPOINTS / "t5x_zarr")
+    assert str(place.locate(orbax)) == str(place.locate(orbax.parent)) == str(orbax)
+    assert str(place.locate(orbax / "state")) == str(orbax / "state")
+    assert str(place.locate(CHECKPOINTS / "t5x_zarr/checkpoint")) == str(CHECKPOINTS / "t5x_zarr")
 
 
 def test_the_latest_complete_step_counts_and_newer_incomplete_ones_are_told(tmp_path):
@@ -48,21 +48,21 @@ def test_the_latest_complete_step_counts_and_newer_incomplete_ones_are_told(tmp_
     put(tmp_path / "checkpoint_3000.tmp-1690000000/checkpoint")
     put(tmp_path / "checkpoint_4000.orbax-checkpoint-tmp-7/state/manifest.ocdbt")
     put(tmp_path / "notes/checkpoint_5000/checkpoint")
-    place = storage.locate(tmp_path)
-    assert str(place) == str(tmp_path / "checkpoint_1000")
-    assert place.passed_over == ("checkpoint_2000",)
+    location = place.locate(tmp_path)
+    assert str(location) == str(tmp_path / "checkpoint_1000")
+    assert location.passed_over == ("checkpoint_2000",)
 
 
 def test_steps_may_be_files_or_bare_numbers(tmp_path):
     put(tmp_path / "checkpoint_100")
     put(tmp_path / "99/state/manifest.ocdbt")
     put(tmp_path / "2021/holiday.jpg")
-    assert (str(storage.locate(tmp_path)), storage.locate(tmp_path).file) == (
+    assert (str(place.locate(tmp_path)), place.locate(tmp_path).file) == (
         f"{tmp_path}/checkpoint_100",
         "checkpoint_100",
     )
     put(tmp_path / "101/state/manifest.ocdbt")
-    assert str(storage.locate(tmp_path)) == f"{tmp_path}/101"
+    assert str(place.locate(tmp_path)) == f"{tmp_path}/101"
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_what_is_none_or_more_than_one_is_refused(tmp_path, files, message):
     for file in files:
         put(tmp_path / file)
     with pytest.raises(CheckpointError, match=message) as error:
-        storage.locate(tmp_path)
+        place.locate(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
 @pytest.mark.parametrize("path", ["", "no/such/folder", "nothing://here", "gs://B"])
 def test_a_path_that_leads_nowhere_is_refused(path):
     with pytest.raises(CheckpointError):
-        storage.locate(path)
+        place.locate(path)
 
 
 def test_linked_files_and_folders_count(tmp_path):

@@ -42,7 +42,7 @@ def test_tensors_are_those_that_pytorch_reads(zipped, tmp_path):
     tree = collections.OrderedDict(views(), epoch=3, size=torch.Size([3]), note={"a": [1.5, None, "b"]})
     tree._metadata = {"": {"version": 1}}
     torch.save(tree, path, _use_new_zipfile_serialization=zipped)
-    tensors, expected = hf_t5.read_tensors(path), torch.load(path, weights_only=True)
+    tensors, expected = hf_t5.read_tensors(path).arrays, torch.load(path, weights_only=True)
     assert list(tensors) == [name for name, value in expected.items() if torch.is_tensor(value)]
     for name, array in tensors.items():
         tensor = as_numpy(expected[name].detach())
@@ -140,7 +140,7 @@ def test_a_damaged_file_is_one_sentence_or_the_tensors(tmp_path_factory, data):
     path.write_bytes(content[: data.draw(st.integers(place, len(content)))])
     tensors, message = {}, f"{path}: one line"
     try:
-        tensors = hf_t5.read_tensors(path)
+        tensors = hf_t5.read_tensors(path).arrays
     except CheckpointError as error:
         message = str(error)
     assert all(array.size <= 6 for array in tensors.values())
@@ -181,4 +181,4 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_sentence(content, says, 
 def test_a_name_with_a_huge_number_is_refused_at_once(tmp_path):
     torch.save({"encoder.block.999999999.layer.0.layer_norm.weight": torch.ones(2)}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="not an HF-T5 style MT3"):
-        hf_t5.read(tmp_path / "w.pth")
+        read_checkpoint(tmp_path / "w.pth")

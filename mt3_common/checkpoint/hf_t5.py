@@ -1,0 +1,85 @@
+"""Names of MT3's arrays in HF-T5 style files, such as the public mt3.pth and the model.safetensors of ports."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mt3_common.checkpoint.names import CheckpointError, array_names
+
+# MT3's name -> the name in HF-T5 style files; every kernel is transposed there
+NAMES = (
+    (r"encoder/continuous_inputs_projection/kernel", r"proj.weight"),
+    (r"decoder/token_embedder/embedding", r"decoder_embed_tokens.weight"),
+    (r"decoder/logits_dense/kernel", r"lm_head.weight"),
+    (r"(encoder|decoder)/\1_norm/scale", r"\1.final_layer_norm.weight"),
+    (r"encoder/layers_(\d+)/pre_attention_layer_norm/scale", r"encoder.block.\1.layer.0.layer_norm.weight"),
+    (r"encoder/layers_(\d+)/attention/(\w)\w+/kernel", r"encoder.block.\1.layer.0.SelfAttention.\2.weight"),
+    (r"encoder/layers_(\d+)/pre_mlp_layer_norm/scale", r"encoder.block.\1.layer.1.layer_norm.weight"),
+    (r"encoder/layers_(\d+)/mlp/(\w+)/kernel", r"encoder.block.\1.layer.1.DenseReluDense.\2.weight"),
+    (r"decoder/layers_(\d+)/pre_self_attention_layer_norm/scale", r"decoder.block.\1.layer.0.layer_norm.weight"),
+    (r"decoder/layers_(\d+)/self_attention/(\w)\w+/kernel", r"decoder.block.\1.layer.0.SelfAttention.\2.weight"),
+    (r"decoder/layers_(\d+)/pre_cross_attention_layer_norm/scale", r"decoder.block.\1.layer.1.layer_norm.weight"),
+    (
+        r"decoder/layers_(\d+)/encoder_decoder_attention/(\w)\w+/kernel",
+        r"decoder.block.\1.layer.1.EncDecAttention.\2.weight",
+    ),
+    (r"decoder/layers_(\d+)/pre_mlp_layer_norm/scale", r"decoder.block.\1.layer.2.layer_norm.weight"),
+    (r"decoder/layers_(\d+)/mlp/(\w+)/kernel", r"decoder.block.\1.layer.2.DenseReluDense.\2.weight"),
+)
+# entries of those files that hold nothing of their own: copies of another entry
+COPIES = {
+    "encoder.embed_tokens.weight": "proj.weight",
+    "decoder.embed_tokens.weight": "decoder_embed_tokens.weight",
+}
+
+
+def hf_t5_name(name: str) -> str:
+    """Return the name of one of MT3's arrays in HF-T5 style files, by the table NAMES."""
+    for pattern, replacement in NAMES:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return match.expand(replacement)
+    if name.startswith("encoder/pre_encoder/"):
+        raise CheckpointError(f"{name}: HF-T5 style files have no name for a pre-encoder; use T5X or .safetensors")
+    raise CheckpointError(f"{name}: not an array of MT3")
+
+
+def mt3_names(keys: Mapping[str, Any]) -> dict[str, str]:
+    """Return HF-T5 style key -> MT3's name, for as many layers as the keys have.
+
+    Args:
+        keys: of the file, without prefixes.
+
+    Raises:
+        CheckpointError: an entry is missing or unknown.
+    """
+    counts = {
+        stack: 1 + max((int(m[1]) for key in keys if (m := re.match(rf"{stack}\.block\.(\d+)\.", key))), default=-1)
+        for stack in ("encoder", "decoder")
+    }
+    # no more layers than entries, whatever number a name has
+    layers = (min(counts[stack], len(keys)) for stack in ("encoder", "decoder"))
+    names = {hf_t5_name(name): name for name in array_names(*layers)}
+    missing, unknown = sorted(names.keys() - keys.keys()), sorted(keys.keys() - names.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            f"not an HF-T5 style MT3: {len(missing)} entries missing ({', '.join(missing[:3])}), "
+            f"{len(unknown)} unknown ({', '.join(unknown[:3])}); python -m parity diagnose says more"
+        )
+    return {key: names[key] for key in keys}
+
+
+def inv_freq_table(inv_freq: np.ndarray, width: int) -> str | None:
+    """Return the position table that an `inv_freq` buffer stands for: 'mt3', 'port' or None (neither).
+
+    The known ports keep 10000^(-2k/width) ('port') whatever their weights were trained on: weights converted from MT3
+    need 'mt3', weights trained with the port need overrides={'position_table': 'port'}.
+    """
+    steps = np.arange(width // 2)
+    for table, divisor in (("mt3", width // 2 - 1), ("port", width // 2)):
+        expected = np.exp(-np.log(10000.0) / divisor * steps)
+        if inv_freq.shape == expected.shape and np.allclose(inv_freq.astype(np.float64), expected, rtol=1e-4, atol=0):
+            return table
+    return None
