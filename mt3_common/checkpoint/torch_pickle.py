@@ -224,7 +224,10 @@ _KNOWN = {
 
 
 # the one in Python: a few damaged bytes make the one in C allocate any amount of memory
-class _Unpickler(pickle._Unpickler):
+_Base: Any = pickle._Unpickler
+
+
+class _Unpickler(_Base):
     """Unpickler of containers and tensors, and nothing else.
 
     Args:
@@ -276,7 +279,7 @@ class _Unpickler(pickle._Unpickler):
         self.append(self._stand_in(klass))
 
     # the base class looks its methods up in this table
-    dispatch = pickle._Unpickler.dispatch | {
+    dispatch = _Base.dispatch | {
         pickle.REDUCE[0]: load_reduce,
         pickle.NEWOBJ[0]: load_newobj,
         pickle.NEWOBJ_EX[0]: load_newobj_ex,

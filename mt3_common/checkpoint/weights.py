@@ -233,7 +233,7 @@ def _is_whole(named: Named) -> bool:
 def _without_beginning(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return arrays without the levels that all names begin with."""
     while arrays:
-        beginnings = {re.match(r"[^./]+[./]|", name)[0] for name in arrays}
+        beginnings = {name[: match.end()] if (match := re.match(r"[^./]+[./]", name)) else "" for name in arrays}
         if len(beginnings) > 1 or beginnings == {""}:
             break
         [beginning] = beginnings
