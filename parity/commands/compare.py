@@ -5,6 +5,8 @@ import argparse
 from parity.commands import options
 from parity.compare.results import DIFFERENT
 from parity.compare.traces import compare
+from parity.networks.names import read_map
+from parity.networks.record import rename
 from parity.trace.file import load
 
 
@@ -12,12 +14,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `parity compare`."""
     parser.add_argument("reference", help="trace made by `parity record CKPT --framework jax -o A`")
     parser.add_argument("candidate", help="trace made by `parity record CKPT --framework torch --on A -o B`")
+    options.add_names(parser)
     options.add_report_files(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare two trace files; neither framework is imported."""
-    report = compare(load(args.reference), load(args.candidate))
+    reference, candidate = load(args.reference), load(args.candidate)
+    if args.names:
+        names = [tap for run in reference.passes.values() for tap in run.outputs]
+        candidate = rename(candidate, read_map(args.names), [*names, *reference.weights], list(reference.inputs))
+    report = compare(reference, candidate)
     if report.exit_code == DIFFERENT:
         # A trace has no weights, and without the original's weights no cause can be tested.
         report.facts["cause"] = f"python -m parity diagnose {args.candidate} --against CKPT names it"

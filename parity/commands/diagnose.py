@@ -2,12 +2,18 @@
 
 import argparse
 import math
+from collections.abc import Mapping
+from typing import Any
 
+from mt3_common.config import Config
 from parity.commands import options
-from parity.diagnosis.candidate import read_candidates, read_original
+from parity.diagnosis.candidate import Candidate, read_candidates, read_original
 from parity.diagnosis.diagnose import diagnose
 from parity.diagnosis.finding import Diagnosis, Finding
+from parity.networks.names import read_map
+from parity.networks.record import rename
 from parity.report.files import write_json
+from parity.sides import numpy_network
 
 # Number of conventions of arrays without readable names in the line of the verdict.
 CONVENTIONS_SHOWN = 12
@@ -20,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="the candidate's config.json (default: the one beside it)")
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the original has no config")
     options.add_weights(parser)
+    options.add_names(parser)
     parser.add_argument("--mapping", action="store_true", help="print which array holds what")
     parser.add_argument("--json", metavar="FILE", help="write the diagnosis as JSON")
 
@@ -28,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     """Diagnose a candidate; return 0 nothing wrong, 1 faults, 2 refused."""
     original, config = read_original(args.against, args.model)
     candidates = read_candidates(args.candidate, args.config, args.weights, args.scan_axis)
+    if args.names:
+        _rename(candidates, read_map(args.names), original, config)
     diagnoses = {}
     for prefix, candidate in candidates.items():
         diagnoses[prefix] = diagnose(candidate, original, config)
@@ -43,6 +52,17 @@ def run(args: argparse.Namespace) -> int:
         sets = {prefix: diagnosis.to_dict() for prefix, diagnosis in diagnoses.items()}
         write_json(args.json, worst.to_dict() | ({"sets": sets} if len(sets) > 1 else {}))
     return worst.exit_code
+
+
+def _rename(
+    candidates: Mapping[str, Candidate], names: Mapping[str, str], original: Mapping[str, Any], config: Config
+) -> None:
+    """Give the taps, weights and inputs of traces MT3's names."""
+    for candidate in candidates.values():
+        if candidate.trace is None:
+            raise ValueError("--names is for traces; arrays under other names are found by their content")
+        taps = [step.name for step in numpy_network.steps(config.network) if step.name]
+        candidate.trace = rename(candidate.trace, names, [*taps, *original], numpy_network.INPUTS)
 
 
 def print_diagnosis(diagnosis: Diagnosis, path: str, against: str, show_mapping: bool = False) -> None:

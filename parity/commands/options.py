@@ -64,6 +64,16 @@ def devices(text: str) -> tuple[str, str]:
     return names[0], names[-1]
 
 
+def add_names(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that maps the reference's names to the candidate's."""
+    parser.add_argument(
+        "--names",
+        metavar="FILE",
+        help="JSON of reference name -> candidate name, for a trace of a model with names of its own "
+        "({'encoder/layers': 'enc.blocks'}, or regular expressions)",
+    )
+
+
 def add_report_files(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name files for the report."""
     parser.add_argument("--all", action="store_true", help="every tap in the table, not one line per layer")

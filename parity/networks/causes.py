@@ -98,52 +98,52 @@ def _is_mask(a: np.ndarray, b: np.ndarray) -> bool:
     return all(x.dtype == bool or (x.size > 0 and (x <= MASKED).any() and (x <= 0).all()) for x in (a, b))
 
 
-def site_of(found: Break, scope: str) -> str:
+def site_of(gap: Break, scope: str) -> str:
     """Return the place in words: a module, or what lies between two of them."""
-    module, before = slashed(found.module), slashed(found.before)
-    if found.part == "out" and not found.entered and before:
+    module, before = slashed(gap.module), slashed(gap.before)
+    if gap.part == "out" and not gap.entered and before:
         return f"between {before} and the tap {module}"
     where = f"in {slashed(scope)}" if scope else "in the network"
-    if found.part == "out":
+    if gap.part == "out":
         return module
-    if found.part == "in" and before:
+    if gap.part == "in" and before:
         return f"between {before} and {module}, outside of any submodule"
-    if found.part == "in":
+    if gap.part == "in":
         return f"before {module}, outside of any submodule"
     return f"after {before}, {where}, outside of any submodule" if before else f"{where}, outside of any submodule"
 
 
 def name_break(
-    found: Break, scope: str, precision: str, kinds: Mapping[str, Kind], weights: Mapping[str, Mapping[str, Weight]]
+    gap: Break, scope: str, precision: str, kinds: Mapping[str, Kind], weights: Mapping[str, Mapping[str, Weight]]
 ) -> Cause:
     """Name what the candidate does where two runs part.
 
     Args:
-        found: the place.
+        gap: the place.
         scope: the module around it; '' for the network.
         precision: of both runs.
         kinds: what the reference's modules are.
         weights: reference module -> leaf -> array, equal on both sides.
     """
-    site = site_of(found, scope)
-    if found.shapes:
-        text = f"shape {found.shapes}"
-        return Cause(site, "shape", text + (": stride, padding or window" if _is(kinds, found.module, "conv") else ""))
-    a, b = found.reference.astype(np.float64), found.candidate.astype(np.float64)
+    site = site_of(gap, scope)
+    if gap.shapes:
+        text = f"shape {gap.shapes}"
+        return Cause(site, "shape", text + (": stride, padding or window" if _is(kinds, gap.module, "conv") else ""))
+    a, b = gap.reference.astype(np.float64), gap.candidate.astype(np.float64)
     if not np.isfinite(b).all():
         return Cause(site, "not finite", "holds NaN or infinity")
     limit = EXPLAINED[precision]
     tests: list[tuple[str, str, float] | None] = []
     with np.errstate(all="ignore"):
-        if found.part == "out":
-            owned = weights.get(found.module, {})
-            tests += [_norm_cause(found, owned, limit), _linear_cause(found, owned, limit)]
-            tests.append(None if found.entered else _before_linear(found, owned, limit))
+        if gap.part == "out":
+            owned = weights.get(gap.module, {})
+            tests += [_norm_cause(gap, owned, limit), _linear_cause(gap, owned, limit)]
+            tests.append(None if gap.entered else _before_linear(gap, owned, limit))
         best = next((test for test in tests if test is not None), None)
-        if best is None and found.terms:
-            best = _formula_cause(found, precision)
+        if best is None and gap.terms:
+            best = _formula_cause(gap, precision)
         if best is None:
-            best = next(iter(_relations(a, b, found.terms, limit)), None)
+            best = next(iter(_relations(a, b, gap.terms, limit)), None)
     if best is None:
         return Cause(
             site, "unknown", f"differs by {distance(a, b):.1e} of the largest value; no known cause explains it"
@@ -155,25 +155,25 @@ def _is(kinds: Mapping[str, Kind], module: str, sort: str) -> bool:
     return kinds.get(module.partition("#")[0], Kind("other", "")).sort == sort
 
 
-def _formula_cause(found: Break, precision: str) -> tuple[str, str, float] | None:
-    terms = found.terms[:TERMS]
+def _formula_cause(gap: Break, precision: str) -> tuple[str, str, float] | None:
+    terms = gap.terms[:TERMS]
     rows = slice(0, ROWS)
-    if found.reference.ndim == 0:
+    if gap.reference.ndim == 0:
         return None
-    first = found.reference.shape[0]
+    first = gap.reference.shape[0]
 
     def cut(array: np.ndarray) -> np.ndarray:
         return array[rows] if array.ndim and array.shape[0] == first and first > ROWS and array.ndim > 1 else array
 
-    a = explain(cut(found.reference), [(name, cut(value)) for name, value, _ in terms], precision)
-    b = explain(cut(found.candidate), [(name, cut(value)) for name, _, value in terms], precision)
+    a = explain(cut(gap.reference), [(name, cut(value)) for name, value, _ in terms], precision)
+    b = explain(cut(gap.candidate), [(name, cut(value)) for name, _, value in terms], precision)
     result = difference(a, b)
     return (*result, b.error) if result is not None and b is not None else None
 
 
-def _norm_cause(found: Break, owned: Mapping[str, Weight], limit: float) -> tuple[str, str, float] | None:
+def _norm_cause(gap: Break, owned: Mapping[str, Weight], limit: float) -> tuple[str, str, float] | None:
     """Compare what both sides compute as a norm: kind, epsilon, scale, bias, statistics."""
-    floats = [x for x in found.reference_inputs if x.dtype.kind == "f" and x.shape == found.reference.shape]
+    floats = [x for x in gap.reference_inputs if x.dtype.kind == "f" and x.shape == gap.reference.shape]
     scales = [
         w.array.astype(np.float64)
         for leaf, w in owned.items()
@@ -188,7 +188,7 @@ def _norm_cause(found: Break, owned: Mapping[str, Weight], limit: float) -> tupl
     bias = owned["bias"].array.astype(np.float64) if "bias" in owned else np.zeros_like(scale)
     statistics = {leaf: owned[leaf].array.astype(np.float64) for leaf in ("mean", "var") if leaf in owned}
     results = [
-        _fit_norm(x, y.astype(np.float64), scale, bias, statistics, limit) for y in (found.reference, found.candidate)
+        _fit_norm(x, y.astype(np.float64), scale, bias, statistics, limit) for y in (gap.reference, gap.candidate)
     ]
     if results[1] is None:
         return None
@@ -260,8 +260,8 @@ def _fit_norm(x, y, scale, bias, statistics, limit) -> tuple[dict, float] | None
     return best
 
 
-def _linear_cause(found: Break, owned: Mapping[str, Weight], limit: float) -> tuple[str, str, float] | None:
-    a, b = found.reference.astype(np.float64), found.candidate.astype(np.float64)
+def _linear_cause(gap: Break, owned: Mapping[str, Weight], limit: float) -> tuple[str, str, float] | None:
+    a, b = gap.reference.astype(np.float64), gap.candidate.astype(np.float64)
     bias = owned["bias"].array.astype(np.float64) if "bias" in owned else None
     if bias is not None and bias.ndim == 1 and a.shape[-1] == bias.shape[0] and bias.any():
         for cause, text, value in (
@@ -272,7 +272,7 @@ def _linear_cause(found: Break, owned: Mapping[str, Weight], limit: float) -> tu
             if error_of(value, b) <= limit:
                 return cause, text, error_of(value, b)
     kernel = owned["kernel"].array.astype(np.float64) if "kernel" in owned else None
-    floats = [x.astype(np.float64) for x in found.reference_inputs if x.dtype.kind == "f"]
+    floats = [x.astype(np.float64) for x in gap.reference_inputs if x.dtype.kind == "f"]
     square = kernel is not None and kernel.ndim == 2 and kernel.shape[0] == kernel.shape[1]
     if square and kernel is not None and floats and floats[0].shape[-1] == kernel.shape[0]:
         value = floats[0] @ kernel.T + (bias if bias is not None else 0.0)
@@ -281,17 +281,17 @@ def _linear_cause(found: Break, owned: Mapping[str, Weight], limit: float) -> tu
     return None
 
 
-def _before_linear(found: Break, owned: Mapping[str, Weight], limit: float) -> tuple[str, str, float] | None:
+def _before_linear(gap: Break, owned: Mapping[str, Weight], limit: float) -> tuple[str, str, float] | None:
     """Name the function before a product whose input no tap shows."""
     kernel = owned["kernel"].array.astype(np.float64) if "kernel" in owned else None
     if kernel is None or kernel.ndim != 2:
         return None
     bias = owned["bias"].array.astype(np.float64) if "bias" in owned else 0.0
     words: list[tuple[str, str] | None] = [None, None]
-    for name, *values in found.terms[:TERMS]:
+    for name, *values in gap.terms[:TERMS]:
         if values[0].dtype.kind != "f" or values[0].shape[-1:] != kernel.shape[:1]:
             continue
-        for number, (value, target) in enumerate(zip(values, (found.reference, found.candidate))):
+        for number, (value, target) in enumerate(zip(values, (gap.reference, gap.candidate))):
             for word, function in FUNCTIONS.items():
                 if (
                     words[number] is None

@@ -313,20 +313,20 @@ class Comparison:
 
         def examine(scope: str, events: list[Event], own: list[Event], entered, ends) -> None:
             index = {(event.name, event.part): event for event in own}
-            found = find_break(events, index, names, tolerance, entered, ends)
-            if found is None:
+            gap = find_break(events, index, names, tolerance, entered, ends)
+            if gap is None:
                 return
-            site = site_of(found, scope)
-            around = slashed(found.module if found.part == "out" else scope).partition("#")[0]
-            hidden = [name for name in excused if found.part == "out" or name not in paired]
+            site = site_of(gap, scope)
+            around = slashed(gap.module if gap.part == "out" else scope).partition("#")[0]
+            hidden = [name for name in excused if gap.part == "out" or name not in paired]
             if site in sites or any(name == around or (around and name.startswith(f"{around}/")) for name in hidden):
                 return
-            inner = found.part == "out" and found.module not in leaf_names(events) and found.module in other.inside
+            inner = gap.part == "out" and gap.module not in leaf_names(events) and gap.module in other.inside
             if inner and scope == "":
                 return
             sites.add(site)
-            cause = name_break(found, scope, effective, kinds, weights)
-            if cause.cause == "unknown" and found.part != "out":
+            cause = name_break(gap, scope, effective, kinds, weights)
+            if cause.cause == "unknown" and gap.part != "out":
                 settings = _constants(run.find(scope, "in"), other.find(names.get(scope, ""), "in"))
                 if settings:
                     cause.cause = cause.text = settings

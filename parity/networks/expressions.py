@@ -1,4 +1,4 @@
-"""What an array was computed from: a search among the usual formulas of networks.
+"""Formulas that an array was computed by: a search among the usual formulas of networks.
 
 Each formula is put to the test with the numbers of the run, so one that is found explains every value, to rounding.
 """

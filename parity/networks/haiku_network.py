@@ -8,13 +8,13 @@ import haiku
 import jax
 import numpy as np
 
-from parity.networks.jax_common import cast, exact_mode, finish, leaves, to_numpy, watch_for
+from parity.networks.jax_common import JaxNetwork, cast, exact_mode, finish, leaves, to_numpy, watch_for
 from parity.networks.names import plain
 from parity.networks.network import Kind, Weight, bind, kind_of, standard_leaf
 from parity.networks.recording import Run, Watch
 
 
-class HaikuNetwork:
+class HaikuNetwork(JaxNetwork):
     """A function transformed by Haiku, with its parameters and state; its taps are its modules.
 
     Args:

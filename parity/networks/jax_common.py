@@ -1,4 +1,4 @@
-"""What all adapters of JAX share: precision, arrays inside of transformations, names of a tree's leaves."""
+"""Parts that all adapters of JAX share: precision, arrays inside of transformations, names of a tree's leaves."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +11,7 @@ import numpy as np
 from parity.networks.names import plain
 from parity.networks.network import _CURRENT, NetworkError
 from parity.networks.recording import Event, Run, Watch, flatten, unrolled
+from parity.trace.precision import product_bits, product_test
 
 _LENGTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -41,19 +42,29 @@ def _is_later(value: Any) -> bool:
 
 def _trace(event: Event, arrays: list[Any]) -> list[Any]:
     """Pass arrays of a transformation through a callback that changes no bit of them and records them."""
-    kept = [number for number, array in enumerate(arrays) if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key)]
-    shapes = [jax.ShapeDtypeStruct(arrays[number].shape, arrays[number].dtype) for number in kept]
+    numeric = [number for number, array in enumerate(arrays) if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key)]
+    shapes = [jax.ShapeDtypeStruct(arrays[number].shape, arrays[number].dtype) for number in numeric]
 
     def receive(*values: Any) -> list[np.ndarray]:
         copies = [np.asarray(value) for value in values]
         event.executions.append([to_numpy(copy) for copy in copies])
         return copies
 
-    returned = jax.pure_callback(receive, shapes, *(arrays[number] for number in kept), vmap_method="expand_dims")
+    returned = jax.pure_callback(receive, shapes, *(arrays[number] for number in numeric), vmap_method="expand_dims")
     result = list(arrays)
-    for number, array in zip(kept, returned):
+    for number, array in zip(numeric, returned):
         result[number] = array
     return result
+
+
+class JaxNetwork:
+    """The arithmetic of a network of JAX."""
+
+    def product_bits(self, precision: str) -> int:
+        """Return the bits that a product keeps of its inputs, as trace/precision.py measures them."""
+        with exact_mode(precision):
+            left, right = (jnp.asarray(matrix).astype(precision) for matrix in product_test())
+            return product_bits(to_numpy(left @ right))
 
 
 def watch_for(feed: Mapping[str, list[np.ndarray]] | None) -> Watch:

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from parity.networks.jax_common import cast, exact_mode, finish, leaves, to_numpy, watch_for
+from parity.networks.jax_common import JaxNetwork, cast, exact_mode, finish, leaves, to_numpy, watch_for
 from parity.networks.names import plain
 from parity.networks.network import Kind, Weight, bind, kernel_first, kind_of, standard_leaf
 from parity.networks.recording import Run, Watch
 
 
-class FunctionNetwork:
+class FunctionNetwork(JaxNetwork):
     """A function of parameters and inputs; its taps are the Equinox modules among its parameters, and `parity.tap`.
 
     Args:

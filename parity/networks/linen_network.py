@@ -10,13 +10,13 @@ import numpy as np
 from flax import linen as nn
 from flax.errors import ModifyScopeVariableError
 
-from parity.networks.jax_common import cast, exact_mode, finish, leaves, to_numpy, watch_for
+from parity.networks.jax_common import JaxNetwork, cast, exact_mode, finish, leaves, to_numpy, watch_for
 from parity.networks.names import plain
 from parity.networks.network import Kind, NetworkError, Weight, bind, kind_of, standard_leaf
 from parity.networks.recording import Run, Watch
 
 
-class LinenNetwork:
+class LinenNetwork(JaxNetwork):
     """A Flax linen module with its variables; its taps are its submodules.
 
     Args:

@@ -44,7 +44,7 @@ class Weight:
 
 @dataclasses.dataclass
 class Kind:
-    """What a module is, as far as its class says it.
+    """The sort of a module, as far as its class says it.
 
     Attributes:
         sort: 'linear', 'conv', 'norm', 'embedding', 'dropout' or 'other'.
@@ -84,6 +84,10 @@ class Network(Protocol):
 
     def environment(self) -> dict[str, Any]:
         """Return versions."""
+        ...
+
+    def product_bits(self, precision: str) -> int:
+        """Return the bits that a product keeps of its inputs, as trace/precision.py measures them."""
         ...
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from parity.networks.jax_common import cast, exact_mode, finish, to_numpy, watch_for
+from parity.networks.jax_common import JaxNetwork, cast, exact_mode, finish, to_numpy, watch_for
 from parity.networks.names import plain
 from parity.networks.network import Kind, Weight, bind, kind_of, standard_leaf
 from parity.networks.recording import Run, Watch
@@ -20,7 +20,7 @@ from parity.networks.recording import Run, Watch
 _NAME = "parity_name"
 
 
-class NnxNetwork:
+class NnxNetwork(JaxNetwork):
     """An nnx module; its taps are its submodules.
 
     Args:

@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from parity.networks.names import plain
 from parity.networks.network import Kind, NetworkError, Weight, is_constant, kernel_first, standard_leaf
 from parity.networks.recording import Event, Run
+from parity.trace.precision import product_bits, product_test
 
 _LINEAR = ("Gemm", "MatMul")
 
@@ -86,6 +87,18 @@ class OnnxNetwork:
     def environment(self) -> dict[str, Any]:
         """Return versions."""
         return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "network": self.title}
+
+    def product_bits(self, precision: str) -> int:
+        """Return the bits that a product keeps of its inputs, as trace/precision.py measures them."""
+        left, right = (matrix.astype(precision) for matrix in product_test())
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(precision))
+        values = [helper.make_tensor_value_info(name, kind, (64, 64)) for name in "abc"]
+        graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", values[:2], values[2:])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        if precision == "float64":
+            return product_bits(np.asarray(ReferenceEvaluator(model).run(None, {"a": left, "b": right})[0]))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return product_bits(np.asarray(session.run(None, {"a": left, "b": right})[0]))
 
     def run(self, inputs: Mapping[str, Any], precision: str, feed: Mapping[str, list[np.ndarray]] | None = None) -> Run:
         """Run the graph in a precision; its nodes cannot be fed.

@@ -168,20 +168,20 @@ def feeds(
     for pair in pairs:
         if pair.reference not in own or pair.candidate not in ins:
             continue
-        arrays, mine = own[pair.reference], ins[pair.candidate]
-        matched = {other: (number, view) for number, other, view in match_arrays(arrays, mine)}
-        floats = [number for number, array in enumerate(mine) if array.dtype.kind == "f"]
-        if not floats and mine and mine[0].dtype.kind in "iu" and matched:
+        arrays, taken = own[pair.reference], ins[pair.candidate]
+        matched = {other: (number, view) for number, other, view in match_arrays(arrays, taken)}
+        floats = [number for number, array in enumerate(taken) if array.dtype.kind == "f"]
+        if not floats and taken and taken[0].dtype.kind in "iu" and matched:
             floats = []
         if any(number not in matched for number in floats[:1]) or (arrays and not matched):
-            shapes = [[array.shape for array in side] for side in (mine, arrays)]
+            shapes = [[array.shape for array in side] for side in (taken, arrays)]
             failures[pair.reference] = (
                 f"the candidate's module takes arrays of {shapes[0]}, the reference's {shapes[1]}"
             )
             continue
         result[pair.candidate] = [
             matched[number][1].back(arrays[matched[number][0]], array.shape) if number in matched else array
-            for number, array in enumerate(mine)
+            for number, array in enumerate(taken)
         ]
     return result, failures
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from parity.networks.names import plain
 from parity.networks.network import _CURRENT, Kind, NetworkError, Weight, bind, kernel_first, kind_of, standard_leaf
 from parity.networks.recording import Run, Watch, flatten, transform
+from parity.trace.precision import product_bits, product_test
 
 _SIZES = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 
@@ -67,6 +68,12 @@ class _Base:
     def environment(self) -> dict[str, Any]:
         """Return versions."""
         return {"torch": torch.__version__, "network": self.title}
+
+    def product_bits(self, precision: str) -> int:
+        """Return the bits that a product keeps of its inputs, as trace/precision.py measures them."""
+        left, right = (torch.tensor(matrix).to(getattr(torch, precision)) for matrix in product_test())
+        with exact_mode():
+            return product_bits(to_numpy(torch.nn.functional.linear(left, right)))
 
     def _watch(self, feed: Mapping[str, list[np.ndarray]] | None) -> Watch:
         return Watch(

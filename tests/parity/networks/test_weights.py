@@ -1,4 +1,4 @@
-"""What is wrong with an array of the candidate is named."""
+"""Names of what is wrong with an array of the candidate."""
 
 import numpy as np
 import pytest
@@ -22,9 +22,9 @@ def reshape_up(candidate):
 
 def exchange(candidate):
     a, b = (layer.up.weight for layer in candidate.layers)
-    held = a.clone()
+    first = a.clone()
     a.copy_(b)
-    b.copy_(held)
+    b.copy_(first)
 
 
 @pytest.mark.parametrize(
