@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
-from mt3_common.cli import dataset, evaluate, export, infer, sample_fonts, sources, train
+from mt3_common.cli import dataset, evaluate, export, infer, sample_fonts, serve, sources, train
 from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
 
@@ -29,6 +29,7 @@ commands:
   mt3 transcribe AUDIO...                 the same as mt3 AUDIO...
   mt3 train RUN ...                       train a model on your recordings, or on synthesised music
   mt3 evaluate DATASET...                 measure transcriptions against notes that are known
+  mt3 serve                               open a page in the browser that does it, on this machine alone
   mt3 export CKPT -o model.onnx           write the network as one ONNX file, for other programs and browsers
   mt3 data sources DIR                    get songs and soundfonts to synthesise music from
   mt3 data fonts NOTES DIR                build soundfonts from recorded notes
@@ -159,6 +160,12 @@ def _evaluate(framework: str | None, arguments: Sequence[str]) -> int:
     return evaluate.main(package, load, arguments, "mt3 evaluate")
 
 
+def _serve(framework: str | None, arguments: Sequence[str]) -> int:
+    package = _package(framework, arguments, _by_speed(arguments))
+    load = importlib.import_module(f"{package}.infer").load
+    return serve.main(package, load, arguments)
+
+
 def _export(framework: str | None, arguments: Sequence[str]) -> int:
     if framework not in (None, "onnx"):
         raise UsageError(f"--framework {framework} cannot do this: mt3 export writes for ONNX Runtime")
@@ -185,6 +192,7 @@ COMMANDS: dict[str, Callable[[str | None, list[str]], int]] = {
     "transcribe": _transcribe,
     "train": _train,
     "evaluate": _evaluate,
+    "serve": _serve,
     "export": _export,
     "data": _data,
 }

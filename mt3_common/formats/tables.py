@@ -86,7 +86,7 @@ def read_json(path: str | os.PathLike) -> tuple[list[Note], dict[str, Any]]:
     if content.get("version") != JSON_VERSION:
         raise NoteFileError(f'{path} has "version" {content.get("version")!r}; this program reads {JSON_VERSION}')
     try:
-        notes = [_json_note(item) for item in content["notes"]]
+        notes = [json_note(item) for item in content["notes"]]
         metadata = dict(content["metadata"])
         check_notes(notes)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -94,7 +94,7 @@ def read_json(path: str | os.PathLike) -> tuple[list[Note], dict[str, Any]]:
     return notes, metadata
 
 
-def _json_note(item: dict[str, Any]) -> Note:
+def json_note(item: dict[str, Any]) -> Note:
     """Return the note of one JSON object; raise ValueError for a missing, unknown or wrongly typed field."""
     types = {
         "onset": (int, float),

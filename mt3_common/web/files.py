@@ -1,0 +1,102 @@
+"""Files of notes that the page sends back: nothing is kept on the server, and no path comes from a user."""
+
+import itertools
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mt3_common.formats.tables import json_note
+from mt3_common.notes.note import check_notes
+from mt3_common.notes.tempo import BEATS_PER_BAR, Tempo
+from mt3_common.transcription.result import Transcription
+
+KINDS = {
+    "mid": "audio/midi",
+    "musicxml": "application/vnd.recordare.musicxml+xml",
+    "json": "application/json",
+    "csv": "text/csv",
+}
+# entries of metadata, and characters of one, that a file takes from a request
+MOST_METADATA, LONGEST_TEXT = 16, 4096
+MOST_NOTES, MOST_BEATS = 1_000_000, 1_000_000
+
+
+def file_of(kind: str, body: bytes) -> bytes:
+    """Return a file as the command line writes it.
+
+    Args:
+        kind: of KINDS.
+        body: JSON with notes, and what work.described returns.
+
+    Raises:
+        ValueError: the body is something else, or a library is missing; says which.
+    """
+    transcription = parsed(body)
+    with tempfile.TemporaryDirectory(prefix="mt3-twins-") as folder:
+        path = Path(folder) / f"notes.{kind}"
+        transcription.write(path)
+        return path.read_bytes()
+
+
+def parsed(body: bytes) -> Transcription:
+    """Return the transcription that a request describes.
+
+    Raises:
+        ValueError: it does not describe one.
+    """
+    try:
+        content = json.loads(body)
+        if not isinstance(content, dict) or not isinstance(content["notes"], list):
+            raise ValueError("notes must be a list")
+        if len(content["notes"]) > MOST_NOTES:
+            raise ValueError(f"more than {MOST_NOTES} notes")
+        notes = [json_note(item) for item in content["notes"]]
+        check_notes(notes)
+        counts = [content.get(name, 0) for name in ("segments", "invalid", "dropped")]
+        duration = content.get("duration", 0)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("segments, invalid and dropped must be whole numbers")
+        if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 <= duration < math.inf:
+            raise ValueError("duration must be a number of seconds")
+        segments, invalid, dropped = counts
+        return Transcription(
+            notes,
+            float(duration),
+            segments,
+            invalid,
+            dropped,
+            _metadata(content.get("metadata")),
+            tempo=_tempo(content.get("tempo")),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"the request does not describe notes: {error}") from error
+
+
+def _metadata(metadata: Any) -> dict[str, Any]:
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict) or len(metadata) > MOST_METADATA:
+        raise ValueError("metadata must be an object of few entries")
+    for name, value in metadata.items():
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        if len(name) > LONGEST_TEXT or not (is_number or (isinstance(value, str) and len(value) <= LONGEST_TEXT)):
+            raise ValueError("metadata must have short texts and numbers only")
+    # the command line writes these as numbers with a point
+    return metadata | {name: float(metadata[name]) for name in ("start", "held", "bpm") if name in metadata}
+
+
+def _tempo(tempo: Any) -> Tempo | None:
+    if tempo is None:
+        return None
+    beats, downbeat = tempo["beats"], tempo["downbeat"]
+    if not isinstance(beats, list) or not 2 <= len(beats) <= MOST_BEATS:
+        raise ValueError("a tempo has two beats or more")
+    if any(isinstance(beat, bool) or not isinstance(beat, int | float) or not math.isfinite(beat) for beat in beats):
+        raise ValueError("beats must be numbers")
+    if beats[0] < 0 or any(later <= earlier for earlier, later in itertools.pairwise(beats)):
+        raise ValueError("beats must ascend from 0 s or later")
+    if type(downbeat) is not int or not 0 <= downbeat < BEATS_PER_BAR:
+        raise ValueError(f"downbeat must be a whole number below {BEATS_PER_BAR}")
+    return Tempo(tuple(map(float, beats)), downbeat)

@@ -1,0 +1,413 @@
+"""The server of the page: its events and files against the command line's, its line, and hostile clients."""
+
+import base64
+import contextlib
+import io
+import json
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from fakes import first_segment_only, infer, record
+from serving import served
+
+from mt3_common.web import app, files, guard, work
+
+
+@pytest.fixture(scope="module")
+def client():
+    """A server for all tests that change nothing in it."""
+    with served() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def song(tmp_path_factory) -> bytes:
+    """A recording of 5 s: three segments."""
+    return record(tmp_path_factory.mktemp("song") / "song.wav", 5.0).read_bytes()
+
+
+def body_of(events: list[dict]) -> bytes:
+    """What the page sends to get a file."""
+    notes = [note for event in events if event["type"] == "notes" for note in event["notes"]]
+    return json.dumps({"notes": notes} | {k: v for k, v in events[-1].items() if k != "type"}).encode()
+
+
+@pytest.mark.parametrize("options", [(), ("--tempo", "96")])
+def test_events_and_files_are_those_of_the_command_line(client, song, folder, options):
+    Path("song.wav").write_bytes(song)
+    query = "name=song.wav" + (f"&tempo={options[1]}" if options else "")
+    events = client.events(song, query)
+    assert [event["type"] for event in events if event["type"] == "strip"] == ["strip"] * 3
+    assert [event["done"] for event in events if event["type"] == "progress"] == [0, 1, 2, 3]
+    assert events[-1]["type"] == "end"
+    assert infer("song.wav", "--format", "mid,json,csv,musicxml", *options) == 0
+    for kind in files.KINDS:
+        status, headers, content = client.ask("POST", f"/files/{kind}", body_of(events))
+        assert status == 200, content
+        assert headers["content-type"].startswith(files.KINDS[kind])
+        assert content == Path(f"song.{kind}").read_bytes(), kind
+
+
+def test_numbers_of_a_browser_are_the_same_numbers(client, song):
+    """JavaScript writes 1.0 as 1."""
+    events = client.events(song, "name=song.wav&tempo=60")
+    body = json.loads(body_of(events))
+    body["notes"] = [{**note, "onset": 1, "offset": 2} for note in body["notes"]]
+    whole = client.ask("POST", "/files/json", json.dumps(body))[2]
+    body["notes"] = [{**note, "onset": 1.0, "offset": 2.0} for note in body["notes"]]
+    body["metadata"] |= {"start": 0, "bpm": 60}
+    assert client.ask("POST", "/files/json", json.dumps(body))[2] == whole
+
+
+def test_strips_have_the_loud_frames_where_they_sound(client):
+    time_axis = np.arange(2 * 16000) / 16000
+    sound = np.where(time_axis < 1.0, 0.5 * np.sin(2 * np.pi * 880 * time_axis), 0.0)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, sound, 16000, format="WAV")
+    (strip,) = [event for event in client.events(buffer.getvalue()) if event["type"] == "strip"]
+    levels = np.frombuffer(base64.b64decode(strip["levels"]), np.uint8).reshape(strip["columns"], strip["rows"])
+    # 880 Hz is A5, MIDI pitch 81, row 2 * (81 - 21)
+    assert abs(int(levels[5].argmax()) - 120) <= 1
+    assert levels[5].max() > 200
+    assert levels[-8:].max() < 20
+    assert strip["start"] == 0.0
+    assert strip["seconds"] == pytest.approx(2.0, abs=0.05)
+
+
+def test_the_page_and_what_it_needs_to_know(client):
+    status, headers, content = client.ask("GET", "/", sec_fetch_site="none", origin=None)
+    assert status == 200
+    assert b"main.js" in content
+    for file in app.PAGE.iterdir():
+        assert client.ask("GET", f"/{file.name}")[::2] == (200, file.read_bytes())
+    about = json.loads(client.ask("GET", "/about")[2])
+    assert len(about["programs"]) == 128
+    assert about["hold"] is True
+    assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+
+
+# --- errors of users
+
+
+@pytest.mark.parametrize(
+    ("query", "content", "status", "words"),
+    [
+        ("name=song.wav", b"", 415, "the file is empty"),
+        ("name=notes.txt", b"no sound at all " * 100, 415, "notes.txt: "),
+        ("name=../../etc/passwd", b"no sound at all " * 100, 415, "passwd: "),
+        ("name=..%5C..%5Cx.wav", b"no sound at all " * 100, 415, "x.wav: "),
+        ("instruments=kazoo", b"x", 422, "no instrument 'kazoo'"),
+        ("tempo=fast", b"x", 422, "'fast' is neither auto nor a number from 10 to 1000"),
+        ("tempo=5", b"x", 422, "5.0 is neither auto nor a number from 10 to 1000"),
+        ("hold=2", b"x", 422, "hold must be 0 or 1, not '2'"),
+    ],
+)
+def test_a_wrong_request_is_answered_with_a_sentence(client, query, content, status, words):
+    got, _, body = client.ask("POST", f"/transcriptions?{query}", content)
+    message = json.loads(body)["error"]
+    assert got == status
+    assert words in message
+    assert tempfile.gettempdir() not in message
+
+
+def test_an_error_on_the_way_names_the_recording_as_its_user_does(client, song):
+    events = client.events(song[: len(song) // 2], "name=my%20song.wav")
+    assert events[-1]["type"] == "error"
+    assert events[-1]["message"].startswith("my song.wav: truncated or damaged")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"notes": {}}',
+        b'{"notes": [1]}',
+        b'{"notes": [{"onset": 0}]}',
+        b'{"notes": [{"onset": NaN, "offset": 1, "pitch": 1, "velocity": 1, "program": 0, "is_drum": false}]}',
+        b'{"notes": [{"onset": 2, "offset": 1, "pitch": 1, "velocity": 1, "program": 0, "is_drum": false}]}',
+        b'{"notes": [{"onset": 0, "offset": 1, "pitch": 200, "velocity": 1, "program": 0, "is_drum": false}]}',
+        b'{"notes": [], "tempo": {"beats": [1, 0], "downbeat": 0}}',
+        b'{"notes": [], "tempo": {"beats": [0, 1e999], "downbeat": 0}}',
+        b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 9}}',
+        b'{"notes": [], "tempo": 3}',
+        b'{"notes": [], "metadata": {"a": [1]}}',
+        b'{"notes": [], "metadata": {"start": "x"}}',
+        b'{"notes": [], "duration": 1e999}',
+        b'{"notes": [], "segments": -1}',
+        b"[" * 100_000,
+        b"\xff\xfe",
+    ],
+)
+def test_notes_that_are_none_are_refused(client, body):
+    for kind in ("mid", "json"):
+        status, _, answer = client.ask("POST", f"/files/{kind}", body)
+        assert status == 422, answer
+        assert "the request does not describe notes" in json.loads(answer)["error"]
+
+
+# --- hostile clients
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "evil@127.0.0.1", "127.0.0.1:1:2", "", "0.0.0.0", "127.0.0.2"]
+)
+@pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/about"), ("POST", "/transcriptions")])
+def test_another_name_is_refused(client, host, method, path):
+    """DNS rebinding: a name of an attacker that points here; the page's Origin then equals the Host."""
+    status, headers, _ = client.ask(method, path, None, host=host, origin=f"http://{host}")
+    assert status == 400
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_two_hosts_are_refused(client):
+    request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nHost: evil.example\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", client.port), 10) as connection:
+        connection.sendall(request)
+        assert b" 400 " in connection.recv(1000).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": None},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:1"},
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "same-site"},
+        {"sec_fetch_site": "none"},
+        {"sec_fetch_site": None},
+    ],
+)
+@pytest.mark.parametrize("path", ["/transcriptions", "/files/mid"])
+def test_another_site_is_refused(client, headers, path):
+    """Cross-site request forgery: a page of another site that posts here."""
+    assert client.ask("POST", path, b"x", **headers)[0] == 403
+
+
+def test_another_site_cannot_read_nor_ask_for_permission(client):
+    assert client.ask("GET", "/about", sec_fetch_site="cross-site")[0] == 403
+    status, headers, _ = client.ask("OPTIONS", "/transcriptions", origin="https://evil.example")
+    assert status == 403
+    assert not any(name.startswith("access-control") for name in headers)
+
+
+@pytest.mark.parametrize(
+    "path", ["/../pyproject.toml", "/%2e%2e/app.py", "//etc/passwd", "/page/index.html", "/files/../about", "/app.py"]
+)
+def test_no_file_outside_of_the_page_is_served(client, path):
+    assert client.ask("GET", path)[0] in (404, 405)
+    assert client.ask("POST", "/files/..%2f..%2fx", b"{}")[0] == 404
+
+
+def test_an_upload_is_counted_while_it_comes(song):
+    with served(megabytes=0.1) as client:
+        claimed = {"content_length": str(10**12)}
+        assert client.ask("POST", "/transcriptions", iter([b"x" * 1000]), **claimed)[0] == 413
+        sent = 0
+
+        def endless():
+            nonlocal sent
+            while True:
+                sent += 10_000
+                yield b"x" * 10_000
+
+        connection = client.connection()
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            connection.request("POST", "/transcriptions", endless(), client.headers(), encode_chunked=True)
+        # the answer came, and the connection was closed, long before an end
+        assert sent < 50_000_000
+        small = record_bytes(0.5)
+        assert client.events(small)[-1]["type"] == "end"
+        status, _, body = client.ask("POST", "/transcriptions", song)
+        assert status == 413
+        assert json.loads(body)["error"].startswith("the file is larger than 0.1 MB")
+
+
+def record_bytes(seconds: float) -> bytes:
+    with tempfile.TemporaryDirectory() as name:
+        return record(Path(name) / "a.wav", seconds).read_bytes()
+
+
+def test_a_long_recording_is_refused_whatever_its_header_says(song, monkeypatch):
+    with served(minutes=3 / 60) as client:
+        status, _, body = client.ask("POST", "/transcriptions", song)
+        assert status == 413
+        assert "the recording is longer than 0.05 minutes" in json.loads(body)["error"]
+        # as if the header told less, or nothing
+        monkeypatch.setattr(app, "audio_duration", lambda path: None)
+        last = client.events(song)[-1]
+        assert last["type"] == "error"
+        assert "longer than 0.05 minutes" in last["message"]
+
+
+def test_too_many_notes_are_refused_while_they_come(client, monkeypatch):
+    monkeypatch.setattr(app, "LONGEST_NOTES", 1000)
+    assert client.ask("POST", "/files/mid", b" " * 1001)[0] == 413
+
+
+def test_an_upload_that_stops_is_given_up(client, monkeypatch):
+    monkeypatch.setattr(app, "SILENCE", 0.2)
+    connection = client.connection()
+    with contextlib.closing(connection):
+        connection.putrequest("POST", "/transcriptions", skip_host=True)
+        for name, value in client.headers(content_length="100").items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        connection.send(b"x")
+        assert connection.getresponse().status == 408
+    assert client.server.num_open == 0
+
+
+def test_every_answer_has_the_headers(client, song):
+    asked = [
+        client.ask("GET", "/"),
+        client.ask("GET", "/no_such"),
+        client.ask("POST", "/transcriptions", song),
+        client.ask("POST", "/transcriptions", b"x", origin="http://evil.example"),
+        client.ask("POST", "/files/mid", b"x"),
+    ]
+    for _, headers, _ in asked:
+        assert {name: headers.get(name) for name in guard.HEADERS if name != "cache-control"} == {
+            name: value for name, value in guard.HEADERS.items() if name != "cache-control"
+        }
+        assert "set-cookie" not in headers
+        assert "server" not in headers
+    assert [headers["cache-control"] for _, headers, _ in asked] == ["no-cache"] + ["no-store"] * 4
+
+
+def test_a_token_is_needed_where_there_is_one(song):
+    with served(token="secret", names=()) as client:
+        assert client.ask("GET", "/")[0] == 200
+        for path, method in (("/about", "GET"), ("/transcriptions", "POST"), ("/files/mid", "POST")):
+            for authorization in (None, "Bearer", "Bearer wrong", "secret", "Bearer secret "[:-1] + "x"):
+                assert client.ask(method, path, b"", authorization=authorization)[0] == 401
+        assert client.ask("GET", "/about", authorization="Bearer secret")[0] == 200
+        assert client.events(song, authorization="Bearer secret")[-1]["type"] == "end"
+        # an address in digits is nobody's to point elsewhere; a name is
+        assert client.ask("GET", "/", host="192.168.1.5:8222")[0] == 200
+        assert client.ask("GET", "/", host="evil.example")[0] == 400
+
+
+def test_nothing_is_left_of_a_recording(client, song, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    client.events(song)
+    client.ask("POST", "/transcriptions", b"no sound at all " * 100)
+    client.ask("POST", "/files/json", body_of(client.events(song)))
+    deadline = time.monotonic() + 5
+    while list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the line
+
+
+class Gate:
+    """A stand-in for the network that waits before each segment until it may go on."""
+
+    def __init__(self):
+        self.opened = threading.Semaphore(0)
+        self.taken = 0
+        self.ended = 0
+
+    def __call__(self, segments):
+        try:
+            for segment in segments:
+                self.taken += 1
+                assert self.opened.acquire(timeout=20)
+                yield from first_segment_only([segment])
+        finally:
+            self.ended += 1
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_one_at_a_time_in_order_and_the_others_are_told_their_place(song, monkeypatch):
+    monkeypatch.setattr(app, "REPORT_EVERY", 0.05)
+    gate = Gate()
+    with served(gate, waiting=3) as client:
+        results: dict[str, list[dict]] = {}
+        threads = []
+        for number, name in enumerate("abc"):
+            threads.append(
+                threading.Thread(target=lambda name=name: results.update({name: client.events(song, f"name={name}")}))
+            )
+            threads[-1].start()
+            until(lambda number=number: len(client.server.line) == number + 1)
+        status, _, body = client.ask("POST", "/transcriptions", song)
+        assert status == 503
+        assert json.loads(body)["error"] == "3 recordings are waiting already; try again later"
+        until(lambda: gate.taken)
+        time.sleep(0.3)
+        assert gate.taken == 1
+        for _ in range(9):
+            gate.opened.release()
+        for thread in threads:
+            thread.join(20)
+    places = {
+        name: [event["place"] for event in events if event["type"] == "waiting"] for name, events in results.items()
+    }
+    assert places["a"] == []
+    assert set(places["b"]) == {1}
+    assert places["c"][0] == 2
+    assert places["c"] == sorted(places["c"], reverse=True)
+    assert all(events[-1]["type"] == "end" for events in results.values())
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_who_leaves_makes_room(song, waits):
+    """Closing the page ends a transcription, and leaves the line where it waits."""
+    gate = Gate()
+    with served(gate) as client:
+        connections = [client.connection() for _ in range(1 + waits)]
+        for number, connection in enumerate(connections):
+            connection.request("POST", "/transcriptions", song, client.headers())
+            until(lambda number=number: len(client.server.line) == number + 1)
+        until(lambda: gate.taken)
+        answer = connections[-1].getresponse()
+        answer.read(10)
+        connections[-1].close()
+        answer.close()
+        if waits:
+            until(lambda: len(client.server.line) == 1)
+            assert gate.ended == 0
+            connections[0].close()
+        time.sleep(0.2)
+        gate.opened.release()
+        until(lambda: len(client.server.line) == 0)
+        until(lambda: gate.ended)
+        assert gate.taken < 3
+        assert client.server.num_open == 0
+        for _ in range(3):
+            gate.opened.release()
+        assert client.events(song)[-1]["type"] == "end"
+
+
+def test_a_network_for_other_instruments_is_loaded_once_and_the_last_is_kept(song):
+    loaded = []
+    with served() as client:
+        load = client.server.networks.load
+        client.server.networks.load = lambda **settings: loaded.append(settings) or load(**settings)
+        for query in ("", "instruments=piano", "instruments=Piano&hold=0", "hold=1", "", "instruments=piano"):
+            assert client.events(song, query)[-1]["type"] == "end"
+    piano = ",".join(map(str, range(8)))
+    assert loaded == [
+        {"instruments": piano, "hold": None},
+        {"instruments": None, "hold": app.HOLD_BIAS},
+        {"instruments": piano, "hold": None},
+    ]
+    assert work.LOADED == 2
