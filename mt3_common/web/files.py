@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mt3_common.formats.tables import json_note
+from mt3_common.notes.meter import parse_meter
 from mt3_common.notes.note import check_notes
-from mt3_common.notes.tempo import BEATS_PER_BAR, Tempo
+from mt3_common.notes.tempo import Tempo
 from mt3_common.transcription.result import Transcription
 
 KINDS = {
@@ -97,6 +98,11 @@ def _tempo(tempo: Any) -> Tempo | None:
         raise ValueError("beats must be numbers")
     if beats[0] < 0 or any(later <= earlier for earlier, later in itertools.pairwise(beats)):
         raise ValueError("beats must ascend from 0 s or later")
-    if type(downbeat) is not int or not 0 <= downbeat < BEATS_PER_BAR:
-        raise ValueError(f"downbeat must be a whole number below {BEATS_PER_BAR}")
-    return Tempo(tuple(map(float, beats)), downbeat)
+    if type(downbeat) is not int or not 0 <= downbeat < len(beats):
+        raise ValueError("downbeat must be the number of a beat")
+    start = tempo["start"]
+    if start is not None and (
+        isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start < math.inf
+    ):
+        raise ValueError("start must be a number of seconds")
+    return Tempo(tuple(map(float, beats)), downbeat, parse_meter(tempo["meter"]), start and float(start))

@@ -201,5 +201,5 @@ def described(result: Transcription, name: str) -> dict[str, Any]:
         "segments": result.num_segments,
         "invalid": result.invalid,
         "dropped": result.dropped,
-        "tempo": result.tempo and {"beats": list(result.tempo.beats), "downbeat": result.tempo.downbeat},
+        "tempo": result.tempo and result.tempo._asdict() | {"meter": str(result.tempo.meter)},
     }
