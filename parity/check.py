@@ -182,7 +182,8 @@ def name_causes(
         if report.differing == [ORIGINAL]:
             return [f"both sides are the same as each other: only {ORIGINAL} differs, or could not be compared"]
         sections = ", ".join(report.differing)
-        return [f"no module differs on the reference's own inputs: the fault lies between modules, in {sections}"]
+        between = f"no module differs on the reference's own inputs: the fault lies between modules, in {sections}"
+        return [*decoding.explain_decode_path(report.rows), between]
     arrays = reference.arrays() if source is None else source
     for label, trace, side in (("candidate", traces[1], candidate), ("reference", traces[0], reference)):
         try:

@@ -79,15 +79,40 @@ def judge(truth: np.ndarray, candidate: np.ndarray, noise: np.ndarray, precision
     if not np.isfinite(error.max_abs) or not np.isfinite(noise).all():
         error.ratio = float("inf")
         return error
-    epsilon = EPSILON[precision]
-    cap = CAP[precision] * error.largest
+    limits = _limits(noise, error, precision)
+    errors = {"rms": error.rms, "max": error.max_abs}
+    error.ratio = max(_ratio(errors[kind], limits[kind]) for kind in limits)
+    return error
+
+
+def _limits(noise: np.ndarray, error: Measure, precision: str) -> dict[str, float]:
+    epsilon, cap = EPSILON[precision], CAP[precision] * error.largest
     limits = {
         "rms": FACTOR["rms"] * _rms(noise) + FLOOR["rms"] * epsilon * error.size,
         "max": FACTOR["max"] * float(np.abs(noise).max()) + FLOOR["max"] * epsilon * error.largest,
     }
-    errors = {"rms": error.rms, "max": error.max_abs}
-    error.ratio = max(_ratio(errors[kind], min(limits[kind], cap)) for kind in limits)
-    return error
+    return {kind: min(limit, cap) for kind, limit in limits.items()}
+
+
+def first_over(truth: np.ndarray, candidate: np.ndarray, noise: np.ndarray, precision: str) -> int:
+    """Return the first position (axis 1) with an element over its budget, for arrays that `judge` puts over theirs.
+
+    Where only the root mean square is over, it is the first position whose own is.
+
+    Args:
+        truth, candidate, noise, precision: as in judge; axis 1 has positions.
+    """
+    error = measure(truth, candidate)
+    if not np.isfinite(error.max_abs):
+        good = np.isfinite(candidate) & np.isfinite(truth)
+        return int(np.argmin(good.all(axis=tuple(axis for axis in range(good.ndim) if axis != 1))))
+    limits = _limits(noise, error, precision)
+    others = tuple(axis for axis in range(truth.ndim) if axis != 1)
+    difference = np.abs(candidate.astype(np.float64) - truth.astype(np.float64))
+    over = difference.max(axis=others) > limits["max"]
+    if not over.any():
+        over = np.sqrt(np.mean(difference**2, axis=others)) > limits["rms"]
+    return int(np.argmax(over))
 
 
 def judge_short(truth: np.ndarray, candidate: np.ndarray, noise: np.ndarray, precision: str) -> Measure:

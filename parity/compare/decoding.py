@@ -7,12 +7,14 @@ from mt3_common.evaluation.metrics import program_score
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
-from parity.compare.budget import judge
+from parity.compare.budget import first_over, judge
 from parity.compare.results import Row, over
 from parity.sides.side import Side
 from parity.trace.inputs import shift_right
 from parity.trace.precision import EPSILON
 
+# Begins the note of a row that is right up to a position.
+FROM = "wrong from"
 CACHED_TAPS = r"^decoder/.*attention/(key|value)$"
 
 
@@ -44,8 +46,15 @@ def compare_decode_path(reference: Side, candidate: Side, inputs: dict[str, np.n
                 note = f"shape {exact.shape} against {array.shape}"
                 rows.append(Row("decode path", name, "different", precision, note=note))
                 return
-            error = judge(exact, array, (rough - exact) * scale, precision)
-            rows.append(Row("decode path", name, "different" if over(error) else "same", precision, error))
+            noise = (rough - exact) * scale
+            error = judge(exact, array, noise, precision)
+            row = Row("decode path", name, "same", precision, error)
+            if over(error):
+                # Keys and values of the frames have positions of the encoder, all computed at once.
+                unit = "frame" if "encoder_decoder" in tap else "position"
+                row.verdict = "different"
+                row.note = f"{FROM} {unit} {first_over(exact, array, noise, precision)} on"
+            rows.append(row)
 
         for side in (reference, candidate):
             # The reference's float64 forward pass is the truth itself.
@@ -64,6 +73,36 @@ def compare_decode_path(reference: Side, candidate: Side, inputs: dict[str, np.n
     return rows
 
 
+def explain_decode_path(rows: list[Row]) -> list[str]:
+    """Return a sentence for each side whose decode path differs: from which position on, and where it begins.
+
+    Args:
+        rows: of a report; those of the decode path that differ are read, the most exact precision first.
+    """
+    wrong = [row for row in rows if row.section == "decode path" and row.verdict != "same"]
+    sentences = []
+    for side in dict.fromkeys(row.name.split(": ")[0] for row in wrong):
+        own = [row for row in wrong if row.name.startswith(f"{side}: ")]
+        precision = min((row.precision for row in own), key=EPSILON.__getitem__)
+        own = [row for row in own if row.precision == precision]
+        kinds = {
+            kind: [r for r in own if r.name.startswith(f"{side}: {kind}")] for kind in ("prefill", "cached", "cache ")
+        }
+        if not kinds["cached"]:
+            sentences.append(f"decode path of {side}: {own[0].name.split(': ')[1]} is {own[0].note} ({precision})")
+            continue
+        if kinds["prefill"]:
+            where = f"the prefill is wrong already: {kinds['prefill'][0].name.split()[-1]}"
+        elif any("/layers_0/" in row.name for row in kinds["cache "]):
+            where = (
+                "the keys and values of layer 0 are wrong already: id, position or projection in a step, or its slot"
+            )
+        else:
+            where = "the keys and values of layer 0 are right: what a step reads from the cache, or computes from it"
+        sentences.append(f"decode path of {side}: cached steps are {kinds['cached'][0].note} ({precision}); {where}")
+    return sentences
+
+
 def _cut(inputs: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
     return {name: array if name == "frames" else array[:, :length] for name, array in inputs.items()}
 
@@ -79,7 +118,8 @@ def compare_tokens(
 
     Once the sides differ, the rest of a segment is not comparable. So both sides also predict the next token after
     every prefix of the reference's tokens. A disagreement is a 'tie' if the float64 margin between the two tokens is
-    within the noise that float32 makes in either side's logits at that position; otherwise it is 'real'.
+    within the noise that float32 makes in either side's logits at that position; otherwise it is 'real'. Where the
+    sides part and their forward passes do not, the noise is that of the cached steps, which chose the tokens.
 
     Args:
         reference, candidate: Sides.
@@ -99,18 +139,27 @@ def compare_tokens(
         low = [side.logits(inputs, "float32")[0, : len(own)] for side in (reference, candidate)]
         total += len(own)
         disagreements = np.flatnonzero(low[0].argmax(-1) != low[1].argmax(-1))
-        verdicts = {}
-        if len(disagreements):
+        parted = first_parting(own, other)
+        verdicts, truth = {}, np.empty(0)
+        if len(disagreements) or parted is not None:
             truth = reference.logits(inputs, "float64")[0]
-            for position in disagreements:
-                verdicts[int(position)] = tie_rule(truth[position], low[0][position], low[1][position])
+        for position in disagreements:
+            verdicts[int(position)] = tie_rule(truth[position], low[0][position], low[1][position])
         ties += sum(tie for tie, _ in verdicts.values())
         real += [f"segment {index}, position {position}: {why}" for position, (tie, why) in verdicts.items() if not tie]
-        parted = first_parting(own, other)
         if parted is None:
             row = Row("tokens", f"segment {index}", "same", "float32", note=f"{len(own)} tokens, equal")
+        elif parted in (len(own), len(other)):
+            note = f"parted at position {parted} of {len(own)}: real, one side ended there and the other did not"
+            row = Row("tokens", f"segment {index}", "different", "float32", note=note)
         else:
-            tie, why = verdicts.get(parted, (False, "the cached path alone chose another token"))
+            chosen = int(own[parted]), int(other[parted])
+            if chosen == (int(low[0][parted].argmax()), int(low[1][parted].argmax())):
+                tie, why = verdicts[parted]
+            else:
+                passes = _passes(reference, inputs, low[0], parted), _passes(candidate, inputs, low[1], parted)
+                tie, why = margin_rule(truth[parted], chosen, *passes)
+                why = f"the cached path alone chose another token, {why}"
             note = f"parted at position {parted} of {len(own)}: {'tie' if tie else 'real'}, {why}"
             row = Row("tokens", f"segment {index}", "same" if tie else "different", "float32", note=note)
         rows.append(row)
@@ -120,6 +169,14 @@ def compare_tokens(
     verdict = "different" if real or not total else "same"
     rows.append(Row("tokens", "next token on the reference's prefixes", verdict, "float32", note=note))
     return rows
+
+
+def _passes(
+    side: Side, inputs: dict[str, np.ndarray], forward: np.ndarray, position: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a side's float32 logits at a position: of the forward pass, and of the cached steps."""
+    steps, _ = side.cached(inputs["frames"], inputs["decoder_input_tokens"], "float32")
+    return forward[position], steps[0, position]
 
 
 def first_parting(reference: np.ndarray, candidate: np.ndarray) -> int | None:
@@ -138,10 +195,27 @@ def tie_rule(truth: np.ndarray, reference: np.ndarray, candidate: np.ndarray) ->
         truth: (vocab_size,) the reference's logits in float64.
         reference, candidate: (vocab_size,) the sides' own logits, whose largest entries differ.
     """
-    a, b = int(reference.argmax()), int(candidate.argmax())
-    noise = max(float(np.abs(reference - truth).max()), float(np.abs(candidate - truth).max()))
+    return margin_rule(truth, (int(reference.argmax()), int(candidate.argmax())), (reference,), (candidate,))
+
+
+def margin_rule(
+    truth: np.ndarray,
+    chosen: tuple[int, int],
+    reference: tuple[np.ndarray, ...],
+    candidate: tuple[np.ndarray, ...],
+) -> tuple[bool, str]:
+    """Return whether two chosen ids are a tie, and why: their float64 margin against float32's noise.
+
+    Args:
+        truth: (vocab_size,) the reference's logits in float64.
+        chosen: the reference's id and the candidate's.
+        reference, candidate: (vocab_size,) logits in float32 of every path that a side took: the forward pass and,
+            where they chose the ids, the cached steps.
+    """
+    a, b = chosen
+    own, other = (max(float(np.abs(logits - truth).max()) for logits in paths) for paths in (reference, candidate))
     # A wrong candidate has any amount of noise; so at most 8 times the reference's noise counts as an excuse.
-    allowed = 2 * min(noise, 8 * float(np.abs(reference - truth).max()))
+    allowed = 2 * min(max(own, other), 8 * own)
     margin = abs(float(truth[a] - truth[b]))
     times = margin / allowed if allowed else float("inf")
     return margin <= allowed, f"margin {margin:.2g} of ids {a} and {b} is {times:.2g} times the noise"

@@ -58,13 +58,43 @@ def test_a_cache_off_by_one_is_found(sides, decoded):
     assert not [row for row in bad if "prefill" in row.name]
 
 
+class Stuck:
+    """A side whose cached steps see id 3 in place of every id from a position on."""
+
+    framework = "stuck"
+
+    def __init__(self, side, position):
+        self.side, self.position = side, position
+        self.logits, self.observe = side.logits, side.observe
+
+    def cached(self, frames, tokens, precision):
+        tokens = tokens.copy()
+        tokens[:, self.position :] = 3
+        return self.side.cached(frames, tokens, precision)
+
+
+def test_the_first_wrong_position_is_named(sides, decoded):
+    given = inputs.with_tokens(decoded["in/frames"][:1], sides[0].config, 12)
+    given["decoder_target_tokens"] = np.ones_like(given["decoder_target_tokens"])
+    rows = decoding.compare_decode_path(sides[0], Stuck(sides[1], 7), given, {"float64": 12, "float32": 12})
+    bad = [row for row in rows if row.verdict != "same"]
+    assert {row.note for row in bad} == {"wrong from position 7 on"}
+    [sentence] = decoding.explain_decode_path(rows)
+    assert sentence.startswith("decode path of stuck: cached steps are wrong from position 7 on (float64)")
+    assert "layer 0 are wrong already" in sentence
+
+
 class Spoken:
     """A side that says what it is told: logits (l, vocab) in float32, with the same in float64 where it is asked."""
 
     framework = "spoken"
 
-    def __init__(self, logits, exact=None):
+    def __init__(self, logits, exact=None, steps=None):
         self.given, self.exact = logits, exact
+        self.steps = logits if steps is None else steps
+
+    def cached(self, frames, tokens, precision):
+        return self.steps[np.newaxis], {}
 
     def logits(self, inputs, precision):
         return (self.given if precision == "float32" else self.exact)[np.newaxis]
@@ -106,6 +136,29 @@ def test_a_cached_path_that_parts_alone_is_real():
     rows = decoding.compare_tokens(side, side, FRAMES, ids)
     assert [row.verdict for row in rows] == ["different", "same"]
     assert "the cached path alone" in rows[0].note
+
+
+@pytest.mark.parametrize(("margin", "verdict"), [(1e-6, "same"), (1e-3, "different")])
+def test_a_tie_in_the_cached_path_alone_is_judged_by_its_own_noise(margin, verdict):
+    """Both forward passes choose id 1; the candidate's cached steps, whose rounding is larger, choose id 2."""
+    exact = np.array([[0.0, 5.0, 5.0 - margin, 0.0]])
+    forward, steps = exact + 1e-8, exact.copy()
+    steps[0, 2] = 5.0 + 1e-6
+    ids = ([np.array([1], np.int32)], [np.array([2], np.int32)])
+    # The reference's own cached steps are off by as much, on another id.
+    own = exact + np.array([[2e-6, 0, 0, 0]])
+    rows = decoding.compare_tokens(Spoken(forward, exact, own), Spoken(forward, exact, steps), FRAMES, ids)
+    assert rows[0].verdict == verdict
+    assert f"{'tie' if verdict == 'same' else 'real'}, the cached path alone" in rows[0].note
+
+
+def test_a_wrong_cache_cannot_make_its_own_noise():
+    exact = np.array([[0.0, 5.0, 5.0 - 1e-5, 0.0]])
+    steps = exact + np.array([[0, 0, 1.0, 0]])
+    ids = ([np.array([1], np.int32)], [np.array([2], np.int32)])
+    side = Spoken(exact + 1e-8, exact)
+    rows = decoding.compare_tokens(side, Spoken(exact + 1e-8, exact, steps), FRAMES, ids)
+    assert rows[0].verdict == "different"
 
 
 def test_no_tokens_at_all_is_not_the_same():
