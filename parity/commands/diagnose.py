@@ -81,6 +81,8 @@ def print_diagnosis(diagnosis: Diagnosis, path: str, against: str, show_mapping:
         print(f"  not a fault: {note}")
     if diagnosis.unjudged:
         print(f"  not judged: the settings {', '.join(diagnosis.unjudged)}")
+    if diagnosis.coverage:
+        print(f"judged: {diagnosis.coverage}")
     if diagnosis.counts:
         counts = diagnosis.counts
         print(

@@ -75,6 +75,9 @@ def diagnose_trace(candidate: Candidate, original: Mapping[str, np.ndarray], con
         )
     if unknown:
         diagnosis.notes.append(f"{len(unknown)} weights of the trace have names that are not MT3's ({unknown[0]}, …)")
+    taps = {step.name for step in numpy_network.steps(config.network) if step.name and step.is_tap}
+    seen = taps.intersection(*(run.outputs for run in trace.passes.values()))
+    diagnosis.coverage = f"{len(seen)} of {len(taps)} modules of MT3, and the logits"
     diagnosis.findings = name_faults(trace, original, config)
     return diagnosis
 
@@ -99,7 +102,10 @@ def name_faults(
     seen: set[tuple[str, str]] = set()
     for precision in sorted(trace.passes, key=list(EPSILON).index):
         new = []
-        for finding in examine(trace.passes[precision].outputs, trace.inputs, weights, config.network, precision):
+        run = trace.passes[precision]
+        # A trace of a part of a network has other outputs than logits.
+        outputs = run.outputs | ({"": run.logits} if run.logits.ndim == 3 else {})
+        for finding in examine(outputs, trace.inputs, weights, config.network, precision):
             # an epsilon that float64 has read is not read again, with fewer digits, off float32
             sort = "eps" if finding.cause.startswith("eps") else finding.cause
             sites = [site for site in finding.sites if (site, sort) not in seen]

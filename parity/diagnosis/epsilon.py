@@ -7,7 +7,8 @@ import numpy as np
 
 from parity.diagnosis.evidence import EVIDENCE, evidence, likeliest
 from parity.diagnosis.finding import Finding, module_of
-from parity.diagnosis.hypotheses import NORMS, Hypothesis
+from parity.diagnosis.hypotheses import NORMS
+from parity.diagnosis.hypothesis import Hypothesis
 from parity.diagnosis.values import Epsilon, Scale, Values
 from parity.sides.numpy_network import MT3, Behaviour, Step, run_step
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parity.diagnosis.hypotheses import Hypothesis
+from parity.diagnosis.hypothesis import Hypothesis
 from parity.trace.precision import EPSILON
 
 # a cause is named only if it explains the output to this multiple of the budget; one with fitted numbers in it, whose

@@ -73,6 +73,7 @@ class Diagnosis:
         placed: original name -> the candidate's array in MT3's layout.
         matched: of the candidate's arrays, for repair.
         logits_error: largest relative error of the logits with the candidate's weights; None where it has none.
+        coverage: what was judged, in words; '' where the counts say it.
         conventions: how arrays without readable names were mapped, in words, where all siblings share it.
         by_content: the candidate's arrays whose names are not read, or not for certain: believed for what they hold.
         unjudged: settings of the config of which neither MT3's value nor harmlessness is known.
@@ -90,6 +91,7 @@ class Diagnosis:
     placed: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     matched: fibres.Matching | None = None
     logits_error: float | None = None
+    coverage: str = ""
     conventions: list[str] = dataclasses.field(default_factory=list)
     by_content: list[str] = dataclasses.field(default_factory=list)
     unjudged: list[str] = dataclasses.field(default_factory=list)
@@ -154,15 +156,16 @@ class Diagnosis:
             "mapped_with": self.conventions,
             "by_content": self.by_content,
             "unjudged_settings": self.unjudged,
+            "coverage": self.coverage,
         }
 
 
 def module_of(step: str) -> str:
-    """The module to blame for a step: the attention for its weights, the MLP for its gate, the layer for its sums."""
+    """Return the module to blame: the attention for its weights, the layer for its sums, 'logits' for the last step."""
     path, _, last = step.rpartition("/")
     if last == "dropout" or last.startswith(".") or last == "input_dropout":
         return path
-    return step
+    return step or "logits"
 
 
 def sites_of(config: NetworkConfig) -> list[str]:

@@ -3,7 +3,6 @@
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,22 +15,11 @@ from parity.diagnosis.fits import (
     fit_dropout,
     fit_factor,
     fit_other_scale,
-    fit_rounded,
     fit_times,
 )
-from parity.sides.numpy_network import MT3, TARGETS, Behaviour, Step
-
-
-class Hypothesis(NamedTuple):
-    """One thing that a module may do instead: a behaviour, other arrays, other inputs, or a function of the output."""
-
-    cause: str
-    text: str
-    behaviour: Behaviour = MT3
-    arrays: Mapping[str, np.ndarray] = {}
-    reads: Mapping[str, str] = {}
-    fit: Callable[[np.ndarray, np.ndarray], np.ndarray | None] | None = None
-
+from parity.diagnosis.hypothesis import Hypothesis
+from parity.diagnosis.short_types import short_hypotheses
+from parity.sides.numpy_network import TARGETS, TOKENS, Behaviour, Step
 
 NORMS = (
     ("eps=1e-05", "epsilon 1e-5 in place of 1e-6", {"eps": 1e-5}),
@@ -69,6 +57,10 @@ GATES = (
     ("tanh", "tanh in place of GELU", {"activation": "tanh"}),
     ("activation on wi_1", "the activation is on wi_1, not on wi_0", {"gate": "wi_1"}),
     ("relu on wi_1", "ReLU, and on wi_1", {"gate": "wi_1", "activation": "relu"}),
+    ("leaky_relu", "leaky ReLU in place of GELU", {"activation": "leaky_relu"}),
+    ("mish", "Mish in place of GELU", {"activation": "mish"}),
+    ("elu", "ELU in place of GELU", {"activation": "elu"}),
+    ("relu_squared", "squared ReLU in place of GELU", {"activation": "relu_squared"}),
     ("wi_1 left out", "no gate: wi_1 is left out", {"gate": "none"}),
     ("relu, wi_1 left out", "plain ReLU MLP: wi_1 is left out", {"gate": "none", "activation": "relu"}),
     ("activation on both", "the activation is on both branches", {"gate": "both"}),
@@ -121,6 +113,9 @@ def _attention_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, .
         )
         yield Hypothesis("no padding mask", "padded targets are not masked", Behaviour(padding=False))
         yield Hypothesis("no mask", "no mask at all", Behaviour(padding=False, causal="none"))
+    if step.kind in ("self_weights", "cross_weights"):
+        text = "padding is looked for in the decoder's inputs, not in its targets"
+        yield Hypothesis("mask of the inputs", text, reads={TARGETS: TOKENS})
     if step.kind == "encoder_weights":
         yield Hypothesis(
             "zero frames masked", "frames of zeros are masked; MT3 sees them", Behaviour(encoder_mask="zeros")
@@ -176,6 +171,7 @@ def _array_edits(step: Step, arrays: Mapping[str, np.ndarray], config: NetworkCo
             yield edit(f"holds {name} transposed", f"holds the weights of {name}, transposed", other.T)
     yield edit("times -1", "negated", -own)
     yield edit("zeros", "all zeros", np.zeros_like(own))
+    yield from _rounded_weights(own, edit)
     if own.ndim == 1:
         yield edit("reversed", "reversed", own[::-1])
         yield edit("rolled by 1", "rolled by one", np.roll(own, -1))
@@ -206,21 +202,14 @@ def _array_edits(step: Step, arrays: Mapping[str, np.ndarray], config: NetworkCo
                 f"heads rolled by {shift}",
                 np.take(own, np.roll(grid, shift, 0).ravel(), axis),
             )
+
+
+def _rounded_weights(own: np.ndarray, edit: Callable[[str, str, np.ndarray], Hypothesis]) -> Iterator[Hypothesis]:
     import ml_dtypes
 
     for low in (ml_dtypes.bfloat16, np.float16):
         rounded = own.astype(low).astype(own.dtype)
-        yield edit(f"{np.dtype(low).name} weights", f"rounded to {np.dtype(low).name}", rounded)
-
-
-def _low_precision(step: Step, arrays: Mapping[str, np.ndarray]) -> Iterator[Hypothesis]:
-    for low in ("bfloat16", "float16"):
-        if step.kind == "norm":
-            scale = arrays[step.array].astype(np.float64)
-            fit = functools.partial(fit_rounded, low, scale)
-            yield Hypothesis(f"{low} statistics", f"computed in {low}; MT3 takes at least float32", fit=fit)
-        fit = functools.partial(fit_rounded, low, None)
-        yield Hypothesis(f"{low} output", f"rounded to {low}", fit=fit)
+        yield edit(f"{np.dtype(low).name} weights", f"the weights are rounded to {np.dtype(low).name}", rounded)
 
 
 def _add_positions_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
@@ -323,7 +312,11 @@ FITTED: tuple[tuple[tuple[str, ...], str, str, Callable], ...] = (
 
 
 def hypotheses(
-    step: Step, arrays: Mapping[str, np.ndarray], config: NetworkConfig, shape: tuple[int, ...]
+    step: Step,
+    arrays: Mapping[str, np.ndarray],
+    config: NetworkConfig,
+    shape: tuple[int, ...],
+    precision: str = "float64",
 ) -> Iterator[Hypothesis]:
     """Yield what a step may do instead, the likeliest first.
 
@@ -332,6 +325,7 @@ def hypotheses(
         arrays: the weights that it should use.
         config: sizes.
         shape: of the candidate's tap.
+        precision: of the candidate's arithmetic.
     """
     yield from OF_KIND[step.kind](step, config, shape)
     if step.array:
@@ -343,8 +337,7 @@ def hypotheses(
         yield Hypothesis("skipped", "the module hands its input on", Behaviour(skip=True))
     yield Hypothesis("one position late", "the output is that of the position before", Behaviour(time_shift=1))
     yield Hypothesis("one position early", "the output is that of the next position", Behaviour(time_shift=-1))
-    if step.kind in ("norm", "dense", "head", "gate", "embed"):
-        yield from _low_precision(step, arrays)
+    yield from short_hypotheses(step, arrays, precision)
     for kinds, cause, text, fit in FITTED:
         if step.kind in kinds:
             yield Hypothesis(cause, text, fit=fit)

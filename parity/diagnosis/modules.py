@@ -11,14 +11,22 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from mt3_common.config import NetworkConfig
+from parity.compare.budget import AMPLIFIED
 from parity.diagnosis import fibres
+from parity.diagnosis.arrangement import rearranged
 from parity.diagnosis.epsilon import agree, epsilons_implied, filtered, only_epsilon, unsupported
 from parity.diagnosis.evidence import EXPLAINED, FITTED, Trial, ranked
 from parity.diagnosis.finding import Finding, module_of
-from parity.diagnosis.hypotheses import Hypothesis, hypotheses
+from parity.diagnosis.hypotheses import hypotheses
+from parity.diagnosis.hypothesis import Hypothesis
+from parity.diagnosis.implied import implied
+from parity.diagnosis.positions import recovered_positions
 from parity.diagnosis.values import Epsilon, Scale, Values
-from parity.sides.numpy_network import MT3, Step, steps
+from parity.sides.numpy_network import MT3, Step, shorten, steps
 
+ATTENTIONS = ("attention", "self_attention", "encoder_decoder_attention")
+INHERITED = "not finite before"
+MASKED = "NaN or infinity at masked positions: masked with -inf, or in a type too short for -1e10"
 # hypotheses about a single unobserved step are tried where at most this many steps lie between two taps
 FEW_STEPS = 24
 
@@ -33,7 +41,7 @@ def examine(
     """Find every module whose output is not what MT3's gives on the candidate's own inputs, with the cause where known.
 
     Args:
-        outputs: tap -> what the candidate put out; taps may be missing.
+        outputs: tap -> what the candidate put out, '' its logits; taps may be missing.
         inputs: frames, decoder_input_tokens, decoder_target_tokens, as the candidate was given them.
         arrays: the weights that the candidate should use, under MT3's names.
         config: the sizes and behaviour that it should have.
@@ -45,7 +53,7 @@ def examine(
     Raises:
         ValueError: no tap has a name that MT3's modules have.
     """
-    known = [step for step in steps(config) if step.name in outputs]
+    known = [step for step in steps(config) if step.name and step.name in outputs]
     if not known:
         raise ValueError(
             "none of the candidate's taps is named after a module of MT3 "
@@ -54,7 +62,17 @@ def examine(
     values = Values(inputs, arrays, config, precision)
     findings: list[Finding] = []
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for step in steps(config):
+        number, arranged = 0, set()
+        while number < len(values.sequence):
+            step = values.sequence[number]
+            layer = "/".join(step.name.split("/")[:2])
+            if "/layers_" in layer and layer not in arranged:
+                arranged.add(layer)
+                finding = rearranged(layer, outputs, values)
+                if finding is not None:
+                    findings.append(finding)
+                    continue
+            number += 1
             path = values.segment(step)
             exact = values.compute(path, low=False)
             if step.name not in outputs:
@@ -66,7 +84,7 @@ def examine(
             if _broadcastable(candidate, exact):
                 candidate = np.broadcast_to(candidate, exact.shape)
             finding = _judge_step(step, path, candidate, exact, values)
-            if finding is not None:
+            if finding is not None and not (findings and finding.cause == INHERITED):
                 findings.append(finding)
             values.exact[step.name] = values.low[step.name] = candidate
         agree(values.epsilons, precision)
@@ -116,16 +134,30 @@ def alternatives_at(
 
 def _judge_step(step, path, candidate, exact, values) -> Finding | None:
     scale = Scale(step, path, candidate, values)
-    ratio, before = scale.ratio(exact, lambda: values.compute(path, low=True))
-    if ratio <= 1.0:
-        return filtered(scale, exact) if step.kind == "norm" and values.precision == "float32" else None
     site = module_of(step.name)
+    ratio, before = scale.ratio(exact, lambda: values.compute(path, low=True))
+    # Along a path through many steps one side's rounding is amplified more than the other's.
+    if ratio <= (1.0 if len(path) <= FEW_STEPS else AMPLIFIED):
+        if not np.isfinite(candidate).all() and np.isfinite(exact).all():
+            return Finding(site, "not finite where masked", MASKED, np.inf, sites=[site])
+        return filtered(scale, exact) if step.kind == "norm" and values.precision == "float32" else None
+    if not np.isfinite(scale.rows(exact)).all():
+        # What went in was not finite: the fault lies before, or in the inputs.
+        return Finding(site, INHERITED, "was given NaN or infinity", np.inf, sites=[site])
     if candidate.shape == exact.shape and not np.isfinite(scale.rows(candidate)).all():
         return Finding(site, "not finite", "holds NaN or infinity", np.inf, sites=[site])
     tried = []
-    for target, hypothesis in _alternatives(step, path, candidate, values):
+    for target, hypothesis in _alternatives(step, path, candidate, exact, values):
         try:
+            if hypothesis.left:
+                trial = _shortened(scale, target, hypothesis, exact)
+                if trial is not None:
+                    tried.append(trial)
+                continue
             if hypothesis.fit is not None:
+                if step.kind.endswith("weights") and any(trial.explanation is not None for trial in tried):
+                    # A fit, which takes seconds here, comes after every explanation without fitted numbers.
+                    continue
                 fitted = hypothesis.fit(scale.seeing(exact), scale.seeing(candidate.astype(np.float64)))
                 if fitted is None:
                     continue
@@ -154,7 +186,8 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
     if best.ratio > EXPLAINED:
         recovered = _recovered(scale)
         if recovered is not None:
-            return Finding(site, recovered[0], recovered[0], before, recovered[1], sites=[site])
+            cause, text, error = recovered
+            return Finding(site, cause, text, before, error, sites=[site])
         text = f"differs (shape {candidate.shape}, not {exact.shape})" if candidate.shape != exact.shape else "differs"
         return Finding(site, "unknown", text, before, None, (best.hypothesis.text, best.error), sites=[site])
     hypothesis = best.hypothesis
@@ -175,7 +208,22 @@ def _judge_step(step, path, candidate, exact, values) -> Finding | None:
     return finding
 
 
-def _alternatives(step, path, candidate, values) -> Iterator[tuple[list[str], Hypothesis]]:
+def _shortened(scale: Scale, target: list[str], hypothesis: Hypothesis, exact: np.ndarray) -> Trial | None:
+    """Try a hypothesis of a shorter type, whose roundings near the middle of two short numbers go either way."""
+    have = scale.rows(scale.candidate).astype(np.float64)
+    if hypothesis.stored and not np.array_equal(shorten(have, hypothesis.stored), have):
+        return None
+    changed = dict.fromkeys(target, hypothesis)
+    want = scale.rows(scale.values.compute(scale.path, low=False, changed=changed))
+    before = float(np.abs(scale.rows(exact) - have).mean())
+    after = np.abs(want - have)
+    if want.shape != have.shape or not np.isfinite(after).all() or before == 0.0:
+        return None
+    ratio = float(after.mean()) / before / hypothesis.left
+    return Trial(ratio, float(after.max() / (np.abs(have).max() or 1.0)), target, hypothesis, None)
+
+
+def _alternatives(step, path, candidate, exact, values) -> Iterator[tuple[list[str], Hypothesis]]:
     """(steps to change, hypothesis): the observed step first, then the unobserved ones before it, nearest first."""
     for other in reversed(path[:-1]):
         # before its two sums are tried together, which comes to the same
@@ -193,19 +241,24 @@ def _alternatives(step, path, candidate, values) -> Iterator[tuple[list[str], Hy
         return
     for other in reversed(path):
         shape = candidate.shape if other is step else ()
-        for hypothesis in hypotheses(other, values.arrays, values.config, shape):
+        for hypothesis in hypotheses(other, values.arrays, values.config, shape, values.precision):
             if other is step or hypothesis.fit is None:
                 yield [other.name], hypothesis
+    if np.isfinite(candidate).all():
+        yield from (([step.name], hypothesis) for hypothesis in implied(step, candidate, exact, values))
     if step.kind == "norm":
         yield from (([step.name], hypothesis) for hypothesis in epsilons_implied(step, candidate, values))
 
 
-def _recovered(scale: Scale) -> tuple[str, float] | None:
-    """Name the kernel that a dense step must have used, matched by content, with the error that it leaves.
+def _recovered(scale: Scale) -> tuple[str, str, float] | None:
+    """Name the kernel that a dense step must have used, matched by content, or the positions of a table.
 
-    None if it cannot be told: a kernel has as many unknowns per output as it has inputs.
+    Returns:
+        (cause, text, error left); None if it cannot be told: a kernel has as many unknowns per output as inputs.
     """
     step, values = scale.step, scale.values
+    if step.kind == "positions" and scale.candidate.ndim == 3:
+        return recovered_positions(scale.candidate[0], values.config)
     if step.kind not in ("dense", "head") or len(scale.path) > 1:
         return None
     x = scale.rows(values.exact[step.reads[0]].astype(np.float64)).reshape(-1, values.arrays[step.array].shape[0])
@@ -219,11 +272,13 @@ def _recovered(scale: Scale) -> tuple[str, float] | None:
         return None
     match = fibres.match({"kernel": kernel}, values.arrays).matches.get("kernel")
     if match is None:
-        return "holds weights that are not in the original", error
+        return *("holds weights that are not in the original",) * 2, error
     words = fibres.describe(match, values.arrays, values.config.head_dim)
     if match.owners == [step.array]:
-        return ", ".join(words) or "differs", error
-    return ", ".join([f"holds {' and '.join(match.owners)}", *words]), error
+        text = ", ".join(words) or "differs"
+    else:
+        text = ", ".join([f"holds {' and '.join(match.owners)}", *words])
+    return text, text, error
 
 
 def _grouped(findings: list[Finding]) -> list[Finding]:
@@ -232,6 +287,7 @@ def _grouped(findings: list[Finding]) -> list[Finding]:
     for finding in findings:
         last = finding.site.rpartition("/")[2]
         kind = "norm" if "norm" in last else "layers" if last.startswith("layers_") else last
+        kind = "attention" if last in ATTENTIONS else kind
         key = (finding.cause, kind)
         if finding.cause == "unknown" or key not in groups:
             groups[key if finding.cause != "unknown" else (finding.cause, finding.site)] = finding

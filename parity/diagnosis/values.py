@@ -7,7 +7,7 @@ import numpy as np
 
 from parity.compare.budget import CAP, judge, real_rows
 from parity.diagnosis.finding import Finding
-from parity.diagnosis.hypotheses import Hypothesis
+from parity.diagnosis.hypothesis import Hypothesis
 from parity.sides.numpy_network import FRAMES, INPUTS, MT3, TARGETS, Behaviour, Step, run_step, steps
 from parity.trace.precision import EPSILON
 
@@ -24,7 +24,14 @@ class Values:
         self.low = dict(self.exact)
         self.hidden: set[str] = set()
         self.epsilons: list[Epsilon] = []
-        self.by_name = {step.name: step for step in steps(config)}
+        self.sequence = list(steps(config))
+        self.by_name = {step.name: step for step in self.sequence}
+
+    def rewire(self, layer: str, sequence: list[Step]) -> None:
+        """Replace the steps of a layer by others: those of a layer that is arranged otherwise."""
+        inside = [number for number, step in enumerate(self.sequence) if step.name == layer or _inside(step, layer)]
+        self.sequence[inside[0] : inside[-1] + 1] = sequence
+        self.by_name = {step.name: step for step in self.sequence}
 
     def segment(self, step: Step) -> list[Step]:
         """The unobserved steps that lead up to a step, in order, and the step itself."""
@@ -34,7 +41,7 @@ class Values:
                 if name in self.hidden and name not in wanted:
                     wanted.add(name)
                     stack.append(self.by_name[name])
-        return [other for other in steps(self.config) if other.name in wanted]
+        return [other for other in self.sequence if other.name in wanted]
 
     def compute(self, path: list[Step], low: bool, changed: Mapping[str, Hypothesis] = {}) -> np.ndarray:
         """The last step's output along a path of steps, with hypotheses in place of some of them."""
@@ -57,6 +64,7 @@ class Values:
                 if source == ".frames_mask":
                     continue
                 values[name] = outputs[source] if source in outputs else base[source]
+            values |= hypothesis.inputs if hypothesis else {}
             if hypothesis and ".frames_mask" in hypothesis.reads.values():
                 seen = np.any(self.exact[FRAMES] != 0, axis=-1)
                 kind = Step(step.name, "encoder_weights", (*step.reads[:2], FRAMES))
@@ -65,6 +73,10 @@ class Values:
                 continue
             outputs[step.name] = run_step(step, values, arrays, self.config, behaviour, dtype)
         return outputs[path[-1].name]
+
+
+def _inside(step: Step, layer: str) -> bool:
+    return step.name.startswith(f"{layer}/")
 
 
 class Scale(NamedTuple):
@@ -76,7 +88,8 @@ class Scale(NamedTuple):
     values: Values
 
     def rows(self, array: np.ndarray) -> np.ndarray:
-        return real_rows(self.step.name, array, self.values.exact[TARGETS])
+        # The last step, which is named '', is the decoder's logits.
+        return real_rows(self.step.name or "decoder", array, self.values.exact[TARGETS])
 
     def seeing(self, array: np.ndarray) -> np.ndarray:
         """Attention weights with the rows of padded queries, which see nothing, set to zero; other taps as they are."""

@@ -84,6 +84,10 @@ LAYER = r".*/layers_\d+"
 IN_LAYERS = rf"({QUERY}|{KEY}|{VALUE}|{OUT}|{MLP}/w.*)"
 KERNEL = rf"({IN_LAYERS}|encoder/continuous_inputs_projection|decoder/logits_dense)"
 
+# Where a fault was seen whose kind the examination of this harness from outside brought up.
+FOUND = "an examination from outside"
+FLASH = "autocast; flash attention"
+
 # name, where it was seen, modules, plant, what the diagnosis may call it
 WEIGHTS = (
     ("transposed", "t5x #198, gemma ports", square_kernels, weights.edit(lambda w, r: w.T), "transposed"),
@@ -330,23 +334,70 @@ BEHAVIOURS = (
     ),
     ("tied head", "HF's default", "decoder/logits_dense", modules.tied_forward(False), "tied head"),
     ("tied head, scaled", "HF T5's default", "decoder/logits_dense", modules.tied_forward(True), "tied head, scaled"),
-    ("logits in bfloat16", "autocast", "decoder/logits_dense", modules.output(modules.low_logits), "bfloat16 output"),
+    ("logits in bfloat16", "autocast", "decoder/logits_dense", modules.low_output("bfloat16"), "bfloat16 output"),
     ("bias added", "nn.Linear's default", KERNEL, modules.output(modules.with_bias), "bias"),
     ("residual missing", "a lost line", LAYER, modules.layer("none"), "residual missing"),
     ("residual from the norm", "post-norm habits", LAYER, modules.layer("normed"), "residual from the norm"),
     ("block left out", "a lost line", LAYER, modules.layer("branch_left_out"), "branch left out"),
     ("dropout active", "model.eval() forgotten", r".*_dropout", modules.output(modules.dropped), "dropout active"),
+    ("softmax in bfloat16", FLASH, ATTENTION, modules.attention(softmax="bfloat16"), "bfloat16 softmax"),
+    ("softmax in float16", FLASH, ATTENTION, modules.attention(softmax="float16"), "float16 softmax"),
+    (
+        "query and key in bfloat16",
+        FLASH,
+        ATTENTION,
+        modules.attention(products="bfloat16"),
+        "bfloat16 inputs",
+    ),
+    ("a product in bfloat16", "autocast", KERNEL, modules.low_inputs("bfloat16"), "bfloat16 inputs"),
+    ("norm scale in float16", FOUND, NORM, modules.scale_in_float16, "float16 weights"),
+    ("table in float16", FOUND, ".*/positions", modules.positions("float16"), "float16 table"),
+    ("logits in float16", FOUND, "decoder/logits_dense", modules.low_output("float16"), "float16 output"),
+    ("post-norm", FOUND, LAYER, modules.arrangement("post"), "post-norm"),
+    ("parallel blocks", "GPT-J; PaLM", LAYER, modules.arrangement("parallel"), "parallel blocks"),
+    ("window of 6", "Mistral", SELF, modules.attention(window=6), "window of 6"),
+    ("leaky ReLU", FOUND, MLP, modules.mlp("leaky"), "leaky_relu"),
+    ("Mish", FOUND, MLP, modules.mlp("mish"), "mish"),
+    ("positions late from 8 on", FOUND, ".*/positions", modules.positions("late"), "positions from 8 on"),
+    ("positions halved", FOUND, ".*/positions", modules.positions("halved"), "positions times 0.5"),
+    (
+        "ids clamped",
+        "the vocabulary without padding",
+        "decoder/token_embedder",
+        modules.ids(lambda ids: ids.clamp(max=1390)),
+        "ids clamped to 1390",
+    ),
+    (
+        "frames normalised",
+        "front ends of other models",
+        "encoder/continuous_inputs_projection",
+        modules.frames_normalised,
+        "frames normalised",
+    ),
+    ("attention 5 % sharper", FOUND, ATTENTION, modules.attention(scale=lambda c: 1.05), r"attention scaled by 1\.05"),
+    (
+        "output clipped at 1",
+        FOUND,
+        f"{MLP}/wo|{OUT}",
+        modules.output(lambda y, m, r: y.clamp(-1, 1)),
+        "clipped at 1",
+    ),
+    (
+        "logits softly capped",
+        "Gemma 2",
+        "decoder/logits_dense",
+        modules.output(lambda y, m, r: 30 * (y / 30).tanh()),
+        "soft cap of 30",
+    ),
+    ("mask of the inputs", FOUND, ["decoder"], modules.masked_by_inputs, "mask of the inputs"),
     ("one position late", "cache off by one", rf"{VALUE}|{MLP}/wo", modules.output(modules.late), "one position late"),
 )
 
 # name, modules, plant
 UNLISTED = (
-    ("attention 5 % sharper", ATTENTION, modules.attention(scale=lambda c: 1.05)),
     ("epsilon 3e-6", NORM, modules.norm(eps=3e-6)),
     ("GELU with 0.04", MLP, modules.mlp("gelu_004")),
-    ("output clipped at 1", f"{MLP}/wo|{OUT}", modules.output(lambda y, m, r: y.clamp(-1, 1))),
     ("values squashed", VALUE, modules.output(lambda y, m, r: y.tanh())),
-    ("logits softly capped", "decoder/logits_dense", modules.output(lambda y, m, r: 30 * (y / 30).tanh())),
     ("first frame ignored", r"encoder/layers_\d+/attention", modules.attention(bias=modules.first_hidden)),
     ("positions 1 % slower", ".*/positions", modules.positions("slow")),
 )
@@ -395,6 +446,7 @@ BLAMED = {
     "causal mask one ahead": SELF,
     "no padding mask": SELF,
     "no mask at all": SELF,
+    "mask of the inputs": rf"{SELF}|{CROSS}",
 }
 
 

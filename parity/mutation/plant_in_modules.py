@@ -56,6 +56,8 @@ def mlp(activation="gelu_tanh", gate="wi_0"):
             "silu": F.silu,
             "quick_gelu": lambda y: y * torch.sigmoid(1.702 * y),
             "linear": lambda y: y,
+            "leaky": lambda y: F.leaky_relu(y, 0.01),
+            "mish": F.mish,
             "gelu_004": lambda y: 0.5 * y * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.04 * y**3))),
         }[activation]
         a, b = self.wi_0(x), self.wi_1(x)
@@ -71,7 +73,9 @@ def mlp(activation="gelu_tanh", gate="wi_0"):
     return patch(forward)
 
 
-def attention(scale=None, heads=None, inner=None, bias=None, softmax="keys", mask="given") -> Callable:
+def attention(
+    scale=None, heads=None, inner=None, bias=None, softmax="keys", mask="given", window=0, products=None
+) -> Callable:
     def forward(self, inputs_q, inputs_kv, given, train=False):
         import torch
         from einops import einsum, rearrange
@@ -82,6 +86,8 @@ def attention(scale=None, heads=None, inner=None, bias=None, softmax="keys", mas
         query = rearrange(self.query(inputs_q), split, h=count)
         key = rearrange(self.key(inputs_kv), split, h=count)
         value = rearrange(self.value(inputs_kv), split, h=count)
+        if products:
+            query, key = (x.to(getattr(torch, products)).to(x.dtype) for x in (query, key))
         logits = einsum(query, key, "b q h d, b k h d -> b h q k")
         if scale:
             logits = logits * scale(config)
@@ -93,6 +99,8 @@ def attention(scale=None, heads=None, inner=None, bias=None, softmax="keys", mas
                 & given.diagonal(dim1=-2, dim2=-1)[..., None, :]
                 & given.diagonal(dim1=-2, dim2=-1)[..., None]
             )
+        if window:
+            given = given & ~torch.ones_like(given).tril(-window)
         if mask == "frames":
             given = self.seen_frames if given is None else given & self.seen_frames
         if given is not None and mask != "none":
@@ -101,6 +109,10 @@ def attention(scale=None, heads=None, inner=None, bias=None, softmax="keys", mas
             weights = torch.softmax(logits, -1)
         elif softmax == "queries":
             weights = torch.softmax(logits, -2)
+        elif softmax in ("bfloat16", "float16", "float32"):
+            weights = torch.softmax(logits.float().to(getattr(torch, softmax)), -1).to(logits.dtype)
+            # In float16, -1e10 is -inf: rows that see nothing are NaN, which is another fault.
+            weights = weights.nan_to_num(1 / weights.shape[-1])
         else:
             top = logits.amax(-1, keepdim=True)
             exps = torch.exp(logits - top)
@@ -169,6 +181,43 @@ def layer(how: str) -> Callable:
     return plant
 
 
+def arrangement(how: str) -> Callable:
+    """Norms after the sums, or blocks side by side."""
+
+    def stack(self, x, blocks, how=how):
+        source = x
+        for normed, block in blocks:
+            x = normed(x + block(x)) if how == "post" else x + block(normed(source))
+        return x
+
+    def encoder(self, x, train=False):
+        attention = (
+            self.pre_attention_layer_norm,
+            lambda y: self.attention_dropout(self.attention(y, y, None, train), train),
+        )
+        mlp = (self.pre_mlp_layer_norm, lambda y: self.mlp_dropout(self.mlp(y, train), train))
+        return stack(self, x, [attention, mlp])
+
+    def decoder(self, x, encoded, self_mask, cross_mask, train=False):
+        def own(y):
+            return self.self_attention_dropout(self.self_attention(y, y, self_mask, train), train)
+
+        def cross(y):
+            y = self.encoder_decoder_attention(y, encoded, cross_mask, train)
+            return self.cross_attention_dropout(y, train)
+
+        def mlp(y):
+            return self.mlp_dropout(self.mlp(y, train), train)
+
+        norms = self.pre_self_attention_layer_norm, self.pre_cross_attention_layer_norm, self.pre_mlp_layer_norm
+        return stack(self, x, list(zip(norms, (own, cross, mlp), strict=True)))
+
+    def plant(model, site, random):
+        patch(encoder if site.startswith("encoder") else decoder)(model, site, random)
+
+    return plant
+
+
 def positions(table: str = "mt3", first: int = 0) -> Callable:
     def forward(self, x):
         import torch
@@ -177,7 +226,12 @@ def positions(table: str = "mt3", first: int = 0) -> Callable:
         half = width // 2
         steps = np.arange(half)
         frequencies = np.exp(-np.log(10000.0) / (half if table == "port" else half - 1) * steps)
-        angles = (np.arange(length) + first)[:, None] * frequencies
+        count = np.arange(length)
+        if table == "late":
+            count = count + (count >= 8)
+        if table == "halved":
+            count = count / 2
+        angles = (count + first)[:, None] * frequencies
         rows = np.concatenate([np.sin(angles), np.cos(angles)], 1)
         if table == "interleaved":
             rows = np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, width)
@@ -185,6 +239,8 @@ def positions(table: str = "mt3", first: int = 0) -> Callable:
             rows = np.concatenate([np.cos(angles), np.sin(angles)], 1)
         if table == "slow":
             rows = np.concatenate([np.sin(0.99 * angles), np.cos(0.99 * angles)], 1)
+        if table == "float16":
+            rows = rows.astype(np.float16)
         return torch.as_tensor(rows.astype(np.float32))[None]
 
     return patch(forward)
@@ -241,10 +297,49 @@ def dropped(output, module, random):
     return torch.where(keep, output / 0.9, torch.zeros_like(output))
 
 
-def low_logits(output, module, random):
-    import torch
+def low_output(low: str) -> Callable:
+    """An output rounded to a shorter type."""
 
-    return output.to(torch.bfloat16).to(output.dtype)
+    def change(output, module, random):
+        import torch
+
+        return output.to(getattr(torch, low)).to(output.dtype)
+
+    return output(change)
+
+
+def low_inputs(low: str) -> Callable:
+    """A dense module whose input and kernel are rounded before they are multiplied."""
+
+    def forward(self, x):
+        import torch
+
+        kind = getattr(torch, low)
+        return x.to(kind).to(x.dtype) @ self.weight.T.to(kind).to(x.dtype)
+
+    return patch(forward)
+
+
+def scale_in_float16(model, site, random):
+    """A norm whose scale alone is in float16."""
+
+    def forward(self, x):
+        import torch
+
+        normed = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6)
+        return normed * self.scale.half().to(x.dtype)
+
+    patch(forward)(model, site, random)
+
+
+def frames_normalised(model, site, random):
+    """Frames normalised by the network itself."""
+
+    def forward(self, x):
+        x = (x - x.mean()) / x.std()
+        return x @ self.weight.T
+
+    patch(forward)(model, site, random)
 
 
 def tied_forward(scaled: bool) -> Callable:
@@ -360,6 +455,17 @@ def unshifted(model, site, random):
 
     def forward(self, encoded, inputs, targets, train=False):
         return original(encoded, targets, targets, train)
+
+    decoder.forward = types.MethodType(forward, decoder)
+
+
+def masked_by_inputs(model, site, random):
+    """Padding looked for in the decoder's inputs."""
+    decoder = model.decoder
+    original = decoder.forward
+
+    def forward(self, encoded, inputs, targets, train=False):
+        return original(encoded, inputs, inputs, train)
 
     decoder.forward = types.MethodType(forward, decoder)
 

@@ -36,7 +36,8 @@ class Behaviour:
         eps: added to the mean square.
         eps_outside: eps added to the root instead of under it.
         norm_scale: 'scale'; 'ones' (left out), 'plus_one' (1 + scale, as Gemma stores it).
-        activation: 'gelu_tanh'; 'gelu_erf', 'relu', 'silu', 'quick_gelu', 'linear', 'sigmoid', 'tanh'.
+        activation: 'gelu_tanh'; 'gelu_erf', 'relu', 'silu', 'quick_gelu', 'linear', 'sigmoid', 'tanh', 'leaky_relu',
+            'mish', 'elu', 'relu_squared'.
         gate: 'wi_0'; 'wi_1' (the activation on the other branch), 'none' (wi_1 left out), 'both', 'sum' (added, not
             multiplied), 'after' (the activation of the product).
         attention_scale: factor on the logits of the attention: 1; head_dim ** -0.5 in most other networks.
@@ -58,6 +59,14 @@ class Behaviour:
         unshifted: decoder inputs are the targets themselves (no shift by one).
         head: 'logits_dense'; 'tied' (the embedding).
         logits_scale: factor on the logits.
+        short_inputs: 'none'; 'bfloat16', 'float16', 'tf32' or 'float32': what goes into a product is rounded to it.
+        short_products: the same for the logits of an attention, beside what goes into them.
+        short_softmax: the same for the logits and the weights of an attention.
+        short_table: the same for the position table.
+        window: positions that a position of the decoder sees, itself included; 0 for all before it.
+        clip: the output is clipped at plus and minus this; 0 for no bound.
+        soft_cap: c of c * tanh(output / c); 0 for none.
+        token_clamp: ids above it are looked up as this id; 0 for none.
         skip: the module hands its input on.
         time_shift: the module's output is that of the position before (1) or behind (-1).
     """
@@ -86,11 +95,34 @@ class Behaviour:
     unshifted: bool = False
     head: str = "logits_dense"
     logits_scale: float = 1.0
+    short_inputs: str = "none"
+    short_products: str = "none"
+    short_softmax: str = "none"
+    short_table: str = "none"
+    window: int = 0
+    clip: float = 0.0
+    soft_cap: float = 0.0
+    token_clamp: int = 0
     skip: bool = False
     time_shift: int = 0
 
 
 MT3 = Behaviour()
+
+
+def shorten(x: np.ndarray, kind: str) -> np.ndarray:
+    """Round to a shorter type and back: 'bfloat16', 'float16', 'float32', or 'tf32' (10 bits behind the point)."""
+    if kind == "none":
+        return x
+    if kind == "tf32":
+        mantissa, exponent = np.frexp(x.astype(np.float64))
+        return np.ldexp(np.rint(mantissa * 2.0**11) / 2.0**11, exponent).astype(x.dtype)
+    import ml_dtypes
+
+    with np.errstate(over="ignore"):
+        # The libraries round float64 to bfloat16 by way of float32.
+        short = x.astype(np.float32).astype(ml_dtypes.bfloat16) if kind == "bfloat16" else x.astype(kind)
+        return short.astype(x.dtype)
 
 
 class Step(NamedTuple):
@@ -205,7 +237,7 @@ def positions(length: int, width: int, behaviour: Behaviour = MT3) -> np.ndarray
         table = np.concatenate([cosines, sines], axis=1)
     else:
         table = np.concatenate([sines, cosines], axis=1)
-    return (table * behaviour.position_scale).astype(np.float32)
+    return shorten((table * behaviour.position_scale).astype(np.float32), behaviour.short_table)
 
 
 def relative_buckets(queries: int, keys: int, bidirectional: bool, buckets: int = 32, reach: int = 128) -> np.ndarray:
@@ -246,6 +278,10 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "linear": lambda x: x,
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
+    "leaky_relu": lambda x: np.where(x > 0, x, x.dtype.type(0.01) * x),
+    "mish": lambda x: x * np.tanh(np.logaddexp(x, x.dtype.type(0))),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "relu_squared": lambda x: np.maximum(x, 0) ** 2,
 }
 
 
@@ -268,7 +304,7 @@ def _norm(behaviour, arrays, config, step, x):
 
 
 def _dense(behaviour, arrays, config, step, x):
-    return x @ arrays[step.array].astype(x.dtype)
+    return shorten(x, behaviour.short_inputs) @ shorten(arrays[step.array].astype(x.dtype), behaviour.short_inputs)
 
 
 def _positions(behaviour, arrays, config, step, x):
@@ -283,7 +319,7 @@ def _mt3_table(length, width, table):
 
 
 def _add_positions(behaviour, arrays, config, step, x, table):
-    if (behaviour.positions, behaviour.first_position) != ("mt3", 0):
+    if (behaviour.positions, behaviour.first_position, behaviour.short_table) != ("mt3", 0, "none"):
         table = positions(x.shape[1], x.shape[2], behaviour)[np.newaxis].astype(x.dtype)
     scaled = x * x.dtype.type(behaviour.embedding_scale) if behaviour.embedding_scale != 1 else x
     return scaled + table * x.dtype.type(behaviour.position_scale)
@@ -300,7 +336,9 @@ def split_heads(x: np.ndarray, behaviour: Behaviour, config: NetworkConfig) -> n
 
 def _weights(behaviour, arrays, config, step, query, key, targets_or_frames):
     query, key = split_heads(query, behaviour, config), split_heads(key, behaviour, config)
-    logits = query @ key.swapaxes(-1, -2)
+    inputs = behaviour.short_products if behaviour.short_products != "none" else behaviour.short_inputs
+    logits = shorten(query, inputs) @ shorten(key, inputs).swapaxes(-1, -2)
+    logits = shorten(logits, behaviour.short_products)
     dtype = logits.dtype
     if behaviour.attention_scale != 1:
         logits = logits * dtype.type(behaviour.attention_scale)
@@ -324,26 +362,29 @@ def _weights(behaviour, arrays, config, step, query, key, targets_or_frames):
                 mask = mask & np.tril(
                     np.ones((queries, keys), bool), k={"causal": 0, "strict": -1, "ahead": 1}[behaviour.causal]
                 )
+            if behaviour.window:
+                mask = mask & ~np.tril(np.ones((queries, keys), bool), k=-behaviour.window)
             if behaviour.padding:
                 mask = mask & real[:, np.newaxis, np.newaxis, :]
     if mask is not None:
         logits = logits + np.where(mask, 0.0, -1e10).astype(dtype)
     if behaviour.softmax == "none":
         return logits
+    logits = shorten(logits, behaviour.short_softmax)
     axis = -2 if behaviour.softmax == "queries" else -1
     shifted = logits - logits.max(axis=axis, keepdims=True)
     exps = np.exp(shifted)
     total = exps.sum(axis=axis, keepdims=True)
     if behaviour.softmax == "off_by_one":
         total = total + np.exp(-logits.max(axis=axis, keepdims=True))
-    return exps / total
+    return shorten(exps / total, behaviour.short_softmax)
 
 
 def _context(behaviour, arrays, config, step, weights, value):
     if behaviour.heads and behaviour.heads != weights.shape[1]:
         raise ValueError(f"{step.name}: {weights.shape[1]} heads of weights for {behaviour.heads} heads of values")
     heads = split_heads(value, dataclasses.replace(behaviour, heads=weights.shape[1]), config)
-    context = weights @ heads
+    context = shorten(weights, behaviour.short_inputs) @ shorten(heads, behaviour.short_inputs)
     batch, count, length, width = context.shape
     order = (0, 2, 3, 1) if behaviour.head_axis == "inner" else (0, 2, 1, 3)
     return context.transpose(order).reshape(batch, length, count * width)
@@ -386,13 +427,15 @@ def _embed(behaviour, arrays, config, step, tokens, targets):
     if behaviour.start_token:
         ids[:, 0] = behaviour.start_token
     ids = ids + behaviour.token_shift
+    if behaviour.token_clamp:
+        ids = np.minimum(ids, behaviour.token_clamp)
     known = (ids >= 0) & (ids < len(table))
     return table[np.where(known, ids, 0)] * known[..., np.newaxis].astype(table.dtype)
 
 
 def _head(behaviour, arrays, config, step, x):
     kernel = arrays["decoder/token_embedder/embedding"].T if behaviour.head == "tied" else arrays[step.array]
-    logits = x @ kernel.astype(x.dtype)
+    logits = shorten(x, behaviour.short_inputs) @ shorten(kernel.astype(x.dtype), behaviour.short_inputs)
     return logits * x.dtype.type(behaviour.logits_scale) if behaviour.logits_scale != 1 else logits
 
 
@@ -487,6 +530,10 @@ def run_step(
     if behaviour.skip:
         return np.array(reads[0], dtype=dtype)
     output = KINDS[step.kind](behaviour, arrays, config, step, *reads).astype(dtype, copy=False)
+    if behaviour.clip:
+        output = np.clip(output, -behaviour.clip, behaviour.clip)
+    if behaviour.soft_cap:
+        output = behaviour.soft_cap * np.tanh(output / behaviour.soft_cap)
     if behaviour.time_shift:
         output = np.roll(output, behaviour.time_shift, axis=1)
         output[:, 0 if behaviour.time_shift > 0 else -1] = 0

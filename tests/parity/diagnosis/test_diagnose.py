@@ -15,7 +15,7 @@ from mt3_common.checkpoint.write import write_t5x
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from parity import __main__ as cli
 from parity.compare.budget import real_rows
-from parity.diagnosis import diagnose, modules
+from parity.diagnosis import diagnose, modules, positions
 from parity.diagnosis.candidate import Candidate, read_original
 from parity.diagnosis.effect import probe
 from parity.diagnosis.evidence import likeliest
@@ -713,6 +713,17 @@ def behave(original, behaviour, at, drop=(), precision="float64"):
         (Behaviour(head="tied"), "decoder/logits_dense", "tied head"),
         (Behaviour(residual="none"), "decoder/layers_1", "residual missing"),
         (Behaviour(encoder_mask="zeros"), "encoder/layers_1/attention/dropout", "zero frames masked"),
+        (Behaviour(short_softmax="bfloat16"), "encoder/layers_1/attention/dropout", "bfloat16 softmax"),
+        (Behaviour(short_inputs="bfloat16"), "decoder/layers_0/self_attention/dropout", "bfloat16 inputs"),
+        (Behaviour(short_inputs="float16"), "decoder/layers_0/mlp/wi_0", "10-bit inputs"),
+        (Behaviour(short_inputs="tf32"), "encoder/layers_0/mlp/wo", "10-bit inputs"),
+        (Behaviour(short_table="float16"), ".*/positions", "float16 table"),
+        (Behaviour(soft_cap=30.0), "decoder/logits_dense", "soft cap of 30"),
+        (Behaviour(clip=1.0), "encoder/layers_0/mlp/dropout", "clipped at 1"),
+        (Behaviour(token_clamp=1390), "decoder/token_embedder", "ids clamped to 1390"),
+        (Behaviour(window=5), "decoder/layers_1/self_attention/dropout", "window of 5"),
+        (Behaviour(attention_scale=1.001), "encoder/layers_0/attention/dropout", "attention scaled by 1.001"),
+        (Behaviour(activation="mish"), ".*/mlp/dropout", "mish"),
     ],
 )
 def test_a_behaviour_is_named_from_the_taps(original, behaviour, at, cause, precision):
@@ -872,6 +883,65 @@ def test_a_recorded_trace_is_diagnosed(original, tmp_path, capsys):
     file.save(path, given)
     assert cli.main(["diagnose", str(path), "--against", str(ORIGINAL)]) == 1
     assert "encoder/layers_0/mlp and 4 more: ReLU in place of GELU (restores parity" in capsys.readouterr().out
+
+
+def test_a_softmax_in_float32_is_named_in_a_float64_pass(original):
+    outputs, inputs = behave(original, Behaviour(short_softmax="float32"), "encoder/layers_1/attention/dropout")
+    findings = modules.examine(outputs, inputs, original[0], original[1].network, "float64")
+    assert [finding.cause for finding in findings] == ["float32 softmax"]
+
+
+def test_logits_that_are_wrong_alone_are_a_fault(original):
+    outputs, inputs = behave(original, Behaviour(), "nothing")
+    for change, cause in ((np.nan, "not finite"), (2.0, "scaled")):
+        run = trace.Pass("float64", {}, outputs, outputs["decoder"] * change, True)
+        findings = diagnose.name_faults(trace.Trace("theirs", {}, {}, {}, inputs, {"float64": run}), *original)
+        assert [(finding.site, finding.cause) for finding in findings] == [("logits", cause)]
+
+
+def test_one_right_tap_of_a_wrong_network_is_not_enough(original):
+    outputs, inputs = behave(original, Behaviour(activation="silu"), ".*/mlp/dropout")
+    seen = {"encoder/positions": outputs["encoder/positions"]}
+    run = trace.Pass("float64", {}, seen, outputs["decoder"], True)
+    recorded = trace.Trace("theirs", {}, {}, {}, inputs, {"float64": run})
+    diagnosis = diagnose.diagnose(Candidate("theirs", "trace", trace=recorded), *original)
+    assert diagnosis.exit_code == 1
+    assert diagnosis.coverage == "1 of 117 modules of MT3, and the logits"
+
+
+def test_nan_at_masked_positions_alone_is_a_fault(original):
+    """Scores masked with -inf: rows that see nothing are NaN, and MT3's are not."""
+    outputs, inputs = behave(original, Behaviour(), "nothing")
+    weights = outputs["decoder/layers_2/self_attention/dropout"].copy()
+    masked = inputs["decoder_target_tokens"] == 0
+    assert masked.any()
+    weights[np.broadcast_to(masked[:, np.newaxis, :, np.newaxis], weights.shape)] = np.nan
+    outputs["decoder/layers_2/self_attention/dropout"] = weights
+    findings = modules.examine(outputs, inputs, original[0], original[1].network, "float64")
+    assert findings[0].cause == "not finite where masked"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda n: n, None),
+        (lambda n: np.where(n >= 8, n + 1, n), "from position 8 on, positions are 1 too large"),
+        (lambda n: np.maximum(n - 1, 0), "from position 1 on, positions are 1 too small"),
+        (lambda n: n / 2, "positions are multiplied by 0.5"),
+        (lambda n: n % 16, "positions begin again at 0 every 16"),
+        (lambda n: np.minimum(n, 9), "positions end at 9: later ones repeat it"),
+        (lambda n: np.where(n == 3, 7, n), "from position 3 on, rows are of other positions (7, …)"),
+    ],
+)
+def test_positions_are_read_from_a_table(golden_config, change, text):
+    numbers = change(np.arange(40))
+    half = golden_config.emb_dim // 2
+    angles = numbers[:, np.newaxis] * np.exp(-np.log(10000.0) / (half - 1) * np.arange(half))
+    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+    recovered = positions.recovered_positions(table, golden_config)
+    assert (recovered and recovered[1]) == text
+    rng = np.random.default_rng(0)
+    assert positions.recovered_positions(rng.normal(size=table.shape), golden_config) is None
 
 
 @pytest.mark.parametrize(("behaviour", "causes"), [(Behaviour(), []), (Behaviour(activation="relu"), ["relu"])])
