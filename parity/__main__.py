@@ -22,6 +22,7 @@ COMMANDS = {
     "drift": "keep a ledger of runs and flag what got worse",
     "blindspots": "say which kinds of faults the given inputs could not have shown",
     "diagnose": "say what is wrong with weights, a config.json or a trace",
+    "frontend": "say what a front end (audio to frames) does other than MT3's",
     "inspect": "list what a checkpoint holds",
     "convert": "write a checkpoint in another layout, bit for bit",
     "repair": "write the weights put right, and prove it",

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.compare.frames import explain_frames
 from parity.compare.results import Row
 from parity.trace.precision import PRODUCT_BITS, dtype_of
 from parity.trace.trace import Pass, Trace, digest, same_bits
@@ -25,6 +26,8 @@ def comparability(reference: Trace, candidate: Trace) -> tuple[list[Row], list[s
         else:
             same = same_bits(a, b)
             reason = f"the sides were given different {name}: {_describe(a)} and {_describe(b)}"
+            if name == "frames" and not same:
+                reason += f"; {explain_frames(a, b)}"
             check(f"input {name}", same, f"same bytes, {_describe(a)}", reason)
     config = _differing(reference.config, candidate.config)
     check("config", not config, "equal", f"the configs differ: {'; '.join(config)}")
