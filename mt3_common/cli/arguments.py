@@ -13,6 +13,7 @@ from mt3_common.config import PRESETS
 from mt3_common.formats.registry import FORMATS
 from mt3_common.notes import tempo
 from mt3_common.notes.instruments import instrument_list, parse_instruments
+from mt3_common.notes.meter import parse_meter
 from mt3_common.transcription.batching import LEAST
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.reader import ESTIMATE
@@ -105,12 +106,15 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     add_model_options(parser)
     add_search_options(parser)
     add_music_options(parser)
+    add_score_options(parser)
     add_message_options(parser)
     arguments = parser.parse_args(argv)
     check_recordings(parser, arguments)
     check_search(parser, arguments)
     if arguments.soundfont is not None and not arguments.listen:
         parser.error("--soundfont belongs to --listen")
+    if arguments.quantise and arguments.tempo is None:
+        parser.error("--quantise moves notes to the beats of --tempo: give --tempo auto, or a number")
     if arguments.hold_bias is not None and not arguments.hold_instruments:
         parser.error("--hold-bias belongs to --hold-instruments")
     bias = HOLD_BIAS if arguments.hold_bias is None else arguments.hold_bias
@@ -263,18 +267,43 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
         "as in --velocity estimate; default: what the model says, which is 127 always for mt3",
     )
     add(
-        "--tempo",
-        type=bpm,
-        metavar="T",
-        help="of MIDI and MusicXML, so that a sequencer's bars and beats are those of the music: auto, which looks for "
-        "the beats of the recording, or quarters per minute from 0 s on, as in --tempo 96; in MIDI notes stay where "
-        "they are in seconds; default: 120",
-    )
-    add(
         "--as-published",
         action="store_true",
         help="make notes of the network's answers exactly as MT3 does; default: what is said twice at one moment is "
         "one note, and what sounds at the very beginning begins there",
+    )
+
+
+def add_score_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of beats and bars."""
+    add = parser.add_argument_group("beats and bars, of MIDI and MusicXML").add_argument
+    add(
+        "--tempo",
+        type=bpm,
+        metavar="T",
+        help="so that a sequencer's bars and beats are those of the music: auto, which looks for the beats of the "
+        "recording, one tempo where it is steady, or quarters per minute from 0 s on, as in --tempo 96; in MIDI notes "
+        "stay where they are in seconds; default: 120",
+    )
+    add(
+        "--meter",
+        type=meter,
+        metavar="M",
+        help="of all bars, as in --meter 3/4, or auto to look for 2/4, 3/4, 4/4, 6/8 and 9/8; default: auto with "
+        "--tempo auto, 4/4 otherwise",
+    )
+    add(
+        "--first-downbeat",
+        type=SECONDS,
+        metavar="S",
+        help="where a bar begins (s), in the time of the notes, as in --first-downbeat 1.5; what is before it is a "
+        "pick-up; default: looked for with --tempo auto, 0 otherwise",
+    )
+    add(
+        "--quantise",
+        "--quantize",
+        action="store_true",
+        help="move the notes of MIDI files to the grid of --tempo, as those of MusicXML always are",
     )
 
 
@@ -393,6 +422,16 @@ def bpm(text: str) -> float | str:
         if low <= float(text) <= high:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is neither {AUTO} nor a number from {low} to {high}")
+
+
+def meter(text: str) -> str:
+    """Convert ' 3 / 4' to '3/4', a meter; 'auto' stays."""
+    if text == AUTO:
+        return text
+    try:
+        return str(parse_meter(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor {AUTO}") from None
 
 
 def format_names(text: str) -> tuple[str, ...]:

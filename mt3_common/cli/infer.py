@@ -36,7 +36,8 @@ from mt3_common.transcription.workers.ray import start_on_ray
 LOADING = ("model", "positions", "dtype", "search", "beams", "temperature", "top_k", "top_p", "seed")
 LOADING += ("instruments", "hold")
 # all that the notes depend on, for the summary
-SETTINGS = (*LOADING, "velocity", "min_note", "tempo", "as_published", "soundfont", "start", "duration")
+SETTINGS = (*LOADING, "velocity", "min_note", "tempo", "meter", "first_downbeat", "quantise", "as_published")
+SETTINGS += ("soundfont", "start", "duration")
 
 
 @dataclasses.dataclass
@@ -185,6 +186,8 @@ def require_libraries(arguments: argparse.Namespace, jobs: Sequence[Job]) -> Non
         note_sequence.to_note_sequence([])
     if "musicxml" in kinds:
         musicxml.library()
+        if arguments.tempo is None and not arguments.quiet:
+            say("note: a score has 120 beats a minute from 0 s on; --tempo auto looks for those of the recording")
     if arguments.plot:
         plot.library()
     if arguments.listen:

@@ -77,12 +77,7 @@ class Task:
         if self.input and modified(job.audio) != self._state:
             raise ValueError(f"{job.audio} was changed while it was read; run again")
         began = time.perf_counter()
-        if self.arguments.tempo is not None:
-            stage("finding beats")
-            span = self.arguments.start, self.arguments.duration
-            transcription = transcription.with_tempo(
-                beats.tempo_for(self.arguments.tempo, job.audio, transcription.notes, *span)
-            )
+        transcription = self._with_tempo(transcription, stage)
         part = self.arguments.start, transcription.duration
         by_kind = {kind_of(output): output for output in job.outputs}
         for kind, output in by_kind.items():
@@ -116,6 +111,17 @@ class Task:
             "duration": transcription.duration,
         }
         return record, seconds
+
+    def _with_tempo(self, transcription: Transcription, stage: Callable[[str], None]) -> Transcription:
+        """Return the transcription with the beats and bars that the arguments ask for, if any."""
+        arguments = self.arguments
+        if arguments.tempo is None and arguments.meter is None and arguments.first_downbeat is None:
+            return transcription
+        stage("finding beats")
+        span = arguments.start, arguments.duration
+        bars = arguments.meter, arguments.first_downbeat
+        tempo = beats.tempo_for(arguments.tempo, self.job.audio, transcription.notes, *span, *bars)
+        return transcription.with_tempo(tempo, arguments.quantise)
 
 
 def stream(job: Job, notes: Sequence[Note]) -> None:

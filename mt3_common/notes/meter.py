@@ -53,4 +53,4 @@ def parse_meter(text: str) -> Meter:
         meter = Meter(int(match[1]), int(match[2]))
         if meter.denominator in DENOMINATORS and meter.numerator > 0 and meter.bar <= LONGEST_BAR:
             return meter
-    raise ValueError(f"{text!r} is no meter such as 4/4, 3/4, 2/4 or 6/8")
+    raise ValueError(f"{text!r} is no meter, such as 4/4, 3/4, 2/4 or 6/8")

@@ -68,6 +68,9 @@ class Transcriber:
         published: bool = False,
         min_note: float = 0.0,
         sample_rate: int | None = None,
+        meter: str | None = None,
+        first_downbeat: float | None = None,
+        quantise: bool = False,
     ) -> Transcription:
         """Transcribe a recording.
 
@@ -76,6 +79,9 @@ class Transcriber:
             start, duration, on_progress, on_notes, velocity, published, min_note: see Request.
             tempo: for the files written of it: beats per minute, or 'auto' to find them; None for 120, and no bars.
             sample_rate: of samples (1/s).
+            meter: of all bars, such as '3/4', or 'auto' to look for it; None to look for it with tempo 'auto' alone.
+            first_downbeat: s, where a bar begins; None to look for it, or for 0 s.
+            quantise: whether the notes of MIDI files are moved to the grid of the tempo.
 
         Raises:
             AudioError: the file cannot be read as audio; the message says why.
@@ -87,7 +93,10 @@ class Transcriber:
             result = next(stack.enter_context(contextlib.closing(self.transcribe_many([request]))))
             if isinstance(result, Exception):
                 raise result
-            return result if tempo is None else result.with_tempo(tempo_for(tempo, path, result.notes, start, duration))
+            if tempo is None and meter is None and first_downbeat is None:
+                return result
+            bars = tempo_for(tempo, path, result.notes, start, duration, meter, first_downbeat)
+            return result.with_tempo(bars, quantise)
 
     def transcribe_many(
         self, requests: Iterable[Request], readers: int = 1

@@ -7,6 +7,7 @@ from typing import Any
 
 from mt3_common.formats import midi, musicxml, note_sequence, tables
 from mt3_common.formats.registry import SUFFIXES
+from mt3_common.notes.grid import quantised_times
 from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import Tempo
 
@@ -24,6 +25,7 @@ class Transcription:
         metadata: for JSON: the names of the audio and the checkpoint, start, instruments.
         seconds: time that each of STAGES took (s).
         tempo: beats, for MIDI and MusicXML; None for none.
+        is_quantised: whether notes are moved to the grid of the tempo in MIDI, too.
     """
 
     notes: list[Note]
@@ -34,6 +36,7 @@ class Transcription:
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict, compare=False)
     tempo: Tempo | None = None
+    is_quantised: bool = False
 
     @property
     def num_instruments(self) -> int:
@@ -46,10 +49,10 @@ class Transcription:
         name = Path(self.metadata.get("audio", "")).stem
         return None if name in ("", "stdin") else name
 
-    def with_tempo(self, tempo: Tempo) -> "Transcription":
-        """Return a copy with beats."""
-        metadata = self.metadata | {"bpm": round(60 / tempo.interval, 3)}
-        return dataclasses.replace(self, tempo=tempo, metadata=metadata)
+    def with_tempo(self, tempo: Tempo, quantise: bool = False) -> "Transcription":
+        """Return a copy with beats and bars; quantise is as is_quantised."""
+        metadata = self.metadata | {"bpm": round(60 / tempo.interval, 3), "meter": str(tempo.meter)}
+        return dataclasses.replace(self, tempo=tempo, metadata=metadata, is_quantised=quantise)
 
     def write(self, path: str | os.PathLike) -> None:
         """Write a file in the format that its name ends in: .mid (or .midi), .json, .csv, .noteseq or .musicxml.
@@ -62,7 +65,10 @@ class Transcription:
         """
         match SUFFIXES.get(Path(path).suffix.lower()):
             case "mid":
-                midi.write_midi(self.notes, path, self.tempo)
+                notes = self.notes
+                if self.is_quantised and self.tempo is not None:
+                    notes = quantised_times(notes, self.tempo)
+                midi.write_midi(notes, path, self.tempo)
             case "json":
                 counts = {
                     "duration": self.duration,

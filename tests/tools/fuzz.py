@@ -204,7 +204,16 @@ def options_case(random: Random, folder: Path) -> Iterator[str]:
     """Options at random."""
     with contextlib.redirect_stdout(io.StringIO()) as listed, contextlib.suppress(SystemExit):
         cli.main("torch_mt3", lambda **settings: None, ["--help"])
-    options = sorted(set(re.findall(r"--[a-z-]+", listed.getvalue())) - {"--help", "--debug", "--verbose", "--ray"})
+    options = sorted(
+        set(re.findall(r"--[a-z-]+", listed.getvalue()))
+        - {
+            "--help",
+            "--list-instruments",
+            "--debug",
+            "--verbose",
+            "--ray",
+        }
+    )
     soundfile.write(folder / "a.wav", np.zeros(3000), 16000)
     values = [
         "0",

@@ -827,6 +827,28 @@ def test_tempo_auto_finds_the_beats_of_the_recording(folder):
     assert onsets == pytest.approx(sorted(note.onset for note in tables.read_json("a.json")[0]), abs=1e-3)
 
 
+def test_meter_and_downbeat_are_those_of_the_options(folder, capsys):
+    """In MIDI a pick-up is a bar of its own; the score has the recording's name."""
+    pytest.importorskip("music21")
+    record("Blue Danube.wav")
+    options = ("--tempo", "120", "--meter", "3/4", "--first-downbeat", "0.5", "--quantise", "--resume", "-o", "out")
+    assert infer("Blue Danube.wav", "--format", "mid,json,musicxml", *options) == SUCCESS
+    signatures = [
+        (message.numerator, message.denominator)
+        for message in midi.mido.MidiFile("out/Blue Danube.mid").tracks[0]
+        if message.type == "time_signature"
+    ]
+    assert signatures == [(1, 4), (3, 4)]
+    assert all(note.onset * 48 % 1 == pytest.approx(0, abs=1e-6) for note in midi.read_midi("out/Blue Danube.mid"))
+    assert tables.read_json("out/Blue Danube.json")[1]["meter"] == "3/4"
+    assert b"<work-title>Blue Danube<" in Path("out/Blue Danube.musicxml").read_bytes()
+    assert infer("Blue Danube.wav", "--format", "mid,json,musicxml", *options, load=not_reached) == SUCCESS
+    assert infer("Blue Danube.wav", "--quantize") == NOT_STARTED
+    assert "--quantise moves notes to the beats of --tempo" in capsys.readouterr().err
+    assert infer("Blue Danube.wav", "--meter", "3/5") == NOT_STARTED
+    assert "'3/5' is no meter" in capsys.readouterr().err
+
+
 def test_a_score_is_a_format(folder):
     pytest.importorskip("music21")
     record("a.wav")
