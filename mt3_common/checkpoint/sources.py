@@ -110,7 +110,9 @@ def _open_safetensors(place: Place, data: bytes) -> Source:
     try:
         step = json.loads(config or "{}").get("step")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{place} has a config inside that is no JSON object: {error}") from error
+        raise CheckpointError(
+            f"{place} has a config inside that is no JSON object: its metadata 'config': not readable JSON ({error})"
+        ) from error
     config_files = {str(place): config} if config is not None else None
     return _of_arrays(place, "safetensors", file.arrays, step=step, config_files=config_files)
 
@@ -148,7 +150,8 @@ def read_npz(where: str, data: bytes) -> dict[str, np.ndarray]:
         raise
     except Exception as error:
         # a damaged zip file can raise almost anything
-        raise CheckpointError(f"{where} is no readable .npz file of arrays: {error or type(error).__name__}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{where}: not a readable .npz file ({reason})") from error
 
 
 def _open_shards(place: Place) -> Source:

@@ -7,10 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mt3_common.config import Config
-from parity.diagnosis.config_defaults import DEFAULTS
-from parity.diagnosis.finding import Finding
-from parity.diagnosis.settings import (
+from mt3_common.checkpoint.settings import (
     FRONT_END_KEYS,
     HARMLESS,
     RELATIVE_BIAS,
@@ -20,6 +17,9 @@ from parity.diagnosis.settings import (
     is_number,
     is_whole,
 )
+from mt3_common.checkpoint.settings_defaults import DEFAULTS
+from mt3_common.config import Config
+from parity.diagnosis.finding import Finding
 
 
 def vocabulary_note(config: Config) -> list[str]:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from mt3_common.checkpoint.settings import SIZE_KEYS, is_whole
 from mt3_common.config import Config
 from parity.diagnosis.arrays import compare_arrays
 from parity.diagnosis.candidate import Candidate, CandidateError
 from parity.diagnosis.config import check_config, flat_settings, unjudged
 from parity.diagnosis.finding import Diagnosis, Finding
 from parity.diagnosis.modules import examine
-from parity.diagnosis.settings import SIZE_KEYS, is_whole
 from parity.diagnosis.weights import diagnose_weights
 from parity.sides import numpy_network
 from parity.trace.precision import EPSILON

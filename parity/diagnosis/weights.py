@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mt3_common.checkpoint.settings import VOCABULARY
 from mt3_common.config import Config
 from parity.diagnosis import fibres
 from parity.diagnosis.arrays import compare_arrays, is_near
@@ -22,7 +23,6 @@ from parity.diagnosis.identity import (
     order_findings,
 )
 from parity.diagnosis.placement import place
-from parity.diagnosis.settings import VOCABULARY
 from parity.diagnosis.siblings import Loaded, load_as_siblings
 from parity.diagnosis.surplus import copy_findings, differing_copies, surplus_findings
 

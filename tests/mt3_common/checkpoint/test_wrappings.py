@@ -500,7 +500,7 @@ def test_npz_is_read_and_a_bomb_is_not(tmp_path):
     np.savez_compressed(tmp_path / "x.npz", a=np.zeros(2**27, np.float32))
     assert "declares arrays of" in refusal(tmp_path / "x.npz")
     np.savez(tmp_path / "x.npz", a=np.array([Settings()]))
-    assert "no readable .npz" in refusal(tmp_path / "x.npz")
+    assert "not a readable .npz" in refusal(tmp_path / "x.npz")
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
