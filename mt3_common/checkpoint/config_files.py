@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mt3_common.checkpoint.judgement import judge
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.checkpoint.storage import STEP, Folder
 from mt3_common.config import (
@@ -149,7 +150,23 @@ def read_settings_file(text: str, name: str) -> dict[str, Setting]:
         raise ConfigError(f"{name} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{name} holds no JSON object")
-    return read_settings(values, name)
+    settings = read_settings(values, name)
+    if settings and (decisive := judge(values)[0]):
+        raise ConfigError(f"{name}: {'; '.join(map(str, decisive))}")
+    return settings
+
+
+def doubts(files: Mapping[str, str]) -> list[str]:
+    """Return what the config.json files of a checkpoint state that MT3 is not, and that may not matter, as sentences.
+
+    Args:
+        files: name -> text, of find_config_files.
+    """
+    sentences = []
+    for name, text in files.items():
+        if not name.endswith(".gin"):
+            sentences += [f"{name}: {contradiction}" for contradiction in judge(json.loads(text))[1]]
+    return sentences
 
 
 def parse_gin(text: str, name: str = "gin") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.checkpoint.config_files import Resolved, read_settings_file, resolve
+from mt3_common.checkpoint.config_files import Resolved, doubts, read_settings_file, resolve
 from mt3_common.checkpoint.names import FLOATS, CheckpointError, array_sizes, check_all, check_values
 from mt3_common.checkpoint.place import locate
 from mt3_common.checkpoint.sources import Source, open_source
@@ -110,7 +110,10 @@ class Checkpoint:
             )
         if self.other_sets:
             warnings.warn(f"{self.location}: {self.notes[-1]}", stacklevel=3)
-        return self.resolve(preset, overrides).config
+        config = self.resolve(preset, overrides).config
+        for sentence in doubts(self.config_files):
+            warnings.warn(sentence, stacklevel=3)
+        return config
 
     def resolve(self, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Resolved:
         """Return the Config and the origin of each of its settings, without a warning; see config."""

@@ -276,6 +276,9 @@ SETTINGS = (
     _only((None, "none"), "MT3's mel filters are not normalised", "mel_norm", "filter_norm"),
 )
 
+# settings that say how the network computes and that no array shows: with another value it is another network
+DECISIVE = {key for setting in SETTINGS[:3] for key in setting.keys} | {"scale_embedding", *SETTINGS[5].keys}
+
 # settings that change nothing in what a network computes when it transcribes, or say what the file is
 HARMLESS = re.compile(
     r".*dropout.*|.*_init.*|init_.*|initializer.*|torch_dtype|dtype|use_cache|transformers_version|model_type|architectures|_.*"

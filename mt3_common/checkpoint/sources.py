@@ -212,12 +212,12 @@ def _open_tree(place: Place, optimizer: bool, data: bytes | None = None) -> Sour
         decoded = {name: t5x.decode(plain[name], leaf) for name, leaf in leaves.items()}
         references = {plain[name]: content for name, content in decoded.items() if isinstance(content, Reference)}
         stored = zarr_entries(store, references, listed)
-        return {
-            name: stored[plain[name]]
-            if plain[name] in stored
-            else Entry(content.shape, content.dtype, "inline", content)
+        inline = {
+            name: Entry(content.shape, content.dtype, "inline", content)
             for name, content in decoded.items()
+            if not isinstance(content, Reference)
         }
+        return {name: inline[name] if name in inline else stored[plain[name]] for name in decoded}
 
     slots = entries(tree.slots) if optimizer else {}
     if layout == "t5x" and not any(map(_is_reference, tree.arrays.values())):

@@ -15,12 +15,12 @@ class Layer(NamedTuple):
 
     Attributes:
         name: of the array in the file.
-        axis, index: where the layer lies in it; None for an array of its own.
+        axis, number: where the layer lies in it; axis None for an array of its own.
     """
 
     name: str
     axis: int | None = None
-    index: int = 0
+    number: int = 0
 
 
 def take_apart(names: Mapping[str, str], shapes: Mapping[str, Sequence[int]], axis: int | None) -> dict[str, Layer]:

@@ -97,7 +97,7 @@ def sort_leaves(leaves: Mapping[tuple[str, ...], Any]) -> Leaves:
                 raise CheckpointError(
                     f"the file `checkpoint` has version {content!r} of T5X's format; known are 2 and {VERSION}"
                 )
-        elif path[-1] == "step" and len(rest) <= 1:
+        elif (rest or [top])[-1] == "step" and len(rest) <= 1:
             step = leaf
         elif is_t5x and not rest:
             raise CheckpointError(f"array {'/'.join(path)} is neither below target nor below state")

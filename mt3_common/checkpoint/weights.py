@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
     def of(self, array: np.ndarray) -> np.ndarray:
         """Return the part of the array, contiguous."""
-        part = array if self.layer.axis is None else np.take(array, self.layer.index, self.layer.axis)
+        part = array if self.layer.axis is None else np.take(array, self.layer.number, self.layer.axis)
         return np.ascontiguousarray(part.T if self.turned else part.reshape(self.shape))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mt3_common.checkpoint.config_files import doubts
 from mt3_common.checkpoint.hf_t5 import hf_t5_name
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.torch_pickle import PICKLES
@@ -90,7 +91,8 @@ def read(
     source = read_checkpoint(path, optimizer and not is_pickle, weights=weights, scan_axis=scan_axis)
     config = source.resolve(preset).config
     ports_table = source.position_table == "port"
-    return Weights(source.arrays, config, source.step, source.layout, source.optimizer, ports_table, source.notes)
+    notes = (*source.notes, *doubts(source.config_files))
+    return Weights(source.arrays, config, source.step, source.layout, source.optimizer, ports_table, notes)
 
 
 def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: bool = False) -> None:

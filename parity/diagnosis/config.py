@@ -2,11 +2,11 @@
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from mt3_common.checkpoint.judgement import contradictions, mistyped, sections
 from mt3_common.checkpoint.settings import (
     FRONT_END_KEYS,
     HARMLESS,
@@ -17,7 +17,6 @@ from mt3_common.checkpoint.settings import (
     is_number,
     is_whole,
 )
-from mt3_common.checkpoint.settings_defaults import DEFAULTS
 from mt3_common.config import Config
 from parity.diagnosis.finding import Finding
 
@@ -45,54 +44,6 @@ def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) ->
     return list(findings.values())
 
 
-def complete(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with transformers' defaults where they are those of a model_type that leaves some out.
-
-    A setting that stands in a section, in whatever spelling, is not left out.
-    """
-    defaults = DEFAULTS.get(str(values.get("model_type")), {})
-    aliases = [*SIZE_KEYS.values(), *(setting.keys for setting in SETTINGS)]
-    completed, present = dict(values), _all_keys(values)
-    for key, default in defaults.items():
-        keys = next((keys for keys in aliases if key in keys), (key,))
-        # each stack has its own setting in BART's spelling
-        own = {alias for alias in keys if _stack_of(alias) in (None, _stack_of(key))} if _stack_of(key) else set(keys)
-        if not own & present:
-            completed[key] = default
-    if defaults and "num_layers" in completed and not present & set(SIZE_KEYS["num_decoder_layers"]):
-        completed["num_decoder_layers"] = completed["num_layers"]
-    return completed
-
-
-def _stack_of(key: str) -> str | None:
-    return next((stack for stack in ("encoder", "decoder") if key.startswith(f"{stack}_")), None)
-
-
-def _all_keys(values: Any) -> set[str]:
-    """Every key of settings, of their sections and of lists of sections."""
-    if isinstance(values, Mapping):
-        return {*map(str, values), *(key for value in values.values() for key in _all_keys(value))}
-    return {key for value in values for key in _all_keys(value)} if isinstance(values, list) else set()
-
-
-def sections(values: Mapping[str, Any], name: str = "") -> list[dict[str, Any]]:
-    """Return the settings of a file and of each of its sections, however deep, in lists too, one dict each.
-
-    The number of layers in a section of the decoder is the decoder's.
-    """
-    values = complete(values)
-    own = {key: value for key, value in values.items() if not _inner(value)}
-    if "decoder" in name.lower():
-        own = {"num_decoder_layers" if key in ("num_layers", "n_layer") else key: own[key] for key in own}
-    inner = [section for key, value in values.items() for part in _inner(value) for section in sections(part, str(key))]
-    return [own, *inner]
-
-
-def _inner(value: Any) -> list[Mapping[str, Any]]:
-    """The sections that a value is or, as a list, has."""
-    return [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, Mapping)]
-
-
 def unjudged(values: Mapping[str, Any], config: Config) -> list[str]:
     """List the settings of which the diagnosis knows neither MT3's value nor that they are harmless."""
     known = {key for keys in [*SIZE_KEYS.values(), *FRONT_END_KEYS.values()] for key in keys} | set(_own_fields(config))
@@ -114,18 +65,7 @@ def _own_fields(config: Config) -> dict[str, Any]:
 
 def _check_section(flat: Mapping[str, Any], config: Config, notes: list[str]) -> list[Finding]:
     findings = _check_sizes(flat, config, notes) + _check_front_end(flat, config)
-    for setting in SETTINGS:
-        for key in setting.keys:
-            if key not in flat or (flat[key] is None and setting.optional):
-                continue
-            if not setting.has_type(flat[key]):
-                findings.append(_mistyped(key, flat[key], setting.expected))
-            elif fault := setting.fault(key, flat[key]):
-                findings.append(_finding(key, *fault))
-    relative = [key for key in flat if RELATIVE_BIAS.search(key) and flat[key]]
-    if relative:
-        text = "a relative position bias; MT3 has none (fixed sinusoids are added)"
-        findings.append(_finding(relative[0], "relative bias", text))
+    findings += [_finding(key, cause, text) for key, cause, text in contradictions(flat)]
     for key, right in _own_fields(config).items():
         if key not in flat or flat[key] == right:
             continue
@@ -186,9 +126,7 @@ def _finding(key: str, cause: str, text: str) -> Finding:
 
 
 def _mistyped(key: str, value: Any, expected: str) -> Finding:
-    shown = json.dumps(value, default=str)
-    text = f"{shown if len(shown) < 60 else shown[:57] + '...'} is not {expected}"
-    return _finding(key, f"{key} of the wrong type", text)
+    return _finding(*mistyped(key, value, expected))
 
 
 def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:
