@@ -59,8 +59,10 @@ def type_error(kind: Any, value: Any, allowed: Range | None = None, choices: Seq
     if kind is bool and not isinstance(value, bool):
         return "true or false"
     if kind is int and not (is_number and isinstance(value, int) and value in (allowed or Range(1))):
-        if allowed is None:
+        if allowed is None or (allowed.low == 1 and not (is_number and value > allowed.high)):
             return "a positive integer"
+        if allowed.low == 1:
+            return f"at most {allowed.high:.0f}"
         return f"a whole number {f'in {allowed}' if math.isfinite(allowed.high) else f'of at least {allowed.low:g}'}"
     if kind is float:
         allowed = allowed or Range(0)
@@ -126,7 +128,10 @@ class NetworkConfig:
     def __post_init__(self):
         if isinstance(self.mlp_activations, list):
             object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        ranges = {"dropout_rate": Range(0, 1), **dict.fromkeys(PRE_ENCODER, Range(0))}
+        sizes = ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "input_depth")
+        ranges = {"dropout_rate": Range(0, 1), **dict.fromkeys(PRE_ENCODER, Range(0, 4096, closed=True))}
+        ranges |= dict.fromkeys(sizes, Range(1, 2**20, closed=True))
+        ranges |= dict.fromkeys(("num_encoder_layers", "num_decoder_layers"), Range(1, 4096, closed=True))
         check_fields(self, ranges, {"position_table": ("mt3", "port")})
         if bool(self.pre_encoder_layers) != bool(self.pre_encoder_dim):
             raise ConfigError(
@@ -161,7 +166,10 @@ class SpectrogramConfig:
         return self.sample_rate / self.hop_width
 
     def __post_init__(self):
-        check_fields(self)
+        # far beyond any recording, and little enough to be computed
+        ranges = {"sample_rate": Range(1, 2**20, closed=True), "fft_size": Range(1, 2**20, closed=True)}
+        ranges |= {"hop_width": Range(1, 2**20, closed=True), "num_mel_bins": Range(1, 2**14, closed=True)}
+        check_fields(self, ranges)
         if not self.mel_lo_hz < self.mel_hi_hz <= self.sample_rate / 2:
             raise ConfigError(
                 f"mel_lo_hz {self.mel_lo_hz} and mel_hi_hz {self.mel_hi_hz} must rise and end at half of "
@@ -190,7 +198,8 @@ class VocabularyConfig:
     use_programs: bool = True
 
     def __post_init__(self):
-        check_fields(self)
+        ranges = {"steps_per_second": Range(1, 10**5, closed=True), "max_shift_seconds": Range(1, 10**4, closed=True)}
+        check_fields(self, ranges | {"num_velocity_bins": Range(1, 1024, closed=True)})
 
     @property
     def num_ids(self) -> int:
@@ -227,7 +236,7 @@ class Config:
     max_target_length: int = 1024
 
     def __post_init__(self):
-        check_fields(self)
+        check_fields(self, dict.fromkeys(("input_frames", "max_target_length"), Range(1, 2**16, closed=True)))
         if self.network.input_depth != self.spectrogram.num_mel_bins:
             raise ConfigError(
                 f"input_depth {self.network.input_depth} must equal num_mel_bins {self.spectrogram.num_mel_bins}"

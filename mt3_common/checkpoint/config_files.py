@@ -252,8 +252,9 @@ def resolve(
 ) -> Resolved:
     """Return the Config of a checkpoint and the origin of each setting. Nothing is guessed.
 
-    Sizes come from the arrays, and whatever states one must agree with them. What arrays cannot say comes from, in
-    this order: the overrides, the files, the preset; then
+    Sizes come from the arrays, and whatever states one must agree with them; numbers of rows of one vocabulary (1391
+    ids, 1491 with extra ones, 1536 rounded up) do agree. What arrays cannot say comes from, in this order: the
+    overrides, the files, the preset; then
     - num_heads and head_dim from a preset whose sizes are all those of the arrays;
     - vocabulary and input_frames from the preset of the same vocab_size (1536: mt3, 1664: ismir2021), unless another
       number of velocity bins is stated;
@@ -279,7 +280,9 @@ def resolve(
     wrong = [
         (setting.origin, f"{setting} is not {'' if setting.name == name else name + ' '}{sizes[name]}")
         for name, setting in stated.items()
-        if name in sizes and setting.value != sizes[name]
+        if name in sizes
+        and setting.value != sizes[name]
+        and not (name == "vocab_size" and _are_alike(setting.value, sizes))
     ]
     heads, wrong_heads = _heads(sizes["attention_dim"], stated, preset, fitting)
     if wrong := wrong + wrong_heads:
@@ -318,6 +321,20 @@ def resolve(
     return Resolved(config, {name: resolved[name].origin for name in names})
 
 
+def _rows(preset: str) -> tuple[int, ...]:
+    """Return the numbers of rows that an embedding of a preset's vocabulary may have, which are all one vocabulary.
+
+    MT3's own rounded up to a multiple of 128; its ids with seqio's 100 extra ones; its ids alone.
+    """
+    ids = PRESETS[preset].vocabulary.num_ids
+    return (PRESETS[preset].network.vocab_size, ids + 100, ids)
+
+
+def _are_alike(stated: int, sizes: Mapping[str, int]) -> bool:
+    """Return True if a stated vocab_size and that of the arrays are of the same vocabulary."""
+    return any(stated in _rows(preset) and sizes["vocab_size"] in _rows(preset) for preset in PRESETS)
+
+
 def _check_vocabulary(vocab_size: int, stated: Mapping[str, Setting]) -> None:
     """Refuse stated velocity bins or steps that need another vocab_size than the arrays', where that is a preset's."""
     settings = {
@@ -351,7 +368,11 @@ def _misfit(preset: str, sizes: Mapping[str, int]) -> list[str]:
     """List the sizes in which a preset differs from the arrays, as sentences."""
     network = PRESETS[preset].network
     has = dataclasses.asdict(network) | {"attention_dim": network.num_heads * network.head_dim}
-    return [f"{name} {has[name]} against {size}" for name, size in sizes.items() if has[name] != size]
+    return [
+        f"{name} {has[name]} against {size}"
+        for name, size in sizes.items()
+        if has[name] != size and not (name == "vocab_size" and size in _rows(preset))
+    ]
 
 
 def _heads(
@@ -392,14 +413,15 @@ def _unknown_heads(sizes: Mapping[str, int], preset: str | None) -> str:
     misfit = f" (the preset {preset} does not fit: {', '.join(_misfit(preset, sizes))})" if preset else ""
     return (
         f"cannot tell the number of heads: the arrays have num_heads x head_dim = {width}, which may be "
-        f"{splits}{misfit}; pass num_heads, or put a config.json or .gin that states it beside the checkpoint"
+        f'{splits}{misfit}; pass num_heads (Python: overrides), or put a config.json with {{"num_heads": …}} or a .gin '
+        "that states it beside the checkpoint"
     )
 
 
 def _preset_settings(vocab_size: int, preset: str | None, bins: Setting | None) -> dict[str, Setting]:
     """Return vocabulary and input_frames from the named preset, or the one of this vocab_size and number of bins."""
-    if preset and PRESETS[preset].network.vocab_size != vocab_size:
-        fits = [name for name in PRESETS if PRESETS[name].network.vocab_size == vocab_size]
+    if preset and vocab_size not in _rows(preset):
+        fits = [name for name in PRESETS if vocab_size in _rows(name)]
         raise ConfigError(
             f"the preset {preset} has vocab_size {PRESETS[preset].network.vocab_size}, the arrays have {vocab_size}"
             + (f": those of {fits[0]}" if fits else "")
@@ -407,7 +429,7 @@ def _preset_settings(vocab_size: int, preset: str | None, bins: Setting | None) 
     for name in [preset] if preset else PRESETS:
         chosen = PRESETS[name]
         same_bins = bins is None or bins.value == chosen.vocabulary.num_velocity_bins
-        if chosen.network.vocab_size == vocab_size and (preset or same_bins):
+        if vocab_size in _rows(name) and (preset or same_bins):
             values = dataclasses.asdict(chosen.vocabulary) | {"input_frames": chosen.input_frames}
             origin = f"the preset {name}" if preset else f"{name}, by its vocab_size {vocab_size}"
             return {field: Setting(value, field, origin) for field, value in values.items()}

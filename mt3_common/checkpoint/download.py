@@ -10,10 +10,8 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
-import http.client
 import json
 import os
-import random
 import re
 import shutil
 import sys
@@ -23,13 +21,24 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import filelock
 import google_crc32c
 import platformdirs
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
+from mt3_common.checkpoint.transfer import (
+    RETRIES,
+    DownloadError,
+    Passing,
+    Remote,
+    file_size,
+    go_on,
+    is_loopback,
+    persistently,
+    read,
+)
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256, update_from_file
 from mt3_common.io.progress import progress_bar
@@ -37,59 +46,15 @@ from mt3_common.io.progress import progress_bar
 ADDRESSES = {"mt3": "gs://mt3/checkpoints/mt3", "ismir2021": "gs://mt3/checkpoints/ismir2021"}
 STORAGE = "https://storage.googleapis.com"
 
-# failures in a row, without a byte more than before, after which a file is given up
-RETRIES = 5
-# s; doubled from one failure to the next, up to the longest
-FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0
-# s without a byte
-TIMEOUT = 30.0
 # a published checkpoint is some 400 small files
 PARALLEL = 8
-BLOCK_BYTES = 2**18
 
 _STEP_FOLDER = re.compile(r"checkpoint_(\d+)/")
 
 
-class DownloadError(ValueError):
-    """Raised for a checkpoint that cannot be fetched; the message has the reason and a remedy."""
-
-
-class AccessDenied(DownloadError):
-    """Raised if the server demands credentials."""
-
-
-class _Passing(Exception):
-    """Raised for a temporary failure; wait: seconds that the server asks for."""
-
-    def __init__(self, reason: str, wait: float = 0.0):
-        super().__init__(reason)
-        self.wait = wait
-
-
-class _NoSuchPart(_Passing):
-    """Raised if the server has no bytes at the requested offset."""
-
-
-class Remote(NamedTuple):
-    """A file as its server describes it; None where it does not.
-
-    Attributes:
-        name: below the cache folder of the checkpoint, with slashes.
-        url: where to get it.
-        size: bytes.
-        md5, crc32c: base64.
-    """
-
-    name: str
-    url: str
-    size: int | None = None
-    md5: str | None = None
-    crc32c: str | None = None
-
-
 def is_remote(checkpoint: str) -> bool:
     """Return True for a name or an address that fetch understands."""
-    return checkpoint in ADDRESSES or checkpoint.startswith(("gs://", "https://")) or _is_loopback(checkpoint)
+    return checkpoint in ADDRESSES or checkpoint.startswith(("gs://", "https://")) or is_loopback(checkpoint)
 
 
 def model_of(checkpoint: str) -> str:
@@ -102,22 +67,32 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MT3_CACHE") or platformdirs.user_cache_path("mt3-twins") / "checkpoints")
 
 
-def fetch(checkpoint: str, offline: bool = False, quiet: bool = False, pinned: Mapping[str, str] | None = None) -> Path:
+def fetch(
+    checkpoint: str,
+    offline: bool = False,
+    quiet: bool = False,
+    pinned: Mapping[str, str] | None = None,
+    check: Callable[[Path], object] | None = None,
+) -> Path:
     """Return the local path of a checkpoint, fetching it if it is missing or damaged in the cache.
 
     Args:
         checkpoint: of ADDRESSES, or gs://bucket/path of a public bucket (a folder with all below it, or a file), or the
-            https:// address of a file. MT3_STORAGE names a mirror of Google's storage.
+            https:// address of a file, which may end in #sha256=… MT3_STORAGE names a mirror of Google's storage.
         offline: take it from the cache or not at all.
         quiet: show nothing on stderr.
         pinned: name of a file below the checkpoint ('' for a file) -> the SHA-256 that it must have.
+        check: raises ValueError for what is no checkpoint, such as the page of a login, which is not kept.
 
     Raises:
         AccessDenied: the server wants credentials.
         DownloadError: it is not in the cache and cannot be fetched, or is not what it was, or not what was pinned.
         OSError: the cache cannot be written.
     """
-    address = ADDRESSES.get(checkpoint, checkpoint).rstrip("/")
+    address, _, sha256 = ADDRESSES.get(checkpoint, checkpoint).partition("#sha256=")
+    address = address.rstrip("/")
+    if sha256:
+        pinned = dict(pinned or {}) | {"": sha256.lower()}
     if address.startswith(f"{STORAGE}/"):
         address = "gs://" + address.removeprefix(f"{STORAGE}/")
     base = re.sub(r"[^\w.-]", "_", urllib.parse.urlsplit(address).path.rpartition("/")[2]).lstrip(".") or "checkpoint"
@@ -126,8 +101,12 @@ def fetch(checkpoint: str, offline: bool = False, quiet: bool = False, pinned: M
     pins = {f"{base}/{name}" if name else base: digest for name, digest in (pinned or {}).items()}
     with _lock(folder, quiet):
         damaged = _damaged(folder, pins) if folder.exists() else None
-        if damaged == []:
+        if damaged == [] and (check is None or _is_checked(folder, base, check)):
             return folder / base
+        if damaged == []:
+            if not offline:
+                shutil.rmtree(folder)
+            damaged = None
         if offline:
             what = f"is damaged in the cache ({folder / damaged[0]})" if damaged else f"is not in the cache ({folder})"
             raise DownloadError(
@@ -144,7 +123,11 @@ def fetch(checkpoint: str, offline: bool = False, quiet: bool = False, pinned: M
         try:
             remotes = _list_bucket(address, base) if address.startswith("gs://") else [Remote(base, address)]
             _fetch_all(checkpoint, address, remotes, partial, pins, quiet)
-        except _Passing as error:
+        except DownloadError:
+            _remove_empty(folder, partial)
+            raise
+        except Passing as error:
+            _remove_empty(folder, partial)
             host = urllib.parse.urlsplit(_storage() if address.startswith("gs://") else address).netloc
             raise DownloadError(
                 f"checkpoint {checkpoint} could not be fetched from {host} ({error}): connect to the network and run "
@@ -152,8 +135,49 @@ def fetch(checkpoint: str, offline: bool = False, quiet: bool = False, pinned: M
                 "path"
             ) from error
         shutil.rmtree(partial / ".parts", ignore_errors=True)
+        if check is not None:
+            try:
+                _is_checked(partial, base, check)
+            except ValueError as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                _remove_empty(folder, partial)
+                raise DownloadError(f"what {address} gives is no checkpoint, and is not kept: {error}") from error
         partial.rename(folder)
     return folder / base
+
+
+def _is_checked(folder: Path, base: str, check: Callable[[Path], object]) -> bool:
+    """Check what a folder of the cache holds, once: its record says that it was.
+
+    Returns:
+        False for what was taken into the cache unchecked and is no checkpoint.
+
+    Raises:
+        ValueError: it is no checkpoint, and is not in the cache yet.
+    """
+    try:
+        record = json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        record = {}
+    if record.get("checked"):
+        return True
+    try:
+        check(folder / base)
+    except ValueError:
+        if folder.name.endswith(".partial"):
+            raise
+        return False
+    with contextlib.suppress(OSError):
+        atomic.write(folder / "manifest.json", json.dumps(record | {"checked": True}, indent=1))
+    return True
+
+
+def _remove_empty(folder: Path, partial: Path) -> None:
+    """Remove what a failed attempt leaves without a byte of the checkpoint in it."""
+    if not any(path.is_file() and path.suffix != ".json" and path.stat().st_size for path in partial.rglob("*")):
+        shutil.rmtree(partial, ignore_errors=True)
+        if not folder.exists():
+            Path(f"{folder}.lock").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -219,14 +243,14 @@ def _list_bucket(address: str, base: str) -> list[Remote]:
 
     Raises:
         DownloadError: there are none, there are several checkpoints, or a name leads elsewhere.
-        _Passing: the server does not answer.
+        Passing: the server does not answer.
     """
     bucket, _, prefix = address.removeprefix("gs://").partition("/")
     query = {"prefix": prefix, "fields": "items(name,size,md5Hash,crc32c,mediaLink),nextPageToken"}
     remotes = []
     while True:
         url = f"{_storage()}/storage/v1/b/{urllib.parse.quote(bucket, safe='')}/o?{urllib.parse.urlencode(query)}"
-        content = _persistently(functools.partial(_read, url))
+        content = persistently(functools.partial(read, url))
         try:
             page = json.loads(content)
             items = [
@@ -263,7 +287,7 @@ def _fetch_all(
     """Fetch the files that partial lacks and write its manifest.json, which makes it whole.
 
     Raises:
-        DownloadError, _Passing: as fetch, _fetch_file.
+        DownloadError, Passing: as fetch, _fetch_file.
     """
     recorded = _recorded(partial) or {}
     expected = {name: entry["sha256"] for name, entry in recorded.items()} | dict(pins)
@@ -284,11 +308,15 @@ def _fetch_all(
     with bar, concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
         task = bar.add_task(checkpoint, total=total or None)
 
+        def report(text: str) -> None:
+            if not quiet:
+                bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
         def on_bytes(count: int, size: int | None) -> None:
             bar.update(task, advance=count, total=total or size)
 
         fetching = {
-            remote.name: pool.submit(_fetch_file, remote, partial, expected.get(remote.name), on_bytes, stopped)
+            remote.name: pool.submit(_fetch_file, remote, partial, expected.get(remote.name), on_bytes, stopped, report)
             for remote in remotes
         }
         try:
@@ -311,6 +339,7 @@ def _fetch_file(
     sha256: str | None,
     on_bytes: Callable[[int, int | None], None],
     stopped: threading.Event,
+    report: Callable[[str], None],
 ) -> str:
     """Fetch a file, verify it by its server's hashes, the record and the pins, and return its SHA-256.
 
@@ -320,10 +349,11 @@ def _fetch_file(
         sha256: what it must have; None for anything.
         on_bytes: called with bytes that have arrived (negative: those that were for nothing) and the file's size.
         stopped: set where nobody waits any more.
+        report: called with what is tried again, and why.
 
     Raises:
         DownloadError: it is not there, or not what it must be.
-        _Passing: the server failed too often in a row.
+        Passing: the server failed too often in a row.
     """
     target = partial / remote.name
     known = {"md5": remote.md5, "crc32c": remote.crc32c, "sha256": sha256}
@@ -338,12 +368,12 @@ def _fetch_file(
     on_bytes(part.stat().st_size if part.exists() else 0, remote.size)
     spoilt = 0
     while True:
-        _persistently(lambda: _go_on(remote, part, on_bytes, stopped), lambda: _size(part), stopped)
+        persistently(lambda: go_on(remote, part, on_bytes, stopped), lambda: file_size(part), stopped, report)
         digests = _digests(part)
         wrong = next((kind for kind, digest in known.items() if digests[kind] != digest), None)
         if wrong is None:
             break
-        on_bytes(-_size(part), remote.size)
+        on_bytes(-file_size(part), remote.size)
         part.unlink()
         spoilt += 1
         if spoilt > RETRIES or (wrong == "sha256" and spoilt > 1):
@@ -359,172 +389,3 @@ def _fetch_file(
     part.replace(target)
     part.with_suffix(".json").unlink(missing_ok=True)
     return digests["sha256"]
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _go_on(remote: Remote, part: Path, on_bytes: Callable[[int, int | None], None], stopped: threading.Event) -> None:
-    """Complete a partly fetched file, resuming at its end if the server supports that.
-
-    Raises:
-        DownloadError: the file is not to be had.
-        _Passing: it is not complete yet.
-    """
-    # of a file without a known hash: its size, and the mark by which the server tells whether it is still the same
-    beside = part.with_suffix(".json")
-    have = _size(part)
-    try:
-        state = json.loads(beside.read_bytes())
-        size, mark = state["size"], state["mark"]
-    except (OSError, ValueError, KeyError, TypeError):
-        size, mark = None, None
-    size = size if remote.size is None else remote.size
-    fixed = bool(remote.md5 or remote.crc32c)
-    if size is not None and have == size and (fixed or mark):
-        part.touch()
-        return
-    headers = {}
-    if have and (size is None or have < size) and (fixed or mark):
-        headers["Range"] = f"bytes={have}-"
-        if mark and not fixed:
-            headers["If-Range"] = mark
-    try:
-        answer = _open(remote.url, headers)
-    except _NoSuchPart:
-        part.unlink(missing_ok=True)
-        on_bytes(-have, size)
-        raise
-    with answer as response:
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        going_on = response.status == 206 and "Range" in headers and span is not None and int(span[1]) == have
-        if response.status == 206 and not going_on:
-            part.unlink(missing_ok=True)
-            on_bytes(-have, size)
-            raise _Passing("the server sends another part than was asked for")
-        if going_on and span is not None:
-            total = None if span[2] == "*" else int(span[2])
-        else:
-            on_bytes(-have, size)
-            have = 0
-            length = response.headers.get("Content-Length")
-            total = int(length) if length and length.isdigit() else None
-            mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
-            # a weak mark does not vouch for every byte
-            mark = None if mark and mark.startswith("W/") else mark
-            if total is None and size is None and "chunked" not in response.headers.get("Transfer-Encoding", ""):
-                raise DownloadError(f"{remote.url}: the server does not say how long the file is; fetch it by hand")
-        if total is not None and remote.size is not None and total != remote.size:
-            raise _Passing(f"{total} bytes are offered of a file of {remote.size}")
-        size = total if remote.size is None else remote.size
-        if not going_on:
-            atomic.write(beside, json.dumps({"size": size, "mark": mark}))
-        with open(part, "ab" if going_on else "wb") as file:
-            while True:
-                if stopped.is_set():
-                    raise _Passing("stopped")
-                try:
-                    block = response.read(BLOCK_BYTES)
-                except (OSError, http.client.HTTPException) as error:
-                    raise _Passing(_reason(error)) from error
-                if not block:
-                    break
-                file.write(block)
-                have += len(block)
-                on_bytes(len(block), size)
-                if size is not None and have > size:
-                    break
-            file.flush()
-            os.fsync(file.fileno())
-    if size is not None and have > size:
-        part.unlink()
-        on_bytes(-have, size)
-        raise _Passing(f"more than {size} bytes arrive")
-    if size is not None and have < size:
-        raise _Passing(f"the connection ended after {have} of {size} bytes")
-
-
-def _persistently(
-    action: Callable[[], Any], reached: Callable[[], int] = lambda: 0, stopped: threading.Event | None = None
-) -> Any:
-    """Return the result of an action, retrying temporary failures after growing waits.
-
-    Args:
-        action: may raise _Passing.
-        reached: how far it got; further than ever before makes the count of failures begin anew.
-        stopped: set where nobody waits any more.
-
-    Raises:
-        _Passing: the last of too many failures.
-    """
-    failures, best = 0, reached()
-    stopped = stopped or threading.Event()
-    while True:
-        try:
-            return action()
-        except _Passing as error:
-            if reached() > best:
-                failures, best = 0, reached()
-            failures += 1
-            if failures > RETRIES or stopped.is_set():
-                raise
-            # apart, so that many that failed together do not come back together
-            wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
-            stopped.wait(max(wait, min(error.wait, LONGEST_WAIT)))
-
-
-def _read(url: str) -> bytes:
-    """Return the content of a URL, at most 64 MiB."""
-    with _open(url, {}) as response:
-        try:
-            return response.read(2**26)
-        except (OSError, http.client.HTTPException) as error:
-            raise _Passing(_reason(error)) from error
-
-
-def _open(url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-    """Return the response to a GET request.
-
-    Raises:
-        AccessDenied, DownloadError: it will not be given, or not over an encrypted connection.
-        _Passing: no answer, or one that asks to come again.
-    """
-    headers = {"Accept-Encoding": "identity", "User-Agent": "mt3-twins"} | dict(headers)
-    if not url.startswith("https://") and not _is_loopback(url):
-        raise DownloadError(f"{url} is no https:// address")
-    try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        status = f"HTTP {error.code} {error.reason}".strip()
-        if error.code in (401, 403):
-            raise AccessDenied(
-                f"{url} is not public ({status}): fetch it with your credentials and name its path"
-            ) from error
-        if error.code == 416:
-            raise _NoSuchPart(status) from error
-        if error.code in (408, 425, 429) or error.code >= 500:
-            asked = error.headers.get("Retry-After", "")
-            raise _Passing(status, float(asked) if asked.isdigit() else 0.0) from error
-        raise DownloadError(f"{url} cannot be fetched: {status}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _Passing(_reason(error)) from error
-    except ValueError as error:
-        raise DownloadError(f"{url} is no address: {error}") from error
-    if not response.url.startswith("https://") and not _is_loopback(response.url):
-        response.close()
-        raise DownloadError(f"{url} leads to {response.url}, which is not encrypted")
-    return response
-
-
-def _is_loopback(url: str) -> bool:
-    """Return True for http:// on this machine, which needs no encryption."""
-    return bool(re.match(r"http://(127\.0\.0\.1|localhost|\[::1\])[:/]", url))
-
-
-def _reason(error: Exception) -> str:
-    """Return the reason of a failed connection, in a few words."""
-    inner = getattr(error, "reason", None)
-    inner = inner if isinstance(inner, Exception) else error
-    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mt3_common.checkpoint import download
+from mt3_common.checkpoint.place import INDEX, WEIGHTS, locate
+from mt3_common.checkpoint.sources import open_source
+from mt3_common.checkpoint.transfer import AccessDenied
 
 
 class NamedCheckpoint(NamedTuple):
@@ -22,6 +25,12 @@ class NamedCheckpoint(NamedTuple):
     name: str
     notice: str = ""
     model: str = ""
+
+
+def _check(path: Path) -> None:
+    """Raise ValueError for what is no checkpoint."""
+    if path.is_dir() or path.name.endswith((*WEIGHTS, *INDEX)):
+        open_source(locate(path), optimizer=False)
 
 
 def find_checkpoint(
@@ -55,9 +64,12 @@ def find_checkpoint(
     if download.is_remote(name):
         model = download.model_of(name)
         pinned = manifest.get("pinned", {}).get(download.ADDRESSES.get(name, name.rstrip("/")))
+        # the bucket tells hashes of its files; what any other server gives may be the page of a login
+        check = None if pinned or model or name.startswith("gs://") else _check
         try:
-            return NamedCheckpoint(str(download.fetch(name, offline, quiet, pinned)), base, model=model)
-        except download.AccessDenied:
+            fetched = download.fetch(name, offline, quiet, pinned, check)
+            return NamedCheckpoint(str(fetched), base.partition("#")[0], model=model)
+        except AccessDenied:
             if not name.startswith("gs://"):
                 raise
             # TensorStore finds the user's credentials

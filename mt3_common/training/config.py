@@ -14,6 +14,9 @@ DTYPES = ("float32", "bfloat16", "float64")
 # JSON files of presets for models and training
 PRESETS = Path(__file__).parent / "presets"
 
+# characters of a file of settings
+LARGEST_SETTINGS = 2**20
+
 
 class TrainingError(ValueError):
     """Training cannot start or continue; the last save is intact."""
@@ -138,7 +141,13 @@ def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
         ConfigError: the file cannot be read, or it has other or unknown keys.
     """
     try:
-        values = json.loads(path.read_text())
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LARGEST_SETTINGS + 1)
+        if len(text) > LARGEST_SETTINGS:
+            raise ConfigError(f"{path} is no file of settings: it has more than {LARGEST_SETTINGS} characters")
+        values = json.loads(text)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict) or set(values) - {"about", "model", "training"}:

@@ -359,3 +359,70 @@ def test_gin_parsing_ends_in_settings_or_one_error(text):
 def test_what_is_no_json_object_is_refused(text):
     with pytest.raises(ConfigError, match=r"^models/config\.json "):
         config_files.read_settings_file(text, "models/config.json")
+
+
+HF_T5 = {"model_type": "t5", "d_model": 8, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"dense_act_fn": "gelu"}, "dense_act_fn: 'gelu': exact GELU (erf) in place of the tanh approximation"),
+        ({"dense_act_fn": "silu"}, "SiLU in place of GELU"),
+        ({"is_gated_act": False}, "MT3's MLP is gated"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps: 1e-05 in place of 1e-06"),
+        ({"norm_type": "layer_norm"}, "MT3 has RMSNorm"),
+        ({"scale_embedding": True}, "MT3's are not scaled"),
+        ({"decoder": {"activation_function": "relu"}}, "ReLU in place of GELU"),
+    ],
+)
+def test_what_the_diagnosis_calls_another_network_is_refused(more, says):
+    with pytest.raises(ConfigError) as error:
+        config_files.read_settings_file(json.dumps(HF_T5 | more), "models/config.json")
+    assert says in str(error.value)
+    assert "models/config.json: " in str(error.value)
+    # a file that says nothing of a model's is somebody else's
+    assert config_files.read_settings_file(json.dumps(more), "config.json") == {}
+
+
+def test_what_may_not_matter_is_a_doubt():
+    fine = {"dense_act_fn": "gelu_new", "is_gated_act": True, "layer_norm_epsilon": 1e-6}
+    text = json.dumps(HF_T5 | fine | {"relative_attention_num_buckets": 32, "pad_token_id": 3})
+    config_files.read_settings_file(text, "config.json")
+    doubts = config_files.doubts({"config.json": text, "x.gin": "x = 1"})
+    bias = "relative_attention_num_buckets: a relative position bias; MT3 has none (fixed sinusoids are added)"
+    assert doubts == ["config.json: pad_token_id: 3; MT3 has 0", f"config.json: {bias}"]
+
+
+@pytest.mark.parametrize(("rows", "preset"), [(1391, "mt3"), (1491, "mt3"), (1536, "mt3"), (1517, "ismir2021")])
+@pytest.mark.parametrize("stated", [None, 1391, 1491, 1536, 1517, 1617, 1664])
+def test_numbers_of_rows_of_one_vocabulary_agree(rows, preset, stated):
+    files = [] if stated is None else [config_files.read_settings({"vocab_size": stated}, "config.json")]
+    family = (1517, 1617, 1664) if preset == "ismir2021" else (1391, 1491, 1536)
+    if stated is not None and stated not in family:
+        with pytest.raises(ConfigError, match=f"vocab_size {stated} is not {rows}"):
+            config_files.resolve(FULL | {"vocab_size": rows}, files)
+        return
+    config = config_files.resolve(FULL | {"vocab_size": rows}, files).config
+    assert config.network.vocab_size == rows
+    assert config.vocabulary == PRESETS[preset].vocabulary
+    assert config.network.num_heads == 6
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("sample_rate", 10**9),
+        ("max_target_length", 10**8),
+        ("fft_size", 2**30),
+        ("input_frames", 10**9),
+        ("hop_width", 10**9),
+        ("steps_per_second", 10**7),
+        ("max_shift_seconds", 10**7),
+        ("num_encoder_layers", 10**6),
+        ("mlp_dim", 10**8),
+    ],
+)
+def test_settings_that_no_machine_can_bear_are_refused(setting, value):
+    with pytest.raises(ConfigError, match=f"{setting} must be at most"):
+        Config.from_dict(Config().to_dict() | {setting: value})

@@ -2,6 +2,7 @@
 
 import base64
 import collections
+import contextlib
 import hashlib
 import http.server
 import io
@@ -17,9 +18,10 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-from mt3_common.checkpoint import download
+from mt3_common.checkpoint import download, transfer
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
+from mt3_common.checkpoint.write import write_safetensors
 
 ROOT = Path(__file__).parents[3]
 BUNDLED = ROOT / "checkpoints" / "golden"
@@ -115,6 +117,14 @@ class Bucket:
             return
         if fault == "text":
             content = b"<html>log in first</html>"
+        if fault == "endless":
+            handler.send_response(200)
+            handler.send_header("Transfer-Encoding", "chunked")
+            handler.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    handler.wfile.write(b"10000\r\n" + bytes(2**16) + b"\r\n")
+            return
         start = int(re.fullmatch(r"bytes=(\d+)-", span)[1]) if span else 0
         whole = fault == "ignore range" or (handler.headers.get("If-Range") not in (None, self.etag))
         if span and not whole:
@@ -169,8 +179,8 @@ def bucket(monkeypatch, tmp_path):
     monkeypatch.setenv("MT3_STORAGE", made.url)
     monkeypatch.setenv("MT3_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(download, "FIRST_WAIT", 0.001)
-    monkeypatch.setattr(download, "TIMEOUT", 5.0)
+    monkeypatch.setattr(transfer, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(transfer, "TIMEOUT", 5.0)
     yield made
     made.close()
 
@@ -526,3 +536,71 @@ def test_progress_is_for_terminals_that_want_it(bucket, monkeypatch):
     shutil.rmtree(download.cache_folder())
     download.fetch("mt3", quiet=True)
     assert terminal.getvalue() == ""
+
+
+@pytest.fixture
+def weights(bucket) -> bytes:
+    """The bundled checkpoint as a file of the server, at /media/x.safetensors."""
+    read = read_checkpoint(BUNDLED)
+    write_safetensors(Path(f"{download.cache_folder()}.safetensors"), read.arrays, read.config())
+    bucket.objects["x.safetensors"] = Path(f"{download.cache_folder()}.safetensors").read_bytes()
+    return bucket.objects["x.safetensors"]
+
+
+def test_the_page_of_a_login_is_not_kept(bucket, weights, tmp_path):
+    address = f"{bucket.url}/media/x.safetensors"
+    bucket.faults["x.safetensors"] = ["text"]
+    with pytest.raises(download.DownloadError, match=r"no checkpoint, and is not kept: .* truncated or no safetensors"):
+        find_checkpoint(address, quiet=True)
+    assert not files(tmp_path / "cache")
+    path = Path(find_checkpoint(address, quiet=True).path)
+    assert path.read_bytes() == weights
+    # one that an earlier version took in unchecked is fetched anew
+    path.write_bytes(b"<html>")
+    record = path.parent / "manifest.json"
+    digest = hashlib.sha256(b"<html>").hexdigest()
+    record.write_text(json.dumps({"files": {"x.safetensors": {"size": 6, "sha256": digest}}}))
+    with pytest.raises(download.DownloadError, match="is not in the cache"):
+        find_checkpoint(address, offline=True)
+    assert Path(find_checkpoint(address, quiet=True).path).read_bytes() == weights
+    bucket.requests.clear()
+    assert find_checkpoint(address, quiet=True).path == str(path)
+    assert not bucket.requests
+
+
+def test_an_address_may_say_the_hash(bucket, weights):
+    address = f"{bucket.url}/media/x.safetensors"
+    digest = hashlib.sha256(weights).hexdigest()
+    assert find_checkpoint(f"{address}#sha256={digest.upper()}", quiet=True).name == "x.safetensors"
+    with pytest.raises(download.DownloadError, match=f"has the sha256 {digest} instead of {'0' * 64}"):
+        find_checkpoint(f"{address}#sha256={'0' * 64}", quiet=True)
+
+
+def test_what_does_not_end_is_given_up(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "LARGEST_UNKNOWN", 2**20)
+    bucket.faults["x.safetensors"] = ["endless"]
+    bucket.objects["x.safetensors"] = b""
+    with pytest.raises(download.DownloadError, match="does not end: more than"):
+        download.fetch(f"{bucket.url}/media/x.safetensors", quiet=True)
+    assert not files(tmp_path / "cache")
+
+
+def test_what_is_too_slow_or_too_large_for_the_disk_is_given_up(bucket, tmp_path, monkeypatch):
+    address = f"{bucket.url}/media/x.safetensors"
+    bucket.objects["x.safetensors"] = bytes(2**20)
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "PATIENCE", -1.0)
+        patch.setattr(transfer, "SLOWEST", 2**30)
+        with pytest.raises(download.DownloadError, match="are too few to wait for"):
+            download.fetch(address, quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "LEFT_FREE", 2**62)
+        with pytest.raises(download.DownloadError, match="MB more are to be written"):
+            download.fetch(address, quiet=True)
+
+
+def test_what_is_tried_again_is_said(bucket, capfd, monkeypatch):
+    bucket.objects["x.safetensors"] = b"x"
+    bucket.faults["x.safetensors"] = [429, 503]
+    download.fetch(f"{bucket.url}/media/x.safetensors")
+    assert "note: HTTP 503 Service Unavailable; trying again in 0 s (2 of 5)" in capfd.readouterr().err

@@ -30,6 +30,7 @@ from mt3_common.checkpoint.names import CheckpointError, array_shapes
 from mt3_common.checkpoint.naming import STACKED
 from mt3_common.checkpoint.read import inspect_checkpoint, read_any, read_checkpoint
 from mt3_common.checkpoint.stacked import take_apart
+from mt3_common.checkpoint.write import write_t5x
 from mt3_common.config import Config, NetworkConfig
 
 NETWORK = NetworkConfig(
@@ -543,3 +544,13 @@ def test_a_zip_bomb_takes_no_memory(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
         archive.writestr("archive/data.pkl", b"\0")
     assert "safely: damaged (KeyError" in refusal(tmp_path / "x.pth")
+
+
+def test_the_run_folder_of_training_is_its_best_checkpoint(tmp_path):
+    for name, seed in (("last", 1), ("best", 0)):
+        write_t5x(tmp_path / name, arrays(seed), 5, config=Config(NETWORK))
+    assert "holds several checkpoints (best, last)" in refusal(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    is_right(tmp_path, step=5)
+    shutil.rmtree(tmp_path / "best")
+    is_right(tmp_path, seed=1, step=5)

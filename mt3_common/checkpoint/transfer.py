@@ -1,0 +1,276 @@
+"""Files fetched over HTTPS, piece by piece: failures that pass are tried again, and what has arrived is kept."""
+
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mt3_common.io import atomic
+
+# failures in a row, without a byte more than before, after which a file is given up
+RETRIES = 5
+# s; doubled from one failure to the next, up to the longest
+FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0
+# s without a byte
+TIMEOUT = 30.0
+BLOCK_BYTES = 2**18
+# bytes that a file of unknown length may have, and that are left free on the disk
+LARGEST_UNKNOWN, LEFT_FREE = 2**32, 2**26
+# s, and bytes that arrive in it at least
+PATIENCE, SLOWEST = 60.0, 2**14
+
+
+class DownloadError(ValueError):
+    """Raised for a checkpoint that cannot be fetched; the message has the reason and a remedy."""
+
+
+class AccessDenied(DownloadError):
+    """Raised if the server demands credentials."""
+
+
+class Passing(Exception):
+    """Raised for a temporary failure; wait: seconds that the server asks for."""
+
+    def __init__(self, reason: str, wait: float = 0.0):
+        super().__init__(reason)
+        self.wait = wait
+
+
+class _NoSuchPart(Passing):
+    """Raised if the server has no bytes at the requested offset."""
+
+
+class Remote(NamedTuple):
+    """A file as its server describes it; None where it does not.
+
+    Attributes:
+        name: below the cache folder of the checkpoint, with slashes.
+        url: where to get it.
+        size: bytes.
+        md5, crc32c: base64.
+    """
+
+    name: str
+    url: str
+    size: int | None = None
+    md5: str | None = None
+    crc32c: str | None = None
+
+
+def file_size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def go_on(remote: Remote, part: Path, on_bytes: Callable[[int, int | None], None], stopped: threading.Event) -> None:
+    """Complete a partly fetched file, resuming at its end if the server supports that.
+
+    Raises:
+        DownloadError: the file is not to be had.
+        Passing: it is not complete yet.
+    """
+    # of a file without a known hash: its size, and the mark by which the server tells whether it is still the same
+    beside = part.with_suffix(".json")
+    have = file_size(part)
+    try:
+        state = json.loads(beside.read_bytes())
+        size, mark = state["size"], state["mark"]
+    except (OSError, ValueError, KeyError, TypeError):
+        size, mark = None, None
+    size = size if remote.size is None else remote.size
+    fixed = bool(remote.md5 or remote.crc32c)
+    if size is not None and have == size and (fixed or mark):
+        part.touch()
+        return
+    headers = {}
+    if have and (size is None or have < size) and (fixed or mark):
+        headers["Range"] = f"bytes={have}-"
+        if mark and not fixed:
+            headers["If-Range"] = mark
+    try:
+        answer = _open(remote.url, headers)
+    except _NoSuchPart:
+        part.unlink(missing_ok=True)
+        on_bytes(-have, size)
+        raise
+    with answer as response:
+        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        going_on = response.status == 206 and "Range" in headers and span is not None and int(span[1]) == have
+        if response.status == 206 and not going_on:
+            part.unlink(missing_ok=True)
+            on_bytes(-have, size)
+            raise Passing("the server sends another part than was asked for")
+        if going_on and span is not None:
+            total = None if span[2] == "*" else int(span[2])
+        else:
+            on_bytes(-have, size)
+            have = 0
+            length = response.headers.get("Content-Length")
+            total = int(length) if length and length.isdigit() else None
+            mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
+            # a weak mark does not vouch for every byte
+            mark = None if mark and mark.startswith("W/") else mark
+            if total is None and size is None and "chunked" not in response.headers.get("Transfer-Encoding", ""):
+                raise DownloadError(f"{remote.url}: the server does not say how long the file is; fetch it by hand")
+        if total is not None and remote.size is not None and total != remote.size:
+            raise Passing(f"{total} bytes are offered of a file of {remote.size}")
+        size = total if remote.size is None else remote.size
+        if not going_on:
+            atomic.write(beside, json.dumps({"size": size, "mark": mark}))
+        check_room(part, size - have if size is not None else 0)
+        since, arrived = time.monotonic(), have
+        with open(part, "ab" if going_on else "wb") as file:
+            while True:
+                if stopped.is_set():
+                    raise Passing("stopped")
+                try:
+                    block = response.read(BLOCK_BYTES)
+                except (OSError, http.client.HTTPException) as error:
+                    raise Passing(_reason(error)) from error
+                if not block:
+                    break
+                file.write(block)
+                have += len(block)
+                on_bytes(len(block), size)
+                if size is not None and have > size:
+                    break
+                if size is None:
+                    _limit(remote.url, part, have)
+                if time.monotonic() - since > PATIENCE:
+                    if have - arrived < SLOWEST:
+                        raise DownloadError(
+                            f"{remote.url}: {have - arrived} bytes in {PATIENCE:.0f} s are too few to wait for; what "
+                            "has arrived is kept: try again later, or another network"
+                        )
+                    since, arrived = time.monotonic(), have
+            file.flush()
+            os.fsync(file.fileno())
+    if size is not None and have > size:
+        part.unlink()
+        on_bytes(-have, size)
+        raise Passing(f"more than {size} bytes arrive")
+    if size is not None and have < size:
+        raise Passing(f"the connection ended after {have} of {size} bytes")
+
+
+def persistently(
+    action: Callable[[], Any],
+    reached: Callable[[], int] = lambda: 0,
+    stopped: threading.Event | None = None,
+    report: Callable[[str], None] = lambda text: None,
+) -> Any:
+    """Return the result of an action, retrying temporary failures after growing waits.
+
+    Args:
+        action: may raise Passing.
+        reached: how far it got; further than ever before makes the count of failures begin anew.
+        stopped: set where nobody waits any more.
+        report: called with what is tried again, and why.
+
+    Raises:
+        Passing: the last of too many failures.
+    """
+    failures, best = 0, reached()
+    stopped = stopped or threading.Event()
+    while True:
+        try:
+            return action()
+        except Passing as error:
+            if reached() > best:
+                failures, best = 0, reached()
+            failures += 1
+            if failures > RETRIES or stopped.is_set():
+                raise
+            # apart, so that many that failed together do not come back together
+            wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
+            wait = max(wait, min(error.wait, LONGEST_WAIT))
+            if wait >= 1 or failures > 1:
+                report(f"note: {error}; trying again in {wait:.0f} s ({failures} of {RETRIES})")
+            stopped.wait(wait)
+
+
+def read(url: str) -> bytes:
+    """Return the content of a URL, at most 64 MiB."""
+    with _open(url, {}) as response:
+        try:
+            return response.read(2**26)
+        except (OSError, http.client.HTTPException) as error:
+            raise Passing(_reason(error)) from error
+
+
+def _open(url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+    """Return the response to a GET request.
+
+    Raises:
+        AccessDenied, DownloadError: it will not be given, or not over an encrypted connection.
+        Passing: no answer, or one that asks to come again.
+    """
+    headers = {"Accept-Encoding": "identity", "User-Agent": "mt3-twins"} | dict(headers)
+    if not url.startswith("https://") and not is_loopback(url):
+        raise DownloadError(f"{url} is no https:// address")
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        status = f"HTTP {error.code} {error.reason}".strip()
+        if error.code in (401, 403):
+            raise AccessDenied(
+                f"{url} is not public ({status}): fetch it with your credentials and name its path"
+            ) from error
+        if error.code == 416:
+            raise _NoSuchPart(status) from error
+        if error.code in (408, 425, 429) or error.code >= 500:
+            asked = error.headers.get("Retry-After", "")
+            raise Passing(status, float(asked) if asked.isdigit() else 0.0) from error
+        raise DownloadError(f"{url} cannot be fetched: {status}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise Passing(_reason(error)) from error
+    except ValueError as error:
+        raise DownloadError(f"{url} is no address: {error}") from error
+    if not response.url.startswith("https://") and not is_loopback(response.url):
+        response.close()
+        raise DownloadError(f"{url} leads to {response.url}, which is not encrypted")
+    return response
+
+
+def is_loopback(url: str) -> bool:
+    """Return True for http:// on this machine, which needs no encryption."""
+    return bool(re.match(r"http://(127\.0\.0\.1|localhost|\[::1\])[:/]", url))
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason of a failed connection, in a few words."""
+    inner = getattr(error, "reason", None)
+    inner = inner if isinstance(inner, Exception) else error
+    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+
+
+def check_room(path: Path, more: int) -> None:
+    """Refuse to write more bytes to a path than its disk has room for.
+
+    Raises:
+        DownloadError: says what is missing and how to choose another folder.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if more > free - LEFT_FREE:
+        raise DownloadError(
+            f"{more / 1e6:.0f} MB more are to be written in {path.parent}, where {free / 1e6:.0f} MB are free: make "
+            "room, or set MT3_CACHE to another folder"
+        )
+
+
+def _limit(url: str, part: Path, have: int) -> None:
+    """Give up a file of unknown length that does not end, or fills the disk; nothing of it is kept."""
+    if have > LARGEST_UNKNOWN:
+        part.unlink()
+        raise DownloadError(f"{url} does not end: more than {LARGEST_UNKNOWN / 1e9:.0f} GB came; nothing of it is kept")
+    if have % (64 * BLOCK_BYTES) < BLOCK_BYTES:
+        check_room(part, 0)
