@@ -142,7 +142,7 @@ def _only(right: tuple[Any, ...], text: str, *keys: str) -> Setting:
 
     def fault(key: str, value: Any) -> tuple[str, str] | None:
         plain = value.lower() if isinstance(value, str) else value
-        same = any(plain == each and isinstance(plain, bool) == isinstance(each, bool) for each in right)
+        same = any(plain == own and isinstance(plain, bool) == isinstance(own, bool) for own in right)
         return None if same else (f"{key}={value}", f"{value!r}; {text}")
 
     return Setting(keys, fault, optional=True)

@@ -152,13 +152,13 @@ def _nothing(source: Source) -> str:
 def _equal(named: Named, other: WeightSet, source: Source, scan_axis: int | None) -> bool:
     """Return True if another set has the same bits."""
     try:
-        ours, theirs = named.read()[0], name_parts(other, source, scan_axis).read()[0]
+        one_set, other_set = named.read()[0], name_parts(other, source, scan_axis).read()[0]
     except CheckpointError:
         return False
-    return ours.keys() == theirs.keys() and all(
-        array.dtype == theirs[name].dtype and array.shape == theirs[name].shape
-        and array.tobytes() == theirs[name].tobytes()
-        for name, array in ours.items()
+    return one_set.keys() == other_set.keys() and all(
+        array.dtype == other_set[name].dtype and array.shape == other_set[name].shape
+        and array.tobytes() == other_set[name].tobytes()
+        for name, array in one_set.items()
     )  # fmt: skip
 
 
@@ -285,7 +285,7 @@ def _name_hf_t5(one: WeightSet, source: Source) -> Named:
 
 
 def _name_own(one: WeightSet, source: Source, scan_axis: int | None) -> Named:
-    """Name arrays that have MT3's names or those of the PyTorch twin; unknown ones keep theirs."""
+    """Name arrays that have MT3's names or those of the PyTorch twin; unknown ones keep other_set."""
     entries = source.entries([*one.names, *one.unknown])
     names, turned = dict(one.names), set()
     if one.naming != MT3:
