@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from parity.mutation import processors
+from parity.mutation.files import FileOutcome, judge_files, meets_file_targets, summarise_files
 from parity.mutation.mutants import (
     CLEAN_PAIRS,
     GATES,
@@ -29,6 +30,9 @@ from parity.mutation.mutants import (
 )
 from parity.report.files import write_json
 
+# files of the full size that are judged: every kind in about three namings
+FULL_FILES = 100
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `parity mutants`."""
@@ -36,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="judge N mutants only, spread over all kinds")
     parser.add_argument("--clean", type=int, default=None, metavar="N", help=f"clean pairs (default: {CLEAN_PAIRS})")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--planted",
+        choices=("by-us", "by-others", "both"),
+        default="both",
+        help="faults of the network, planted by us; faults of weight files under every published naming, found by "
+        "others; or both (default: %(default)s)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write every outcome and the summary as JSON")
     parser.add_argument(
         "--resume", metavar="FILE", help="write outcomes there as they come, and do not repeat those that are there"
@@ -51,26 +62,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; exit status 0 if every target is met, 1 if not."""
-    outcomes = judge_all(args) if args.isa != processors.AVX2 or processors.instruction_set() == args.isa else []
+    outcomes, file_outcomes = [], []
+    if args.isa != processors.AVX2 or processors.instruction_set() == args.isa:
+        outcomes, file_outcomes = judge_all(args), judge_all_files(args)
     if args.isa != processors.instruction_set() and args.isa != processors.NATIVE:
-        outcomes += judge_limited(args)
-    summary = summarise(outcomes)
-    print_table(summary)
+        limited, limited_files = judge_limited(args)
+        outcomes, file_outcomes = outcomes + limited, file_outcomes + limited_files
+    summary, of_files = summarise(outcomes), summarise_files(file_outcomes)
+    if outcomes:
+        print_table(summary)
+    if file_outcomes:
+        print_files(of_files)
     for outcome in summary["wrong"][:20]:
         _progress(
             f"not right: {outcome['kind']} at {outcome['site']} ({outcome['size']}, {outcome['precision']}): "
             f"detected {outcome['detected']}, found {outcome['blamed']}, called {outcome['cause'] or 'nothing'}"
         )
+    for outcome in of_files["wrong"][:20]:
+        _progress(f"not right: {outcome['kind']} in {outcome['convention']}'s names: {outcome['verdict']}")
     if args.json:
-        write_json(
-            args.json,
-            {"summary": summary, "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes], "seed": args.seed},
-        )
-    return 0 if meets_targets(summary) else 1
+        document = {
+            "summary": summary,
+            "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
+            "files": [outcome._asdict() for outcome in file_outcomes],
+            "seed": args.seed,
+        }
+        write_json(args.json, document)
+    return 0 if meets_targets(summary) and meets_file_targets(of_files) else 1
 
 
 def judge_all(args: argparse.Namespace) -> list[Outcome]:
     """Judge the mutants and clean pairs that the arguments select, in this process."""
+    if args.planted == "by-others":
+        return []
     outcomes: list[Outcome] = []
     record = Record(args.resume)
     started = time.monotonic()
@@ -88,7 +112,17 @@ def judge_all(args: argparse.Namespace) -> list[Outcome]:
     return outcomes + (clean_pairs(count, _progress, record) if count else [])
 
 
-def judge_limited(args: argparse.Namespace) -> list[Outcome]:
+def judge_all_files(args: argparse.Namespace) -> list[FileOutcome]:
+    """Judge the weight files that the arguments select, in this process."""
+    if args.planted == "by-us":
+        return []
+    sizes = ("small", "full") if args.size == "both" else (args.size,)
+    # a file of the full size takes seconds: some of every kind will do
+    limits = {size: args.limit or (FULL_FILES if size == "full" else None) for size in sizes}
+    return [outcome for size in sizes for outcome in judge_files(SIZES[size], size, args.seed, limits[size], _progress)]
+
+
+def judge_limited(args: argparse.Namespace) -> tuple[list[Outcome], list[FileOutcome]]:
     """The same in a child process that is limited to AVX2: libraries look for instructions once, when they load.
 
     Raises:
@@ -97,18 +131,19 @@ def judge_limited(args: argparse.Namespace) -> list[Outcome]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "outcomes.json"
         command = [sys.executable, "-m", "parity", "mutants", "--isa", processors.AVX2, "--json", str(report)]
-        for option in ("size", "limit", "clean", "seed", "resume"):
+        for option in ("size", "limit", "clean", "seed", "resume", "planted"):
             value = getattr(args, option)
             command += [] if value is None else [f"--{option}", str(value)]
         _progress("now with AVX2 alone")
         subprocess.run(command, env=processors.avx2_environment(), stdout=subprocess.DEVNULL, check=False)
         if not report.exists():
             raise ValueError("the benchmark limited to AVX2 ended without outcomes")
-        outcomes = [Outcome(**outcome) for outcome in json.loads(report.read_text())["outcomes"]]
+        document = json.loads(report.read_text())
+        outcomes = [Outcome(**outcome) for outcome in document["outcomes"]]
     for outcome in outcomes:
         # JSON has no NaN.
         outcome.logits_error = math.nan if outcome.logits_error is None else outcome.logits_error
-    return outcomes
+    return outcomes, [FileOutcome(**outcome) for outcome in document["files"]]
 
 
 def _progress(line: str) -> None:
@@ -145,3 +180,15 @@ def print_table(summary: dict[str, Any]) -> None:
             f"| {gate}: {GATES[gate]} | {row['missed']} of {row['of']} ({share:.0f} %) "
             f"| {row['false alarms']} of {row['clean']} |"
         )
+
+
+def print_files(summary: dict[str, Any]) -> None:
+    """Print the table of weight files."""
+    print("\n| files found by others | faulty files | detected | localised | named | right files | false alarms |")
+    print("|---|---|---|---|---|---|---|")
+    for name, row in summary["table"].items():
+        count = row["files"] or 1
+        shares = " | ".join(
+            f"{row[key]} ({100 * row[key] / count:.1f} %)" for key in ("detected", "localised", "named")
+        )
+        print(f"| {name} | {row['files']} | {shares} | {row['clean']} | {row['false alarms']} |")

@@ -124,6 +124,7 @@ CONVENTIONS = (
             f"{_LAYERS}.final_layer_norm": "norm.mlp",
             "{stack}.layer_norm": "final",
             **_TOP,
+            "proj_out": "head",
         },
         _FC_PORT,
     ),

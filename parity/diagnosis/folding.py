@@ -1,9 +1,12 @@
 """Arrays that a file keeps in parts, or twice: weight_norm's, and averaged weights beside the trained ones."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 
 import numpy as np
+
+from parity.diagnosis import fibres
 
 # (ending of the magnitudes, ending of the directions) of weight_norm, old and new
 _WEIGHT_NORM = (
@@ -44,12 +47,27 @@ def fold_weight_norm(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.nda
     return folded, names
 
 
-def is_folded(array: np.ndarray, own: np.ndarray) -> bool:
-    """Tell whether a folded kernel is the original to within the rounding of folding it."""
-    if array.shape != own.shape:
-        return False
-    row = np.maximum(np.abs(own), FOLDED * np.abs(own).max())
-    return bool(np.all(np.abs(array.astype(np.float64) - own) <= FOLDED * row))
+def unrounded(
+    matching: fibres.Matching, folded: Mapping[str, np.ndarray], original: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Folded kernels with the original's numbers, those that hold these to within the rounding of folding.
+
+    Args:
+        matching: of the candidate against the original.
+        folded: the kernels that were put together.
+        original: MT3's arrays.
+    """
+    equal = {}
+    for key, array in folded.items():
+        match = matching.matches.get(key)
+        if match is None or (match.owner < 0).any() or array.ndim != 2 or match.shape != array.shape:
+            continue
+        ones = dataclasses.replace(match, factor=np.ones_like(match.factor))
+        values = np.moveaxis(fibres.expected(ones, original).reshape(-1, array.shape[match.axis]), -1, match.axis)
+        size = np.maximum(np.abs(values), FOLDED * np.abs(values).max())
+        if np.all(np.abs(array.astype(np.float64) - values) <= FOLDED * size):
+            equal[key] = np.ascontiguousarray(values).astype(array.dtype)
+    return equal
 
 
 def split_averaged(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

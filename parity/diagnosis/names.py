@@ -58,7 +58,12 @@ def read_name(key: str, originals: Mapping[str, Any]) -> Reading:
     if by_table is not None:
         names, layout = by_table
         layout = "in, out" if leaf == "kernel" else layout if leaf == "weight" else ""
-        return Reading(names, True, layout, claim) if _are_known(names, originals) else Reading((), False, "", claim)
+        if _are_known(names, originals):
+            return Reading(names, True, layout, claim)
+        # a convention's name of a layer that MT3 does not have
+        layer = re.search(r"layers_(\d+)", names[0])
+        stack = names[0].partition("/")[0]
+        return Reading((), False, "", claim._replace(stack=stack, layer=int(layer[1]) if layer else claim.layer))
     layout = "in, out" if leaf == "kernel" else ""
     if leaf is None:
         return Reading((), False, "", claim)

@@ -139,11 +139,11 @@ def _layouts(arrays, matching, kernels, readings) -> tuple[dict[str, bool], bool
         for key in kernels
         if key in matching.matches and arrays[key].ndim == 2
     }
-    said = [reading.layout == "out, in" for reading in readings.values() if reading.is_certain and reading.layout]
+    stated = [reading.layout == "out, in" for reading in readings.values() if reading.is_certain and reading.layout]
     open_ones = {key: value for key, value in turned.items() if not kernels[key].layout}
     oblong = {key: value for key, value in open_ones.items() if arrays[key].shape[0] != arrays[key].shape[1]}
     votes = list((oblong if len(oblong) > 1 else open_ones).values())
-    usual = sum(said) * 2 > len(said) if said else sum(votes) * 2 > len(votes)
+    usual = sum(stated) * 2 > len(stated) if stated else sum(votes) * 2 > len(votes)
     mlp = {oblong[key] for key in oblong if "/mlp/" in (kernels[key].name or "")}
     layouts = {}
     for key, reading in kernels.items():

@@ -15,7 +15,7 @@ from parity.diagnosis.claims import FUSED, LETTERS
 from parity.diagnosis.config import check_config, unjudged, vocabulary_note
 from parity.diagnosis.effect import measure
 from parity.diagnosis.finding import Diagnosis, Finding, module_of_array
-from parity.diagnosis.folding import fold_weight_norm, is_folded, split_averaged
+from parity.diagnosis.folding import fold_weight_norm, split_averaged, unrounded
 from parity.diagnosis.identity import (
     consistency_findings,
     identity_findings,
@@ -45,6 +45,11 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
     arrays, folded = fold_weight_norm(_judged_set(candidate.arrays, original, indices, diagnosis.notes))
     diagnosis.judged = arrays
     matching = fibres.match(arrays, original, indices)
+    equal = unrounded(matching, {key: arrays[key] for key in folded}, original)
+    if equal:
+        diagnosis.notes.append(f"{len(equal)} kernels of weight_norm were folded: right to float32's rounding")
+        arrays |= equal
+        matching = fibres.match(arrays, original, indices)
     diagnosis.matched, diagnosis.duplicates, diagnosis.missing = matching, matching.duplicates, dict(matching.missing)
     diagnosis.unused = matching.unused
     head_dim = config.network.head_dim
@@ -63,7 +68,6 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
     _as_named(loaded, matching)
     for name, array in loaded.arrays.items():
         placed[name] = _uncropped(name, array, original, diagnosis.notes, config.vocabulary.num_ids)
-    _take_folded(placed, placement.sources, folded, original, diagnosis.notes)
     findings = compare_arrays(placed, original, config.network, indices)
     _name_magnitudes(findings, placement.sources, folded)
     placed |= fibres.restore(matching, arrays, {name: original[name] for name in loaded.odd})
@@ -103,15 +107,6 @@ def _judged_set(arrays, original, indices, notes) -> dict[str, np.ndarray]:
         f"two sets of weights, averaged and trained: {next(iter(chosen))}, … is judged, {next(iter(left))}, … not"
     )
     return chosen
-
-
-def _take_folded(placed, sources, folded, original, notes) -> None:
-    """Take the original for kernels of weight_norm that are the original but for the rounding of folding them."""
-    equal = [name for name, key in sources.items() if key in folded and is_folded(placed[name], original[name])]
-    for name in equal:
-        placed[name] = original[name]
-    if equal:
-        notes.append(f"{len(equal)} kernels of weight_norm were folded: the original's to float32's rounding")
 
 
 def _name_magnitudes(findings, sources, folded) -> None:
