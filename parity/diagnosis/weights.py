@@ -30,13 +30,16 @@ from parity.diagnosis.surplus import copy_findings, differing_copies, surplus_fi
 RECOGNISABLE = 0.1
 
 
-def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], config: Config) -> Diagnosis:
+def diagnose_weights(
+    candidate: Candidate, original: Mapping[str, np.ndarray], config: Config, measured: bool = True
+) -> Diagnosis:
     """Diagnose a set of weights, whatever its arrays are called.
 
     Args:
         candidate: arrays and settings.
         original: MT3's names -> arrays.
         config: the original's.
+        measured: compute the errors that every fault makes, and that of the logits, which takes most of the time.
     """
     diagnosis = Diagnosis()
     if not candidate.arrays:
@@ -92,7 +95,8 @@ def diagnose_weights(candidate: Candidate, original: Mapping[str, np.ndarray], c
         diagnosis.notes += vocabulary_note(config)
     diagnosis.by_content = [key for key in matching.matches if not readings[key].is_certain]
     diagnosis.placed = placed
-    measure(diagnosis, original, config.network)
+    if measured:
+        measure(diagnosis, original, config.network)
     return diagnosis
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from parity.diagnosis.candidate import Candidate
-from parity.diagnosis.diagnose import diagnose
 from parity.diagnosis.finding import Diagnosis
+from parity.diagnosis.weights import diagnose_weights
 from parity.mutation import processors
 from parity.mutation.plant_in_files import CLEAN, Planted, files
 from parity.sides import numpy_network
@@ -80,7 +80,7 @@ def judge_files(
         chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, limit).astype(int))]
     outcomes = []
     for number, (convention, kind, planted) in enumerate(chosen, 1):
-        diagnosis = diagnose(Candidate(kind, "weights", planted.arrays), original, config)
+        diagnosis = diagnose_weights(Candidate(kind, "weights", planted.arrays), original, config, measured=False)
         words = "; ".join([diagnosis.verdict(), *(finding.text for finding in diagnosis.findings[:1])])
         marks = outcome_of(planted, diagnosis)
         isa = processors.instruction_set()
