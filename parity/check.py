@@ -4,15 +4,16 @@ import ctypes
 import dataclasses
 import gc
 import sys
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from mt3_common.config import Config
 from parity.compare import decoding, probes, training
 from parity.compare.original import compare_with_original
-from parity.compare.results import AGAINST, DIFFERENT, ORIGINAL, Report, Row
+from parity.compare.results import AGAINST, DIFFERENT, ORIGINAL, SAME, THIRD, Report, Row
 from parity.compare.taps import excuse_amplified
+from parity.compare.third import compare_decoding_with_third, compare_taps_with_third
 from parity.compare.traces import compare, compare_weights
 from parity.diagnosis import diagnose
 from parity.sides import record
@@ -20,6 +21,9 @@ from parity.sides.prefetch import Prefetch
 from parity.sides.side import Side
 from parity.trace import inputs
 from parity.trace.trace import Trace, fingerprint, weights_digest
+
+if TYPE_CHECKING:
+    from parity.sides.onnx_graphs import OnnxGraphs
 
 # Networks with more parameters are traced and decoded (see DECODE_POSITIONS) at fewer positions.
 LARGE = 10_000_000
@@ -65,6 +69,7 @@ def check(
     original: str | None = None,
     precisions: tuple[str, ...] = ("float64", "float32", "bfloat16"),
     positions: int | None = None,
+    third: bool = False,
 ) -> tuple[Report, tuple[Trace, Trace] | None]:
     """Compare two sides that hold the same checkpoint; return the report, and their traces if they differ.
 
@@ -76,6 +81,7 @@ def check(
         original: 't5x' to run the published code as a third side, or a file of its activations.
         precisions: of taps and logits; the rest is compared in float64 and float32.
         positions: of the decode path in float64, at most the config's; all if None, or 192 of a large network.
+        third: whether ONNX Runtime is compared with both as well.
     """
     config = reference.config
     path = inputs.find_audio(audio)
@@ -92,7 +98,8 @@ def check(
             for precision in ("float64", "float32"):
                 prefetch.begin("gradients", traced, precision)
             prefetch.begin("generate", segments)
-    report, traces = _compare_traces(reference, candidate, traced, precisions, source)
+    graphs = _graphs(reference.arrays() if source is None else source, config) if third else None
+    report, traces = _compare_traces(reference, candidate, traced, precisions, source, graphs)
     if report.refusals and prefetch is not None:
         prefetch.forget()
     if not report.refusals:
@@ -100,6 +107,8 @@ def check(
         if large and prefetch is not None:
             prefetch.begin("generate", segments)
         report.rows += decoding_rows(reference, candidate, segments, start_times, settings.positions)
+        if graphs is not None:
+            report.rows += compare_decoding_with_third(graphs, reference, segments, start_times, config)
         names, batch = probes.make_probes(config, frames, traced["decoder_input_tokens"])
         report.rows += probes.compare_probes(reference, candidate, names, batch)
         ids = np.union1d(traced["decoder_input_tokens"], batch["decoder_input_tokens"])
@@ -115,12 +124,20 @@ def check(
     return report, traces
 
 
+def _graphs(arrays: dict[str, np.ndarray], config: Config) -> "OnnxGraphs":
+    # imported here: a comparison of the twins alone does without ONNX Runtime
+    from parity.sides.onnx_graphs import OnnxGraphs
+
+    return OnnxGraphs(arrays, config)
+
+
 def _compare_traces(
     reference: Side,
     candidate: Side,
     traced: dict[str, np.ndarray],
     precisions: tuple[str, ...],
     source: dict[str, np.ndarray] | None,
+    graphs: "OnnxGraphs | None" = None,
 ) -> tuple[Report, tuple[Trace, Trace] | None]:
     """Record and compare the traces of both sides, and both with the checkpoint; drop equal traces to save memory."""
     recorded = record.record(reference, traced, precisions)
@@ -133,7 +150,11 @@ def _compare_traces(
             for row in compare_weights(stored, trace.weights):
                 row.name = f"{row.name}{AGAINST}{side}"
                 report.rows.append(row)
-    return report, traces if report.exit_code else None
+    differ = report.exit_code != SAME
+    if graphs is not None and not report.refusals:
+        report.rows += compare_taps_with_third(graphs, traces)
+        report.sides[THIRD] = {"framework": THIRD, "environment": graphs.environment(), "modes": {}}
+    return report, traces if differ else None
 
 
 def _original_rows(
@@ -179,6 +200,9 @@ def name_causes(
         source: the checkpoint's arrays; the reference's if None.
     """
     if traces is None:
+        if all(section.startswith(THIRD) for section in report.differing):
+            row = next(row for row in report.rows if row.section.startswith(THIRD) and row.verdict != "same")
+            return [f"both twins are the same as each other: only {THIRD} differs, first at {row.name} ({row.note})"]
         if report.differing == [ORIGINAL]:
             return [f"both sides are the same as each other: only {ORIGINAL} differs, or could not be compared"]
         sections = ", ".join(report.differing)

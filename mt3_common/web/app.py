@@ -38,7 +38,7 @@ LONGEST_NAME = 255
 
 
 class Limits(NamedTuple):
-    """What one request may take.
+    """Bounds of one request.
 
     Attributes:
         megabytes: of an upload.

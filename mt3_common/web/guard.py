@@ -1,4 +1,4 @@
-"""Who may talk to the server: its own page in a browser on this machine, or whoever has the token.
+"""Admission to the server: of its own page in a browser on this machine, or of whoever has the token.
 
 A page of another site can make a browser send requests here (cross-site request forgery), and by a name that it makes
 point to this machine it can even read the answers (DNS rebinding). The Host header shows the second, Origin and

@@ -23,7 +23,7 @@ REPORT_EVERY = 0.5
 
 
 class Settings(NamedTuple):
-    """What a user may ask for.
+    """Wishes of a user.
 
     Attributes:
         instruments: the only ones that may be heard, as parse_instruments takes them; None for all.

@@ -1,6 +1,7 @@
 """`python -m parity CKPT`: the whole comparison in one process."""
 
 import argparse
+import importlib.util
 import shlex
 import sys
 import time
@@ -39,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the published code as a third side: mt3 and t5x if they are installed, or a file of its activations",
     )
     parser.add_argument(
+        "--third",
+        choices=("onnx", "none"),
+        help="ONNX Runtime as a third side, which says which of two is wrong (default: onnx, if it is installed)",
+    )
+    parser.add_argument(
         "--counterexample", metavar="FOLDER", help="where to put the smallest call that still differs, if there is one"
     )
     options.add_report_files(parser)
@@ -64,7 +70,15 @@ def run(args: argparse.Namespace) -> int:
         check_original(args.oracle, reference.config)
     source = read_checkpoint(path).arrays
     report, traces = check(
-        reference, candidate, args.audio, args.segments, source, args.oracle, precisions, args.positions
+        reference,
+        candidate,
+        args.audio,
+        args.segments,
+        source,
+        args.oracle,
+        precisions,
+        args.positions,
+        third=has_third(args.third, precisions),
     )
     report.facts["checkpoint"] = path
     report.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
@@ -78,3 +92,18 @@ def run(args: argparse.Namespace) -> int:
     report.facts["blind spots"] = f"which kinds of faults these inputs could not have shown: {blindspots}"
     report.facts["seconds"] = round(time.monotonic() - began, 1)
     return options.finish(report, args)
+
+
+def has_third(asked: str | None, precisions: tuple[str, ...]) -> bool:
+    """Return whether ONNX Runtime is compared, too.
+
+    Raises:
+        ValueError: it is asked for, and is not installed or lacks a precision.
+    """
+    missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
+    lacking = [name for name in ("float64", "float32") if name not in precisions]
+    if asked == "onnx" and missing:
+        raise ValueError(f'--third onnx needs {missing[0]}: pip install "mt3-twins[onnx]"')
+    if asked == "onnx" and lacking:
+        raise ValueError(f"--third onnx is compared in float64 and float32: --precisions lacks {lacking[0]}")
+    return asked != "none" and not missing and not lacking

@@ -13,6 +13,10 @@ VERDICTS = ("same", "different", "refused", "bad input")
 AGAINST = " against the checkpoint: "
 
 
+# Sections of ONNX Runtime as a third side begin with this.
+THIRD = "onnx"
+
+
 # Name of the section 'original' in sentences.
 ORIGINAL = "the original (the published MT3 that --oracle names)"
 

@@ -2,7 +2,7 @@
 
 import math
 
-from parity.compare.results import Measure, Report, Row
+from parity.compare.results import THIRD, Measure, Report, Row
 
 # Number of causes shown to people.
 CAUSES = 10
@@ -42,7 +42,7 @@ def grouped(report: Report, everything: bool = False) -> list[tuple[str, list[Ro
             label = "weights, bit for bit"
         elif row.section == "taps":
             label = row.name if everything else "/".join(row.name.split("/")[:2])
-        elif not everything and row.section.startswith(("gradients", "two steps", "original")):
+        elif not everything and row.section.startswith(("gradients", "two steps", "original", THIRD)):
             label = row.section
         else:
             name = row.name if everything else row.name.split(" decoder/")[0]

@@ -33,7 +33,7 @@ def song(tmp_path_factory) -> bytes:
 
 
 def body_of(events: list[dict]) -> bytes:
-    """What the page sends to get a file."""
+    """Return the body that the page sends to get a file."""
     notes = [note for event in events if event["type"] == "notes" for note in event["notes"]]
     return json.dumps({"notes": notes} | {k: v for k, v in events[-1].items() if k != "type"}).encode()
 
@@ -86,9 +86,9 @@ def test_the_page_and_what_it_needs_to_know(client):
     assert b"main.js" in content
     for file in app.PAGE.iterdir():
         assert client.ask("GET", f"/{file.name}")[::2] == (200, file.read_bytes())
-    about = json.loads(client.ask("GET", "/about")[2])
-    assert len(about["programs"]) == 128
-    assert about["hold"] is True
+    facts = json.loads(client.ask("GET", "/about")[2])
+    assert len(facts["programs"]) == 128
+    assert facts["hold"] is True
     assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
 
 

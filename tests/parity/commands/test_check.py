@@ -40,7 +40,17 @@ def test_the_twins_are_the_same(tmp_path, capsys):
     assert report["coverage"]["weights"] == "65 of 65 compared, 0 skipped"
     assert report["causes"] == []
     assert "python -m parity blindspots" in printed
-    assert {row["section"] for row in report["rows"]} >= {"weights", "taps", "logits", "decode path", "tokens", "notes"}
+    assert report["coverage"]["onnx"] == "168 of 168 compared, 0 skipped"
+    assert {row["section"] for row in report["rows"]} >= {
+        "onnx tokens",
+        "onnx notes",
+        "weights",
+        "taps",
+        "logits",
+        "decode path",
+        "tokens",
+        "notes",
+    }
 
 
 @pytest.mark.compile
@@ -91,7 +101,7 @@ def test_what_lies_between_modules_has_no_module_to_name():
 
 def test_a_difference_between_modules_has_no_counterexample_and_says_so(tmp_path, capsys, monkeypatch):
     result = Report(rows=[Row("taps", "a", "same"), Row("decode path", "cached steps", "different", "float64")])
-    monkeypatch.setattr(command, "check", lambda *_: (result, None))
+    monkeypatch.setattr(command, "check", lambda *_, third: (result, None))
     assert main([str(CHECKPOINTS / "t5x_zarr"), "--counterexample", str(tmp_path / "folder")]) == 1
     assert "counter-example: none: the difference is in decode path and not in one module" in capsys.readouterr().out
     assert not (tmp_path / "folder").exists()
