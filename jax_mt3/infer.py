@@ -14,9 +14,11 @@ from pathlib import Path
 import platformdirs
 
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
+from mt3_common.checkpoint.yourmt3 import is_yourmt3, mt3_preset
 from mt3_common.cli import infer as cli
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
 from mt3_common.transcription.continuity import InstrumentContinuity
+from mt3_common.transcription.family import check_yourmt3_options
 from mt3_common.transcription.pipeline import Transcriber
 
 
@@ -42,7 +44,7 @@ def load(
 
     Args:
         checkpoint: path, name or address, as find_checkpoint takes them; None for the default one.
-        model: 'mt3' or 'ismir2021', where neither the checkpoint nor its name tells.
+        model: 'mt3', 'ismir2021' or a released YourMT3+, where neither the checkpoint nor its name tells.
         device: 'cpu', 'gpu', 'gpu:1', 'tpu'; None for the first that JAX finds.
         dtype: 'float32', 'bfloat16', 'float64' or 'int8' (whole numbers in the decoder's MLPs).
         search: 'greedy', 't5x' (T5X's beam search, as MT3 was published) or 'sample'.
@@ -71,9 +73,17 @@ def load(
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     checkpoint = find_checkpoint(checkpoint)
+    if is_yourmt3(checkpoint.path):
+        from jax_mt3.yourmt3 import infer as yourmt3
+
+        check_yourmt3_options(search, positions, hold, dtype)
+        keep_compiled()
+        return yourmt3.load(checkpoint, model, find_device(device), dtype, batch_size, instruments)
     only = None if instruments is None else parse_instruments(instruments)
     overrides = {"position_table": positions} if positions else None
-    params, config = weights.load(checkpoint.path, preset=model or checkpoint.model or None, overrides=overrides)
+    params, config = weights.load(
+        checkpoint.path, preset=mt3_preset(checkpoint.name, model or checkpoint.model), overrides=overrides
+    )
     params = jax.device_put(weights.cast(params, "float32" if dtype == "int8" else dtype), find_device(device))
     generate = decode.generator(
         params,

@@ -4,6 +4,8 @@ Names of fields are ours; the published names stand beside them. Source: the pub
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from mt3_common.config import ConfigError, Range, check_fields
 
@@ -151,6 +153,11 @@ class PerceiverConfig:
             raise ConfigError(f"perceiver-tf: rope_types must be three letters of 'p' and 'l', not {self.rope_types!r}")
         if self.d_latents % self.num_heads:
             raise ConfigError(f"perceiver-tf: d_latents {self.d_latents} must be a multiple of {self.num_heads} heads")
+        rotated = self.num_heads // (2 if self.rope_partial else 1)
+        if self.position_encoding == "rope" and not 4 <= rotated <= self.d_latents // self.num_heads:
+            raise ConfigError(
+                f"perceiver-tf: {self.num_heads} heads of {self.d_latents // self.num_heads} features cannot be rotated"
+            )
         if not 1 <= self.experts_per_token <= self.num_experts:
             raise ConfigError(f"perceiver-tf: {self.experts_per_token} of {self.num_experts} experts cannot be taken")
 
@@ -238,3 +245,55 @@ class YourMT3Config:
             raise ConfigError(f"decoder {self.decoder} does not go with pre-decoder {self.pre_decoder}")
         if self.decoder == "multi-t5" and self.perceiver.num_latents % self.num_channels:
             raise ConfigError(f"{self.perceiver.num_latents} latents cannot be split into {self.num_channels} channels")
+
+
+FAMILY = "yourmt3"
+
+
+@dataclasses.dataclass(frozen=True)
+class YourMT3Settings:
+    """Everything about a YourMT3+ checkpoint but its arrays.
+
+    Attributes:
+        task: name of its vocabulary; see notes/yourmt3_tasks.py.
+        front_end: of the frames.
+        network: sizes.
+    """
+
+    task: str
+    front_end: FrontEndConfig
+    network: YourMT3Config
+
+    def __post_init__(self):
+        if (self.network.num_frames, self.network.num_bins) != (self.front_end.num_frames, self.front_end.num_bins):
+            raise ConfigError(
+                f"the front end makes {self.front_end.num_frames} frames of {self.front_end.num_bins} bins, but the "
+                f"network takes {self.network.num_frames} of {self.network.num_bins}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what config.json has."""
+        return {"family": FAMILY, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "YourMT3Settings":
+        """Return the settings of to_dict.
+
+        Raises:
+            ConfigError: a setting is missing, unknown or of the wrong type.
+        """
+        try:
+            network = dict(values["network"])
+            for name, kind in _PARTS.items():
+                network[name] = kind(**network[name])
+            return cls(str(values["task"]), FrontEndConfig(**values["front_end"]), YourMT3Config(**network))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"no settings of YourMT3+: {error}") from error
+
+
+_PARTS = {
+    "t5_encoder": T5StackConfig,
+    "perceiver": PerceiverConfig,
+    "conformer": ConformerConfig,
+    "t5_decoder": T5StackConfig,
+}

@@ -10,9 +10,11 @@ import sys
 import warnings
 
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
+from mt3_common.checkpoint.yourmt3 import is_yourmt3, mt3_preset
 from mt3_common.cli import infer as cli
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
 from mt3_common.transcription.continuity import InstrumentContinuity
+from mt3_common.transcription.family import check_yourmt3_options
 from mt3_common.transcription.pipeline import Transcriber
 
 
@@ -36,7 +38,7 @@ def load(
 
     Args:
         checkpoint: path, name or address, as find_checkpoint takes them; None for the default one.
-        model: 'mt3' or 'ismir2021', where neither the checkpoint nor its name tells.
+        model: 'mt3', 'ismir2021' or a released YourMT3+, where neither the checkpoint nor its name tells.
         device: 'cpu', 'cuda', 'gpu', 'cuda:1', 'mps'; None for a GPU if there is one.
         dtype: 'float32', 'bfloat16', 'float64' or 'int8' (whole numbers in the decoder's MLPs).
         search: 'greedy', 't5x' (T5X's beam search, as MT3 was published) or 'sample'.
@@ -63,9 +65,16 @@ def load(
     from torch_mt3.kernels import processor_note
 
     checkpoint = find_checkpoint(checkpoint)
+    if is_yourmt3(checkpoint.path):
+        from torch_mt3.yourmt3 import infer as yourmt3
+
+        check_yourmt3_options(search, positions, hold, dtype)
+        return yourmt3.load(checkpoint, model, find_device(device), dtype, batch_size, instruments)
     only = None if instruments is None else parse_instruments(instruments)
     overrides = {"position_table": positions} if positions else None
-    module, config = weights.load(checkpoint.path, preset=model or checkpoint.model or None, overrides=overrides)
+    module, config = weights.load(
+        checkpoint.path, preset=mt3_preset(checkpoint.name, model or checkpoint.model), overrides=overrides
+    )
     place = find_device(device)
     if dtype == "int8" and place.type != "cpu":
         raise ValueError(f"PyTorch computes int8 on the CPU only, not on {place}: take float32 or bfloat16 there")

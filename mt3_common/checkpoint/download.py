@@ -39,6 +39,7 @@ from mt3_common.checkpoint.transfer import (
     persistently,
     read,
 )
+from mt3_common.checkpoint.yourmt3_released import RELEASED, pinned_file
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256, update_from_file
 from mt3_common.io.progress import progress_bar
@@ -52,14 +53,19 @@ PARALLEL = 8
 _STEP_FOLDER = re.compile(r"checkpoint_(\d+)/")
 
 
+def addresses() -> dict[str, str]:
+    """Return name -> address of the published checkpoints, those of YourMT3+ included."""
+    return ADDRESSES | {name: released.address for name, released in RELEASED.items()}
+
+
 def is_remote(checkpoint: str) -> bool:
     """Return True for a name or an address that fetch understands."""
-    return checkpoint in ADDRESSES or checkpoint.startswith(("gs://", "https://")) or is_loopback(checkpoint)
+    return checkpoint in addresses() or checkpoint.startswith(("gs://", "https://")) or is_loopback(checkpoint)
 
 
 def model_of(checkpoint: str) -> str:
     """Return the preset of a published checkpoint by its name or address, '' for any other."""
-    return next((name for name, place in ADDRESSES.items() if checkpoint.rstrip("/") in (name, place)), "")
+    return next((name for name, place in addresses().items() if checkpoint.rstrip("/") in (name, place)), "")
 
 
 def cache_folder() -> Path:
@@ -77,8 +83,9 @@ def fetch(
     """Return the local path of a checkpoint, fetching it if it is missing or damaged in the cache.
 
     Args:
-        checkpoint: of ADDRESSES, or gs://bucket/path of a public bucket (a folder with all below it, or a file), or the
-            https:// address of a file, which may end in #sha256=… MT3_STORAGE names a mirror of Google's storage.
+        checkpoint: of addresses(), or gs://bucket/path of a public bucket (a folder with all below it, or a file), or
+            the https:// address of a file, which may end in #sha256=… MT3_STORAGE names a mirror of Google's storage,
+            HF_ENDPOINT one of Hugging Face.
         offline: take it from the cache or not at all.
         quiet: show nothing on stderr.
         pinned: name of a file below the checkpoint ('' for a file) -> the SHA-256 that it must have.
@@ -89,8 +96,11 @@ def fetch(
         DownloadError: it is not in the cache and cannot be fetched, or is not what it was, or not what was pinned.
         OSError: the cache cannot be written.
     """
-    address, _, sha256 = ADDRESSES.get(checkpoint, checkpoint).partition("#sha256=")
+    address, _, sha256 = addresses().get(checkpoint, checkpoint).partition("#sha256=")
     address = address.rstrip("/")
+    released = pinned_file(address)
+    if released is not None:
+        pinned = {"": released.sha256}
     if sha256:
         pinned = dict(pinned or {}) | {"": sha256.lower()}
     if address.startswith(f"{STORAGE}/"):
@@ -121,7 +131,11 @@ def fetch(
                 (partial / name).unlink(missing_ok=True)
         partial.mkdir(parents=True, exist_ok=True)
         try:
-            remotes = _list_bucket(address, base) if address.startswith("gs://") else [Remote(base, address)]
+            remotes = (
+                _list_bucket(address, base)
+                if address.startswith("gs://")
+                else [Remote(base, address, released and released.num_bytes)]
+            )
             _fetch_all(checkpoint, address, remotes, partial, pins, quiet)
         except DownloadError:
             _remove_empty(folder, partial)

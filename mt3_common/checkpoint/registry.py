@@ -9,6 +9,7 @@ from mt3_common.checkpoint import download
 from mt3_common.checkpoint.place import INDEX, WEIGHTS, locate
 from mt3_common.checkpoint.sources import open_source
 from mt3_common.checkpoint.transfer import AccessDenied
+from mt3_common.checkpoint.yourmt3 import is_yourmt3
 
 
 class NamedCheckpoint(NamedTuple):
@@ -29,6 +30,8 @@ class NamedCheckpoint(NamedTuple):
 
 def _check(path: Path) -> None:
     """Raise ValueError for what is no checkpoint."""
+    if is_yourmt3(path):
+        return
     if path.is_dir() or path.name.endswith((*WEIGHTS, *INDEX)):
         open_source(locate(path), optimizer=False)
 
@@ -40,7 +43,8 @@ def find_checkpoint(
 
     Args:
         checkpoint: of these, the first that it is: a path that exists; the name of a bundled checkpoint (None: of the
-            default one); 'mt3' or 'ismir2021', the published ones; a gs:// or https:// address; what TensorStore opens.
+            default one); 'mt3', 'ismir2021' or a name of YourMT3+, the published ones; a gs:// or https:// address;
+            what TensorStore opens.
         offline: fetch nothing: from the cache or not at all.
         quiet: show nothing while it is fetched.
 
@@ -63,7 +67,7 @@ def find_checkpoint(
         return NamedCheckpoint(str(folder / name), name, manifest["checkpoints"][name].get("notice", ""))
     if download.is_remote(name):
         model = download.model_of(name)
-        pinned = manifest.get("pinned", {}).get(download.ADDRESSES.get(name, name.rstrip("/")))
+        pinned = manifest.get("pinned", {}).get(download.addresses().get(name, name.rstrip("/")))
         # the bucket tells hashes of its files; what any other server gives may be the page of a login
         check = None if pinned or model or name.startswith("gs://") else _check
         try:
@@ -83,5 +87,5 @@ def find_checkpoint(
         return NamedCheckpoint(name, base)
     raise ValueError(
         f"no checkpoint {name!r}: there is no such file or folder, the bundled ones are: "
-        f"{', '.join(manifest['checkpoints']) or 'none'}, and those to be fetched: {', '.join(download.ADDRESSES)}"
+        f"{', '.join(manifest['checkpoints']) or 'none'}, and those to be fetched: {', '.join(download.addresses())}"
     )

@@ -31,10 +31,26 @@ def read_published_settings(
         return _read(model, arrays, num_bins, num_frames)
     except KeyError as error:
         raise ConfigError(f"the YourMT3+ settings lack {error.args[0]!r}") from error
+    except TypeError as error:
+        raise ConfigError(f"the YourMT3+ settings are damaged: {error}") from error
+
+
+def _whole(value: Any, default: int) -> int:
+    """Return a number, or the default where the settings leave it to the construction of the network."""
+    return value if isinstance(value, int) else default
+
+
+def _rows(arrays: Mapping[str, Any], name: str, default: int) -> int:
+    return arrays[name].shape[0] if name in arrays else default
 
 
 def _read(model: Mapping[str, Any], arrays: Mapping[str, Any], num_bins: int, num_frames: int) -> YourMT3Config:
     encoder_settings = model["encoder"][model["encoder_type"]]
+    pre_encoder, pre_decoder = model["pre_encoder_type"], model["pre_decoder_type"]
+    if pre_encoder == "default":
+        pre_encoder = model["pre_encoder_type_default"][model["encoder_type"]]
+    if pre_decoder == "default":
+        pre_decoder = model["pre_decoder_type_default"][model["encoder_type"]][model["decoder_type"]]
     parts: dict[str, Any] = {}
     if model["encoder_type"] == "t5":
         parts["t5_encoder"] = _t5(encoder_settings)
@@ -50,20 +66,20 @@ def _read(model: Mapping[str, Any], arrays: Mapping[str, Any], num_bins: int, nu
             layer_drop=encoder_settings["layerdrop"],
         )
     else:
-        parts["perceiver"] = _perceiver(encoder_settings, arrays)
+        parts["perceiver"] = _perceiver(encoder_settings, arrays, num_frames)
     decoder_settings = model["decoder"][model["decoder_type"]]
     return YourMT3Config(
         encoder=model["encoder_type"],
         decoder=model["decoder_type"],
-        pre_encoder=model["pre_encoder_type"] or "none",
-        pre_decoder=model["pre_decoder_type"] or "none",
-        vocab_size=model["vocab_size"],
+        pre_encoder=pre_encoder or "none",
+        pre_decoder=pre_decoder or "none",
+        vocab_size=_whole(model["vocab_size"], _rows(arrays, "embed_tokens.weight", 596)),
         num_channels=decoder_settings.get("num_channels", 1) if model["decoder_type"] == "multi-t5" else 1,
         num_frames=num_frames,
         num_bins=num_bins,
         conv_channels=model["conv_out_channels"],
         scale_logits=model["tie_word_embeddings"],
-        num_positions=model["num_max_positions"],
+        num_positions=_whole(model["num_max_positions"], _rows(arrays, "decoder.decoder.additive_pe.weight", 1034)),
         t5_decoder=_t5(decoder_settings),
         **parts,
     )
@@ -74,7 +90,7 @@ def _t5(settings: Mapping[str, Any]) -> T5StackConfig:
         d_model=settings["d_model"],
         num_heads=settings["num_heads"],
         num_layers=settings["num_layers"],
-        d_kv=settings["d_kv"],
+        d_kv=settings.get("d_kv", 64),
         position_encoding=settings["position_encoding_type"],
         ff_widening_factor=settings["ff_widening_factor"],
         ff_layer=settings["ff_layer_type"],
@@ -87,7 +103,7 @@ def _position(settings: Mapping[str, Any]) -> str:
     return "none" if value in (None, "0", 0) else value
 
 
-def _perceiver(settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> PerceiverConfig:
+def _perceiver(settings: Mapping[str, Any], arrays: Mapping[str, Any], num_frames: int) -> PerceiverConfig:
     kinds = [
         settings.get(f"rope_type_{name}", default)
         for name, default in (("sca", "pixel"), ("latent", "pixel"), ("temporal", "lang"))
@@ -95,16 +111,16 @@ def _perceiver(settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> Percei
     has_bias = any(name.endswith("layernorm1.bias") for name in arrays)
     return PerceiverConfig(
         num_latents=settings["num_latents"],
-        d_latents=settings["d_latents"],
-        kv_dim=settings["kv_dim"],
-        num_heads=settings["num_self_attention_heads"],
+        d_latents=settings.get("d_latents", 128),
+        kv_dim=settings.get("kv_dim", 128),
+        num_heads=settings.get("num_self_attention_heads", 8),
         num_blocks=settings["num_blocks"],
         num_local_layers=settings["num_local_transformers_per_block"],
         num_temporal_layers=settings["num_temporal_transformers_per_block"],
         query_residual=settings["sca_use_query_residual"],
         attention_to_channel=settings["attention_to_channel"],
         position_encoding=_position(settings),
-        max_positions=settings["num_max_positions"] + 10,
+        max_positions=_whole(settings.get("num_max_positions"), num_frames) + 10,
         rope_types="".join(ROPE_LETTERS[kind] for kind in kinds),
         rope_on_keys=settings.get("rope_apply_to_keys", False),
         rope_partial=settings.get("rope_partial_pe", False),

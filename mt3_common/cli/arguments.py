@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli.console import report
 from mt3_common.cli.jobs import STDIN, UsageError
 from mt3_common.config import PRESETS
@@ -184,11 +185,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--checkpoint",
         metavar="C",
-        help="file or folder; bundled name; mt3 or ismir2021 (the published ones), a gs:// or https:// address: these "
-        "are fetched once and kept; default: bundled",
+        help=f"file or folder; bundled name; mt3, ismir2021, {', '.join(RELEASED)} (the published ones), "
+        "a gs:// or https:// address: these are fetched once and kept; default: bundled",
     )
     add("--offline", action="store_true", help="fetch nothing: take the checkpoint from the cache, or stop")
-    add("--model", choices=sorted(PRESETS, reverse=True), help="where neither the checkpoint nor its name tells")
+    models = [*sorted(PRESETS, reverse=True), *RELEASED]
+    tells = f"where neither the checkpoint nor its name tells: {', '.join(models)}"
+    add("--model", choices=models, metavar="M", help=tells)
     add("--positions", choices=("mt3", "port"), help="the sinusoids that the weights were trained on")
     add(
         "--device",

@@ -19,6 +19,7 @@ from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
 from mt3_common.transcription.beats import tempo_for
 from mt3_common.transcription.continuity import InstrumentContinuity
+from mt3_common.transcription.family import Family, family_of
 from mt3_common.transcription.reader import Request
 from mt3_common.transcription.result import Transcription
 from mt3_common.transcription.scheduler import Generate, Scheduler
@@ -28,7 +29,7 @@ class Transcriber:
     """A network that is ready to transcribe.
 
     Args:
-        config: of the network's checkpoint.
+        config: of the network's checkpoint, or its family.
         generate: takes an iterable of spectrogram.Segment and yields the (n,) int32 ids of each, in order; it may take
             several segments before it yields the first ids. A segment's index begins anew with each recording.
         checkpoint: where the network came from, for notices and metadata.
@@ -42,13 +43,14 @@ class Transcriber:
 
     def __init__(
         self,
-        config: Config,
+        config: Config | Family,
         generate: Generate,
         checkpoint: NamedCheckpoint | None = None,
         instruments: Instruments | None = None,
         continuity: InstrumentContinuity | None = None,
     ):
-        if continuity is not None and not (config.vocabulary.use_ties and config.vocabulary.use_programs):
+        self.family = family_of(config)
+        if continuity is not None and not self.family.can_hold:
             raise ValueError("this model has no tie sections, or knows one instrument only: there is nothing to hold")
         self.instruments = instruments
         self.continuity = continuity
@@ -115,6 +117,6 @@ class Transcriber:
         while waiting:
             # Each pass yields one result at least.
             scheduler = Scheduler(
-                waiting, max(1, readers), self.config, self.instruments, self.continuity, self.checkpoint
+                waiting, max(1, readers), self.family, self.instruments, self.continuity, self.checkpoint
             )
             yield from scheduler.results(self.generate)

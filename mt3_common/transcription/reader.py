@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from mt3_common.audio.files import audio_duration, stream_audio
-from mt3_common.audio.segments import Segment, num_segments, segments
-from mt3_common.config import Config
+from mt3_common.audio.segments import Segment
 from mt3_common.notes.note import Note
 from mt3_common.transcription.clock import STAGES, Clock
+from mt3_common.transcription.family import Family
 
 # segments of a recording that are read before the network asks for them: 16 MB
 QUEUED_SEGMENTS = 32
@@ -55,7 +55,7 @@ class Reader:
 
     Args:
         request: the recording.
-        config: of the network.
+        family: of the network.
 
     Attributes:
         error: why the recording could not be read (any further); known when `segments` has ended.
@@ -64,9 +64,9 @@ class Reader:
         clock: time that the thread spent on audio and on spectrograms.
     """
 
-    def __init__(self, request: Request, config: Config):
+    def __init__(self, request: Request, family: Family):
         self.request = request
-        self.config = config
+        self.family = family
         self.error: Exception | None = None
         self.num_samples = 0
         self.total: int | None = None
@@ -107,7 +107,7 @@ class Reader:
             if self.request.before_reading is not None:
                 self.request.before_reading()
             self.total = self._num_segments()
-            cut = segments(self._blocks(), self.config)
+            cut = self.family.segments(self._blocks())
             with contextlib.closing(cut):
                 timed = self.clock.timed("spectrogram", cut)
                 # The last segment must be known as such when it is handed over.
@@ -123,7 +123,7 @@ class Reader:
     def _blocks(self) -> Iterator[np.ndarray]:
         """Yield the recording's blocks of samples."""
         path, start, duration = self.request[:3]
-        samples = stream_audio(path, self.config.spectrogram.sample_rate, start=start, duration=duration)
+        samples = stream_audio(path, self.family.sample_rate, start=start, duration=duration)
         with contextlib.closing(samples):
             for block in self.clock.timed("audio", samples):
                 self.num_samples += len(block)
@@ -136,7 +136,7 @@ class Reader:
         if seconds is None:
             return None
         seconds = min(seconds - start, seconds if duration is None else duration)
-        return num_segments(max(0, round(seconds * self.config.spectrogram.sample_rate)), self.config)
+        return self.family.num_segments(max(0, round(seconds * self.family.sample_rate)))
 
     def _put(self, item: tuple[Segment, float | None] | None) -> None:
         """Queue an item, waiting for room.

@@ -9,17 +9,14 @@ import numpy as np
 
 from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.registry import NamedCheckpoint
-from mt3_common.config import Config
-from mt3_common.notes.decoder import NoteDecoder
 from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
-from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription.batching import PromptedSegment
 from mt3_common.transcription.clock import STAGES, Clock
 from mt3_common.transcription.continuity import ContinuityTracker, InstrumentContinuity
+from mt3_common.transcription.family import Family
 from mt3_common.transcription.reader import ESTIMATE, Reader, Request
 from mt3_common.transcription.result import Transcription
-from mt3_common.transcription.velocity import VelocityEstimator
 
 
 class Recording:
@@ -27,7 +24,7 @@ class Recording:
 
     Args:
         request: the recording.
-        config: of the network.
+        family: of the network.
         instruments: the only ones that may play; None for all.
         continuity: how to keep instruments from one segment to the next; None to decode each segment alone.
         clock: of the network.
@@ -41,24 +38,23 @@ class Recording:
     def __init__(
         self,
         request: Request,
-        config: Config,
+        family: Family,
         instruments: Instruments | None,
         continuity: InstrumentContinuity | None,
         clock: Clock,
     ):
         self.request = request
-        self.config = config
+        self.family = family
         self.instruments = instruments
         self.start_times: collections.deque[tuple[float, float | None]] = collections.deque()
         self.num_decoded = 0
         self._clock = clock
         self._notes: list[Note] = []
         self._is_read = False
-        self._reader = Reader(request, config)
-        vocabulary = Vocabulary(config.vocabulary)
-        self._decoder = NoteDecoder(vocabulary, instruments and instruments.programs, request.published)
-        self._tracker = continuity and ContinuityTracker(continuity, self._decoder, config.max_target_length)
-        self._velocities = VelocityEstimator(config) if request.velocity == ESTIMATE else None
+        self._reader = Reader(request, family)
+        self._decoder = family.decoder(instruments, request.published)
+        self._tracker = continuity and ContinuityTracker(continuity, self._decoder, family.max_tokens)
+        self._velocities = family.velocities() if request.velocity == ESTIMATE else None
         self.segments = self._read()
 
     def start(self) -> None:
@@ -101,7 +97,7 @@ class Recording:
         """Turn the ids of a segment into notes, or keep them until a segment before it has been decoded again.
 
         Args:
-            ids: (n,) of the next segment that the network was given.
+            ids: (n,), or (channels, n), of the next segment that the network was given.
             is_retry: whether it was the one of take_retry.
         """
         with self._clock.running("notes"):
@@ -150,10 +146,11 @@ class Recording:
             metadata["held"] = self._tracker.policy.bias
         return Transcription(
             self._notes,
-            self._reader.num_samples / self.config.spectrogram.sample_rate,
+            self._reader.num_samples / self.family.sample_rate,
             self.num_decoded,
             self._decoder.invalid,
             self._decoder.dropped,
             metadata,
             {stage: self._reader.clock.seconds[stage] + seconds[stage] for stage in STAGES},
+            published_midi=self.request.published and self.family.name == "yourmt3",
         )

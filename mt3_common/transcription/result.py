@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mt3_common.formats import midi, musicxml, note_sequence, tables
+from mt3_common.formats import midi, musicxml, note_sequence, tables, yourmt3_midi
 from mt3_common.formats.registry import SUFFIXES
 from mt3_common.notes.grid import quantised_times
 from mt3_common.notes.note import Note
@@ -26,6 +26,7 @@ class Transcription:
         seconds: time that each of STAGES took (s).
         tempo: beats, for MIDI and MusicXML; None for none.
         is_quantised: whether notes are moved to the grid of the tempo in MIDI, too.
+        published_midi: MIDI files are those that the authors of YourMT3+ write.
     """
 
     notes: list[Note]
@@ -37,6 +38,7 @@ class Transcription:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict, compare=False)
     tempo: Tempo | None = None
     is_quantised: bool = False
+    published_midi: bool = False
 
     @property
     def num_instruments(self) -> int:
@@ -64,6 +66,8 @@ class Transcription:
             ValueError: the name ends in something else, note_seq is needed and missing, or the file cannot be written.
         """
         match SUFFIXES.get(Path(path).suffix.lower()):
+            case "mid" if self.published_midi:
+                yourmt3_midi.write_published_midi(self.notes, path, self.tempo)
             case "mid":
                 notes = self.notes
                 if self.is_quantised and self.tempo is not None:

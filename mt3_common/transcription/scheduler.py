@@ -8,11 +8,11 @@ import numpy as np
 
 from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.registry import NamedCheckpoint
-from mt3_common.config import Config
 from mt3_common.notes.instruments import Instruments
 from mt3_common.transcription.batching import PromptedSegment
 from mt3_common.transcription.clock import STAGES, Clock
 from mt3_common.transcription.continuity import InstrumentContinuity
+from mt3_common.transcription.family import Family
 from mt3_common.transcription.reader import Request
 from mt3_common.transcription.recording import Recording
 from mt3_common.transcription.result import Transcription
@@ -27,19 +27,19 @@ class Scheduler:
     Args:
         requests: the recordings; those that come out are removed from its left end.
         readers: recordings that are read at once.
-        config, instruments, continuity, checkpoint: of the Transcriber.
+        family, instruments, continuity, checkpoint: of the Transcriber.
     """
 
     def __init__(
         self,
         requests: collections.deque[Request],
         readers: int,
-        config: Config,
+        family: Family,
         instruments: Instruments | None = None,
         continuity: InstrumentContinuity | None = None,
         checkpoint: NamedCheckpoint | None = None,
     ):
-        self.config = config
+        self.family = family
         self.instruments = instruments
         self.continuity = continuity
         self.checkpoint = checkpoint
@@ -112,7 +112,7 @@ class Scheduler:
     def _start_readers(self) -> None:
         """Start to read recordings until as many are read as may be at once."""
         while len(self._reading) < self._num_readers and (request := next(self._unread, None)) is not None:
-            recording = Recording(request, self.config, self.instruments, self.continuity, self._clock)
+            recording = Recording(request, self.family, self.instruments, self.continuity, self._clock)
             # Listed first: a thread whose start Ctrl-C interrupts must be stopped too.
             self._reading.append(recording)
             self._unfinished.append(recording)

@@ -26,6 +26,7 @@ from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription import batching, pipeline, reader
 from mt3_common.transcription.continuity import InstrumentContinuity
+from mt3_common.transcription.family import MT3Family
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.reader import Request
 from mt3_common.transcription.result import Transcription
@@ -106,10 +107,10 @@ def test_a_stage_counts_alone(audio, monkeypatch):
             now[threading.get_ident()] += 100.0
             yield np.array([1])
 
-    stream_audio, segments = reader.stream_audio, reader.segments
+    stream_audio, segments = reader.stream_audio, MT3Family.segments
     monkeypatch.setattr(time, "perf_counter", lambda: now[threading.get_ident()])
     monkeypatch.setattr(reader, "stream_audio", lambda *args, **options: after(1.0, stream_audio(*args, **options)))
-    monkeypatch.setattr(reader, "segments", lambda *args: after(10.0, segments(*args)))
+    monkeypatch.setattr(MT3Family, "segments", lambda *args: after(10.0, segments(*args)))
     result = Transcriber(CONFIG, network).transcribe(audio)
     # seven blocks of a second, four segments
     assert result.seconds == {"audio": 7.0, "spectrogram": 40.0, "waiting": 0.0, "network": 400.0, "notes": 0.0}
@@ -391,12 +392,14 @@ def test_only_so_much_is_read_ahead(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "QUEUED_SEGMENTS", 2)
     made = []
 
+    segments = MT3Family.segments
+
     def counted(*arguments):
         for segment in segments(*arguments):
             made.append(segment.index)
             yield segment
 
-    monkeypatch.setattr(reader, "segments", counted)
+    monkeypatch.setattr(MT3Family, "segments", counted)
     most = 0
 
     def generate(frames):

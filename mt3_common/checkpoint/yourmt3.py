@@ -1,0 +1,213 @@
+"""YourMT3+ checkpoints: Lightning files, plain PyTorch files and .safetensors, told from MT3's, read and written.
+
+Arrays keep the names and the shapes of the published state dict in every layout.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.checkpoint.torch_pickle import PICKLES
+from mt3_common.checkpoint.yourmt3_lightning import read_lightning
+from mt3_common.checkpoint.yourmt3_released import RELEASED
+from mt3_common.checkpoint.yourmt3_settings import network_arrays, read_published_settings
+from mt3_common.config import ConfigError
+from mt3_common.io import atomic
+from mt3_common.yourmt3_config import FAMILY, FrontEndConfig, YourMT3Settings
+
+# an array that every network of the family has, and no MT3
+MARK = "lm_head.lm_head.weight"
+# entries of training alone
+LEFT_OUT = ("pitchshift.", "validation_metrics.", "test_metrics.", "train_metrics.")
+
+
+class YourMT3Checkpoint(NamedTuple):
+    """A checkpoint of YourMT3+.
+
+    Attributes:
+        arrays: published names -> arrays of the network.
+        front_end_arrays: published names -> window and mel matrix.
+        repeated: published names -> frequencies that attentions repeat.
+        settings: of all of it.
+        left_out: names of entries that are no part of it: pitch shifter, metrics.
+        location: of the file.
+    """
+
+    arrays: dict[str, np.ndarray]
+    front_end_arrays: dict[str, np.ndarray]
+    repeated: dict[str, np.ndarray]
+    settings: YourMT3Settings
+    left_out: tuple[str, ...]
+    location: str
+
+    @property
+    def notice(self) -> str:
+        """Return what its user may want to know, '' for nothing."""
+        if not self.left_out:
+            return ""
+        return f"{len(self.left_out)} entries of training are left out, the first is {self.left_out[0]}"
+
+    @property
+    def published(self) -> dict[str, np.ndarray]:
+        """Return all arrays under the names of the published state dict."""
+        return self.front_end_arrays | self.arrays | self.repeated
+
+
+def is_yourmt3(path: str | os.PathLike) -> bool:
+    """Return whether a local file holds a network of YourMT3+, by the names in it; nothing is unpickled."""
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        return False
+    if name.endswith(".safetensors"):
+        with open(name, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return size <= os.path.getsize(name) and MARK.encode() in file.read(size)
+    if name.endswith(PICKLES) and zipfile.is_zipfile(name):
+        try:
+            with zipfile.ZipFile(name) as archive:
+                pickled = [entry for entry in archive.namelist() if entry.endswith("/data.pkl")]
+                return any(MARK.encode() in archive.read(entry) for entry in pickled)
+        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+            return False
+    return False
+
+
+def mt3_preset(name: str, preset: str | None) -> str | None:
+    """Return the preset that a checkpoint of MT3 is read with, None for none.
+
+    Args:
+        name: of the checkpoint.
+        preset: the one that the user names, or the checkpoint's own.
+
+    Raises:
+        ConfigError: it is the name of a YourMT3+.
+    """
+    if preset in RELEASED:
+        raise ConfigError(f"{name} is no YourMT3+, which --model {preset} would be: leave it out")
+    return preset or None
+
+
+def read_yourmt3(path: str | os.PathLike, model: str | None = None) -> YourMT3Checkpoint:
+    """Read a checkpoint and find its settings.
+
+    The settings are, of these, the first: those of `model`; a config.json of ours or a published one, in the file or
+    beside it; those that Lightning keeps; those of the released network that has the same arrays.
+
+    Args:
+        path: of a .safetensors, or of a Lightning or PyTorch file.
+        model: one of RELEASED.
+
+    Raises:
+        CheckpointError: unreadable, damaged, or not finite.
+        ConfigError: no settings, or such that do not fit.
+    """
+    name = os.fspath(path)
+    if model and model not in RELEASED:
+        raise ConfigError(f"{name} is a YourMT3+, not {model}: leave out --model, or name one of {', '.join(RELEASED)}")
+    if name.endswith(".safetensors"):
+        arrays, stated = _read_safetensors(name)
+    else:
+        arrays, stated = read_lightning(name)
+    if MARK not in arrays:
+        raise CheckpointError(f"{name} is no YourMT3+: it lacks {MARK}")
+    left_out = tuple(sorted(key for key in arrays if key.startswith(LEFT_OUT)))
+    arrays = {key: array for key, array in arrays.items() if key not in left_out}
+    for key, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CheckpointError(f"{name}: {key} has values that are not finite")
+    settings = RELEASED[model].settings if model else _settings(name, arrays, stated)
+    network = network_arrays(arrays)
+    front_end = {key: array for key, array in arrays.items() if key.startswith("spectrogram.")}
+    repeated = {key: array for key, array in arrays.items() if key not in network and key not in front_end}
+    return YourMT3Checkpoint(network, front_end, repeated, settings, left_out, name)
+
+
+def _read_safetensors(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        with safetensors.safe_open(name, "np") as file:
+            metadata = file.metadata() or {}
+        return safetensors.numpy.load_file(name), json.loads(metadata.get("config", "{}"))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{name} is truncated or no safetensors file: {error}") from error
+
+
+def _settings(name: str, arrays: Mapping[str, np.ndarray], stated: Mapping[str, Any]) -> YourMT3Settings:
+    """Return the settings by the file, a config.json beside it, or the released network with these arrays."""
+    beside = Path(name).with_name("config.json")
+    if not stated.get("family") and "model_cfg" not in stated and beside.is_file():
+        try:
+            stated = json.loads(beside.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{beside} cannot be read: {error}") from error
+    if stated.get("family") == FAMILY:
+        return YourMT3Settings.from_dict(stated)
+    if isinstance(stated.get("model_cfg"), Mapping) and isinstance(stated.get("audio_cfg"), Mapping):
+        return published_settings(stated, arrays)
+    for released in RELEASED.values():
+        if fits(arrays, released.settings):
+            return released.settings
+    raise ConfigError(
+        f"{name} says nothing about its settings, and is none of the released networks: put a config.json beside it "
+        "with task, audio_cfg and model_cfg as the published code has them"
+    )
+
+
+def published_settings(stated: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> YourMT3Settings:
+    """Return the settings of a published config, or of Lightning's hyper-parameters.
+
+    Raises:
+        ConfigError: a setting is missing or has no meaning.
+    """
+    audio = stated["audio_cfg"]
+    names = ("codec", "hop_length", "n_fft", "n_mels", "f_min", "f_max", "sample_rate", "input_frames")
+    try:
+        front_end = FrontEndConfig(**{name: audio[name] for name in names})
+    except KeyError as error:
+        raise ConfigError(f"the YourMT3+ settings lack {error.args[0]!r}") from error
+    network = read_published_settings(stated["model_cfg"], arrays, front_end.num_bins, front_end.num_frames)
+    task = stated.get("task")
+    state = getattr(stated.get("task_manager"), "state", None)
+    if task is None and isinstance(state, Mapping):
+        task = state.get("task_name")
+    if task is None:
+        task = "mc13_full_plus_256" if network.decoder == "multi-t5" else "mt3_full_plus"
+    return YourMT3Settings(task, front_end, network)
+
+
+def fits(arrays: Mapping[str, np.ndarray], settings: YourMT3Settings) -> bool:
+    """Return whether a network of these settings has the arrays, judged by those that tell the released ones apart."""
+    perceiver = settings.network.perceiver
+    shapes = {
+        MARK: (settings.network.vocab_size, settings.network.t5_decoder.d_model),
+        "encoder.latent_array.latents": (perceiver.num_latents, perceiver.d_latents),
+        "encoder.blocks.0.local_transformer.0.mlp.experts.0.w1.weight": (512, 128),
+        "encoder.encoder.block.7.layer.0.SelfAttention.q.weight": (384, 512),
+    }
+    is_perceiver = settings.network.encoder == "perceiver-tf"
+    has_experts = is_perceiver and perceiver.ff_layer == "moe"
+    present = (True, is_perceiver, has_experts, not is_perceiver)
+    return all(
+        (name in arrays and arrays[name].shape == shape) if wanted else name not in arrays
+        for (name, shape), wanted in zip(shapes.items(), present, strict=True)
+    )
+
+
+def write_yourmt3(path: str | os.PathLike, checkpoint: YourMT3Checkpoint) -> None:
+    """Write a .safetensors file with all arrays and the settings inside, whole or not at all.
+
+    Raises:
+        CheckpointError: another ending.
+        OSError: the file cannot be written.
+    """
+    if not os.fspath(path).endswith(".safetensors"):
+        raise CheckpointError(f"{path}: YourMT3+ is written as .safetensors only")
+    arrays = {name: np.array(array, order="C") for name, array in checkpoint.published.items()}
+    metadata = {"config": json.dumps(checkpoint.settings.to_dict())}
+    atomic.write(path, safetensors.numpy.save(arrays, metadata=metadata))

@@ -1,0 +1,41 @@
+"""A YourMT3+ checkpoint as a Transcriber; torch_mt3/infer.py decides which checkpoints come here."""
+
+import torch
+
+from mt3_common.audio.yourmt3_frames import FrontEnd
+from mt3_common.checkpoint.registry import NamedCheckpoint
+from mt3_common.checkpoint.yourmt3 import read_yourmt3
+from mt3_common.notes.instruments import parse_instruments
+from mt3_common.transcription.family import YourMT3Family, segments_together
+from mt3_common.transcription.pipeline import Transcriber
+from torch_mt3.yourmt3.checkpoint import to_variables
+from torch_mt3.yourmt3.kernels import generator
+from torch_mt3.yourmt3.model import YourMT3
+
+
+def load(
+    checkpoint: NamedCheckpoint,
+    model: str | None,
+    device: torch.device,
+    dtype: str,
+    batch_size: int,
+    instruments: str | None,
+) -> Transcriber:
+    """A Transcriber of a YourMT3+ checkpoint; the arguments are those of torch_mt3.infer.load.
+
+    Raises:
+        ValueError: the checkpoint or a setting is not usable; says what to do.
+    """
+    source = read_yourmt3(checkpoint.path, model or checkpoint.model or None)
+    family = YourMT3Family(source.settings, FrontEnd(source.settings.front_end, source.front_end_arrays))
+    only = None if instruments is None else parse_instruments(instruments)
+    network = YourMT3(source.settings.network)
+    network.load_state_dict(to_variables(source.arrays, source.settings.network), strict=True)
+    generate = generator(
+        network.to(device, getattr(torch, dtype)).eval(),
+        family.max_tokens,
+        family.task.prefix(),
+        segments_together(batch_size, family.task),
+        None if only is None else family.allowed_ids(only),
+    )
+    return Transcriber(family, generate, checkpoint._replace(notice=source.notice), only)
