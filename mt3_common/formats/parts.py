@@ -114,7 +114,9 @@ def _part(number: int, is_drum: bool, program: int, notes: Sequence[Note], clock
     else:
         hands = [spans]
         clefs = [_clef(program, [pitch + OCTAVE * octaves for _, _, pitch in spans])]
-    staves = [_staff(clef, split_voices(hand, bars, triplets), bars, triplets) for clef, hand in zip(clefs, hands)]
+    staves = [
+        _staff(clef, split_voices(hand, bars, triplets, spans), bars, triplets) for clef, hand in zip(clefs, hands)
+    ]
     return Part(number, is_drum, program, pitches, staves, triplets, octaves)
 
 

@@ -4,6 +4,7 @@ Two voices, so that a staff can be read: what sounds on while others move is a v
 than two voices hold, notes end where the next in their voice begins. Every note is there, at its time.
 """
 
+import bisect
 import itertools
 import statistics
 from collections import defaultdict
@@ -42,14 +43,27 @@ class Chord(NamedTuple):
         return sum(self.pitches) / len(self.pitches)
 
 
-def split_voices(notes: Iterable[tuple[int, int, int]], bars: Bars, triplets: frozenset[int]) -> list[list[Chord]]:
+def split_voices(
+    notes: Iterable[tuple[int, int, int]],
+    bars: Bars,
+    triplets: frozenset[int],
+    part: Iterable[tuple[int, int, int]] | None = None,
+) -> list[list[Chord]]:
     """Return the two voices of a staff, the upper one first; a voice may be empty.
 
     Args:
         notes: (begin, end, pitch) in 24ths of a quarter.
         bars: of the score.
         triplets: numbers of the beats (quarters) that are cut in three.
+        part: the notes of all staves of the instrument, of which none sounds on where its pitch begins again; None for
+            the same notes.
     """
+    notes = list(notes)
+    begins_of: dict[int, list[int]] = defaultdict(list)
+    for begin, _, pitch in notes if part is None else part:
+        begins_of[pitch].append(begin)
+    for pitch_begins in begins_of.values():
+        pitch_begins.sort()
     groups = _groups(notes)
     begins = [group[0].begin for group in groups] + [groups[-1][0].begin + 4 * bars.length if groups else 0]
     voices: list[list[Chord]] = [[], []]
@@ -64,7 +78,7 @@ def split_voices(notes: Iterable[tuple[int, int, int]], bars: Bars, triplets: fr
             chosen = LOWER, UPPER
         for voice, chord in zip(chosen, chords):
             voices[voice].append(chord)
-    return [_held(voice, bars, triplets) for voice in voices]
+    return [_held(voice, bars, triplets, begins_of) for voice in voices]
 
 
 def split_drums(notes: Iterable[tuple[int, int, int]], bars: Bars) -> list[list[Chord]]:
@@ -163,8 +177,13 @@ def _beat(time: int, bars: Bars) -> tuple[int, int]:
     return end - beat, end
 
 
-def _held(voice: Sequence[Chord], bars: Bars, triplets: frozenset[int]) -> list[Chord]:
-    """Return the chords of a voice with ends that can be read: none overlap, and no rest is short."""
+def _held(voice: Sequence[Chord], bars: Bars, triplets: frozenset[int], begins_of: dict[int, list[int]]) -> list[Chord]:
+    """Return the chords of a voice with ends that can be read: none overlap, and no rest is short.
+
+    Args:
+        voice, bars, triplets: see split_voices.
+        begins_of: pitch -> where it begins in any voice, ascending.
+    """
     result = []
     for chord, following in itertools.zip_longest(voice, voice[1:]):
         end = chord.end
@@ -173,6 +192,9 @@ def _held(voice: Sequence[Chord], bars: Bars, triplets: frozenset[int]) -> list[
         rest = following.begin - end if following is not None else SHORTEST_REST
         if rest < (SHORTEST_REST_ON_BEAT if end == _beat(end - 1, bars)[1] else SHORTEST_REST):
             end += rest
+        for pitch in chord.pitches:
+            again = bisect.bisect_right(begins_of[pitch], chord.begin)
+            end = min([end, *begins_of[pitch][again : again + 1]])
         result.append(chord._replace(end=end))
     return result
 

@@ -29,6 +29,8 @@ SMOOTHED = 3
 # onsets this near to a beat are on it (s), and this much earlier than a point of the grid on that (quarters)
 ON_BEAT = 0.07
 EARLY = 0.2
+# a first beat before that begins at 0 s
+SOON = 0.05
 
 
 def tempo_for(
@@ -115,6 +117,9 @@ def find_beats(
     end = len(strength) * HOP / SAMPLE_RATE
     tempo = find_bars(_continued(beats, notes, end), notes, meter, first_downbeat)
     beats = steady_beats(tempo.beats, [note.onset for note in notes])
+    if beats[0] < SOON:
+        # a beat of a few milliseconds would be a tempo of thousands
+        beats[0] = 0.0
     tempo = tempo._replace(beats=tuple(beats.tolist()))
     return tempo._replace(start=score_start(tempo, notes))
 

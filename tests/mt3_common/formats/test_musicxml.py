@@ -393,3 +393,13 @@ def test_a_change_of_tempo_is_shown_where_it_is(tmp_path):
         if bar.find("direction") is not None
     }
     assert marks == {"1": "120", "5": "80"}
+
+
+def test_a_pitch_ends_where_the_other_voice_strikes_it_again(tmp_path):
+    """A long low chord with C4, over which C4 is played again: a player would lose one of them."""
+    notes = [Note(0.0, 2.0, pitch, 100, 40) for pitch in (60, 67)]
+    notes += [Note(0.5 * beat, 0.5 * beat + 0.5, pitch, 100, 40) for beat, pitch in ((1, 72), (2, 60), (3, 74))]
+    _, sounding_notes = written(notes, tmp_path)
+    spans = sorted((begin, end) for *_, key, begin, end in sounding_notes if key == 60)
+    assert [begin for begin, _ in spans] == [0, 2]
+    assert spans[0][1] <= 2
