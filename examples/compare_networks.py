@@ -1,6 +1,6 @@
 """Compare two small networks of your own, one in Flax and one in PyTorch: python examples/compare_networks.py.
 
-Submodules with the same names are compared, in float64, float32 and bfloat16. In a test suite, use the fixture
+Submodules with the same names are compared, in float64 and float32. In a test suite, use the fixture
 `assert_parity` (docs/parity.md).
 """
 

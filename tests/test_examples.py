@@ -46,6 +46,14 @@ def test_compare_networks(tmp_path):
     ]
 
 
+def test_compare_any_networks(tmp_path):
+    assert run("compare_any_networks.py", folder=tmp_path).splitlines() == [
+        "approximate='tanh': same",
+        "approximate='none': different between up and down, outside of any submodule: "
+        "exact GELU (erf) in place of GELU (tanh approximation)",
+    ]
+
+
 def test_fine_tune(tmp_path):
     pytest.importorskip("grain")
     folder = tmp_path / "songs"

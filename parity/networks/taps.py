@@ -17,21 +17,32 @@ MASKED = -1e4
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The way in which one side's array is read like the other side's: axes moved, or another shape."""
+    """The way in which one side's array is read like the other side's: axes moved, another shape, or repeated rows.
+
+    Attributes:
+        axes: order of the candidate's axes.
+        shape: the candidate's array is reshaped to it.
+        batch: the first axis is 1 on one side and this long on the other; all its rows are equal.
+    """
 
     axes: tuple[int, ...] | None = None
     shape: tuple[int, ...] | None = None
+    batch: int = 0
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         """Return the candidate's array as the reference has it."""
         if self.axes is not None:
             return np.transpose(array, self.axes)
+        if self.batch:
+            return np.broadcast_to(array, (self.batch, *array.shape[1:])) if len(array) == 1 else array[:1]
         return array if self.shape is None else array.reshape(self.shape)
 
     def back(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """Return the reference's array as the candidate has it."""
         if self.axes is not None:
             return np.transpose(array, np.argsort(self.axes))
+        if self.batch:
+            return np.broadcast_to(array, shape) if len(array) == 1 else array[:1]
         return array if self.shape is None else array.reshape(shape)
 
 
@@ -67,6 +78,11 @@ def views(reference: np.ndarray, candidate: np.ndarray) -> list[View]:
         for axes in dict.fromkeys(orders):
             if axes != tuple(range(count)) and tuple(candidate.shape[axis] for axis in axes) == reference.shape:
                 result.append(View(axes=axes))
+    shapes = reference.shape, candidate.shape
+    if count == reference.ndim >= 2 and shapes[0][1:] == shapes[1][1:] and shapes[0] != shapes[1]:
+        longer = reference if len(candidate) == 1 else candidate
+        if min(len(reference), len(candidate)) == 1 and (longer == longer[:1]).all():
+            result.append(View(batch=len(longer)))
     if reference.size == candidate.size and reference.shape != candidate.shape:
         result.append(View(shape=reference.shape))
     return result
