@@ -42,7 +42,8 @@ class OnnxGraphs:
         """
         session = self._session(precision)
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, _feed(inputs, precision)), strict=True))
+        arrays = map(np.asarray, session.run(names, _feed(inputs, precision)))
+        return dict(zip(names, arrays, strict=True))
 
     def logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
         """Return the logits (b, l, vocab_size)."""
