@@ -63,7 +63,7 @@ def _rms(x: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
 
 
-def judge(truth: np.ndarray, candidate: np.ndarray, noise: np.ndarray, precision: str) -> Measure:
+def judge(truth: np.ndarray, candidate: np.ndarray, noise: np.ndarray, precision: str, least: float = 0.0) -> Measure:
     """Measure the candidate against the truth, in multiples of its budget.
 
     Args:
@@ -71,6 +71,7 @@ def judge(truth: np.ndarray, candidate: np.ndarray, noise: np.ndarray, precision
         candidate: the values to judge.
         noise: the reference's rounding errors, elementwise, already scaled to `precision`.
         precision: its epsilon sets the floor.
+        least: added to the budget: rounding of larger values that cancel in these.
     """
     error = measure(truth, candidate)
     if error.values == 0:
@@ -79,7 +80,7 @@ def judge(truth: np.ndarray, candidate: np.ndarray, noise: np.ndarray, precision
     if not np.isfinite(error.max_abs) or not np.isfinite(noise).all():
         error.ratio = float("inf")
         return error
-    limits = _limits(noise, error, precision)
+    limits = {kind: limit + least for kind, limit in _limits(noise, error, precision).items()}
     errors = {"rms": error.rms, "max": error.max_abs}
     error.ratio = max(_ratio(errors[kind], limits[kind]) for kind in limits)
     return error

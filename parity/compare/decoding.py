@@ -79,7 +79,7 @@ def explain_decode_path(rows: list[Row]) -> list[str]:
     Args:
         rows: of a report; those of the decode path that differ are read, the most exact precision first.
     """
-    wrong = [row for row in rows if row.section == "decode path" and row.verdict != "same"]
+    wrong = [row for row in rows if row.section == "decode path" and row.verdict != "same" and ": " in row.name]
     sentences = []
     for side in dict.fromkeys(row.name.split(": ")[0] for row in wrong):
         own = [row for row in wrong if row.name.startswith(f"{side}: ")]

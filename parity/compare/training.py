@@ -30,7 +30,15 @@ def compare_training(
     scales = {precision: EPSILON[precision] / EPSILON[low] for precision in precisions}
     rows = []
 
-    def add(section: str, name: str, exact: np.ndarray, rough: np.ndarray, array: np.ndarray | None, precision: str):
+    def add(
+        section: str,
+        name: str,
+        exact: np.ndarray,
+        rough: np.ndarray,
+        array: np.ndarray | None,
+        precision: str,
+        least: float = 0.0,
+    ):
         if array is None:
             rows.append(Row(section, name, "different", precision, note="the candidate has none", only="reference"))
             return
@@ -38,15 +46,20 @@ def compare_training(
             note = f"shape {exact.shape} against {array.shape}"
             rows.append(Row(section, name, "different", precision, note=note))
             return
-        measured = judge(exact, array, (rough - exact) * scales[precision], precision)
+        measured = judge(exact, array, (rough - exact) * scales[precision], precision, least)
         rows.append(Row(section, name, "different" if over(measured) else "same", precision, measured))
 
     reference_gradients = {precision: reference.gradients(inputs, precision) for precision in ("float64", low)}
+    # Behind a saturated softmax a gradient is what is left when much larger ones cancel: it is their rounding.
+    largest = max(
+        (float(np.abs(gradient).max()) for gradient in reference_gradients["float64"][1].values()), default=0.0
+    )
     for precision in precisions:
+        least = EPSILON[precision] * largest
         loss, gradients = candidate.gradients(inputs, precision)
         add("gradients", "loss", reference_gradients["float64"][0], reference_gradients[low][0], loss, precision)
         for name, exact in reference_gradients["float64"][1].items():
-            add("gradients", name, exact, reference_gradients[low][1][name], gradients.get(name), precision)
+            add("gradients", name, exact, reference_gradients[low][1][name], gradients.get(name), precision, least)
         for name in gradients.keys() - reference_gradients["float64"][1].keys():
             note = "the reference has none"
             rows.append(Row("gradients", name, "different", precision, note=note, only="candidate"))

@@ -83,3 +83,26 @@ def test_an_extra_gradient_and_a_wrong_step_are_found(sides, inputs):
     assert ("gradients", "new", "float64") in bad
     assert ("two steps of adafactor", NAME, "float64") in bad
     assert ("two steps of adamw", NAME, "float64") in bad
+
+
+class Given:
+    """A side with the gradients that it is given, and no steps."""
+
+    def __init__(self, gradients):
+        self.given = gradients
+
+    def gradients(self, inputs, precision):
+        return np.float64(1.0), self.given
+
+    def optimize(self, optimizer, gradients, precision):
+        return {}
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(1e-17, "same"), (1e-12, "different")])
+def test_a_gradient_that_is_rounding_of_larger_ones_is_judged_as_such(error, verdict):
+    """Behind a saturated softmax a gradient is zero on one side and rounding of the others on the other."""
+    reference = {"value": np.array([3.0, -1.0]), "key": np.array([1e-25, 0.0])}
+    candidate = reference | {"key": np.array([1e-25, error])}
+    rows = training.compare_training(Given(reference), Given(candidate), {})
+    [row] = [row for row in rows if row.name == "key" and row.precision == "float64"]
+    assert row.verdict == verdict
