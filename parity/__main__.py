@@ -5,11 +5,13 @@ needed.
 """
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
+from mt3_common.checkpoint.registry import checkpoint_names
 from mt3_common.cli.exit_status import INTERRUPTED
 from mt3_common.io.stdio import complete, finish, give_up
 from parity.compare.results import BAD_INPUT
@@ -32,6 +34,16 @@ COMMANDS = {
 EXIT = "exit status: 0 same, 1 different, 2 refused (not comparable), 3 bad input"
 
 
+USAGE = f"usage: python -m parity [CHECKPOINT | {' | '.join(COMMANDS)}] …"
+
+
+def _is_typo(word: str) -> bool:
+    """Return whether a first argument is no command, no option, no path and no checkpoint's name."""
+    if word in COMMANDS or word.startswith("-") or os.path.exists(word) or any(mark in word for mark in "/\\."):
+        return False
+    return word not in checkpoint_names()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit status is the verdict."""
     complete()
@@ -42,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {name:10} {description}")
         print(f"\n`python -m parity COMMAND --help` says more; without COMMAND it is check.\n{EXIT}")
         return 0
+    if argv and _is_typo(argv[0]):
+        near = difflib.get_close_matches(argv[0], [*COMMANDS, *checkpoint_names()], 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        print(f"parity: {argv[0]!r} is neither a command nor a checkpoint; {hint}{USAGE}", file=sys.stderr)
+        return BAD_INPUT
     name = argv.pop(0) if argv and argv[0] in COMMANDS else "check"
     description = COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"python -m parity {name}", description=description, epilog=EXIT)

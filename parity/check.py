@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import gc
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -70,6 +71,7 @@ def check(
     precisions: tuple[str, ...] = ("float64", "float32", "bfloat16"),
     positions: int | None = None,
     third: bool = False,
+    say: Callable[[str], None] = lambda stage: None,
 ) -> tuple[Report, tuple[Trace, Trace] | None]:
     """Compare two sides that hold the same checkpoint; return the report, and their traces if they differ.
 
@@ -82,6 +84,7 @@ def check(
         precisions: of taps and logits; the rest is compared in float64 and float32.
         positions: of the decode path in float64, at most the config's; all if None, or 192 of a large network.
         third: whether ONNX Runtime is compared with both as well.
+        say: is told every stage as it begins.
     """
     config = reference.config
     path = inputs.find_audio(audio)
@@ -99,6 +102,7 @@ def check(
                 prefetch.begin("gradients", traced, precision)
             prefetch.begin("generate", segments)
     graphs = _graphs(reference.arrays() if source is None else source, config) if third else None
+    say(f"comparing every module in {', '.join(precisions)}")
     report, traces = _compare_traces(reference, candidate, traced, precisions, source, graphs)
     if report.refusals and prefetch is not None:
         prefetch.forget()
@@ -106,19 +110,24 @@ def check(
         give_back_memory()
         if large and prefetch is not None:
             prefetch.begin("generate", segments)
+        say("comparing the decode path, tokens and notes")
         report.rows += decoding_rows(reference, candidate, segments, start_times, settings.positions)
         if graphs is not None:
             report.rows += compare_decoding_with_third(graphs, reference, segments, start_times, config)
+        say("comparing silence, clipping and other probes")
         names, batch = probes.make_probes(config, frames, traced["decoder_input_tokens"])
         report.rows += probes.compare_probes(reference, candidate, names, batch)
         ids = np.union1d(traced["decoder_input_tokens"], batch["decoder_input_tokens"])
         report.facts["ids"] = f"{len(ids)} of {config.network.vocab_size} ids were given to the decoder"
         give_back_memory()
+        say("comparing loss, gradients and steps of optimizers")
         report.rows += training.compare_training(reference, candidate, traced)
         excuse_amplified(report.rows)
     if original is not None:
+        say("running the original")
         report.rows += _original_rows(original, reference, candidate, source, traced)
     if report.exit_code == DIFFERENT:
+        say("looking for the cause")
         report.causes = name_causes(report, traces, reference, candidate, source)
     report.facts |= _input_facts(path, frames, len(segments), traced)
     return report, traces

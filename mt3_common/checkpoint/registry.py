@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mt3_common.checkpoint import download
 from mt3_common.checkpoint.place import INDEX, WEIGHTS, locate
@@ -53,12 +53,7 @@ def find_checkpoint(
     """
     if isinstance(checkpoint, NamedCheckpoint):
         return checkpoint
-    # in a checkout the folder is called checkpoints, installed it is the package mt3_checkpoints
-    root = Path(__file__).parents[2]
-    folder = next(
-        (root / name for name in ("checkpoints", "mt3_checkpoints") if (root / name / "manifest.json").exists()), None
-    )
-    manifest = json.loads((folder / "manifest.json").read_text()) if folder else {"default": "", "checkpoints": {}}
+    folder, manifest = _bundled()
     name = manifest["default"] if checkpoint is None else os.fspath(checkpoint)
     base = os.path.basename(name.rstrip("/"))
     if checkpoint is not None and os.path.exists(name):
@@ -89,3 +84,19 @@ def find_checkpoint(
         f"no checkpoint {name!r}: there is no such file or folder, the bundled ones are: "
         f"{', '.join(manifest['checkpoints']) or 'none'}, and those to be fetched: {', '.join(download.addresses())}"
     )
+
+
+def checkpoint_names() -> list[str]:
+    """Return the names that find_checkpoint knows: of the bundled checkpoints, then of those to be fetched."""
+    return [*_bundled()[1]["checkpoints"], *download.ADDRESSES]
+
+
+def _bundled() -> tuple[Path | None, dict[str, Any]]:
+    """Return the folder of the bundled checkpoints, None if there is none, and its manifest."""
+    # in a checkout the folder is called checkpoints, installed it is the package mt3_checkpoints
+    root = Path(__file__).parents[2]
+    folder = next(
+        (root / name for name in ("checkpoints", "mt3_checkpoints") if (root / name / "manifest.json").exists()), None
+    )
+    manifest = json.loads((folder / "manifest.json").read_text()) if folder else {"default": "", "checkpoints": {}}
+    return folder, manifest

@@ -8,6 +8,7 @@ import time
 
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.io.progress import Stages
 from parity.check import check
 from parity.commands import options
 from parity.compare.results import DIFFERENT
@@ -61,26 +62,30 @@ def run(args: argparse.Namespace) -> int:
     if len(names) != 2:
         raise ValueError(f"--sides {args.sides}: two names with a comma, such as jax,torch")
     precisions = options.read_precisions(args.precisions)
-    path = find_checkpoint(args.checkpoint).path
-    reference, candidate = (
-        record.load_side(name, path, device=device, preset=args.model)
-        for name, device in zip(names, options.devices(args.device), strict=True)
-    )
-    if args.oracle is not None:
-        check_original(args.oracle, reference.config)
-    source = read_checkpoint(path).arrays
-    report, traces = check(
-        reference,
-        candidate,
-        args.audio,
-        args.segments,
-        source,
-        args.oracle,
-        precisions,
-        args.positions,
-        third=has_third(args.third, precisions),
-    )
-    report.facts["checkpoint"] = path
+    devices, named = options.devices(args.device), find_checkpoint(args.checkpoint)
+    with Stages("parity") as say:
+        say(f"loading {named.name} into {' and '.join(names)}")
+        reference, candidate = (
+            record.load_side(name, named.path, device=device, preset=args.model)
+            for name, device in zip(names, devices, strict=True)
+        )
+        if args.oracle is not None:
+            check_original(args.oracle, reference.config)
+        source = read_checkpoint(named.path).arrays
+        report, traces = check(
+            reference,
+            candidate,
+            args.audio,
+            args.segments,
+            source,
+            args.oracle,
+            precisions,
+            args.positions,
+            third=has_third(args.third, precisions),
+            say=say,
+        )
+    report.facts["checkpoint"] = named.path
+    report.facts |= options.provenance()
     report.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
     if report.exit_code == DIFFERENT and args.counterexample:
         smallest = None if traces is None else counterexample.shrink(report, reference, candidate, traces)

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     layout = layout_of(args.target, args.to)
     if args.optimizer and layout not in ("t5x", "orbax"):
         raise ConvertError(f"{args.target}: only T5X and Orbax folders hold an optimizer's slots")
-    weights = read(args.source, args.model, args.optimizer, args.weights, args.scan_axis)
+    weights = read(options.checkpoint_path(args.source), args.model, args.optimizer, args.weights, args.scan_axis)
     if args.step is not None:
         weights.step = args.step
     write(args.target, weights, layout, args.overwrite)

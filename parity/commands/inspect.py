@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the content of a checkpoint."""
-    description = describe(args.checkpoint, args.model, args.weights, args.scan_axis)
+    description = describe(options.checkpoint_path(args.checkpoint), args.model, args.weights, args.scan_axis)
     for row in description["arrays"]:
         shape = "x".join(map(str, row["shape"]))
         inline = "  inline" if row["inline"] else ""

@@ -1,14 +1,20 @@
 """Options that several commands share: precisions, devices, and files of the report."""
 
 import argparse
+import contextlib
+import datetime
 import json
+import os
+import subprocess
 from pathlib import Path
 
+from mt3_common.checkpoint.registry import find_checkpoint
 from parity.compare.results import Report
 from parity.report.files import to_json, to_junit, to_markdown, write
 from parity.report.html import page
 from parity.report.terminal import show
 from parity.trace.precision import PRECISIONS
+from parity.trace.trace import machine
 
 
 def add_precisions(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +56,32 @@ def read_precisions(text: str) -> tuple[str, ...]:
     if "float64" not in precisions or len(precisions) < 2 or len(set(precisions)) < len(precisions):
         raise ValueError(f"--precisions {text}: float64 and at least one other, each once: budgets come from both")
     return precisions
+
+
+def checkpoint_path(name: str) -> str:
+    """Return the path of a checkpoint that is named by its path, or as a bundled or published one ('small', 'mt3').
+
+    Raises:
+        ValueError: it is neither, with the names that there are.
+    """
+    if os.path.exists(name) or any(mark in name for mark in "/\\."):
+        return name
+    return find_checkpoint(name).path
+
+
+def provenance() -> dict[str, str]:
+    """Return when, where and of which commit a report is: facts that a page shows first."""
+    root = Path(__file__).parents[2]
+    facts = {"date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            facts["commit"] = subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+    hardware = machine()
+    facts["machine"] = f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['system']}"
+    return facts
 
 
 def devices(text: str) -> tuple[str, str]:

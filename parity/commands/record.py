@@ -2,6 +2,7 @@
 
 import argparse
 
+from mt3_common.io.progress import Stages
 from parity.commands import options
 from parity.sides.record import FRAMEWORKS, load_side, record
 from parity.trace import file, inputs
@@ -23,10 +24,14 @@ def run(args: argparse.Namespace) -> int:
     """Record one side."""
     precisions = options.read_precisions(args.precisions)
     reference = file.load(args.on) if args.on else None
-    side = load_side(args.framework, args.checkpoint, device=args.device, preset=args.model)
-    arrays = reference.inputs if reference else inputs.choose(side.config, args.audio)
-    recorded = record(side, arrays, precisions, reference)
-    file.save(args.output, recorded)
+    path = options.checkpoint_path(args.checkpoint)
+    with Stages("parity record") as say:
+        say(f"loading {args.checkpoint}")
+        side = load_side(args.framework, path, device=args.device, preset=args.model)
+        arrays = reference.inputs if reference else inputs.choose(side.config, args.audio)
+        say(f"running {side.framework} in {', '.join(precisions)}")
+        recorded = record(side, arrays, precisions, reference)
+        file.save(args.output, recorded)
     taps = sum(len(recorded_pass.outputs) for recorded_pass in recorded.passes.values())
     print(f"{args.output}: {taps} taps in {', '.join(precisions)} by {side.framework} on {args.device}")
     return 0

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Repair, write, prove; return 0 repaired, 1 not possible, 2 refused."""
     layout = convert.layout_of(args.target, args.to)
-    original, config = read_original(args.against, args.model)
+    original, config = read_original(options.checkpoint_path(args.against), args.model)
     candidate = read_candidate(args.candidate, args.config, args.weights, args.scan_axis)
     if candidate.kind != "weights":
         raise RepairError(f"{args.candidate}: only weights can be repaired; this is a {candidate.kind}")

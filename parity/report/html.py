@@ -27,8 +27,11 @@ code { overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .2rem .6rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; } td:first-child { overflow-wrap: anywhere; min-width: 9rem; }
-svg { display: block; width: 100%; min-width: 44rem; height: auto; }
+svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
+@media (max-width: 700px) { svg text { font-size: 26px; } svg .thin { display: none; } }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .8rem; color: var(--soft); }
+.legend svg { display: inline-block; width: 26px; height: 8px; vertical-align: middle; }
 .axis { stroke: var(--line); } .limit { stroke: var(--different); stroke-dasharray: 4 3; }
 details { margin: .5rem 0; } summary { cursor: pointer; } dl { margin: 0; }
 dt { color: var(--soft); } dd { margin: 0 0 .3rem 0; overflow-wrap: anywhere; }
@@ -42,8 +45,9 @@ def page(report: Report) -> str:
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>parity: {report.verdict}</title><style>{STYLE}</style></head><body>",
-        f"<h1 class='{report.verdict}'>{report.verdict.capitalize()}</h1>",
+        f"<title>{_text(_title(report))}</title><style>{STYLE}</style></head><body>",
+        f"<h1 class='{report.verdict}'>{_text(_title(report))}</h1>",
+        f"<p class='soft'>{_text(_provenance(report))}</p>",
         f"<p>{_text(headline(report).split('  ', 1)[-1])}</p>",
     ]
     parts += [f"<p class='box refused'>Refused: {_text(reason)}</p>" for reason in report.refusals]
@@ -58,10 +62,10 @@ def page(report: Report) -> str:
             "<h2>Every tap, in execution order</h2>",
             "<p class='soft'>Colour: error in multiples of its measured budget; 1 is the limit. "
             "Local: the module was fed the reference's inputs.</p>",
-            _wide(heat_strip(taps)),
+            heat_strip(taps),
             "<h2>How the error grows</h2>",
             "<p class='soft'>Largest error relative to the tap's largest value.</p>",
-            _wide(growth(taps)),
+            growth(taps),
         ]
         if any(row.amplification for row in taps):
             parts += [
@@ -74,8 +78,9 @@ def page(report: Report) -> str:
         name, precision, counts, edges = report.worst
         parts += [
             f"<h2>The worst tap: <code>{_text(name)}</code> {_text(precision)}</h2>",
-            "<p class='soft'>How many of its values are how far off, in units of the tap's largest value.</p>",
-            _wide(histogram(counts, edges)),
+            "<p class='soft'>How many of its values are how far off, in units of the tap's largest value; "
+            "heights are logarithmic.</p>",
+            histogram(counts, edges),
         ]
     parts += ["<h2>Everything that was compared</h2>", _table(report)]
     notes = [row for row in report.rows if row.note and row.section in ("tokens", "notes")]
@@ -113,9 +118,20 @@ def amplifiers(taps: list[Row], count: int = 8) -> str:
     return "\n".join(lines) + "</tbody></table></div>"
 
 
-def _wide(picture: str) -> str:
-    # A phone scrolls the picture sideways, so that its words stay readable.
-    return f"<div class='wide'>{picture}</div>"
+def _title(report: Report) -> str:
+    """Return the verdict with the checkpoint's name: 'Same: small'."""
+    name = str(report.facts.get("checkpoint", "")).rstrip("/").rpartition("/")[2]
+    return f"{report.verdict.capitalize()}: {name}" if name else f"{report.verdict.capitalize()}"
+
+
+def _provenance(report: Report) -> str:
+    """Return what was compared, when, of which commit and where, in one line."""
+    sides = " against ".join(str(side.get("framework", name)) for name, side in report.sides.items())
+    facts = [f"{key} {report.facts[key]}" for key in ("commit", "date", "machine") if key in report.facts]
+    weights = report.facts.get("weights")
+    if weights:
+        facts.insert(0, f"weights {str(weights)[:12]}")
+    return " · ".join(part for part in (sides, *facts) if part)
 
 
 def _table(report: Report) -> str:

@@ -33,7 +33,8 @@ def heat_strip(taps: list[Row]) -> str:
             measure = getattr(row, kind)
             if row.precision != precision or measure is None:
                 continue
-            title = f"{row.name} {precision} {kind}: {number(measure.ratio)} x budget"
+            figure = "not judged" if measure.ratio is None else f"{number(measure.ratio)} x budget"
+            title = f"{row.name} {precision} {kind}: {figure}"
             parts.append(
                 f"<rect x='{left + place[row.name] * cell:.2f}' y='{line * high}' width='{cell + 0.1:.2f}' "
                 f"height='{high - 2}' fill='{colour(measure.ratio)}'><title>{escape(title)}</title></rect>"
@@ -94,16 +95,16 @@ def growth(taps: list[Row]) -> str:
         x1, y1 = at(0, y).split(",")
         parts.append(f"<line class='axis' x1='{x1}' y1='{y1}' x2='{width - 8}' y2='{y1}'/>")
         parts.append(f"<text x='0' y='{float(y1) + 4:.1f}'>1e{y}</text>")
-    for index, (label, points, ink, dash) in enumerate(series):
+    legend = []
+    for label, points, ink, dash in series:
         path = " ".join(at(x, y) for x, y in points)
         stroke = f"stroke='{ink}' stroke-width='1.6' fill='none' stroke-dasharray='{dash}'"
         parts.append(f"<polyline points='{path}' {stroke}><title>{label}</title></polyline>")
-        x = left + index * 130
-        parts.append(f"<line x1='{x}' x2='{x + 26}' y1='{height - 4}' y2='{height - 4}' {stroke}/>")
-        parts.append(f"<text x='{x + 32}' y='{height}'>{label}</text>")
+        line = f"<svg viewBox='0 0 26 8' aria-hidden='true'><line x1='0' x2='26' y1='4' y2='4' {stroke}/></svg>"
+        legend.append(f"<span>{line} {label}</span>")
     for mark, x in _stacks(names):
         parts.append(f"<text x='{at(x, low).split(',')[0]}' y='{height + 14}'>{escape(mark)} begins</text>")
-    return "".join(parts) + "</svg>"
+    return "".join(parts) + f"</svg><p class='legend'>{''.join(legend)}</p>"
 
 
 def histogram(counts: list[int], edges: list[float]) -> str:
@@ -114,12 +115,14 @@ def histogram(counts: list[int], edges: list[float]) -> str:
     parts = [f"<svg viewBox='0 0 {width} {height + 20}' role='img' aria-label='histogram of the worst tap'>"]
     for index, count in enumerate(counts):
         label = "equal" if index == 0 else f"<1e{edges[index]:.0f}"
+        # A phone has room for the first and the last label.
+        thin = "" if index in (0, len(counts) - 1) else " class='thin'"
         # Logarithmic, so that a single value is visible.
         tall = (height - 24) * math.log1p(count) / math.log1p(top)
         parts.append(
             f"<rect x='{index * bar + 4:.1f}' y='{height - tall:.1f}' width='{bar - 8:.1f}' height='{tall:.1f}' "
             f"fill='#3e63dd'><title>{count} values {label}</title></rect>"
-            f"<text x='{index * bar + 6:.1f}' y='{height - tall - 4:.1f}'>{count}</text>"
-            f"<text x='{index * bar + 6:.1f}' y='{height + 14}'>{label.replace('<', '&lt;')}</text>"
+            f"<text class='thin' x='{index * bar + 6:.1f}' y='{height - tall - 4:.1f}'>{count}</text>"
+            f"<text{thin} x='{index * bar + 6:.1f}' y='{height + 14}'>{label.replace('<', '&lt;')}</text>"
         )
     return "".join(parts) + "</svg>"

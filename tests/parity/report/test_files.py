@@ -167,3 +167,19 @@ def test_files_are_replaced_whole(tmp_path):
     files.write(tmp_path / "a" / "b.txt", "two")
     assert [file.name for file in (tmp_path / "a").iterdir()] == ["b.txt"]
     assert (tmp_path / "a" / "b.txt").read_text() == "two"
+
+
+def test_the_page_says_first_what_was_compared():
+    report = example()
+    report.facts |= {
+        "checkpoint": "/a/small",
+        "commit": "abc123",
+        "date": "2026-01-02 03:04 UTC",
+        "machine": "a laptop",
+    }
+    written = page(report)
+    head = written.split("<h2>")[0]
+    for words in (": small</title>", ": small</h1>", "commit abc123", "date 2026-01-02 03:04 UTC", "machine a laptop"):
+        assert words in head
+    # nothing is wider than a phone: pictures shrink to the page
+    assert "min-width: 44rem" not in written
