@@ -85,7 +85,7 @@ class Task:
                 output.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ValueError(f"{output} cannot be written: {error.filename}: {error.strerror}") from error
-            stage(STAGES.get(kind, f"writing {output.name}"))
+            stage(STAGES.get(kind or "", f"writing {output.name}"))
             if kind == "plot":
                 plot.write_picture(transcription.notes, job.audio, output, *part)
             elif kind not in EXTRAS.values():
