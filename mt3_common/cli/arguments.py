@@ -35,7 +35,7 @@ Turns recordings of music into notes (MIDI, MusicXML, JSON, CSV) with an MT3 net
   cat song.wav | {command} - --jsonl -
       its notes on stdout, each as soon as it ends
   {command} song.wav --instruments piano,bass,drums
-      nothing but these
+      where nothing else plays; --only piano: of all notes, the piano's
   {command} song.wav --plot --listen
       also a picture, and the notes played: alone, and beside the recording
   {command} song.mp3 --format mid,json --search t5x --start 30 --duration 10
@@ -237,9 +237,16 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
         "--instruments",
         type=instruments,
         metavar="I,…",
-        help="hear nothing else: families (piano, bass, synth lead, …), General MIDI's names or its numbers from 0 "
-        "(violin, 40), and drums, as in --instruments piano,bass,drums; of a model that tells families apart, but not "
-        "what is in them, name the first of each",
+        help="give every note to one of these: for a recording in which nothing else plays, as the notes of others "
+        "would go to them; families (piano, bass, synth lead, …), General MIDI's names or its numbers from 0 (violin, "
+        "40), and drums, as in --instruments piano,bass,drums; of a model that tells families apart, but not what is "
+        "in them, name the first of each",
+    )
+    add(
+        "--only",
+        type=instruments,
+        metavar="I,…",
+        help="of the notes that are heard, keep those of these instruments, named as above, as in --only bass",
     )
     add("--list-instruments", action=InstrumentList, help="print the instruments that --instruments takes, and end")
     add(

@@ -36,7 +36,7 @@ from mt3_common.transcription.workers.ray import start_on_ray
 LOADING = ("model", "positions", "dtype", "search", "beams", "temperature", "top_k", "top_p", "seed")
 LOADING += ("instruments", "hold")
 # all that the notes depend on, for the summary
-SETTINGS = (*LOADING, "velocity", "min_note", "tempo", "meter", "first_downbeat", "quantise", "as_published")
+SETTINGS = (*LOADING, "velocity", "min_note", "only", "tempo", "meter", "first_downbeat", "quantise", "as_published")
 SETTINGS += ("soundfont", "start", "duration")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from mt3_common.cli.console import RecordingsProgress, plural, printable, progress, report, say, sentence
 from mt3_common.cli.resume import Summary, SummaryError
 from mt3_common.cli.tasks import Task, closing_line, stream, took
+from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.reader import Request
 from mt3_common.transcription.result import Transcription
@@ -95,6 +96,7 @@ class Runner:
             task.begin,
             arguments.as_published,
             arguments.min_note or 0.0,
+            arguments.only and parse_instruments(arguments.only),
         )
 
     def _write(

@@ -7,6 +7,7 @@ import numpy as np
 import pretty_midi
 
 from mt3_common.config import Config
+from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
 
 # General MIDI's 16 families of 8 programs each, in order
@@ -20,6 +21,10 @@ class Instruments(NamedTuple):
 
     programs: frozenset[int]
     drums: bool
+
+    def plays(self, note: Note) -> bool:
+        """Return whether a note is of one of the instruments."""
+        return self.drums if note.is_drum else note.program in self.programs
 
     def __str__(self) -> str:
         return ",".join([*map(str, sorted(self.programs)), *[DRUMS] * self.drums])

@@ -69,6 +69,7 @@ class Transcriber:
         tempo: float | str | None = None,
         published: bool = False,
         min_note: float = 0.0,
+        only: Instruments | None = None,
         sample_rate: int | None = None,
         meter: str | None = None,
         first_downbeat: float | None = None,
@@ -78,7 +79,7 @@ class Transcriber:
 
         Args:
             audio: path of a file; or samples, (n,) or (n, channels), floats (1.0 is full scale), int16 or int32.
-            start, duration, on_progress, on_notes, velocity, published, min_note: see Request.
+            start, duration, on_progress, on_notes, velocity, published, min_note, only: see Request.
             tempo: for the files written of it: beats per minute, or 'auto' to find them; None for 120, and no bars.
             sample_rate: of samples (1/s).
             meter: of all bars, such as '3/4', or 'auto' to look for it; None to look for it with tempo 'auto' alone.
@@ -91,7 +92,7 @@ class Transcriber:
         """
         with contextlib.ExitStack() as stack:
             path = stack.enter_context(written(audio, sample_rate)) if isinstance(audio, np.ndarray) else audio
-            request = Request(path, start, duration, on_progress, on_notes, velocity, None, published, min_note)
+            request = Request(path, start, duration, on_progress, on_notes, velocity, None, published, min_note, only)
             result = next(stack.enter_context(contextlib.closing(self.transcribe_many([request]))))
             if isinstance(result, Exception):
                 raise result

@@ -12,6 +12,7 @@ import numpy as np
 
 from mt3_common.audio.files import audio_duration, stream_audio
 from mt3_common.audio.segments import Segment
+from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
 from mt3_common.transcription.clock import STAGES, Clock
 from mt3_common.transcription.family import Family
@@ -37,6 +38,7 @@ class Request(NamedTuple):
         before_reading: called first by the thread that will read; what it raises becomes the result.
         published: make notes of the ids exactly as MT3 does (see NoteDecoder).
         min_note: length (s) below which notes are left out; drums, which have no length, stay.
+        only: instruments whose notes are kept; None for all.
     """
 
     path: str | os.PathLike
@@ -48,6 +50,7 @@ class Request(NamedTuple):
     before_reading: Callable[[], None] | None = None
     published: bool = False
     min_note: float = 0.0
+    only: Instruments | None = None
 
 
 class Reader:

@@ -116,6 +116,8 @@ class Recording:
             ended = [note._replace(velocity=int(self.request.velocity)) for note in ended]
         if self._tracker is not None:
             self._tracker.remember(ended)
+        if self.request.only is not None:
+            ended = [note for note in ended if self.request.only.plays(note)]
         if self.request.min_note:
             ended = [note for note in ended if note.is_drum or note.offset - note.onset >= self.request.min_note]
         self.num_decoded += 1

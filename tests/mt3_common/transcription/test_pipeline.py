@@ -22,6 +22,7 @@ from mt3_common.config import PRESETS
 from mt3_common.formats import midi, tables
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.encoder import encode_segments
+from mt3_common.notes.instruments import parse_instruments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription import batching, pipeline, reader
@@ -645,3 +646,13 @@ def test_notes_that_are_too_short_are_left_out_but_no_drums(audio):
     longer = Transcriber(CONFIG, answering(ids_of(NOTES))).transcribe(audio, min_note=0.4).notes
     assert longer == [note for note in notes if note.pitch != 67]
     assert len(longer) == len(notes) - 1 == 3
+
+
+@pytest.mark.parametrize(
+    ("only", "pitches"),
+    [("violin", [64]), ("piano", [60, 67]), ("drums", [36]), ("organ", []), ("drums,violin", [36, 64])],
+)
+def test_only_the_notes_of_some_instruments_are_kept(audio, only, pitches):
+    generate = answering(ids_of(NOTES))
+    notes = Transcriber(CONFIG, generate).transcribe(audio, only=parse_instruments(only)).notes
+    assert sorted(note.pitch for note in notes) == pitches
