@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mt3_common.checkpoint.judgement import judge
-from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.checkpoint.names import CheckpointError, reason_of
 from mt3_common.checkpoint.storage import STEP, Folder
 from mt3_common.config import (
     FIELDS,
@@ -479,4 +479,4 @@ def _text(data: bytes, where: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{where} is not text: {error}") from error
+        raise CheckpointError(f"{where} is not text: {reason_of(error)}") from error

@@ -18,6 +18,12 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, incomplete, damaged, or not MT3's; names the array where there is one."""
 
 
+def reason_of(error: Exception) -> str:
+    """Return an error's text for a sentence: one line, not long, and without what a file holds."""
+    text = error.reason if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
 def _attention(name: str) -> dict[str, tuple[str, ...]]:
     kernels: dict[str, tuple[str, ...]] = dict.fromkeys(("query", "key", "value"), ("emb_dim", "attention_dim"))
     kernels["out"] = ("attention_dim", "emb_dim")

@@ -14,7 +14,7 @@ import numpy as np
 
 from mt3_common.checkpoint import safetensors, t5x, torch_pickle
 from mt3_common.checkpoint.config_files import find_config_files
-from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.checkpoint.names import CheckpointError, reason_of
 from mt3_common.checkpoint.place import INDEX, Place
 from mt3_common.checkpoint.storage import STEP, Entry, Reference
 from mt3_common.checkpoint.zarr_arrays import read_zarr, zarr_entries
@@ -111,7 +111,8 @@ def _open_safetensors(place: Place, data: bytes) -> Source:
         step = json.loads(config or "{}").get("step")
     except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{place} has a config inside that is no JSON object: its metadata 'config': not readable JSON ({error})"
+            f"{place} has a config inside that is no JSON object: its metadata 'config': not readable JSON "
+            f"({reason_of(error)})"
         ) from error
     config_files = {str(place): config} if config is not None else None
     return _of_arrays(place, "safetensors", file.arrays, step=step, config_files=config_files)
@@ -145,13 +146,15 @@ def read_npz(where: str, data: bytes) -> dict[str, np.ndarray]:
                 f"{where} has {len(data)} bytes and declares arrays of {size}, more than weights have"
             )
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return {str(name): archive[name] for name in archive.files}
+            arrays = {str(name): archive[name] for name in archive.files}
+        if odd := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise CheckpointError(f"{where}: not a readable .npz file ({odd[0][:200]!r} is no array)")
+        return arrays
     except CheckpointError:
         raise
     except Exception as error:
         # a damaged zip file can raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{where}: not a readable .npz file ({reason})") from error
+        raise CheckpointError(f"{where}: not a readable .npz file ({reason_of(error)})") from error
 
 
 def _open_shards(place: Place) -> Source:
@@ -162,7 +165,7 @@ def _open_shards(place: Place) -> Source:
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise ValueError("weight_map is no map of names to files")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{place} is no index of files of weights: {error!r}") from error
+        raise CheckpointError(f"{place} is no index of files of weights: {reason_of(error)}") from error
     arrays: dict[str, np.ndarray] = {}
     for file in sorted(set(weight_map.values())):
         if "/" in file or "\\" in file or file in ("", ".", "..") or not file.endswith((".safetensors", *PICKLES)):

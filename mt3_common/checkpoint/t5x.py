@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 import tensorstore as ts
 
-from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.checkpoint.names import CheckpointError, reason_of
 from mt3_common.checkpoint.place import markers
 from mt3_common.checkpoint.storage import CONTEXT, DTYPES, STATE, Folder, Reference, wait
 from mt3_common.checkpoint.zarr_arrays import is_shape
@@ -295,5 +295,5 @@ def _orbax_leaves(folder: Folder) -> dict[tuple[str, ...], str] | None:
                 raise ValueError(f"{path!r} is no name of an array")
             leaves[path] = PLACEHOLDER + ".".join(path)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{where} is damaged: {error!r}") from error
+        raise CheckpointError(f"{where} is damaged: {reason_of(error)}") from error
     return leaves
