@@ -68,7 +68,7 @@ def compare_taps(reference: Trace, candidate: Trace, precision: str) -> list[Row
         row = Row("taps", tap, "different" if over(free) or over(local) else "same", precision, free, local)
         row.amplification = amplification(tap, run, other, targets)
         if not np.isfinite(free.max_abs) or not np.isfinite(local.max_abs):
-            row.note = "not finite"
+            row.note = not_finite(real(a), real(b))
         elif over(local):
             inside = next((name for name in culprits if name.startswith(f"{tap}/")), None)
             row.note = f"local: contains {inside}" if inside else "local: differs on the reference's own inputs"
@@ -86,6 +86,19 @@ def compare_taps(reference: Trace, candidate: Trace, precision: str) -> list[Row
         if row.local is not None and row.local.ratio is None and not any(n.startswith(f"{row.name}/") for n in judged):
             row.verdict, row.note = "different", f"nothing in it could be judged: its noise in {precision} is too large"
     return rows
+
+
+def not_finite(reference: np.ndarray, candidate: np.ndarray) -> str:
+    """Return a note about an output with infinite or NaN values: in both sides, in one, or on the same inputs."""
+    sides = {"reference": reference, "candidate": candidate}
+    counts = {side: array.size - int(np.isfinite(array.astype(np.float64)).sum()) for side, array in sides.items()}
+    if all(counts.values()):
+        numbers = " and ".join(f"{count} of {sides[side].size} of the {side}" for side, count in counts.items())
+        return f"not finite: overflow in both sides, which says nothing of either ({numbers} values)"
+    for side, count in counts.items():
+        if count:
+            return f"not finite: {count} of {sides[side].size} values of the {side} alone"
+    return "not finite on the reference's own inputs"
 
 
 def hands_on(run: Pass, tap: str) -> bool:
