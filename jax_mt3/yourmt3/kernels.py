@@ -134,7 +134,7 @@ class CachedDecoder:
     """
 
     def __init__(self, network: YourMT3, variables: Mapping[str, Any], allowed: np.ndarray | None = None):
-        self.network = network
+        self.network: Any = network
         self.variables = variables
         self.config = network.config.t5_decoder
         self.allowed = None if allowed is None else jnp.asarray(allowed)
@@ -159,7 +159,7 @@ class CachedDecoder:
             values.append(rearrange(attention.v(encoded), "r t (h d) -> r h t d", **heads))
         shape = (len(encoded), self.config.num_heads, FIRST_SLOTS, self.config.d_kv)
         empty = [[jnp.zeros(shape, encoded.dtype) for _ in keys] for _ in range(2)]
-        return Cache(*empty, keys, values)
+        return Cache(empty[0], empty[1], keys, values)
 
     def _step(self, network: YourMT3, cache: Cache, tokens: jax.Array, position: jax.Array) -> tuple[jax.Array, Cache]:
         """Return the logits behind the ids at a position, (r,) -> (r, vocab_size), and the cache with them."""

@@ -31,7 +31,7 @@ def greedy_search(
         max_tokens: ids of a row at most.
         prefix: ids of a task, which the encoder and the decoder are given.
     """
-    encoded = network.apply(variables, frames, method=lambda self, x: self.encode(with_prefix(self, x, prefix)))
+    encoded: Any = network.apply(variables, frames, method=lambda self, x: self.encode(with_prefix(self, x, prefix)))
     fed = jnp.broadcast_to(jnp.asarray([0, *prefix[:-1]]), (*encoded.shape[:-2], max(1, len(prefix))))
     predicted = fed[..., :0]
     written = fed[..., :0]
@@ -39,7 +39,9 @@ def greedy_search(
     limit = max_tokens - 1 if prefix else max_tokens
     while written.shape[-1] < limit and not ended.all():
         tokens = jnp.concatenate([fed, predicted], axis=-1)
-        logits = network.apply(variables, encoded, tokens, method=lambda self, x, y: self.lm_head(self.decode(x, y)))
+        logits: Any = network.apply(
+            variables, encoded, tokens, method=lambda self, x, y: self.lm_head(self.decode(x, y))
+        )
         is_first = written.shape[-1] == 0
         new = logits.argmax(-1)[..., -fed.shape[-1] if is_first else -1 :]
         predicted = jnp.concatenate([predicted, new[..., -1:]], axis=-1)

@@ -32,9 +32,8 @@ class FrontEnd:
     def __init__(self, config: FrontEndConfig, stored: Mapping[str, np.ndarray] | None = None):
         self.config = config
         stored = stored or {}
-        self.window = _of_shape(stored, window_name(config), (config.n_fft,))
-        if self.window is None:
-            self.window = hann_window(config.n_fft)
+        window = _of_shape(stored, window_name(config), (config.n_fft,))
+        self.window = hann_window(config.n_fft) if window is None else window
         self.mel_matrix: np.ndarray | None = None
         if config.codec == "melspec":
             self.mel_matrix = _of_shape(stored, MEL_NAME, (config.n_fft // 2 + 1, config.n_mels))

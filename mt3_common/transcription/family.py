@@ -1,4 +1,4 @@
-"""What differs between families of networks on the way from blocks of audio to notes: frames, segments, decoding."""
+"""Families of networks: their ways from blocks of audio to notes, which are frames, segments and decoding."""
 
 from collections.abc import Generator, Iterable
 from typing import Any, Protocol

@@ -5,7 +5,7 @@ Channels are rows of a batch. A row that has ended leaves the batch, and with it
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ class CachedDecoder:
 
     def __init__(self, network: YourMT3, allowed: np.ndarray | None = None):
         self.network = network
-        self.stack = network.decoder.decoder
+        self.stack: Any = network.decoder.decoder
         self.config = network.config.t5_decoder
         self.refused = None if allowed is None else torch.from_numpy(~allowed).to(network.embed_tokens.weight.device)
         self.self_qkv = [
@@ -103,7 +103,7 @@ class CachedDecoder:
             values.append(rearrange(attention.v(encoded), "r t (h d) -> r h t d", **heads).contiguous())
         shape = (len(encoded), self.config.num_heads, FIRST_SLOTS, self.config.d_kv)
         empty = [[encoded.new_zeros(shape) for _ in self.stack.block] for _ in range(2)]
-        return Cache(*empty, keys, values)
+        return Cache(empty[0], empty[1], keys, values)
 
     def step(self, cache: Cache, tokens: torch.Tensor, position: int) -> torch.Tensor:
         """Return the logits behind the ids at a position, (r,) -> (r, vocab_size), and write them into the cache."""
