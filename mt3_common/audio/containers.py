@@ -8,7 +8,9 @@ Source: Microsoft's and IBM's RIFF specification, EBU Tech 3306 (RF64), Apple's 
 audio(5) for AU, RFC 3533 for Ogg, RFC 9639 for FLAC, ISO/IEC 14496-12 for MP4, RFC 8794 for Matroska.
 """
 
+import functools
 import mmap
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -42,12 +44,16 @@ class Link(NamedTuple):
     Attributes:
         pieces: of the file; None for the file as it is.
         promised: how many times as much as there is its header promises; 1 for what a decoder finds.
+        num_frames: samples of a channel, where they were counted; None for what a decoder finds.
+        stated_length: bytes that a decoder is told so that its guess from them is no limit; None for the true number.
         is_whole: the link is known to end where it should, whatever a decoder misses at its end.
         notice: what is odd; '' for nothing.
     """
 
     pieces: list[Piece] | None = None
     promised: float = 1.0
+    num_frames: int | None = None
+    stated_length: int | None = None
     is_whole: bool = False
     notice: str = ""
 
@@ -58,8 +64,15 @@ def find_links(path: Path) -> list[Link]:
     Raises:
         OSError: the file cannot be read.
     """
+    state = os.stat(path)
+    return list(_found_links(path, state.st_size, state.st_mtime_ns))
+
+
+@functools.lru_cache(16)
+def _found_links(path: Path, size: int, modified: int) -> tuple[Link, ...]:
+    """Return find_links; a file is opened several times for one transcription, and walked over once."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return list(_links(data, 0, len(data)))
+        return tuple(_links(data, 0, len(data)))
 
 
 def find_mpeg(path: Path) -> list[Link]:
@@ -385,14 +398,17 @@ def _mpeg_links(data: mmap.mmap, first: int, stop: int) -> Iterator[Link]:
         notice = ""
         if stream.num_skipped:
             notice = f"{stream.num_skipped} bytes between its frames are no sound and were left out"
-        is_right = stream.promised is not None and stream.info is not None and stream.promised >= stream.num_frames
-        is_plain = len(streams) == 1 and (first, stop) == (0, len(data)) and not stream.num_skipped
-        # Layers 1 and 2 have no header that could state a number.
-        if (is_plain and is_right) or stream.header.layer != 3:
-            yield Link(None if is_plain else [*stream.spans], notice=notice)
+        # An Info header may say how many samples an encoder added in front and behind: it stays where it is right.
+        if stream.promised is not None and stream.info is not None and stream.promised >= stream.num_frames:
+            is_plain = len(streams) == 1 and (first, stop) == (0, len(data)) and not stream.num_skipped
+            yield Link(None if is_plain else [stream.info, *stream.spans], notice=notice)
             continue
-        # A view with the file's own header promises what it promises; one of VBRI is left out.
-        promised = 1.0
-        if stream.promised is not None and not is_right:
-            promised = max(1.0, stream.promised / stream.num_frames)
-        yield Link(stream.pieces(data), promised, notice=notice)
+        yield Link(
+            [*stream.spans],
+            # The header is one of VBRI, which is left out.
+            promised=max(1.0, (stream.promised or 0) / stream.num_frames),
+            num_frames=stream.num_frames * stream.header.num_samples,
+            # More than any guess from the size of the frames needs: the smallest have 24 bytes, the largest 1,441.
+            stated_length=stream.num_frames * 2**13 + 2**16,
+            notice=notice,
+        )

@@ -202,7 +202,7 @@ def _from_libsndfile(file: Path, link: Link, stack: contextlib.ExitStack) -> Sou
     # Bytes: names that are no valid UTF-8 exist too. Windows takes text.
     name: Any = str(file) if os.name == "nt" else os.fsencode(file)
     if link.pieces is not None:
-        name = stack.enter_context(ByteView(file, link.pieces))
+        name = stack.enter_context(ByteView(file, link.pieces, link.stated_length))
     try:
         sound = stack.enter_context(_ForwardSoundFile(name))
     except soundfile.LibsndfileError as error:
@@ -211,7 +211,7 @@ def _from_libsndfile(file: Path, link: Link, stack: contextlib.ExitStack) -> Sou
     except TypeError as error:
         # soundfile takes a name that ends in .raw for headerless samples.
         raise UndecodableError("a .raw file has no header; convert it to wav") from error
-    num_frames = None if sound.frames >= _UNKNOWN_LENGTH else sound.frames
+    num_frames = link.num_frames or (None if sound.frames >= _UNKNOWN_LENGTH else sound.frames)
     held_frames = None
     promised = _promised_frames(sound) if not link.is_whole else 0
     if num_frames and (promised := max(promised, round(link.promised * num_frames))) > num_frames:
@@ -270,7 +270,8 @@ def _from_ffmpeg(file: Path, link: Link, stack: contextlib.ExitStack, refusal: U
         name: Any = f"file:{file}"
         if link.pieces is not None:
             name = stack.enter_context(ByteView(file, link.pieces))
-        container = stack.enter_context(av.open(name, mode="r", options=options, metadata_errors="replace"))
+        opened: InputContainer = av.open(name, options=options, metadata_errors="replace")
+        container = stack.enter_context(opened)
         if not container.streams.audio:
             raise UndecodableError("FFmpeg: no audio in it")
         if container.streams.audio[0].codec_context is None:

@@ -10,7 +10,7 @@ id3.org and the APEv2 specification for tags.
 import struct
 from typing import NamedTuple
 
-from mt3_common.audio.byte_view import Piece, Span
+from mt3_common.audio.byte_view import Span
 
 # kbit/s by index, for MPEG 1 and for 2 and 2.5
 _BITRATES = {
@@ -73,13 +73,6 @@ class Stream(NamedTuple):
     info: Span | None
     num_skipped: int
     is_cut: bool
-
-    def pieces(self, data) -> list[Piece]:
-        """Return a file of the stream alone, whose Xing header states the true number of frames."""
-        # An Info header may say how many samples an encoder added in front and behind: it stays where it is right.
-        if self.info is not None and self.promised is not None and self.promised >= self.num_frames:
-            return [self.info, *self.spans]
-        return [_xing_frame(data[self.spans[0].first :][:4], self.header, self.num_frames), *self.spans]
 
 
 def parse_header(data, position: int) -> Header | None:
@@ -227,19 +220,6 @@ def _promised_frames(data, position: int, header: Header) -> tuple[int | None, b
         count = data[position + 50 : position + 54]
         return (int.from_bytes(count) or None), True
     return None
-
-
-def _xing_frame(head: bytes, header: Header, num_frames: int) -> bytes:
-    """Return a frame with a Xing header that states a number of frames; decoders play none of it."""
-    side = (17 if header.is_mono else 32) if header.is_mpeg1 else (9 if header.is_mono else 17)
-    for index in range(1, 15):
-        # Without a checksum, which would have to be right.
-        copy = bytes([head[0], head[1] | 1, index << 4 | head[2] & 0x0C, head[3]])
-        frame = parse_header(copy, 0)
-        if frame is not None and frame.length >= 4 + side + 16:
-            content = copy + bytes(side) + b"Xing" + struct.pack(">II", 1, num_frames)
-            return content.ljust(frame.length, b"\0")
-    raise AssertionError("every rate has a frame that is long enough")
 
 
 def _behind_tag(data, position: int, stop: int) -> int | None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from mt3_common.audio.levels import CHANNELS, TARGET_PEAK
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli.console import report
 from mt3_common.cli.jobs import STDIN, UsageError
@@ -19,6 +20,8 @@ from mt3_common.transcription.batching import LEAST
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.reader import ESTIMATE
 
+# dB, of --gain: more than any recorder's range
+MOST_GAIN = 150
 # what --hold-instruments takes off the logits of programs that have just not played (nats)
 HOLD_BIAS = 2.0
 
@@ -163,6 +166,19 @@ def add_recording_options(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", help="replace files that something else wrote or changed")
     add("--start", type=SECONDS, default=0.0, metavar="S", help="begin there (s); becomes 0 s of the notes")
     add("--duration", type=DURATION, metavar="S", help="read that much (s); default: everything")
+    add(
+        "--channel",
+        choices=CHANNELS,
+        help="of a stereo recording: the mean, or one channel, as in --channel left where the other one is broken; "
+        "default: the mean, or one channel where the channels cancel each other out",
+    )
+    add(
+        "--gain",
+        type=gain,
+        metavar="G",
+        help=f"of a recording that is very quiet: auto, which brings its peak to {TARGET_PEAK:g} of full scale, or dB, "
+        "as in --gain 20; default: none",
+    )
 
 
 def add_batch_options(parser: argparse.ArgumentParser) -> None:
@@ -279,8 +295,9 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--as-published",
         action="store_true",
-        help="make notes of the network's answers exactly as MT3 does; default: what is said twice at one moment is "
-        "one note, and what sounds at the very beginning begins there",
+        help="make notes of the network's answers exactly as MT3 does, and of several channels the mean, whatever is "
+        "odd; default: what is said twice at one moment is one note, what sounds at the very beginning begins there, "
+        "and a constant in all samples, channels that cancel and integers stored as floats are mended",
     )
 
 
@@ -412,6 +429,16 @@ def instruments(text: str) -> str:
         return str(parse_instruments(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def gain(text: str) -> float | str:
+    """Convert '20' to 20.0; 'auto' stays."""
+    if text == AUTO:
+        return text
+    with contextlib.suppress(ValueError):
+        if abs(float(text)) <= MOST_GAIN:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither {AUTO} nor a number of dB from -{MOST_GAIN} to {MOST_GAIN}")
 
 
 def velocity(text: str) -> int | str:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mt3_common.cli.tasks import Task, Unread
 from mt3_common.formats import musicxml, note_sequence, plot, sonify
 from mt3_common.formats.registry import kind_of
 from mt3_common.io import atomic
+from mt3_common.io.notices import shown_by
 from mt3_common.transcription import beats
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.pipeline import Transcriber
@@ -37,7 +38,7 @@ LOADING = ("model", "positions", "dtype", "search", "beams", "temperature", "top
 LOADING += ("instruments", "hold")
 # all that the notes depend on, for the summary
 SETTINGS = (*LOADING, "velocity", "min_note", "only", "tempo", "meter", "first_downbeat", "quantise", "as_published")
-SETTINGS += ("soundfont", "start", "duration")
+SETTINGS += ("soundfont", "start", "duration", "channel", "gain")
 
 
 @dataclasses.dataclass
@@ -130,11 +131,21 @@ def infer(
     if work.jobs:
         tasks = [Task(job, arguments, work.summary is not None) for job in work.jobs]
         runner = Runner(transcriber, tasks, work.summary, work.provenance, program)
-        runner.run()
+        names = {str(job.audio): job.shown for job in work.jobs}
+        with shown_by(lambda message: say(f"note: {with_names(message, names)}")):
+            runner.run()
         failed = failed | runner.failed
     if failed and work.num_inputs > 1:
         say(f"error: {len(failed)} of {work.num_inputs} inputs failed: {', '.join(map(str, failed))}")
     return SOME_FAILED if failed else SUCCESS
+
+
+def with_names(message: str, names: Mapping[str, str]) -> str:
+    """Return a message that begins with the path of a recording with the name that messages show instead."""
+    for path, name in names.items():
+        if message.startswith(f"{path}: "):
+            return name + message.removeprefix(path)
+    return message
 
 
 def prepare(program: str, command: str, argv: Sequence[str], stack: contextlib.ExitStack) -> Preparation:

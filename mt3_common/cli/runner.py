@@ -97,6 +97,8 @@ class Runner:
             arguments.as_published,
             arguments.min_note or 0.0,
             arguments.only and parse_instruments(arguments.only),
+            arguments.channel,
+            arguments.gain,
         )
 
     def _write(

@@ -15,6 +15,7 @@ from mt3_common.audio.files import stream_audio
 from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import SpectrogramConfig
 from mt3_common.formats import sealed
+from mt3_common.io.notices import LOGGER
 from mt3_common.io.optional import needed
 from mt3_common.notes.note import Note, check_notes
 
@@ -151,7 +152,9 @@ def spectrogram_image(audio: str | os.PathLike, start: float, seconds: float, co
         frame += len(rows)
 
     buffer = np.zeros(0, np.float32)
-    with contextlib.closing(stream_audio(audio, config.sample_rate, start=start, duration=seconds)) as blocks:
+    with contextlib.closing(
+        stream_audio(audio, config.sample_rate, start=start, duration=seconds, report=LOGGER.debug)
+    ) as blocks:
         for block in blocks:
             buffer = np.concatenate([buffer, block])
             whole = max(0, (len(buffer) - config.fft_size) // config.hop_width + 1)

@@ -20,6 +20,7 @@ import pretty_midi
 from mt3_common.audio.files import stream_audio
 from mt3_common.formats import sealed
 from mt3_common.formats.registry import kind_of
+from mt3_common.io.notices import LOGGER
 from mt3_common.notes.note import Note, check_notes
 
 # the first at which two channels of 16 bits fit into a WAV: beyond 6.7, 13.5 and 26.9 hours
@@ -150,7 +151,7 @@ def write_sounds(
     def stereo() -> Iterator[np.ndarray]:
         with (
             contextlib.closing(_recording(audio, rate, start, seconds)) as blocks,
-            contextlib.closing(stream_audio(played, rate)) as notes_again,
+            contextlib.closing(stream_audio(played, rate, report=LOGGER.debug)) as notes_again,
         ):
             left = _in_blocks(blocks, count)
             for right in limited(gain * block for block in _in_blocks(notes_again, count)):
@@ -160,7 +161,7 @@ def write_sounds(
 
 
 def _recording(audio: str | os.PathLike, rate: int, start: float, seconds: float) -> Generator[np.ndarray]:
-    return stream_audio(audio, rate, start=start, duration=max(seconds, 1 / rate))
+    return stream_audio(audio, rate, start=start, duration=max(seconds, 1 / rate), report=LOGGER.debug)
 
 
 def _in_blocks(blocks: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.audio.files import stream_audio
+from mt3_common.io.notices import LOGGER
 from mt3_common.io.optional import needed
 from mt3_common.notes.bars import find_bars
 from mt3_common.notes.meter import FOUR_FOUR, Meter, parse_meter
@@ -94,7 +95,9 @@ def find_beats(
     whose size does not grow with the recording.
     """
     librosa()
-    with contextlib.closing(stream_audio(path, SAMPLE_RATE, start=start, duration=duration)) as blocks:
+    with contextlib.closing(
+        stream_audio(path, SAMPLE_RATE, start=start, duration=duration, report=LOGGER.debug)
+    ) as blocks:
         pieces = list(_onset_strength(blocks))
     strength = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
     silent = constant(DEFAULT_BPM, meter or FOUR_FOUR, first_downbeat)

@@ -74,12 +74,14 @@ class Transcriber:
         meter: str | None = None,
         first_downbeat: float | None = None,
         quantise: bool = False,
+        channel: str | None = None,
+        gain: float | str | None = None,
     ) -> Transcription:
         """Transcribe a recording.
 
         Args:
             audio: path of a file; or samples, (n,) or (n, channels), floats (1.0 is full scale), int16 or int32.
-            start, duration, on_progress, on_notes, velocity, published, min_note, only: see Request.
+            start, duration, on_progress, on_notes, velocity, published, min_note, only, channel, gain: see Request.
             tempo: for the files written of it: beats per minute, or 'auto' to find them; None for 120, and no bars.
             sample_rate: of samples (1/s).
             meter: of all bars, such as '3/4', or 'auto' to look for it; None to look for it with tempo 'auto' alone.
@@ -92,7 +94,9 @@ class Transcriber:
         """
         with contextlib.ExitStack() as stack:
             path = stack.enter_context(written(audio, sample_rate)) if isinstance(audio, np.ndarray) else audio
-            request = Request(path, start, duration, on_progress, on_notes, velocity, None, published, min_note, only)
+            request = Request(
+                path, start, duration, on_progress, on_notes, velocity, None, published, min_note, only, channel, gain
+            )
             result = next(stack.enter_context(contextlib.closing(self.transcribe_many([request]))))
             if isinstance(result, Exception):
                 raise result

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mt3_common.audio.files import audio_duration, stream_audio
+from mt3_common.audio.levels import Mix
 from mt3_common.audio.segments import Segment
 from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
@@ -36,9 +37,10 @@ class Request(NamedTuple):
         velocity: of all notes: a number from 1 to 127; or ESTIMATE, from the recording (see velocity.py); None for
             what the model says.
         before_reading: called first by the thread that will read; what it raises becomes the result.
-        published: make notes of the ids exactly as MT3 does (see NoteDecoder).
+        published: make notes of the ids exactly as MT3 does (see NoteDecoder), and one channel of several too.
         min_note: length (s) below which notes are left out; drums, which have no length, stay.
         only: instruments whose notes are kept; None for all.
+        channel, gain: see levels.Mix.
     """
 
     path: str | os.PathLike
@@ -51,6 +53,13 @@ class Request(NamedTuple):
     published: bool = False
     min_note: float = 0.0
     only: Instruments | None = None
+    channel: str | None = None
+    gain: float | str | None = None
+
+    @property
+    def mix(self) -> Mix:
+        """How the recording's channels become one."""
+        return Mix(self.channel, self.gain, self.published)
 
 
 class Reader:
@@ -126,7 +135,8 @@ class Reader:
     def _blocks(self) -> Iterator[np.ndarray]:
         """Yield the recording's blocks of samples."""
         path, start, duration = self.request[:3]
-        samples = stream_audio(path, self.family.sample_rate, start=start, duration=duration)
+        rate, mix = self.family.sample_rate, self.request.mix
+        samples = stream_audio(path, rate, start=start, duration=duration, mix=mix)
         with contextlib.closing(samples):
             for block in self.clock.timed("audio", samples):
                 self.num_samples += len(block)

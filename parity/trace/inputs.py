@@ -32,10 +32,11 @@ def read_segments(path: str, config: Config, count: int) -> tuple[np.ndarray, li
         ValueError: the recording cannot be read or is empty.
     """
     from mt3_common.audio.files import read_audio
+    from mt3_common.audio.levels import Mix
     from mt3_common.audio.segments import segments
 
     seconds = count * config.input_frames / config.spectrogram.frames_per_second
-    samples = read_audio(path, config.spectrogram.sample_rate, duration=seconds)
+    samples = read_audio(path, config.spectrogram.sample_rate, duration=seconds, mix=Mix(published=True))
     first = [segment for segment, _ in zip(segments(samples, config), range(count), strict=False)]
     if not first:
         raise ValueError(f"{path}: no audio in it")

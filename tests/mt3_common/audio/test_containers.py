@@ -16,7 +16,7 @@ from mt3_common.audio.files import AudioError, audio_duration, read_audio
 
 RATE = 44100
 # s; a coder's frames and delays
-CODED = 0.13
+CODED = 0.17
 
 
 def tone(seconds, rate=RATE, channels=2, hertz=440.0):
