@@ -270,8 +270,8 @@ def _from_ffmpeg(file: Path, link: Link, stack: contextlib.ExitStack, refusal: U
         name: Any = f"file:{file}"
         if link.pieces is not None:
             name = stack.enter_context(ByteView(file, link.pieces))
-        opened: InputContainer = av.open(name, options=options, metadata_errors="replace")
-        container = stack.enter_context(opened)
+        opened: Any = av.open(name, options=options, metadata_errors="replace")
+        container: InputContainer = stack.enter_context(opened)
         if not container.streams.audio:
             raise UndecodableError("FFmpeg: no audio in it")
         if container.streams.audio[0].codec_context is None:

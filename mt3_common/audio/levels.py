@@ -25,15 +25,15 @@ _QUIET = -50.0
 _CONSTANT_SHARE, _CONSTANT_ERRORS = 0.005, 6.0
 # s: the least audio that shows a constant, and sound too short for a note
 _SHOWS_CONSTANT, _SHORT = 1.0, 0.05
-# No mix of floats is so loud; integers are, or are whole numbers.
-_LOUDEST_MIX = 256.0
+# Peak above which notes are wrong, and one that no mix of floats has: integers have, or are whole numbers.
+_LOUDEST_MIX, _INTEGERS = 256.0, 1024.0
 _INTEGER_SCALES = (2.0**15, 2.0**23, 2.0**31)
 # power of a sound that counts (-80 dB of full scale)
 _SOUND = 1e-8
 
 
 class Mix(NamedTuple):
-    """How the channels become one.
+    """Rule by which the channels become one.
 
     Attributes:
         channel: of CHANNELS; None for the mean, or one channel where the channels cancel.
@@ -47,7 +47,7 @@ class Mix(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is done with each frame: a channel or the mean, minus a constant, times a factor.
+    """Arithmetic of each frame: a channel or the mean, minus a constant, times a factor.
 
     Attributes:
         channel: index of the channel; None for the mean.
@@ -151,10 +151,10 @@ def plan_for(survey: Survey, is_float: bool, mix: Mix, peak: Callable[[], float]
             "one was taken; --channel takes another, or the mean"
         )
     factor, is_whole = 1.0, survey.is_whole and survey.largest >= 2
-    if is_float and (is_whole or survey.largest > _LOUDEST_MIX or not survey.largest):
+    if is_float and (is_whole or survey.largest > _INTEGERS or not survey.largest):
         largest = peak()
         scale = next((scale for scale in _INTEGER_SCALES if largest <= scale), None)
-        if scale is not None and (is_whole or largest > _LOUDEST_MIX):
+        if scale is not None and (is_whole or largest > _INTEGERS):
             factor = 1 / scale
             notices.append(
                 f"its samples reach {largest:.0f}, where 1 is full scale: integers stored as floats, which were "

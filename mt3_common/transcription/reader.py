@@ -58,7 +58,7 @@ class Request(NamedTuple):
 
     @property
     def mix(self) -> Mix:
-        """How the recording's channels become one."""
+        """The rule by which the recording's channels become one."""
         return Mix(self.channel, self.gain, self.published)
 
 

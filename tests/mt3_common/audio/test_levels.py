@@ -123,8 +123,8 @@ def test_a_constant_is_taken_off(read, constant, subtype):
     assert abs(mono[-1]) < 0.4
     words = f"every sample carries a constant of {constant:g}"
     assert message.startswith(words) or message.startswith(f"every sample carries a constant of {constant:.3f}"[:-1])
-    kept, messages = read(melody(3, 0.4) + np.float32(constant), subtype, mix=PUBLISHED)
-    np.testing.assert_allclose(kept, melody(3, 0.4) + constant, rtol=0, atol=1e-4)
+    raw, messages = read(melody(3, 0.4) + np.float32(constant), subtype, mix=PUBLISHED)
+    np.testing.assert_allclose(raw, melody(3, 0.4) + constant, rtol=0, atol=1e-4)
     assert messages == []
 
 
@@ -160,8 +160,8 @@ def test_integers_stored_as_floats_are_divided(read, bits, subtype):
     mono, [message] = read(integers, subtype)
     np.testing.assert_allclose(mono, melody(2, 0.7), rtol=0, atol=2.0**-15)
     assert "integers stored as floats, which were divided by " + f"{2**bits}" in message
-    kept, messages = read(integers, subtype, mix=PUBLISHED)
-    assert np.abs(kept).max() > 2 ** (bits - 1)
+    raw, messages = read(integers, subtype, mix=PUBLISHED)
+    assert np.abs(raw).max() > 2 ** (bits - 1)
     assert len(messages) == 1
     assert "where 1 is full scale, so that notes are wrong" in messages[0]
 
