@@ -203,7 +203,7 @@ def _wave_links(data: mmap.mmap, first: int, stop: int) -> Iterator[Link]:
             break
         if name == b"fmt ":
             form = data[body : body + size]
-        elif name == b"ds64" and size >= 16:
+        elif name == b"ds64" and size >= 16 and stop - body >= 16:
             (size64,) = struct.unpack("<Q", data[body + 8 : body + 16])
         position = body + size + size % 2
     else:
@@ -357,10 +357,12 @@ def _flac_samples(data: mmap.mmap, start: int, stop: int) -> int:
         for byte in head[5:index]:
             number = number << 6 | byte & 0x3F
         code, rate = head[2] >> 4, head[2] & 15
+        if not code:
+            continue
         sizes = {1: 192, 6: head[index] + 1, 7: int.from_bytes(head[index : index + 2]) + 1}
-        size = sizes.get(code, 576 << code - 2 if code < 6 else 256 << max(0, code - 8))
+        size = sizes.get(code, 576 << max(0, code - 2) if code < 6 else 256 << max(0, code - 8))
         index += {6: 1, 7: 2}.get(code, 0) + {12: 1, 13: 2, 14: 2}.get(rate, 0)
-        if code and index < 16 and _crc8(head[:index]) == head[index]:
+        if index < 16 and _crc8(head[:index]) == head[index]:
             fixed = int.from_bytes(data[start + 10 : start + 12])
             return (number if head[1] & 1 else number * fixed) + size
     return 0

@@ -269,6 +269,17 @@ def test_a_wav_that_ends_there_has_no_samples(path, content):
         read_audio(path)
 
 
+def test_a_header_that_breaks_off_in_ds64_is_refused(path):
+    path.write_bytes(plain("RF64")[:26])
+    with pytest.raises(AudioError, match="is not audio that can be read"):
+        read_audio(path)
+
+
+def test_bytes_that_look_like_a_frame_of_flac_without_a_size_are_none(path):
+    path.write_bytes(plain("FLAC") + b"\xff\xf8\x09\x18" + bytes(20))
+    assert len(read_audio(path)) == 32000
+
+
 def test_bytes_between_frames_are_reported(path):
     path.write_bytes(frames(mp3()) + b"\x12\x34garbage" * 30 + frames(mp3()))
     [link] = find_links(path)
