@@ -182,7 +182,7 @@ def leave_untransposed(squares_only: bool) -> Callable[[Port, np.random.Generato
 
 
 def _prefix(given: Port) -> str:
-    """What stands before the number of a layer in the decoder's names: 'decoder.layers.'."""
+    """The part before the number of a layer in the decoder's names: 'decoder.layers.'."""
     key = next(key for key, names in given.originals.items() if names[0].startswith("decoder/layers_0/"))
     return re.split(r"\d", key, maxsplit=1)[0]
 
