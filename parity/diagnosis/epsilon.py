@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,8 @@ def filtered(scale: Scale, exact: np.ndarray) -> Finding | None:
     fitting: list[Hypothesis] = []
     for cause, text, options in NORMS:
         if options.keys() <= {"eps", "eps_outside"}:
-            hypothesis = Hypothesis(cause, text, Behaviour(**options))
+            values: dict[str, Any] = options
+            hypothesis = Hypothesis(cause, text, Behaviour(**values))
             strength = strength_of(expected(hypothesis))
             if strength is not None and abs(strength - 1.0) < STRENGTH:
                 fitting.append(hypothesis)

@@ -68,7 +68,7 @@ def examine(
             layer = "/".join(step.name.split("/")[:2])
             if "/layers_" in layer and layer not in arranged:
                 arranged.add(layer)
-                finding = rearranged(layer, outputs, values)
+                finding = rearranged(layer, dict(outputs), values)
                 if finding is not None:
                     findings.append(finding)
                     continue
@@ -272,7 +272,8 @@ def _recovered(scale: Scale) -> tuple[str, str, float] | None:
         return None
     match = fibres.match({"kernel": kernel}, values.arrays).matches.get("kernel")
     if match is None:
-        return *("holds weights that are not in the original",) * 2, error
+        text = "holds weights that are not in the original"
+        return text, text, error
     words = fibres.describe(match, values.arrays, values.config.head_dim)
     if match.owners == [step.array]:
         text = ", ".join(words) or "differs"

@@ -94,11 +94,8 @@ def attention(
         if bias:
             logits = logits + bias(self, logits)
         if mask == "all but causal" and given is not None:
-            given = (
-                torch.ones_like(given)
-                & given.diagonal(dim1=-2, dim2=-1)[..., None, :]
-                & given.diagonal(dim1=-2, dim2=-1)[..., None]
-            )
+            seen = given.diagonal(dim1=-2, dim2=-1)
+            given = torch.ones_like(given) & seen[..., None, :] & seen[..., None]
         if window:
             given = given & ~torch.ones_like(given).tril(-window)
         if mask == "frames":

@@ -86,8 +86,9 @@ def find_break(
             opened[event.name] = event.arrays
         else:
             before = event.name
-    for number, second, view in match_arrays(*ends) if ends else ():
-        a, b = ends[0][number], view(ends[1][second])
+    left, right = ends or ([], [])
+    for number, second, view in match_arrays(left, right):
+        a, b = left[number], view(right[second])
         if not distance(a, b) <= tolerance:
             return Break("end", "", before, a, b, terms[::-1])
     return None

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from parity.networks.names import plain
 from parity.networks.network import _CURRENT, NetworkError
@@ -37,7 +38,7 @@ def to_numpy(array: Any) -> np.ndarray:
 
 
 def _is_later(value: Any) -> bool:
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def _trace(event: Event, arrays: list[Any]) -> list[Any]:

@@ -94,7 +94,7 @@ class NnxNetwork(JaxNetwork):
         for path, module in nnx.iter_modules(model):
             dtype = getattr(module, "dtype", None)
             if dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-                module.dtype = jnp.dtype(precision)
+                vars(module)["dtype"] = jnp.dtype(precision)
             if path and callable(module):
                 setattr(module, _NAME, plain(".".join(map(str, path))))
         return model
