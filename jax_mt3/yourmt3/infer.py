@@ -1,5 +1,7 @@
 """A YourMT3+ checkpoint as a Transcriber; jax_mt3/infer.py decides which checkpoints come here."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +19,7 @@ from mt3_common.transcription.pipeline import Transcriber
 def load(
     checkpoint: NamedCheckpoint,
     model: str | None,
-    device: jax.Device,
+    device: Any,
     dtype: str,
     batch_size: int,
     instruments: str | None,

@@ -24,7 +24,7 @@ from mt3_common.transcription import beats
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.web.files import KINDS, file_of
 from mt3_common.web.guard import LOOPBACK, Guard
-from mt3_common.web.work import REPORT_EVERY, Line, Networks, Settings, TooLong, Work, too_long
+from mt3_common.web.work import REPORT_EVERY, Line, Networks, Settings, TooLong, Work, mt3_config, too_long
 
 PAGE = Path(__file__).parent / "page"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -76,6 +76,7 @@ class Server:
     ):
         self.networks = Networks(load)
         self.first = self.networks.get(Settings())
+        self.config = mt3_config(self.first)
         self.sentence = sentence
         self.limits = limits or Limits()
         self.line = Line()
@@ -83,7 +84,7 @@ class Server:
 
     async def about(self, request: Request) -> Response:
         """Return what the page needs to know of the model and of the server."""
-        vocabulary = self.first.config.vocabulary
+        vocabulary = self.config.vocabulary
         checkpoint = self.first.checkpoint
         return JSONResponse(
             {
@@ -140,7 +141,7 @@ class Server:
         query = request.query_params
         instruments = query.get("instruments", "").strip()
         if instruments:
-            if not self.first.config.vocabulary.use_programs:
+            if not self.config.vocabulary.use_programs:
                 raise ValueError("this model knows one instrument only, so there is nothing to choose from")
             instruments = str(parse_instruments(instruments))
         hold = query.get("hold", "")

@@ -57,8 +57,8 @@ def filtered(scale: Scale, exact: np.ndarray) -> Finding | None:
     fitting: list[Hypothesis] = []
     for cause, text, options in NORMS:
         if options.keys() <= {"eps", "eps_outside"}:
-            values: dict[str, Any] = options
-            hypothesis = Hypothesis(cause, text, Behaviour(**values))
+            changed: dict[str, Any] = options
+            hypothesis = Hypothesis(cause, text, Behaviour(**changed))
             strength = strength_of(expected(hypothesis))
             if strength is not None and abs(strength - 1.0) < STRENGTH:
                 fitting.append(hypothesis)

@@ -96,7 +96,7 @@ def attention(
         if mask == "all but causal" and given is not None:
             seen = given.diagonal(dim1=-2, dim2=-1)
             given = torch.ones_like(given) & seen[..., None, :] & seen[..., None]
-        if window:
+        if window and given is not None:
             given = given & ~torch.ones_like(given).tril(-window)
         if mask == "frames":
             given = self.seen_frames if given is None else given & self.seen_frames

@@ -96,7 +96,7 @@ class OnnxNetwork:
         graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", values[:2], values[2:])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         if precision == "float64":
-            return product_bits(np.asarray(ReferenceEvaluator(model).run(None, {"a": left, "b": right})[0]))
+            return product_bits(np.asarray(next(iter(ReferenceEvaluator(model).run(None, {"a": left, "b": right})))))
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         return product_bits(np.asarray(session.run(None, {"a": left, "b": right})[0]))
 
