@@ -121,7 +121,7 @@ def _even(begin: float, interval: float, count: int) -> np.ndarray:
 def _joined(beats: np.ndarray, pieces: Sequence[tuple[int, int, tuple[float, float] | None]]) -> np.ndarray:
     """Return beats with those of even pieces on their lines, in whole microseconds.
 
-    Unchanged if the pieces do not follow each other in order.
+    Unchanged if the pieces do not follow each other in order, or begin before 0 s.
     """
     result = beats.copy()
     for first, last, line in pieces:
@@ -131,4 +131,4 @@ def _joined(beats: np.ndarray, pieces: Sequence[tuple[int, int, tuple[float, flo
             result[first:last] = (
                 begin + interval * middle + round(interval * 1e6) * 1e-6 * (np.arange(first, last) - middle)
             )
-    return result if np.all(np.diff(result) > 0) else beats
+    return result if result[0] >= 0 and np.all(np.diff(result) > 0) else beats

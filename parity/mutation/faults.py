@@ -397,7 +397,7 @@ BEHAVIOURS = (
 UNLISTED = (
     ("epsilon 3e-6", NORM, modules.norm(eps=3e-6)),
     ("GELU with 0.04", MLP, modules.mlp("gelu_004")),
-    ("values squashed", VALUE, modules.output(lambda y, m, r: y.tanh())),
+    ("values squashed", VALUE, modules.output(lambda y, m, r: y.atan())),
     ("first frame ignored", r"encoder/layers_\d+/attention", modules.attention(bias=modules.first_hidden)),
     ("positions 1 % slower", ".*/positions", modules.positions("slow")),
 )

@@ -290,7 +290,7 @@ def test_a_wrong_position_would_be_seen(golden_config, golden_arrays, decoded):
     [
         ({"search": "beam"}, "greedy"),
         ({"num_decodes": 4}, "t5x"),
-        ({"search": "t5x", "num_decodes": 0}, "at least 1"),
+        ({"search": "t5x", "num_decodes": 0}, "num_decodes must be a positive integer"),
         ({"search": "sample", "temperature": 0.0}, "above 0"),
         ({"search": "sample", "top_p": 0.0}, "top_p"),
         ({"search": "sample", "top_k": -1}, "top_k"),

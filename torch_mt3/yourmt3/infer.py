@@ -21,7 +21,7 @@ def load(
     batch_size: int,
     instruments: str | None,
 ) -> Transcriber:
-    """A Transcriber of a YourMT3+ checkpoint; the arguments are those of torch_mt3.infer.load.
+    """A Transcriber of a YourMT3+ checkpoint; the arguments are those of infer.load.
 
     Raises:
         ValueError: the checkpoint or a setting is not usable; says what to do.

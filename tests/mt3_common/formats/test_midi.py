@@ -10,7 +10,7 @@ import mido
 import numpy as np
 import pretty_midi
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from mt3_common.formats.midi import read_midi, write_midi
@@ -357,6 +357,9 @@ class TestSustain:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             note_seq = pytest.importorskip("note_seq")
+        # note_seq loses a drum hit that begins where another of its key ends, as it loses hits without length
+        ends = {(begin + length, *key) for begin, length, *key in notes}
+        assume(not any((begin, pitch, channel) in ends and channel == 9 for begin, _, pitch, channel in notes))
         messages = [event for begin, length, *key in notes for event in self.note(begin, begin + length, *key)]
         messages += [event for pedal in pedals for event in self.pedal(*pedal)]
         self.write(path, messages)

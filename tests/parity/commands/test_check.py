@@ -101,7 +101,7 @@ def test_what_lies_between_modules_has_no_module_to_name():
 
 def test_a_difference_between_modules_has_no_counterexample_and_says_so(tmp_path, capsys, monkeypatch):
     result = Report(rows=[Row("taps", "a", "same"), Row("decode path", "cached steps", "different", "float64")])
-    monkeypatch.setattr(command, "check", lambda *_, third: (result, None))
+    monkeypatch.setattr(command, "check", lambda *_, **__: (result, None))
     assert main([str(CHECKPOINTS / "t5x_zarr"), "--counterexample", str(tmp_path / "folder")]) == 1
     assert "counter-example: none: the difference is in decode path and not in one module" in capsys.readouterr().out
     assert not (tmp_path / "folder").exists()
