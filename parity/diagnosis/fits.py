@@ -54,6 +54,10 @@ def fit_dropout(truth: np.ndarray, candidate: np.ndarray) -> np.ndarray | None:
     return np.where(dropped, 0.0, truth * factor)
 
 
+# so many numbers may all happen to need a bit less than their type has
+FEW = 64
+
+
 def fit_rounded(low: str, scale: np.ndarray | None, truth: np.ndarray, candidate: np.ndarray):
     """The candidate, if all its values (over scale) are numbers of a low precision and near enough; else None."""
     import ml_dtypes
@@ -68,6 +72,10 @@ def fit_rounded(low: str, scale: np.ndarray | None, truth: np.ndarray, candidate
     # A float32 pass has rounded the quotient once more; in float64, float32 numbers are exact to more digits.
     exact = 1e-13 if low == "float32" else 1e-6
     if np.abs(bare - rounded).max() > exact * (np.abs(bare).max() or 1.0) or np.array_equal(candidate, truth):
+        return None
+    digits = np.ldexp(np.frexp(rounded)[0], int(ml_dtypes.finfo(kind).nmant))
+    if rounded.size > FEW and np.array_equal(digits, np.round(digits)):
+        # one bit fewer would do: it is rounded to something coarser
         return None
     return candidate if np.abs(candidate - truth).max() <= 4 * epsilon * size else None
 

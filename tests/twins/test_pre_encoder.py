@@ -203,7 +203,7 @@ def test_configs_of_mt3_do_not_mention_it():
     for layers, width in ((2, 0), (0, 6)):
         with pytest.raises(ConfigError, match="must both be 0 or both above it"):
             dataclasses.replace(NETWORK, pre_encoder_layers=layers, pre_encoder_dim=width)
-    with pytest.raises(ConfigError, match="pre_encoder_dim must be a whole number in .0, 4096., not -1"):
+    with pytest.raises(ConfigError, match=r"pre_encoder_dim must be a whole number in \[0, 4096\], not -1"):
         dataclasses.replace(NETWORK, pre_encoder_dim=-1)
 
 
