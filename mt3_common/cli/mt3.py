@@ -125,7 +125,7 @@ ACCELERATORS = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/accel0", "/dev/vfi
 def _by_speed(arguments: Sequence[str]) -> tuple[str, ...]:
     """Return the frameworks that transcribe, the fastest first that can do what the arguments ask for.
 
-    ONNX Runtime is faster than the twins on a CPU and starts sooner (docs/speed.md); it uses no GPU.
+    ONNX Runtime takes less time than the twins on a CPU and starts sooner (docs/onnx.md); it uses no GPU.
     """
     twins_first = tuple(FRAMEWORKS)
     options = list(itertools.takewhile(lambda argument: argument != "--", arguments))

@@ -216,7 +216,7 @@ def test_the_pre_encoder_is_the_twins_at_every_module(pitched, dtype, bound):
     # (2 layers x (4 harmonics, 2 norms, local, itself)) + bins, stem, stem_norm, rolls, out, itself
     assert len([name for name in outputs if "pre_encoder" in name]) == 22
     assert set(outputs) <= set(expected)
-    # measured: 1.5e-15 and 1.0e-6
+    # measured: 2.5e-15 and 1.4e-6
     errors = {name: relative_error(value, expected[name]) for name, value in outputs.items()}
     assert max(errors.values()) < bound, max(errors, key=errors.get)
 
