@@ -8,9 +8,14 @@ from types import FrameType
 
 
 class Interruptions:
-    """Signals that end a run: raised as KeyboardInterrupt at once, except while a step or a save is in progress."""
+    """Signals that end a run: raised as KeyboardInterrupt at once, except while a step or a save is in progress.
+
+    Attributes:
+        is_torn: a second signal came during a step or a save, which is left in its middle.
+    """
 
     def __init__(self) -> None:
+        self.is_torn = False
         self._is_held = False
         self._has_come = False
 
@@ -44,4 +49,5 @@ class Interruptions:
         if self._is_held and not self._has_come:
             self._has_come = True
             return
+        self.is_torn = self._is_held
         raise KeyboardInterrupt

@@ -66,7 +66,8 @@ def fit(
             save.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM; last/ holds the state after the last whole step.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; last/ holds the state after the last whole step, or, after a second signal
+            in the middle of a step, that of the last save.
         TrainingError: the loss or the gradients are not finite, the folder cannot be written, or a worker died; last/
             holds the state of the last save.
     """
@@ -115,7 +116,7 @@ def fit(
                 if should_stop(rows, settings):
                     return
         except KeyboardInterrupt:
-            if done > since and not distributed:
+            if done > since and not distributed and not interruptions.is_torn:
                 with reraise_with_saved_state(done, folder, since):
                     write_partial(folder, done, since, sums)
                     save(learner, config, rows, folder, done)

@@ -230,6 +230,23 @@ def test_an_interrupted_run_saves_its_last_step_and_goes_on(program, number, com
     assert_same_run(tmp_path / "undisturbed", run)
 
 
+def test_a_second_signal_in_the_middle_of_a_step_saves_nothing_of_it(command, tmp_path, monkeypatch):
+    update = torch_train.Learner.update
+
+    def interrupted(self, batches, step, rate):
+        result = update(self, batches, step, rate)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch_train.Learner, "update", interrupted)
+        # step 5 is computed, but not counted as done; saves are due after 3 and 6
+        assert torch_train.main(command("torn", validate_every=3)) == 130
+    assert read_checkpoint(tmp_path / "torn" / "last").step == 3
+
+
 def test_an_interruption_before_the_first_step_says_that_nothing_was_saved(command, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
