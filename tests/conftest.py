@@ -93,6 +93,15 @@ def only_marked_tests_start_processes(request: pytest.FixtureRequest):
         pytest.fail("this test starts a process: mark it with @pytest.mark.process, or its file in tests/conftest.py")
 
 
+@pytest.fixture(autouse=True)
+def jax_as_before():
+    """Restore JAX's types: a network that is loaded in float64 switches them on for the whole process."""
+    before = "jax" in sys.modules and sys.modules["jax"].config.jax_enable_x64
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_enable_x64", before)
+
+
 @pytest.fixture(scope="session")
 def golden_config() -> NetworkConfig:
     """Sizes of the golden network: 2 + 3 layers, emb 48, 3 heads x 16, mlp 40."""

@@ -45,12 +45,6 @@ CONFIG = Config(
 LEARNERS = {"jax": jax_train.Learner, "torch": torch_train.Learner}
 
 
-@pytest.fixture(autouse=True)
-def single_precision_again():
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
