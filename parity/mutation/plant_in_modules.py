@@ -411,12 +411,12 @@ def encoded(how: str) -> Callable:
 
 def frames_masked(model, site, random):
     """Frames of zeros hidden from one attention."""
-    attention = module_at(model, site)
+    module = module_at(model, site)
     encoder = model.encoder
     original = encoder.forward
 
     def watch(self, frames, train=False):
-        attention.seen_frames = (frames != 0).any(-1)[:, None, None, :]
+        module.seen_frames = (frames != 0).any(-1)[:, None, None, :]
         return original(frames, train)
 
     encoder.forward = types.MethodType(watch, encoder)

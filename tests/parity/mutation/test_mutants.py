@@ -72,6 +72,12 @@ def test_the_same_seed_gives_the_same_mutants():
     assert sites(3) == sites(3) != sites(4)
 
 
+def test_every_kind_can_be_planted_and_run(bench, listed):
+    for mutant in listed.values():
+        side = bench.side(mutant)
+        assert side.run(bench.inputs, "float32").outputs, mutant.kind.name
+
+
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_mutant_is_detected_localised_and_named(bench, listed, name):
     outcomes = bench.judge(listed[name], "small")
