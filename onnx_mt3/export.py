@@ -11,6 +11,7 @@ import onnx
 from mt3_common.checkpoint.digest import checkpoint_digest
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import NamedCheckpoint
+from mt3_common.checkpoint.yourmt3 import mt3_preset, refuse_yourmt3
 from mt3_common.io import atomic
 from onnx_mt3 import graph
 from onnx_mt3.builder import DTYPES
@@ -47,8 +48,9 @@ def export(
         ValueError: the checkpoint or a setting is not usable, or the file would be too large.
         OSError: the file cannot be written.
     """
+    refuse_yourmt3(checkpoint.path, checkpoint.name)
     source = read_checkpoint(checkpoint.path)
-    config = source.config(preset, dict(overrides or {}))
+    config = source.config(mt3_preset(checkpoint.name, preset), dict(overrides or {}))
     model = GRAPHS[kind](source.arrays, config, stored=stored, computed=computed)
     metadata = {
         "config": json.dumps(config.to_dict(), sort_keys=True),

@@ -10,6 +10,7 @@ import sys
 
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
+from mt3_common.checkpoint.yourmt3 import mt3_preset, refuse_yourmt3
 from mt3_common.cli import infer as cli
 from mt3_common.io.optional import needed
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
@@ -61,10 +62,11 @@ def load(
         from onnx_mt3 import builder, decode, graph
 
     named = find_checkpoint(checkpoint)
+    refuse_yourmt3(named.path, named.name)
     programs = None if instruments is None else parse_instruments(instruments)
     overrides = {"position_table": positions} if positions else None
     source = read_checkpoint(named.path)
-    config = source.config(model or named.model or None, overrides)
+    config = source.config(mt3_preset(named.name, model or named.model), overrides)
     stored = builder.common_dtype(source.arrays)
     search_model = graph.search_graph(source.arrays, config, stored=stored, computed=dtype)
     generate = decode.generator(

@@ -94,6 +94,20 @@ def mt3_preset(name: str, preset: str | None) -> str | None:
     return preset or None
 
 
+def refuse_yourmt3(path: str | os.PathLike, name: str) -> None:
+    """Refuse a YourMT3+ for ONNX, for which there are MT3's networks only.
+
+    Args:
+        path: of the checkpoint.
+        name: of the checkpoint, for the message.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if is_yourmt3(path):
+        raise CheckpointError(f"{name} is a YourMT3+, which onnx_mt3 does not know: take --framework torch or jax")
+
+
 def read_yourmt3(path: str | os.PathLike, model: str | None = None) -> YourMT3Checkpoint:
     """Read a checkpoint and find its settings.
 

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 export") -> int:
             kind=arguments.kind,
             stored=arguments.stored,
             computed=arguments.computed,
-            preset=arguments.model or checkpoint.model or None,
+            preset=arguments.model or checkpoint.model,
             overrides=overrides,
         )
         if checkpoint.notice:

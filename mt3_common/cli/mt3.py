@@ -1,5 +1,6 @@
 """The `mt3` command: transcribe, train, evaluate and make data, with whichever framework is installed."""
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
@@ -9,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
+from mt3_common.checkpoint.yourmt3 import is_yourmt3
+from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli import dataset, evaluate, export, infer, sample_fonts, serve, sources, train
 from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
@@ -134,10 +137,19 @@ def _by_speed(arguments: Sequence[str]) -> tuple[str, ...]:
         value = value if equals else next(iter(options[number + 1 :]), "")
         if option in ON_ONNX and value not in ON_ONNX[option]:
             return twins_first
+        if option in ("--checkpoint", "--model") and _names_yourmt3(value):
+            return twins_first
     asks_for_cpu = any(option.partition("=")[0] == "--device" for option in options)
     if any(map(os.path.exists, ACCELERATORS)) and not asks_for_cpu:
         return twins_first
     return ("onnx", *(name for name in FRAMEWORKS if name != "onnx"))
+
+
+def _names_yourmt3(value: str) -> bool:
+    """Return whether --checkpoint or --model names a YourMT3+: a released one, or a local file."""
+    with contextlib.suppress(OSError):
+        return value in RELEASED or is_yourmt3(value)
+    return False
 
 
 def _transcribe(framework: str | None, arguments: Sequence[str]) -> int:

@@ -101,15 +101,37 @@ def test_what_a_yourmt3_cannot_do_is_said(options, message, checkpoint, tmp_path
     assert error.count("\n") == 1
 
 
+def test_the_framework_is_one_that_knows_yourmt3(checkpoint, tmp_path):
+    pytest.importorskip("onnxruntime")
+    audio = recording(tmp_path / "a.wav", 40000)
+    assert mt3.main([str(audio), "--checkpoint", str(checkpoint), "--format", "json", "--device", "cpu"]) == 0
+    assert notes(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("command", ["transcribe", "export"])
+def test_onnx_refuses_a_yourmt3(command, checkpoint, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    audio = recording(tmp_path / "a.wav", 40000)
+    options = {
+        "transcribe": [str(audio), "--checkpoint", str(checkpoint), "--framework", "onnx"],
+        "export": [str(checkpoint), "-o", str(tmp_path / "x.onnx")],
+    }
+    assert mt3.main([command, *options[command]]) in (1, 2)
+    error = capsys.readouterr().err
+    assert "is a YourMT3+, which onnx_mt3 does not know: take --framework torch or jax" in error
+    assert error.count("\n") == 1
+
+
 def test_velocities_cannot_be_estimated(checkpoint, tmp_path, capsys):
     audio = recording(tmp_path / "a.wav", 40000)
     assert run("torch_mt3", audio, "--checkpoint", checkpoint, "--velocity", "estimate") == 1
     assert "velocities are estimated from MT3's frames only" in capsys.readouterr().err
 
 
-def test_an_mt3_is_no_yourmt3(tmp_path, capsys):
+@pytest.mark.parametrize("package", ["torch_mt3", "onnx_mt3"])
+def test_an_mt3_is_no_yourmt3(package, tmp_path, capsys):
     audio = recording(tmp_path / "a.wav", 40000)
-    assert run("torch_mt3", audio, "--checkpoint", "golden", "--model", "yptf-moe-multi") == 2
+    assert run(package, audio, "--checkpoint", "golden", "--model", "yptf-moe-multi") == 2
     assert "golden is no YourMT3+, which --model yptf-moe-multi would be: leave it out" in capsys.readouterr().err
 
 

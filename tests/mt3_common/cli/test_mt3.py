@@ -144,6 +144,9 @@ def test_the_installed_framework_is_taken(monkeypatch):
         ([], (str(ROOT),), "torch_mt3"),
         (["--device", "cpu"], (str(ROOT),), "onnx_mt3"),
         (["--", "--search", "t5x"], (), "onnx_mt3"),
+        (["--checkpoint", "small"], (), "onnx_mt3"),
+        (["--checkpoint", "yptf-moe-multi"], (), "torch_mt3"),
+        (["--checkpoint=last.ckpt", "--model=ymt3-plus"], (), "torch_mt3"),
     ],
 )
 def test_the_fastest_framework_that_can_do_it_is_taken(monkeypatch, arguments, accelerators, package):
