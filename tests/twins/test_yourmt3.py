@@ -69,7 +69,7 @@ class Case:
 
     def torch_network(self, config=None) -> torch_model.YourMT3:
         network = torch_model.YourMT3(config or self.config).double()
-        network.load_state_dict(torch_checkpoint.to_variables(self.arrays, self.config), strict=True)
+        network.load_state_dict(torch_checkpoint.to_state_dict(self.arrays, self.config), strict=True)
         return network
 
     def torch_logits(self, network, **how):
@@ -290,16 +290,16 @@ def test_pre_encoders_with_windows(parts, name):
     assert relative_error(compiled(twin.apply, jax.tree_util.tree_unflatten(flat[1], leaves), x), y) < 1e-12
 
 
-@pytest.mark.parametrize("checkpoint", [jax_checkpoint, torch_checkpoint])
-def test_arrays_that_do_not_fit_are_refused(checkpoint):
+@pytest.mark.parametrize("convert", [jax_checkpoint.to_variables, torch_checkpoint.to_state_dict])
+def test_arrays_that_do_not_fit_are_refused(convert):
     golden = Case("ymt3plus")
     name = "decoder.decoder.final_layer_norm.weight"
     with pytest.raises(CheckpointError, match=f"1 arrays are missing, the first is {name}"):
-        checkpoint.to_variables({key: array for key, array in golden.arrays.items() if key != name}, golden.config)
+        convert({key: array for key, array in golden.arrays.items() if key != name}, golden.config)
     with pytest.raises(CheckpointError, match="1 arrays are no part of the network, the first is lora"):
-        checkpoint.to_variables(golden.arrays | {"lora": np.zeros(1)}, golden.config)
+        convert(golden.arrays | {"lora": np.zeros(1)}, golden.config)
     with pytest.raises(CheckpointError, match=rf"{name} has shape \(3,\), the settings ask for \(24,\)"):
-        checkpoint.to_variables(golden.arrays | {name: np.zeros(3)}, golden.config)
+        convert(golden.arrays | {name: np.zeros(3)}, golden.config)
 
 
 def test_settings_that_do_not_fit_are_refused():

@@ -52,7 +52,7 @@ def load(name: str, run: str = "greedy/eos_gain1.0") -> SimpleNamespace:
 
 def torch_network(golden) -> torch_model.YourMT3:
     network = torch_model.YourMT3(golden.config)
-    network.load_state_dict(torch_checkpoint.to_variables(golden.arrays, golden.config), strict=True)
+    network.load_state_dict(torch_checkpoint.to_state_dict(golden.arrays, golden.config), strict=True)
     return network.eval()
 
 

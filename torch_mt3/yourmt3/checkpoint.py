@@ -16,7 +16,7 @@ def template(config: YourMT3Config) -> dict[str, torch.Tensor]:
         return YourMT3(config).state_dict()
 
 
-def to_variables(arrays: Mapping[str, np.ndarray], config: YourMT3Config) -> dict[str, torch.Tensor]:
+def to_state_dict(arrays: Mapping[str, np.ndarray], config: YourMT3Config) -> dict[str, torch.Tensor]:
     """Return the network's state dict from published arrays.
 
     Args:

@@ -8,7 +8,7 @@ from mt3_common.checkpoint.yourmt3 import read_yourmt3
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.family import YourMT3Family, segments_together
 from mt3_common.transcription.pipeline import Transcriber
-from torch_mt3.yourmt3.checkpoint import to_variables
+from torch_mt3.yourmt3.checkpoint import to_state_dict
 from torch_mt3.yourmt3.kernels import generator
 from torch_mt3.yourmt3.model import YourMT3
 
@@ -30,7 +30,7 @@ def load(
     family = YourMT3Family(source.settings, FrontEnd(source.settings.front_end, source.front_end_arrays))
     only = None if instruments is None else parse_instruments(instruments)
     network = YourMT3(source.settings.network)
-    network.load_state_dict(to_variables(source.arrays, source.settings.network), strict=True)
+    network.load_state_dict(to_state_dict(source.arrays, source.settings.network), strict=True)
     generate = generator(
         network.to(device, getattr(torch, dtype)).eval(),
         family.max_tokens,
