@@ -16,8 +16,8 @@ class Interruptions:
 
     def __init__(self) -> None:
         self.is_torn = False
-        self._is_held = False
-        self._has_come = False
+        self._is_deferring = False
+        self._is_pending = False
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -33,21 +33,21 @@ class Interruptions:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Let a signal wait until the end, where it is raised."""
-        self._is_held = True
+    def deferred(self) -> Iterator[None]:
+        """Defer a signal to the end of the block, where it is raised."""
+        self._is_deferring = True
         try:
             yield
         finally:
-            self._is_held = False
-        if self._has_come:
-            self._has_come = False
+            self._is_deferring = False
+        if self._is_pending:
+            self._is_pending = False
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Raise KeyboardInterrupt, or remember the signal; a second one does not wait."""
-        if self._is_held and not self._has_come:
-            self._has_come = True
+        if self._is_deferring and not self._is_pending:
+            self._is_pending = True
             return
-        self.is_torn = self._is_held
+        self.is_torn = self._is_deferring
         raise KeyboardInterrupt

@@ -85,7 +85,7 @@ def fit(
             return
         try:
             for step, batches in enumerate(load_batches(source, settings, begin, workers), begin):
-                with interruptions.held():
+                with interruptions.deferred():
                     values = learner.update(batches, step, settings.rate(step))
                     if not all(map(math.isfinite, values.values())):
                         raise TrainingError(
@@ -106,7 +106,7 @@ def fit(
                 row |= {"step": done, "learning_rate": settings.rate(step), "segments_per_second": per_second}
                 row["validation_loss"] = validation_loss(learner, validation, settings) if validation else ""
                 row["seconds"] = before + time.monotonic() - began
-                with interruptions.held(), reraise_with_saved_state(done, folder, since):
+                with interruptions.deferred(), reraise_with_saved_state(done, folder, since):
                     rows.append({name: str(row[name]) for name in METRICS})
                     save(learner, config, rows, folder, done)
                     sums, since, clock = {}, done, time.monotonic()
