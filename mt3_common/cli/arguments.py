@@ -18,12 +18,11 @@ from mt3_common.notes.instruments import instrument_list, parse_instruments
 from mt3_common.notes.meter import parse_meter
 from mt3_common.transcription.batching import LEAST
 from mt3_common.transcription.beats import AUTO
+from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.transcription.reader import ESTIMATE
 
 # dB, of --gain: more than any recorder's range
 MOST_GAIN = 150
-# what --hold-instruments takes off the logits of programs that have just not played (nats)
-HOLD_BIAS = 2.0
 
 
 LESSON = """\

@@ -12,6 +12,9 @@ from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import SPECIAL_IDS
 from mt3_common.transcription.batching import PromptedSegment
 
+# default of InstrumentContinuity.bias (nats)
+HOLD_BIAS = 2.0
+
 
 class InstrumentContinuity(NamedTuple):
     """Policy to keep programs from one segment to the next.

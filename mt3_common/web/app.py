@@ -21,6 +21,7 @@ from mt3_common.audio.files import audio_duration
 from mt3_common.notes.instruments import DRUMS, FAMILIES, PROGRAM_NAMES, parse_instruments
 from mt3_common.notes.tempo import FASTEST, SLOWEST
 from mt3_common.transcription import beats
+from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.web.files import KINDS, file_of
 from mt3_common.web.guard import LOOPBACK, Guard
@@ -32,8 +33,6 @@ MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript
 LONGEST_NOTES = 64 * 2**20
 # s without a byte of an upload, after which it is given up
 SILENCE = 30.0
-# what --hold-instruments takes off by default (nats), as of the command line
-HOLD_BIAS = 2.0
 LONGEST_NAME = 255
 
 

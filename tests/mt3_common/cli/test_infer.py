@@ -18,12 +18,12 @@ from fakes import CONFIG, IDS, NOTES, first_segment_only, infer, names, record
 
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.cli import console, tasks
-from mt3_common.cli.arguments import HOLD_BIAS
 from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import Job, UsageError, plan
 from mt3_common.formats import midi, tables
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.clock import STAGES
+from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.transcription.pipeline import Transcriber
 
 DEFAULT = json.loads((Path(__file__).parents[3] / "checkpoints/manifest.json").read_text())["default"]

@@ -16,6 +16,7 @@ import soundfile
 from fakes import first_segment_only, infer, record
 from serving import served
 
+from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.web import app, files, guard, work
 
 
@@ -410,7 +411,7 @@ def test_a_network_for_other_instruments_is_loaded_once_and_the_last_is_kept(son
     piano = ",".join(map(str, range(8)))
     assert loaded == [
         {"instruments": piano, "hold": None},
-        {"instruments": None, "hold": app.HOLD_BIAS},
+        {"instruments": None, "hold": HOLD_BIAS},
         {"instruments": piano, "hold": None},
     ]
     assert work.LOADED == 2
