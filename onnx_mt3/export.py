@@ -60,7 +60,7 @@ def export(
     onnx.helper.set_model_props(model, metadata)
     size = model.ByteSize()
     if size > LARGEST:
-        raise ValueError(f"{output} would have {size / 1e9:.1f} GB, and an ONNX file has 2.1 at most: store float32")
+        raise ValueError(f"{output} would have {size / 1e9:.1f} GB, and an ONNX file has 2.1 at most: store bfloat16")
     atomic.write(output, model.SerializeToString())
     rounded = sorted(name for name, array in source.arrays.items() if _is_rounded(array, stored))
     return {"bytes": size, "rounded": rounded}

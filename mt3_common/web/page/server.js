@@ -1,4 +1,4 @@
-// A source of transcriptions: the program that serves this page. Another source needs the same four functions.
+// A source of transcriptions: the program that serves this page. Another source needs the same three functions.
 
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
 
