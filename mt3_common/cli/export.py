@@ -1,5 +1,6 @@
 """The command line of export: a checkpoint to an ONNX file."""
 
+import argparse
 import importlib
 import importlib.util
 from collections.abc import Sequence
@@ -14,8 +15,12 @@ from mt3_common.cli.run import run
 from mt3_common.config import PRESETS
 
 
-def main(argv: Sequence[str] | None = None, command: str = "mt3 export") -> int:
-    """Run the command and return its exit status."""
+def parse(command: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments.
+
+    Raises:
+        UsageError: an argument is wrong; says which and why.
+    """
     parser = Parser(
         prog=command,
         description="Write a checkpoint as one ONNX file, which ONNX Runtime runs on a computer or in a browser.",
@@ -46,10 +51,15 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 export") -> int:
     add("--model", choices=sorted(PRESETS, reverse=True), help="where neither the checkpoint nor its name tells")
     add("--positions", choices=("mt3", "port"), help="the sinusoids that the weights were trained on")
     add("--offline", action="store_true", help="fetch nothing: take the checkpoint from the cache, or stop")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None, command: str = "mt3 export") -> int:
+    """Run the command and return its exit status."""
 
     def start() -> int:
         try:
-            arguments = parser.parse_args(argv)
+            arguments = parse(command, argv)
             if not Path(arguments.output).parent.is_dir():
                 raise UsageError(f"-o {arguments.output}: there is no such folder")
             missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
