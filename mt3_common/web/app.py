@@ -246,17 +246,17 @@ class Stream(StreamingResponse):
     async def lines(self) -> AsyncIterator[bytes]:
         """Yield a line for each event: first those of waiting, then those of the work, or an error."""
         while place := self.server.line.place(self.ticket):
-            yield line({"type": "waiting", "place": place})
+            yield json_line({"type": "waiting", "place": place})
             await asyncio.sleep(REPORT_EVERY)
         try:
             async for event in self.work.events():
-                yield line(event)
+                yield json_line(event)
         except Exception as error:
             names = {} if isinstance(error, TooLong) else self.names
-            yield line({"type": "error", "message": self.server.sentence(error, names)})
+            yield json_line({"type": "error", "message": self.server.sentence(error, names)})
 
 
-def line(event: dict[str, Any]) -> bytes:
+def json_line(event: dict[str, Any]) -> bytes:
     """Return an event as a line of JSON."""
     return json.dumps(event, allow_nan=False).encode() + b"\n"
 
