@@ -93,7 +93,7 @@ drift: $(READY) ## the distance of the twins over time: REPORT=parity.json adds 
 	@$(BIN)/python -m parity drift $(VENV)/drift.jsonl $(REPORT)
 
 diff: ## the twins side by side, lines that differ marked, and the shares of equal lines: FILE=model.py
-	@for file in $(or $(FILE),$(filter $(notdir $(wildcard torch_mt3/*.py)),$(notdir $(wildcard jax_mt3/*.py)))); do \
+	@for file in $(or $(FILE),$(filter $(patsubst torch_mt3/%,%,$(wildcard torch_mt3/*.py torch_mt3/*/*.py)),$(patsubst jax_mt3/%,%,$(wildcard jax_mt3/*.py jax_mt3/*/*.py)))); do \
 	  echo; echo "== jax_mt3/$$file | torch_mt3/$$file"; \
 	  diff --side-by-side --expand-tabs --width=240 jax_mt3/$$file torch_mt3/$$file; [ $$? -le 1 ] || exit 1; \
 	done

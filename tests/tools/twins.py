@@ -42,15 +42,16 @@ def equal_share(first: str, second: str) -> float:
 
 
 def shared_files() -> list[str]:
-    """Return the names of the files that both twins have, sorted."""
-    return sorted({file.name for file in JAX.glob("*.py")} & {file.name for file in TORCH.glob("*.py")})
+    """Return the files that both twins have, such as 'yourmt3/model.py', sorted."""
+    names = ({file.relative_to(twin).as_posix() for file in twin.rglob("*.py")} for twin in (JAX, TORCH))
+    return sorted(set.intersection(*names))
 
 
 def main(names: list[str]) -> int:
     """Print a line a file; return the exit status."""
     for name in names or shared_files():
         share = equal_share((JAX / name).read_text(), (TORCH / name).read_text())
-        print(f"{name:16} {100 * share:4.0f} % of the lines are equal once the frameworks' words are mapped")
+        print(f"{name:24} {100 * share:4.0f} % of the lines are equal once the frameworks' words are mapped")
     return 0
 
 

@@ -460,8 +460,9 @@ class State:
 def test_make_diff_shows_every_file_of_both():
     shown = subprocess.run(["make", "diff"], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    files = {file.name for file in JAX.glob("*.py")} - ONE_SIDED_FILES
-    shares = dict(re.findall(r"(?m)^(\w+\.py) +([0-9]+) % of the lines are equal", shown.stdout))
+    files = {file.relative_to(JAX).as_posix() for file in JAX.rglob("*.py")} - ONE_SIDED_FILES
+    assert "yourmt3/model.py" in files
+    shares = dict(re.findall(r"(?m)^([\w/]+\.py) +([0-9]+) % of the lines are equal", shown.stdout))
     assert shares.keys() == files
     assert all(int(shares[name]) >= 75 for name in ONE_TEXT_FILES)
     assert {line for line in shown.stdout.splitlines() if line.startswith("== ")} == {
