@@ -22,9 +22,9 @@ from jax_mt3.yourmt3.t5 import relative_buckets
 
 # segments whose frames are encoded at once: the first convolutions of a segment take 60 MB each
 ENCODED_TOGETHER = 2
-# slots of the caches at first, and the factor from one size to the next
+# slots of the caches at first, and the factor by which they grow
 FIRST_SLOTS, MORE_SLOTS = 64, 4
-# a smaller batch has so many times fewer rows
+# factor by which a batch shrinks when enough rows have ended
 FEWER_ROWS = 4
 # tokens of one expert that are multiplied at once
 EXPERT_BLOCK = 256
@@ -188,7 +188,7 @@ class CachedDecoder:
             x = x + attention.o(attend(query, self_keys, self_values, bias))
             query = rearrange(cross.EncDecAttention.q(cross.layer_norm(x)), "r (h d) -> r h d", **heads)
             x = x + cross.EncDecAttention.o(attend(query, cross_keys, cross_values))
-            x = x + last(x) if self.config.ff_layer == "moe" else last(x, None, None)
+            x = (x + last(x)) if self.config.ff_layer == "moe" else last(x, None, None)
             for arrays, array in zip(new, (self_keys, self_values, cross_keys, cross_values), strict=True):
                 arrays.append(array)
         logits = network.lm_head(stack.final_layer_norm(x))

@@ -130,7 +130,7 @@ class CachedDecoder:
             y = rearrange(cross.EncDecAttention.q(cross.layer_norm(x)), "r (h d) -> r h 1 d", **heads)
             y = F.scaled_dot_product_attention(y, cross_keys, cross_values, scale=1.0)
             x = x + cross.EncDecAttention.o(rearrange(y, "r h 1 d -> r (h d)"))
-            x = x + last(x) if self.config.ff_layer == "moe" else last(x, None, None)
+            x = (x + last(x)) if self.config.ff_layer == "moe" else last(x, None, None)
         logits = self.network.lm_head(self.stack.final_layer_norm(x))
         return logits if self.refused is None else logits.masked_fill(self.refused, -torch.inf)
 
