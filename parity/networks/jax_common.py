@@ -1,7 +1,8 @@
 """Parts that all adapters of JAX share: precision, arrays inside of transformations, names of a tree's leaves."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -71,6 +72,46 @@ class JaxNetwork:
 def watch_for(feed: Mapping[str, list[np.ndarray]] | None) -> Watch:
     """Return a recorder of JAX's arrays."""
     return Watch(is_array, to_numpy, lambda array, like: jnp.asarray(array).astype(like.dtype), feed, _trace, _is_later)
+
+
+@contextlib.contextmanager
+def watched_calls(classes: Iterable[type], name_of: Callable[[Any], str | None], watch: Watch) -> Iterator[None]:
+    """Pass the calls of modules to a recorder; their classes are as before afterwards.
+
+    Args:
+        classes: of the modules.
+        name_of: module -> its name, or None if its calls are not recorded.
+        watch: the recorder.
+    """
+    originals: dict[type, Callable] = {cls: cls.__call__ for cls in classes}
+    running: list[int] = []
+
+    def wrapped(original: Callable) -> Callable:
+        @functools.wraps(original)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            method, name = functools.partial(original, self), name_of(self)
+            # a class's own __call__ may call the one that it inherits
+            if name is None or (running and running[-1] == id(self)):
+                return method(*args, **kwargs)
+            running.append(id(self))
+            try:
+                return watch.call(name, method, args, kwargs)
+            finally:
+                running.pop()
+
+        return call
+
+    own = {cls: "__call__" in cls.__dict__ for cls in originals}
+    try:
+        for cls, original in originals.items():
+            type.__setattr__(cls, "__call__", wrapped(original))
+        yield
+    finally:
+        for cls, original in originals.items():
+            if own[cls]:
+                type.__setattr__(cls, "__call__", original)
+            else:
+                type.__delattr__(cls, "__call__")
 
 
 def cast(tree: Any, precision: str) -> Any:

@@ -2,14 +2,13 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from parity.networks.jax_common import JaxNetwork, cast, exact_mode, finish, leaves, to_numpy, watch_for
+from parity.networks.jax_common import JaxNetwork, cast, exact_mode, finish, leaves, to_numpy, watch_for, watched_calls
 from parity.networks.names import plain
 from parity.networks.network import Kind, Weight, bind, kernel_first, kind_of, standard_leaf
 from parity.networks.recording import Run, Watch
@@ -75,7 +74,7 @@ class FunctionNetwork(JaxNetwork):
                 return self.function(*leading, *args, **kwargs)
 
             def call() -> Any:
-                with watched_modules(params, watch):
+                with _watched_modules(params, watch):
                     return plain_call(params)
 
             return finish(f"{self.title} (JAX)", watch, precision, call, params, plain_call)
@@ -97,39 +96,10 @@ def submodules(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from submodules(value, f"{path}.{name}" if path else name)
 
 
-@contextlib.contextmanager
-def watched_modules(tree: Any, watch: Watch) -> Iterator[None]:
-    """Pass the calls of all modules of a tree to a recorder; their classes are as before afterwards."""
+def _watched_modules(tree: Any, watch: Watch) -> contextlib.AbstractContextManager[None]:
     names: dict[int, str] = {}
-    classes: dict[type, Callable] = {}
     for path, module in submodules(tree):
         if path:
             names.setdefault(id(module), plain(path))
-            classes.setdefault(type(module), type(module).__call__)
-    running: list[int] = []
-
-    def wrapped(original: Callable) -> Callable:
-        @functools.wraps(original)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            method = functools.partial(original, self)
-            if id(self) not in names or (running and running[-1] == id(self)):
-                return method(*args, **kwargs)
-            running.append(id(self))
-            try:
-                return watch.call(names[id(self)], method, args, kwargs)
-            finally:
-                running.pop()
-
-        return call
-
-    own = {cls: "__call__" in cls.__dict__ for cls in classes}
-    try:
-        for cls, original in classes.items():
-            type.__setattr__(cls, "__call__", wrapped(original))
-        yield
-    finally:
-        for cls, original in classes.items():
-            if own[cls]:
-                type.__setattr__(cls, "__call__", original)
-            else:
-                type.__delattr__(cls, "__call__")
+    classes = {type(module) for path, module in submodules(tree) if path}
+    return watched_calls(classes, lambda module: names.get(id(module)), watch)

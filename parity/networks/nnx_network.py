@@ -1,8 +1,6 @@
 """Networks in Flax nnx."""
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -11,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from parity.networks.jax_common import JaxNetwork, cast, exact_mode, finish, to_numpy, watch_for
+from parity.networks.jax_common import JaxNetwork, cast, exact_mode, finish, to_numpy, watch_for, watched_calls
 from parity.networks.names import plain
 from parity.networks.network import Kind, Weight, bind, kind_of, standard_leaf
-from parity.networks.recording import Run, Watch
+from parity.networks.recording import Run
 
 # An attribute that nnx carries through its transformations, in which modules are other objects.
 _NAME = "parity_name"
@@ -77,7 +75,7 @@ class NnxNetwork(JaxNetwork):
             args, kwargs = bind(type(model).__call__, cast(dict(inputs), precision), skip=1)
 
             def call() -> Any:
-                with _watched_classes(model, watch):
+                with watched_calls(_classes(model), lambda module: getattr(module, _NAME, None), watch):
                     return model(*args, **kwargs)
 
             return finish(
@@ -100,36 +98,5 @@ class NnxNetwork(JaxNetwork):
         return model
 
 
-@contextlib.contextmanager
-def _watched_classes(model: nnx.Module, watch: Watch) -> Iterator[None]:
-    classes: dict[type, Callable] = {}
-    for path, module in nnx.iter_modules(model):
-        if path and callable(module):
-            classes.setdefault(type(module), type(module).__call__)
-    running: list[int] = []
-
-    def wrapped(original: Callable) -> Callable:
-        @functools.wraps(original)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            method, name = functools.partial(original, self), getattr(self, _NAME, None)
-            if name is None or (running and running[-1] == id(self)):
-                return method(*args, **kwargs)
-            running.append(id(self))
-            try:
-                return watch.call(name, method, args, kwargs)
-            finally:
-                running.pop()
-
-        return call
-
-    own = {cls: "__call__" in cls.__dict__ for cls in classes}
-    try:
-        for cls, original in classes.items():
-            type.__setattr__(cls, "__call__", wrapped(original))
-        yield
-    finally:
-        for cls, original in classes.items():
-            if own[cls]:
-                type.__setattr__(cls, "__call__", original)
-            else:
-                type.__delattr__(cls, "__call__")
+def _classes(model: nnx.Module) -> set[type]:
+    return {type(module) for path, module in nnx.iter_modules(model) if path and callable(module)}
