@@ -234,7 +234,7 @@ def _fit_norm(x, y, scale, bias, statistics, limit) -> tuple[dict, float] | None
         moments.append(
             (
                 "LayerNorm with n - 1 in the variance",
-                moments[-1][1] * 0 + x.mean(-1, keepdims=True),
+                x.mean(-1, keepdims=True),
                 x.var(-1, keepdims=True) * count / (count - 1),
             )
         )

@@ -110,7 +110,7 @@ class Comparison:
                 self.rows.append(Row("comparability", f"input {name}", "same" if same else "refused", note=note))
                 if not same:
                     self.refusals.append(note)
-        if not any(isinstance(value, np.ndarray) or not is_constant(value) for value in given.values()):
+        if all(is_constant(value) for value in given.values()):
             self.refusals.append("no array among the inputs")
 
     def _check_repeatable(self) -> None:

@@ -16,8 +16,6 @@ from parity.networks.weights import role_of
 EXPLAINED = {"float64": 1e-9, "float32": 2e-5, "bfloat16": 2e-2}
 # Values that are looked at, the nearest before the one that is explained.
 NEAREST = 8
-# Values above this are searched in their first rows only.
-SEARCHED = 20000
 
 _erf = np.vectorize(math.erf, otypes=[float])
 

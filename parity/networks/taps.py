@@ -187,8 +187,6 @@ def feeds(
         arrays, taken = own[pair.reference], ins[pair.candidate]
         matched = {other: (number, view) for number, other, view in match_arrays(arrays, taken)}
         floats = [number for number, array in enumerate(taken) if array.dtype.kind == "f"]
-        if not floats and taken and taken[0].dtype.kind in "iu" and matched:
-            floats = []
         if any(number not in matched for number in floats[:1]) or (arrays and not matched):
             shapes = [[array.shape for array in side] for side in (taken, arrays)]
             failures[pair.reference] = (

@@ -98,8 +98,7 @@ class _Base:
         finally:
             _CURRENT.pop()
         outputs = [to_numpy(tensor) for tensor in flatten(output, watch.is_array)]
-        shorter = {name: modules for name, modules in dtypes.shorter.items() if modules}
-        return Run(precision, outputs, watch.events, watch.local, watch.inside, watch.failures, shorter)
+        return Run(precision, outputs, watch.events, watch.local, watch.inside, watch.failures, dtypes.shorter)
 
 
 def _tensors(value: Any, precision: str, device: torch.device) -> Any:
