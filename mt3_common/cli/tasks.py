@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mt3_common.audio.levels import Mix
 from mt3_common.cli.console import plural, printable, report
 from mt3_common.cli.jobs import Job
 from mt3_common.cli.resume import describe_file
@@ -38,6 +39,7 @@ class Task:
         self.job = job
         self.arguments = arguments
         self.summarised = summarised
+        self.mix = Mix(arguments.channel, arguments.gain, arguments.as_published)
         self.input: dict[str, Any] = {}
         self._state: tuple[int, int] = (0, 0)
 
@@ -78,7 +80,7 @@ class Task:
             raise ValueError(f"{job.audio} was changed while it was read; run again")
         began = time.perf_counter()
         transcription = self._with_tempo(transcription, stage)
-        part = self.arguments.start, transcription.duration
+        part = self.arguments.start, transcription.duration, self.mix
         by_kind = {kind_of(output): output for output in job.outputs}
         for kind, output in by_kind.items():
             try:
@@ -120,7 +122,7 @@ class Task:
         stage("finding beats")
         span = arguments.start, arguments.duration
         bars = arguments.meter, arguments.first_downbeat
-        tempo = beats.tempo_for(arguments.tempo, self.job.audio, transcription.notes, *span, *bars)
+        tempo = beats.tempo_for(arguments.tempo, self.job.audio, transcription.notes, *span, *bars, self.mix)
         return transcription.with_tempo(tempo, arguments.quantise)
 
 

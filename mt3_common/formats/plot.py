@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pretty_midi
 
-from mt3_common.audio.files import stream_audio
+from mt3_common.audio.files import DEFAULT_MIX, stream_audio
+from mt3_common.audio.levels import Mix
 from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import SpectrogramConfig
 from mt3_common.formats import sealed
@@ -41,7 +42,12 @@ DRAWING = threading.Lock()
 
 
 def write_picture(
-    notes: Sequence[Note], audio: str | os.PathLike, path: str | os.PathLike, start: float = 0.0, seconds: float = 0.0
+    notes: Sequence[Note],
+    audio: str | os.PathLike,
+    path: str | os.PathLike,
+    start: float = 0.0,
+    seconds: float = 0.0,
+    mix: Mix = DEFAULT_MIX,
 ) -> None:
     """Write a PNG: time to the right, pitch upward, the spectrogram in grey, a line per note, a colour per program.
 
@@ -54,6 +60,7 @@ def write_picture(
         path: of the file, which appears whole or not at all.
         start: where the reading begins (s).
         seconds: how much to show; at least a second is.
+        mix: how the recording's channels become one.
 
     Raises:
         ValueError: a note that MIDI cannot hold (check_notes), or matplotlib is not installed.
@@ -63,7 +70,7 @@ def write_picture(
     check_notes(notes)
     library()
     seconds = max(1.0, seconds)
-    image = spectrogram_image(audio, start, seconds, columns_for(seconds))
+    image = spectrogram_image(audio, start, seconds, columns_for(seconds), mix)
     with DRAWING:
         content = png_bytes(_drawn(notes, image, seconds))
     # readers of PNG stop at its end
@@ -129,7 +136,9 @@ def png_bytes(figure: Any) -> bytes:
     return content.getvalue()
 
 
-def spectrogram_image(audio: str | os.PathLike, start: float, seconds: float, columns: int) -> np.ndarray:
+def spectrogram_image(
+    audio: str | os.PathLike, start: float, seconds: float, columns: int, mix: Mix = DEFAULT_MIX
+) -> np.ndarray:
     """Return (rows, columns) float32 log magnitudes by pitch, each the maximum of its time."""
     config = SpectrogramConfig()
     pitches = np.arange((HIGHEST + 1 - LOWEST) * ROWS_PER_PITCH) / ROWS_PER_PITCH + LOWEST
@@ -153,7 +162,7 @@ def spectrogram_image(audio: str | os.PathLike, start: float, seconds: float, co
 
     buffer = np.zeros(0, np.float32)
     with contextlib.closing(
-        stream_audio(audio, config.sample_rate, start=start, duration=seconds, report=LOGGER.debug)
+        stream_audio(audio, config.sample_rate, start=start, duration=seconds, mix=mix, report=LOGGER.debug)
     ) as blocks:
         for block in blocks:
             buffer = np.concatenate([buffer, block])

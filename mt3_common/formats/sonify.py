@@ -17,7 +17,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pretty_midi
 
-from mt3_common.audio.files import stream_audio
+from mt3_common.audio.files import DEFAULT_MIX, stream_audio
+from mt3_common.audio.levels import Mix
 from mt3_common.formats import sealed
 from mt3_common.formats.registry import kind_of
 from mt3_common.io.notices import LOGGER
@@ -110,6 +111,7 @@ def write_sounds(
     player: Player,
     start: float = 0.0,
     seconds: float = 0.0,
+    mix: Mix = DEFAULT_MIX,
 ) -> None:
     """Write two WAV files of 16 bits: the notes played; and the recording on the left with the notes on the right.
 
@@ -120,6 +122,7 @@ def write_sounds(
         player: as returned by find_player.
         start: offset in the recording (s).
         seconds: how much of the recording to play beside the notes.
+        mix: how the recording's channels become one.
 
     Raises:
         ValueError: a note that MIDI cannot hold (check_notes).
@@ -141,7 +144,7 @@ def write_sounds(
 
     write_wav(played, mono(), rate, 1, count)
     left_energy, peak = 0.0, 1.0
-    with contextlib.closing(_recording(audio, rate, start, seconds)) as blocks:
+    with contextlib.closing(_recording(audio, rate, start, seconds, mix)) as blocks:
         for block in blocks:
             left_energy += float(np.dot(block, block))
             peak = max(peak, float(np.abs(block).max()))
@@ -150,7 +153,7 @@ def write_sounds(
 
     def stereo() -> Iterator[np.ndarray]:
         with (
-            contextlib.closing(_recording(audio, rate, start, seconds)) as blocks,
+            contextlib.closing(_recording(audio, rate, start, seconds, mix)) as blocks,
             contextlib.closing(stream_audio(played, rate, report=LOGGER.debug)) as notes_again,
         ):
             left = _in_blocks(blocks, count)
@@ -160,8 +163,8 @@ def write_sounds(
     write_wav(compared, stereo(), rate, 2, count)
 
 
-def _recording(audio: str | os.PathLike, rate: int, start: float, seconds: float) -> Generator[np.ndarray]:
-    return stream_audio(audio, rate, start=start, duration=max(seconds, 1 / rate), report=LOGGER.debug)
+def _recording(audio: str | os.PathLike, rate: int, start: float, seconds: float, mix: Mix) -> Generator[np.ndarray]:
+    return stream_audio(audio, rate, start=start, duration=max(seconds, 1 / rate), mix=mix, report=LOGGER.debug)
 
 
 def _in_blocks(blocks: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.audio.files import stream_audio
+from mt3_common.audio.files import DEFAULT_MIX, stream_audio
+from mt3_common.audio.levels import Mix
 from mt3_common.io.notices import LOGGER
 from mt3_common.io.optional import needed
 from mt3_common.notes.bars import find_bars
@@ -42,12 +43,13 @@ def tempo_for(
     duration: float | None = None,
     meter: Meter | str | None = None,
     first_downbeat: float | None = None,
+    mix: Mix = DEFAULT_MIX,
 ) -> Tempo:
     """Return the tempo that --tempo, --meter and --first-downbeat name.
 
     Args:
         option: AUTO for the beats of the recording, a number for a constant tempo, None for the usual one.
-        path, notes, start, duration: see find_beats.
+        path, notes, start, duration, mix: see find_beats.
         meter: of all bars, also as text; AUTO to look for it; None for 4/4, or to
             look for it if the beats are looked for.
         first_downbeat: s, where a bar begins; None for 0 s, or to look for it.
@@ -56,7 +58,7 @@ def tempo_for(
         meter = parse_meter(meter)
     given = meter if isinstance(meter, Meter) else None
     if option == AUTO:
-        return find_beats(path, notes, start, duration, given, first_downbeat)
+        return find_beats(path, notes, start, duration, given, first_downbeat, mix)
     bpm = DEFAULT_BPM if option is None else float(option)
     tempo = constant(bpm, given or FOUR_FOUR, first_downbeat)
     if meter == AUTO and notes:
@@ -72,6 +74,7 @@ def find_beats(
     duration: float | None = None,
     meter: Meter | None = None,
     first_downbeat: float | None = None,
+    mix: Mix = DEFAULT_MIX,
 ) -> Tempo:
     """Find the beats of a recording, which its notes make even and gather in bars.
 
@@ -86,6 +89,7 @@ def find_beats(
         duration: how much to read (s); None for everything.
         meter: of the bars; None to look for it.
         first_downbeat: s, where a bar begins; None to look for it.
+        mix: how the channels become one.
 
     Raises:
         ValueError: librosa is not installed.
@@ -96,7 +100,7 @@ def find_beats(
     """
     librosa()
     with contextlib.closing(
-        stream_audio(path, SAMPLE_RATE, start=start, duration=duration, report=LOGGER.debug)
+        stream_audio(path, SAMPLE_RATE, start=start, duration=duration, mix=mix, report=LOGGER.debug)
     ) as blocks:
         pieces = list(_onset_strength(blocks))
     strength = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)

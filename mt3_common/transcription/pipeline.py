@@ -102,7 +102,7 @@ class Transcriber:
                 raise result
             if tempo is None and meter is None and first_downbeat is None:
                 return result
-            bars = tempo_for(tempo, path, result.notes, start, duration, meter, first_downbeat)
+            bars = tempo_for(tempo, path, result.notes, start, duration, meter, first_downbeat, request.mix)
             return result.with_tempo(bars, quantise)
 
     def transcribe_many(

@@ -827,6 +827,25 @@ def test_tempo_auto_finds_the_beats_of_the_recording(folder):
     assert onsets == pytest.approx(sorted(note.onset for note in tables.read_json("a.json")[0]), abs=1e-3)
 
 
+def test_beats_picture_and_sound_are_those_of_the_channel_and_gain_asked_for(folder):
+    """The outputs of one channel of a stereo recording are those of a recording of that channel alone."""
+    pytest.importorskip("librosa")
+    pytest.importorskip("matplotlib")
+    noise, clicks = np.random.default_rng(0).normal(0, 0.1, (2, 16000 * 8)) * [[1.0], [1e-3]]
+    for beat in np.arange(0.5, 8, 0.6):
+        clicks[round(beat * 16000) :][:300] += 0.3
+    soundfile.write("a.wav", np.stack([noise, clicks], axis=1), 16000)
+    soundfile.write("b.wav", clicks, 16000)
+    options = ("--tempo", "auto", "--plot", "--listen", "--format", "mid,json", "--gain", "6")
+    assert infer("a.wav", *options, "--channel", "right") == SUCCESS
+    assert infer("b.wav", *options) == SUCCESS
+    assert tables.read_json("a.json")[1]["bpm"] == pytest.approx(100, abs=1)
+    for ending in ("mid", "png", "compared.wav"):
+        assert Path(f"a.{ending}").read_bytes() == Path(f"b.{ending}").read_bytes()
+    assert infer("b.wav", *options[:-2]) == SUCCESS
+    assert Path("a.png").read_bytes() != Path("b.png").read_bytes()
+
+
 def test_meter_and_downbeat_are_those_of_the_options(folder, capsys):
     """In MIDI a pick-up is a bar of its own; the score has the recording's name."""
     pytest.importorskip("music21")
