@@ -14,7 +14,6 @@ from typing import NamedTuple
 from mt3_common.formats.signs import Bars
 from mt3_common.notes.grid import BEAT, EIGHTH, TRIPLET_EIGHTH
 
-NUM_VOICES = 2
 UPPER, LOWER = 0, 1
 # A note is held to the next one of its voice if the silence between is shorter.
 SHORTEST_REST = BEAT
