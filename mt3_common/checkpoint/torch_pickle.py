@@ -82,13 +82,11 @@ class Tensors(NamedTuple):
     left: tuple[str, ...]
 
 
-def read_tensors(path: str | os.PathLike) -> Tensors:
-    """Read all tensors of a PyTorch file, whatever dictionaries they lie in.
-
-    Bit for bit, in the file's dtypes; copies, which share nothing.
+def read_tree(path: str | os.PathLike) -> dict[Any, Any]:
+    """Read the dictionaries of a PyTorch file: plain values, arrays that may share numbers, Opaque for all else.
 
     Raises:
-        CheckpointError: missing, not a PyTorch file, a pickle that would run code, or without tensors.
+        CheckpointError: missing, not a PyTorch file, a pickle that would run code, or no dictionary.
 
     Source: torch/serialization.py.
     """
@@ -109,10 +107,38 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
             f"{path}: holds no dictionary of tensors but an object of {content.kind}, which only its own code can "
             "read: save its state_dict()"
         )
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no dictionary of tensors")
+    return content
+
+
+def copies(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return copies of a file's arrays, which share nothing.
+
+    Raises:
+        CheckpointError: there are none, or they would be far larger than the file.
+    """
+    if not arrays:
+        raise CheckpointError(f"{path}: holds no dictionary of tensors")
+    if sum(array.nbytes for array in arrays.values()) > MOST_COPIES * (os.path.getsize(path) + 2**20):
+        raise CheckpointError(
+            f"{path}: its {len(arrays)} tensors share their numbers, and are far larger than the file"
+        )
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def read_tensors(path: str | os.PathLike) -> Tensors:
+    """Read all tensors of a PyTorch file, whatever dictionaries they lie in.
+
+    Bit for bit, in the file's dtypes; copies, which share nothing.
+
+    Raises:
+        CheckpointError: as read_tree, or without tensors.
+    """
     arrays: dict[str, np.ndarray] = {}
     containers: dict[str, str] = {}
     left: list[str] = []
-    pending: list[tuple[str, Any]] = [("", content if isinstance(content, dict) else {})]
+    pending: list[tuple[str, Any]] = [("", read_tree(path))]
     seen: set[int] = set()
     while pending:
         container, node = pending.pop()
@@ -129,14 +155,8 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
                 pending.append((name, value))
             elif isinstance(value, Opaque):
                 left.append(f"{name} ({value.kind})")
-    if not arrays:
-        raise CheckpointError(f"{path}: holds no dictionary of tensors")
-    if sum(array.nbytes for array in arrays.values()) > MOST_COPIES * (os.path.getsize(path) + 2**20):
-        raise CheckpointError(
-            f"{path}: its {len(arrays)} tensors share their numbers, and are far larger than the file"
-        )
     # copied here: what an older file holds was not there when its tensors were made
-    return Tensors({name: array.copy() for name, array in arrays.items()}, containers, tuple(sorted(left)))
+    return Tensors(copies(path, arrays), containers, tuple(sorted(left)))
 
 
 class Opaque:

@@ -127,8 +127,8 @@ def test_nothing_in_a_file_is_run(tmp_path, key):
     }
     content[key]["evil"] = Malicious(tmp_path / "made")
     torch.save(content, tmp_path / "model.ckpt")
-    arrays, _ = read_lightning(tmp_path / "model.ckpt")
-    assert arrays.keys() == source.arrays.keys()
+    with pytest.raises(CheckpointError, match=rf"model.ckpt: .* it asks for {os.mkdir.__module__}.mkdir"):
+        read_lightning(tmp_path / "model.ckpt")
     assert not (tmp_path / "made").exists()
     torch.load(tmp_path / "model.ckpt", weights_only=False)
     assert (tmp_path / "made").exists()
@@ -144,7 +144,7 @@ def test_damaged_files_are_refused(tmp_path, damage):
     else:
         data = bytearray()
     (tmp_path / "model.ckpt").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"model.ckpt: no Lightning file that can be read"):
+    with pytest.raises(CheckpointError, match=r"model.ckpt: not a file of tensors that can be opened safely"):
         read_lightning(tmp_path / "model.ckpt")
 
 
