@@ -51,6 +51,8 @@ def fit(
 ) -> None:
     """Train from step `begin` to settings.steps or until patience runs out, and keep the run folder up to date.
 
+    Longer than 60 lines, because a step, a save and an interruption share the counts of what is done.
+
     Args:
         learner: network and optimizer.
         config: of the model.
