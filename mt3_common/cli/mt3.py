@@ -18,7 +18,7 @@ from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
 
 # framework -> modules that it needs; the first that is there is the default. PyTorch comes before JAX: it transcribes a
 # song as fast (docs/speed.md) and compiles nothing at the first run. ONNX Runtime does not train, and comes before both
-# where it can do what is asked: see _by_speed.
+# where it can do what is asked: see _by_preference.
 FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax"), "onnx": ("onnx", "onnxruntime")}
 HELP = """\
 Turn recordings of music into notes (MIDI, MusicXML, JSON, CSV) with MT3.
@@ -40,7 +40,7 @@ commands:
 
 Each explains its options: mt3 train --help. A recording whose name is a command's: mt3 ./train.
 
-  --framework jax|torch|onnx              which network computes; default: the fastest that is installed
+  --framework jax|torch|onnx              which network computes; default: of those installed ONNX Runtime, else PyTorch
   --version                               print the version
 
 exit status: 0 everything was done; 1 some of it failed; 2 nothing was started; 130 after Ctrl-C
@@ -125,10 +125,10 @@ ON_ONNX = {"--search": ("greedy",), "--device": ("cpu",), "--dtype": ("float32",
 ACCELERATORS = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 
 
-def _by_speed(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Return the frameworks that transcribe, the fastest first that can do what the arguments ask for.
+def _by_preference(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the frameworks that transcribe, first the one to prefer of those that can do what the arguments ask for.
 
-    ONNX Runtime takes less time than the twins on a CPU and starts sooner (docs/onnx.md); it uses no GPU.
+    ONNX Runtime takes less time than the twins with the bundled model (docs/onnx.md); it uses no GPU.
     """
     twins_first = tuple(FRAMEWORKS)
     options = list(itertools.takewhile(lambda argument: argument != "--", arguments))
@@ -153,7 +153,7 @@ def _names_yourmt3(value: str) -> bool:
 
 
 def _transcribe(framework: str | None, arguments: Sequence[str]) -> int:
-    package = _package(framework, arguments, _by_speed(arguments))
+    package = _package(framework, arguments, _by_preference(arguments))
     load = importlib.import_module(f"{package}.infer").load
     return infer.main(package, load, arguments, "mt3 transcribe")
 
@@ -167,13 +167,13 @@ def _train(framework: str | None, arguments: Sequence[str]) -> int:
 
 
 def _evaluate(framework: str | None, arguments: Sequence[str]) -> int:
-    package = _package(framework, arguments, _by_speed(arguments))
+    package = _package(framework, arguments, _by_preference(arguments))
     load = importlib.import_module(f"{package}.infer").load
     return evaluate.main(package, load, arguments, "mt3 evaluate")
 
 
 def _serve(framework: str | None, arguments: Sequence[str]) -> int:
-    package = _package(framework, arguments, _by_speed(arguments))
+    package = _package(framework, arguments, _by_preference(arguments))
     load = importlib.import_module(f"{package}.infer").load
     return serve.main(package, load, arguments)
 
