@@ -28,7 +28,11 @@ import google_crc32c
 import platformdirs
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from mt3_common.checkpoint.transfer import (
+from mt3_common.checkpoint.yourmt3_released import RELEASED, pinned_file
+from mt3_common.io import atomic
+from mt3_common.io.digests import file_sha256, update_from_file
+from mt3_common.io.progress import progress_bar
+from mt3_common.io.transfer import (
     RETRIES,
     DownloadError,
     Passing,
@@ -39,10 +43,6 @@ from mt3_common.checkpoint.transfer import (
     persistently,
     read,
 )
-from mt3_common.checkpoint.yourmt3_released import RELEASED, pinned_file
-from mt3_common.io import atomic
-from mt3_common.io.digests import file_sha256, update_from_file
-from mt3_common.io.progress import progress_bar
 
 ADDRESSES = {"mt3": "gs://mt3/checkpoints/mt3", "ismir2021": "gs://mt3/checkpoints/ismir2021"}
 STORAGE = "https://storage.googleapis.com"

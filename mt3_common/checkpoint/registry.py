@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from mt3_common.checkpoint import download
 from mt3_common.checkpoint.place import INDEX, WEIGHTS, locate
 from mt3_common.checkpoint.sources import open_source
-from mt3_common.checkpoint.transfer import AccessDenied
 from mt3_common.checkpoint.yourmt3 import is_yourmt3
+from mt3_common.io.transfer import AccessDenied
 
 
 class NamedCheckpoint(NamedTuple):

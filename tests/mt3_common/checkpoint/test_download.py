@@ -18,10 +18,11 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-from mt3_common.checkpoint import download, transfer
+from mt3_common.checkpoint import download
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.checkpoint.write import write_safetensors
+from mt3_common.io import transfer
 
 ROOT = Path(__file__).parents[3]
 BUNDLED = ROOT / "checkpoints" / "golden"
