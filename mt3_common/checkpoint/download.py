@@ -5,7 +5,6 @@ The sizes and hashes that the bucket tells are verified when a file arrives. The
 cache whole or not at all; what has arrived of one that is interrupted is kept, and the next run goes on from there.
 """
 
-import base64
 import concurrent.futures
 import contextlib
 import functools
@@ -24,21 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import google_crc32c
 import platformdirs
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from mt3_common.checkpoint.yourmt3_released import RELEASED, pinned_file
 from mt3_common.io import atomic
-from mt3_common.io.digests import file_sha256, update_from_file
+from mt3_common.io.digests import file_sha256
 from mt3_common.io.progress import progress_bar
 from mt3_common.io.transfer import (
-    RETRIES,
     DownloadError,
     Passing,
     Remote,
-    file_size,
-    go_on,
+    fetch_file,
     is_loopback,
     persistently,
     read,
@@ -237,17 +233,6 @@ def _recorded(folder: Path) -> dict[str, dict[str, Any]] | None:
         return None
 
 
-def _digests(path: Path) -> dict[str, str]:
-    """Return sha256 (hexadecimal), md5 and crc32c (base64, as in Google's storage) of a file."""
-    sha256, md5, crc32c = hashlib.sha256(), hashlib.md5(usedforsecurity=False), google_crc32c.Checksum()
-    update_from_file(path, (sha256, md5, crc32c))
-    return {
-        "sha256": sha256.hexdigest(),
-        "md5": base64.b64encode(md5.digest()).decode(),
-        "crc32c": base64.b64encode(crc32c.digest()).decode(),
-    }
-
-
 def _storage() -> str:
     return os.environ.get("MT3_STORAGE", STORAGE).rstrip("/")
 
@@ -301,7 +286,7 @@ def _fetch_all(
     """Fetch the files that partial lacks and write its manifest.json, which makes it whole.
 
     Raises:
-        DownloadError, Passing: as fetch, _fetch_file.
+        DownloadError, Passing: as fetch, fetch_file.
     """
     recorded = _recorded(partial) or {}
     expected = {name: entry["sha256"] for name, entry in recorded.items()} | dict(pins)
@@ -326,11 +311,14 @@ def _fetch_all(
             if not quiet:
                 bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+        def pins_of(name: str) -> dict[str, str]:
+            return {"sha256": expected[name]} if name in expected else {}
+
         def on_bytes(count: int, size: int | None) -> None:
             bar.update(task, advance=count, total=total or size)
 
         fetching = {
-            remote.name: pool.submit(_fetch_file, remote, partial, expected.get(remote.name), on_bytes, stopped, report)
+            remote.name: pool.submit(fetch_file, remote, partial, pins_of(remote.name), on_bytes, stopped, report)
             for remote in remotes
         }
         try:
@@ -345,61 +333,3 @@ def _fetch_all(
         for name, future in sorted(fetching.items())
     }
     atomic.write(partial / "manifest.json", json.dumps({"address": address, "files": files}, indent=1))
-
-
-def _fetch_file(
-    remote: Remote,
-    partial: Path,
-    sha256: str | None,
-    on_bytes: Callable[[int, int | None], None],
-    stopped: threading.Event,
-    report: Callable[[str], None],
-) -> str:
-    """Fetch a file, verify it by its server's hashes, the record and the pins, and return its SHA-256.
-
-    Args:
-        remote: the file.
-        partial: the folder for remote.name.
-        sha256: what it must have; None for anything.
-        on_bytes: called with bytes that have arrived (negative: those that were for nothing) and the file's size.
-        stopped: set where nobody waits any more.
-        report: called with what is tried again, and why.
-
-    Raises:
-        DownloadError: it is not there, or not what it must be.
-        Passing: the server failed too often in a row.
-    """
-    target = partial / remote.name
-    known = {"md5": remote.md5, "crc32c": remote.crc32c, "sha256": sha256}
-    known = {kind: digest for kind, digest in known.items() if digest}
-    if target.is_file() and known:
-        digests = _digests(target)
-        if all(digests[kind] == digest for kind, digest in known.items()):
-            on_bytes(target.stat().st_size, None)
-            return digests["sha256"]
-    part = partial / ".parts" / hashlib.sha256(remote.name.encode()).hexdigest()[:24]
-    part.parent.mkdir(exist_ok=True)
-    on_bytes(part.stat().st_size if part.exists() else 0, remote.size)
-    spoilt = 0
-    while True:
-        persistently(lambda: go_on(remote, part, on_bytes, stopped), lambda: file_size(part), stopped, report)
-        digests = _digests(part)
-        wrong = next((kind for kind, digest in known.items() if digests[kind] != digest), None)
-        if wrong is None:
-            break
-        on_bytes(-file_size(part), remote.size)
-        part.unlink()
-        spoilt += 1
-        if spoilt > RETRIES or (wrong == "sha256" and spoilt > 1):
-            raise DownloadError(
-                f"{remote.url} has the {wrong} {digests[wrong]} instead of {known[wrong]}"
-                + (
-                    f": not what was recorded, or not what checkpoints/manifest.json pins; if meant, delete {partial}"
-                    if wrong == "sha256"
-                    else f", {spoilt} times: something on the way damages it; try another network"
-                )
-            )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part.replace(target)
-    part.with_suffix(".json").unlink(missing_ok=True)
-    return digests["sha256"]

@@ -1,5 +1,7 @@
 """Files fetched over HTTPS, piece by piece: failures that pass are tried again, and what has arrived is kept."""
 
+import base64
+import hashlib
 import http.client
 import json
 import os
@@ -10,11 +12,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import google_crc32c
+
 from mt3_common.io import atomic
+from mt3_common.io.digests import update_from_file
 
 # failures in a row, without a byte more than before, after which a file is given up
 RETRIES = 5
@@ -30,7 +35,7 @@ PATIENCE, SLOWEST = 60.0, 2**14
 
 
 class DownloadError(ValueError):
-    """Raised for a checkpoint that cannot be fetched; the message has the reason and a remedy."""
+    """Raised for a file that cannot be fetched; the message has the reason and a remedy."""
 
 
 class AccessDenied(DownloadError):
@@ -53,10 +58,12 @@ class Remote(NamedTuple):
     """A file as its server describes it; None where it does not.
 
     Attributes:
-        name: below the cache folder of the checkpoint, with slashes.
+        name: below the folder that it is fetched into, with slashes.
         url: where to get it.
         size: bytes.
         md5, crc32c: base64.
+        secret: appended to the URL of the request and shown nowhere, such as '&token=…'.
+        remedy: for a disk that is too small, the end of the sentence "make room, or …".
     """
 
     name: str
@@ -64,6 +71,8 @@ class Remote(NamedTuple):
     size: int | None = None
     md5: str | None = None
     crc32c: str | None = None
+    secret: str = ""
+    remedy: str = "set MT3_CACHE to another folder"
 
 
 def file_size(path: Path) -> int:
@@ -96,7 +105,7 @@ def go_on(remote: Remote, part: Path, on_bytes: Callable[[int, int | None], None
         if mark and not fixed:
             headers["If-Range"] = mark
     try:
-        answer = _open(remote.url, headers)
+        answer = _open(remote.url, headers, remote.secret)
     except _NoSuchPart:
         part.unlink(missing_ok=True)
         on_bytes(-have, size)
@@ -125,7 +134,7 @@ def go_on(remote: Remote, part: Path, on_bytes: Callable[[int, int | None], None
         size = total if remote.size is None else remote.size
         if not going_on:
             atomic.write(beside, json.dumps({"size": size, "mark": mark}))
-        check_room(part, size - have if size is not None else 0)
+        check_room(part, size - have if size is not None else 0, remote.remedy)
         since, arrived = time.monotonic(), have
         with open(part, "ab" if going_on else "wb") as file:
             while True:
@@ -143,7 +152,7 @@ def go_on(remote: Remote, part: Path, on_bytes: Callable[[int, int | None], None
                 if size is not None and have > size:
                     break
                 if size is None:
-                    _limit(remote.url, part, have)
+                    _limit(remote, part, have)
                 if time.monotonic() - since > PATIENCE:
                     if have - arrived < SLOWEST:
                         raise DownloadError(
@@ -206,8 +215,19 @@ def read(url: str) -> bytes:
             raise Passing(_reason(error)) from error
 
 
-def _open(url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-    """Return the response to a GET request.
+def remote_size(remote: Remote) -> int | None:
+    """Return the bytes of a file as its server tells them, None where it does not; nothing is fetched.
+
+    Raises:
+        DownloadError, Passing: as go_on.
+    """
+    with _open(remote.url, {}, remote.secret) as response:
+        length = response.headers.get("Content-Length", "")
+        return int(length) if length.isdigit() else None
+
+
+def _open(url: str, headers: Mapping[str, str], secret: str = "") -> http.client.HTTPResponse:
+    """Return the response to a GET request; messages show the URL without the secret that is appended to it.
 
     Raises:
         AccessDenied, DownloadError: it will not be given, or not over an encrypted connection.
@@ -217,7 +237,7 @@ def _open(url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
     if not url.startswith("https://") and not is_loopback(url):
         raise DownloadError(f"{url} is no https:// address")
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        response = urllib.request.urlopen(urllib.request.Request(url + secret, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         status = f"HTTP {error.code} {error.reason}".strip()
@@ -237,7 +257,7 @@ def _open(url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         raise DownloadError(f"{url} is no address: {error}") from error
     if not response.url.startswith("https://") and not is_loopback(response.url):
         response.close()
-        raise DownloadError(f"{url} leads to {response.url}, which is not encrypted")
+        raise DownloadError(f"{url} leads to {response.url.partition('?')[0]}, which is not encrypted")
     return response
 
 
@@ -253,7 +273,7 @@ def _reason(error: Exception) -> str:
     return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
 
 
-def check_room(path: Path, more: int) -> None:
+def check_room(path: Path, more: int, remedy: str) -> None:
     """Refuse to write more bytes to a path than its disk has room for.
 
     Raises:
@@ -263,14 +283,86 @@ def check_room(path: Path, more: int) -> None:
     if more > free - LEFT_FREE:
         raise DownloadError(
             f"{more / 1e6:.0f} MB more are to be written in {path.parent}, where {free / 1e6:.0f} MB are free: make "
-            "room, or set MT3_CACHE to another folder"
+            f"room, or {remedy}"
         )
 
 
-def _limit(url: str, part: Path, have: int) -> None:
+def _limit(remote: Remote, part: Path, have: int) -> None:
     """Give up a file of unknown length that does not end, or fills the disk; nothing of it is kept."""
     if have > LARGEST_UNKNOWN:
         part.unlink()
-        raise DownloadError(f"{url} does not end: more than {LARGEST_UNKNOWN / 1e9:.0f} GB came; nothing of it is kept")
+        raise DownloadError(
+            f"{remote.url} does not end: more than {LARGEST_UNKNOWN / 1e9:.0f} GB came; nothing of it is kept"
+        )
     if have % (64 * BLOCK_BYTES) < BLOCK_BYTES:
-        check_room(part, 0)
+        check_room(part, 0, remote.remedy)
+
+
+def fetch_file(
+    remote: Remote,
+    folder: Path,
+    pins: Mapping[str, str],
+    on_bytes: Callable[[int, int | None], None],
+    stopped: threading.Event,
+    report: Callable[[str], None],
+) -> str:
+    """Fetch a file, verify it by its server's hashes and by those that were pinned, and return its SHA-256.
+
+    Args:
+        remote: the file.
+        folder: for remote.name; what has arrived of it is in .parts there.
+        pins: kind of hash, 'md5', 'sha256' or 'sha512' -> the hexadecimal digest that it must have.
+        on_bytes: called with bytes that have arrived (negative: those that were for nothing) and the file's size.
+        stopped: set where nobody waits any more.
+        report: called with what is tried again, and why.
+
+    Raises:
+        DownloadError: it is not there, or not what it must be.
+        Passing: the server failed too often in a row.
+    """
+    target = folder / remote.name
+    told = {"md5": remote.md5, "crc32c": remote.crc32c}
+    known = {kind: base64.b64decode(digest).hex() for kind, digest in told.items() if digest} | dict(pins)
+    if target.is_file() and known:
+        digests = file_digests(target, known)
+        if all(digests[kind] == digest for kind, digest in known.items()):
+            on_bytes(target.stat().st_size, None)
+            return digests["sha256"]
+    part = folder / ".parts" / hashlib.sha256(remote.name.encode()).hexdigest()[:24]
+    part.parent.mkdir(exist_ok=True)
+    on_bytes(part.stat().st_size if part.exists() else 0, remote.size)
+    spoilt = 0
+    while True:
+        persistently(lambda: go_on(remote, part, on_bytes, stopped), lambda: file_size(part), stopped, report)
+        digests = file_digests(part, known)
+        wrong = next((kind for kind, digest in known.items() if digests[kind] != digest), None)
+        if wrong is None:
+            break
+        on_bytes(-file_size(part), remote.size)
+        part.unlink()
+        spoilt += 1
+        if spoilt > RETRIES or (wrong in pins and spoilt > 1):
+            raise DownloadError(
+                f"{remote.url} has the {wrong} {digests[wrong]} instead of {known[wrong]}"
+                + (
+                    f": not what was recorded or pinned; if it is meant, delete {folder}"
+                    if wrong in pins
+                    else f", {spoilt} times: something on the way damages it; try another network"
+                )
+            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.replace(target)
+    part.with_suffix(".json").unlink(missing_ok=True)
+    return digests["sha256"]
+
+
+def file_digests(path: Path, kinds: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of a file and its digests of the given kinds, hexadecimal; the file is read once."""
+    hashes: dict[str, Any] = {"sha256": hashlib.sha256()}
+    for kind in kinds:
+        if kind == "crc32c":
+            hashes[kind] = google_crc32c.Checksum()
+        elif kind not in hashes:
+            hashes[kind] = hashlib.new(kind, usedforsecurity=False)
+    update_from_file(path, hashes.values())
+    return {kind: digest.digest().hex() for kind, digest in hashes.items()}
