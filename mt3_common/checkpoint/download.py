@@ -5,7 +5,6 @@ The sizes and hashes that the bucket tells are verified when a file arrives. The
 cache whole or not at all; what has arrived of one that is interrupted is kept, and the next run goes on from there.
 """
 
-import concurrent.futures
 import contextlib
 import functools
 import hashlib
@@ -14,7 +13,6 @@ import os
 import re
 import shutil
 import sys
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -24,17 +22,15 @@ from typing import Any
 
 import filelock
 import platformdirs
-from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from mt3_common.checkpoint.yourmt3_released import RELEASED, pinned_file
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
-from mt3_common.io.progress import progress_bar
 from mt3_common.io.transfer import (
     DownloadError,
     Passing,
     Remote,
-    fetch_file,
+    fetch_files,
     is_loopback,
     persistently,
     read,
@@ -42,9 +38,6 @@ from mt3_common.io.transfer import (
 
 ADDRESSES = {"mt3": "gs://mt3/checkpoints/mt3", "ismir2021": "gs://mt3/checkpoints/ismir2021"}
 STORAGE = "https://storage.googleapis.com"
-
-# a published checkpoint is some 400 small files
-PARALLEL = 8
 
 _STEP_FOLDER = re.compile(r"checkpoint_(\d+)/")
 
@@ -286,7 +279,7 @@ def _fetch_all(
     """Fetch the files that partial lacks and write its manifest.json, which makes it whole.
 
     Raises:
-        DownloadError, Passing: as fetch, fetch_file.
+        DownloadError, Passing: as fetch, fetch_files.
     """
     recorded = _recorded(partial) or {}
     expected = {name: entry["sha256"] for name, entry in recorded.items()} | dict(pins)
@@ -299,37 +292,16 @@ def _fetch_all(
             f"checkpoint {checkpoint} needs {(total - present) / 1e6:.0f} MB more in {partial.parent}, where "
             f"{free / 1e6:.0f} MB are free: make room, or set MT3_CACHE to another folder"
         )
-    bar = progress_bar(DownloadColumn(), TransferSpeedColumn(), quiet=quiet)
-    if bar.disable and not quiet:
-        size = f", {total / 1e6:.1f} MB" if total else ""
-        print(f"fetching checkpoint {checkpoint} ({address}{size})", file=sys.stderr, flush=True)
-    stopped = threading.Event()
-    with bar, concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
-        task = bar.add_task(checkpoint, total=total or None)
-
-        def report(text: str) -> None:
-            if not quiet:
-                bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-        def pins_of(name: str) -> dict[str, str]:
-            return {"sha256": expected[name]} if name in expected else {}
-
-        def on_bytes(count: int, size: int | None) -> None:
-            bar.update(task, advance=count, total=total or size)
-
-        fetching = {
-            remote.name: pool.submit(fetch_file, remote, partial, pins_of(remote.name), on_bytes, stopped, report)
-            for remote in remotes
-        }
-        try:
-            for future in concurrent.futures.as_completed(fetching.values()):
-                future.result()
-        except BaseException:
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    size = f", {total / 1e6:.1f} MB" if total else ""
+    digests = fetch_files(
+        remotes,
+        partial,
+        {name: {"sha256": digest} for name, digest in expected.items()},
+        checkpoint,
+        f"fetching checkpoint {checkpoint} ({address}{size})",
+        quiet,
+    )
     files = {
-        name: {"size": (partial / name).stat().st_size, "sha256": future.result()}
-        for name, future in sorted(fetching.items())
+        name: {"size": (partial / name).stat().st_size, "sha256": digest} for name, digest in sorted(digests.items())
     }
     atomic.write(partial / "manifest.json", json.dumps({"address": address, "files": files}, indent=1))

@@ -1,6 +1,7 @@
 """Files fetched over HTTPS, piece by piece: failures that pass are tried again, and what has arrived is kept."""
 
 import base64
+import concurrent.futures
 import hashlib
 import http.client
 import json
@@ -8,19 +9,24 @@ import os
 import random
 import re
 import shutil
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import google_crc32c
+from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from mt3_common.io import atomic
 from mt3_common.io.digests import update_from_file
+from mt3_common.io.progress import progress_bar
 
+# files fetched side by side: a published checkpoint is some 400 small ones
+PARALLEL = 8
 # failures in a row, without a byte more than before, after which a file is given up
 RETRIES = 5
 # s; doubled from one failure to the next, up to the longest
@@ -296,6 +302,56 @@ def _limit(remote: Remote, part: Path, have: int) -> None:
         )
     if have % (64 * BLOCK_BYTES) < BLOCK_BYTES:
         check_room(part, 0, remote.remedy)
+
+
+def fetch_files(
+    remotes: Sequence[Remote],
+    folder: Path,
+    pins: Mapping[str, Mapping[str, str]],
+    title: str,
+    announcement: str,
+    quiet: bool,
+) -> dict[str, str]:
+    """Fetch files side by side, with one bar on stderr, and return name -> SHA-256.
+
+    Args:
+        remotes: the files.
+        folder: for them; what has arrived before is gone on with.
+        pins: name -> what fetch_file wants of it; none for a name that is not there.
+        title: of the bar.
+        announcement: a line on stderr in place of the bar, where stderr is no terminal.
+        quiet: show nothing.
+
+    Raises:
+        DownloadError, Passing: as fetch_file; the others are stopped, and what has arrived remains.
+    """
+    total = sum(remote.size or 0 for remote in remotes) or None
+    bar = progress_bar(DownloadColumn(), TransferSpeedColumn(), quiet=quiet)
+    if bar.disable and not quiet:
+        print(announcement, file=sys.stderr, flush=True)
+    stopped = threading.Event()
+    with bar, concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
+        task = bar.add_task(title, total=total)
+
+        def report(text: str) -> None:
+            if not quiet:
+                bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        def on_bytes(count: int, size: int | None) -> None:
+            bar.update(task, advance=count, total=total or size)
+
+        fetching = {
+            remote.name: pool.submit(fetch_file, remote, folder, pins.get(remote.name, {}), on_bytes, stopped, report)
+            for remote in remotes
+        }
+        try:
+            for future in concurrent.futures.as_completed(fetching.values()):
+                future.result()
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {name: future.result() for name, future in fetching.items()}
 
 
 def fetch_file(
