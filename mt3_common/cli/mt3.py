@@ -12,7 +12,7 @@ from importlib import metadata
 
 from mt3_common.checkpoint.yourmt3 import is_yourmt3
 from mt3_common.checkpoint.yourmt3_released import RELEASED
-from mt3_common.cli import dataset, evaluate, export, infer, sample_fonts, serve, sources, train
+from mt3_common.cli import dataset, evaluate, export, infer, install, sample_fonts, serve, sources, train
 from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
 
@@ -34,6 +34,7 @@ commands:
   mt3 evaluate DATASET...                 measure transcriptions against notes that are known
   mt3 serve                               open a page in the browser that does it, on this machine alone
   mt3 export CKPT -o model.onnx           write the network as one ONNX file, for other programs and browsers
+  mt3 data install [NAME...]              install published data sets and sounds, or choose from a list
   mt3 data sources DIR                    get songs and soundfonts to synthesise music from
   mt3 data fonts NOTES DIR                build soundfonts from recorded notes
   mt3 data shards DIR ...                 write training data once, to be read again and again
@@ -184,7 +185,12 @@ def _export(framework: str | None, arguments: Sequence[str]) -> int:
     return export.main(arguments)
 
 
-DATA: dict[str, Callable[..., int]] = {"sources": sources.main, "fonts": sample_fonts.main, "shards": dataset.main}
+DATA: dict[str, Callable[..., int]] = {
+    "install": install.main,
+    "sources": sources.main,
+    "fonts": sample_fonts.main,
+    "shards": dataset.main,
+}
 
 
 def _data(framework: str | None, arguments: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ A folder is recognised by its contents:
     musicnet   {train,test}_{data,labels}/ID.{wav,csv}, label times in samples at 44.1 kHz
     guitarset  annotation/NAME.jams and audio_mono-mic/NAME_mic.wav
     urmp       NN_Title_instruments/{AuMix_*.wav, Notes_N_instrument_*.txt}
+    installed  recordings.json, as `mt3 data install` writes it (mt3_common/data/published/index.py)
     pairs      NAME.flac (or another audio file) with NAME.mid or NAME.tsv beside it, anywhere below
 
 Sources: the data sets' own pages; mt3/preprocessors.py and mt3/tasks.py for programs, the pedal and the temperature;
@@ -26,6 +27,7 @@ import numpy as np
 
 from mt3_common.audio.files import audio_duration, read_audio
 from mt3_common.data.augment import SAMPLE_RATE
+from mt3_common.data.published.index import INDEX, SPLITS, DatasetError, Stem, read_index
 from mt3_common.data.songs import split_of
 from mt3_common.data.synthesis import Example
 from mt3_common.formats import midi
@@ -33,7 +35,6 @@ from mt3_common.formats.find_audio import recordings as audio_files
 from mt3_common.io.optional import needed
 from mt3_common.notes.note import Note, trim_overlapping
 
-SPLITS = ("train", "validation", "test")
 # MT3 draws a data set of n examples in proportion to n ** (1 / TEMPERATURE).
 TEMPERATURE = 10 / 3
 # Hz, of MusicNet's recordings; its labels are in samples
@@ -48,12 +49,10 @@ URMP_VALIDATION = (1, 2, 12, 13, 24, 25, 31, 38, 39)
 NOTE_SUFFIXES = (*midi.MIDI_SUFFIXES, ".tsv")
 # of a table of notes
 MAX_LINES = 1_000_000
+# characters of its first line that are looked at
+MAX_HEADER = 1000
 # velocity of labels without one
 VELOCITY = 100
-
-
-class DatasetError(ValueError):
-    """A data set cannot be read; the message names the file and the reason."""
 
 
 class Recording(NamedTuple):
@@ -65,6 +64,8 @@ class Recording(NamedTuple):
         split: 'train', 'validation' or 'test'.
         audio: the file.
         notes: the files that read_notes reads.
+        stems: files of its parts, where an installed data set has them.
+        dataset: name of an installed data set.
     """
 
     name: str
@@ -72,12 +73,19 @@ class Recording(NamedTuple):
     split: str
     audio: Path
     notes: tuple[Path, ...]
+    stems: tuple[Stem, ...] = ()
+    dataset: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The data set if it was installed, else the layout."""
+        return self.dataset or self.layout
 
     @property
     def group(self) -> str:
-        """The layout; for pairs, 'maps' of 'maps__song', or the folder's name if there is no double underscore."""
+        """The kind; for pairs, 'maps' of 'maps__song', or the folder's name if there is no double underscore."""
         if self.layout != "pairs":
-            return self.layout
+            return self.kind
         head, separator, _ = Path(self.name).name.partition("__")
         return head if separator else self.audio.parent.name
 
@@ -132,12 +140,21 @@ def read_notes(recording: Recording) -> list[Note]:
 
 
 def has_velocities(path: Path) -> bool:
-    """Return whether a file of notes states velocities: MIDI does, no other label does."""
-    return path.suffix.lower() in midi.MIDI_SUFFIXES
+    """Return whether a file of notes states velocities: MIDI does, and a table whose sixth column is called so."""
+    if path.suffix.lower() != ".tsv":
+        return path.suffix.lower() in midi.MIDI_SUFFIXES
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return _names_velocity(file.readline(MAX_HEADER))
+
+
+def _names_velocity(header: str) -> bool:
+    return [field.strip().lower() for field in header.replace(",", "\t").split("\t")][5:6] == ["velocity"]
 
 
 def read_tsv(path: Path) -> list[Note]:
     """Read a table with the columns onset, offset (s), MIDI pitch, program, is_drum; a header is skipped.
+
+    A sixth column counts if the header calls it velocity.
 
     Raises:
         DatasetError: the file cannot be read as text, or a line is no note.
@@ -149,6 +166,7 @@ def read_tsv(path: Path) -> list[Note]:
         raise DatasetError(f"{path} is no table of notes: it is not text in UTF-8") from error
     if len(lines) > MAX_LINES:
         raise DatasetError(f"{path} has {len(lines)} lines; a table of notes has {MAX_LINES} at most")
+    with_velocities = _names_velocity(lines[0] if lines else "")
     for number, line in enumerate(lines, 1):
         fields = line.replace(",", "\t").split("\t")
         is_header = number == 1 and len(fields) >= 5 and not any(map(_is_number, fields))
@@ -157,8 +175,9 @@ def read_tsv(path: Path) -> list[Note]:
         try:
             onset, offset, pitch, program, is_drum = fields[:5]
             drum = {"0": False, "1": True, "false": False, "true": True}[is_drum.strip().lower()]
-            note = Note(float(onset), float(offset), round(float(pitch)), VELOCITY, int(program), drum)
-        except (ValueError, KeyError, OverflowError) as error:
+            velocity = int(fields[5]) if with_velocities else VELOCITY
+            note = Note(float(onset), float(offset), round(float(pitch)), velocity, int(program), drum)
+        except (ValueError, KeyError, IndexError, OverflowError) as error:
             raise DatasetError(
                 f"{path}, line {number}: not onset, offset, pitch, program, is_drum: {line[:200]!r}"
             ) from error
@@ -169,6 +188,8 @@ def read_tsv(path: Path) -> list[Note]:
             )
         if not (0 <= note.pitch <= 127 and 0 <= note.program <= 127):
             raise DatasetError(f"{path}, line {number}: pitch and program must be in 0 to 127: {line[:200]!r}")
+        if not 1 <= note.velocity <= 127:
+            raise DatasetError(f"{path}, line {number}: the velocity must be in 1 to 127: {line[:200]!r}")
         notes.append(note)
     return notes
 
@@ -222,7 +243,14 @@ class Excerpts:
                 program = note.program - note.program % 8 if self.midi_class else note.program
                 onset, offset = max(0.0, note.onset - start), min(note.offset, end) - start
                 notes.append(note._replace(onset=onset, offset=offset, program=0 if note.is_drum else program))
-        return Example(audio, trim_overlapping(sorted(notes)), recording.layout)
+        return Example(audio, trim_overlapping(sorted(notes)), recording.kind)
+
+
+def _installed(folder: Path) -> Iterator[Recording]:
+    if (folder / INDEX).exists():
+        dataset, entries = read_index(folder)
+        for entry in entries:
+            yield Recording(entry.name, "installed", entry.split, entry.audio, (entry.notes,), entry.stems, dataset)
 
 
 def _maestro(folder: Path) -> Iterator[Recording]:
@@ -238,7 +266,7 @@ def _slakh(folder: Path) -> Iterator[Recording]:
         track = metadata.parent
         if track.parent.name in SPLITS:
             name = f"{track.parent.name}/{track.name}"
-            stems = (track / "MIDI" / f"{stem}.mid" for stem in _slakh_stems(metadata))
+            stems = (track / "MIDI" / f"{stem}.mid" for stem in slakh_stems(metadata))
             yield Recording(name, "slakh", track.parent.name, track / "mix.flac", (metadata, *stems))
 
 
@@ -260,10 +288,18 @@ def _musicnet(folder: Path) -> Iterator[Recording]:
 
 def _guitarset(folder: Path) -> Iterator[Recording]:
     for jams in folder.glob("annotation/*.jams"):
-        # 00_BN1-129-Eb_comp: player, style and progression, tempo, key, part; MT3 validates on the third progression
-        progression = jams.stem.split("_")[1].split("-")[0][-1]
         audio = folder / "audio_mono-mic" / f"{jams.stem}_mic.wav"
-        yield Recording(jams.stem, "guitarset", "validation" if progression == "3" else "train", audio, (jams,))
+        yield Recording(jams.stem, "guitarset", guitarset_split(jams.stem), audio, (jams,))
+
+
+def guitarset_split(name: str) -> str:
+    """Return the split of an excerpt of GuitarSet: MT3 validates on the third progression.
+
+    Args:
+        name: player, style and progression, tempo, key, part, such as 00_BN1-129-Eb_comp.
+    """
+    progression = name.split("_")[1].split("-")[0][-1]
+    return "validation" if progression == "3" else "train"
 
 
 def _urmp(folder: Path) -> Iterator[Recording]:
@@ -303,6 +339,7 @@ def _pairs(folder: Path) -> Iterator[Recording]:
 
 # tried in this order: the last one takes any folder
 LAYOUTS: dict[str, Callable[[Path], Iterator[Recording]]] = {
+    "installed": _installed,
     "maestro": _maestro,
     "slakh": _slakh,
     "musicnet": _musicnet,
@@ -312,7 +349,7 @@ LAYOUTS: dict[str, Callable[[Path], Iterator[Recording]]] = {
 }
 
 
-def _slakh_stems(metadata: Path) -> dict[str, dict]:
+def slakh_stems(metadata: Path) -> dict[str, dict]:
     """Read the descriptions of a track's rendered stems, by name, from metadata.yaml."""
     with needed("Slakh needs PyYAML", "train", DatasetError):
         import yaml
@@ -325,7 +362,7 @@ def _slakh_stems(metadata: Path) -> dict[str, dict]:
 
 def _slakh_notes(files: Sequence[Path]) -> list[Note]:
     metadata, *stems = files
-    descriptions = _slakh_stems(metadata)
+    descriptions = slakh_stems(metadata)
     notes = []
     for path in stems:
         stem = descriptions[path.stem]
@@ -336,19 +373,37 @@ def _slakh_notes(files: Sequence[Path]) -> list[Note]:
 
 
 def _musicnet_notes(files: Sequence[Path]) -> list[Note]:
+    return musicnet_labels(files[0])
+
+
+def musicnet_labels(path: Path, first_instrument: int = 1) -> list[Note]:
+    """Read a table of MusicNet; its instruments are General MIDI programs counted from first_instrument.
+
+    Raises:
+        ValueError: it is no such table.
+    """
     notes = []
-    for row in _rows(files[0], ("start_time", "end_time", "instrument", "note")):
+    for row in _rows(path, ("start_time", "end_time", "instrument", "note")):
         onset, offset = (int(row[name]) / MUSICNET_RATE for name in ("start_time", "end_time"))
-        # Instruments are General MIDI programs counted from 1.
-        notes.append(Note(onset, offset, int(row["note"]), VELOCITY, int(row["instrument"]) - 1))
+        notes.append(Note(onset, offset, int(row["note"]), VELOCITY, int(row["instrument"]) - first_instrument))
     return notes
 
 
 def _guitarset_notes(files: Sequence[Path]) -> list[Note]:
+    return guitarset_notes(files[0])
+
+
+def guitarset_notes(path: Path) -> list[Note]:
+    """Read the notes of all strings from an annotation of GuitarSet, .jams.
+
+    Raises:
+        ValueError: it is no JSON.
+        KeyError, TypeError: it is not as GuitarSet has it.
+    """
     try:
-        annotations = json.loads(files[0].read_text())["annotations"]
+        annotations = json.loads(path.read_text())["annotations"]
     except json.JSONDecodeError as error:
-        raise DatasetError(f"{files[0]} is no JSON: {error}") from error
+        raise DatasetError(f"{path} is no JSON: {error}") from error
     notes = []
     for annotation in annotations:
         # one for each string; pitches are MIDI numbers with fractions
@@ -360,19 +415,26 @@ def _guitarset_notes(files: Sequence[Path]) -> list[Note]:
 
 
 def _urmp_notes(files: Sequence[Path]) -> list[Note]:
+    # Notes_1_vn_01_Jupiter.txt: the part's number and its instrument
+    return [note for path in files for note in urmp_part(path, URMP_PROGRAMS[path.stem.split("_")[2]])]
+
+
+def urmp_part(path: Path, program: int) -> list[Note]:
+    """Read the notes of a part of URMP: onset, Hz and duration in each line.
+
+    Raises:
+        DatasetError: a line is no note.
+    """
     notes = []
-    for path in files:
-        # Notes_1_vn_01_Jupiter.txt: the part's number and its instrument
-        program = URMP_PROGRAMS[path.stem.split("_")[2]]
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                onset, hertz, duration = map(float, line.split()[:3])
-                pitch = round(69 + 12 * math.log2(hertz / 440))
-                notes.append(Note(onset, onset + duration, pitch, VELOCITY, program))
-            except (ValueError, OverflowError) as error:
-                raise DatasetError(f"{path}, line {number}: not onset, Hz, duration: {line!r}") from error
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            onset, hertz, duration = map(float, line.split()[:3])
+            pitch = round(69 + 12 * math.log2(hertz / 440))
+            notes.append(Note(onset, onset + duration, pitch, VELOCITY, program))
+        except (ValueError, OverflowError) as error:
+            raise DatasetError(f"{path}, line {number}: not onset, Hz, duration: {line!r}") from error
     return notes
 
 

@@ -1,0 +1,1 @@
+"""Published data sets in their published layouts, prepared for training and evaluation."""
