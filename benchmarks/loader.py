@@ -10,7 +10,6 @@ Other load on the machine makes the figures worthless.
 """
 
 import argparse
-import dataclasses
 import importlib
 import json
 import sys
@@ -27,9 +26,10 @@ from mt3_common.config import Config
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example, Generator
 from mt3_common.notes.note import Note
-from mt3_common.training.batches import load_batches, make_batch
+from mt3_common.training.batches import make_batch
 from mt3_common.training.config import TrainingConfig, read_config
 from mt3_common.training.initial import initial_arrays
+from mt3_common.training.profile import loading_rate
 
 Source = dataset.Shards | dataset.Stream
 
@@ -45,17 +45,6 @@ def made_up_shard(folder: Path, config: Config, segments: int) -> None:
         notes = sorted(Note(float(t), float(t) + 0.3, int(rng.integers(30, 90)), 90) for t in onsets)
         examples.append(Example(rng.uniform(-0.1, 0.1, int(length * 16000)).astype(np.float32), notes, "dense"))
     dataset.write_shard(folder / "00000.npz", examples, config, [0, 0])
-
-
-def loading_rate(source: Source, settings: TrainingConfig, workers: int, steps: int) -> float:
-    """Return the segments per second of load_batches after its first 8 steps or its first block."""
-    start = max(8, source.together // settings.accumulate)
-    batches = load_batches(source, dataclasses.replace(settings, steps=steps + start), 0, workers)
-    for _ in range(start):
-        next(batches)
-    began = time.perf_counter()
-    count = sum(len(batch.targets) for parts in batches for batch in parts)
-    return count / (time.perf_counter() - began)
 
 
 def rendering_rate(generator: Generator, examples: int) -> dict[str, float]:

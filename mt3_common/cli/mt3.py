@@ -12,7 +12,7 @@ from importlib import metadata
 
 from mt3_common.checkpoint.yourmt3 import is_yourmt3
 from mt3_common.checkpoint.yourmt3_released import RELEASED
-from mt3_common.cli import dataset, evaluate, export, infer, install, sample_fonts, serve, sources, train
+from mt3_common.cli import dataset, evaluate, export, infer, install, profile, sample_fonts, serve, sources, train
 from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
 
@@ -38,6 +38,7 @@ commands:
   mt3 data sources DIR                    get songs and soundfonts to synthesise music from
   mt3 data fonts NOTES DIR                build soundfonts from recorded notes
   mt3 data shards DIR ...                 write training data once, to be read again and again
+  mt3 data profile                        measure what token ids cost and how fast the loader is
 
 Each explains its options: mt3 train --help. A recording whose name is a command's: mt3 ./train.
 
@@ -190,6 +191,7 @@ DATA: dict[str, Callable[..., int]] = {
     "sources": sources.main,
     "fonts": sample_fonts.main,
     "shards": dataset.main,
+    "profile": profile.main,
 }
 
 

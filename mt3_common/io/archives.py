@@ -18,6 +18,8 @@ from typing import IO, NamedTuple
 MAX_MEMBERS, MAX_BYTES = 2_000_000, 2**31
 # of a header with a long name: read into memory, so a bomb could hide in it
 MAX_HEADER = 2**20
+# of zeros behind the last member
+MAX_TRAILER = 2**26
 # left free on the disk
 LEFT_FREE = 2**26
 BLOCK_BYTES = 2**20
@@ -98,6 +100,7 @@ def unpack_tar(
                 written.append(target)
                 on_bytes(raw.tell() - position)
                 position = raw.tell()
+            _read_to_the_end(tar, archive)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise ArchiveError(f"{archive} has a name both for a file and for a folder: {error.filename}") from error
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
@@ -145,6 +148,14 @@ def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, f
             file.write(block)
     if target.stat().st_size != member.size:
         raise ArchiveError(f"{archive} ends within {member.name!r}")
+
+
+def _read_to_the_end(tar: tarfile.TarFile, archive: Path) -> None:
+    """Read what follows the last member, zeros, so that a compressed file's checksum behind it is compared."""
+    assert tar.fileobj is not None, "it is open"
+    for number, _ in enumerate(_blocks(tar.fileobj)):
+        if number * BLOCK_BYTES > MAX_TRAILER:
+            raise ArchiveError(f"{archive} does not end behind its last member")
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:
