@@ -170,7 +170,7 @@ def e_gmd(folder):
 def _songs(folder, numbers):
     for number in numbers:
         for name in ("converted_Mixture", "vocals", "accompaniment"):
-            audio(folder / number / f"{name}.wav")
+            audio(folder / number / f"{name}.wav", seconds=1.5)
 
 
 def mir_st500(folder):

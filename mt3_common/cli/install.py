@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3_common.cli.console import plural, say
+from mt3_common.cli.console import plural, say, sentence
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.data.catalogue import CatalogueError, Package, find_packages, packages
@@ -55,6 +55,11 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
     add("--list", action="store_true", help="print the sets, and which are installed, and end")
     add("--quiet", action="store_true", help="show no progress")
     options = parser.parse_args(argv)
+    return run(lambda: start(options), interrupted="interrupted; the same command goes on where it ended")
+
+
+def start(options: argparse.Namespace) -> int:
+    """Install what the options name or the user chooses, and return the exit status."""
     home = (options.home or default_home()).expanduser()
     if options.list:
         print_list(home)
@@ -76,12 +81,18 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
         options.quiet,
         lambda package: token_for(package, options.new_token),
     )
-    statuses = [run(lambda package=package: install_one(package, settings)) for package in chosen]
-    return next((status for status in statuses if status not in (SUCCESS, SOME_FAILED)), max(statuses, default=SUCCESS))
+    status = SUCCESS
+    for package in chosen:
+        try:
+            install_one(package, settings)
+        except (ValueError, OSError) as error:
+            say(f"error: {sentence(error, 'mt3 data install')}")
+            status = SOME_FAILED
+    return status
 
 
-def install_one(package: Package, options: Options) -> int:
-    """Install a set, print where it is and how it is used, and return the exit status.
+def install_one(package: Package, options: Options) -> None:
+    """Install a set, and print where it is and how it is used.
 
     Raises:
         ValueError, OSError: it cannot be installed.
@@ -98,7 +109,6 @@ def install_one(package: Package, options: Options) -> int:
             print(f"  variant: --recordings {folder / variant}")
         for difference in differences(package, record):
             say(f"note: {difference}")
-    return SUCCESS
 
 
 def contents(record: dict[str, Any]) -> str:

@@ -75,7 +75,8 @@ def measure(options: argparse.Namespace) -> int:
     if options.batch_size is not None:
         settings = dataclasses.replace(settings, batch_size=options.batch_size)
     named = options.recordings or options.fonts or options.midi
-    generator = generator_of(options, "train", settings.seed) if named else MadeUp(settings.seed)
+    made_up = MadeUp(settings.seed, options.recipe.seconds)
+    generator = generator_of(options, "train", settings.seed) if named else made_up
     result = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
         "data": "made up"

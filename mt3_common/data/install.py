@@ -99,10 +99,14 @@ def install(package: Package, options: Options) -> dict[str, Any]:
     folder = home / package.name
     with _lock(home / f".{package.name}.lock", options.quiet):
         record = record_of(folder)
-        if record is not None and not options.again:
+        # What came out of a package of Debian is as it was: there is nothing to prepare.
+        if record is not None and (not options.again or package.debian):
             return record
         if folder.exists():
-            return _prepare_in_place(package, folder, options)
+            if package.debian:
+                raise InstallError(f"{folder} is there already, though not installed by this program: move it away")
+            # unpacked before, or by somebody else
+            return _prepare(package, folder, options)
         if package.debian:
             return _install_debian(package, folder, options)
         archives = fetch_archives(package, options)
@@ -205,13 +209,6 @@ def _unpack_and_prepare(package: Package, archives: list[Path], folder: Path, op
         with contextlib.suppress(OSError):
             (options.home / DOWNLOADS).rmdir()
     return record
-
-
-def _prepare_in_place(package: Package, folder: Path, options: Options) -> dict[str, Any]:
-    """Prepare a set whose files are there, unpacked before or by somebody else."""
-    if package.debian or package.kind == "sounds":
-        raise InstallError(f"{folder} is there already, though not installed by this program: move it away")
-    return _prepare(package, folder, options)
 
 
 def _prepare(package: Package, folder: Path, options: Options) -> dict[str, Any]:

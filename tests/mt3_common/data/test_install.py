@@ -1,6 +1,8 @@
 """Installation of data sets from a local server, from tiny archives in the published layouts."""
 
+import dataclasses
 import hashlib
+import io
 import json
 import shutil
 import stat
@@ -15,6 +17,7 @@ from published_layouts import LAYOUTS, archive
 
 from mt3_common.cli import install as command
 from mt3_common.cli import mt3
+from mt3_common.config import Config
 from mt3_common.data import catalogue, corpora
 from mt3_common.data import install as installation
 from mt3_common.data.published import chamber
@@ -215,22 +218,18 @@ def test_bass_notes_are_measured(server, home):
     }
 
 
-def test_every_set_feeds_training(server, home, config_of_mt3):
-    folders = []
+def test_every_set_feeds_training(server, home):
+    config = dataclasses.replace(Config(), input_frames=16)
+    assert mt3.main(["data", "install", *LAYOUTS, "--quiet"]) == 0
     for name in LAYOUTS:
-        installed(name, home)
-        folders.append(home / name)
-    datasets = [corpora.recordings(folder, "train") for folder in folders if folder.name != "rwc-pop"]
-    batch = Stream(corpora.Excerpts(datasets, 2.048), config_of_mt3).batch_at(0, 16)
-    assert len(batch.targets) == 16
-    assert batch.targets.max() > 1132, "a program or a drum is among the ids"
-
-
-@pytest.fixture
-def config_of_mt3():
-    from mt3_common.config import Config
-
-    return Config()
+        split = "test" if name == "rwc-pop" else "train"
+        excerpts = corpora.Excerpts([corpora.recordings(home / name, split)], 4.0)
+        batch = Stream(excerpts, config).batch_at(0, 8)
+        assert batch.rolls.any(), name
+        example = excerpts.example(0)
+        assert example.kind == name
+        has_drums = name in ("slakh", "slakh-redux", "enst-drums", "e-gmd", "rwc-pop")
+        assert any(note.is_drum for note in example.notes) == has_drums, name
 
 
 def test_what_is_installed_stays(server, home, capsys):
@@ -344,6 +343,7 @@ def test_an_unpacked_set_is_prepared_where_it_is(server, home, capsys):
 
 def test_restricted_sets_ask_for_a_token_and_keep_it_private(server, home, capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("MT3_ZENODO_TOKEN")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert mt3.main(["data", "install", "cmedia", "--quiet"]) == 1
     assert "cmedia is restricted: ask for a token at https://zenodo.org/records/10016397" in capsys.readouterr().err
     answers = iter(["https://zenodo.org/records/10016397?token=wrong-one&x=1", TOKEN])
@@ -368,6 +368,7 @@ def test_restricted_sets_ask_for_a_token_and_keep_it_private(server, home, capsy
 
 
 def test_a_token_that_is_needed_elsewhere_is_in_no_message(server, home, capsys):
+    server.objects["other"] = b"x"
     server.faults["cmedia.tar.gz"] += ["redirect"]
     assert mt3.main(["data", "install", "cmedia", "--quiet"]) == 1
     error = capsys.readouterr().err
@@ -392,6 +393,16 @@ def test_the_list(server, home, capsys, monkeypatch):
         assert mt3.main(["data", "install"]) == status
     assert "did you mean maps?" in capsys.readouterr().err
     assert (home / "maps" / "recordings.json").exists()
+
+
+def test_an_interruption_ends_all_and_leaves_what_arrived(server, home, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(installation, "write_dataset", interrupt)
+    assert mt3.main(["data", "install", "urmp", "maps", "--quiet"]) == 130
+    assert "interrupted; the same command goes on" in capsys.readouterr().err
+    assert sorted(path.name for path in home.iterdir()) == [".downloads", ".urmp.lock"]
 
 
 def test_one_failure_does_not_stop_the_others(server, home, capsys):

@@ -9,11 +9,12 @@ from mt3_common.cli import mt3
 from mt3_common.data.mixtures import MadeUp, Mixtures
 from mt3_common.notes.note import Note, check_notes
 
+SHORT = ["--recipe", '{"seconds": 2.0}']
 SMALL = {"model": {"input_frames": 64}, "training": {"batch_size": 2}}
 
 
 def run(capsys, *arguments):
-    assert mt3.main(["data", "profile", *map(str, arguments)]) == 0
+    assert mt3.main(["data", "profile", *SHORT, *map(str, arguments)]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -39,7 +40,7 @@ def test_a_profile_has_a_row_for_each_setting(capsys, config):
 def test_worker_processes_are_measured_too(capsys, config, tmp_path):
     output = tmp_path / "profile.json"
     arguments = ["--config", config, "--workers", 1, "--mixes", 1, "--steps", 2, "-o", output]
-    assert mt3.main(["data", "profile", *map(str, arguments)]) == 0
+    assert mt3.main(["data", "profile", *SHORT, *map(str, arguments)]) == 0
     [row] = json.loads(output.read_text())["loader"]
     assert row["workers"] == 1
     assert row["segments_per_second"] > 0
