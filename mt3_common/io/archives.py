@@ -12,7 +12,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 # members and bytes of an archive without limits of its own
 MAX_MEMBERS, MAX_BYTES = 2_000_000, 2**31
@@ -153,7 +153,7 @@ def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, f
 def _read_to_the_end(tar: tarfile.TarFile, archive: Path) -> None:
     """Read what follows the last member, zeros, so that a compressed file's checksum behind it is compared."""
     assert tar.fileobj is not None, "it is open"
-    for number, _ in enumerate(_blocks(tar.fileobj)):
+    for number, _ in enumerate(_blocks(cast(IO[bytes], tar.fileobj))):
         if number * BLOCK_BYTES > MAX_TRAILER:
             raise ArchiveError(f"{archive} does not end behind its last member")
 

@@ -3,13 +3,14 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from mt3_common.config import Config
 from mt3_common.data.mixtures import ExampleSource, Mixtures
 from mt3_common.data.shards import Shards, Stream
+from mt3_common.data.synthesis import Generator
 from mt3_common.notes.encoder import NoteEncoder
 from mt3_common.training.batches import load_batches
 from mt3_common.training.config import TrainingConfig
@@ -96,7 +97,8 @@ def profile(
         mixtures = Mixtures(generator, count)
         tokens.append({"examples_per_mix": count} | token_cost(mixtures, config, settings.batch_size, steps))
         for number in workers:
-            # A stream of its own each time: blocks that were made before would be too fast.
-            rate = loading_rate(Stream(mixtures, config, together), settings, number, steps)
+            # A stream of its own each time: blocks that were made before would be too fast. It asks for examples alone.
+            stream = Stream(cast(Generator, mixtures), config, together)
+            rate = loading_rate(stream, settings, number, steps)
             loader.append({"examples_per_mix": count, "workers": number, "segments_per_second": rate})
     return {"tokens": tokens, "loader": loader}
