@@ -8,6 +8,8 @@ AUDIO ?=
 DEVICE ?=
 # one file of the twins for make diff; empty: all
 FILE ?=
+# the folder of make site
+OUT ?=
 # a report of make parity ARGS="--json FILE" for make drift
 REPORT ?=
 # folders of make train-default: what it makes, recorded notes, a clone of POP909
@@ -30,7 +32,7 @@ override ARITHMETIC := tests/twins/test_model.py tests/twins/test_decode.py test
   tests/onnx_mt3 tests/parity/compare tests/parity/diagnosis tests/test_infer.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast test-avx2 check lint contract format parity drift diff train-default bench isolation lock clean
+.PHONY: help setup test test-fast test-avx2 check lint contract format parity drift diff train-default bench isolation site lock clean
 
 help: ## this list
 	@echo 'MT3 in Flax and in PyTorch. Two commands to begin with: make parity, make test'
@@ -107,6 +109,9 @@ bench: $(READY) ## measure the speed: all, or ARGS='--parts decode --rounds 3 --
 
 isolation: $(READY) ## install each twin alone in a fresh environment and transcribe with it
 	@$(BIN)/python tests/tools/isolation.py
+
+site: $(READY) ## the page that transcribes in the browser, as a folder for any web server: OUT=build/site CKPT=path (needs npm)
+	@$(BIN)/mt3 site $(or $(OUT),build/site) $(if $(CKPT),--checkpoint $(CKPT)) $(ARGS)
 
 lock: $(READY) ## write requirements.lock from what .venv holds
 	@echo "# Exact versions of everything that .[dev] installs, as constraints for pip; written by 'make lock'." > $(VENV)/lock

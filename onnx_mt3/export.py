@@ -42,7 +42,8 @@ def export(
         overrides: settings that count instead of the checkpoint's, such as position_table.
 
     Returns:
-        'bytes' of the file, and 'rounded': the arrays whose values the stored dtype does not have exactly.
+        'bytes' of the file; 'rounded': the arrays whose values the stored dtype does not have exactly; 'config' of the
+        network.
 
     Raises:
         ValueError: the checkpoint or a setting is not usable, or the file would be too large.
@@ -63,7 +64,7 @@ def export(
         raise ValueError(f"{output} would have {size / 1e9:.1f} GB, and an ONNX file has 2.1 at most: store bfloat16")
     atomic.write(output, model.SerializeToString())
     rounded = sorted(name for name, array in source.arrays.items() if _is_rounded(array, stored))
-    return {"bytes": size, "rounded": rounded}
+    return {"bytes": size, "rounded": rounded, "config": config}
 
 
 def _is_rounded(array: np.ndarray, stored: str) -> bool:

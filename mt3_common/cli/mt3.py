@@ -12,7 +12,7 @@ from importlib import metadata
 
 from mt3_common.checkpoint.yourmt3 import is_yourmt3
 from mt3_common.checkpoint.yourmt3_released import RELEASED
-from mt3_common.cli import dataset, evaluate, export, infer, install, profile, sample_fonts, serve, sources, train
+from mt3_common.cli import dataset, evaluate, export, infer, install, profile, sample_fonts, serve, site, sources, train
 from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
 
@@ -33,6 +33,7 @@ commands:
   mt3 train RUN ...                       train a model on your recordings, or on synthesised music
   mt3 evaluate DATASET...                 measure transcriptions against notes that are known
   mt3 serve                               open a page in the browser that does it, on this machine alone
+  mt3 site DIR                            write that page as a folder for any web server; browsers compute by themselves
   mt3 export CKPT -o model.onnx           write the network as one ONNX file, for other programs and browsers
   mt3 data install [NAME...]              install published data sets and sounds, or choose from a list
   mt3 data sources DIR                    get songs and soundfonts to synthesise music from
@@ -186,6 +187,12 @@ def _export(framework: str | None, arguments: Sequence[str]) -> int:
     return export.main(arguments)
 
 
+def _site(framework: str | None, arguments: Sequence[str]) -> int:
+    if framework not in (None, "onnx"):
+        raise UsageError(f"--framework {framework} cannot do this: browsers run ONNX Runtime")
+    return site.main(arguments)
+
+
 DATA: dict[str, Callable[..., int]] = {
     "install": install.main,
     "sources": sources.main,
@@ -214,6 +221,7 @@ COMMANDS: dict[str, Callable[[str | None, list[str]], int]] = {
     "evaluate": _evaluate,
     "serve": _serve,
     "export": _export,
+    "site": _site,
     "data": _data,
 }
 

@@ -18,11 +18,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mt3_common.audio.files import audio_duration
-from mt3_common.notes.instruments import DRUMS, FAMILIES, PROGRAM_NAMES, parse_instruments
+from mt3_common.notes.instruments import parse_instruments
 from mt3_common.notes.tempo import FASTEST, SLOWEST
 from mt3_common.transcription import beats
 from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.transcription.pipeline import Transcriber
+from mt3_common.web.facts import model_facts
 from mt3_common.web.files import KINDS, file_of
 from mt3_common.web.guard import LOOPBACK, Guard
 from mt3_common.web.work import REPORT_EVERY, Line, Networks, Settings, TooLong, Work, mt3_config, too_long
@@ -83,21 +84,11 @@ class Server:
 
     async def about(self, request: Request) -> Response:
         """Return what the page needs to know of the model and of the server."""
-        vocabulary = self.config.vocabulary
-        checkpoint = self.first.checkpoint
         return JSONResponse(
             {
-                "checkpoint": checkpoint.name if checkpoint else "",
-                "notice": checkpoint.notice if checkpoint else "",
-                "programs": PROGRAM_NAMES,
-                "families": FAMILIES,
-                "drums": DRUMS,
-                "instruments": vocabulary.use_programs,
-                "hold": vocabulary.use_programs and vocabulary.use_ties,
+                **model_facts(self.config, self.first.checkpoint),
                 "files": [kind for kind in KINDS if kind != "musicxml" or importlib.util.find_spec("music21")],
                 "beats": importlib.util.find_spec("librosa") is not None,
-                "slowest": SLOWEST,
-                "fastest": FASTEST,
                 **self.limits._asdict(),
             }
         )

@@ -3,14 +3,14 @@
 import { Parts, pitchName } from "./parts.js";
 import { Player } from "./player.js";
 import { Roll, clock } from "./roll.js";
-import * as source from "./server.js";
+import * as source from "./source.js";
 
 const KINDS = { mid: "MIDI", musicxml: "MusicXML", json: "JSON", csv: "CSV" };
 // rows of the list of notes
 const MOST_ROWS = 2000;
 
 const $ = (id) => document.getElementById(id);
-const player = new Player((time) => showTime(time));
+const player = new Player((time) => showTime(time), source.decode);
 const roll = new Roll($("roll"), { seek: (time) => player.seek(time), loop: (range) => setLoop(range) });
 // of each recording: file, state ('waiting', 'running', 'done', 'failed'), notes, strips, parts, result, its list item
 const queue = [];
@@ -399,7 +399,7 @@ try {
   $("notice").textContent = info.notice;
   $("notice").hidden = !info.notice;
   buildOptions();
-  $("drop").querySelector("span").textContent += ` Up to ${info.megabytes} MB and ${info.minutes} minutes each.`;
+  $("drop").querySelector("span").textContent = `${source.PROMISE} Up to ${info.megabytes} MB and ${info.minutes} minutes each.`;
 } catch (error) {
   tell(error.message);
   $("files").disabled = true;

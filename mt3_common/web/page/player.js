@@ -14,8 +14,10 @@ const VOICES = [
 const LEVELS = { triangle: 0.22, sine: 0.25, square: 0.07, sawtooth: 0.08 };
 
 export class Player {
-  constructor(onTick) {
+  // decode(file): the source's own, which returns an AudioBuffer; without one, the browser's at the loudspeaker's rate
+  constructor(onTick, decode) {
     this.onTick = onTick;
+    this.decode = decode ?? (async (file) => this.context().decodeAudioData(await file.arrayBuffer()));
     this.notes = [];
     this.parts = null;
     this.buffer = null;
@@ -53,7 +55,8 @@ export class Player {
     this.gains.clear();
     const opened = (this.opened = {});
     try {
-      const buffer = await this.context().decodeAudioData(await file.arrayBuffer());
+      this.context();
+      const buffer = await this.decode(file);
       if (this.opened !== opened) return true;
       this.buffer = buffer;
       this.duration = Math.max(this.duration, buffer.duration);

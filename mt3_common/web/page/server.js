@@ -1,4 +1,7 @@
-// A source of transcriptions: the program that serves this page. Another source needs the same three functions.
+// A source of transcriptions: the program that serves this page. Another source needs the same names; it may also have
+// decode(file), which returns an AudioBuffer for the player.
+
+export const PROMISE = "They go to the program that serves this page, and nowhere else.";
 
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
 

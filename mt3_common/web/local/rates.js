@@ -1,0 +1,72 @@
+// The sample rate that a file states, which no browser tells, so that it is decoded as it is and not resampled.
+
+const MP3_RATES = { 3: [44100, 48000, 32000], 2: [22050, 24000, 16000], 0: [11025, 12000, 8000] };
+const AAC_RATES = [96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350];
+const OPUS_RATE = 48000;
+
+// Position of a text of bytes, or -1.
+function find(bytes, text, from = 0, to = bytes.length) {
+  for (let at = bytes.indexOf(text.charCodeAt(0), from); at >= 0 && at + text.length <= to; at = bytes.indexOf(text.charCodeAt(0), at + 1)) {
+    let index = 1;
+    while (index < text.length && bytes[at + index] === text.charCodeAt(index)) index += 1;
+    if (index === text.length) return at;
+  }
+  return -1;
+}
+
+// Rate and frames of a FLAC stream whose "fLaC" is at a position.
+function flac(view, at) {
+  if (at + 26 > view.byteLength) return null;
+  const rate = view.getUint32(at + 18) >>> 12;
+  return { rate, numFrames: (view.getUint8(at + 21) & 15) * 2 ** 32 + view.getUint32(at + 22) || null };
+}
+
+// The rate of the first MPEG or AAC frame that another one follows, from a position on.
+function mpeg(bytes, from) {
+  for (let at = from; at + 4 < Math.min(bytes.length, from + 2 ** 18); at += 1) {
+    if (bytes[at] !== 0xff || (bytes[at + 1] & 0xe0) !== 0xe0) continue;
+    const [version, layer] = [(bytes[at + 1] >> 3) & 3, (bytes[at + 1] >> 1) & 3];
+    if (layer === 0 && (bytes[at + 1] & 0xf6) === 0xf0) {
+      const rate = AAC_RATES[(bytes[at + 2] >> 2) & 15];
+      const length = ((bytes[at + 3] & 3) << 11) | (bytes[at + 4] << 3) | (bytes[at + 5] >> 5);
+      if (rate && bytes[at + length] === 0xff && (bytes[at + length + 1] & 0xf6) === 0xf0) return rate;
+      continue;
+    }
+    const rate = MP3_RATES[version]?.[(bytes[at + 2] >> 2) & 3];
+    const bitrate = bytes[at + 2] >> 4;
+    if (rate && layer !== 0 && bitrate > 0 && bitrate < 15) return rate;
+  }
+  return null;
+}
+
+// {rate, numFrames} of the bytes of a file; rate is null where none is known, numFrames null where no header states it.
+export function stated(buffer) {
+  const bytes = new Uint8Array(buffer);
+  const view = new DataView(buffer);
+  const starts = (text, at = 0) => find(bytes, text, at, at + text.length) === at;
+  let at = 0;
+  while (starts("ID3", at) && at + 10 < bytes.length) {
+    at += 10 + [6, 7, 8, 9].reduce((size, index) => (size << 7) | (bytes[at + index] & 0x7f), 0);
+  }
+  if (starts("fLaC", at)) return flac(view, at) ?? { rate: null, numFrames: null };
+  let rate = null;
+  if (starts("OggS")) {
+    const end = Math.min(bytes.length, 4096);
+    const [vorbis, native] = [find(bytes, "\x01vorbis", 0, end), find(bytes, "fLaC", 0, end)];
+    if (find(bytes, "OpusHead", 0, end) >= 0) rate = OPUS_RATE;
+    else if (vorbis >= 0 && vorbis + 16 <= bytes.length) rate = view.getUint32(vorbis + 12, true);
+    else if (native >= 0) rate = flac(view, native)?.rate ?? null;
+  } else if (starts("ftyp", 4)) {
+    const entry = find(bytes, "mp4a");
+    if (entry >= 0 && entry + 30 <= bytes.length) rate = view.getUint16(entry + 28);
+    else if (find(bytes, "Opus") >= 0) rate = OPUS_RATE;
+  } else if (view.byteLength > 4 && view.getUint32(0) === 0x1a45dfa3) {
+    const end = Math.min(bytes.length, 2 ** 16);
+    if (find(bytes, "A_OPUS", 0, end) >= 0) rate = OPUS_RATE;
+    else if (find(bytes, "\xb5\x84", 0, end) >= 0) rate = view.getFloat32(find(bytes, "\xb5\x84", 0, end) + 2);
+    else if (find(bytes, "\xb5\x88", 0, end) >= 0) rate = view.getFloat64(find(bytes, "\xb5\x88", 0, end) + 2);
+  } else {
+    rate = mpeg(bytes, at);
+  }
+  return { rate: rate || null, numFrames: null };
+}

@@ -1,0 +1,148 @@
+// Log-mel frames and their segments, as mt3_common/audio/spectrogram.py and segments.py compute them.
+
+// What the logarithm is taken of where there is nothing.
+const NOTHING = Math.fround(1e-5);
+
+export class LogMel {
+  // sizes: of site.json; window: (fft) float32; weights: those of the filters, one after the other
+  constructor(sizes, filters, window, weights) {
+    Object.assign(this, { sizes, filters, window, weights });
+    this.half = sizes.fft / 2;
+    this.real = new Float64Array(this.half);
+    this.imaginary = new Float64Array(this.half);
+    this.magnitudes = new Float32Array(this.half + 1);
+    this.cosines = Float64Array.from({ length: this.half }, (_, k) => Math.cos((2 * Math.PI * k) / sizes.fft));
+    this.sines = Float64Array.from({ length: this.half }, (_, k) => Math.sin((2 * Math.PI * k) / sizes.fft));
+    const bits = Math.log2(this.half);
+    this.reversed = Uint32Array.from({ length: this.half }, (_, k) => {
+      let value = 0;
+      for (let bit = 0; bit < bits; bit += 1) value |= ((k >> bit) & 1) << (bits - 1 - bit);
+      return value;
+    });
+  }
+
+  // (ceil(n / hop), bins) float32 of (n,) samples; what comes after them counts as zeros.
+  rows(samples, output) {
+    const { hop, fft, bins } = this.sizes;
+    const count = Math.ceil(samples.length / hop);
+    for (let row = 0; row < count; row += 1) {
+      const start = row * hop;
+      // a row of real samples as half as many complex ones
+      for (let k = 0; k < this.half; k += 1) {
+        const slot = this.reversed[k];
+        const at = start + 2 * k;
+        this.real[slot] = at < samples.length ? Math.fround(samples[at] * this.window[2 * k]) : 0;
+        this.imaginary[slot] = at + 1 < samples.length ? Math.fround(samples[at + 1] * this.window[2 * k + 1]) : 0;
+      }
+      this.transform();
+      this.measure(fft);
+      for (let bin = 0, position = 0; bin < bins; bin += 1) {
+        const [first, width] = this.filters[bin];
+        let sum = 0;
+        for (let k = 0; k < width; k += 1) sum += this.magnitudes[first + k] * this.weights[position + k];
+        position += width;
+        const value = Math.fround(sum);
+        output[row * bins + bin] = Math.log(value > 0 ? value : NOTHING);
+      }
+    }
+    return count;
+  }
+
+  // The Fourier transform of what lies in bit-reversed order.
+  transform() {
+    const { real, imaginary, cosines, sines, half } = this;
+    for (let size = 2; size <= half; size *= 2) {
+      const step = (2 * half) / size;
+      for (let begin = 0; begin < half; begin += size) {
+        for (let k = 0; k < size / 2; k += 1) {
+          const [a, b] = [begin + k, begin + k + size / 2];
+          const [c, s] = [cosines[k * step], -sines[k * step]];
+          const x = real[b] * c - imaginary[b] * s;
+          const y = real[b] * s + imaginary[b] * c;
+          real[b] = real[a] - x;
+          imaginary[b] = imaginary[a] - y;
+          real[a] += x;
+          imaginary[a] += y;
+        }
+      }
+    }
+  }
+
+  // Magnitudes of the real transform, out of the complex one of half the length.
+  measure() {
+    const { real, imaginary, cosines, sines, half, magnitudes } = this;
+    for (let k = 0; k <= half; k += 1) {
+      const [a, b] = [k % half, (half - k) % half];
+      const evenReal = (real[a] + real[b]) / 2;
+      const evenImaginary = (imaginary[a] - imaginary[b]) / 2;
+      const oddReal = (imaginary[a] + imaginary[b]) / 2;
+      const oddImaginary = (real[b] - real[a]) / 2;
+      const [c, s] = k === half ? [-1, 0] : [cosines[k], -sines[k]];
+      magnitudes[k] = Math.hypot(evenReal + c * oddReal - s * oddImaginary, evenImaginary + c * oddImaginary + s * oddReal);
+    }
+  }
+}
+
+export function numSegments(numSamples, { hop, frames }) {
+  return Math.ceil((Math.floor(numSamples / hop) + 1) / frames);
+}
+
+// Start of a segment, rounded down to a step in the published floating point: often a whole step too early.
+export function startTime(index, { frames, hop, sampleRate, steps }) {
+  const time = (index * frames) / (sampleRate / hop);
+  return time - (time % (1 / steps));
+}
+
+// Yields {index, start, frames, numFrames, isLast} of blocks of samples (an async iterable).
+export async function* segments(blocks, sizes, logMel) {
+  const length = sizes.frames * sizes.hop;
+  let buffer = new Float32Array(length);
+  let [filled, index] = [0, 0];
+  const segment = (samples, isLast) => {
+    const frames = new Float32Array(sizes.frames * sizes.bins);
+    const numFrames = logMel.rows(samples, frames);
+    index += 1;
+    return { index: index - 1, start: startTime(index - 1, sizes), frames, numFrames, isLast };
+  };
+  for await (let block of blocks) {
+    while (block.length) {
+      const part = block.subarray(0, length - filled);
+      buffer.set(part, filled);
+      filled += part.length;
+      block = block.subarray(part.length);
+      if (filled === length) {
+        yield segment(buffer, false);
+        filled = 0;
+      }
+    }
+  }
+  // The published padding: up to the end of the hop, and a whole hop of silence where the last one is full.
+  const padded = (Math.floor(filled / sizes.hop) + 1) * sizes.hop;
+  const samples = new Float32Array(padded);
+  samples.set(buffer.subarray(0, filled));
+  buffer = null;
+  yield segment(samples, true);
+}
+
+// A segment's strip of the picture, as mt3_common/web/strips.py makes it.
+export function strip(segment, sizes, { bins, columns, darkest, brightest }) {
+  const wide = Math.max(1, Math.floor(sizes.frames / columns));
+  const count = Math.ceil(segment.numFrames / wide);
+  const levels = new Uint8Array(count * bins.length);
+  for (let column = 0; column < count; column += 1) {
+    const end = Math.min(segment.numFrames, (column + 1) * wide);
+    for (let row = 0; row < bins.length; row += 1) {
+      let most = -Infinity;
+      for (let frame = column * wide; frame < end; frame += 1) most = Math.max(most, segment.frames[frame * sizes.bins + bins[row]]);
+      levels[column * bins.length + row] = Math.round(Math.min(1, Math.max(0, (most - darkest) / (brightest - darkest))) * 255);
+    }
+  }
+  return {
+    type: "strip",
+    start: (segment.index * sizes.frames) / (sizes.sampleRate / sizes.hop),
+    seconds: (count * wide) / (sizes.sampleRate / sizes.hop),
+    columns: count,
+    rows: bins.length,
+    levels: btoa(Array.from(levels, (level) => String.fromCharCode(level)).join("")),
+  };
+}

@@ -1,0 +1,200 @@
+"""The page as a folder of files: the network runs in the browser, and any web server can serve it."""
+
+import gzip
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pretty_midi
+import soxr
+
+from mt3_common.audio.spectrogram import mel_matrix
+from mt3_common.audio.tensorflow_rounding import hann_window
+from mt3_common.checkpoint.registry import NamedCheckpoint
+from mt3_common.config import Config, SpectrogramConfig
+from mt3_common.formats.plot import BRIGHTEST, DARKEST
+from mt3_common.io import atomic
+from mt3_common.notes.vocabulary import Vocabulary
+from mt3_common.transcription.continuity import HOLD_BIAS
+from mt3_common.web.facts import model_facts
+from mt3_common.web.runtime import LICENSE, SCRIPT, WASM
+from mt3_common.web.strips import COLUMNS, rows_of_pitches
+
+PAGE, LOCAL = Path(__file__).parent / "page", Path(__file__).parent / "local"
+# file that marks a folder as a site, which may be written again
+FACTS = "site.json"
+FORMAT = "mt3-twins site"
+# Hz; rates with a table of their own. Others are resampled with the table of 44,100 Hz, 73 dB near soxr.
+RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000, 176400, 192000)
+# s; half the length of soxr's filter at 16 kHz, beyond which it is below 1e-7 of its peak
+REACH = 6.45e-3
+MEGABYTES, MINUTES = 500, 30
+# of the page, which needs no WebAssembly: its worker does
+POLICY = (
+    "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
+)
+WORKER_POLICY = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'"
+# for hosts that read such a file; others need none
+HEADERS = f"""\
+/*
+  X-Content-Type-Options: nosniff
+  Referrer-Policy: no-referrer
+/index.html
+  Content-Security-Policy: {POLICY}; frame-ancestors 'none'
+/local/worker.js
+  Content-Security-Policy: {WORKER_POLICY}
+"""
+
+
+def write_site(
+    folder: Path, config: Config, checkpoint: NamedCheckpoint, model: bytes, runtime: dict[str, bytes]
+) -> dict[str, int]:
+    """Write the site and return the sizes of its files (bytes).
+
+    Args:
+        folder: absent, empty, or a site that is replaced.
+        config: of the network.
+        checkpoint: of the network, for names.
+        model: ONNX file of the search.
+        runtime: files that runtime.runtime_files returns.
+
+    Raises:
+        ValueError: the folder holds something else, or the front end is not MT3's.
+        OSError: a file cannot be written.
+    """
+    check_folder(folder)
+    files = site_files(config, checkpoint, model, runtime)
+    (folder / LOCAL.name).mkdir(parents=True, exist_ok=True)
+    # the mark first: what was interrupted can be written again
+    for name in [FACTS, *(name for name in files if name != FACTS)]:
+        atomic.write(folder / name, files[name])
+    return {name: len(content) for name, content in files.items()}
+
+
+def check_folder(folder: str | os.PathLike) -> None:
+    """Refuse a folder with other files than a site's.
+
+    Raises:
+        ValueError: the folder is a file, or holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, not a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS).is_file():
+        raise ValueError(f"{folder} holds other files: name a new or an empty folder")
+
+
+def site_files(
+    config: Config, checkpoint: NamedCheckpoint, model: bytes, runtime: dict[str, bytes]
+) -> dict[str, bytes]:
+    """Return the files of a site by their paths in it."""
+    filters, front = front_end(config.spectrogram)
+    rates = [rate for rate in RATES if rate != config.spectrogram.sample_rate]
+    files = {file.name: file.read_bytes() for file in sorted(PAGE.iterdir()) if file.name != "server.js"}
+    files["index.html"] = with_policy(files["index.html"].decode()).encode()
+    files["source.js"] = (
+        b'// The source of this page: the network in the browser.\n\nexport * from "./local/source.js";\n'
+    )
+    files |= {f"{LOCAL.name}/{file.name}": file.read_bytes() for file in sorted(LOCAL.glob("*.js"))}
+    files[FACTS] = json.dumps(facts(config, checkpoint, filters, rates)).encode()
+    local = {
+        "front.bin": front,
+        "model.onnx.gz": gzip.compress(model, 9, mtime=0),
+        "onnxruntime.wasm.gz": gzip.compress(runtime[WASM], 9, mtime=0),
+        # servers do not all know the ending .mjs
+        "onnxruntime.js": runtime[SCRIPT].partition(b"//# sourceMappingURL")[0],
+    }
+    local |= {f"resample-{rate}.bin": filter_table(rate, config.spectrogram.sample_rate) for rate in rates}
+    files |= {f"{LOCAL.name}/{name}": content for name, content in local.items()}
+    return files | {"LICENSES.txt": LICENSE.encode(), "_headers": HEADERS.encode()}
+
+
+def with_policy(page: str) -> str:
+    """Return the page with its policy, which `mt3 serve` sends as a header."""
+    mark = '<meta charset="utf-8">'
+    if page.count(mark) != 1:
+        raise ValueError("the page must have one line for its charset")
+    return page.replace(mark, f'{mark}\n    <meta http-equiv="Content-Security-Policy" content="{POLICY}">')
+
+
+def facts(
+    config: Config, checkpoint: NamedCheckpoint, filters: list[tuple[int, int]], rates: list[int]
+) -> dict[str, Any]:
+    """Return what the scripts need to know of the model, for JSON."""
+    spectrogram, vocabulary = config.spectrogram, Vocabulary(config.vocabulary)
+    abilities = {"files": ["mid", "json", "csv"], "beats": False, "megabytes": MEGABYTES, "minutes": MINUTES}
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "about": model_facts(config, checkpoint) | abilities,
+        "sizes": {
+            "sampleRate": spectrogram.sample_rate,
+            "hop": spectrogram.hop_width,
+            "fft": spectrogram.fft_size,
+            "bins": spectrogram.num_mel_bins,
+            "frames": config.input_frames,
+            "maxTokens": config.max_target_length,
+            "vocabSize": config.network.vocab_size,
+            "ranges": vocabulary.ranges,
+            "steps": config.vocabulary.steps_per_second,
+            "velocityBins": config.vocabulary.num_velocity_bins,
+            "usePrograms": config.vocabulary.use_programs,
+            "useTies": config.vocabulary.use_ties,
+        },
+        "filters": filters,
+        "strip": {
+            "bins": rows_of_pitches(spectrogram).tolist(),
+            "columns": COLUMNS,
+            "darkest": DARKEST,
+            "brightest": BRIGHTEST,
+        },
+        "rates": rates,
+        "holdBias": HOLD_BIAS,
+        "programNames": [pretty_midi.program_to_instrument_name(program) for program in range(128)],
+    }
+
+
+def front_end(config: SpectrogramConfig) -> tuple[list[tuple[int, int]], bytes]:
+    """Return the mel filters as (first FFT bin, number of bins), and float32 bytes: the window, then their weights.
+
+    Raises:
+        ValueError: the FFT's size is no power of 2, which the page's transform needs.
+    """
+    if config.fft_size & (config.fft_size - 1):
+        raise ValueError(f"the page transforms powers of 2, not windows of {config.fft_size} samples")
+    matrix = mel_matrix(config, graph=True)
+    filters, weights = [], [hann_window(config.fft_size).astype("<f4")]
+    for column in matrix.T:
+        bins = np.flatnonzero(column)
+        first, count = (int(bins[0]), int(bins[-1] - bins[0] + 1)) if len(bins) else (0, 0)
+        filters.append((first, count))
+        weights.append(column[first : first + count].astype("<f4"))
+    return filters, b"".join(part.tobytes() for part in weights)
+
+
+def filter_table(rate: int, out_rate: int) -> bytes:
+    """Return soxr's filter from one rate to another (Hz), measured by impulses.
+
+    Returns:
+        Little-endian: int32 phases, hop and half, then phases * (2 half + 1) float32 taps. Output number n is the sum
+        over j of taps[phase, j] * samples[base - half + j], with n * hop = base * phases + phase.
+    """
+    divisor = math.gcd(rate, out_rate)
+    phases, hop = out_rate // divisor, rate // divisor
+    half = math.ceil(REACH * rate / min(1.0, rate / out_rate))
+    taps = np.zeros((phases, 2 * half + 1), np.float32)
+    # beyond the filter's reach on both sides, and as many positions as there are in a period of the phases
+    margin = (2 * half // hop + 2) * hop
+    for position in range(margin, margin + hop):
+        impulse = np.zeros(2 * margin + hop, np.float32)
+        impulse[position] = 1.0
+        response = soxr.resample(impulse, rate, out_rate, quality="HQ")
+        base, phase = np.divmod(np.arange(len(response), dtype=np.int64) * hop, phases)
+        column = position - base + half
+        inside = (column >= 0) & (column <= 2 * half)
+        taps[phase[inside], column[inside]] = response[inside]
+    return np.array([phases, hop, half], "<i4").tobytes() + taps.astype("<f4").tobytes()

@@ -1,0 +1,109 @@
+// Runs functions of mt3_common/web/local for test_local.py: node local_driver.mjs FOLDER MODE, JSON in and out.
+
+import { readFileSync } from "node:fs";
+
+const [folder, mode] = process.argv.slice(2);
+const load = (name) => import(`file://${folder}/${name}.js`);
+const [resample, spectrogram, notes, files, mix, wav, rates, pipeline] = await Promise.all(
+  ["resample", "spectrogram", "notes", "files", "mix", "wav", "rates", "pipeline"].map(load),
+);
+
+const floats = (text) => {
+  const bytes = Uint8Array.from(Buffer.from(text, "base64"));
+  return new Float32Array(bytes.buffer);
+};
+const text = (array) => Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64");
+const tableFile = (rate) => Uint8Array.from(readFileSync(`${folder}/resample-${rate}.bin`)).buffer;
+
+function logMelOf({ sizes, filters }) {
+  const front = Uint8Array.from(readFileSync(`${folder}/front.bin`)).buffer;
+  return new spectrogram.LogMel(sizes, filters, new Float32Array(front, 0, sizes.fft), new Float32Array(front, 4 * sizes.fft));
+}
+
+async function* inParts(samples, lengths) {
+  let at = 0;
+  for (let number = 0; at < samples.length; number += 1) {
+    const end = Math.min(samples.length, at + lengths[number % lengths.length]);
+    yield samples.subarray(at, end);
+    at = end;
+  }
+}
+
+const site = () => JSON.parse(readFileSync(`${folder}/site.json`));
+
+const MODES = {
+  async resample({ rate, samples, dense }) {
+    const own = dense ? resample.interpolatedTable(rate, 16000, resample.parsedTable(44100, tableFile(44100))) : resample.parsedTable(rate, tableFile(rate));
+    const resampler = new resample.Resampler(own);
+    const output = [];
+    for await (const part of inParts(floats(samples), [1, 700, 12345])) output.push(...resampler.push(part));
+    output.push(...resampler.finish());
+    return text(Float32Array.from(output));
+  },
+  async segments({ samples }) {
+    const facts = site();
+    const output = [];
+    for await (const segment of spectrogram.segments(inParts(floats(samples), [1, 30000, 500]), facts.sizes, logMelOf(facts))) {
+      output.push({ ...segment, frames: text(segment.frames), strip: spectrogram.strip(segment, facts.sizes, facts.strip) });
+    }
+    return output;
+  },
+  starts({ count }) {
+    return Array.from({ length: count }, (_, index) => spectrogram.startTime(index, site().sizes));
+  },
+  notes({ recordings }) {
+    const vocabulary = new notes.Vocabulary(site().sizes);
+    return recordings.map(({ segments, programs }) => {
+      const decoder = new notes.NoteDecoder(vocabulary, programs && new Set(programs));
+      const ended = segments.flatMap(([ids, start, next]) => decoder.feed(ids, start, next));
+      return { notes: [...ended, ...decoder.finish()], invalid: decoder.invalid, dropped: decoder.dropped };
+    });
+  },
+  async files({ results }) {
+    const { programNames } = site();
+    const written = [];
+    for (const result of results) {
+      for (const kind of ["mid", "json", "csv"]) written.push(text(await files.fileOf(kind, result, programNames)));
+    }
+    return written;
+  },
+  floats({ values }) {
+    return values.map(files.floatText);
+  },
+  async mono({ path, name }) {
+    const source = await wav.wavSource(new File([readFileSync(path)], name));
+    if (!source) return null;
+    try {
+      pipeline.checkSource(source, name, 30);
+      const blocks = [];
+      for await (const block of mix.monoBlocks(source, name)) blocks.push(...block);
+      return { rate: source.rate, samples: text(Float32Array.from(blocks)) };
+    } catch (error) {
+      return { message: error.message };
+    }
+  },
+  rates({ paths }) {
+    return paths.map((path) => rates.stated(Uint8Array.from(readFileSync(path)).buffer));
+  },
+  async transcribe({ path, settings, free, again }) {
+    const facts = site();
+    const source = await wav.wavSource(new File([readFileSync(path)], "song.wav"));
+    const events = [];
+    let first = 0;
+    const search = (items) =>
+      items.map(({ prompt, bias }) => {
+        if (prompt) return [...prompt, ...again[(bias.filter((value) => value < 0).length + prompt.length) % again.length], 1, 7];
+        first += 1;
+        return [...free[first - 1], 1, 1060];
+      });
+    try {
+      const all = pipeline.transcribe({ source, name: "song.wav", settings, site: facts, logMel: logMelOf(facts), table: null, search });
+      for await (const event of all) events.push(event.type === "strip" ? { type: "strip" } : event);
+    } catch (error) {
+      events.push({ type: "error", message: error.message });
+    }
+    return events;
+  },
+};
+
+process.stdout.write(JSON.stringify(await MODES[mode](JSON.parse(readFileSync(0, "utf8")))));

@@ -1,0 +1,324 @@
+"""Results of the scripts that browsers run by themselves, held to Python's: in Node.js, without a browser."""
+
+import base64
+import json
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from fakes import CONFIG, noise
+
+from mt3_common.audio.files import AudioError, read_audio
+from mt3_common.audio.segments import segments, start_times
+from mt3_common.checkpoint.registry import NamedCheckpoint
+from mt3_common.formats.midi import write_midi
+from mt3_common.formats.tables import fields
+from mt3_common.notes.decoder import NoteDecoder
+from mt3_common.notes.instruments import parse_instruments
+from mt3_common.notes.note import Note
+from mt3_common.notes.tempo import Tempo, constant
+from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
+from mt3_common.transcription.batching import PromptedSegment
+from mt3_common.transcription.continuity import HOLD_BIAS, InstrumentContinuity
+from mt3_common.transcription.pipeline import Transcriber
+from mt3_common.transcription.result import Transcription
+from mt3_common.web.files import file_of
+from mt3_common.web.runtime import SCRIPT, WASM
+from mt3_common.web.site import site_files
+from mt3_common.web.strips import strip
+from mt3_common.web.work import described
+
+NODE = shutil.which("node")
+REASON = "NO NODE.JS: what browsers compute is NOT tested; install Debian's nodejs"
+if NODE is None:
+    warnings.warn(REASON, pytest.PytestWarning, stacklevel=1)
+pytestmark = [pytest.mark.process, pytest.mark.skipif(NODE is None, reason=REASON)]
+
+DRIVER = Path(__file__).with_name("local_driver.mjs")
+CHECKPOINT = NamedCheckpoint(Path("small"), "small")
+VOCABULARY = Vocabulary(CONFIG.vocabulary)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    """A function that runs a mode of the driver on the scripts of a site, without a network."""
+    folder = tmp_path_factory.mktemp("local")
+    written = site_files(CONFIG, CHECKPOINT, b"", {SCRIPT: b"", WASM: b""})
+    for name, content in written.items():
+        if name == "site.json" or name.startswith("local/"):
+            (folder / Path(name).name).write_bytes(content)
+    (folder / "package.json").write_text('{"type": "module"}')
+
+    def run(mode: str, **payload: Any) -> Any:
+        done = subprocess.run(
+            [str(NODE), DRIVER, folder, mode], input=json.dumps(payload), text=True, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def text(samples: np.ndarray) -> str:
+    return base64.b64encode(samples.astype("<f4").tobytes()).decode()
+
+
+def floats(encoded: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(encoded), "<f4")
+
+
+def decibels(expected: np.ndarray, actual: np.ndarray) -> float:
+    error = np.square(expected.astype(np.float64) - actual).sum()
+    return float(10 * np.log10(np.square(expected.astype(np.float64)).sum() / error))
+
+
+@pytest.mark.parametrize(
+    ("rate", "dense", "least"),
+    [
+        (48000, False, 120),
+        (44100, False, 120),
+        (22050, False, 120),
+        (8000, False, 120),
+        (11025, False, 120),
+        (192000, False, 120),
+        (37800, True, 70),
+        (44100, True, 120),
+        (9000, True, 70),
+    ],
+)
+def test_resampling_is_soxrs(node, rate, dense, least):
+    samples = noise(0.7, rate=rate)[:, 0].astype(np.float32)
+    expected = read_resampled(samples, rate)
+    actual = floats(node("resample", rate=rate, samples=text(samples), dense=dense))
+    assert len(actual) == len(expected)
+    assert decibels(expected, actual) > least
+
+
+def read_resampled(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Resample as audio.files does, to as many samples."""
+    resampled = soxr.resample(samples, rate, 16000, quality="HQ")
+    count = -(-len(samples) * 16000 // rate)
+    return np.concatenate([resampled, np.zeros(max(0, count - len(resampled)), np.float32)])[:count]
+
+
+def music(seconds: float) -> np.ndarray:
+    """Return chords with some noise, (n,) float32."""
+    times = np.arange(round(seconds * 16000)) / 16000
+    pitches = 220 * 2 ** (np.array([0, 4, 7, 12, 19, 31]) / 12)
+    tones = np.sin(2 * np.pi * pitches[:, None] * times).sum(axis=0) * np.exp(-(times % 0.5) * 4)
+    return (0.1 * tones + 0.001 * noise(seconds)[:, 0]).astype(np.float32)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 320, 81920, 100_000])
+def test_frames_segments_and_strips(node, num_samples):
+    samples = music(7)[:num_samples]
+    expected = list(segments(samples, CONFIG))
+    actual = node("segments", samples=text(samples))
+    assert [segment["isLast"] for segment in actual] == [False] * (len(expected) - 1) + [True]
+    for answer, segment in zip(actual, expected, strict=True):
+        assert (answer["index"], answer["start"], answer["numFrames"]) == (*segment[:2], segment.num_frames)
+        frames = floats(answer["frames"]).reshape(segment.frames.shape)
+        loud = segment.frames > np.log(0.05)
+        np.testing.assert_allclose(frames[loud], segment.frames[loud], atol=2e-4)
+        np.testing.assert_allclose(frames, segment.frames, atol=0.03)
+        picture = strip(segment, CONFIG)
+        levels = [np.frombuffer(base64.b64decode(item.pop("levels")), np.uint8) for item in (picture, answer["strip"])]
+        np.testing.assert_allclose(levels[0].astype(int), levels[1], atol=1)
+        assert answer["strip"] == picture
+
+
+def test_start_times_round_as_published(node):
+    np.testing.assert_array_equal(node("starts", count=3000), start_times(3000, CONFIG))
+
+
+def random_ids(rng: np.random.Generator) -> list[int]:
+    """Return ids of a segment: few pitches and programs, so that notes repeat, end and are tied."""
+
+    def one() -> int:
+        kind = rng.choice(
+            ["shift", "pitch", "velocity", "tie", "program", "drum", "none"], p=[0.2, 0.4, 0.1, 0.05, 0.1, 0.1, 0.05]
+        )
+        if kind == "none":
+            return int(rng.choice([0, 1, 2, 1500, 1535]))
+        most = {"shift": 60, "pitch": 64, "velocity": 1, "tie": 0, "program": 3, "drum": 40}[kind]
+        least = {"pitch": 60, "drum": 38}.get(kind, 0)
+        return SPECIAL_IDS + VOCABULARY.index(kind, int(rng.integers(least, most + 1)))
+
+    ties = [SPECIAL_IDS + VOCABULARY.index("pitch", int(pitch)) for pitch in rng.integers(60, 65, rng.integers(0, 3))]
+    return [*ties, SPECIAL_IDS + VOCABULARY.index("tie", 0), *(one() for _ in range(rng.integers(0, 40)))]
+
+
+def test_notes_of_any_ids(node):
+    rng = np.random.default_rng(5)
+    recordings = []
+    for number in range(200):
+        count = int(rng.integers(1, 6))
+        times = [*map(float, start_times(count, CONFIG)), None]
+        parts = [(random_ids(rng), times[index], times[index + 1]) for index in range(count)]
+        recordings.append({"segments": parts, "programs": [0, 2] if number % 2 else None})
+    total = 0
+    for recording, actual in zip(recordings, node("notes", recordings=recordings), strict=True):
+        decoder = NoteDecoder(VOCABULARY, recording["programs"], published=False)
+        notes = [note for part in recording["segments"] for note in decoder.feed(*part)] + decoder.finish()
+        assert actual["notes"] == [fields(note) for note in notes]
+        assert (actual["invalid"], actual["dropped"]) == (decoder.invalid, decoder.dropped)
+        total += len(notes)
+    assert total > 1000
+
+
+def random_notes(rng: np.random.Generator, count: int, programs: int) -> list[Note]:
+    notes = []
+    for onset, length in zip(np.round(rng.uniform(0, 20, count), 2), rng.choice([0.01, 0.3, 2.7], count)):
+        pitch, velocity, program = (int(rng.integers(*bounds)) for bounds in ((40, 60), (1, 128), (0, programs)))
+        is_drum = bool(rng.uniform() < 0.2)
+        notes.append(Note(float(onset), float(onset + length), pitch, velocity, 0 if is_drum else program, is_drum))
+    return notes
+
+
+def test_files_are_the_command_lines_byte_for_byte(node):
+    rng = np.random.default_rng(6)
+    meters = {"4/4": constant(90.0), "auto": Tempo((0.31, 0.8, 1.31, 1.8), 1)}
+    results = []
+    for number in range(9):
+        notes = [] if number == 0 else random_notes(rng, 30 * number, 40 if number % 2 else 3)
+        tempo = [None, *meters.values()][number % 3]
+        metadata = {"audio": 'a "song"\u2028é\udc80.wav', "start": 0.0, "checkpoint": "small", "held": 2.0}
+        transcription = Transcription(notes, 20.5, 11, 3, 0, metadata)
+        transcription = transcription.with_tempo(tempo) if tempo else transcription
+        results.append({"notes": [fields(note) for note in notes], **described(transcription, metadata["audio"])})
+    actual = node("files", results=results)
+    for number, result in enumerate(results):
+        body = json.dumps(result).encode()
+        for offset, kind in enumerate(("mid", "json", "csv")):
+            assert base64.b64decode(actual[3 * number + offset]) == file_of(kind, body), (number, kind)
+
+
+def test_a_long_midi_file_has_coarser_ticks(node, tmp_path):
+    notes = [Note(0.0, 0.5, 60, 100, 0, False), Note(11000.0, 11000.5, 62, 100, 0, False)]
+    result = {"notes": [fields(note) for note in notes], "metadata": {}, "duration": 11001.0, "tempo": None}
+    write_midi(notes, tmp_path / "long.mid")
+    assert base64.b64decode(node("files", results=[result])[0]) == (tmp_path / "long.mid").read_bytes()
+
+
+def test_numbers_are_shown_as_python_shows_them(node):
+    values = [0.0, 1.0, 0.1 + 0.2, 1e-5, 1.5e-7, 123456789.125, 1e15, 1e16, 2.5e22, -0.01, 0.0001]
+    assert node("floats", values=values) == [json.dumps(value) for value in values]
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_wav_files_are_read_to_the_bit(node, tmp_path, subtype, channels):
+    path = tmp_path / "song.wav"
+    soundfile.write(path, noise(1.5, channels), 16000, subtype)
+    np.testing.assert_array_equal(floats(node("mono", path=str(path), name="song.wav")["samples"]), read_audio(path))
+
+
+def test_what_is_mended_and_what_is_refused_is_as_on_the_command_line(node, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sound = noise(3.0)
+    recordings = {
+        "cancelled": (np.concatenate([sound, -sound], axis=1), "FLOAT"),
+        "second": (np.concatenate([0.01 * sound, sound, -1.01 * sound], axis=1), "FLOAT"),
+        "constant": (sound + 0.25, "FLOAT"),
+        "integers": (np.round(sound * 300_000), "FLOAT"),
+        "large": (sound * 1e5, "DOUBLE"),
+        "nan": (np.where(np.arange(len(sound))[:, None] == 20000, np.nan, sound), "FLOAT"),
+        "infinite": (np.where(np.arange(len(sound))[:, None] == 70, -np.inf, sound), "FLOAT"),
+        "truncated": (sound, "PCM_16"),
+        "none": (sound[:0], "PCM_16"),
+        "slow": (sound, "PCM_16"),
+    }
+    for name, (samples, subtype) in recordings.items():
+        path = Path(f"{name}.wav")
+        soundfile.write(path, samples, 500 if name == "slow" else 16000, subtype)
+        if name == "truncated":
+            path.write_bytes(path.read_bytes()[:50001])
+        actual = node("mono", path=str(path), name=path.name)
+        if name in ("nan", "infinite", "truncated", "none", "slow"):
+            with pytest.raises(AudioError) as error:
+                read_audio(path)
+            assert actual == {"message": str(error.value)}
+        else:
+            expected = read_audio(path, report=lambda sentence: None)
+            np.testing.assert_allclose(floats(actual["samples"]), expected, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_files_state_their_rate(node, tmp_path):
+    sound = noise(1.0)
+    kinds = [
+        ("a.flac", 44100),
+        ("b.flac", 96000),
+        ("c.ogg", 22050),
+        ("d.ogg", 48000),
+        ("e.mp3", 44100),
+        ("f.mp3", 24000),
+    ]
+    paths = []
+    for name, rate in kinds:
+        soundfile.write(tmp_path / name, sound, rate)
+        paths.append(str(tmp_path / name))
+    (tmp_path / "tagged.mp3").write_bytes(
+        b"ID3\x04\0\0\0\0\x01\x00" + b"\xff" * 128 + (tmp_path / "e.mp3").read_bytes()
+    )
+    soundfile.write(tmp_path / "h.opus", noise(1.0, rate=48000), 48000, format="OGG", subtype="OPUS")
+    (tmp_path / "words.txt").write_bytes(b"no sound at all " * 99)
+    (tmp_path / "short").write_bytes(b"fLaC")
+    paths += [str(tmp_path / name) for name in ("tagged.mp3", "h.opus", "words.txt", "short")]
+    stated = node("rates", paths=paths)
+    assert [item["rate"] for item in stated] == [*(rate for _, rate in kinds), 44100, 48000, None, None]
+    assert [item["numFrames"] for item in stated[:2]] == [16000, 16000]
+
+
+@pytest.mark.parametrize("settings", [{}, {"instruments": "piano,drums", "tempo": "97.5"}, {"hold": "1"}])
+def test_a_recording_becomes_the_same_notes(node, tmp_path, settings):
+    """The whole way with a stand-in for the network, which answers prompts with other notes."""
+    path = tmp_path / "song.wav"
+    soundfile.write(path, noise(41.0), 16000)
+    rng = np.random.default_rng(7)
+    free, again = ([random_ids(rng) for _ in range(count)] for count in (30, 5))
+    free, again = ([[token for token in ids if token != 1] for ids in answers] for answers in (free, again))
+    instruments = None
+    if "instruments" in settings:
+        instruments = parse_instruments(settings["instruments"])
+    retries = 0
+
+    def generate(items):
+        nonlocal retries
+        first = 0
+        for item in items:
+            if item is None:
+                continue
+            if isinstance(item, PromptedSegment) and len(item.prompt_ids):
+                retries += 1
+                number = (int((item.logit_bias < 0).sum()) + len(item.prompt_ids)) % len(again)
+                yield np.array([*item.prompt_ids, *again[number], 1])
+            else:
+                first += 1
+                yield np.array([*free[first - 1], 1])
+
+    continuity = InstrumentContinuity(HOLD_BIAS, 1) if settings.get("hold") else None
+    transcriber = Transcriber(CONFIG, generate, CHECKPOINT, instruments, continuity)
+    expected = transcriber.transcribe(path, tempo=float(settings["tempo"]) if "tempo" in settings else None)
+    events = node("transcribe", path=str(path), settings=settings, free=free, again=again)
+    assert [note for event in events if event["type"] == "notes" for note in event["notes"]] == list(
+        map(fields, expected.notes)
+    )
+    assert events[-1] == {"type": "end"} | json.loads(json.dumps(described(expected, "song.wav")))
+    assert [event["done"] for event in events if event["type"] == "progress"] == [8, 9]
+    assert sum(event["type"] == "strip" for event in events) == expected.num_segments == 9
+    assert bool(retries) == ("hold" in settings)
+
+
+def test_settings_that_cannot_be_meant_are_refused(node, tmp_path):
+    path = tmp_path / "song.wav"
+    soundfile.write(path, noise(1.0), 16000)
+    (event,) = node("transcribe", path=str(path), settings={"tempo": "5"}, free=[[]], again=[[]])
+    assert event == {"type": "error", "message": "5.0 is neither auto nor a number from 10 to 1000"}
+    (event,) = node("transcribe", path=str(path), settings={"instruments": "lyre"}, free=[[]], again=[[]])
+    assert event["message"].startswith("no instrument 'lyre'; there are piano, ")

@@ -1,0 +1,198 @@
+"""The page of `mt3 site` in a real browser: the bundled network, run by the browser, gives the command line's notes.
+
+Needs Chromium, and npm or its cache for ONNX Runtime Web.
+"""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mt3_common.cli import site
+from mt3_common.notes.note import Note
+from mt3_common.web import runtime
+from onnx_mt3 import infer
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = os.environ.get("MT3_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+# where screenshots go to be looked at; nowhere if unset
+PICTURES = os.environ.get("MT3_SCREENSHOTS")
+REASON = "NO BROWSER: the page that transcribes by itself is NOT tested; install Debian's chromium"
+if BROWSER is None:
+    warnings.warn(REASON, pytest.PytestWarning, stacklevel=1)
+playwright = pytest.importorskip("playwright.sync_api")
+pytestmark = [pytest.mark.compile, pytest.mark.process, pytest.mark.skipif(BROWSER is None, reason=REASON)]
+
+EXAMPLE = Path(__file__).parents[3] / "audio" / "example.flac"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A static server as anybody has one, without its log."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Address of the site of the bundled network."""
+    try:
+        files = runtime.runtime_files()
+    except runtime.RuntimeMissing as error:
+        reason = f"NO ONNX RUNTIME WEB: the page that transcribes by itself is NOT tested; {error}"
+        warnings.warn(reason, pytest.PytestWarning, stacklevel=1)
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("site") / "below" / "site"
+    folder.parent.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site, "runtime_files", lambda package: files)
+        assert site.main([str(folder)]) == 0
+    # not at the root of its server
+    handler = functools.partial(Quiet, directory=folder.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/site/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def page(address):
+    """One page for all tests, whose network is loaded once; what it complains of or fetches elsewhere is an error."""
+    complaints: list[str] = []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: request.url.startswith((address, "blob:")) or complaints.append(request.url))
+        page.set_default_timeout(60_000)
+        page.goto(address)
+        yield page
+        browser.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def network():
+    return infer.load()
+
+
+def result_of(page, path: Path) -> bytes:
+    """Return the JSON file of a recording that is dropped."""
+    page.locator("#files").set_input_files(path)
+    row = page.locator("#queue li").last
+    row.locator(".state", has_text=" instrument").wait_for()
+    row.locator(".name").click()
+    return saved(page, "Save JSON")
+
+
+def saved(page, label: str) -> bytes:
+    with page.expect_download() as download:
+        page.get_by_role("button", name=label).click()
+    return Path(download.value.path()).read_bytes()
+
+
+def clear(page) -> None:
+    for button in page.get_by_role("button", name="Remove ").all()[::-1]:
+        button.click()
+
+
+def chords(seconds: float, rate: int, seed: int) -> np.ndarray:
+    """Return struck chords, (n, 2) in [-1, 1], with the same sound at every rate."""
+    rng = np.random.default_rng(seed)
+    times = np.arange(round(seconds * rate)) / rate
+    sound = np.zeros((len(times), 2))
+    for onset in np.arange(0.0, seconds - 0.5, 0.35):
+        age = np.maximum(times - onset, 0)
+        envelope = (times >= onset) * np.exp(-3 * age) * np.minimum(age / 0.005, 1)
+        for pitch in rng.integers(45, 80, 3):
+            hertz = 440 * 2 ** ((pitch - 69) / 12)
+            wave = sum(np.sin(2 * np.pi * k * hertz * age) / k**1.5 for k in range(1, 8))
+            sound += (envelope * wave)[:, None] * rng.uniform(0.05, 0.15, 2)
+    return sound / max(1.0, np.abs(sound).max())
+
+
+def test_the_bundled_recording_gives_the_same_files(page, network, tmp_path):
+    expected = network.transcribe(EXAMPLE)
+    assert len(expected.notes) > 20
+    actual = result_of(page, EXAMPLE)
+    for kind, label in (("json", "JSON"), ("mid", "MIDI"), ("csv", "CSV")):
+        expected.write(tmp_path / f"example.{kind}")
+        content = actual if kind == "json" else saved(page, f"Save {label}")
+        assert content == (tmp_path / f"example.{kind}").read_bytes(), kind
+    if PICTURES:
+        page.get_by_role("button", name="All", exact=True).click()
+        page.wait_for_timeout(300)
+        page.screenshot(path=Path(PICTURES) / "site-1280.png", full_page=True)
+        page.set_viewport_size({"width": 390, "height": 800})
+        page.wait_for_timeout(300)
+        page.screenshot(path=Path(PICTURES) / "site-390.png", full_page=True)
+        page.set_viewport_size({"width": 1280, "height": 900})
+    clear(page)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "share"),
+    [
+        ("a.wav", 16000, 1.0),
+        ("b.flac", 16000, 1.0),
+        ("c.wav", 16000, 1.0),
+        ("d.flac", 44100, 0.995),
+        ("e.wav", 48000, 0.995),
+    ],
+)
+def test_generated_recordings_give_the_same_notes(page, network, tmp_path, name, rate, share):
+    """All notes at 16 kHz, 99.5 % of them where soxr and the page resample."""
+    soundfile.write(tmp_path / name, chords(12.0, rate, ord(name[0])), rate)
+    expected = network.transcribe(tmp_path / name)
+    actual = json.loads(result_of(page, tmp_path / name))
+    notes = [Note(**note) for note in actual["notes"]]
+    assert len(expected.notes) > 50
+    common = len(set(notes) & set(expected.notes))
+    assert 2 * common >= share * (len(notes) + len(expected.notes))
+    assert actual["metadata"]["segments"] == expected.num_segments
+    clear(page)
+
+
+def test_options_reach_the_network(page, tmp_path):
+    page.get_by_text("Options").click()
+    page.get_by_label("strings", exact=True).check()
+    page.get_by_label("Hold instruments").check()
+    page.get_by_label("Tempo").select_option("number")
+    page.get_by_label("Quarters a minute").fill("90")
+    actual = result_of(page, EXAMPLE)
+    expected = infer.load(instruments="strings", hold=2.0).transcribe(EXAMPLE, tempo=90.0)
+    expected.write(tmp_path / "example.json")
+    assert actual == (tmp_path / "example.json").read_bytes()
+    expected.write(tmp_path / "example.mid")
+    assert saved(page, "Save MIDI") == (tmp_path / "example.mid").read_bytes()
+    page.get_by_label("strings", exact=True).uncheck()
+    page.get_by_label("Hold instruments").uncheck()
+    page.get_by_label("Tempo").select_option("none")
+    clear(page)
+
+
+def test_errors_and_a_recording_that_is_removed(page, tmp_path):
+    (tmp_path / "notes.txt").write_bytes(b"no sound at all " * 99)
+    (tmp_path / "empty.wav").write_bytes(b"")
+    soundfile.write(tmp_path / "long.wav", chords(60.0, 16000, 1), 16000)
+    page.locator("#files").set_input_files([tmp_path / name for name in ("notes.txt", "empty.wav", "long.wav")])
+    page.get_by_role("alert").nth(1).wait_for()
+    messages = page.get_by_role("alert").all_inner_texts()
+    assert messages[0].startswith("notes.txt: is not audio that can be read (this browser: ")
+    assert messages[1] == "empty.wav: is empty (0 bytes)"
+    page.get_by_text("of 47 segments").wait_for()
+    clear(page)
+    # its work ends, and the next recording has its turn
+    assert json.loads(result_of(page, EXAMPLE))["notes"]
+    clear(page)

@@ -1,0 +1,115 @@
+"""The folder that mt3 site writes, and where it refuses to; ONNX Runtime Web with its digest."""
+
+import base64
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+from fakes import CONFIG, names
+
+from mt3_common.checkpoint.registry import NamedCheckpoint
+from mt3_common.cli import site as cli
+from mt3_common.web import runtime, site
+
+CHECKPOINT = NamedCheckpoint(Path("small"), "small", notice="a notice")
+RUNTIME = {runtime.SCRIPT: b"export const env = {};\n//# sourceMappingURL=x.map\n", runtime.WASM: b"\0asm"}
+
+
+def package(path: Path, **files: bytes) -> str:
+    """Write a package of npm and return its digest as npm shows it."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"package/dist/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+
+
+def test_a_site_is_written_and_written_again(tmp_path):
+    folder = tmp_path / "new" / "site"
+    sizes = site.write_site(folder, CONFIG, CHECKPOINT, b"model", RUNTIME)
+    assert sorted(sizes) == names(folder)
+    assert gzip.decompress((folder / "local" / "model.onnx.gz").read_bytes()) == b"model"
+    assert gzip.decompress((folder / "local" / "onnxruntime.wasm.gz").read_bytes()) == b"\0asm"
+    assert b"sourceMapping" not in (folder / "local" / "onnxruntime.js").read_bytes()
+    site.write_site(folder, CONFIG, CHECKPOINT, b"other", RUNTIME)
+    assert gzip.decompress((folder / "local" / "model.onnx.gz").read_bytes()) == b"other"
+    facts = json.loads((folder / "site.json").read_text())
+    assert facts["about"]["checkpoint"] == "small"
+    assert facts["about"]["notice"] == "a notice"
+    assert facts["sizes"]["frames"] == CONFIG.input_frames
+    assert "Microsoft" in (folder / "LICENSES.txt").read_text()
+
+
+def test_the_page_takes_scripts_of_its_own_folder_only(tmp_path):
+    files = site.site_files(CONFIG, CHECKPOINT, b"", RUNTIME)
+    page = files["index.html"].decode()
+    assert f'<meta http-equiv="Content-Security-Policy" content="{site.POLICY}">' in page
+    assert "wasm" not in site.POLICY
+    assert "unsafe-inline" not in site.POLICY
+    # relative, so that the folder may lie anywhere
+    assert re.findall(r'(?:href|src)="(?!icon.svg|style.css|main.js)[^"]*"', page) == []
+    for name, content in files.items():
+        if name.endswith(".js") and name != "local/onnxruntime.js":
+            assert not re.search(rb"https?://", content), name
+            for imported in re.findall(rb'from "(\./[^"]+)"', content):
+                assert os.path.normpath(Path(name).parent / imported.decode()) in files, (name, imported)
+
+
+def test_folders_with_other_files_are_refused(tmp_path, capsys):
+    (tmp_path / "diary.txt").write_text("dear diary")
+    assert cli.main([str(tmp_path)]) == 2
+    assert f"error: {tmp_path} holds other files: name a new or an empty folder" in capsys.readouterr().err
+    assert cli.main([str(tmp_path / "diary.txt")]) == 2
+    assert "diary.txt is a file, not a folder" in capsys.readouterr().err
+    assert names(tmp_path) == ["diary.txt"]
+
+
+def test_the_runtime_is_taken_by_its_digest(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "runtime.tgz"
+    digest = package(path, **RUNTIME)
+    assert cli.main([str(tmp_path / "site"), "--runtime", str(path)]) == 2
+    assert f"is not the package {runtime.PACKAGE} {runtime.VERSION}: its SHA-512 is {digest}" in capsys.readouterr().err
+    monkeypatch.setattr(runtime, "SHA512", digest)
+    assert runtime.runtime_files(path) == RUNTIME
+    with pytest.raises(runtime.RuntimeMissing, match="cannot be read: No such file"):
+        runtime.runtime_files(tmp_path / "none.tgz")
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (None, "npm is not installed"),
+        ("echo 'npm error no network' >&2; exit 1", "npm cannot fetch .*npm error no network"),
+    ],
+)
+def test_without_npm_or_a_network_the_way_out_is_told(tmp_path, monkeypatch, script, message):
+    if script is not None:
+        (tmp_path / "npm").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path) if script is None else f"{tmp_path}:/bin")
+    with pytest.raises(runtime.RuntimeMissing, match=f"{message}.* with --runtime"):
+        runtime.runtime_files()
+
+
+def test_npm_is_asked_for_the_fixed_version(tmp_path, monkeypatch):
+    digest = package(tmp_path / "fetched.tgz", **RUNTIME)
+    (tmp_path / "npm").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked; cp {tmp_path}/fetched.tgz "$4"\n')
+    (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setattr(runtime, "SHA512", digest)
+    assert runtime.runtime_files() == RUNTIME
+    assert (tmp_path / "asked").read_text().startswith("pack onnxruntime-web@1.30.0 --pack-destination ")
+
+
+def test_front_ends_that_the_page_cannot_compute_are_refused():
+    odd = dataclasses.replace(CONFIG.spectrogram, fft_size=1500)
+    with pytest.raises(ValueError, match="powers of 2, not windows of 1500 samples"):
+        site.front_end(odd)
