@@ -6,15 +6,15 @@ import { monoBlocks } from "./mix.js";
 import { NoteDecoder, Vocabulary, untilEnd } from "./notes.js";
 import { Resampler } from "./resample.js";
 import { numSegments, segments, startTime, strip } from "./spectrogram.js";
-import { constant, interval } from "./tempo.js";
+import { USUAL_BPM, constant, interval, meterText, parsedMeter } from "./tempo.js";
 
 // segments of the first run of the network, so that notes come soon, and of the others
 const FIRST_BATCH = 8;
 const BATCH = 16;
 const DRUMS = "drums";
 
-// What a user asks for: {programs, drums, text} or null for all instruments; hold; beats a minute or null.
-export function parsedSettings({ instruments = "", hold = "", tempo = "" }, { families, drums = DRUMS, slowest, fastest }) {
+// What a user asks for: instruments {programs, drums, text} or null for all; hold; a tempo or null.
+export function parsedSettings({ instruments = "", hold = "", tempo = "", meter = "" }, { families, drums = DRUMS, slowest, fastest }) {
   const names = instruments.split(",").filter(Boolean);
   const unknown = names.find((name) => name !== drums && !families.includes(name));
   if (unknown !== undefined) throw new Error(`no instrument '${unknown}'; there are ${families.join(", ")}, ${drums}`);
@@ -26,7 +26,8 @@ export function parsedSettings({ instruments = "", hold = "", tempo = "" }, { fa
   }
   const chosen = { programs: new Set(programs), drums: names.includes(drums) };
   chosen.text = [...programs, ...(chosen.drums ? [drums] : [])].join(",");
-  return { instruments: names.length ? chosen : null, hold: hold === "1", bpm };
+  const beats = bpm === null && !meter ? null : constant(bpm ?? USUAL_BPM, parsedMeter(meter || "4/4"));
+  return { instruments: names.length ? chosen : null, hold: hold === "1", tempo: beats && { ...beats, meter: meterText(beats.meter) } };
 }
 
 // Refuses a source that is no whole recording, in the words of the command line.
@@ -56,7 +57,7 @@ async function* resampled(source, name, resampler) {
 // search(items): ids of each of {frames, prompt, bias}, without prompt and bias where the network decides alone.
 export async function* transcribe({ source, name, settings, site, logMel, table, search, isStopped = () => false }) {
   const { sizes, about } = site;
-  const { instruments, hold, bpm } = parsedSettings(settings, about);
+  const { instruments, hold, tempo } = parsedSettings(settings, about);
   checkSource(source, name, about.minutes);
   const vocabulary = new Vocabulary(sizes);
   const decoder = new NoteDecoder(vocabulary, instruments?.programs ?? null);
@@ -89,7 +90,6 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
     if (notes.length) yield { type: "notes", notes };
     yield { type: "progress", done, total };
   }
-  const tempo = bpm === null ? null : { ...constant(bpm), meter: "4/4" };
   yield {
     type: "end",
     metadata: {

@@ -1,6 +1,9 @@
 // The sample rate that a file states, which no browser tells, so that it is decoded as it is and not resampled.
 
 const MP3_RATES = { 3: [44100, 48000, 32000], 2: [22050, 24000, 16000], 0: [11025, 12000, 8000] };
+// kbit/s of layer III, by the version
+const MPEG1_BITRATES = [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320];
+const MPEG2_BITRATES = [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160];
 const AAC_RATES = [96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350];
 const OPUS_RATE = 48000;
 
@@ -33,8 +36,11 @@ function mpeg(bytes, from) {
       continue;
     }
     const rate = MP3_RATES[version]?.[(bytes[at + 2] >> 2) & 3];
-    const bitrate = bytes[at + 2] >> 4;
-    if (rate && layer !== 0 && bitrate > 0 && bitrate < 15) return rate;
+    const bitrate = (version === 3 ? MPEG1_BITRATES : MPEG2_BITRATES)[bytes[at + 2] >> 4];
+    if (!rate || !layer || !bitrate) continue;
+    const length = Math.floor(((version === 3 ? 144 : 72) * 1000 * bitrate) / rate) + ((bytes[at + 2] >> 1) & 1);
+    // layers I and II have other lengths
+    if (layer !== 1 || at + length + 1 >= bytes.length || (bytes[at + length] === 0xff && (bytes[at + length + 1] & 0xfe) === (bytes[at + 1] & 0xfe))) return rate;
   }
   return null;
 }

@@ -1,5 +1,10 @@
 // Beats, and the ticks that they mean in a MIDI file, as mt3_common/notes/tempo.py has them.
 
+// quarters a minute where none are asked for
+export const USUAL_BPM = 120;
+// the denominators that MIDI and scores can hold, and the longest bar (quarters)
+const DENOMINATORS = [1, 2, 4, 8, 16];
+const LONGEST_BAR = 16;
 // a first beat before that is at 0 s
 const NO_TIME = 1e-3;
 
@@ -12,7 +17,7 @@ export function roundHalfEven(value) {
 }
 
 // Beats at a constant tempo (quarters a minute), with a bar at 0 s.
-export function constant(bpm, meter = { numerator: 4, denominator: 4 }) {
+export function constant(bpm, meter) {
   return { beats: [0, 60 / bpm], downbeat: 0, meter, start: null };
 }
 
@@ -59,6 +64,11 @@ export class TempoMap {
 
 // "3/4" to {numerator, denominator}.
 export function parsedMeter(text) {
-  const [numerator, denominator] = text.split("/").map(Number);
-  return { numerator, denominator };
+  const [numerator, denominator] = (/^\s*(\d{1,2})\s*\/\s*(\d{1,2})\s*$/.exec(text) ?? []).slice(1).map(Number);
+  if (numerator > 0 && DENOMINATORS.includes(denominator) && (4 * numerator) / denominator <= LONGEST_BAR) return { numerator, denominator };
+  throw new Error(`'${text}' is no meter, such as 4/4, 3/4, 2/4 or 6/8`);
+}
+
+export function meterText({ numerator, denominator }) {
+  return `${numerator}/${denominator}`;
 }

@@ -21,6 +21,7 @@ from mt3_common.formats.midi import write_midi
 from mt3_common.formats.tables import fields
 from mt3_common.notes.decoder import NoteDecoder
 from mt3_common.notes.instruments import parse_instruments
+from mt3_common.notes.meter import Meter
 from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import Tempo, constant
 from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
@@ -183,7 +184,7 @@ def random_notes(rng: np.random.Generator, count: int, programs: int) -> list[No
 
 def test_files_are_the_command_lines_byte_for_byte(node):
     rng = np.random.default_rng(6)
-    meters = {"4/4": constant(90.0), "auto": Tempo((0.31, 0.8, 1.31, 1.8), 1)}
+    meters = {"4/4": constant(90.0), "auto": Tempo((0.31, 0.8, 1.31, 1.8), 1, Meter(6, 8))}
     results = []
     for number in range(9):
         notes = [] if number == 0 else random_notes(rng, 30 * number, 40 if number % 2 else 3)
@@ -264,7 +265,7 @@ def test_files_state_their_rate(node, tmp_path):
         soundfile.write(tmp_path / name, sound, rate)
         paths.append(str(tmp_path / name))
     (tmp_path / "tagged.mp3").write_bytes(
-        b"ID3\x04\0\0\0\0\x01\x00" + b"\xff" * 128 + (tmp_path / "e.mp3").read_bytes()
+        b"ID3\x04\0\0\0\0\x01\x00" + b"\xff" * 128 + b"\xff\xfb\x94\0" + (tmp_path / "e.mp3").read_bytes()
     )
     soundfile.write(tmp_path / "h.opus", noise(1.0, rate=48000), 48000, format="OGG", subtype="OPUS")
     (tmp_path / "words.txt").write_bytes(b"no sound at all " * 99)
@@ -275,7 +276,9 @@ def test_files_state_their_rate(node, tmp_path):
     assert [item["numFrames"] for item in stated[:2]] == [16000, 16000]
 
 
-@pytest.mark.parametrize("settings", [{}, {"instruments": "piano,drums", "tempo": "97.5"}, {"hold": "1"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"instruments": "piano,drums", "tempo": "97.5"}, {"hold": "1", "meter": "6/8"}]
+)
 def test_a_recording_becomes_the_same_notes(node, tmp_path, settings):
     """The whole way with a stand-in for the network, which answers prompts with other notes."""
     path = tmp_path / "song.wav"
@@ -304,7 +307,8 @@ def test_a_recording_becomes_the_same_notes(node, tmp_path, settings):
 
     continuity = InstrumentContinuity(HOLD_BIAS, 1) if settings.get("hold") else None
     transcriber = Transcriber(CONFIG, generate, CHECKPOINT, instruments, continuity)
-    expected = transcriber.transcribe(path, tempo=float(settings["tempo"]) if "tempo" in settings else None)
+    tempo = float(settings["tempo"]) if "tempo" in settings else None
+    expected = transcriber.transcribe(path, tempo=tempo, meter=settings.get("meter"))
     events = node("transcribe", path=str(path), settings=settings, free=free, again=again)
     assert [note for event in events if event["type"] == "notes" for note in event["notes"]] == list(
         map(fields, expected.notes)
@@ -322,3 +326,5 @@ def test_settings_that_cannot_be_meant_are_refused(node, tmp_path):
     assert event == {"type": "error", "message": "5.0 is neither auto nor a number from 10 to 1000"}
     (event,) = node("transcribe", path=str(path), settings={"instruments": "lyre"}, free=[[]], again=[[]])
     assert event["message"].startswith("no instrument 'lyre'; there are piano, ")
+    (event,) = node("transcribe", path=str(path), settings={"meter": "3/5"}, free=[[]], again=[[]])
+    assert event["message"] == "'3/5' is no meter, such as 4/4, 3/4, 2/4 or 6/8"
