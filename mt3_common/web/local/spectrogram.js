@@ -23,7 +23,7 @@ export class LogMel {
 
   // (ceil(n / hop), bins) float32 of (n,) samples; what comes after them counts as zeros.
   rows(samples, output) {
-    const { hop, fft, bins } = this.sizes;
+    const { hop, bins } = this.sizes;
     const count = Math.ceil(samples.length / hop);
     for (let row = 0; row < count; row += 1) {
       const start = row * hop;
@@ -35,9 +35,10 @@ export class LogMel {
         this.imaginary[slot] = at + 1 < samples.length ? Math.fround(samples[at + 1] * this.window[2 * k + 1]) : 0;
       }
       this.transform();
-      this.measure(fft);
+      this.measure();
       for (let bin = 0, position = 0; bin < bins; bin += 1) {
-        const [first, width] = this.filters[bin];
+        const first = this.filters[bin][0];
+        const width = this.filters[bin][1];
         let sum = 0;
         for (let k = 0; k < width; k += 1) sum += this.magnitudes[first + k] * this.weights[position + k];
         position += width;
@@ -55,8 +56,10 @@ export class LogMel {
       const step = (2 * half) / size;
       for (let begin = 0; begin < half; begin += size) {
         for (let k = 0; k < size / 2; k += 1) {
-          const [a, b] = [begin + k, begin + k + size / 2];
-          const [c, s] = [cosines[k * step], -sines[k * step]];
+          const a = begin + k;
+          const b = a + size / 2;
+          const c = cosines[k * step];
+          const s = -sines[k * step];
           const x = real[b] * c - imaginary[b] * s;
           const y = real[b] * s + imaginary[b] * c;
           real[b] = real[a] - x;
@@ -72,13 +75,17 @@ export class LogMel {
   measure() {
     const { real, imaginary, cosines, sines, half, magnitudes } = this;
     for (let k = 0; k <= half; k += 1) {
-      const [a, b] = [k % half, (half - k) % half];
+      const a = k % half;
+      const b = (half - k) % half;
       const evenReal = (real[a] + real[b]) / 2;
       const evenImaginary = (imaginary[a] - imaginary[b]) / 2;
       const oddReal = (imaginary[a] + imaginary[b]) / 2;
       const oddImaginary = (real[b] - real[a]) / 2;
-      const [c, s] = k === half ? [-1, 0] : [cosines[k], -sines[k]];
-      magnitudes[k] = Math.hypot(evenReal + c * oddReal - s * oddImaginary, evenImaginary + c * oddImaginary + s * oddReal);
+      const c = k === half ? -1 : cosines[k];
+      const s = k === half ? 0 : -sines[k];
+      const x = evenReal + c * oddReal - s * oddImaginary;
+      const y = evenImaginary + c * oddImaginary + s * oddReal;
+      magnitudes[k] = Math.sqrt(x * x + y * y);
     }
   }
 }
