@@ -55,6 +55,7 @@ def test_the_other_framework_can_be_asked_for(song, tmp_path):
         (("evaluate", "--help"), "usage: mt3 evaluate"),
         (("export", "--help"), "usage: mt3 export"),
         (("serve", "--help"), "usage: mt3 serve"),
+        (("site", "--help"), "usage: mt3 site"),
         (("data", "--help"), "mt3 data sources DIR"),
         (("data", "shards", "--help"), "usage: mt3 data shards"),
         (("data", "sources", "--help"), "usage: mt3 data sources"),
