@@ -17,11 +17,20 @@ function find(bytes, text, from = 0, to = bytes.length) {
   return -1;
 }
 
-// Rate and frames of a FLAC stream whose "fLaC" is at a position.
+// Rate, bits of a sample, and frames of a FLAC stream whose "fLaC" is at a position.
 function flac(view, at) {
   if (at + 26 > view.byteLength) return null;
-  const rate = view.getUint32(at + 18) >>> 12;
-  return { rate, numFrames: (view.getUint8(at + 21) & 15) * 2 ** 32 + view.getUint32(at + 22) || null };
+  const word = view.getUint32(at + 18);
+  const bits = (((word & 1) << 4) | (view.getUint8(at + 21) >> 4)) + 1;
+  return { rate: word >>> 12, bits, numFrames: (view.getUint8(at + 21) & 15) * 2 ** 32 + view.getUint32(at + 22) || null };
+}
+
+// Samples of 16 bits as numbers of 1 / 32768: Chromium divides those above 0 by 32767.
+export function restored(samples) {
+  const highest = samples.reduce((most, value) => Math.max(most, value), 0);
+  const distance = (scale) => Math.abs(highest * scale - Math.round(highest * scale));
+  const scale = distance(32767) < distance(32768) ? 32767 : 32768;
+  return samples.map((value) => Math.round(value * (value > 0 ? scale : 32768)) / 32768);
 }
 
 // The rate of the first MPEG or AAC frame that another one follows, from a position on.
@@ -45,7 +54,7 @@ function mpeg(bytes, from) {
   return null;
 }
 
-// {rate, numFrames} of the bytes of a file; rate is null where none is known, numFrames null where no header states it.
+// {rate, bits, numFrames} of the bytes of a file; rate is null where none is known, the others where no header states them.
 export function stated(buffer) {
   const bytes = new Uint8Array(buffer);
   const view = new DataView(buffer);
@@ -54,14 +63,14 @@ export function stated(buffer) {
   while (starts("ID3", at) && at + 10 < bytes.length) {
     at += 10 + [6, 7, 8, 9].reduce((size, index) => (size << 7) | (bytes[at + index] & 0x7f), 0);
   }
-  if (starts("fLaC", at)) return flac(view, at) ?? { rate: null, numFrames: null };
-  let rate = null;
+  if (starts("fLaC", at)) return flac(view, at) ?? { rate: null, bits: null, numFrames: null };
+  let [rate, bits] = [null, null];
   if (starts("OggS")) {
     const end = Math.min(bytes.length, 4096);
     const [vorbis, native] = [find(bytes, "\x01vorbis", 0, end), find(bytes, "fLaC", 0, end)];
     if (find(bytes, "OpusHead", 0, end) >= 0) rate = OPUS_RATE;
     else if (vorbis >= 0 && vorbis + 16 <= bytes.length) rate = view.getUint32(vorbis + 12, true);
-    else if (native >= 0) rate = flac(view, native)?.rate ?? null;
+    else if (native >= 0) ({ rate, bits } = flac(view, native) ?? { rate, bits });
   } else if (starts("ftyp", 4)) {
     const entry = find(bytes, "mp4a");
     if (entry >= 0 && entry + 30 <= bytes.length) rate = view.getUint16(entry + 28);
@@ -74,5 +83,5 @@ export function stated(buffer) {
   } else {
     rate = mpeg(bytes, at);
   }
-  return { rate: rate || null, numFrames: null };
+  return { rate: rate || null, bits, numFrames: null };
 }

@@ -1,7 +1,7 @@
 // A source of transcriptions: the network in this browser. It has the same functions as server.js.
 
 import { blobOf } from "./files.js";
-import { stated } from "./rates.js";
+import { restored, stated } from "./rates.js";
 
 // where a file does not state its rate
 const USUAL_RATE = 48000;
@@ -17,7 +17,8 @@ let lastId = 0;
 const receivers = new Map();
 let decoded = { file: null, audio: null };
 
-// The recording as an AudioBuffer at its own rate; the last one is kept, for the player.
+// The recording as an AudioBuffer at its own rate, with the frames that its header promised, and isWhole: its samples are
+// numbers of 16 bits. The last recording is kept, for the player.
 export function decode(file) {
   if (decoded.file !== file) decoded = { file, audio: decodeAnew(file) };
   return decoded.audio;
@@ -25,10 +26,9 @@ export function decode(file) {
 
 async function decodeAnew(file) {
   const bytes = await file.arrayBuffer();
-  const { rate, numFrames } = stated(bytes);
+  const { rate, bits, numFrames } = stated(bytes);
   const audio = await new OfflineAudioContext(1, 1, rate ?? USUAL_RATE).decodeAudioData(bytes);
-  // what the header promises, where it does
-  audio.promised = numFrames ?? audio.length;
+  Object.assign(audio, { promised: numFrames ?? audio.length, isWhole: bits !== null && bits <= 16 });
   return audio;
 }
 
@@ -56,7 +56,10 @@ async function answer(id, file, data) {
     return { type: "reply", id, rate: audio.sampleRate, channels: audio.numberOfChannels, heldFrames: audio.length, numFrames: audio.promised };
   }
   const audio = await decode(file);
-  const part = (_, channel) => audio.getChannelData(channel).slice(data.start, data.start + data.count);
+  const part = (_, channel) => {
+    const samples = audio.getChannelData(channel).subarray(data.start, data.start + data.count);
+    return audio.isWhole ? restored(samples) : samples.slice();
+  };
   return { type: "reply", id, block: Array.from({ length: audio.numberOfChannels }, part) };
 }
 

@@ -82,6 +82,9 @@ const MODES = {
       return { message: error.message };
     }
   },
+  restored({ samples }) {
+    return text(rates.restored(floats(samples)));
+  },
   rates({ paths }) {
     return paths.map((path) => rates.stated(Uint8Array.from(readFileSync(path)).buffer));
   },

@@ -98,9 +98,9 @@ def test_resampling_is_soxrs(node, rate, dense, least):
     expected = read_resampled(samples, rate)
     actual = floats(node("resample", rate=rate, samples=text(samples), dense=dense))
     assert len(actual) == len(expected)
-    # soxr fades in over the first samples where rates have no small ratio
-    assert decibels(expected[300:], actual[300:]) > least
-    np.testing.assert_allclose(actual, expected, atol=1e-3)
+    # soxr fades in over the first samples where rates have no small ratio, and may leave out the last
+    assert decibels(expected[300:-1], actual[300:-1]) > least
+    np.testing.assert_allclose(actual, expected, atol=5e-3)
 
 
 def read_resampled(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -219,7 +219,9 @@ def test_numbers_are_shown_as_python_shows_them(node):
 def test_wav_files_are_read_to_the_bit(node, tmp_path, subtype, channels):
     path = tmp_path / "song.wav"
     soundfile.write(path, noise(1.5, channels), 16000, subtype)
-    np.testing.assert_array_equal(floats(node("mono", path=str(path), name="song.wav")["samples"]), read_audio(path))
+    actual = floats(node("mono", path=str(path), name="song.wav")["samples"])
+    # 8 bits have a constant, which is taken off: the mean of many samples
+    np.testing.assert_allclose(actual, read_audio(path), rtol=0, atol=1e-9 if subtype == "PCM_U8" else 0)
 
 
 def test_what_is_mended_and_what_is_refused_is_as_on_the_command_line(node, tmp_path, monkeypatch):
@@ -264,7 +266,7 @@ def test_files_state_their_rate(node, tmp_path):
     ]
     paths = []
     for name, rate in kinds:
-        soundfile.write(tmp_path / name, sound, rate)
+        soundfile.write(tmp_path / name, sound, rate, subtype="PCM_24" if name == "b.flac" else None)
         paths.append(str(tmp_path / name))
     (tmp_path / "tagged.mp3").write_bytes(
         b"ID3\x04\0\0\0\0\x01\x00" + b"\xff" * 128 + b"\xff\xfb\x94\0" + (tmp_path / "e.mp3").read_bytes()
@@ -275,7 +277,15 @@ def test_files_state_their_rate(node, tmp_path):
     paths += [str(tmp_path / name) for name in ("tagged.mp3", "h.opus", "words.txt", "short")]
     stated = node("rates", paths=paths)
     assert [item["rate"] for item in stated] == [*(rate for _, rate in kinds), 44100, 48000, None, None]
-    assert [item["numFrames"] for item in stated[:2]] == [16000, 16000]
+    assert [(item["numFrames"], item["bits"]) for item in stated[:2]] == [(16000, 16), (16000, 24)]
+
+
+@pytest.mark.parametrize("most", [32767, 32768])
+def test_whole_numbers_are_taken_back_from_what_browsers_make_of_them(node, most):
+    """Chromium divides positive samples of 16 bits by 32767, negative ones by 32768; others divide all by 32768."""
+    whole = np.random.default_rng(3).integers(-32768, 32768, 2000)
+    decoded = np.where(whole > 0, whole / most, whole / 32768).astype(np.float32)
+    np.testing.assert_array_equal(floats(node("restored", samples=text(decoded))), (whole / 32768).astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -316,8 +326,8 @@ def test_a_recording_becomes_the_same_notes(node, tmp_path, settings):
         map(fields, expected.notes)
     )
     assert events[-1] == {"type": "end"} | json.loads(json.dumps(described(expected, "song.wav")))
-    assert [event["done"] for event in events if event["type"] == "progress"] == [8, 9]
-    assert sum(event["type"] == "strip" for event in events) == expected.num_segments == 9
+    assert [event["done"] for event in events if event["type"] == "progress"] == [8, 21]
+    assert sum(event["type"] == "strip" for event in events) == expected.num_segments == 21
     assert bool(retries) == ("hold" in settings)
 
 
