@@ -21,14 +21,12 @@ function find(bytes, text, from = 0, to = bytes.length) {
 function flac(view, at) {
   if (at + 26 > view.byteLength) return null;
   const word = view.getUint32(at + 18);
-  const bits = (((word & 1) << 4) | (view.getUint8(at + 21) >> 4)) + 1;
-  return { rate: word >>> 12, bits, numFrames: (view.getUint8(at + 21) & 15) * 2 ** 32 + view.getUint32(at + 22) || null };
+  return { rate: word >>> 12, bits: ((word >>> 4) & 31) + 1, numFrames: (word & 15) * 2 ** 32 + view.getUint32(at + 22) || null };
 }
 
 // Samples of 16 bits as numbers of 1 / 32768: Chromium divides those above 0 by 32767.
 export function restored(samples) {
-  const highest = samples.reduce((most, value) => Math.max(most, value), 0);
-  const distance = (scale) => Math.abs(highest * scale - Math.round(highest * scale));
+  const distance = (scale) => samples.reduce((sum, value) => (value > 0 ? sum + Math.abs(value * scale - Math.round(value * scale)) : sum), 0);
   const scale = distance(32767) < distance(32768) ? 32767 : 32768;
   return samples.map((value) => Math.round(value * (value > 0 ? scale : 32768)) / 32768);
 }
