@@ -61,13 +61,13 @@ $(READY): pyproject.toml requirements.lock
 	@touch $@
 
 test: $(READY) ## run the tests: all, or ARGS='tests/twins/test_twins.py -k planted'
-	@$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 test-fast: $(READY) ## run the tests that compile no network and start no process: under a minute
-	@$(BIN)/python -m pytest --numprocesses auto -m 'not compile and not process' $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m 'not compile and not process' $(ARGS)
 
 test-avx2: $(READY) ## run the tests of arithmetic as on a processor that has AVX2 only
-	@$(AVX2) $(BIN)/python -m pytest --numprocesses auto $(ARITHMETIC) -k "$(ON_AVX2)" $(ARGS)
+	@$(AVX2) $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARITHMETIC) -k "$(ON_AVX2)" $(ARGS)
 
 check: lint contract test ## format, lint, import contract, tests: before every commit
 

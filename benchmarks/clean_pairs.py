@@ -1,10 +1,11 @@
 """Clean pairs of random sizes through the whole comparison: every one must be "same".
 
-    python benchmarks/clean_pairs.py --count 200 [--seed 0] [--threads 1] [--avx2] [--json FILE]
+    python benchmarks/clean_pairs.py --count 200 [--seed 0] [--threads 1] [--avx2] [--jsonl FILE]
 
 Each pair has 1 to 12 heads of 1 to 24, a width of 4 to 64, 1 to 3 layers a stack, norm scales of 0.1 to 30, kernels of
 0.3 to 4 times their usual size, and frames of a loud, a quiet, a silent or an ordinary recording. Both twins load the
-same arrays; what `python -m parity` compares is compared. Exit status 1 if a pair is called different.
+same arrays; what `python -m parity` compares is compared. Exit status 1 if a pair is called different. FILE has a line
+for each pair; those that are there already are not compared again.
 """
 
 import argparse
@@ -25,7 +26,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="of either framework (default: theirs)")
     parser.add_argument("--avx2", action="store_true", help="instructions of AVX2 alone, as on most laptops")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no pair after so many")
-    parser.add_argument("--json", metavar="FILE", help="write every pair and its verdict")
+    parser.add_argument("--jsonl", metavar="FILE", type=Path, help="add a line for each pair, and go on where it ends")
     args = parser.parse_args()
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)
@@ -119,20 +120,28 @@ def compare(seed: int) -> dict:
 def main() -> int:
     """Compare the pairs and print the alarms and the count."""
     args = arguments()
-    began, outcomes = time.monotonic(), []
+    began = time.monotonic()
+    processor = "avx2" if args.avx2 else "all"
+    outcomes = []
+    if args.jsonl and args.jsonl.exists():
+        outcomes = [json.loads(line) for line in args.jsonl.read_text().splitlines()]
+    done = {(outcome["seed"], outcome["threads"], outcome["instructions"]) for outcome in outcomes}
     for seed in range(args.seed, args.seed + args.count):
+        if (seed, args.threads, processor) in done:
+            continue
         if time.monotonic() - began > args.seconds:
             break
-        outcome = compare(seed)
+        outcome = compare(seed) | {"threads": args.threads, "instructions": processor}
         outcomes.append(outcome)
+        if args.jsonl:
+            with args.jsonl.open("a") as file:
+                file.write(json.dumps(outcome) + "\n")
         if outcome["verdict"] != "same":
             print(f"alarm: {json.dumps(outcome)}", flush=True)
         print(f"{len(outcomes)} pairs, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     alarms = sum(outcome["verdict"] != "same" for outcome in outcomes)
     excused = sum(outcome["excused"] > 0 for outcome in outcomes)
     print(f"clean pairs: {len(outcomes)}, alarms: {alarms}, of which rounding grew in {excused}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(outcomes, indent=1) + "\n")
     return int(alarms > 0)
 
 

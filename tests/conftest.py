@@ -18,6 +18,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # what is written is buffered as it is for users
 os.environ.pop("PYTHONUNBUFFERED", None)
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -25,6 +26,10 @@ from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.write import write_t5x
 from mt3_common.config import NetworkConfig
 from mt3_common.notes.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
+
+# the same examples in every run, whatever is changed elsewhere; HYPOTHESIS_PROFILE=default draws others every time
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 # a shell's background jobs ignore Ctrl-C, and so would every process that they start; one with a handler of its own
 # passes the default on (preexec_fn would do it by a fork, of which JAX warns)
@@ -56,11 +61,17 @@ def marks_of(path: Path) -> list[str]:
     return [mark for mark, places in MARKED.items() if any(f"{name}/".startswith(f"{place}/") for place in places)]
 
 
+# files with a test that compiles a network
+compiling: set[Path] = set()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of MARKED."""
     for item in items:
         for mark in marks_of(item.path):
             item.add_marker(mark)
+        if item.get_closest_marker("compile"):
+            compiling.add(item.path)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -197,9 +208,9 @@ def bank(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forget_programs():
+def forget_programs(request: pytest.FixtureRequest):
     """Has JAX forget what a file's tests compiled: gigabytes, if all of it stays to the end."""
     yield
-    if "jax" in sys.modules:
+    if "jax" in sys.modules and request.path in compiling:
         sys.modules["jax"].clear_caches()
         gc.collect()

@@ -174,7 +174,7 @@ def bucket(monkeypatch):
     # TensorStore connects many times at once; what the queue does not hold is tried again only a second later
     queueing = type("Server", (http.server.ThreadingHTTPServer,), {"request_queue_size": 256})
     server = queueing(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
