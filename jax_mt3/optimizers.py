@@ -1,7 +1,7 @@
-"""Adafactor and AdamW in JAX; torch_mt3/optimizers.py is its twin.
+"""Adafactor, AdamW and AdamWScale in JAX; torch_mt3/optimizers.py is its twin.
 
 Adafactor's slots of an array keep T5X's names: 'v' for an array that is not factored, 'v_row' and 'v_col' for one that
-is. AdamW's are 'm', 'v' and 'count', the number of its steps.
+is. AdamW's are 'm', 'v' and 'count', the number of its steps, and so are AdamWScale's.
 """
 
 import math
@@ -16,7 +16,7 @@ from mt3_common.training.config import TrainingConfig
 
 # an array is factored when its second largest side is at least this
 MIN_FACTORED = 128
-# AdamW's decays of the first and the second moment
+# AdamW's and AdamWScale's decays of the first and the second moment
 BETA_1, BETA_2 = 0.9, 0.999
 
 
@@ -109,9 +109,33 @@ def adamw(
     return parameter - learning_rate * update, {"m": first, "v": second, "count": count}
 
 
+def adamw_scale(
+    parameter: jax.Array,
+    gradient: jax.Array,
+    slots: dict[str, jax.Array],
+    learning_rate: float,
+    weight_decay: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return one array and its slots after an AdamWScale step: Adam's, times the array's root mean square.
+
+    The root mean square counts as 1e-3 at least. Epsilon is 1e-6, beside the root of the second moment before its bias is
+    corrected. The decay, times the rate, is of the array after the step.
+
+    Source: YourMT3+, whose optimizer it is.
+    """
+    count = slots["count"] + 1
+    first = BETA_1 * slots["m"] + (1 - BETA_1) * gradient
+    second = BETA_2 * slots["v"] + (1 - BETA_2) * gradient * gradient
+    first_weight, second_weight = (-jnp.expm1(count * math.log(beta)) for beta in (BETA_1, BETA_2))
+    scale = jnp.sqrt((parameter * parameter).mean()).clip(1e-3)
+    step = learning_rate * jnp.sqrt(second_weight) / first_weight * scale
+    parameter = parameter - step * first / (jnp.sqrt(second) + 1e-6)
+    return parameter * (1 - learning_rate * weight_decay), {"m": first, "v": second, "count": count}
+
+
 def first_slots(settings: TrainingConfig, parameter: jax.Array) -> dict[str, jax.Array]:
     """Return the state of one array before the first step of the settings' optimizer."""
-    return adamw_slots(parameter) if settings.optimizer == "adamw" else adafactor_slots(parameter)
+    return adafactor_slots(parameter) if settings.optimizer == "adafactor" else adamw_slots(parameter)
 
 
 def apply_gradients(
@@ -134,6 +158,8 @@ def apply_gradients(
     for name, weight in weights.items():
         if settings.optimizer == "adamw":
             result = adamw(weight, gradients[name], slots[name], learning_rate, settings.weight_decay)
+        elif settings.optimizer == "adamw-scale":
+            result = adamw_scale(weight, gradients[name], slots[name], learning_rate, settings.weight_decay)
         else:
             result = adafactor(weight, gradients[name], slots[name], step, learning_rate)
         new_weights[name], new_slots[name] = result

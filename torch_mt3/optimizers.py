@@ -1,7 +1,7 @@
-"""Adafactor and AdamW in PyTorch; jax_mt3/optimizers.py is its twin.
+"""Adafactor, AdamW and AdamWScale in PyTorch; jax_mt3/optimizers.py is its twin.
 
 Adafactor's slots of an array keep T5X's names: 'v' for an array that is not factored, 'v_row' and 'v_col' for one that
-is. AdamW's are 'm', 'v' and 'count', the number of its steps.
+is. AdamW's are 'm', 'v' and 'count', the number of its steps, and so are AdamWScale's.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch_mt3.kernels import zeros
 
 # an array is factored when its second largest side is at least this
 MIN_FACTORED = 128
-# AdamW's decays of the first and the second moment
+# AdamW's and AdamWScale's decays of the first and the second moment
 BETA_1, BETA_2 = 0.9, 0.999
 
 
@@ -110,9 +110,34 @@ def adamw(
     return parameter - learning_rate * update, {"m": first, "v": second, "count": count}
 
 
+@torch.no_grad()
+def adamw_scale(
+    parameter: torch.Tensor,
+    gradient: torch.Tensor,
+    slots: dict[str, torch.Tensor],
+    learning_rate: float,
+    weight_decay: float = 0.0,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return one array and its slots after an AdamWScale step: Adam's, times the array's root mean square.
+
+    The root mean square counts as 1e-3 at least. Epsilon is 1e-6, beside the root of the second moment before its bias is
+    corrected. The decay, times the rate, is of the array after the step.
+
+    Source: YourMT3+, whose optimizer it is.
+    """
+    count = slots["count"] + 1
+    first = BETA_1 * slots["m"] + (1 - BETA_1) * gradient
+    second = BETA_2 * slots["v"] + (1 - BETA_2) * gradient * gradient
+    first_weight, second_weight = (-torch.expm1(count * math.log(beta)) for beta in (BETA_1, BETA_2))
+    scale = torch.sqrt((parameter * parameter).mean()).clip(1e-3)
+    step = learning_rate * torch.sqrt(second_weight) / first_weight * scale
+    parameter = parameter - step * first / (torch.sqrt(second) + 1e-6)
+    return parameter * (1 - learning_rate * weight_decay), {"m": first, "v": second, "count": count}
+
+
 def first_slots(settings: TrainingConfig, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the state of one array before the first step of the settings' optimizer."""
-    return adamw_slots(parameter) if settings.optimizer == "adamw" else adafactor_slots(parameter)
+    return adafactor_slots(parameter) if settings.optimizer == "adafactor" else adamw_slots(parameter)
 
 
 @torch.no_grad()
@@ -136,6 +161,8 @@ def apply_gradients(
     for name, weight in weights.items():
         if settings.optimizer == "adamw":
             result = adamw(weight, gradients[name], slots[name], learning_rate, settings.weight_decay)
+        elif settings.optimizer == "adamw-scale":
+            result = adamw_scale(weight, gradients[name], slots[name], learning_rate, settings.weight_decay)
         else:
             result = adafactor(weight, gradients[name], slots[name], step, learning_rate)
         new_weights[name], new_slots[name] = result

@@ -8,8 +8,10 @@ from typing import Any
 
 from mt3_common.config import Config, ConfigError, Range, check_fields
 
-SCHEDULES = ("constant", "rsqrt", "cosine", "linear")
-OPTIMIZERS = ("adamw", "adafactor")
+SCHEDULES = ("constant", "rsqrt", "cosine", "linear", "yourmt3-cosine", "yourmt3-legacy")
+OPTIMIZERS = ("adamw", "adamw-scale", "adafactor")
+# what 'yourmt3-cosine' falls to
+SMALLEST_RATE = 1e-5
 DTYPES = ("float32", "bfloat16", "float64")
 # JSON files of presets for models and training
 PRESETS = Path(__file__).parent / "presets"
@@ -30,9 +32,12 @@ class TrainingConfig:
         steps: total number of updates.
         batch_size: segments per batch.
         accumulate: batches per update.
-        optimizer: 'adamw' or 'adafactor' (T5X's, whose steps are relative to the arrays' size).
+        optimizer: 'adamw', 'adafactor' (T5X's) or 'adamw-scale' (YourMT3+'s); the steps of the last two are relative to
+            the arrays' size.
         learning_rate: peak value, after warm-up.
-        schedule: after warm-up 'constant', 'rsqrt' (1 / sqrt(step / warmup_steps)), 'cosine' or 'linear' to 0.
+        schedule: after warm-up 'constant', 'rsqrt' (1 / sqrt(step / warmup_steps)), 'cosine' or 'linear' to 0; or one of
+            YourMT3+'s, which decay_from does not touch: 'yourmt3-cosine' rises from half of the rate and falls to 1e-5,
+            'yourmt3-legacy' has no warm-up, is 1 / sqrt(step) at most and falls to 0 in the last tenth of the steps.
         decay_from: share of the steps after which 'cosine' and 'linear' start to decay.
         warmup_steps: the learning rate rises linearly until then.
         weight_decay: of 'adamw'.
@@ -100,6 +105,12 @@ class TrainingConfig:
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step; the first one is step 0."""
+        if self.schedule == "yourmt3-cosine":
+            return self._yourmt3_cosine(step)
+        if self.schedule == "yourmt3-legacy":
+            begin = math.ceil(0.9 * self.steps)
+            highest = min(self.learning_rate, max(1, min(step, begin)) ** -0.5)
+            return highest * min(1.0, max(0.0, (self.steps - step) / max(1, self.steps - begin)))
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         if self.schedule == "rsqrt":
@@ -108,6 +119,13 @@ class TrainingConfig:
         progress = min(1.0, max(0.0, (step - begin) / max(1.0, self.steps - begin)))
         factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return self.learning_rate * factors[self.schedule]
+
+    def _yourmt3_cosine(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.learning_rate * (1 + step / self.warmup_steps) / 2
+        # as published, it rises again after the last step
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return SMALLEST_RATE + (self.learning_rate - SMALLEST_RATE) * (1 + math.cos(math.pi * progress)) / 2
 
     def average_decay(self, step: int) -> float:
         """Return the moving average's decay in a step; smaller in early steps, so that the initial draws fade."""

@@ -69,9 +69,8 @@ def unpack(
             owner = f"auxiliary/{owner}"
         if kind in ("param_states", "auxiliary_states") and owner in weights:
             states.setdefault(owner, {})[slot] = array
-    if states and settings.optimizer != (
-        "adamw" if any("count" in state for state in states.values()) else "adafactor"
-    ):
+    has_counts = any("count" in state for state in states.values())
+    if states and has_counts != (settings.optimizer != "adafactor"):
         raise TrainingError(f"the run was not begun with {settings.optimizer}; give it the optimizer that it had")
     return weights, states
 
