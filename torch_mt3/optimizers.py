@@ -120,8 +120,8 @@ def adamw_scale(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return one array and its slots after an AdamWScale step: Adam's, times the array's root mean square.
 
-    The root mean square counts as 1e-3 at least. Epsilon is 1e-6, beside the root of the second moment before its bias is
-    corrected. The decay, times the rate, is of the array after the step.
+    The root mean square counts as 1e-3 at least. Epsilon, 1e-6, is added to the root of the second moment before the
+    correction of its bias. The decay, times the rate, is of the array after the step.
 
     Source: YourMT3+, whose optimizer it is.
     """

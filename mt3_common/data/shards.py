@@ -1,4 +1,4 @@
-"""Segments to train on: log-mel frames, target ids and piano rolls.
+"""Segments to train on: frames, target ids and piano rolls.
 
 Training reads them from Shards, files of some thousand segments that are written once, or from a Stream, which makes
 them as they are needed.
@@ -6,22 +6,18 @@ them as they are needed.
 
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import Config
 from mt3_common.data.corpora import Excerpts
+from mt3_common.data.segments import ROLL_COLUMNS, Cutter, cutter_of
 from mt3_common.data.synthesis import Generator
 from mt3_common.io import atomic
-from mt3_common.notes.encoder import NoteEncoder
-from mt3_common.notes.note import Note
-
-# columns of a piano roll: sounding pitches, onsets of pitches, drum hits, sounding MIDI classes
-ROLL_COLUMNS = 128 + 128 + 128 + 16
+from mt3_common.yourmt3_config import YourMT3Settings
 
 
 class Batch(NamedTuple):
@@ -29,7 +25,7 @@ class Batch(NamedTuple):
 
     Attributes:
         frames: (b, input_frames, mel bins) float32.
-        targets: (b, l) int32 ids up to EOS, then 0.
+        targets: (b, l) int32 ids up to EOS, then 0; (b, c, l) with the channels of a YourMT3+.
         rolls: (b, input_frames, ROLL_COLUMNS) bool.
     """
 
@@ -39,65 +35,15 @@ class Batch(NamedTuple):
 
     @property
     def inputs(self) -> np.ndarray:
-        """The decoder's inputs: the targets shifted right by one, starting with 0, (b, l) int32."""
-        return np.pad(self.targets, ((0, 0), (1, 0)))[:, :-1]
+        """The decoder's inputs: the targets shifted right by one, starting with 0, of their shape."""
+        return np.pad(self.targets, [(0, 0)] * (self.targets.ndim - 1) + [(1, 0)])[..., :-1]
 
 
-def roll(notes: Sequence[Note], num_frames: int, config: Config) -> np.ndarray:
-    """Return the piano roll of a recording: (num_frames, ROLL_COLUMNS) bool.
-
-    Columns: 128 sounding pitches, 128 onsets, 128 drum hits, 16 sounding MIDI classes.
-    """
-    rate = config.spectrogram.frames_per_second
-    columns = np.zeros((num_frames, ROLL_COLUMNS), bool)
-    for note in notes:
-        first = round(note.onset * rate)
-        if first >= num_frames:
-            continue
-        if note.is_drum:
-            columns[first, 256 + note.pitch] = True
-            continue
-        last = max(first + 1, round(note.offset * rate))
-        columns[first:last, note.pitch] = True
-        columns[first, 128 + note.pitch] = True
-        columns[first:last, 384 + note.program // 8] = True
-    return columns
+# settings of a network, which tell how to cut its segments
+Settings = Config | YourMT3Settings | Cutter
 
 
-def cut_segments(audio: np.ndarray, notes: Sequence[Note], first_frame: int, config: Config) -> Iterator[tuple]:
-    """Cut a recording into segments from first_frame on, as `infer` does.
-
-    Each segment's spectrogram is computed from its own samples alone; frames past the end are 0.0. Segments with more
-    than max_target_length ids are left out.
-
-    Args:
-        audio: (n,) float32 mono at 16 kHz.
-        notes: onsets and offsets in seconds.
-        first_frame: first frame of the first segment.
-        config: of the model.
-
-    Yields:
-        (input_frames, mel bins) float16 frames, ids, and (input_frames, ROLL_COLUMNS) bool.
-    """
-    hop, length = config.spectrogram.hop_width, config.input_frames
-    num_frames = len(audio) // hop + 1
-    # As published, a full last hop is followed by an empty one.
-    audio = np.pad(audio, (0, num_frames * hop - len(audio)))
-    encoder = NoteEncoder(notes, num_frames, config)
-    columns = roll(notes, num_frames, config)
-    for first in range(first_frame, num_frames, length):
-        ids = encoder.encode(first, first + length)
-        if len(ids) > config.max_target_length:
-            continue
-        log_mel = log_mel_spectrogram(audio[first * hop : (first + length) * hop], config.spectrogram)
-        frames = np.zeros((length, config.spectrogram.num_mel_bins), np.float16)
-        frames[: len(log_mel)] = log_mel
-        sounding = np.zeros((length, ROLL_COLUMNS), bool)
-        sounding[: len(columns[first : first + length])] = columns[first : first + length]
-        yield frames, ids, sounding
-
-
-def write_shard(path: str | Path, examples: Iterable, config: Config, seed: Sequence[int]) -> int:
+def write_shard(path: str | Path, examples: Iterable, config: Settings, seed: Sequence[int]) -> int:
     """Write the segments of examples as one file, atomically; return their number.
 
     Args:
@@ -110,20 +56,19 @@ def write_shard(path: str | Path, examples: Iterable, config: Config, seed: Sequ
         ValueError: no segment is short enough.
     """
     rng = np.random.default_rng(seed)
+    cutter = cutter_of(config)
     segments = []
     for example in examples:
-        segments += cut_segments(example.audio, example.notes, _first_frame(rng, config), config)
+        segments += cutter.cut(example.audio, example.notes, rng)
     if not segments:
-        raise ValueError(
-            f"{path}: the examples gave no segment that max_target_length {config.max_target_length} allows"
-        )
+        raise ValueError(f"{path}: the examples gave no segment that max_target_length {cutter.max_ids} allows")
     frames, ids, rolls = zip(*segments)
     arrays = {
         "frames": np.stack(frames),
-        "ids": np.concatenate(ids).astype(np.int16),
-        "lengths": np.array([len(row) for row in ids], np.int32),
+        "ids": np.concatenate([np.ravel(row) for row in ids]).astype(np.int16),
+        "lengths": np.array([np.shape(row)[-1] for row in ids], np.int32),
         "rolls": np.packbits(np.stack(rolls), axis=-1),
-        "made_for": np.array(_signature(config)),
+        "made_for": np.array(cutter.signature),
     }
     atomic.write(path, lambda file: np.savez(file, **arrays))
     return len(segments)
@@ -147,7 +92,8 @@ class Shards:
 
     together = 1
 
-    def __init__(self, paths: Sequence[str | Path], config: Config):
+    def __init__(self, paths: Sequence[str | Path], config: Settings):
+        cutter = cutter_of(config)
         if not paths:
             raise ValueError("there are no shards to train on")
         self._paths = [str(path) for path in paths]
@@ -161,9 +107,11 @@ class Shards:
                 self._file(number)
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 raise ValueError(f"{path} is no shard of segments: {error}") from error
-            if str(made_for) != _signature(config):
-                raise ValueError(f"{path} was made for {made_for}, not for {_signature(config)}")
-            self._ids += np.split(ids, np.cumsum(lengths)[:-1])
+            if str(made_for) != cutter.signature:
+                raise ValueError(f"{path} was made for {made_for}, not for {cutter.signature}")
+            channels = cutter.num_channels
+            rows_of_ids = np.split(ids, np.cumsum(lengths * channels)[:-1])
+            self._ids += [row.reshape(channels, -1) for row in rows_of_ids] if channels > 1 else rows_of_ids
             rows += [(number, row) for row in range(len(lengths))]
         self._rows = np.array(rows)
         self._order: tuple[tuple[int, int, int], np.ndarray] = ((-1, -1, -1), np.empty(0, np.int64))
@@ -233,10 +181,10 @@ class Stream:
         together: batches per block.
     """
 
-    def __init__(self, generator: Generator | Excerpts, config: Config, together: int = 1):
+    def __init__(self, generator: Generator | Excerpts, config: Settings, together: int = 1):
         self.together = together
         self.generator = generator
-        self._config = config
+        self._cutter = cutter_of(config)
         self._block: tuple[tuple[int, int, int], list[Batch]] = ((-1, -1, -1), [])
 
     def __getstate__(self):
@@ -255,7 +203,7 @@ class Stream:
 
     def some(self, count: int) -> Batch:
         """Return `count` segments of the first examples."""
-        return Stream(self.generator, self._config).batch_at(0, count)
+        return Stream(self.generator, self._cutter).batch_at(0, count)
 
     def _make_block(self, block: int, size: int, seed: int) -> list[Batch]:
         """Make the batches of a block; segments with similar numbers of ids share a batch, as in Shards."""
@@ -265,13 +213,13 @@ class Stream:
         # An example may give no segment; a block whose examples give less than one each on average is an error.
         for index in range(block * count, (block + 1) * count):
             example = self.generator.example(index)
-            segments += cut_segments(example.audio, example.notes, _first_frame(rng, self._config), self._config)
+            segments += self._cutter.cut(example.audio, example.notes, rng)
             if len(segments) >= count:
                 break
         else:
             raise ValueError(
                 f"{count} examples gave {len(segments)} segments that max_target_length "
-                f"{self._config.max_target_length} allows: too few; longer targets or a sparser recipe give more"
+                f"{self._cutter.max_ids} allows: too few; longer targets or a sparser recipe give more"
             )
         frames, ids, rolls = zip(*segments)
         batches = _batches_by_length(rng.permutation(len(segments))[:count], ids, size)
@@ -280,22 +228,18 @@ class Stream:
         ]
 
 
-def _first_frame(rng: np.random.Generator, config: Config) -> int:
-    """Draw the first frame of an example's first segment; not 0, so that notes may be tied from before it."""
-    return int(rng.integers(config.input_frames)) or 1
-
-
 def _batches_by_length(rows: np.ndarray, ids: Sequence[np.ndarray], size: int) -> np.ndarray:
     """Group segments with similar numbers of ids into batches: (n, size) of the rows."""
-    lengths = np.array([len(ids[row]) for row in rows])
+    lengths = np.array([np.shape(ids[row])[-1] for row in rows])
     return rows[np.argsort(lengths, kind="stable")].reshape(-1, size)
 
 
 def _stack(frames: Sequence[np.ndarray], ids: Sequence[np.ndarray], rolls: Sequence[np.ndarray] | np.ndarray) -> Batch:
     """Stack segments into a Batch."""
-    targets = np.zeros((len(ids), max(map(len, ids))), np.int32)
+    shapes = [np.shape(segment_ids) for segment_ids in ids]
+    targets = np.zeros((len(ids), *shapes[0][:-1], max(shape[-1] for shape in shapes)), np.int32)
     for row, segment_ids in enumerate(ids):
-        targets[row, : len(segment_ids)] = segment_ids
+        targets[row, ..., : shapes[row][-1]] = segment_ids
     return Batch(np.stack(frames).astype(np.float32), targets, np.asarray(rolls))
 
 
@@ -317,8 +261,3 @@ def map_array(path: str | Path, name: str) -> np.ndarray:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
         return np.memmap(path, dtype, "r", file.tell(), shape)
-
-
-def _signature(config: Config) -> str:
-    """Return the settings that segments depend on, as text."""
-    return "; ".join(map(str, (config.spectrogram, config.vocabulary, f"input_frames {config.input_frames}")))

@@ -30,8 +30,9 @@ def make_batch(source: Shards | Stream, settings: TrainingConfig, step: int, par
 
 def pad_targets(batch: Batch) -> Batch:
     """Pad the targets to a multiple of 32 ids, so that JAX compiles for few lengths."""
-    padding = -batch.targets.shape[1] % 32
-    return batch._replace(targets=np.pad(batch.targets, ((0, 0), (0, padding))))
+    padding = -batch.targets.shape[-1] % 32
+    widths = [(0, 0)] * (batch.targets.ndim - 1) + [(0, padding)]
+    return batch._replace(targets=np.pad(batch.targets, widths))
 
 
 def load_batches(

@@ -35,9 +35,9 @@ class TrainingConfig:
         optimizer: 'adamw', 'adafactor' (T5X's) or 'adamw-scale' (YourMT3+'s); the steps of the last two are relative to
             the arrays' size.
         learning_rate: peak value, after warm-up.
-        schedule: after warm-up 'constant', 'rsqrt' (1 / sqrt(step / warmup_steps)), 'cosine' or 'linear' to 0; or one of
-            YourMT3+'s, which decay_from does not touch: 'yourmt3-cosine' rises from half of the rate and falls to 1e-5,
-            'yourmt3-legacy' has no warm-up, is 1 / sqrt(step) at most and falls to 0 in the last tenth of the steps.
+        schedule: after warm-up 'constant', 'rsqrt' (1 / sqrt(step / warmup_steps)), 'cosine' or 'linear' to 0. Or one
+            of YourMT3+'s, which decay_from does not touch: 'yourmt3-cosine' rises from half of the rate and falls to
+            1e-5; 'yourmt3-legacy' has no warm-up, is 1 / sqrt(step) at most, and falls to 0 in the last tenth.
         decay_from: share of the steps after which 'cosine' and 'linear' start to decay.
         warmup_steps: the learning rate rises linearly until then.
         weight_decay: of 'adamw'.

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mt3_common.config import LOWEST_PITCH, Config
-from mt3_common.data.shards import ROLL_COLUMNS, Batch
+from mt3_common.data.segments import ROLL_COLUMNS
+from mt3_common.data.shards import Batch
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.training.config import TrainingConfig
 

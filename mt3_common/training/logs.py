@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from mt3_common.config import Config
-from mt3_common.data.shards import Batch, roll
+from mt3_common.data.segments import roll
+from mt3_common.data.shards import Batch
 from mt3_common.io.optional import needed
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.note import Note
@@ -107,7 +108,7 @@ def segment_image(batch: Batch, ids: Sequence[np.ndarray], config: Config) -> np
     """
     columns = []
     for frames, reference, segment_ids in zip(batch.frames, batch.rolls, ids, strict=True):
-        estimate = roll(segment_notes(segment_ids, config), config.input_frames, config)
+        estimate = roll(segment_notes(segment_ids, config), config.input_frames, config.spectrogram.frames_per_second)
         # A drum hit lasts one frame; three are visible.
         pitches = reference[:, :128] + 2 * estimate[:, :128]
         drums = _widen(reference[:, 256:384]) + 2 * _widen(estimate[:, 256:384])

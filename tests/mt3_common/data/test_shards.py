@@ -13,6 +13,7 @@ from mt3_common.cli import dataset as command_line
 from mt3_common.cli.dataset import add_arguments, generator_of, main
 from mt3_common.config import Config, SpectrogramConfig
 from mt3_common.data import corpora as datasets
+from mt3_common.data import segments as training_segments
 from mt3_common.data import shards as dataset
 from mt3_common.data import sources, synthesis
 from mt3_common.data.synthesis import Example, Recipe
@@ -38,7 +39,7 @@ def audio(seconds=3.0, seed=0):
 
 def test_segments_are_those_that_infer_sees():
     samples = audio()
-    ours = list(dataset.cut_segments(samples, NOTES, 0, CONFIG))
+    ours = list(training_segments.cut_segments(samples, NOTES, 0, CONFIG))
     estimates = list(segments(samples, CONFIG))
     assert len(ours) == len(estimates) == 3
     for (frames, _, _), segment in zip(ours, estimates, strict=True):
@@ -53,9 +54,9 @@ def test_segments_are_those_that_infer_sees():
 
 def test_a_later_first_frame_moves_everything():
     samples = audio()
-    frames, _, sounding = next(dataset.cut_segments(samples, NOTES, 20, CONFIG))
+    frames, _, sounding = next(training_segments.cut_segments(samples, NOTES, 20, CONFIG))
     again, _, same = next(
-        dataset.cut_segments(
+        training_segments.cut_segments(
             samples[20 * 320 :], [n._replace(onset=max(0, n.onset - 0.4)) for n in NOTES[1:]], 0, CONFIG
         )
     )
@@ -65,19 +66,19 @@ def test_a_later_first_frame_moves_everything():
 
 
 def test_rolls_say_what_sounds():
-    columns = dataset.roll(NOTES, 150, CONFIG)
+    columns = training_segments.roll(NOTES, 150, CONFIG.spectrogram.frames_per_second)
     assert columns.shape == (150, dataset.ROLL_COLUMNS)
     assert np.flatnonzero(columns[:, 60]).tolist() == [*range(5, 25), *range(125, 145)]
     assert np.flatnonzero(columns[:, 128 + 60]).tolist() == [5, 125]
     assert np.flatnonzero(columns[:, 256 + 36]).tolist() == [50]
     # a violin is of class 5; drums are of none
     assert np.flatnonzero(columns[50, 384:]).tolist() == [5]
-    assert dataset.roll([Note(9.0, 9.5, 60, 100)], 150, CONFIG).sum() == 0
+    assert training_segments.roll([Note(9.0, 9.5, 60, 100)], 150, CONFIG.spectrogram.frames_per_second).sum() == 0
 
 
 def test_what_needs_too_many_ids_is_left_out():
     dense = [Note(0.01 * i, 0.01 * i + 0.005, 30 + i % 80, 100) for i in range(100)]
-    assert len(list(dataset.cut_segments(audio(), dense, 0, CONFIG))) == 2
+    assert len(list(training_segments.cut_segments(audio(), dense, 0, CONFIG))) == 2
 
 
 def test_shards_give_back_every_segment(tmp_path):
@@ -94,7 +95,9 @@ def test_shards_give_back_every_segment(tmp_path):
     assert batch.frames.shape == (count, 64, 512)
     assert batch.rolls.shape == (count, 64, dataset.ROLL_COLUMNS)
     rng = np.random.default_rng([1, 0])
-    expected = [s for e in examples for s in dataset.cut_segments(e.audio, NOTES, int(rng.integers(64)), CONFIG)]
+    expected = [
+        s for e in examples for s in training_segments.cut_segments(e.audio, NOTES, int(rng.integers(64)), CONFIG)
+    ]
     for row, (frames, ids, sounding) in enumerate(expected):
         np.testing.assert_array_equal(batch.frames[row], frames.astype(np.float32))
         np.testing.assert_array_equal(batch.targets[row, : len(ids)], ids)
