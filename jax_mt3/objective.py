@@ -11,6 +11,8 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from jax_mt3.checkpoint import to_params
+from jax_mt3.decode import generate
 from jax_mt3.devices import Devices
 from jax_mt3.losses import auxiliary_losses, cross_entropy, decoder_losses, pitch_losses
 from jax_mt3.model import DecoderLayer, EncoderLayer, Transformer
@@ -18,16 +20,17 @@ from mt3_common.config import Config
 from mt3_common.data.shards import Batch
 from mt3_common.training import labels
 from mt3_common.training.config import TrainingConfig
+from mt3_common.training.initial import initial_arrays
 
 
 @contextmanager
-def rematerialised(wanted: bool) -> Iterator[None]:
+def rematerialised(wanted: bool, layers: tuple[type[nn.Module], ...] = (EncoderLayer, DecoderLayer)) -> Iterator[None]:
     """Make layers that are called within it keep their inputs alone and compute the rest again for the gradients."""
     inside = False
 
     def intercept(call, inputs, keywords, context):
         nonlocal inside
-        if inside or context.method_name != "__call__" or not isinstance(context.module, EncoderLayer | DecoderLayer):
+        if inside or context.method_name != "__call__" or not isinstance(context.module, layers):
             return call(*inputs, **keywords)
         *arrays, train = inputs
         inside = True
@@ -68,10 +71,14 @@ class Objective:
         if settings.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
 
+    def drawn_arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays to begin with, MT3's draws."""
+        return initial_arrays(self.config.network, self.settings.seed)
+
     def gradients(
         self, weights: dict[str, jax.Array], batch: Batch, step: int, part: int, count: int, num_batches: int
-    ) -> tuple[dict[str, jax.Array], tuple[jax.Array, ...]]:
-        """Return the gradients and losses of one of the batches of an update.
+    ) -> tuple[dict[str, jax.Array], tuple[jax.Array, ...], dict[str, jax.Array]]:
+        """Return the gradients and losses of one of the batches of an update, and arrays that change without them.
 
         They are so divided that the sum over the batches is the update's. Weights that took no part have no gradient.
 
@@ -83,7 +90,7 @@ class Objective:
             num_batches: in the update.
 
         Returns:
-            (gradients by name, (total loss, loss a token, auxiliary loss a frame)).
+            (gradients by name, (total loss, loss a token, auxiliary loss a frame), none).
         """
         with_decoder = step >= self.settings.auxiliary_steps
         # a key for each batch
@@ -95,11 +102,15 @@ class Objective:
         if not with_decoder:
             # weight decay and the moments of these weights rest too
             gradients = {name: gradient for name, gradient in gradients.items() if not name.startswith("decoder/")}
-        return gradients, losses
+        return gradients, losses, {}
 
     def token_loss(self, weights: dict[str, jax.Array], batch: Batch) -> float:
         """Return the cross-entropy summed over the targets of a batch, without dropout."""
         return float(self._token_loss(weights, *self.inputs(batch)))
+
+    def transcribe(self, arrays: dict[str, np.ndarray], frames: np.ndarray) -> list[np.ndarray]:
+        """Return the ids that a greedy search gives for segments (n, input_frames, mel bins)."""
+        return list(generate(to_params(arrays), self.config, frames, batch_size=len(frames)))
 
     def inputs(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return frames, decoder inputs and targets, each device's rows on it."""

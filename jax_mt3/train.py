@@ -11,8 +11,6 @@ import jax
 import numpy as np
 
 from jax_mt3 import optimizers
-from jax_mt3.checkpoint import to_params
-from jax_mt3.decode import generate
 from jax_mt3.devices import Devices, join
 from jax_mt3.kernels import to_numpy
 from jax_mt3.losses import cross_entropy
@@ -23,7 +21,8 @@ from mt3_common.config import Config, NetworkConfig
 from mt3_common.data.shards import Batch
 from mt3_common.training.batches import pad_batch
 from mt3_common.training.config import TrainingConfig
-from mt3_common.training.learner import check_share, initial_average, pack, unpack
+from mt3_common.training.learner import check_settings, check_share, initial_average, is_trained, pack, unpack
+from mt3_common.yourmt3_config import YourMT3Settings
 
 apply_gradients = jax.jit(optimizers.apply_gradients, static_argnums=0)
 moving_average = jax.jit(optimizers.moving_average)
@@ -46,13 +45,22 @@ def loss_and_gradients(
     return jax.value_and_grad(loss)(params)
 
 
+def objective_of(config: Config | YourMT3Settings, settings: TrainingConfig, devices: Devices) -> Any:
+    """Return the Objective of the config's family of networks."""
+    if isinstance(config, YourMT3Settings):
+        from jax_mt3.yourmt3 import objective
+
+        return objective.Objective(config, settings, devices)
+    return Objective(config, settings, devices)
+
+
 class Learner:
     """Weights and optimizer of a run: the Learner of mt3_common/training/learner.py.
 
     Args:
-        config: of the model.
+        config: of the model; of MT3 or a YourMT3+.
         settings: of the training.
-        arrays: the network's, under MT3's names.
+        arrays: the network's, under MT3's names or published ones; empty to draw them.
         slots: from slots(), empty at the beginning.
         device: 'cpu', 'gpu' for all of them, 'gpu:1' for one; None for the GPUs if there are any.
 
@@ -65,7 +73,7 @@ class Learner:
 
     def __init__(
         self,
-        config: Config,
+        config: Config | YourMT3Settings,
         settings: TrainingConfig,
         arrays: dict[str, np.ndarray],
         slots: dict[str, np.ndarray],
@@ -76,12 +84,16 @@ class Learner:
         self.devices = Devices(device)
         check_share(settings, self.devices.count)
         self.writer = self.devices.is_writer
+        check_settings(config, settings)
+        self.objective = objective_of(config, settings, self.devices)
+        arrays = arrays or self.objective.drawn_arrays()
         weights, states = unpack(config, settings, arrays, slots)
-        self.objective = Objective(config, settings, self.devices)
         self.weights = self._replicated(weights)
         # in MT3's layout, so that the slots are T5X's
         self.states = {name: self._replicated(state) for name, state in states.items()}
         for name, weight in self.weights.items():
+            if not is_trained(name):
+                continue
             zeros = {slot: to_numpy(array) for slot, array in optimizers.first_slots(settings, weight).items()}
             self.states.setdefault(name, self._replicated(zeros))
         self.average = self._replicated(initial_average(settings, arrays, slots))
@@ -91,7 +103,9 @@ class Learner:
         count = sum(int((batch.targets > 0).sum()) for batch in batches)
         totals, gradients = np.zeros(3), {}
         for part, batch in enumerate(batches):
-            of_batch, losses = self.objective.gradients(self.weights, batch, step, part, count, len(batches))
+            results = self.objective.gradients(self.weights, batch, step, part, count, len(batches))
+            of_batch, losses, statistics = results
+            self.weights |= statistics
             gradients = {name: gradients[name] + of_batch[name] for name in of_batch} if gradients else of_batch
             totals += [float(loss) for loss in losses]
         trained = {name: self.weights[name] for name in gradients}
@@ -106,12 +120,13 @@ class Learner:
 
     def token_loss(self, batch: Batch) -> tuple[float, int]:
         """Return the cross-entropy of averaged(), summed over a batch's targets, without dropout, and their number."""
-        loss = self.objective.token_loss(self.average or self.weights, pad_batch(batch, self.devices.count))
+        weights = self.weights | self.average
+        loss = self.objective.token_loss(weights, pad_batch(batch, self.devices.count))
         return loss, int((batch.targets > 0).sum())
 
     def transcribe(self, frames: np.ndarray) -> list[np.ndarray]:
-        """Return the ids that a greedy search with averaged() gives for segments (n, input_frames, mel bins)."""
-        return list(generate(to_params(self.averaged()), self.config, frames, batch_size=len(frames)))
+        """Return the ids that a greedy search with averaged() gives for segments (n, frames, bins)."""
+        return self.objective.transcribe(self.averaged(), frames)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the network's arrays, under MT3's names."""
@@ -119,7 +134,7 @@ class Learner:
 
     def averaged(self) -> dict[str, np.ndarray]:
         """Return the arrays to use: their moving average where the settings ask for one."""
-        return _copies(self.average) or self.arrays()
+        return self.arrays() | _copies(self.average)
 
     def slots(self) -> dict[str, np.ndarray]:
         """Return a checkpoint's arrays beside arrays(): the optimizer's slots, auxiliary layers and the average."""
@@ -127,8 +142,9 @@ class Learner:
         return pack(_copies(self.weights), states, _copies(self.average))
 
     def _replicated(self, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        wide = self.objective.wide
-        return {name: self.devices.replicated(np.asarray(array, wide)) for name, array in arrays.items()}
+        # counters stay whole numbers
+        wide = {name: np.int32 if array.dtype.kind in "iu" else self.objective.wide for name, array in arrays.items()}
+        return {name: self.devices.replicated(np.asarray(array, wide[name])) for name, array in arrays.items()}
 
 
 def _copies(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:

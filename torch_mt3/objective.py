@@ -13,7 +13,9 @@ from mt3_common.config import Config
 from mt3_common.data.shards import Batch
 from mt3_common.training import labels
 from mt3_common.training.config import TrainingConfig
-from torch_mt3.checkpoint import state_dict_key
+from mt3_common.training.initial import initial_arrays
+from torch_mt3.checkpoint import state_dict_key, to_state_dict
+from torch_mt3.decode import generate
 from torch_mt3.devices import Devices
 from torch_mt3.kernels import SLOW_BFLOAT16, is_slow_at
 from torch_mt3.losses import auxiliary_losses, cross_entropy, decoder_losses, pitch_losses
@@ -68,10 +70,14 @@ class Objective:
                 for part, module in (("query", attention.query), ("key", attention.key), ("output", layer)):
                     module.register_forward_hook(self._record((part, number)))
 
+    def drawn_arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays to begin with, MT3's draws."""
+        return initial_arrays(self.config.network, self.settings.seed)
+
     def gradients(
         self, weights: dict[str, torch.Tensor], batch: Batch, step: int, part: int, count: int, num_batches: int
-    ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
-        """Return the gradients and losses of one of the batches of an update.
+    ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+        """Return the gradients and losses of one of the batches of an update, and arrays that change without them.
 
         They are so divided that the sum over the batches is the update's. Weights that took no part have no gradient.
 
@@ -83,7 +89,7 @@ class Objective:
             num_batches: in the update.
 
         Returns:
-            (gradients by name, (total loss, loss a token, auxiliary loss a frame)).
+            (gradients by name, (total loss, loss a token, auxiliary loss a frame), none).
         """
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         with torch.random.fork_rng(enabled=self.config.network.dropout_rate > 0):
@@ -93,7 +99,7 @@ class Objective:
             gradients = torch.autograd.grad(losses[0], list(leaves.values()), allow_unused=True)
         named = zip(leaves, gradients, strict=True)
         contiguous = {name: gradient.contiguous() for name, gradient in named if gradient is not None}
-        return contiguous, tuple(loss.detach() for loss in losses)
+        return contiguous, tuple(loss.detach() for loss in losses), {}
 
     @torch.no_grad()
     def token_loss(self, weights: dict[str, torch.Tensor], batch: Batch) -> float:
@@ -102,6 +108,13 @@ class Objective:
         logits = self._call(weights, "decoder", self._call(weights, "encoder", frames), ids, targets)
         [loss] = self.devices.sum_up({}, np.array([float(cross_entropy(logits, targets, z_loss=0.0))]))
         return float(loss)
+
+    @torch.no_grad()
+    def transcribe(self, arrays: dict[str, np.ndarray], frames: np.ndarray) -> list[np.ndarray]:
+        """Return the ids that a greedy search gives for segments (n, input_frames, mel bins)."""
+        model = Transformer(self.config.network)
+        model.load_state_dict(to_state_dict(arrays))
+        return list(generate(model.to(self.devices.device).eval(), self.config, frames, batch_size=len(frames)))
 
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return frames, decoder inputs and targets, each device's rows on it."""

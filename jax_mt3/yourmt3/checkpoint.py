@@ -60,3 +60,25 @@ def to_variables(arrays: Mapping[str, np.ndarray], config: YourMT3Config) -> dic
             raise CheckpointError(f"{names[path]} has shape {array.shape}, the settings ask for {shape.shape}")
         flat[path] = jnp.asarray(array)
     return flax.traverse_util.unflatten_dict(flat)
+
+
+def array_shapes(config: YourMT3Config) -> dict[str, tuple[int, ...]]:
+    """Return published names -> shapes of the network's arrays; nothing is computed."""
+    shapes = {}
+    for path, leaf in template(config).items():
+        shapes[published_name(path)] = leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape
+    return shapes
+
+
+def stored_tables(config: YourMT3Config) -> dict[str, np.ndarray]:
+    """Return published names -> arrays that are not trained: sinusoids, rotary frequencies."""
+    frames = jnp.zeros((1, config.num_frames, config.num_bins))
+    tokens = jnp.zeros((1, 2) if config.decoder == "t5" else (1, config.num_channels, 2), jnp.int32)
+
+    @jax.jit
+    def buffers():
+        # of all that init computes, the compiler keeps what is returned
+        return YourMT3(config).init(jax.random.key(0), frames, tokens).get("buffers", {})
+
+    flat = flax.traverse_util.flatten_dict({"buffers": buffers()})
+    return {published_name(path): np.asarray(array) for path, array in flat.items()}

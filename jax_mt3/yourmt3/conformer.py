@@ -1,5 +1,6 @@
 """The Conformer encoder: frames (b, t, d_model) -> (b, t, d_model)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import einsum, rearrange
@@ -154,5 +155,10 @@ class ConformerEncoder(nn.Module):
         inv_freq = self.embed_positions() if self.config.position_encoding == "rotary" else None
         x = self.dropout(x, train)
         for layer in self.layers:
-            x = layer(x, inv_freq, train)
+            if not train or self.config.layer_drop == 0.0:
+                x = layer(x, inv_freq, train)
+                continue
+            # in training a layer is skipped now and then
+            is_kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.config.layer_drop)
+            x = nn.cond(is_kept, lambda layer, x: layer(x, inv_freq, True), lambda layer, x: x, layer, x)
         return self.layer_norm(x)

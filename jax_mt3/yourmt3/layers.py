@@ -146,13 +146,13 @@ class BatchNorm(nn.Module):
     def __call__(self, x, train):
         mean, variance = self.running_mean.value, self.running_var.value
         if train:
-            flat = x.reshape(-1, x.shape[-1])
+            flat = x.reshape(-1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
             mean, variance = flat.mean(0), flat.var(0)
             unbiased = variance * (len(flat) / (len(flat) - 1))
             self.running_mean.value = 0.9 * self.running_mean.value + 0.1 * mean
             self.running_var.value = 0.9 * self.running_var.value + 0.1 * unbiased
             self.num_batches_tracked.value = self.num_batches_tracked.value + 1
-        return (x - mean) * jax.lax.rsqrt(variance + 1e-5) * self.weight + self.bias
+        return ((x - mean) * jax.lax.rsqrt(variance + 1e-5) * self.weight + self.bias).astype(x.dtype)
 
 
 class Dropout(nn.Module):

@@ -22,6 +22,8 @@ from mt3_common.config import ConfigError
 from mt3_common.io import atomic
 from mt3_common.yourmt3_config import FAMILY, FrontEndConfig, YourMT3Settings
 
+# of a folder that training wrote
+MODEL_FILE = "model.safetensors"
 # an array that every network of the family has, and no MT3
 MARK = "lm_head.lm_head.weight"
 # entries of training alone
@@ -61,8 +63,11 @@ class YourMT3Checkpoint(NamedTuple):
 
 
 def is_yourmt3(path: str | os.PathLike) -> bool:
-    """Return whether a local file holds a network of YourMT3+, by the names in it; nothing is unpickled."""
-    name = os.fspath(path)
+    """Return whether a local file holds a network of YourMT3+, by the names in it; nothing is unpickled.
+
+    A folder of a training run is judged by its model.safetensors.
+    """
+    name = _file_of(path)
     if not os.path.isfile(name):
         return False
     if name.endswith(".safetensors"):
@@ -77,6 +82,12 @@ def is_yourmt3(path: str | os.PathLike) -> bool:
         except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
             return False
     return False
+
+
+def _file_of(path: str | os.PathLike) -> str:
+    """Return the path of the file with the arrays: in a folder, model.safetensors."""
+    inside = os.path.join(path, MODEL_FILE)
+    return inside if os.path.isfile(inside) else os.fspath(path)
 
 
 def mt3_preset(name: str, preset: str | None) -> str | None:
@@ -115,14 +126,14 @@ def read_yourmt3(path: str | os.PathLike, model: str | None = None) -> YourMT3Ch
     beside it; those that Lightning keeps; those of the released network that has the same arrays.
 
     Args:
-        path: of a .safetensors, or of a Lightning or PyTorch file.
+        path: of a .safetensors, of a Lightning or PyTorch file, or of a folder of a training run.
         model: one of RELEASED.
 
     Raises:
         CheckpointError: unreadable, damaged, or not finite.
         ConfigError: no settings, or such that do not fit.
     """
-    name = os.fspath(path)
+    name = _file_of(path)
     if model and model not in RELEASED:
         raise ConfigError(f"{name} is a YourMT3+, not {model}: leave out --model, or name one of {', '.join(RELEASED)}")
     if name.endswith(".safetensors"):
@@ -213,8 +224,13 @@ def fits(arrays: Mapping[str, np.ndarray], settings: YourMT3Settings) -> bool:
     )
 
 
-def write_yourmt3(path: str | os.PathLike, checkpoint: YourMT3Checkpoint) -> None:
+def write_yourmt3(path: str | os.PathLike, checkpoint: YourMT3Checkpoint, step: int | None = None) -> None:
     """Write a .safetensors file with all arrays and the settings inside, whole or not at all.
+
+    Args:
+        path: of the file.
+        checkpoint: what to write.
+        step: of the training, beside the settings.
 
     Raises:
         CheckpointError: another ending.
@@ -223,5 +239,6 @@ def write_yourmt3(path: str | os.PathLike, checkpoint: YourMT3Checkpoint) -> Non
     if not os.fspath(path).endswith(".safetensors"):
         raise CheckpointError(f"{path}: YourMT3+ is written as .safetensors only")
     arrays = {name: np.array(array, order="C") for name, array in checkpoint.published.items()}
-    metadata = {"config": json.dumps(checkpoint.settings.to_dict())}
+    values = checkpoint.settings.to_dict() if step is None else checkpoint.settings.to_dict() | {"step": step}
+    metadata = {"config": json.dumps(values)}
     atomic.write(path, safetensors.numpy.save(arrays, metadata=metadata))

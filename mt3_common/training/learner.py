@@ -7,12 +7,25 @@ import numpy as np
 
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch
+from mt3_common.notes.yourmt3_tasks import find_task
 from mt3_common.training.config import TrainingConfig, TrainingError
 from mt3_common.training.labels import initial_heads
+from mt3_common.yourmt3_config import YourMT3Settings
+
+# ends of the names of arrays that are no weights: running statistics, tables of positions
+UNTRAINED = (
+    *("running_mean", "running_var", "num_batches_tracked"),
+    *("additive_pe.weight", ".freqs", ".inv_freq"),
+)
+
+
+def is_trained(name: str) -> bool:
+    """Return whether an array of a network, under MT3's or YourMT3+'s names, has gradients and optimizer slots."""
+    return not name.endswith(UNTRAINED)
 
 
 class Learner(Protocol):
-    """A network and an optimizer in one framework, with arrays under MT3's names.
+    """A network and an optimizer in one framework, with arrays under MT3's names, or YourMT3+'s published ones.
 
     Attributes:
         writer: true in the first process of a run, the only one that writes files.
@@ -46,18 +59,19 @@ class Learner(Protocol):
 
 
 def unpack(
-    config: Config, settings: TrainingConfig, arrays: Mapping[str, np.ndarray], slots: Mapping[str, np.ndarray]
+    config: Config | YourMT3Settings,
+    settings: TrainingConfig,
+    arrays: Mapping[str, np.ndarray],
+    slots: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
     """Return a Learner's initial weights, and each weight's optimizer slots (empty before the first step).
 
     The weights include the auxiliary losses' linear layers, see labels.initial_heads.
 
     Raises:
-        TrainingError: the slots belong to the other optimizer, or there is nothing that settings.pitch can teach.
+        TrainingError: the slots belong to the other optimizer.
     """
-    if settings.pitch and not config.network.pre_encoder_layers:
-        raise TrainingError("pitch is a loss on the pre-encoder, which this network has not: pre_encoder_layers is 0")
-    heads = initial_heads(config, settings)
+    heads = initial_heads(config, settings) if isinstance(config, Config) else {}
     weights = {**arrays, **{name: slots.get(name, array) for name, array in heads.items()}}
     # A fixed order makes sums over all arrays reproducible to the last bit.
     weights = dict(sorted(weights.items()))
@@ -81,7 +95,7 @@ def initial_average(
     """Return a Learner's initial moving average: that of the slots, else the arrays; empty if settings.ema is 0."""
     if not settings.ema:
         return {}
-    return {name: slots.get(f"average/{name}", array) for name, array in arrays.items()}
+    return {name: slots.get(f"average/{name}", array) for name, array in arrays.items() if is_trained(name)}
 
 
 def pack(
@@ -96,6 +110,28 @@ def pack(
         prefix = f"param_states/{name}".replace("param_states/auxiliary/", "auxiliary_states/")
         slots |= {f"{prefix}/{slot}": array for slot, array in state.items()}
     return slots
+
+
+# settings of the training that are for MT3's networks alone
+MT3_SETTINGS = ("auxiliary", "pitch", "alignment", "contents", "auxiliary_steps", "equalizer", "arranged")
+
+
+def check_settings(config: Config | YourMT3Settings, settings: TrainingConfig) -> None:
+    """Raise TrainingError for settings that a network cannot be trained with."""
+    if isinstance(config, Config):
+        if settings.pitch and not config.network.pre_encoder_layers:
+            raise TrainingError(
+                "pitch is a loss on the pre-encoder, which this network has not: pre_encoder_layers is 0"
+            )
+        return
+    if prefix := find_task(config.task).prefix():
+        raise TrainingError(
+            f"task {config.task} begins with {len(prefix)} ids of its own, which training does not know: take "
+            "mt3_full_plus or mc13_full_plus_256"
+        )
+    for name in MT3_SETTINGS:
+        if getattr(settings, name):
+            raise TrainingError(f"{name} is for MT3's networks, a YourMT3+ is trained without it: set it to 0")
 
 
 def check_share(settings: TrainingConfig, devices: int) -> None:

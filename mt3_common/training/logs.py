@@ -16,6 +16,9 @@ from mt3_common.io.optional import needed
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
+from mt3_common.notes.yourmt3_decoder import YourMT3Decoder
+from mt3_common.notes.yourmt3_tasks import EOS_ID, find_task
+from mt3_common.yourmt3_config import YourMT3Settings
 
 # colours of cells in a picture: empty, missed, wrong, right
 COLOURS = np.array([[255, 255, 255], [30, 100, 220], [220, 40, 40], [0, 0, 0]], np.uint8)
@@ -106,17 +109,30 @@ def segment_image(batch: Batch, ids: Sequence[np.ndarray], config: Config) -> np
         ids: transcribed ids of each segment.
         config: of the model.
     """
+    notes = [segment_notes(row, config) for row in ids]
+    return _image(batch, notes, config.spectrogram.frames_per_second, (DARKEST, BRIGHTEST))
+
+
+def yourmt3_segment_image(batch: Batch, ids: Sequence[np.ndarray], settings: YourMT3Settings) -> np.ndarray:
+    """Draw segments of a YourMT3+ as segment_image does those of MT3."""
+    notes = [yourmt3_segment_notes(row, settings.task) for row in ids]
+    # frames are between 0 and 1
+    return _image(batch, notes, settings.front_end.sample_rate / settings.front_end.hop_length, (0.0, 1.0))
+
+
+def _image(batch: Batch, notes: Sequence[Sequence[Note]], rate: float, limits: tuple[float, float]) -> np.ndarray:
     columns = []
-    for frames, reference, segment_ids in zip(batch.frames, batch.rolls, ids, strict=True):
-        estimate = roll(segment_notes(segment_ids, config), config.input_frames, config.spectrogram.frames_per_second)
+    darkest, brightest = limits
+    for frames, reference, of_segment in zip(batch.frames, batch.rolls, notes, strict=True):
+        estimate = roll(of_segment, len(frames), rate)
         # A drum hit lasts one frame; three are visible.
         pitches = reference[:, :128] + 2 * estimate[:, :128]
         drums = _widen(reference[:, 256:384]) + 2 * _widen(estimate[:, 256:384])
         kinds = np.concatenate([pitches, drums], axis=1)[:, ::-1].T
-        notes = COLOURS[kinds]
+        coloured = COLOURS[kinds]
         mel = frames[:, : frames.shape[1] // 4 * 4].reshape(len(frames), -1, 4).mean(axis=-1)[:, ::-1].T
-        grey = 255 * np.clip((mel - DARKEST) / (BRIGHTEST - DARKEST), 0, 1)
-        image = np.concatenate([np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1), notes])
+        grey = 255 * np.clip((mel - darkest) / (brightest - darkest), 0, 1)
+        image = np.concatenate([np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1), coloured])
         columns += [image.repeat(2, axis=1), np.full((len(image), 4, 3), 128, np.uint8)]
     return np.concatenate(columns[:-1], axis=1).repeat(2, axis=0)
 
@@ -132,6 +148,23 @@ def segment_notes(ids: np.ndarray, config: Config) -> list[Note]:
     earlier = np.concatenate([[tie, on], ids[: ends[0] if len(ends) else 0]])
     notes = decode_segments([(0.0, earlier), (1.0, ids)], vocabulary).notes
     shifted = [note._replace(onset=max(0.0, note.onset - 1), offset=note.offset - 1) for note in notes]
+    return [note for note in shifted if note.offset > 0]
+
+
+def yourmt3_segment_notes(ids: np.ndarray, task_name: str) -> list[Note]:
+    """Return the notes of one segment of a YourMT3+, in seconds from its start; tied notes start at 0."""
+    task = find_task(task_name)
+    decoder = YourMT3Decoder(task, False)
+    rows = np.atleast_2d(ids)
+    tie, on = task.id_of("tie"), task.id_of("velocity", 1)
+    # the tied notes start in an artificial segment one second earlier
+    ties = [row[: int(np.argmax(row == tie))] for row in rows]
+    earlier = np.zeros((len(rows), 3 + max(map(len, ties))), np.int64)
+    for number, row in enumerate(ties):
+        earlier[number, : 3 + len(row)] = [tie, on, *row, EOS_ID]
+    decoder.feed(earlier, 0.0)
+    decoder.feed(rows, 1.0)
+    shifted = [note._replace(onset=max(0.0, note.onset - 1), offset=note.offset - 1) for note in decoder.finish()]
     return [note for note in shifted if note.offset > 0]
 
 

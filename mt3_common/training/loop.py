@@ -17,9 +17,10 @@ from mt3_common.data.shards import Batch, Shards, Stream
 from mt3_common.io.progress import progress_bar
 from mt3_common.training.batches import load_batches, pad_targets
 from mt3_common.training.config import TrainingConfig, TrainingError
+from mt3_common.training.family import TrainingFamily, training_family
 from mt3_common.training.interruption import Interruptions
 from mt3_common.training.learner import Learner
-from mt3_common.training.logs import Log, segment_image
+from mt3_common.training.logs import Log
 from mt3_common.training.run_folder import (
     METRICS,
     read_metrics,
@@ -31,6 +32,7 @@ from mt3_common.training.run_folder import (
     write_metrics,
     write_partial,
 )
+from mt3_common.yourmt3_config import YourMT3Settings
 
 # s between two lines of progress where stderr is no terminal
 SECONDS_BETWEEN_LINES = 60.0
@@ -38,7 +40,7 @@ SECONDS_BETWEEN_LINES = 60.0
 
 def fit(
     learner: Learner,
-    config: Config,
+    config: Config | YourMT3Settings | TrainingFamily,
     settings: TrainingConfig,
     source: Shards | Stream,
     validation: Shards | None,
@@ -55,7 +57,7 @@ def fit(
 
     Args:
         learner: network and optimizer.
-        config: of the model.
+        config: of the model, or the family that has it.
         settings: of the training.
         source: of the segments to train on.
         validation: segments to choose the best checkpoint with, or None.
@@ -73,6 +75,7 @@ def fit(
         TrainingError: the loss or the gradients are not finite, the folder cannot be written, or a worker died; last/
             holds the state of the last save.
     """
+    family = training_family(config)
     rows = read_metrics(folder / "metrics.csv", begin)
     if learner.writer:
         write_metrics(folder / "metrics.csv", rows)
@@ -110,10 +113,10 @@ def fit(
                 row["seconds"] = before + time.monotonic() - began
                 with interruptions.deferred(), reraise_with_saved_state(done, folder, since):
                     rows.append({name: str(row[name]) for name in METRICS})
-                    save(learner, config, rows, folder, done)
+                    save(learner, family, rows, folder, done)
                     sums, since, clock = {}, done, time.monotonic()
                 with reraise_with_saved_state(done, folder, since):
-                    write_logs(logs, row, learner, config, validation or source)
+                    write_logs(logs, row, learner, family, validation or source)
                 show(done, values["loss"], row)
                 if should_stop(rows, settings):
                     return
@@ -121,7 +124,7 @@ def fit(
             if done > since and not distributed and not interruptions.is_torn:
                 with reraise_with_saved_state(done, folder, since):
                     write_partial(folder, done, since, sums)
-                    save(learner, config, rows, folder, done)
+                    save(learner, family, rows, folder, done)
             raise
 
 
@@ -139,14 +142,14 @@ def divergence_message(values: Mapping[str, float], batches: Sequence[Batch]) ->
 
 
 def write_logs(
-    logs: Sequence[Log], row: Mapping[str, Any], learner: Learner, config: Config, source: Shards | Stream
+    logs: Sequence[Log], row: Mapping[str, Any], learner: Learner, family: TrainingFamily, source: Shards | Stream
 ) -> None:
     """Write a row of metrics and a picture of transcribed segments to every log."""
     if not logs:
         return
     batch = source.some(4)
     ids = learner.transcribe(batch.frames)
-    image = segment_image(batch, ids, config)
+    image = family.image(batch, ids)
     for log in logs:
         log.scalars(row["step"], {name: row[name] for name in METRICS[1:] if row[name] != ""})
         log.image(row["step"], image)

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from mt3_common.checkpoint.names import CheckpointError
-from mt3_common.checkpoint.write import write_t5x
 from mt3_common.config import Config
 from mt3_common.io import atomic
 from mt3_common.training.config import TrainingConfig, TrainingError
+from mt3_common.training.family import TrainingFamily
 from mt3_common.training.learner import Learner
+from mt3_common.yourmt3_config import YourMT3Settings
 
 METRICS = (
     "step",
@@ -40,11 +41,12 @@ METRICS = (
 PARTIAL = "partial.json"
 
 
-def save(learner: Learner, config: Config, rows: Sequence[Mapping[str, str]], folder: Path, done: int) -> None:
+def save(learner: Learner, family: TrainingFamily, rows: Sequence[Mapping[str, str]], folder: Path, done: int) -> None:
     """Write metrics.csv, best/ if the last row is the best, and last/, in this order, so that last/ is never ahead.
 
     Args:
-        learner, config, folder: see loop.fit.
+        learner, folder: see loop.fit.
+        family: of the network.
         rows: of metrics.csv.
         done: steps done; without a row of that step, best/ stays.
     """
@@ -54,8 +56,8 @@ def save(learner: Learner, config: Config, rows: Sequence[Mapping[str, str]], fo
         return
     write_metrics(folder / "metrics.csv", rows)
     if rows and int(rows[-1]["step"]) == done and rows[-1]["validation_loss"] and validations_since_best(rows) == 0:
-        write_t5x(folder / "best", averaged, done, config=config, overwrite=True)
-    write_t5x(folder / "last", arrays, done, optimizer=slots, config=config, overwrite=True)
+        family.write(folder / "best", averaged, done)
+    family.write(folder / "last", arrays, done, slots)
 
 
 def validations_since_best(rows: Sequence[Mapping[str, str]]) -> int:
@@ -133,7 +135,7 @@ def read_partial(folder: Path, begin: int) -> tuple[int, dict[str, float]]:
 
 
 def run_description(
-    program: str, config: Config, settings: TrainingConfig, options: argparse.Namespace
+    program: str, config: Config | YourMT3Settings, settings: TrainingConfig, options: argparse.Namespace
 ) -> Mapping[str, Any]:
     """Return a run's settings, arguments, versions and commit, for run.json."""
     versions = {}

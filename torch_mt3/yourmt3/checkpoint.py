@@ -7,6 +7,7 @@ import torch
 
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.yourmt3_config import YourMT3Config
+from torch_mt3.yourmt3.layers import Table
 from torch_mt3.yourmt3.model import YourMT3
 
 
@@ -34,3 +35,16 @@ def to_state_dict(arrays: Mapping[str, np.ndarray], config: YourMT3Config) -> di
         if arrays[name].shape != tuple(tensor.shape):
             raise CheckpointError(f"{name} has shape {arrays[name].shape}, the settings ask for {tuple(tensor.shape)}")
     return {name: torch.from_numpy(np.array(arrays[name])) for name in shapes}
+
+
+def array_shapes(config: YourMT3Config) -> dict[str, tuple[int, ...]]:
+    """Return published names -> shapes of the network's arrays; nothing is computed."""
+    return {name: tuple(tensor.shape) for name, tensor in template(config).items()}
+
+
+def stored_tables(config: YourMT3Config) -> dict[str, np.ndarray]:
+    """Return published names -> arrays that are not trained: sinusoids, rotary frequencies."""
+    with torch.device("meta"):
+        modules = YourMT3(config).named_modules()
+    tables = [(path, module) for path, module in modules if isinstance(module, Table)]
+    return {f"{path}.{module.key}": module.function(*module.arguments) for path, module in tables}

@@ -154,5 +154,7 @@ class ConformerEncoder(nn.Module):
         inv_freq = self.embed_positions() if self.config.position_encoding == "rotary" else None
         x = self.dropout(x, train)
         for layer in self.layers:
-            x = layer(x, inv_freq, train)
+            # in training a layer is skipped now and then
+            if not train or torch.rand(()) >= self.config.layer_drop:
+                x = layer(x, inv_freq, train)
         return self.layer_norm(x)

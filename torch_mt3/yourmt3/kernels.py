@@ -11,8 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch import distributed
+from torch.distributed.nn.functional import all_reduce
 
-from torch_mt3.yourmt3.layers import MixtureOfExperts, softmax
+from torch_mt3.yourmt3.layers import BatchNorm, MixtureOfExperts, softmax
 from torch_mt3.yourmt3.model import YourMT3
 from torch_mt3.yourmt3.search import with_prefix
 from torch_mt3.yourmt3.t5 import relative_buckets
@@ -47,6 +49,23 @@ def group_experts(network: YourMT3) -> None:
     for module in network.modules():
         if type(module) is MixtureOfExperts:
             module.__class__ = GroupedExperts
+
+
+class SynchronisedBatchNorm(BatchNorm):
+    """Batch normalisation by the rows of all processes, each of which has a share of the batch."""
+
+    def batch_statistics(self, flat):
+        """Return mean and biased variance of the processes' rows (n, width) together, and their number."""
+        count = len(flat) * distributed.get_world_size()
+        mean = all_reduce(flat.sum(0)) / count
+        return mean, all_reduce(((flat - mean) ** 2).sum(0)) / count, count
+
+
+def synchronise_statistics(network: YourMT3) -> None:
+    """Let a network normalise by the batch of all processes; the arrays stay as they are."""
+    for module in network.modules():
+        if type(module) is BatchNorm:
+            module.__class__ = SynchronisedBatchNorm
 
 
 class Cache(NamedTuple):

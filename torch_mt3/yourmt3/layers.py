@@ -128,14 +128,18 @@ class BatchNorm(nn.Module):
     def forward(self, x, train):
         mean, variance = self.running_mean, self.running_var
         if train:
-            flat = x.reshape(-1, x.shape[-1])
-            mean, variance = flat.mean(0), flat.var(0, correction=0)
+            flat = x.reshape(-1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
+            mean, variance, count = self.batch_statistics(flat)
             with torch.no_grad():
-                unbiased = variance * (len(flat) / (len(flat) - 1))
+                unbiased = variance * (count / (count - 1))
                 self.running_mean.copy_(0.9 * self.running_mean + 0.1 * mean)
                 self.running_var.copy_(0.9 * self.running_var + 0.1 * unbiased)
                 self.num_batches_tracked += 1
-        return (x - mean) * torch.rsqrt(variance + 1e-5) * self.weight + self.bias
+        return ((x - mean) * torch.rsqrt(variance + 1e-5) * self.weight + self.bias).to(x.dtype)
+
+    def batch_statistics(self, flat):
+        """Return mean and biased variance of (n, width), and n."""
+        return flat.mean(0), flat.var(0, correction=0), len(flat)
 
 
 class Dropout(nn.Module):
