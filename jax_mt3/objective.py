@@ -71,9 +71,9 @@ class Objective:
         if settings.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
 
-    def drawn_arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays to begin with, MT3's draws."""
-        return initial_arrays(self.config.network, self.settings.seed)
+    def first_arrays(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the arrays to begin with: the given ones, or MT3's draws if there are none."""
+        return arrays or initial_arrays(self.config.network, self.settings.seed)
 
     def gradients(
         self, weights: dict[str, jax.Array], batch: Batch, step: int, part: int, count: int, num_batches: int

@@ -70,9 +70,9 @@ class Objective:
                 for part, module in (("query", attention.query), ("key", attention.key), ("output", layer)):
                     module.register_forward_hook(self._record((part, number)))
 
-    def drawn_arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays to begin with, MT3's draws."""
-        return initial_arrays(self.config.network, self.settings.seed)
+    def first_arrays(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the arrays to begin with: the given ones, or MT3's draws if there are none."""
+        return arrays or initial_arrays(self.config.network, self.settings.seed)
 
     def gradients(
         self, weights: dict[str, torch.Tensor], batch: Batch, step: int, part: int, count: int, num_batches: int

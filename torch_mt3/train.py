@@ -81,7 +81,7 @@ class Learner:
         self.writer = self.devices.is_writer
         check_settings(config, settings)
         self.objective = objective_of(config, settings, self.devices)
-        arrays = arrays or self.objective.drawn_arrays()
+        arrays = self.objective.first_arrays(arrays)
         weights, states = unpack(config, settings, arrays, slots)
         self.weights = self._replicated(weights)
         # in MT3's layout, so that the slots are T5X's

@@ -15,7 +15,7 @@ from jax_mt3.devices import Devices
 from jax_mt3.losses import cross_entropy
 from jax_mt3.objective import rematerialised
 from jax_mt3.yourmt3 import conformer, perceiver, t5
-from jax_mt3.yourmt3.checkpoint import array_shapes, published_name, stored_tables, template
+from jax_mt3.yourmt3.checkpoint import array_shapes, published_name, stored_tables, template, to_variables
 from jax_mt3.yourmt3.kernels import generator, group_experts
 from jax_mt3.yourmt3.model import YourMT3
 from mt3_common.audio.segments import Segment
@@ -52,10 +52,17 @@ class Objective:
         self.network = YourMT3(config.network)
         self.paths = {published_name(path): path for path in template(config.network)}
 
-    def drawn_arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays to begin with."""
+    def first_arrays(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the arrays to begin with: the given ones, or drawn ones if there are none.
+
+        Raises:
+            CheckpointError: they are not those of the network; names one.
+        """
         network = self.config.network
-        return drawn_arrays(array_shapes(network), stored_tables(network), network, self.settings.seed)
+        if not arrays:
+            return drawn_arrays(array_shapes(network), stored_tables(network), network, self.settings.seed)
+        to_variables(arrays, network)
+        return arrays
 
     def gradients(
         self, weights: dict[str, jax.Array], batch: Batch, step: int, part: int, count: int, num_batches: int

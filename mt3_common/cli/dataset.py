@@ -20,6 +20,8 @@ from mt3_common.data.synthesis import Generator, Recipe, in_order
 from mt3_common.formats import midi
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
+from mt3_common.training.config import yourmt3_settings
+from mt3_common.yourmt3_config import FAMILY, YourMT3Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +126,13 @@ def write_data(options: argparse.Namespace) -> int:
     values = json.loads(options.config.read_text()) if options.config else {"model": {}}
     if not isinstance(values, dict) or "model" not in values:
         raise ValueError(f'{options.config} must hold {{"model": {{…}}}}')
-    config = Config.from_dict(Config().to_dict() | values["model"])
+    if values["model"].get("family") == FAMILY:
+        config: Config | YourMT3Settings = yourmt3_settings(values["model"])
+        # the task joins programs to classes itself
+        options.recipe = dataclasses.replace(options.recipe, midi_class=False)
+        generator = generator_of(options, options.split, options.seed)
+    else:
+        config = Config.from_dict(Config().to_dict() | values["model"])
     for number in range(options.shards):
         path = options.output / f"{number:05d}.npz"
         if path.exists():

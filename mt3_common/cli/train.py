@@ -8,25 +8,30 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, is_yourmt3, read_yourmt3
+from mt3_common.checkpoint.yourmt3_folder import read_folder
+from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli.dataset import add_arguments, generator_of, write_sources
 from mt3_common.cli.exit_status import SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.config import Config
-from mt3_common.data.shards import Shards, Stream
+from mt3_common.data.shards import Settings, Shards, Stream
 from mt3_common.io import atomic
 from mt3_common.training.batches import open_shards
 from mt3_common.training.config import PRESETS, TrainingConfig, TrainingError, read_config, stated_settings
+from mt3_common.training.family import TrainingFamily, YourMT3Training, training_family
 from mt3_common.training.initial import drawn_arrays
 from mt3_common.training.learner import Learner
 from mt3_common.training.logs import Log, TensorBoard, WandB
 from mt3_common.training.loop import fit
 from mt3_common.training.run_folder import recover, run_description
+from mt3_common.yourmt3_config import YourMT3Settings
 
 MEMORY_HINT = (
     "not enough memory; a smaller batch_size with a larger accumulate needs less, and so does remat "
@@ -73,8 +78,8 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments."""
     parser = argparse.ArgumentParser(
         prog=command,
-        description="Train an MT3 network on shards (mt3 data shards), on music that is rendered as needed, or on "
-        "recordings. An interrupted run resumes.",
+        description="Train an MT3 network or a YourMT3+ on shards (mt3 data shards), on music that is rendered as "
+        "needed, or on recordings. An interrupted run resumes.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -88,7 +93,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--warm-start", metavar="CHECKPOINT", help="start from the arrays of any checkpoint that infer reads")
     add(
         "--model",
-        choices=("mt3", "ismir2021"),
+        choices=("mt3", "ismir2021", *RELEASED),
         help="model of the warm start, if neither files nor name say so",
     )
     add("--max-steps", type=int, metavar="N", help="instead of the config's steps")
@@ -114,22 +119,27 @@ def train(
     Raises:
         ValueError: the arguments, the data or the checkpoint are unusable, or the loss is no longer finite.
     """
-    config, settings = read_config(options.config, options.preset)
-    overrides = {"steps": options.max_steps, "validate_every": options.val_every}
-    settings = dataclasses.replace(settings, **{name: value for name, value in overrides.items() if value is not None})
-    if settings.patience and not options.validation:
-        raise TrainingError("patience needs --validation: without it nothing says when to end")
     if os.environ.get("RANK", "0") == "0":
         recover(options.run)
     if options.distributed:
         # returns once all processes have started
         join()
-    config, arrays, slots, begin = starting_point(options, config)
+    start = yourmt3_start(options)
+    config, settings = read_config(options.config, options.preset, start.checkpoint.settings if start else None)
+    overrides = {"steps": options.max_steps, "validate_every": options.val_every}
+    settings = dataclasses.replace(settings, **{name: value for name, value in overrides.items() if value is not None})
+    if settings.patience and not options.validation:
+        raise TrainingError("patience needs --validation: without it nothing says when to end")
+    family, arrays, slots, begin = starting_point(options, config, start)
+    config = family.config
+    if isinstance(config, YourMT3Settings):
+        # the task joins programs to classes itself
+        options.recipe = dataclasses.replace(options.recipe, midi_class=False)
     if begin >= settings.steps:
         print(f"note: {options.run} has its {settings.steps} steps; more with --max-steps", file=sys.stderr)
-    source = open_source(options, config, settings)
-    validation = open_shards(options.validation, config) if options.validation else None
-    if not arrays:
+    source = open_source(options, family.cutter, settings)
+    validation = open_shards(options.validation, family.cutter) if options.validation else None
+    if not arrays and isinstance(config, Config):
         arrays = drawn_arrays(config, settings, source)
     learner = make_learner(config, settings, arrays, slots, options.device)
     if learner.writer:
@@ -145,24 +155,74 @@ def train(
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(log) for log in open_logs(options, begin)] if learner.writer else []
         run = options.run, begin, options.quiet, options.workers, logs, options.distributed
-        fit(learner, config, settings, source, validation, *run)
+        fit(learner, family, settings, source, validation, *run)
+
+
+class YourMT3Start(NamedTuple):
+    """A YourMT3+ that a run starts from.
+
+    Attributes:
+        checkpoint: the network.
+        slots: of the optimizer, empty for a warm start.
+        step: of the run, 0 for a warm start.
+        resumes: whether the run goes on, with the settings of the network that it had.
+    """
+
+    checkpoint: YourMT3Checkpoint
+    slots: dict[str, np.ndarray]
+    step: int
+    resumes: bool
+
+
+def yourmt3_start(options: argparse.Namespace) -> YourMT3Start | None:
+    """Return the YourMT3+ that a run starts from, None if it starts from another network or from none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    last = options.run / "last"
+    if last.exists():
+        return YourMT3Start(*read_folder(last), True) if is_yourmt3(last) else None
+    if not options.warm_start:
+        return None
+    named = find_checkpoint(options.warm_start)
+    if not is_yourmt3(named.path):
+        return None
+    checkpoint = read_yourmt3(named.path, options.model or named.model or None)
+    if checkpoint.notice:
+        print(f"note: {named.name}: {checkpoint.notice}", file=sys.stderr)
+    return YourMT3Start(checkpoint, {}, 0, False)
 
 
 def starting_point(
-    options: argparse.Namespace, config: Config
-) -> tuple[Config, dict[str, np.ndarray], dict[str, np.ndarray], int]:
-    """Return the model's config, arrays (empty: to be drawn), slots and step at the start of a run.
+    options: argparse.Namespace, config: Config | YourMT3Settings, start: YourMT3Start | None = None
+) -> tuple[TrainingFamily, dict[str, np.ndarray], dict[str, np.ndarray], int]:
+    """Return the model's family, arrays (empty: to be drawn), slots and step at the start of a run.
 
     The config of a warm start is the checkpoint's, overridden by the model settings of the preset and the file.
+
+    Args:
+        options: the arguments.
+        config: of the preset and the file.
+        start: of yourmt3_start.
 
     Raises:
         CheckpointError: last/ or the warm start cannot be read.
         ConfigError: the settings contradict the warm start's arrays.
+        TrainingError: the preset and what the run starts from are not of one family.
     """
+    if start is not None and isinstance(config, YourMT3Settings):
+        settings = start.checkpoint.settings if start.resumes else config
+        family = YourMT3Training(settings, start.checkpoint.front_end_arrays)
+        return family, start.checkpoint.arrays, start.slots, start.step
     last = options.run / "last"
+    if isinstance(config, YourMT3Settings) and (last.exists() or options.warm_start):
+        raise TrainingError(
+            f"{last if last.exists() else options.warm_start} is no YourMT3+, which the preset or the file asks for"
+        )
     if last.exists():
         saved = read_checkpoint(last, optimizer=True)
-        return saved.config(), saved.arrays, saved.optimizer, saved.step or 0
+        return training_family(saved.config()), saved.arrays, saved.optimizer, saved.step or 0
     if options.warm_start:
         named = find_checkpoint(options.warm_start)
         # Settings may add what arrays cannot tell, and change what does not depend on them (segments, dropout).
@@ -170,11 +230,12 @@ def starting_point(
         for values in stated_settings(options.config, options.preset):
             stated |= values.get("model", {})
         source = read_checkpoint(named.path)
-        return source.config(options.model or named.model or None, stated), source.arrays, {}, 0
-    return config, {}, {}, 0
+        started = source.config(options.model or named.model or None, stated)
+        return training_family(started), source.arrays, {}, 0
+    return training_family(config), {}, {}, 0
 
 
-def open_source(options: argparse.Namespace, config: Config, settings: TrainingConfig) -> Shards | Stream:
+def open_source(options: argparse.Namespace, config: Settings, settings: TrainingConfig) -> Shards | Stream:
     """Open the segments that a run trains on.
 
     Raises:

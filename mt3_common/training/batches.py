@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3_common.config import Config
-from mt3_common.data.shards import Batch, Shards, Stream
+from mt3_common.data.shards import Batch, Settings, Shards, Stream
 from mt3_common.io.optional import needed
 from mt3_common.training.config import TrainingConfig, TrainingError
 
@@ -87,7 +86,7 @@ def _batches_of_turn(
     return tuple(tuple(make_batch(source, settings, step, part) for part in parts) for step in steps)
 
 
-def open_shards(folders: Sequence[Path], config: Config) -> Shards:
+def open_shards(folders: Sequence[Path], config: Settings) -> Shards:
     """Open the shards of folders.
 
     Raises:

@@ -3,10 +3,14 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.config import Config, ConfigError, Range, check_fields
+from mt3_common.notes.yourmt3_tasks import find_task
+from mt3_common.yourmt3_config import FAMILY, FrontEndConfig, YourMT3Settings
 
 SCHEDULES = ("constant", "rsqrt", "cosine", "linear", "yourmt3-cosine", "yourmt3-legacy")
 OPTIMIZERS = ("adamw", "adamw-scale", "adafactor")
@@ -16,6 +20,12 @@ DTYPES = ("float32", "bfloat16", "float64")
 # JSON files of presets for models and training
 PRESETS = Path(__file__).parent / "presets"
 
+# what a YourMT3+ is trained with unless a preset or a file says otherwise; see TrainingConfig
+YOURMT3_TRAINING: dict[str, Any] = {
+    **{"steps": 100_000, "batch_size": 24, "optimizer": "adamw-scale", "learning_rate": 1e-2, "clip": 1.0},
+    **{"schedule": "yourmt3-cosine", "warmup_steps": 1000, "z_loss": 0.0, "auxiliary": 0.0, "equalizer": 0.0},
+    **{"arranged": False, "validate_every": 1000},
+}
 # characters of a file of settings
 LARGEST_SETTINGS = 2**20
 
@@ -132,19 +142,99 @@ class TrainingConfig:
         return min(self.ema, (1 + step) / (10 + step))
 
 
-def read_config(path: Path | None, preset: str | None = None) -> tuple[Config, TrainingConfig]:
+def read_config(
+    path: Path | None, preset: str | None = None, start: YourMT3Settings | None = None
+) -> tuple[Config | YourMT3Settings, TrainingConfig]:
     """Read the settings of model and training: MT3's, overridden by a preset, overridden by a JSON file.
+
+    A model of the family 'yourmt3' has the settings of the released network that it names, and YOURMT3_TRAINING in
+    place of MT3's.
+
+    Args:
+        path: of the file.
+        preset: name.
+        start: settings of the YourMT3+ that the run starts from, which those of preset and file override; None where
+            it starts from another network, or from none.
 
     Raises:
         ConfigError: a file cannot be read, or a setting is unknown or malformed.
     """
-    model, training = Config().to_dict(), {}
+    model: dict[str, Any] = {}
+    training: dict[str, Any] = {}
     for values in stated_settings(path, preset):
-        model, training = model | values.get("model", {}), training | values.get("training", {})
+        model, training = merged(model, values.get("model", {})), training | values.get("training", {})
     try:
-        return Config.from_dict(model), TrainingConfig(**training)
+        if start is not None or model.get("family") == FAMILY:
+            return yourmt3_settings(model, start), TrainingConfig(**(YOURMT3_TRAINING | training))
+        return Config.from_dict(Config().to_dict() | model), TrainingConfig(**training)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{path or preset}: {error}") from error
+
+
+def merged(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values overridden by others, objects inside of both by the same rule."""
+    both = {
+        name: merged(values[name], value) if isinstance(value, dict) and isinstance(values.get(name), dict) else value
+        for name, value in others.items()
+    }
+    return {**values, **both}
+
+
+def yourmt3_settings(model: Mapping[str, Any], start: YourMT3Settings | None = None) -> YourMT3Settings:
+    """Return the settings of a YourMT3+ as a preset or a file states them.
+
+    What follows from other settings need not be stated: number and width of the frames, positions, ids, channels.
+
+    Args:
+        model: 'released', a name to start from (ymt3-plus if it is missing); task, front_end, network: what differs.
+        start: settings to start from in place of a released name's.
+
+    Raises:
+        ConfigError: a setting is unknown or malformed, or `released` is another network than `start`.
+    """
+    known = ("family", "released", "task", "front_end", "network")
+    if unknown := sorted(set(model) - set(known)):
+        raise ConfigError(f"a YourMT3+ has no setting {unknown[0]!r}; there are {', '.join(known)}")
+    name = model.get("released", "ymt3-plus")
+    if name not in RELEASED:
+        raise ConfigError(f"no YourMT3+ is called {name!r}; there are {', '.join(RELEASED)}")
+    base = (start or RELEASED[name].settings).to_dict()
+    network = model.get("network", {})
+    values = merged(base, {key: value for key, value in model.items() if key != "released"})
+    try:
+        front_end, task = FrontEndConfig(**values["front_end"]), find_task(values["task"])
+    except TypeError as error:
+        raise ConfigError(f"front_end: {error}") from error
+    implied: dict[str, Any] = {"num_frames": front_end.num_frames, "num_bins": front_end.num_bins}
+    implied |= {"vocab_size": task.num_ids, "num_channels": task.num_channels}
+    implied["perceiver"] = {"max_positions": front_end.num_frames + 10, "kv_dim": _token_width(values, front_end)}
+    settings = YourMT3Settings.from_dict(values | {"network": merged(values["network"], merged(implied, network))})
+    if start and "released" in model and _shapes_of(settings) != _shapes_of(RELEASED[name].settings):
+        raise ConfigError(f"the run starts from another network than {name}: take the preset that it was trained with")
+    return settings
+
+
+def _token_width(values: Mapping[str, Any], front_end: FrontEndConfig) -> int:
+    """Return the width of the tokens that Perceiver-TF sees."""
+    network = values["network"]
+    kind = network["pre_encoder"]
+    # three times half of the bins, or all of them
+    bins = front_end.num_bins if kind == "hftt" else front_end.num_bins // 8
+    channels = 128 if kind in ("hftt", "res3b_hftt") else network["conv_channels"]
+    return bins if network["perceiver"]["attention_to_channel"] else channels
+
+
+def _shapes_of(settings: YourMT3Settings) -> dict[str, Any]:
+    """Return the settings that arrays depend on: all but the dropout."""
+
+    def without_dropout(values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: without_dropout(value) if isinstance(value, dict) else value
+            for name, value in values.items()
+            if name not in ("dropout_rate", "layer_drop")
+        }
+
+    return without_dropout(settings.to_dict()["network"])
 
 
 def stated_settings(path: Path | None, preset: str | None) -> list[dict[str, dict[str, Any]]]:
@@ -168,7 +258,7 @@ def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict) or set(values) - {"about", "model", "training"}:
+    if not isinstance(values, dict) or set(values) - {"about", "model", "training", "augmentation"}:
         raise ConfigError(f'{path} must hold {{"model": {{…}}, "training": {{…}}}}')
     known = {field.name for field in dataclasses.fields(TrainingConfig)}
     if unknown := sorted(set(values.get("training", {})) - known):

@@ -116,8 +116,8 @@ def segment_image(batch: Batch, ids: Sequence[np.ndarray], config: Config) -> np
 def yourmt3_segment_image(batch: Batch, ids: Sequence[np.ndarray], settings: YourMT3Settings) -> np.ndarray:
     """Draw segments of a YourMT3+ as segment_image does those of MT3."""
     notes = [yourmt3_segment_notes(row, settings.task) for row in ids]
-    # frames are between 0 and 1
-    return _image(batch, notes, settings.front_end.sample_rate / settings.front_end.hop_length, (0.0, 1.0))
+    # frames are between 0 and 1, the loudest
+    return _image(batch, notes, settings.front_end.sample_rate / settings.front_end.hop_length, (1.0, 0.0))
 
 
 def _image(batch: Batch, notes: Sequence[Sequence[Note]], rate: float, limits: tuple[float, float]) -> np.ndarray:

@@ -162,8 +162,8 @@ def test_a_warm_start_keeps_the_checkpoints_config_but_for_what_is_asked_for(dat
     assert begun("torch", data, tmp_path, *start)[1] == dropping
     (tmp_path / "longer.json").write_text('{"model": {"input_frames": 300}}')
     options = train.parse("torch_mt3", ["run", "--data", "x", *map(str, start[:3]), str(tmp_path / "longer.json")])
-    config, *_ = train.starting_point(options, Config())
-    assert config == dataclasses.replace(own, input_frames=300)
+    family, *_ = train.starting_point(options, Config())
+    assert family.config == dataclasses.replace(own, input_frames=300)
     (tmp_path / "model.json").write_text('{"model": {"emb_dim": 64}}')
     options = train.parse("torch_mt3", ["run", "--data", "x", *map(str, start)])
     with pytest.raises(ConfigError, match="contradict the arrays: emb_dim 64"):
@@ -177,7 +177,7 @@ def test_the_published_sizes_are_taken_for_mt3(tmp_path):
     arrays = {name: np.zeros(shape, np.float32) for name, shape in array_shapes(NetworkConfig()).items()}
     write_t5x(tmp_path / "checkpoint_1", arrays, 1)
     command = ["run", "--data", "data", "--warm-start", str(tmp_path / "checkpoint_1"), "--model", "mt3"]
-    assert train.starting_point(train.parse("torch_mt3", command), Config())[0] == Config()
+    assert train.starting_point(train.parse("torch_mt3", command), Config())[0].config == Config()
 
 
 def test_a_checkpoint_as_published_is_tuned_and_in_both_twins_alike(data, tmp_path, golden_arrays):

@@ -59,10 +59,17 @@ class Objective:
             for layer in [module for module in self.model.modules() if isinstance(module, LAYERS)]:
                 rematerialise(layer)
 
-    def drawn_arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays to begin with."""
+    def first_arrays(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the arrays to begin with: the given ones, or drawn ones if there are none.
+
+        Raises:
+            CheckpointError: they are not those of the network; names one.
+        """
         network = self.config.network
-        return drawn_arrays(array_shapes(network), stored_tables(network), network, self.settings.seed)
+        if not arrays:
+            return drawn_arrays(array_shapes(network), stored_tables(network), network, self.settings.seed)
+        to_state_dict(arrays, network)
+        return arrays
 
     def gradients(
         self, weights: dict[str, torch.Tensor], batch: Batch, step: int, part: int, count: int, num_batches: int
