@@ -20,6 +20,7 @@ from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli.dataset import add_arguments, generator_of, write_sources
 from mt3_common.cli.exit_status import SUCCESS
 from mt3_common.cli.run import run
+from mt3_common.cli.yourmt3_arguments import translate
 from mt3_common.config import Config
 from mt3_common.data.shards import Settings, Shards, Stream
 from mt3_common.io import atomic
@@ -90,6 +91,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--validation", type=Path, nargs="+", metavar="DIR", help="shards to choose the best checkpoint with")
     add("--preset", choices=presets, metavar="NAME", help=f"settings to start from: {', '.join(presets)}")
     add("--config", type=Path, metavar="FILE", help='JSON: {"model": {...}, "training": {...}}; default: MT3')
+    add("--yourmt3-args", metavar="'-enc …'", help="arguments of the published train.py of YourMT3+, as our settings")
     add("--warm-start", metavar="CHECKPOINT", help="start from the arrays of any checkpoint that infer reads")
     add(
         "--model",
@@ -125,7 +127,9 @@ def train(
         # returns once all processes have started
         join()
     start = yourmt3_start(options)
-    config, settings = read_config(options.config, options.preset, start.checkpoint.settings if start else None)
+    translated = translated_arguments(options)
+    settings_of_start = start.checkpoint.settings if start else None
+    config, settings = read_config(options.config, options.preset, settings_of_start, translated)
     overrides = {"steps": options.max_steps, "validate_every": options.val_every}
     settings = dataclasses.replace(settings, **{name: value for name, value in overrides.items() if value is not None})
     if settings.patience and not options.validation:
@@ -156,6 +160,24 @@ def train(
         logs = [stack.enter_context(log) for log in open_logs(options, begin)] if learner.writer else []
         run = options.run, begin, options.quiet, options.workers, logs, options.distributed
         fit(learner, family, settings, source, validation, *run)
+
+
+def translated_arguments(options: argparse.Namespace) -> dict[str, dict[str, Any]] | None:
+    """Return the settings that --yourmt3-args means and print them; None without it.
+
+    What else it says goes into the options, unless these say it already.
+
+    Raises:
+        TrainingError: an argument is unknown, or fails in the published code too.
+    """
+    if options.yourmt3_args is None:
+        return None
+    translation = translate(options.yourmt3_args)
+    print(f"--yourmt3-args are these settings: {json.dumps(translation.settings)}", file=sys.stderr)
+    for note in translation.notes:
+        print(f"note: {note}", file=sys.stderr)
+    options.wandb = options.wandb or translation.project or None
+    return translation.settings
 
 
 class YourMT3Start(NamedTuple):

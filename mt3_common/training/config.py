@@ -143,7 +143,10 @@ class TrainingConfig:
 
 
 def read_config(
-    path: Path | None, preset: str | None = None, start: YourMT3Settings | None = None
+    path: Path | None,
+    preset: str | None = None,
+    start: YourMT3Settings | None = None,
+    translated: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Config | YourMT3Settings, TrainingConfig]:
     """Read the settings of model and training: MT3's, overridden by a preset, overridden by a JSON file.
 
@@ -155,13 +158,15 @@ def read_config(
         preset: name.
         start: settings of the YourMT3+ that the run starts from, which those of preset and file override; None where
             it starts from another network, or from none.
+        translated: settings between those of preset and file, which stand in a file's place.
 
     Raises:
         ConfigError: a file cannot be read, or a setting is unknown or malformed.
     """
     model: dict[str, Any] = {}
     training: dict[str, Any] = {}
-    for values in stated_settings(path, preset):
+    stated = [*stated_settings(None, preset), translated or {}, *stated_settings(path, None)]
+    for values in stated:
         model, training = merged(model, values.get("model", {})), training | values.get("training", {})
     try:
         if start is not None or model.get("family") == FAMILY:
