@@ -14,8 +14,8 @@ PRECISIONS = {
 }
 # options that change nothing in the published code -> why
 UNREAD = {
-    "-ln": "the published code writes it into a setting that nothing reads: Perceiver-TF has LayerNorm whatever it says "
-    "(ours is network.perceiver.norm)",
+    "-ln": "the published code writes it into a setting that nothing reads: Perceiver-TF has LayerNorm whatever it "
+    "says (ours is network.perceiver.norm)",
     "-twe": "the published code misspells the setting, so that it changes nothing: nothing is tied, logits are scaled",
     "-rt": "the published code reads another setting, so that it changes nothing: the types are ppl (ours is "
     "network.perceiver.rope_types)",

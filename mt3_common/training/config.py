@@ -214,8 +214,8 @@ def yourmt3_settings(model: Mapping[str, Any], start: YourMT3Settings | None = N
     implied |= {"vocab_size": task.num_ids, "num_channels": task.num_channels}
     implied["perceiver"] = {"max_positions": front_end.num_frames + 10, "kv_dim": _token_width(values, front_end)}
     settings = YourMT3Settings.from_dict(values | {"network": merged(values["network"], merged(implied, network))})
-    if start and "released" in model and _shapes_of(settings) != _shapes_of(RELEASED[name].settings):
-        raise ConfigError(f"the run starts from another network than {name}: take the preset that it was trained with")
+    if start and "released" in model and _kind_of(yourmt3_settings(model)) != _kind_of(start):
+        raise ConfigError("the run starts from another kind of network than the settings ask for: leave them out")
     return settings
 
 
@@ -229,17 +229,12 @@ def _token_width(values: Mapping[str, Any], front_end: FrontEndConfig) -> int:
     return bins if network["perceiver"]["attention_to_channel"] else channels
 
 
-def _shapes_of(settings: YourMT3Settings) -> dict[str, Any]:
-    """Return the settings that arrays depend on: all but the dropout."""
-
-    def without_dropout(values: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: without_dropout(value) if isinstance(value, dict) else value
-            for name, value in values.items()
-            if name not in ("dropout_rate", "layer_drop")
-        }
-
-    return without_dropout(settings.to_dict()["network"])
+def _kind_of(settings: YourMT3Settings) -> tuple[Any, ...]:
+    """Return what tells networks apart at a glance."""
+    network = settings.network
+    perceiver = network.perceiver
+    latents = (perceiver.num_latents, perceiver.ff_layer) if network.encoder == "perceiver-tf" else ()
+    return network.encoder, network.decoder, *latents
 
 
 def stated_settings(path: Path | None, preset: str | None) -> list[dict[str, dict[str, Any]]]:
