@@ -54,7 +54,13 @@ def translate(text: str) -> Translation:
         words = shlex.split(text)
     except ValueError as error:
         raise TrainingError(f"--yourmt3-args: {error}") from error
-    given = _parser().parse_args(words)
+    parser = _parser()
+    known = {option for action in parser._actions for option in action.option_strings}
+    for word in words:
+        # argparse would take -dl for -d with the value l
+        if word.startswith("-") and not word[1:2].isdigit() and word.partition("=")[0] not in known:
+            raise TrainingError(f"--yourmt3-args: {word} is not translated; there are {' '.join(sorted(known))}")
+    given = parser.parse_args(words)
     notes: list[str] = []
     model = _model(given, notes)
     training = _training(given, notes)
