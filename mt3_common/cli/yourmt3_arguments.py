@@ -24,7 +24,7 @@ UNREAD = {
 
 
 class Translation(NamedTuple):
-    """What arguments mean here.
+    """Meaning of arguments here.
 
     Attributes:
         settings: 'model' and 'training', as a file of settings has them.

@@ -197,10 +197,10 @@ def test_ten_steps_of_the_twins_are_the_same(kind):
     statistics = [name for name in arrays if "running_" in name or name.endswith("num_batches_tracked")]
     assert len(statistics) >= 6
     for name, array in arrays.items():
-        for mine, other in ((array, twins_arrays[name]), (averaged[name], twins_averaged[name])):
+        for one, other in ((array, twins_arrays[name]), (averaged[name], twins_averaged[name])):
             # key biases have no gradient but rounding, which Adam's quotient makes into steps
-            limit = 1e-10 * max(np.abs(mine).max(), 1e-3)
-            assert np.abs(mine - other).max() <= limit, name
+            limit = 1e-10 * max(np.abs(one).max(), 1e-3)
+            assert np.abs(one - other).max() <= limit, name
         changed = np.abs(array - first[name]).max() > 0
         assert changed == (is_trained(name) or name in statistics), name
     assert all(arrays[name] == 20 for name in statistics if name.endswith("num_batches_tracked"))
@@ -268,11 +268,11 @@ def test_drawn_arrays_are_spread_as_published():
     assert not arrays["encoder.blocks.0.local_transformer.0.attention.self.query.bias"].any()
     for other in (toy_settings(), conformer_settings()):
         assert torch_checkpoint.array_shapes(other.network) == jax_checkpoint.array_shapes(other.network)
-        mine, twins = (module.stored_tables(other.network) for module in (torch_checkpoint, jax_checkpoint))
-        assert mine.keys() == twins.keys()
-        assert {name for name in torch_checkpoint.array_shapes(other.network) if not is_trained(name)} >= set(mine)
-        for name in mine:
-            np.testing.assert_array_equal(mine[name], twins[name])
+        tables, twins = (module.stored_tables(other.network) for module in (torch_checkpoint, jax_checkpoint))
+        assert tables.keys() == twins.keys()
+        assert {name for name in torch_checkpoint.array_shapes(other.network) if not is_trained(name)} >= set(tables)
+        for name in tables:
+            np.testing.assert_array_equal(tables[name], twins[name])
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_numbers_of_the_training_come_out():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         (f"{MOE} -ln rms_norm", "-ln: the published code writes it into a setting that nothing reads"),
         (f"{MOE} -rt ppl", "-rt: the published code reads another setting"),
@@ -77,8 +77,8 @@ def test_numbers_of_the_training_come_out():
         ("-wb offline", "metrics.csv"),
     ],
 )
-def test_what_was_a_lie_is_said(arguments, said):
-    assert said in "\n".join(translate(arguments).notes)
+def test_what_was_a_lie_is_said(arguments, sentence):
+    assert sentence in "\n".join(translate(arguments).notes)
 
 
 @pytest.mark.parametrize(
