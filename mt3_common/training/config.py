@@ -212,7 +212,10 @@ def yourmt3_settings(model: Mapping[str, Any], start: YourMT3Settings | None = N
         raise ConfigError(f"front_end: {error}") from error
     implied: dict[str, Any] = {"num_frames": front_end.num_frames, "num_bins": front_end.num_bins}
     implied |= {"vocab_size": task.num_ids, "num_channels": task.num_channels}
-    implied["perceiver"] = {"max_positions": front_end.num_frames + 10, "kv_dim": _token_width(values, front_end)}
+    if values["network"]["encoder"] == "perceiver-tf":
+        implied["perceiver"] = {"max_positions": front_end.num_frames + 10, "kv_dim": _token_width(values, front_end)}
+    if start and not {"front_end", "task"} & set(model):
+        implied = {}
     settings = YourMT3Settings.from_dict(values | {"network": merged(values["network"], merged(implied, network))})
     if start and "released" in model and _kind_of(yourmt3_settings(model)) != _kind_of(start):
         raise ConfigError("the run starts from another kind of network than the settings ask for: leave them out")
