@@ -13,6 +13,7 @@ import torch
 from jax_mt3 import objective as jax_objective
 from jax_mt3 import train as jax_train
 from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.config import Config, ConfigError, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
@@ -30,6 +31,7 @@ from mt3_common.training.labels import (
     soft_rolls,
     supervised_heads,
 )
+from mt3_common.yourmt3_config import YourMT3Settings
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import model as torch_model
 from torch_mt3 import train as torch_train
@@ -412,10 +414,12 @@ def test_both_twins_transcribe_the_same_ids_while_training(shards):
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.json")))
 def test_presets_are_usable_and_a_config_goes_on_top(name, tmp_path):
     config, settings = read_config(None, name)
-    assert isinstance(config, Config)
-    (tmp_path / "more.json").write_text('{"model": {"emb_dim": 64}, "training": {"steps": 7}}')
+    model = {"network": {"conv_channels": 64}} if name in RELEASED else {"emb_dim": 64}
+    assert isinstance(config, YourMT3Settings if name in RELEASED else Config)
+    (tmp_path / "more.json").write_text(json.dumps({"model": model, "training": {"steps": 7}}))
     changed, other = read_config(tmp_path / "more.json", name)
-    assert (changed.network.emb_dim, other.steps) == (64, 7)
+    width = changed.network.conv_channels if name in RELEASED else changed.network.emb_dim
+    assert (width, other.steps) == (64, 7)
     assert dataclasses.replace(other, steps=settings.steps) == settings
     assert read_config(None, "mt3")[0] == Config()
 
