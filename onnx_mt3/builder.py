@@ -67,10 +67,10 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
-    def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
-        """Add a Split node and return the names of its outputs."""
-        outputs = [self.name("Split") for _ in sizes]
-        self._nodes.append(helper.make_node("Split", [x, self.ints(sizes)], outputs, axis=axis))
+    def split(self, x: str, sizes: str, count: int, axis: int) -> list[str]:
+        """Add a Split node and return the names of its outputs, of which there are `count`."""
+        outputs = [self.name("Split") for _ in range(count)]
+        self._nodes.append(helper.make_node("Split", [x, sizes], outputs, axis=axis))
         return outputs
 
     def ints(self, values: Sequence[int]) -> str:
@@ -134,6 +134,12 @@ class GraphBuilder:
         """Add a Loop node and return the names of the carried values after it."""
         outputs = [self.name("Loop") for _ in start]
         self._nodes.append(helper.make_node("Loop", [trips, self.boolean(True), *start], outputs, body=body))
+        return outputs
+
+    def scan(self, body: onnx.GraphProto, x: str, count: int) -> list[str]:
+        """Add a Scan node over the first axis of x and return the names of its outputs, of which there are `count`."""
+        outputs = [self.name("Scan") for _ in range(count)]
+        self._nodes.append(helper.make_node("Scan", [x], outputs, body=body, num_scan_inputs=1))
         return outputs
 
     def model(self, name: str) -> onnx.ModelProto:

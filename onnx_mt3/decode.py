@@ -1,6 +1,9 @@
 """Greedy search by ONNX Runtime: segments in, token ids out."""
 
+import collections
+import concurrent.futures
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -10,15 +13,25 @@ from mt3_common.audio.segments import Segment
 from mt3_common.config import Config
 from mt3_common.transcription.batching import PromptedSegment, until_eos
 
+# batches that are searched side by side, where there are as many cores: one that multiplies matrices and one that reads
+# keys and values do not wait for each other, and no core waits at the end of an operator
+MOST_BATCHES = 4
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 def session(model: bytes, threads: int = 0) -> onnxruntime.InferenceSession:
     """Return a session on the CPU for a serialized model.
 
     Args:
-        threads: for one operator; 0 for one a core.
+        threads: for one operator, that of the caller included; 0 for those that make a thread a core of all batches'.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    cores = num_cores()
+    options.intra_op_num_threads = threads or cores - min(cores, MOST_BATCHES) + 1
     options.inter_op_num_threads = 1
     # threads that wait actively take the cores from the spectrogram's
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -37,7 +50,7 @@ def generator(
     Args:
         search: of a model that graph.search_graph made.
         config: of the same checkpoint.
-        batch_size: segments searched side by side at most.
+        batch_size: segments searched side by side at most, in as many batches as there are cores, or MOST_BATCHES.
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         allowed: (vocab_size,) bool, tokens that may be chosen; None for all.
 
@@ -52,7 +65,7 @@ def generator(
     if allowed is not None:
         usable[:, ~allowed] = -np.inf
 
-    def ids_of(batch: list[np.ndarray | Segment | PromptedSegment]) -> Iterator[np.ndarray]:
+    def ids_of(batch: list[np.ndarray | Segment | PromptedSegment]) -> list[np.ndarray]:
         prompted = [segment for segment in batch if isinstance(segment, PromptedSegment)]
         plain = [segment.segment if isinstance(segment, PromptedSegment) else segment for segment in batch]
         frames = np.stack([segment.frames if isinstance(segment, Segment) else segment for segment in plain])
@@ -63,23 +76,41 @@ def generator(
             bias[row] = segment.logit_bias
         inputs = {"frames": frames.astype(dtype), "allowed": usable, "prompt": prompt, "bias": bias}
         (ids,) = search.run(["ids"], inputs | {"max_steps": np.array(steps, np.int64)})
-        for row in ids[:, :steps].astype(np.int32):
-            yield until_eos(row)
+        return [until_eos(row) for row in np.asarray(ids)[:, :steps].astype(np.int32)]
 
     def generate(segments: Iterable[np.ndarray | Segment | PromptedSegment | None]) -> Iterator[np.ndarray]:
         arriving = iter(segments)
-        while True:
-            batch: list[np.ndarray | Segment | PromptedSegment] = []
-            ended = True
-            for segment in itertools.islice(arriving, batch_size):
-                # a None: the next segment needs ids that are not out yet
-                ended = False
-                if segment is None:
-                    break
-                batch.append(segment)
-            if batch:
-                yield from ids_of(batch)
-            elif ended:
-                return
+        num_threads = min(num_cores(), MOST_BATCHES)
+        running: collections.deque[concurrent.futures.Future[list[np.ndarray]]] = collections.deque()
+        pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+        try:
+            is_last = False
+            while not is_last:
+                batch, must_wait = take(arriving, batch_size)
+                is_last = not must_wait and len(batch) < batch_size
+                running.extend(pool.submit(ids_of, part) for part in parts(batch, num_threads))
+                # while the next batch is read, there is work for every thread
+                while len(running) > (0 if must_wait or is_last else num_threads):
+                    yield from running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     return generate
+
+
+def take(
+    arriving: Iterator[np.ndarray | Segment | PromptedSegment | None], at_most: int
+) -> tuple[list[np.ndarray | Segment | PromptedSegment], bool]:
+    """Return the next segments, and whether the one behind them needs ids that are not out yet."""
+    segments: list[np.ndarray | Segment | PromptedSegment] = []
+    for segment in itertools.islice(arriving, at_most):
+        if segment is None:
+            return segments, True
+        segments.append(segment)
+    return segments, False
+
+
+def parts(items: list, count: int) -> list[list]:
+    """Return the items in `count` lists of about the same length, in order, without empty ones."""
+    size = -(-len(items) // count)
+    return [items[start : start + size] for start in range(0, len(items), size)] if items else []

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from mt3_common.config import Config
 from mt3_common.notes.vocabulary import EOS_ID
@@ -17,6 +17,8 @@ from onnx_mt3.network import NetworkBuilder
 
 # steps between two looks for rows that have ended; 4 and 16 are about as fast
 BLOCK_STEPS = 8
+# rows that have ended leave the batch when they are this part of it: the others' keys and values are copied then
+ENDED_SHARE = 8
 
 
 def search_graph(
@@ -52,23 +54,20 @@ def search_graph(
     prompt = graph.input("prompt", TensorProto.INT64, ["n", "p"])
     bias = graph.input("bias", real, ["n", network.vocab_size])
     max_steps = graph.input("max_steps", TensorProto.INT64, [])
-    encoded = graph.encoder(frames)
-    cross = [graph.cross_keys_and_values(layer, encoded) for layer in range(network.num_decoder_layers)]
     num_rows = graph.op("Shape", frames, start=0, end=1)
-    empty = graph.empty_cache(num_rows)
     start = [
         graph.op("Range", graph.scalar(0), graph.op("Squeeze", num_rows), graph.scalar(1)),
         graph.op("Expand", graph.ints([0]), graph.op("Concat", num_rows, graph.ints([1]), axis=0)),
         # a 0 behind the prompts: the network chooses there
         graph.op("Pad", prompt, graph.ints([0, 0, 0, 1])),
         bias,
-        *(array for pair in cross for array in pair),
-        *(array for _ in range(network.num_decoder_layers) for array in empty),
+        graph.scalar(0),
+        *graph.encoded_keys_and_values(frames),
+        *graph.empty_cache(num_rows) * network.num_decoder_layers,
+        graph.op("Expand", graph.ints([0]), graph.op("Concat", num_rows, graph.ints([0]), axis=0)),
     ]
     blocks = graph.op("Div", graph.op("Add", max_steps, graph.scalar(BLOCK_STEPS - 1)), graph.scalar(BLOCK_STEPS))
-    chosen = graph.op("Expand", graph.ints([0]), graph.op("Concat", num_rows, graph.ints([0]), axis=0))
-    body = graph.block(allowed, num_rows)
-    outputs = graph.loop(body, blocks, [*start, chosen])
+    outputs = graph.loop(graph.batches(allowed, num_rows, blocks), blocks, start)
     graph.output(outputs[-1], "ids", TensorProto.INT64, ["n", "t"])
     return graph.model("mt3_search")
 
@@ -104,13 +103,36 @@ def teacher_graph(
 
 
 class SearchBuilder(NetworkBuilder):
-    """Steps with a cache, and the greedy search that takes them, as nodes."""
+    """Steps with a cache, and the greedy search that takes them, as nodes: three loops.
 
-    def cross_keys_and_values(self, layer: int, encoded: str) -> tuple[str, str]:
-        """Return what a decoder layer sees of the encoder's output: keys (n, h, d, f), values (n, h, f, d)."""
-        path = f"decoder/layers_{layer}/encoder_decoder_attention"
-        key = self.heads(self.dense(f"{path}/key", encoded), transposed=True)
-        return key, self.heads(self.dense(f"{path}/value", encoded))
+    Shapes: n rows are searched, m are left of them, a decoder layer has h heads of width d, and sees f frames and the
+    tokens before. Keys lie as (m, h, d, length), values as (m, h, length, d), as the products of one query read them.
+    """
+
+    def encoded_keys_and_values(self, frames: str) -> list[str]:
+        """Return what the decoder layers see of the encoder's output: keys and values of each in turn.
+
+        One segment at a time: what lies between its layers stays in the processor's cache.
+        """
+        shape = [self.config.input_frames, self.network.input_depth]
+        heads, width, length = self.network.num_heads, self.network.head_dim, self.config.input_frames
+        with self.inside() as nodes:
+            encoded = self.encoder(self.op("Unsqueeze", "segment_frames", self.ints([0])))
+            results = []
+            for layer in range(self.network.num_decoder_layers):
+                path = f"decoder/layers_{layer}/encoder_decoder_attention"
+                key = self.heads(self.dense(f"{path}/key", encoded), transposed=True)
+                value = self.heads(self.dense(f"{path}/value", encoded))
+                results += [self.op("Squeeze", array, self.ints([0])) for array in (key, value)]
+        real = TYPES[self.computed]
+        shapes = [[heads, width, length], [heads, length, width]] * self.network.num_decoder_layers
+        body = helper.make_graph(
+            nodes,
+            "encode",
+            [helper.make_tensor_value_info("segment_frames", real, shape)],
+            [helper.make_tensor_value_info(name, real, shape) for name, shape in zip(results, shapes, strict=True)],
+        )
+        return self.scan(body, frames, len(results))
 
     def empty_cache(self, num_rows: str) -> tuple[str, str]:
         """Return keys (n, h, d, 0) and values (n, h, 0, d)."""
@@ -126,15 +148,17 @@ class SearchBuilder(NetworkBuilder):
             context = self.op("MatMul", self.op("Softmax", logits[0], axis=-1), pieces[0][1])
         else:
             weights = self.op("Softmax", self.op("Concat", *logits, axis=3), axis=-1)
-            old = self.op("Shape", logits[0], start=3, end=4)
-            far = self.ints([np.iinfo(np.int64).max])
-            parts = [
-                self.op("Slice", weights, self.ints([0]), old, self.ints([3])),
-                self.op("Slice", weights, old, far, self.ints([3])),
-            ]
+            sizes = self.op("Concat", *(self.op("Shape", part, start=3, end=4) for part in logits), axis=0)
+            parts = self.split(weights, sizes, len(pieces), axis=3)
             contexts = [self.op("MatMul", part, value) for part, (_, value) in zip(parts, pieces, strict=True)]
             context = self.op("Add", *contexts)
-        return self.dense(f"{path}/out", self.joined(context))
+        joined = self.op("Reshape", context, self.ints([0, 1, -1]))
+        return self.dense(f"{path}/out", joined)
+
+    def step_heads(self, x: str, transposed: bool = False) -> str:
+        """Split heads of one position: (m, 1, h d) -> (m, h, 1, d), or (m, h, d, 1) if transposed."""
+        heads, width = self.network.num_heads, self.network.head_dim
+        return self.op("Reshape", x, self.ints([0, heads, width, 1] if transposed else [0, heads, 1, width]))
 
     def step(
         self,
@@ -161,14 +185,14 @@ class SearchBuilder(NetworkBuilder):
             name = f"{path}/self_attention"
             kernels = [self.arrays[f"{name}/{part}/kernel"] for part in ("query", "key", "value")]
             fused = self.weight(f"{name}/query_key_value/kernel", np.concatenate(kernels, axis=1))
-            query, key, value = self.split(self.op("MatMul", y, fused), [joined] * 3, axis=2)
-            keys = self.op("Concat", fresh[layer][0], self.heads(key, transposed=True), axis=3)
-            values = self.op("Concat", fresh[layer][1], self.heads(value), axis=2)
+            query, key, value = self.split(self.op("MatMul", y, fused), self.ints([joined] * 3), 3, axis=2)
+            keys = self.op("Concat", fresh[layer][0], self.step_heads(key, transposed=True), axis=3)
+            values = self.op("Concat", fresh[layer][1], self.step_heads(value), axis=2)
             grown.append((keys, values))
-            x = self.op("Add", x, self.step_attention(name, self.heads(query), [cache[layer], (keys, values)]))
+            x = self.op("Add", x, self.step_attention(name, self.step_heads(query), [cache[layer], (keys, values)]))
             y = self.norm(f"{path}/pre_cross_attention_layer_norm", x)
             name = f"{path}/encoder_decoder_attention"
-            query = self.heads(self.dense(f"{name}/query", y))
+            query = self.step_heads(self.dense(f"{name}/query", y))
             x = self.op("Add", x, self.step_attention(name, query, [cross[layer]]))
             y = self.norm(f"{path}/pre_mlp_layer_norm", x)
             x = self.op("Add", x, self.mlp(f"{path}/mlp", y))
@@ -180,56 +204,91 @@ class SearchBuilder(NetworkBuilder):
         """Positions that a search may reach: max_target_length, rounded up to whole blocks."""
         return -(-self.config.max_target_length // BLOCK_STEPS) * BLOCK_STEPS
 
-    def block(self, allowed: str, num_rows: str) -> onnx.GraphProto:
-        """Return the body of the search: a loop of BLOCK_STEPS steps, after which only rows that go on are left.
+    def batches(self, allowed: str, num_rows: str, blocks: str) -> onnx.GraphProto:
+        """Return the body of the search: the rows go on until ENDED_SHARE of them have ended, which leave.
 
-        Carried: rows (m,) that go on, their last tokens (m, 1), prompts (m, p + 1), bias (m, v), the keys and values
-        of the encoder's output and of the former blocks for each layer, and the ids of all rows so far (n, t).
+        Carried: rows (m,) that go on, their last tokens (m, 1), prompts (m, p + 1), bias (m, v), the number of blocks
+        behind them, the keys and values of the encoder's output and of the tokens for each layer, and the ids of all
+        rows so far (n, t).
+
+        Args:
+            allowed: (1, v), see search_graph.
+            num_rows: (1,) int64, n.
+            blocks: () int64 at most.
         """
         layers = range(self.network.num_decoder_layers)
         real = TYPES[self.computed]
-        names = ["rows", "tokens", "prompts", "biases"]
+        names = ["rows", "tokens", "prompts", "biases", "blocks"]
         names += [f"cross_{part}_{layer}" for layer in layers for part in ("keys", "values")]
         names += [f"cached_{part}_{layer}" for layer in layers for part in ("keys", "values")]
-        carried = [f"block_{name}" for name in (*names, "ids")]
-        kinds = [TensorProto.INT64] * 3 + [real] * (1 + 4 * len(layers)) + [TensorProto.INT64]
-        rows, tokens, prompts, biases = carried[:4]
-        pairs = list(zip(carried[4:-1:2], carried[5:-1:2], strict=True))
-        cross, cache = pairs[: len(layers)], pairs[len(layers) :]
+        carried = [f"batch_{name}" for name in (*names, "ids")]
+        kinds = [TensorProto.INT64] * 3 + [real, TensorProto.INT64] + [real] * (4 * len(layers)) + [TensorProto.INT64]
+        rows, tokens, prompts, biases, behind = carried[:5]
+        arrays = carried[5:-1]
+        cross, cache = arrays[: 2 * len(layers)], arrays[2 * len(layers) :]
         with self.inside() as nodes:
-            now = self.op("Mul", "block_number", self.scalar(BLOCK_STEPS))
             count = self.op("Shape", rows)
-            empty = self.empty_cache(count)
-            chosen = self.op("Expand", self.ints([0]), self.op("Concat", count, self.ints([0]), axis=0))
-            body = self.steps(now, prompts, biases, cross, cache, allowed)
-            start = [tokens, chosen, *(array for _ in layers for array in empty)]
-            last, chosen, *fresh = self.loop(body, self.scalar(BLOCK_STEPS), start)
-            ends = self.op("Cast", self.op("Equal", chosen, self.scalar(EOS_ID)), to=TensorProto.INT64)
-            going = self.op("Equal", self.op("ReduceMax", ends, self.ints([1]), keepdims=0), self.scalar(0))
-            blank = self.op("Expand", self.ints([0]), self.op("Concat", num_rows, self.ints([BLOCK_STEPS]), axis=0))
+            blank = self.op("Expand", self.ints([0]), self.op("Concat", count, self.ints([0]), axis=0))
+            start = [tokens, blank, self.op("Expand", self.boolean(False), count), *cache]
+            body = self.block(behind, count, prompts, biases, pairs(cross), allowed)
+            last, chosen, ended, *cache = self.loop(body, self.op("Sub", blocks, behind), start)
+            length = self.op("Shape", chosen, start=1, end=2)
+            blank = self.op("Expand", self.ints([0]), self.op("Concat", num_rows, length, axis=0))
             scattered = self.op("ScatterND", blank, self.op("Unsqueeze", rows, self.ints([1])), chosen)
             ids = self.op("Concat", carried[-1], scattered, axis=1)
-            appended = [
-                self.op("Concat", old, new, axis=axis)
-                for (keys, values), new_keys, new_values in zip(cache, fresh[::2], fresh[1::2], strict=True)
-                for old, new, axis in ((keys, new_keys, 3), (values, new_values, 2))
+            behind = self.op("Add", behind, self.op("Div", self.op("Squeeze", length), self.scalar(BLOCK_STEPS)))
+            # nobody goes on after the last block
+            going = self.op("And", self.op("Not", ended), self.op("Less", behind, blocks))
+            left = [
+                self.op("Compress", array, going, axis=0) for array in (rows, last, prompts, biases, *cross, *cache)
             ]
-            left = [rows, last, prompts, biases, *(array for pair in cross for array in pair), *appended]
-            left = [self.op("Compress", array, going, axis=0) for array in left]
-            any_left = self.op(
-                "Cast",
-                self.op("ReduceMax", self.op("Cast", going, to=TensorProto.INT64), keepdims=0),
-                to=TensorProto.BOOL,
-            )
-        shapes = [
-            ["m"],
-            ["m", 1],
-            ["m", None],
-            ["m", None],
-            *[["m", None, None, None]] * (4 * len(layers)),
-            ["n", None],
-        ]
-        return loop_body(nodes, "block", "block_number", carried, [any_left, *left, ids], kinds, shapes)
+            left.insert(4, behind)
+            most = self.op("ReduceMax", self.op("Cast", going, to=TensorProto.INT64), keepdims=0)
+            some_go_on = self.op("Cast", most, to=TensorProto.BOOL)
+        shapes = [["m"], ["m", 1], ["m", None], ["m", None], [], *[["m", None, None, None]] * len(arrays), ["n", None]]
+        return loop_body(nodes, "batch", "batch_number", carried, [some_go_on, *left, ids], kinds, shapes)
+
+    def block(
+        self, behind: str, count: str, prompts: str, biases: str, cross: Sequence[tuple[str, str]], allowed: str
+    ) -> onnx.GraphProto:
+        """Return the body of the second loop: BLOCK_STEPS steps, whose keys and values are then appended to the cache.
+
+        Carried: last tokens (m, 1), ids since the loop began (m, j), which rows have ended (m,), the cache. What does
+        not change is read from the outer loop: carrying it would copy it.
+
+        Args:
+            behind: () int64, blocks before the loop.
+            count: (1,) int64, m.
+            prompts, biases, cross: see batches.
+            allowed: see batches.
+        """
+        layers = range(self.network.num_decoder_layers)
+        real = TYPES[self.computed]
+        names = ["tokens", "chosen", "ended"]
+        names += [f"cached_{part}_{layer}" for layer in layers for part in ("keys", "values")]
+        carried = [f"block_{name}" for name in names]
+        cache = carried[3:]
+        with self.inside() as nodes:
+            number = self.op("Add", behind, "block_number")
+            now = self.op("Mul", number, self.scalar(BLOCK_STEPS))
+            blank = self.op("Expand", self.ints([0]), self.op("Concat", count, self.ints([0]), axis=0))
+            body = self.steps(now, prompts, biases, cross, pairs(cache), allowed)
+            start = [carried[0], blank, *self.empty_cache(count) * len(layers)]
+            last, chosen, *fresh = self.loop(body, self.scalar(BLOCK_STEPS), start)
+            ends = self.op("Cast", self.op("Equal", chosen, self.scalar(EOS_ID)), to=TensorProto.INT64)
+            ends = self.op("Cast", self.op("ReduceMax", ends, self.ints([1]), keepdims=0), to=TensorProto.BOOL)
+            ended = self.op("Or", carried[2], ends)
+            num_ended = self.op("ReduceSum", self.op("Cast", ended, to=TensorProto.INT64), keepdims=0)
+            few_ended = self.op("Less", self.op("Mul", num_ended, self.scalar(ENDED_SHARE)), self.op("Squeeze", count))
+            chosen = self.op("Concat", carried[1], chosen, axis=1)
+            axes = [3, 2] * len(layers)
+            triples = zip(cache, fresh, axes, strict=True)
+            appended = [self.op("Concat", old, new, axis=axis) for old, new, axis in triples]
+        kinds = [TensorProto.INT64] * 2 + [TensorProto.BOOL] + [real] * len(cache)
+        shapes = [["m", 1], ["m", None], ["m"], *[["m", None, None, None]] * len(cache)]
+        return loop_body(
+            nodes, "block", "block_number", carried, [few_ended, last, chosen, ended, *appended], kinds, shapes
+        )
 
     def steps(
         self,
@@ -245,7 +304,7 @@ class SearchBuilder(NetworkBuilder):
         real = TYPES[self.computed]
         carried = ["step_tokens", "step_ids"]
         carried += [f"step_{part}_{layer}" for layer in layers for part in ("keys", "values")]
-        fresh = list(zip(carried[2::2], carried[3::2], strict=True))
+        fresh = pairs(carried[2:])
         with self.inside() as nodes:
             age = self.op("Add", now, "step_number")
             logits, grown = self.step(age, carried[0], cross, cache, fresh)
@@ -261,3 +320,8 @@ class SearchBuilder(NetworkBuilder):
         kinds = [TensorProto.INT64] * 2 + [real] * (2 * len(layers))
         shapes = [["m", 1], ["m", None], *[["m", None, None, None]] * (2 * len(layers))]
         return loop_body(nodes, "step", "step_number", carried, outputs, kinds, shapes)
+
+
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return keys and values of each layer, which take turns in a list."""
+    return list(zip(names[::2], names[1::2], strict=True))
