@@ -29,6 +29,8 @@ def export(
     computed: str = "float32",
     preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    scan_axis: int | None = None,
 ) -> dict[str, Any]:
     """Write a checkpoint's network as an ONNX file.
 
@@ -40,6 +42,7 @@ def export(
         computed: dtype of the arithmetic, one of builder.COMPUTED.
         preset: 'mt3' or 'ismir2021', where the checkpoint does not tell.
         overrides: settings that count instead of the checkpoint's, such as position_table.
+        weights, scan_axis: see read_checkpoint.
 
     Returns:
         'bytes' of the file; 'rounded': the arrays whose values the stored dtype does not have exactly; 'config' of the
@@ -50,7 +53,7 @@ def export(
         OSError: the file cannot be written.
     """
     refuse_yourmt3(checkpoint.path, checkpoint.name)
-    source = read_checkpoint(checkpoint.path)
+    source = read_checkpoint(checkpoint.path, weights=weights, scan_axis=scan_axis)
     config = source.config(mt3_preset(checkpoint.name, preset), dict(overrides or {}))
     model = GRAPHS[kind](source.arrays, config, stored=stored, computed=computed)
     metadata = {

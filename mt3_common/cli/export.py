@@ -50,6 +50,17 @@ def parse(command: str, argv: Sequence[str] | None) -> argparse.Namespace:
     add("--computed", choices=("float32", "float64"), default="float32", help="dtype computed with; default: float32")
     add("--model", choices=sorted(PRESETS, reverse=True), help="where neither the checkpoint nor its name tells")
     add("--positions", choices=("mt3", "port"), help="the sinusoids that the weights were trained on")
+    add(
+        "--weights",
+        metavar="NAME",
+        help="which weights to read where a file has several sets: what their names begin with, such as ema",
+    )
+    add(
+        "--scan-axis",
+        type=int,
+        metavar="N",
+        help="axis of the layers in arrays that hold all layers (T5X's scan_layers), where it cannot be told",
+    )
     add("--offline", action="store_true", help="fetch nothing: take the checkpoint from the cache, or stop")
     return parser.parse_args(argv)
 
@@ -78,6 +89,8 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 export") -> int:
             computed=arguments.computed,
             preset=arguments.model or checkpoint.model,
             overrides=overrides,
+            weights=arguments.weights,
+            scan_axis=arguments.scan_axis,
         )
         if checkpoint.notice:
             say(f"note: {checkpoint.notice}")

@@ -1,6 +1,7 @@
 """mt3 export: the file as other programs see it, and the notes that ONNX Runtime makes with it alone."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from mt3_common.cli import mt3
 from mt3_common.config import Config
 from onnx_mt3 import builder, decode, export, graph
 from onnx_mt3.network import NetworkBuilder
+from parity.checkpoints import convert
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,51 @@ def test_a_rounding_is_said_and_float64_rounds_nothing(tmp_path, capsys, golden_
     outputs = [output.name for output in onnx.load(path).graph.output]
     assert "encoder/layers_0/mlp" in outputs
     assert outputs[-1] == "logits"
+
+
+def weights_of(path) -> dict[str, np.ndarray]:
+    """Return the weights in an ONNX file by the checkpoint's names."""
+    tensors = onnx.load(path).graph.initializer
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors if "/" in tensor.name}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["t5x_zarr", "t5x_single_file", "t5x_inline_scales", "t5x_orbax_ocdbt", "safetensors", "pth", "npz", "orbax"],
+)
+def test_every_layout_gives_the_same_file(layout, golden_arrays, tmp_path):
+    folder = Path("tests/golden/model/checkpoints")
+    source = folder / layout if layout.startswith("t5x") else converted(folder / "t5x_zarr", layout, tmp_path)
+    options = ["--stored", "float32", "--kind", "teacher", "--model", "mt3"]
+    assert mt3.main(["export", str(source), "-o", str(tmp_path / "x.onnx"), *options]) == 0
+    weights = weights_of(tmp_path / "x.onnx")
+    assert set(weights) == set(golden_arrays)
+    for name, array in golden_arrays.items():
+        np.testing.assert_array_equal(weights[name], array)
+
+
+def converted(source: Path, to: str, folder: Path) -> Path:
+    """Write a checkpoint in another layout and return its path."""
+    target = folder / ("orbax" if to == "orbax" else f"weights.{to}")
+    if to == "npz":
+        np.savez(target, **read_checkpoint(source).arrays)
+    else:
+        convert.write(target, convert.read(source), to)
+    return target
+
+
+def test_of_several_sets_of_weights_one_is_named(tmp_path, capsys, golden_arrays):
+    path = tmp_path / "both.npz"
+    sets = {"model": golden_arrays, "ema_model": {name: array / 2 for name, array in golden_arrays.items()}}
+    np.savez(path, **{f"{name}/{key}": array for name, arrays in sets.items() for key, array in arrays.items()})
+    output = tmp_path / "x.onnx"
+    command = ["export", str(path), "-o", str(output), "--stored", "float32", "--model", "mt3", "--kind", "teacher"]
+    assert mt3.main(command) == 1
+    assert "--weights" in capsys.readouterr().err
+    for name, arrays in sets.items():
+        assert mt3.main([*command, "--weights", name]) == 0
+        weights = weights_of(output)
+        assert all(np.array_equal(weights[key], array) for key, array in arrays.items())
 
 
 def test_a_table_that_is_asked_for_is_written(talkative, tmp_path, monkeypatch):
