@@ -61,6 +61,14 @@ def marks_of(path: Path) -> list[str]:
     return [mark for mark, places in MARKED.items() if any(f"{name}/".startswith(f"{place}/") for place in places)]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly at the end what could not be tested for want of a browser."""
+    from browsing import left_out
+
+    for line in left_out():
+        terminalreporter.write_line(line, red=True, bold=True)
+
+
 # files with a test that compiles a network
 compiling: set[Path] = set()
 

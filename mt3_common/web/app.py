@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from mt3_common.audio.files import audio_duration
 from mt3_common.notes.instruments import parse_instruments
+from mt3_common.notes.meter import parse_meter
 from mt3_common.notes.tempo import FASTEST, SLOWEST
 from mt3_common.transcription import beats
 from mt3_common.transcription.continuity import HOLD_BIAS
@@ -145,7 +146,10 @@ class Server:
                 tempo = float(tempo)
             if isinstance(tempo, str) or not SLOWEST <= tempo <= FASTEST:
                 raise ValueError(f"{tempo!r} is neither {beats.AUTO} nor a number from {SLOWEST} to {FASTEST}")
-        return Settings(instruments or None, HOLD_BIAS if hold == "1" else None, tempo)
+        meter = query.get("meter", "").strip() or None
+        if meter not in (None, beats.AUTO):
+            meter = str(parse_meter(meter))
+        return Settings(instruments or None, HOLD_BIAS if hold == "1" else None, tempo, meter)
 
     async def receive(self, request: Request, path: Path) -> None:
         """Write the body of a request to a file while it comes, and count it.
@@ -153,28 +157,13 @@ class Server:
         Raises:
             Refusal: it is empty, too large, or stops coming.
         """
-        most = int(self.limits.megabytes * 1e6)
         reason = f"the file is larger than {self.limits.megabytes:g} MB, which is as much as this server takes"
-        claimed = request.headers.get("content-length", "")
-        if claimed.isdigit() and int(claimed) > most:
-            raise Refusal(413, reason)
-        received = 0
-        chunks = request.stream()
+        is_empty = True
         with open(path, "wb") as file:
-            while True:
-                try:
-                    chunk = await asyncio.wait_for(anext(chunks, None), SILENCE)
-                except TimeoutError:
-                    raise Refusal(408, f"nothing of the file came for {SILENCE:g} s") from None
-                except ClientDisconnect:
-                    raise Refusal(400, "the file did not come whole") from None
-                if chunk is None:
-                    break
-                received += len(chunk)
-                if received > most:
-                    raise Refusal(413, reason)
+            async for chunk in body_of(request, int(self.limits.megabytes * 1e6), reason):
+                is_empty = False
                 file.write(chunk)
-        if not received:
+        if is_empty:
             raise Refusal(415, "the file is empty")
 
     async def write_file(self, request: Request) -> Response:
@@ -183,15 +172,45 @@ class Server:
         if kind not in KINDS:
             raise Refusal(404, f"there are files of the kinds {', '.join(KINDS)}")
         body = bytearray()
-        async for chunk in request.stream():
+        async for chunk in body_of(request, LONGEST_NOTES, "these are more notes than this server takes"):
             body += chunk
-            if len(body) > LONGEST_NOTES:
-                raise Refusal(413, "these are more notes than this server takes")
         try:
             content = await asyncio.to_thread(file_of, kind, bytes(body))
         except (ValueError, OSError) as error:
             raise Refusal(422, self.sentence(error, {})) from error
         return Response(content, media_type=KINDS[kind])
+
+
+async def body_of(request: Request, most: int, reason: str) -> AsyncIterator[bytes]:
+    """Yield the body of a request while it comes, counted: what its header says of its length is not believed.
+
+    Args:
+        request: with its body to come.
+        most: bytes.
+        reason: why more are refused.
+
+    Raises:
+        Refusal: it is too large, stops coming, or ends early.
+    """
+    claimed = request.headers.get("content-length", "")
+    if claimed.isdigit() and int(claimed) > most:
+        raise Refusal(413, reason)
+    received = 0
+    chunks = request.stream()
+    while True:
+        try:
+            chunk = await asyncio.wait_for(anext(chunks, None), SILENCE)
+        except TimeoutError:
+            raise Refusal(408, f"nothing more of the request came for {SILENCE:g} s") from None
+        except ClientDisconnect:
+            raise Refusal(400, "the request did not come whole") from None
+        if chunk is None:
+            return
+        received += len(chunk)
+        if received > most:
+            raise Refusal(413, reason)
+        if chunk:
+            yield chunk
 
 
 class Stream(StreamingResponse):

@@ -30,11 +30,13 @@ class Settings(NamedTuple):
         instruments: the only ones that may be heard, as parse_instruments takes them; None for all.
         hold: keep instruments from one segment to the next, with this bias; None to decode each segment alone.
         tempo: beats per minute, 'auto' to find them, None for none.
+        meter: of all bars, such as '3/4', 'auto' to find it; None for tempo_for's choice.
     """
 
     instruments: str | None = None
     hold: float | None = None
     tempo: float | str | None = None
+    meter: str | None = None
 
 
 def mt3_config(network: Transcriber) -> Config:
@@ -164,9 +166,10 @@ class Work:
                 network.continuity,
             )
             result = watched.transcribe(self.path, on_progress=self._progress, on_notes=self._notes)
-            if self.settings.tempo is not None:
+            tempo, meter = self.settings.tempo, self.settings.meter
+            if tempo is not None or meter is not None:
                 self._send({"type": "beats"})
-                result = result.with_tempo(tempo_for(self.settings.tempo, self.path, result.notes))
+                result = result.with_tempo(tempo_for(tempo, self.path, result.notes, meter=meter))
             self._send({"type": "end"} | described(result, self.name))
             last: Exception | None = None
         except Stopped:

@@ -1,18 +1,24 @@
 """Proof that each twin works where only its own framework is installed; `make isolation` runs it.
 
-For each twin: a fresh virtual environment, the built package with one extra, no trace of the other framework,
-a transcription from a folder outside the project. The two MIDI files must be the same.
+For each twin and for onnx_mt3: a fresh virtual environment, the built package with one extra, no trace of the other
+frameworks, a transcription from a folder outside the project, once by the package and once by `mt3`. The MIDI files
+must be the same. With --measure, what each needs of disk, time and memory is printed as a table.
 """
 
 import argparse
+import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pretty_midi
+import soundfile
 
 ROOT = Path(__file__).parents[2]
 # extra -> top-level modules that must not be there with it
@@ -87,18 +93,58 @@ def transcribe_alone(framework: str, wheel: Path, audio: Path, checkpoint: Path 
     run(python, "-m", "pip", "install", "--quiet", "-c", constraints, f"{wheel}[{framework}]", folder=folder)
     run(python, "-m", "pip", "check", folder=folder)
     require_absent(python, FOREIGN[framework], folder)
-    output = folder / f"{framework}.mid"
-    command = [python, "-m", f"{framework}_mt3.infer", audio, "-o", output]
-    command += [] if checkpoint is None else ["--checkpoint", checkpoint]
-    print(f"{framework} alone: {run(*command, folder=folder).stdout.strip()}", flush=True)
+    output, again = folder / f"{framework}.mid", folder / f"{framework}-mt3.mid"
+    how = [] if checkpoint is None else ["--checkpoint", checkpoint]
+    printed = run(python, "-m", f"{framework}_mt3.infer", audio, "-o", output, *how, folder=folder).stdout.strip()
+    print(f"{framework} alone: {printed}", flush=True)
+    run(environment / "bin" / "mt3", audio, "-o", again, *how, folder=folder)
+    require_same(output, again)
     return output
+
+
+def timed(command: list[str | Path], folder: Path) -> tuple[float, float]:
+    """Return how long a command takes (s) and the most memory that it holds (MB).
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    began = time.perf_counter()
+    process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    # told, as wait4 has taken the status from it
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise RuntimeError(f"{command[0]} ended with status {process.returncode}")
+    kilobytes = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return time.perf_counter() - began, kilobytes / 1000
+
+
+def measure(framework: str, audio: Path, checkpoint: Path | None, folder: Path, rounds: int = 5) -> str:
+    """Return a row of the table: installed (MB), a second of audio (s), 240 s of audio (s; MB of memory)."""
+    environment = folder / f"{framework}-alone"
+    (packages,) = environment.glob("lib/python*/site-packages")
+    files = (path for path in packages.rglob("*") if path.is_file() and not path.is_symlink())
+    tools = ("pip", "setuptools", "_distutils_hack", "wheel")
+    sizes = [path.stat().st_size for path in files if not path.relative_to(packages).parts[0].startswith(tools)]
+    samples, rate = soundfile.read(audio, dtype="float32")
+    how = [] if checkpoint is None else ["--checkpoint", checkpoint]
+    figures = {}
+    for seconds, times in ((1, rounds), (240, 2)):
+        path = folder / f"{seconds}.flac"
+        soundfile.write(path, np.resize(samples, (seconds * rate, *samples.shape[1:])), rate)
+        command = [environment / "bin" / "mt3", path, "-o", folder / "measured.mid", *how]
+        figures[seconds] = [timed(command, folder) for _ in range(times)]
+    start = statistics.median(taken for taken, _ in figures[1])
+    long, memory = min(figures[240])
+    return f"| {framework} | {sum(sizes) / 1e6:.0f} | {start:.2f} | {long:.2f} | {memory:.0f} |"
 
 
 def main() -> int:
     """0 if the twins and onnx_mt3 work alone and write the same notes, 1 otherwise."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--audio", type=Path, default=ROOT / "audio/example.flac")
     parser.add_argument("--checkpoint", type=Path, help="default: the one that is installed with the package")
+    parser.add_argument("--measure", action="store_true", help="print what each needs, one after the other")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor() as pool:
         folder = Path(name)
@@ -108,6 +154,11 @@ def main() -> int:
             first, *others = pool.map(lambda framework: transcribe_alone(framework, *given), FOREIGN)
             for other in others:
                 require_same(first, other)
+            if options.measure:
+                print("| extra | MB installed | s for 1 s of audio | s for 240 s of audio | MB of memory |")
+                print("|---|---|---|---|---|", flush=True)
+                for framework in FOREIGN:
+                    print(measure(framework, *given[1:]), flush=True)
         except RuntimeError as error:
             print(f"isolation: {error}", file=sys.stderr)
             return 1

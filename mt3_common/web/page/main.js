@@ -1,5 +1,6 @@
 // The page: the queue of recordings, the options, and the result that is shown.
 
+import { barTimes } from "./bars.js";
 import { Parts, pitchName } from "./parts.js";
 import { Player } from "./player.js";
 import { Roll, clock } from "./roll.js";
@@ -11,7 +12,7 @@ const MOST_ROWS = 2000;
 
 const $ = (id) => document.getElementById(id);
 const player = new Player((time) => showTime(time), source.decode);
-const roll = new Roll($("roll"), { seek: (time) => player.seek(time), loop: (range) => setLoop(range) });
+const roll = new Roll($("roll"), { seek: (time) => player.seek(time), loop: (range) => setLoop(range), view: describeView });
 // of each recording: file, state ('waiting', 'running', 'done', 'failed'), notes, strips, parts, result, its list item
 const queue = [];
 let info = null;
@@ -51,12 +52,14 @@ function buildOptions() {
   $("tempo-kind").value = remembered("tempo-kind") || "";
   $("tempo").value = remembered("tempo") || "120";
   Object.assign($("tempo"), { min: info.slowest, max: info.fastest });
+  $("meter").value = remembered("meter") || "";
   const changed = () => {
     $("tempo-label").hidden = $("tempo-kind").value !== "number";
     remembered("instruments", chosenFamilies().join(","));
     remembered("hold", $("hold").checked ? "1" : "0");
     remembered("tempo-kind", $("tempo-kind").value);
     remembered("tempo", $("tempo").value);
+    remembered("meter", $("meter").value);
   };
   $("options").addEventListener("change", changed);
   $("tempo-label").hidden = $("tempo-kind").value !== "number";
@@ -68,7 +71,7 @@ function chosenFamilies() {
 
 function settings() {
   const kind = $("tempo-kind").value;
-  const asked = { instruments: chosenFamilies().join(","), hold: $("hold").checked ? "1" : "0" };
+  const asked = { instruments: chosenFamilies().join(","), hold: $("hold").checked ? "1" : "0", meter: $("meter").value };
   asked.tempo = kind === "number" ? $("tempo").value : kind;
   return Object.fromEntries(Object.entries(asked).filter(([, value]) => value));
 }
@@ -246,9 +249,9 @@ function showResult() {
   $("saves").replaceChildren();
   $("list").hidden = !shown.result;
   $("list").open = false;
-  const label = `Notes over the spectrogram: ${plural(shown.notes.length, "note")}`;
-  $("roll").setAttribute("aria-label", label);
   if (!shown.result) return;
+  roll.bars = shown.result.tempo ? barTimes(shown.result.tempo, shown.result.duration) : [];
+  roll.draw();
   for (const kind of info.files) {
     const button = element("button", { type: "button", textContent: `Save ${KINDS[kind]}` });
     button.addEventListener("click", () => saveFile(kind));
@@ -259,6 +262,12 @@ function showResult() {
   $("saves").append(picture);
   giveNotes();
   showTime(player.now);
+}
+
+// In words, for those who do not see the picture.
+function describeView() {
+  const label = `Notes over the spectrogram, ${clock(roll.begin)} to ${clock(roll.end)}: ${plural(roll.notes.length, "note")}`;
+  if ($("roll").getAttribute("aria-label") !== label) $("roll").setAttribute("aria-label", label);
 }
 
 async function saveFile(kind) {

@@ -13,12 +13,13 @@ const CLOSEST = 0.5;
 const CLICK = 4;
 
 export class Roll {
-  // on: seek(time), loop([begin, end])
+  // on: seek(time), loop([begin, end]), view(): other times are shown
   constructor(canvas, on) {
     this.canvas = canvas;
     this.on = on;
     this.strips = [];
     this.notes = [];
+    this.bars = [];
     this.parts = null;
     this.duration = 1;
     this.begin = 0;
@@ -36,7 +37,7 @@ export class Roll {
   }
 
   clear(parts) {
-    Object.assign(this, { strips: [], notes: [], parts, duration: 1, begin: 0, end: 10, playhead: 0, range: null, follows: true });
+    Object.assign(this, { strips: [], notes: [], bars: [], parts, duration: 1, begin: 0, end: 10, playhead: 0, range: null, follows: true });
     this.draw();
   }
 
@@ -172,6 +173,7 @@ export class Roll {
       if (!width || !height) return;
       if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
       this.paint(this.canvas.getContext("2d"), width, height, this.begin, this.end, ratio, true);
+      this.on.view();
     });
   }
 
@@ -189,6 +191,10 @@ export class Roll {
       context.drawImage(strip.picture, x, 0, (strip.end - strip.start) * scale + 1, top);
     }
     this.paintTimes(context, height, begin, end, scale, ratio);
+    context.fillStyle = "rgb(255 214 130 / 55%)";
+    for (const time of this.bars) {
+      if (time >= begin && time <= end) context.fillRect((time - begin) * scale, 0, ratio, height);
+    }
     for (const note of this.notes) {
       if (note.onset > end) break;
       if (note.offset < begin - 1) continue;

@@ -29,6 +29,11 @@ def test_it_serves_until_ctrl_c(options, tmp_path):
         assert bool(token) == bool(options)
         connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)
         own = {"Origin": f"http://127.0.0.1:{address.port}", "Sec-Fetch-Site": "same-origin"}
+        for wrong in ({}, {"Authorization": "Bearer"}, {"Authorization": f"Bearer {token}x"}) if token else ():
+            connection.request("GET", "/about", headers=own | wrong)
+            answer = connection.getresponse()
+            assert answer.status == 401
+            assert b"the token is missing or wrong" in answer.read()
         own |= {"Authorization": f"Bearer {token}"} if token else {}
         connection.request("POST", "/transcriptions?name=a.flac", (ROOT / "audio/example.flac").read_bytes(), own)
         events = [json.loads(line) for line in connection.getresponse().read().splitlines()]

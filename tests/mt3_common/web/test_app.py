@@ -8,12 +8,13 @@ import socket
 import tempfile
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from fakes import first_segment_only, infer, record
+from fakes import IDS, first_segment_only, infer, record
 from serving import served
 
 from mt3_common.transcription.continuity import HOLD_BIAS
@@ -39,15 +40,18 @@ def body_of(events: list[dict]) -> bytes:
     return json.dumps({"notes": notes} | {k: v for k, v in events[-1].items() if k != "type"}).encode()
 
 
-@pytest.mark.parametrize("options", [(), ("--tempo", "96")])
+@pytest.mark.parametrize(
+    "options", [{}, {"tempo": "96"}, {"tempo": "96", "meter": "3/4"}, {"meter": "6/8"}, {"meter": "auto"}]
+)
 def test_events_and_files_are_those_of_the_command_line(client, song, folder, options):
     Path("song.wav").write_bytes(song)
-    query = "name=song.wav" + (f"&tempo={options[1]}" if options else "")
+    query = urllib.parse.urlencode({"name": "song.wav"} | options)
     events = client.events(song, query)
     assert [event["type"] for event in events if event["type"] == "strip"] == ["strip"] * 3
     assert [event["done"] for event in events if event["type"] == "progress"] == [0, 1, 2, 3]
     assert events[-1]["type"] == "end"
-    assert infer("song.wav", "--format", "mid,json,csv,musicxml", *options) == 0
+    arguments = [argument for name, value in options.items() for argument in (f"--{name}", value)]
+    assert infer("song.wav", "--format", "mid,json,csv,musicxml", *arguments) == 0
     for kind in files.KINDS:
         status, headers, content = client.ask("POST", f"/files/{kind}", body_of(events))
         assert status == 200, content
@@ -107,6 +111,8 @@ def test_the_page_and_what_it_needs_to_know(client):
         ("tempo=fast", b"x", 422, "'fast' is neither auto nor a number from 10 to 1000"),
         ("tempo=5", b"x", 422, "5.0 is neither auto nor a number from 10 to 1000"),
         ("hold=2", b"x", 422, "hold must be 0 or 1, not '2'"),
+        ("meter=waltz", b"x", 422, "'waltz' is no meter, such as 4/4, 3/4, 2/4 or 6/8"),
+        ("meter=3/5", b"x", 422, "'3/5' is no meter"),
     ],
 )
 def test_a_wrong_request_is_answered_with_a_sentence(client, query, content, status, words):
@@ -212,6 +218,45 @@ def test_no_file_outside_of_the_page_is_served(client, path):
     assert client.ask("POST", "/files/..%2f..%2fx", b"{}")[0] == 404
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/etc/passwd", "passwd"),
+        ("..\\..\\windows\\song.wav", "song.wav"),
+        ("../../", "recording"),
+        ("a\r\nset-cookie: x\0.wav", "a\r\nset-cookie: x\0.wav"),
+        ("n" * 100_000, "n" * 255),
+    ],
+)
+def test_a_name_is_for_showing_only(client, song, name, shown, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    opened: list[str] = []
+    remember = lambda path, mode: opened.append(str(path)) or open(path, mode)  # noqa: E731, SIM115
+    monkeypatch.setattr(app, "open", remember, raising=False)
+    # h11 takes no more than 64 kB of a request's head
+    if len(name) > 60_000:
+        assert client.ask("POST", f"/transcriptions?{urllib.parse.urlencode({'name': name})}", song)[0] == 400
+        name = name[:60_000]
+    events = client.events(song, urllib.parse.urlencode({"name": name}))
+    assert events[-1]["metadata"]["audio"] == shown
+    assert [Path(path).name for path in opened] == ["recording"]
+    assert all(path.startswith(str(tmp_path)) for path in opened)
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "PROPFIND"])
+@pytest.mark.parametrize("path", ["/", "/about", "/transcriptions", "/files/mid"])
+def test_other_methods_are_refused(client, method, path):
+    assert client.ask(method, path, b"")[0] in (400, 405)
+    assert client.ask(method, path, b"", origin="http://evil.example")[0] in (400, 403)
+
+
+def test_there_are_no_web_sockets(client):
+    """A socket would pass by Origin's check of reading requests."""
+    key = {"sec_websocket_key": "dGhlIHNhbXBsZSBub25jZQ==", "sec_websocket_version": "13"}
+    for path in ("/", "/about", "/transcriptions"):
+        assert client.ask("GET", path, connection="Upgrade", upgrade="websocket", **key)[0] in (200, 400, 405)
+
+
 def test_an_upload_is_counted_while_it_comes(song):
     with served(megabytes=0.1) as client:
         claimed = {"content_length": str(10**12)}
@@ -253,16 +298,39 @@ def test_a_long_recording_is_refused_whatever_its_header_says(song, monkeypatch)
         assert "longer than 0.05 minutes" in last["message"]
 
 
+def test_a_header_that_claims_less_than_comes_is_not_believed(monkeypatch):
+    """FLAC whose header says that it does not know its length, or that it has a tenth of a second."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.random.default_rng(0).uniform(-0.1, 0.1, 10 * 16000), 16000, format="FLAC")
+    flac = bytearray(buffer.getvalue())
+    with served(minutes=3 / 60) as client:
+        assert client.ask("POST", "/transcriptions", bytes(flac))[0] == 413
+        for claimed in (0, 1600):
+            # STREAMINFO's number of samples: the last 36 bits of eight bytes
+            flac[22:26] = claimed.to_bytes(4, "big")
+            taken: list[float] = []
+            monkeypatch.setattr(
+                client.server.first, "generate", lambda s, t=taken: (t.append(x.start_time) or IDS for x in s)
+            )
+            status, _, body = client.ask("POST", "/transcriptions", bytes(flac))
+            # not one segment beyond the limit reaches the network
+            assert max(taken, default=0.0) <= 3.0
+            assert status in (200, 413, 415)
+            assert b'"end"' not in body or claimed
+
+
 def test_too_many_notes_are_refused_while_they_come(client, monkeypatch):
     monkeypatch.setattr(app, "LONGEST_NOTES", 1000)
     assert client.ask("POST", "/files/mid", b" " * 1001)[0] == 413
+    assert client.ask("POST", "/files/mid", iter([b" " * 600, b" " * 600]))[0] == 413
 
 
-def test_an_upload_that_stops_is_given_up(client, monkeypatch):
+@pytest.mark.parametrize("path", ["/transcriptions", "/files/mid"])
+def test_a_request_that_stops_is_given_up(client, path, monkeypatch):
     monkeypatch.setattr(app, "SILENCE", 0.2)
     connection = client.connection()
     with contextlib.closing(connection):
-        connection.putrequest("POST", "/transcriptions", skip_host=True)
+        connection.putrequest("POST", path, skip_host=True)
         for name, value in client.headers(content_length="100").items():
             connection.putheader(name, value)
         connection.endheaders()

@@ -1,95 +1,15 @@
 """The page in a real browser: drop a file, wait for its notes, play, mute, save, reload. Needs Chromium."""
 
 import json
-import os
-import shutil
 import threading
-import time
-import warnings
 from pathlib import Path
 
 import pytest
-from fakes import IDS, infer, record
+from browsing import address, drop, every_segment, picture, saved, until
+from fakes import infer, record
 from serving import served
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = os.environ.get("MT3_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-# where screenshots go to be looked at; nowhere if unset
-PICTURES = os.environ.get("MT3_SCREENSHOTS")
-REASON = "NO BROWSER: the page is NOT tested; install Debian's chromium, or name one in MT3_BROWSER"
-if BROWSER is None:
-    warnings.warn(REASON, pytest.PytestWarning, stacklevel=1)
-playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = [pytest.mark.process, pytest.mark.skipif(BROWSER is None, reason=REASON)]
-
-
-def every_segment(segments):
-    """Stand for the network: the same notes in each segment."""
-    for _ in segments:
-        yield IDS
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser):
-    """A page whose every complaint is an error of the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.set_default_timeout(20_000)
-    yield page
-    context.close()
-    # what the browser itself writes of a recording that is refused
-    assert [text for text in complaints if "status of 415" not in text] == []
-
-
-def picture(page, name: str) -> None:
-    if PICTURES:
-        page.wait_for_timeout(300)
-        page.screenshot(path=Path(PICTURES) / f"{name}.png", full_page=True)
-
-
-def drop(page, *paths: Path) -> None:
-    """Drop files on the page as a user does from a folder."""
-    contents = [[path.name, list(path.read_bytes())] for path in paths]
-    transfer = page.evaluate_handle(
-        """(files) => {
-            const transfer = new DataTransfer();
-            for (const [name, bytes] of files) transfer.items.add(new File([Uint8Array.from(bytes)], name));
-            return transfer;
-        }""",
-        contents,
-    )
-    page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
-
-
-def saved(page, label: str) -> bytes:
-    with page.expect_download() as download:
-        page.get_by_role("button", name=label).click()
-    return Path(download.value.path()).read_bytes()
-
-
-def until(condition) -> None:
-    """Wait for a condition; the page's policy forbids Playwright's own way, which evaluates texts."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def address(client) -> str:
-    return f"http://127.0.0.1:{client.port}/"
+pytestmark = pytest.mark.process
 
 
 def test_a_dropped_file_becomes_the_notes_of_the_command_line(page, folder):
@@ -209,3 +129,34 @@ def test_closing_the_page_ends_the_work(browser, folder):
         page.close()
         opened.set()
         until(lambda: not len(client.server.line))
+
+
+def test_with_a_token_the_address_opens_the_page(page, folder):
+    """As with --host: the token stands behind #, and the page sends it with every request."""
+    with served(every_segment, token="secret") as client:
+        page.goto(address(client))
+        page.get_by_text("the token is missing or wrong: open the whole address that mt3 serve printed").wait_for()
+        assert page.locator("#files").is_disabled()
+        page.goto("about:blank")
+        page.goto(address(client, "secret"))
+        page.locator("#files").set_input_files(record("a.wav", 2.0))
+        page.get_by_text("2 notes, 2 instruments, 2.0 s").first.wait_for()
+        assert saved(page, "Save MIDI").startswith(b"MThd")
+
+
+def test_a_meter_that_is_asked_for_is_in_the_files(page, folder):
+    song = record("song.wav", 5.0)
+    assert infer(song, "--tempo", "96", "--meter", "3/4", "--format", "mid,musicxml", generate=every_segment) == 0
+    with served(every_segment) as client:
+        page.goto(address(client))
+        page.get_by_text("Options").click()
+        page.get_by_label("Tempo").select_option("number")
+        page.get_by_label("Quarters a minute").fill("96")
+        page.get_by_label("Meter").select_option("3/4")
+        page.locator("#files").set_input_files(song)
+        page.get_by_text("6 notes, 2 instruments, 5.0 s").first.wait_for()
+        for kind, label in (("mid", "MIDI"), ("musicxml", "MusicXML")):
+            assert saved(page, f"Save {label}") == Path(f"song.{kind}").read_bytes(), kind
+        page.reload()
+        page.get_by_text("Options").click()
+        assert page.get_by_label("Meter").input_value() == "3/4"

@@ -1,0 +1,73 @@
+"""What a user does with the page in a browser."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fakes import IDS
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = os.environ.get("MT3_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+NO_BROWSER = "NO BROWSER: the page is NOT tested; install Debian's chromium, or name one in MT3_BROWSER"
+# axe-core, which make installs from npm
+AXE = Path(os.environ.get("MT3_AXE") or Path(sys.prefix) / "npm" / "node_modules" / "axe-core" / "axe.min.js")
+NO_AXE = (
+    "NO AXE-CORE: nobody looked whether the page is accessible; install npm and run make test, or name it in MT3_AXE"
+)
+# where screenshots go to be looked at; nowhere if unset
+PICTURES = os.environ.get("MT3_SCREENSHOTS")
+
+
+def left_out() -> list[str]:
+    """Say what of the page is not tested on this machine."""
+    return [NO_BROWSER] if BROWSER is None else [] if AXE.exists() else [NO_AXE]
+
+
+def every_segment(segments):
+    """Stand for the network: the same notes in each segment."""
+    for _ in segments:
+        yield IDS
+
+
+def address(client, token: str | None = None) -> str:
+    """Return the address of the page."""
+    return f"http://127.0.0.1:{client.port}/" + (f"#token={token}" if token else "")
+
+
+def picture(page, name: str) -> None:
+    """Save a screenshot, if somebody wants to look at it."""
+    if PICTURES:
+        page.wait_for_timeout(300)
+        page.screenshot(path=Path(PICTURES) / f"{name}.png", full_page=True)
+
+
+def drop(page, *paths: Path) -> None:
+    """Drop files on the page as a user does from a folder."""
+    contents = [[path.name, list(path.read_bytes())] for path in paths]
+    transfer = page.evaluate_handle(
+        """(files) => {
+            const transfer = new DataTransfer();
+            for (const [name, bytes] of files) transfer.items.add(new File([Uint8Array.from(bytes)], name));
+            return transfer;
+        }""",
+        contents,
+    )
+    page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
+
+
+def saved(page, label: str) -> bytes:
+    """Return the file that a button saves."""
+    with page.expect_download() as download:
+        page.get_by_role("button", name=label).click()
+    return Path(download.value.path()).read_bytes()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition; the page's policy forbids Playwright's own way, which evaluates texts."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
