@@ -72,23 +72,18 @@ def test_float64_agrees_with_the_twin(golden_arrays, config, activations, twin):
 
 # PyTorch warns that this exporter, which needs no further package, is old, and that tracing fixes shapes
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 5e-6), ("float64", 1e-12)])
-def test_pytorchs_own_exporter_is_a_witness(golden_arrays, config, activations, twin, dtype, bound, tmp_path):
-    """A graph that nobody here wrote gives the same logits."""
+def test_pytorchs_own_exporter_is_a_witness(golden_arrays, config, activations, twin, tmp_path):
+    """A graph that nobody here wrote gives the same logits; in float64 the exporter rounds constants to float32."""
     names = {"frames": "in/frames", "decoder_input_tokens": "in/decoder_inputs", "decoder_target_tokens": "in/targets"}
     frames, tokens, targets = (activations[name] for name in names.values())
-    values = torch.from_numpy(frames.astype(dtype)), torch.from_numpy(tokens).long(), torch.from_numpy(targets).long()
+    values = torch.from_numpy(frames), torch.from_numpy(tokens).long(), torch.from_numpy(targets).long()
     path = tmp_path / "witness.onnx"
-    try:
-        network = twin.double() if dtype == "float64" else twin
-        torch.onnx.export(network, values, path, input_names=list(names), opset_version=20, dynamo=False)
-    finally:
-        twin.float()
+    torch.onnx.export(twin, values, path, input_names=list(names), opset_version=20, dynamo=False)
     witness = decode.session(path.read_bytes(), threads=1)
     (logits,) = witness.run(None, dict(zip(names, (value.numpy() for value in values), strict=True)))
-    own = full_pass(golden_arrays, config, activations, dtype)["logits"]
-    # measured: 9e-7 and 2e-15
-    assert relative_error(own, logits) < bound
+    own = full_pass(golden_arrays, config, activations, "float32")["logits"]
+    # measured: 9e-7
+    assert relative_error(own, logits) < 5e-6
 
 
 @pytest.mark.parametrize("fault", ["eps", "gelu", "scale", "transposed", "gate", "table"])

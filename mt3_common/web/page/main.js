@@ -201,7 +201,7 @@ async function show(item) {
   if (shown !== item) return;
   giveNotes();
   $("mix").disabled = !isOpen;
-  if (!isOpen) tell("The browser cannot play this recording; its notes can be heard.");
+  if (!isOpen) tell(`The browser cannot play ${item.file.name}; its notes can be heard.`);
   $("play").disabled = false;
   showTime(player.now);
 }
