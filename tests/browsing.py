@@ -1,4 +1,4 @@
-"""What a user does with the page in a browser."""
+"""A user of the page in a browser: where it is, what is dropped on it, what it saves."""
 
 import os
 import shutil

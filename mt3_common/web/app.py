@@ -90,6 +90,7 @@ class Server:
                 **model_facts(self.config, self.first.checkpoint),
                 "files": [kind for kind in KINDS if kind != "musicxml" or importlib.util.find_spec("music21")],
                 "beats": importlib.util.find_spec("librosa") is not None,
+                "finds_meter": True,
                 **self.limits._asdict(),
             }
         )

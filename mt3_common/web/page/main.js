@@ -49,10 +49,13 @@ function buildOptions() {
   $("hold").parentElement.hidden = !info.hold;
   $("hold").checked = info.hold && remembered("hold") === "1";
   if (!info.beats) $("tempo-kind").querySelector("[value=auto]").remove();
+  if (!info.finds_meter) $("meter").querySelector("[value=auto]").remove();
   $("tempo-kind").value = remembered("tempo-kind") || "";
   $("tempo").value = remembered("tempo") || "120";
   Object.assign($("tempo"), { min: info.slowest, max: info.fastest });
   $("meter").value = remembered("meter") || "";
+  // as where another page of this address could do more
+  if ($("meter").selectedIndex < 0) $("meter").value = "";
   const changed = () => {
     $("tempo-label").hidden = $("tempo-kind").value !== "number";
     remembered("instruments", chosenFamilies().join(","));

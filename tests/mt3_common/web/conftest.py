@@ -4,7 +4,7 @@ import pytest
 from browsing import BROWSER, NO_BROWSER
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """Chromium, whose pages may make sounds at once."""
     if BROWSER is None:
