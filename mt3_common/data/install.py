@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 
 import filelock
 import platformdirs
-from rich.progress import DownloadColumn
+from rich.progress import DownloadColumn, MofNCompleteColumn
 
 from mt3_common.data import sources
 from mt3_common.data.catalogue import Package, Source
 from mt3_common.data.published.index import DatasetError, write_dataset
 from mt3_common.data.published.registry import PREPARE, WITH_VELOCITIES
+from mt3_common.data.sample_fonts import as_drum_kit
 from mt3_common.data.sounds import build_fonts, build_kit
 from mt3_common.io import atomic
 from mt3_common.io.archives import Limits, unpack_tar
@@ -221,7 +222,10 @@ def _prepare(package: Package, folder: Path, options: Options) -> dict[str, Any]
     }
     if package.kind == "sounds":
         unpacked = [(source, folder / "notes" / Path(source.name).stem) for source in package.files]
-        record["fonts"] = [path.name for path in build_fonts(unpacked, folder)]
+        with progress_bar(MofNCompleteColumn(), quiet=options.quiet) as bar:
+            task = bar.add_task(f"building {package.name}", total=len(unpacked))
+            fonts = build_fonts(unpacked, folder, lambda name: bar.update(task, advance=1))
+        record["fonts"] = [path.name for path in fonts]
     else:
         record["recordings"] = _prepare_recordings(package, folder, options)
     atomic.write(folder / RECORD, json.dumps(record, indent=1) + "\n")
@@ -263,6 +267,8 @@ def _install_debian(package: Package, folder: Path, options: Options) -> dict[st
                 raise InstallError(f"{deb.name} has no {pattern}; its version is another one than was expected")
             fonts += [Path(shutil.copyfile(path, partial / path.name)) for path in paths]
         fonts += [build_kit(root / kit, partial) for kit in package.debian.get("kits", ())]
+        for font in fonts if "leave_out" in package.debian else ():
+            as_drum_kit(font, package.debian["leave_out"])
         copyright_file = root / "usr" / "share" / "doc" / name / "copyright"
         if copyright_file.exists():
             shutil.copyfile(copyright_file, partial / "copyright")

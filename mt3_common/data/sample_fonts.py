@@ -50,6 +50,7 @@ SAMPLE_HEADER = np.dtype(
     ]
 )
 VORBIS = 0x10
+DRUM_BANK, NO_DRUM = 128, 127
 
 
 class NotesError(ValueError):
@@ -264,6 +265,32 @@ def _pdta(path: Path) -> dict[bytes, bytes]:
     if missing := {b"phdr", b"pbag", b"pgen", b"inst", b"ibag", b"igen", b"shdr"} - set(chunks):
         raise NotesError(f"{path} is cut off: it has no {b', '.join(sorted(missing)).decode()}")
     return chunks
+
+
+def as_drum_kit(path: Path, leave_out: Sequence[int]) -> None:
+    """Move the presets of a soundfont to the bank of drums, where General MIDI has them, and silence some of its keys.
+
+    Args:
+        path: of the soundfont, which is replaced.
+        leave_out: keys whose sounds are not General MIDI's; they are moved to key 127, where there is no drum.
+
+    Raises:
+        NotesError: the file is no soundfont, or cut off.
+    """
+    chunks = _pdta(path)
+    presets = np.frombuffer(chunks[b"phdr"], PRESET_HEADER).copy()
+    presets["bank"][:-1] = DRUM_BANK
+    content = path.read_bytes().replace(_chunk(b"phdr", chunks[b"phdr"]), _chunk(b"phdr", presets.tobytes()))
+    for tag in (b"pgen", b"igen"):
+        generators = np.frombuffer(chunks[tag], GENERATOR).copy()
+        silenced = (
+            (generators["operator"] == KEYS)
+            & (generators["low"] == generators["high"])
+            & np.isin(generators["low"], leave_out)
+        )
+        generators["low"][silenced] = generators["high"][silenced] = NO_DRUM
+        content = content.replace(_chunk(tag, chunks[tag]), _chunk(tag, generators.tobytes()))
+    atomic.write(path, content)
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,7 +3,7 @@
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,22 +22,28 @@ ONSET, BEGINNING, LEAD = -25.0, 1.5, 0.002
 LONGEST, FADE, LEVELLED = 4.0, 0.05, 0.6
 # RMS of that part, dB, and the peak that it may not pass
 LEVEL, PEAK = -20.0, 0.84
+# semitones that a note may be out of tune, s of its steady part, and the correlation from which on its pitch is sure
+TUNING, STEADY, PERIODIC = 1.5, (0.1, 0.6), 0.95
 # sounds that are no drum of General MIDI keep Hydrogen's number of the instrument plus this
 FIRST_KEY = 36
 
 
-def build_fonts(folders: Sequence[tuple[Source, Path]], output: Path) -> list[Path]:
+def build_fonts(
+    folders: Sequence[tuple[Source, Path]], output: Path, on_set: Callable[[str], None] = lambda name: None
+) -> list[Path]:
     """Build a soundfont for each instrument of sets of recorded notes, and return the files.
 
     Args:
         folders: sources, and the folder in which each was unpacked; those of one instrument are layers of it.
         output: folder for the .sf2 files.
+        on_set: called with the name of each source before it is read.
 
     Raises:
         NotesError: a set has no recorded notes, or one cannot be read.
     """
     instruments: dict[tuple[str, int], list[RecordedNote]] = defaultdict(list)
     for source, folder in folders:
+        on_set(source.name)
         notes = [
             recorded_note(path, pitch_of(path.stem), source.layer)
             for path in sorted(folder.rglob("*"))
@@ -63,7 +69,7 @@ def pitch_of(name: str) -> int:
 
 
 def recorded_note(path: Path, pitch: int, velocity: float) -> RecordedNote:
-    """Read a recorded note: cut to its onset and LONGEST, levelled; its pitch is the one that its name says.
+    """Read a recorded note: cut to its onset and LONGEST, levelled, its pitch measured.
 
     Raises:
         NotesError: it cannot be read, or is silent.
@@ -72,7 +78,33 @@ def recorded_note(path: Path, pitch: int, velocity: float) -> RecordedNote:
     level = float(np.sqrt(np.mean(np.square(samples[: round(LEVELLED * RATE)], dtype=np.float64))))
     peak = float(np.abs(samples).max())
     samples = samples * np.float32(min(10 ** (LEVEL / 20) / level, PEAK / peak))
-    return RecordedNote(samples, float(pitch), pitch, velocity, None)
+    return RecordedNote(samples, measured_pitch(samples, pitch), pitch, velocity, None)
+
+
+def measured_pitch(samples: np.ndarray, pitch: int) -> float:
+    """Return the MIDI pitch of a recorded note with cents; `pitch` where the note is not clearly periodic near it.
+
+    The lag at which the autocorrelation is highest, within TUNING semitones, to fractions of a sample.
+
+    Args:
+        samples: (n,) at RATE, from the onset on.
+        pitch: that its name says.
+    """
+    steady = np.asarray(samples[slice(*(round(time * RATE) for time in STEADY))], np.float64)
+    nominal = RATE / (440 * 2 ** ((pitch - 69) / 12))
+    low, high = int(nominal * 2 ** (-TUNING / 12)), int(nominal * 2 ** (TUNING / 12)) + 2
+    if low < 2 or len(steady) < 4 * high:
+        return float(pitch)
+    steady = steady - steady.mean()
+    spectrum = np.abs(np.fft.rfft(steady, 2 * len(steady))) ** 2
+    correlation = np.fft.irfft(spectrum)[: high + 2]
+    correlation *= len(steady) / (len(steady) - np.arange(high + 2)) / correlation[0]
+    lag = low + int(np.argmax(correlation[low : high + 1]))
+    if correlation[lag] < PERIODIC or lag in (low, high):
+        return float(pitch)
+    before, peak, after = correlation[lag - 1 : lag + 2]
+    exact = lag + (before - after) / 2 / (before - 2 * peak + after)
+    return 69 + 12 * float(np.log2(RATE / exact / 440))
 
 
 def trimmed(samples: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from file_server import Bucket
 from mt3_common.cli import mt3
 from mt3_common.data import catalogue, sounds, sources
 from mt3_common.data.catalogue import Source
-from mt3_common.data.sample_fonts import NotesError
+from mt3_common.data.sample_fonts import NotesError, RecordedNote, as_drum_kit, compasses, write_font
 from mt3_common.data.soundfont import RENDER_RATE, Fonts
 from mt3_common.notes.note import Note
 
@@ -42,6 +42,37 @@ def test_notes_begin_at_once_and_are_level(tmp_path):
     level = np.sqrt(np.mean(note.samples[: round(0.6 * sounds.RATE)] ** 2))
     assert level == pytest.approx(10 ** (sounds.LEVEL / 20), rel=0.01)
     assert np.abs(note.samples[-10:]).max() < 1e-3
+
+
+@pytest.mark.parametrize(("name", "pitch"), [("A4", 69.3), ("A4", 67.9), ("E2", 40.1), ("C6", 83.75)])
+def test_notes_are_tuned_by_their_sound(tmp_path, name, pitch):
+    tone(tmp_path / f"{name}.wav", pitch)
+    note = sounds.recorded_note(tmp_path / f"{name}.wav", sounds.pitch_of(name), 0.5)
+    assert note.pitch == pytest.approx(pitch, abs=0.05)
+    assert note.key == sounds.pitch_of(name)
+
+
+def test_noise_and_short_notes_have_the_pitch_of_their_name(tmp_path):
+    samples = np.random.default_rng(0).uniform(-0.3, 0.3, RATE)
+    for length in (RATE, RATE // 50):
+        soundfile.write(tmp_path / "A4.wav", samples[:length], RATE)
+        assert sounds.recorded_note(tmp_path / "A4.wav", 69, 0.5).pitch == 69.0
+
+
+def test_a_font_becomes_a_drum_kit_without_some_keys(tmp_path):
+    notes = [RecordedNote(np.full(2400, 0.1, np.float32), key, key, 0.5, None) for key in (36, 48)]
+    write_font(tmp_path / "kit.sf2", "kit", None, notes)
+    content = (tmp_path / "kit.sf2").read_bytes()
+    write_font(tmp_path / "piano.sf2", "kit", 0, notes)
+    as_drum_kit(tmp_path / "piano.sf2", ())
+    assert set(compasses(tmp_path / "piano.sf2")) == {(128, 0)}
+    as_drum_kit(tmp_path / "kit.sf2", [48])
+    assert len((tmp_path / "kit.sf2").read_bytes()) == len(content)
+    [compass] = compasses(tmp_path / "kit.sf2").values()
+    assert np.flatnonzero(compass.longest).tolist() == [36, 127]
+    (tmp_path / "kit.sf2").write_bytes(content[:200])
+    with pytest.raises(NotesError):
+        as_drum_kit(tmp_path / "kit.sf2", [])
 
 
 def test_layers_become_one_font_that_sounds_in_tune(tmp_path):
