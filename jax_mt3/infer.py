@@ -14,6 +14,7 @@ from pathlib import Path
 import platformdirs
 
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
+from mt3_common.checkpoint.user_config import StatedConfig, overrides_of_mt3
 from mt3_common.checkpoint.yourmt3 import is_yourmt3, mt3_preset
 from mt3_common.cli import infer as cli
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
@@ -37,6 +38,7 @@ def load(
     positions: str | None = None,
     instruments: str | None = None,
     hold: float | None = None,
+    config: StatedConfig | None = None,
 ) -> Transcriber:
     """A Transcriber: the network of a checkpoint, on its device, with a way to search.
 
@@ -58,6 +60,8 @@ def load(
         instruments: the only ones that may be heard, such as 'piano,bass,drums' (see parse_instruments); None for all.
         hold: keep instruments from one segment to the next with this bias (see InstrumentContinuity); None to decode
             each segment alone.
+        config: settings where the checkpoint has none, or other ones: a config.json, its content, or the name of a
+            released YourMT3+; None to believe the checkpoint.
 
     Raises:
         ValueError: the checkpoint, the device or a setting is not usable; says what to do.
@@ -78,16 +82,16 @@ def load(
 
         check_yourmt3_options(search, positions, hold, dtype)
         keep_compiled()
-        return yourmt3.load(checkpoint, model, find_device(device), dtype, batch_size, instruments)
+        return yourmt3.load(checkpoint, model, find_device(device), dtype, batch_size, instruments, config)
     only = None if instruments is None else parse_instruments(instruments)
-    overrides = {"position_table": positions} if positions else None
-    params, config = weights.load(
+    overrides = overrides_of_mt3(config, positions, checkpoint.name)
+    params, network = weights.load(
         checkpoint.path, preset=mt3_preset(checkpoint.name, model or checkpoint.model), overrides=overrides
     )
     params = jax.device_put(weights.cast(params, "float32" if dtype == "int8" else dtype), find_device(device))
     generate = decode.generator(
         params,
-        config,
+        network,
         search=search,
         num_decodes=beams,
         batch_size=batch_size,
@@ -95,13 +99,13 @@ def load(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        allowed=None if only is None else allowed_tokens(only, config),
+        allowed=None if only is None else allowed_tokens(only, network),
         hold=hold is not None,
         int8=dtype == "int8",
         folder=programs_folder(),
     )
     continuity = None if hold is None else InstrumentContinuity(hold, batch_size)
-    return Transcriber(config, generate, checkpoint=checkpoint, instruments=only, continuity=continuity)
+    return Transcriber(network, generate, checkpoint=checkpoint, instruments=only, continuity=continuity)
 
 
 def programs_folder() -> str | None:

@@ -10,6 +10,7 @@ import sys
 
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
+from mt3_common.checkpoint.user_config import StatedConfig, overrides_of_mt3
 from mt3_common.checkpoint.yourmt3 import mt3_preset, refuse_yourmt3
 from mt3_common.cli import infer as cli
 from mt3_common.io.optional import needed
@@ -33,6 +34,7 @@ def load(
     positions: str | None = None,
     instruments: str | None = None,
     hold: float | None = None,
+    config: StatedConfig | None = None,
 ) -> Transcriber:
     """Return a Transcriber: the network of a checkpoint as an ONNX graph, run on the CPU.
 
@@ -47,6 +49,8 @@ def load(
         positions: 'mt3' or 'port': the sinusoids that the weights were trained on; None to believe the checkpoint.
         instruments: the only ones that may be heard, such as 'piano,bass,drums' (see parse_instruments); None for all.
         hold: keep instruments from one segment to the next, with this bias; None to decode each segment alone.
+        config: settings where the checkpoint has none, or other ones: a config.json, or its content; None to believe
+            the checkpoint.
 
     Raises:
         ValueError: the checkpoint or a setting is not usable; says what to do.
@@ -64,19 +68,19 @@ def load(
     named = find_checkpoint(checkpoint)
     refuse_yourmt3(named.path, named.name)
     programs = None if instruments is None else parse_instruments(instruments)
-    overrides = {"position_table": positions} if positions else None
+    overrides = overrides_of_mt3(config, positions, named.name)
     source = read_checkpoint(named.path)
-    config = source.config(mt3_preset(named.name, model or named.model), overrides)
+    network = source.config(mt3_preset(named.name, model or named.model), overrides)
     stored = builder.common_dtype(source.arrays)
-    search_model = graph.search_graph(source.arrays, config, stored=stored, computed=dtype)
+    search_model = graph.search_graph(source.arrays, network, stored=stored, computed=dtype)
     generate = decode.generator(
         decode.session(search_model.SerializeToString()),
-        config,
+        network,
         batch_size=batch_size,
-        allowed=None if programs is None else allowed_tokens(programs, config),
+        allowed=None if programs is None else allowed_tokens(programs, network),
     )
     continuity = None if hold is None else InstrumentContinuity(hold, batch_size)
-    return Transcriber(config, generate, checkpoint=named, instruments=programs, continuity=continuity)
+    return Transcriber(network, generate, checkpoint=named, instruments=programs, continuity=continuity)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, write_yourmt3
+from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint
+from mt3_common.checkpoint.yourmt3_write import write_yourmt3
 from mt3_common.yourmt3_config import FrontEndConfig, PerceiverConfig, T5StackConfig, YourMT3Config, YourMT3Settings
 from torch_mt3.yourmt3.model import YourMT3
 

@@ -10,6 +10,7 @@ from jax_mt3.yourmt3.kernels import generator
 from jax_mt3.yourmt3.model import YourMT3
 from mt3_common.audio.yourmt3_frames import FrontEnd
 from mt3_common.checkpoint.registry import NamedCheckpoint
+from mt3_common.checkpoint.user_config import StatedConfig, read_config
 from mt3_common.checkpoint.yourmt3 import read_yourmt3
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.family import YourMT3Family, segments_together
@@ -23,13 +24,15 @@ def load(
     dtype: str,
     batch_size: int,
     instruments: str | None,
+    config: StatedConfig | None = None,
 ) -> Transcriber:
     """A Transcriber of a YourMT3+ checkpoint; the arguments are those of infer.load.
 
     Raises:
         ValueError: the checkpoint or a setting is not usable; says what to do.
     """
-    source = read_yourmt3(checkpoint.path, model or checkpoint.model or None)
+    stated = None if config is None else read_config(config)
+    source = read_yourmt3(checkpoint.path, model or checkpoint.model or None, stated)
     family = YourMT3Family(source.settings, FrontEnd(source.settings.front_end, source.front_end_arrays))
     only = None if instruments is None else parse_instruments(instruments)
     variables = jax.tree.map(

@@ -84,8 +84,6 @@ def write_t5x(
 
     Source: t5x/checkpoints.py, Checkpointer.save and _choose_chunk_shape.
     """
-    if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not 0 <= step < 2**31:
-        raise CheckpointError(f"the step must be a whole number below 2**31, not {step!r}")
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     if dtype is not None:
         kind = dtype if isinstance(dtype, str) else np.dtype(dtype).name
@@ -95,6 +93,29 @@ def write_t5x(
         with np.errstate(over="ignore"):
             arrays = {name: array.astype(DTYPES[kind]) for name, array in arrays.items()}
     _check_writable(arrays, config)
+    write_tree(path, arrays, step, optimizer, None if config is None else config.to_dict(), overwrite)
+
+
+def write_tree(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    step: int,
+    optimizer: Mapping[str, np.ndarray] | None = None,
+    config: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the step folder of write_t5x, of arrays under any names.
+
+    Args:
+        path, step, optimizer, overwrite: as for write_t5x.
+        arrays: names with slashes, which are the levels of the tree -> arrays.
+        config: written as config.json.
+
+    Raises:
+        CheckpointError: the step is no number of steps, a slot is not finite or badly named, or the folder is there.
+    """
+    if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not 0 <= step < 2**31:
+        raise CheckpointError(f"the step must be a whole number below 2**31, not {step!r}")
     optimizer = {name: np.asarray(array) for name, array in (optimizer or {}).items()}
     check_values(optimizer)
     if odd := [name for name in optimizer if not all(map(NAME.fullmatch, name.split("/")))]:
@@ -127,7 +148,7 @@ def _write_step(
     arrays: Mapping[str, np.ndarray],
     step: int,
     optimizer: Mapping[str, np.ndarray],
-    config: Config | None,
+    config: Mapping[str, Any] | None,
 ) -> None:
     tree: dict[str, Any] = {"version": VERSION, "optimizer": {"state": {}, "target": {}}}
     leaves = {("state", *name.split("/")): array for name, array in optimizer.items()}
@@ -153,7 +174,8 @@ def _write_step(
     for name, future in futures:
         wait(future, f"array {name} cannot be written")
     if config is not None:
-        wait(folder.store.write("config.json", _config_json(config, step).encode()), f"{folder}/config.json")
+        text = json.dumps({**config, "step": step}, indent=1) + "\n"
+        wait(folder.store.write("config.json", text.encode()), f"{folder}/config.json")
     wait(folder.store.write("checkpoint", msgpack.packb(tree, strict_types=True)), f"{folder}/checkpoint")
 
 

@@ -1,6 +1,7 @@
-"""YourMT3+ checkpoints: Lightning files, plain PyTorch files and .safetensors, told from MT3's, read and written.
+"""YourMT3+ checkpoints: Lightning files, PyTorch files, .safetensors, folders of T5X and Orbax; told from MT3's, read.
 
-Arrays keep the names and the shapes of the published state dict in every layout.
+Arrays keep the names and the shapes of the published state dict in every layout; in the trees of T5X and Orbax, each
+part of a name between points is a level below `target`.
 """
 
 import json
@@ -14,18 +15,21 @@ import numpy as np
 import safetensors.numpy
 
 from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.checkpoint.place import Place, locate
+from mt3_common.checkpoint.sources import open_source
 from mt3_common.checkpoint.torch_pickle import PICKLES
+from mt3_common.checkpoint.weights import read_entries
 from mt3_common.checkpoint.yourmt3_lightning import read_lightning
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.checkpoint.yourmt3_settings import network_arrays, read_published_settings
 from mt3_common.config import ConfigError
-from mt3_common.io import atomic
 from mt3_common.yourmt3_config import FAMILY, FrontEndConfig, YourMT3Settings
 
 # of a folder that training wrote
 MODEL_FILE = "model.safetensors"
-# an array that every network of the family has, and no MT3
+# an array that every network of the family has, and no MT3; its name in a tree
 MARK = "lm_head.lm_head.weight"
+TREE_MARK = "target/" + MARK.replace(".", "/")
 # entries of training alone
 LEFT_OUT = ("pitchshift.", "validation_metrics.", "test_metrics.", "train_metrics.")
 
@@ -39,7 +43,9 @@ class YourMT3Checkpoint(NamedTuple):
         repeated: published names -> frequencies that attentions repeat.
         settings: of all of it.
         left_out: names of entries that are no part of it: pitch shifter, metrics.
-        location: of the file.
+        location: of the file or folder.
+        step: of training, None where the file does not say.
+        layout: 'pth' (PyTorch's and Lightning's), 'safetensors', or of a folder as in read.Inspection.
     """
 
     arrays: dict[str, np.ndarray]
@@ -48,6 +54,8 @@ class YourMT3Checkpoint(NamedTuple):
     settings: YourMT3Settings
     left_out: tuple[str, ...]
     location: str
+    step: int | None = None
+    layout: str = ""
 
     @property
     def notice(self) -> str:
@@ -63,11 +71,13 @@ class YourMT3Checkpoint(NamedTuple):
 
 
 def is_yourmt3(path: str | os.PathLike) -> bool:
-    """Return whether a local file holds a network of YourMT3+, by the names in it; nothing is unpickled.
+    """Return whether a local file or folder holds a network of YourMT3+, by the names in it; nothing is unpickled.
 
     A folder of a training run is judged by its model.safetensors.
     """
     name = _file_of(path)
+    if os.path.isdir(name):
+        return _is_folder_of_yourmt3(name)
     if not os.path.isfile(name):
         return False
     if name.endswith(".safetensors"):
@@ -84,8 +94,19 @@ def is_yourmt3(path: str | os.PathLike) -> bool:
     return False
 
 
+def _is_folder_of_yourmt3(name: str) -> bool:
+    try:
+        place = locate(name)
+        if place.file:
+            return is_yourmt3(str(place))
+        return TREE_MARK in open_source(place, optimizer=False).containers
+    except CheckpointError:
+        # whoever reads it reports that
+        return False
+
+
 def _file_of(path: str | os.PathLike) -> str:
-    """Return the path of the file with the arrays: in a folder, model.safetensors."""
+    """Return the path of the file with the arrays: in a folder of a training run, model.safetensors."""
     inside = os.path.join(path, MODEL_FILE)
     return inside if os.path.isfile(inside) else os.fspath(path)
 
@@ -119,15 +140,27 @@ def refuse_yourmt3(path: str | os.PathLike, name: str) -> None:
         raise CheckpointError(f"{name} is a YourMT3+, which onnx_mt3 does not know: take --framework torch or jax")
 
 
-def read_yourmt3(path: str | os.PathLike, model: str | None = None) -> YourMT3Checkpoint:
+class _Content(NamedTuple):
+    """What a layout has: arrays under published names, settings as they are stated, the step, the layout's name."""
+
+    arrays: dict[str, np.ndarray]
+    stated: Mapping[str, Any]
+    step: int | None
+    layout: str
+
+
+def read_yourmt3(
+    path: str | os.PathLike, model: str | None = None, config: Mapping[str, Any] | None = None
+) -> YourMT3Checkpoint:
     """Read a checkpoint and find its settings.
 
-    The settings are, of these, the first: those of `model`; a config.json of ours or a published one, in the file or
-    beside it; those that Lightning keeps; those of the released network that has the same arrays.
+    The settings are, of these, the first: `config`; those of `model`; a config.json of ours or a published one, in the
+    file or beside it; those that Lightning keeps; those of the released network that has the same arrays.
 
     Args:
-        path: of a .safetensors, of a Lightning or PyTorch file, or of a folder of a training run.
+        path: of a .safetensors, of a Lightning or PyTorch file, or of a folder of T5X, of Orbax or of a training run.
         model: one of RELEASED.
+        config: a config.json of ours, or a published one.
 
     Raises:
         CheckpointError: unreadable, damaged, or not finite.
@@ -136,31 +169,76 @@ def read_yourmt3(path: str | os.PathLike, model: str | None = None) -> YourMT3Ch
     name = _file_of(path)
     if model and model not in RELEASED:
         raise ConfigError(f"{name} is a YourMT3+, not {model}: leave out --model, or name one of {', '.join(RELEASED)}")
-    if name.endswith(".safetensors"):
-        arrays, stated = _read_safetensors(name)
-    else:
-        arrays, stated = read_lightning(name)
-    if MARK not in arrays:
+    if os.path.isdir(name) and (place := locate(name)).file:
+        name = str(place)
+    content = _read_content(name)
+    if MARK not in content.arrays:
         raise CheckpointError(f"{name} is no YourMT3+: it lacks {MARK}")
-    left_out = tuple(sorted(key for key in arrays if key.startswith(LEFT_OUT)))
-    arrays = {key: array for key, array in arrays.items() if key not in left_out}
+    left_out = tuple(sorted(key for key in content.arrays if key.startswith(LEFT_OUT)))
+    arrays = {key: array for key, array in content.arrays.items() if key not in left_out}
     for key, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CheckpointError(f"{name}: {key} has values that are not finite")
-    settings = RELEASED[model].settings if model else _settings(name, arrays, stated)
+    if config is not None:
+        settings = stated_settings(config, arrays)
+        if settings is None:
+            raise ConfigError(
+                "--config is no config of a YourMT3+: it must have task, audio_cfg and model_cfg as the published code "
+                f"has them, be a config.json of ours, or be the name of one of {', '.join(RELEASED)}"
+            )
+    else:
+        settings = RELEASED[model].settings if model else _settings(name, arrays, content.stated)
     network = network_arrays(arrays)
     front_end = {key: array for key, array in arrays.items() if key.startswith("spectrogram.")}
     repeated = {key: array for key, array in arrays.items() if key not in network and key not in front_end}
-    return YourMT3Checkpoint(network, front_end, repeated, settings, left_out, name)
+    return YourMT3Checkpoint(network, front_end, repeated, settings, left_out, name, content.step, content.layout)
 
 
-def _read_safetensors(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _read_content(name: str) -> _Content:
+    if os.path.isdir(name):
+        return _read_folder(locate(name))
+    if name.endswith(".safetensors"):
+        return _read_safetensors(name)
+    file = read_lightning(name)
+    return _Content(file.arrays, file.settings, file.step, "pth")
+
+
+def _read_folder(place: Place) -> _Content:
+    """Read a step folder of T5X or Orbax; its config.json lies in it, or in the folder above."""
+    try:
+        source = open_source(place, optimizer=False)
+        entries = read_entries(source.entries(source.containers))
+    except CheckpointError as error:
+        raise error if str(place) in str(error) else CheckpointError(f"{place}: {error}") from error
+    arrays = {name.removeprefix("target/").replace("/", "."): array for name, array in entries.items()}
+    stated = {}
+    for folder in (place.folder, place.folder.above):
+        if (text := folder.read("config.json")) is not None:
+            stated = _json_object(text, f"{folder}/config.json")
+            break
+    return _Content(arrays, stated, source.step, source.layout)
+
+
+def _json_object(text: str | bytes, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} holds no JSON object")
+    return values
+
+
+def _read_safetensors(name: str) -> _Content:
     try:
         with safetensors.safe_open(name, "np") as file:
             metadata = file.metadata() or {}
-        return safetensors.numpy.load_file(name), json.loads(metadata.get("config", "{}"))
+        arrays = safetensors.numpy.load_file(name)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{name} is truncated or no safetensors file: {error}") from error
+    stated = _json_object(metadata.get("config", "{}"), f"{name}: its metadata 'config'")
+    step = stated.get("step")
+    return _Content(arrays, stated, step if type(step) is int else None, "safetensors")
 
 
 def _settings(name: str, arrays: Mapping[str, np.ndarray], stated: Mapping[str, Any]) -> YourMT3Settings:
@@ -168,20 +246,31 @@ def _settings(name: str, arrays: Mapping[str, np.ndarray], stated: Mapping[str, 
     beside = Path(name).with_name("config.json")
     if not stated.get("family") and "model_cfg" not in stated and beside.is_file():
         try:
-            stated = json.loads(beside.read_text())
-        except (OSError, ValueError) as error:
+            stated = _json_object(beside.read_bytes(), str(beside))
+        except OSError as error:
             raise ConfigError(f"{beside} cannot be read: {error}") from error
-    if stated.get("family") == FAMILY:
-        return YourMT3Settings.from_dict(stated)
-    if isinstance(stated.get("model_cfg"), Mapping) and isinstance(stated.get("audio_cfg"), Mapping):
-        return published_settings(stated, arrays)
+    if (settings := stated_settings(stated, arrays)) is not None:
+        return settings
     for released in RELEASED.values():
         if fits(arrays, released.settings):
             return released.settings
     raise ConfigError(
-        f"{name} says nothing about its settings, and is none of the released networks: put a config.json beside it "
-        "with task, audio_cfg and model_cfg as the published code has them"
+        f"{name} says nothing about its settings, and is none of the released networks: put a config.json beside it, "
+        "or give --config a file, with task, audio_cfg and model_cfg as the published code has them"
     )
+
+
+def stated_settings(stated: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> YourMT3Settings | None:
+    """Return the settings of a config.json of ours or a published one, None where it is neither.
+
+    Raises:
+        ConfigError: a setting is missing or has no meaning.
+    """
+    if stated.get("family") == FAMILY:
+        return YourMT3Settings.from_dict(stated)
+    if isinstance(stated.get("model_cfg"), Mapping) and isinstance(stated.get("audio_cfg"), Mapping):
+        return published_settings(stated, arrays)
+    return None
 
 
 def published_settings(stated: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> YourMT3Settings:
@@ -222,23 +311,3 @@ def fits(arrays: Mapping[str, np.ndarray], settings: YourMT3Settings) -> bool:
         (name in arrays and arrays[name].shape == shape) if wanted else name not in arrays
         for (name, shape), wanted in zip(shapes.items(), present, strict=True)
     )
-
-
-def write_yourmt3(path: str | os.PathLike, checkpoint: YourMT3Checkpoint, step: int | None = None) -> None:
-    """Write a .safetensors file with all arrays and the settings inside, whole or not at all.
-
-    Args:
-        path: of the file.
-        checkpoint: what to write.
-        step: of the training, beside the settings.
-
-    Raises:
-        CheckpointError: another ending.
-        OSError: the file cannot be written.
-    """
-    if not os.fspath(path).endswith(".safetensors"):
-        raise CheckpointError(f"{path}: YourMT3+ is written as .safetensors only")
-    arrays = {name: np.array(array, order="C") for name, array in checkpoint.published.items()}
-    values = checkpoint.settings.to_dict() if step is None else checkpoint.settings.to_dict() | {"step": step}
-    metadata = {"config": json.dumps(values)}
-    atomic.write(path, safetensors.numpy.save(arrays, metadata=metadata))

@@ -9,7 +9,8 @@ import numpy as np
 import safetensors.numpy
 
 from mt3_common.checkpoint.names import CheckpointError
-from mt3_common.checkpoint.yourmt3 import MODEL_FILE, YourMT3Checkpoint, read_yourmt3, write_yourmt3
+from mt3_common.checkpoint.yourmt3 import MODEL_FILE, YourMT3Checkpoint, read_yourmt3
+from mt3_common.checkpoint.yourmt3_write import write_yourmt3
 from mt3_common.io import atomic
 
 OPTIMIZER_FILE = "optimizer.safetensors"

@@ -15,10 +15,12 @@ class LightningFile(NamedTuple):
     Attributes:
         arrays: names in the state dict -> arrays.
         settings: `hyper_parameters`: plain values, and torch_pickle.Opaque for all else.
+        step: `global_step`, None where the file has none.
     """
 
     arrays: dict[str, np.ndarray]
     settings: dict[str, Any]
+    step: int | None
 
 
 def read_lightning(path: str | os.PathLike) -> LightningFile:
@@ -32,4 +34,7 @@ def read_lightning(path: str | os.PathLike) -> LightningFile:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: its state_dict is no dictionary")
     arrays = {str(name): value for name, value in state.items() if isinstance(value, np.ndarray)}
-    return LightningFile(copies(path, arrays), settings if isinstance(settings, dict) else {})
+    step = content.get("global_step")
+    return LightningFile(
+        copies(path, arrays), settings if isinstance(settings, dict) else {}, step if type(step) is int else None
+    )

@@ -207,6 +207,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     models = [*sorted(PRESETS, reverse=True), *RELEASED]
     tells = f"where neither the checkpoint nor its name tells: {', '.join(models)}"
     add("--model", choices=models, metavar="M", help=tells)
+    add(
+        "--config",
+        type=path_name,
+        metavar="FILE",
+        help="settings for a checkpoint without them: a config.json of ours, or of a YourMT3+ as published, with task, "
+        "audio_cfg and model_cfg, or the name of a released one, as in --config yptf-single",
+    )
     add("--positions", choices=("mt3", "port"), help="the sinusoids that the weights were trained on")
     add(
         "--device",

@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 
 from mt3_common.checkpoint.digest import checkpoint_digest
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
+from mt3_common.checkpoint.user_config import read_config
 from mt3_common.cli.arguments import LESSON, parse
 from mt3_common.cli.console import plural, say, sentence, working
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
@@ -168,6 +171,8 @@ def prepare(program: str, command: str, argv: Sequence[str], stack: contextlib.E
     jobs, failed = plan(names, arguments.output, formats, stdin, extras)
     summary = open_summary(arguments, jobs)
     require_libraries(arguments, jobs)
+    if arguments.config is not None:
+        arguments.config = read_config(arguments.config)
     checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline, arguments.quiet)
     if stdin is not None:
         with open(stdin, "wb") as file:
@@ -175,7 +180,7 @@ def prepare(program: str, command: str, argv: Sequence[str], stack: contextlib.E
     work = Preparation(arguments, devices, jobs, failed, len(jobs) + len(failed), checkpoint, summary, {})
     if summary is not None:
         work.provenance = {
-            "checkpoint": {"name": checkpoint.name, "sha256": checkpoint_digest(checkpoint.path)},
+            "checkpoint": described_checkpoint(checkpoint, arguments.config),
             "settings": {"program": program, **{name: getattr(arguments, name) for name in SETTINGS}},
         }
         if arguments.resume:
@@ -184,6 +189,14 @@ def prepare(program: str, command: str, argv: Sequence[str], stack: contextlib.E
             if num_done and not arguments.quiet:
                 say(f"note: {num_done} of {plural(work.num_inputs, 'input')} done before, as {summary.path} says")
     return work
+
+
+def described_checkpoint(checkpoint: NamedCheckpoint, config: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the name of a checkpoint and its digest for the summary, with that of a config that the user states."""
+    described = {"name": checkpoint.name, "sha256": checkpoint_digest(checkpoint.path)}
+    if config is not None:
+        described["config"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    return described
 
 
 def require_libraries(arguments: argparse.Namespace, jobs: Sequence[Job]) -> None:
@@ -216,7 +229,7 @@ def load_transcriber(work: Preparation, load: Callable[..., Transcriber], stack:
         ValueError, WorkerError: the network cannot be loaded; says why.
     """
     arguments = work.arguments
-    settings = {name: getattr(arguments, name) for name in (*LOADING, "batch_size")}
+    settings = {name: getattr(arguments, name) for name in (*LOADING, "batch_size", "config")}
     settings["checkpoint"] = work.checkpoint
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)

@@ -1,14 +1,16 @@
 """Conversion of checkpoints between layouts: bit for bit, read back and compared before the file gets its name.
 
 What it writes: T5X (a folder of Zarr arrays), Orbax (a folder, OCDBT), .safetensors under MT3's names, and .pth as
-HF-T5 style ports have them (the public mt3.pth). It reads whatever mt3_common.checkpoint.read does.
+HF-T5 style ports have them (the public mt3.pth). It reads whatever mt3_common.checkpoint.read does. YourMT3+ is
+converted by yourmt3.py.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +104,8 @@ def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: boo
         ConvertError: the path exists, the weights read back differ, or a config.json in that folder describes another
             network.
     """
-    target = Path(path)
-    if os.path.lexists(target) and not overwrite:
-        raise ConvertError(f"{target} is there already; add --overwrite to replace it")
-    beside = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with written_beside(path, overwrite) as beside:
+        target = Path(path)
         if layout == "t5x":
             write_t5x(beside, weights.arrays, weights.step or 0, weights.optimizer or None, config=weights.config)
         elif layout == "orbax":
@@ -124,6 +122,22 @@ def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: boo
             )
         if layout == "pth":
             _agree_on_config(target, beside, weights, overwrite)
+
+
+@contextlib.contextmanager
+def written_beside(path: str | os.PathLike, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary path for a file or folder, which gets its name at the end; after an error, nothing is left.
+
+    Raises:
+        ConvertError: the path exists.
+    """
+    target = Path(path)
+    if os.path.lexists(target) and not overwrite:
+        raise ConvertError(f"{target} is there already; add --overwrite to replace it")
+    beside = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
         atomic.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
@@ -143,20 +157,42 @@ def differing(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[
 
 
 def _write_orbax(path: Path, weights: Weights) -> None:
+    write_orbax(path, weights.arrays, weights.optimizer, weights.step, weights.config.to_dict())
+
+
+def write_orbax(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    optimizer: Mapping[str, np.ndarray],
+    step: int | None,
+    config: Mapping[str, Any],
+) -> None:
+    """Write a folder as Orbax does, its arrays in one database, with a config.json.
+
+    Args:
+        path: the folder.
+        arrays: names with slashes, which are the levels of the tree -> arrays.
+        optimizer: slots.
+        step: of training.
+        config: content of config.json.
+
+    Raises:
+        ConvertError: Orbax is not installed.
+    """
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
         raise ConvertError('writing Orbax needs orbax-checkpoint; pip install "mt3-twins[parity]"') from error
-    tree: dict[str, Any] = {"target": _nested(weights.arrays)}
-    state = _nested(weights.optimizer)
-    if weights.step is not None:
-        state["step"] = np.asarray(weights.step, np.int32)
+    tree: dict[str, Any] = {"target": _nested(arrays)}
+    state = _nested(optimizer)
+    if step is not None:
+        state["step"] = np.asarray(step, np.int32)
     if state:
         tree["state"] = state
     # The reader in mt3_common takes Zarr 2, as T5X writes it.
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)) as writer:
         writer.save(path.absolute(), tree)
-    text = weights.config.to_dict() | ({} if weights.step is None else {"step": weights.step})
+    text = dict(config) | ({} if step is None else {"step": step})
     atomic.write(path / "config.json", json.dumps(text, indent=1) + "\n")
 
 

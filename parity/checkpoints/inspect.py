@@ -6,6 +6,8 @@ from typing import Any
 
 from mt3_common.checkpoint.place import INDEX, WEIGHTS
 from mt3_common.checkpoint.read import Inspection, inspect_checkpoint
+from mt3_common.checkpoint.yourmt3 import is_yourmt3
+from parity.checkpoints import yourmt3
 from parity.diagnosis.candidate import read_candidates
 
 
@@ -16,13 +18,15 @@ def describe(
 
     Args:
         path: any checkpoint that mt3_common.checkpoint.read reads, or a file of arrays under any names.
-        preset: 'mt3' or 'ismir2021', where there is no config.
+        preset: 'mt3', 'ismir2021' or a released YourMT3+, where there is no config.
         weights: prefix of the set of weights to describe, where there are several.
         scan_axis: axis of the layers in arrays that have all of them, where it cannot be told.
 
     Raises:
         ValueError: it does not exist, or cannot be read.
     """
+    if is_yourmt3(path):
+        return _sums(yourmt3.describe(path, preset))
     if str(path).endswith((*WEIGHTS, *INDEX)) and not os.path.isdir(path):
         candidates = read_candidates(path, None, weights, scan_axis)
         candidate = next(iter(candidates.values()))
@@ -57,6 +61,12 @@ def describe(
         for name, (shape, dtype, place) in arrays.items()
     ]
     description["arrays"] = rows
+    return _sums(description)
+
+
+def _sums(description: dict[str, Any]) -> dict[str, Any]:
+    """Return a description with the sums over its arrays."""
+    rows = description["arrays"]
     description["parameters"] = sum(math.prod(row["shape"]) for row in rows)
     description["bytes"] = sum(row["bytes"] for row in rows)
     description["inline"] = sum(row["inline"] for row in rows)

@@ -2,6 +2,7 @@
 
 import argparse
 
+from mt3_common.checkpoint.yourmt3_released import RELEASED
 from parity.checkpoints.inspect import describe
 from parity.commands import options
 from parity.compare.results import SAME
@@ -11,7 +12,12 @@ from parity.report.files import write_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `parity inspect`."""
     parser.add_argument("checkpoint", help="any checkpoint, or a file of arrays under any names")
-    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where there is no config")
+    parser.add_argument(
+        "--model",
+        choices=("mt3", "ismir2021", *RELEASED),
+        metavar="NAME",
+        help=f"of mt3, ismir2021, {', '.join(RELEASED)}: the network, where there is no config",
+    )
     options.add_weights(parser)
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
 

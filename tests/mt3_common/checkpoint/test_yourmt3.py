@@ -16,9 +16,10 @@ from yourmt3_toys import settings, toy, write_toy
 from mt3_common.checkpoint import yourmt3_released
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.checkpoint.registry import find_checkpoint
-from mt3_common.checkpoint.yourmt3 import fits, is_yourmt3, published_settings, read_yourmt3, write_yourmt3
+from mt3_common.checkpoint.yourmt3 import fits, is_yourmt3, published_settings, read_yourmt3
 from mt3_common.checkpoint.yourmt3_lightning import read_lightning
 from mt3_common.checkpoint.yourmt3_released import RELEASED
+from mt3_common.checkpoint.yourmt3_write import write_yourmt3
 from mt3_common.config import ConfigError
 from mt3_common.io import transfer
 from mt3_common.notes.yourmt3_tasks import find_task
