@@ -2,7 +2,8 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -130,6 +131,10 @@ class ChannelDecoder:
         self.merge_errors: collections.Counter[str] = collections.Counter()
         self._events: list[NoteEvent] = []
         self._open: list[tuple[int, int]] = []
+        # notes that have ended, and (pitch, program) -> onset of those that sound, of the events up to _time
+        self._ended: list[Note] = []
+        self._sounding: dict[tuple[int, int], float] = {}
+        self._time = 0.0
 
     def feed(self, ids: Sequence[int] | np.ndarray, start_time: float) -> DecodedSegment:
         """Add the next segment; notes that it does not go on with end where it starts."""
@@ -143,37 +148,51 @@ class ChannelDecoder:
         self._open = segment.last_activity
         return segment
 
-    def finish(self) -> list[Note]:
-        """Return the notes of all segments, sorted and without overlaps."""
-        notes: list[Note] = []
-        # (pitch, program) -> onset
-        active: dict[tuple[int, int], float] = {}
-        time = 0.0
-        ordered = sorted(self._events, key=lambda e: (e.time, e.is_drum, e.pitch, e.velocity, e.program))
-        for event in ordered:
-            time = event.time or 0.0
+    @property
+    def sounding(self) -> dict[tuple[int, int], float]:
+        """Return (pitch, program) -> onset of the notes that sound at the time of the last `settle`."""
+        return self._sounding
+
+    def settle(self, limit: float) -> None:
+        """Turn the events before a time into notes; no segment to come may have any."""
+        ready = [event for event in self._events if (event.time or 0.0) < limit]
+        self._events = [event for event in self._events if (event.time or 0.0) >= limit]
+        for event in sorted(ready, key=lambda e: (e.time, e.is_drum, e.pitch, e.velocity, e.program)):
+            time = self._time = event.time or 0.0
             key = event.pitch, event.program
             if event.is_drum:
-                notes.append(Note(time, time + SHORTEST, event.pitch, VELOCITY, 0, True))
+                self._ended.append(Note(time, time + SHORTEST, event.pitch, VELOCITY, 0, True))
                 continue
-            if key in active:
-                notes.append(Note(active.pop(key), time, event.pitch, VELOCITY, event.program))
+            if key in self._sounding:
+                self._end(key, time)
             elif not event.velocity:
                 self.merge_errors["Err/onset not found"] += 1
             if event.velocity:
-                active[key] = time
-        for (pitch, program), onset in active.items():
-            end = onset + SHORTEST if self.published else max(onset + SHORTEST, time)
-            notes.append(Note(onset, end, pitch, VELOCITY, program))
-        if self.published:
-            notes = [self._shortened(note) for note in notes]
-        return trimmed(lengthened(sorted(notes, key=order)))
+                self._sounding[key] = time
 
-    def _shortened(self, note: Note) -> Note:
-        if note.offset - note.onset > LONGEST_PUBLISHED:
+    def _end(self, key: tuple[int, int], offset: float) -> None:
+        onset = self._sounding.pop(key)
+        if self.published and offset - onset > LONGEST_PUBLISHED:
             self.merge_errors["Err/long note > 10s"] += 1
-            return note._replace(offset=note.onset + SHORTEST)
-        return note
+            offset = onset + SHORTEST
+        self._ended.append(Note(onset, offset, key[0], VELOCITY, key[1]))
+
+    def finish(self) -> list[Note]:
+        """Return the notes that were not taken, sorted and without overlaps; what still sounds ends."""
+        self.settle(math.inf)
+        for key, onset in list(self._sounding.items()):
+            self._end(key, onset + SHORTEST if self.published else max(onset + SHORTEST, self._time))
+        return self.take(lambda note: True)
+
+    def take(self, chosen: Callable[[Note], bool]) -> list[Note]:
+        """Return the chosen of the notes that have ended, sorted and without overlaps, and forget them."""
+        notes = sorted(filter(chosen, self._ended), key=order)
+        self._ended = [note for note in self._ended if not chosen(note)]
+        return trimmed(lengthened(notes))
+
+    def ended(self) -> list[Note]:
+        """Return the notes that have ended and were not taken."""
+        return self._ended
 
 
 class YourMT3Decoder:
@@ -200,7 +219,12 @@ class YourMT3Decoder:
         return sum(count for kind, count in errors.items() if kind not in NO_TOKEN)
 
     def feed(self, ids: np.ndarray, start_time: float, next_start_time: float | None = None) -> list[Note]:
-        """Add the ids of the next segment, (n,) or (channels, n); notes come from `finish` only.
+        """Add the ids of the next segment, (n,) or (channels, n), and return the notes that are known to have ended.
+
+        Args:
+            ids: of each channel.
+            start_time: of the segment (s).
+            next_start_time: of the one behind it; without it, notes come from `finish` only.
 
         Raises:
             ValueError: another number of channels.
@@ -210,11 +234,40 @@ class YourMT3Decoder:
             raise ValueError(f"ids of {len(rows)} channels, of a task with {len(self.channels)}")
         for row, channel in zip(rows, self.channels):
             channel.feed(row, start_time)
-        return []
+        if next_start_time is None:
+            return []
+        # the next segment begins at a whole tick, and ends what it does not tie at its very start
+        limit = min(next_start_time, round(next_start_time * STEPS_PER_SECOND) / STEPS_PER_SECOND)
+        for channel in self.channels:
+            channel.settle(limit)
+        limits = self._limits(limit)
+        return self._joined([channel.take(lambda n: end(n) <= limits[key_of(n)]) for channel in self.channels])
+
+    def _limits(self, limit: float) -> dict[tuple[int, int, bool], float]:
+        """Return the times up to which notes of each pitch and program are not changed by later ones any more."""
+        groups = collections.defaultdict[tuple[int, int, bool], list[Note]](list)
+        for channel in self.channels:
+            for note in channel.ended():
+                groups[key_of(note)].append(note)
+        sounding = collections.defaultdict[tuple[int, int, bool], float](lambda: limit)
+        for channel in self.channels:
+            for (pitch, program), onset in channel.sounding.items():
+                sounding[pitch, program, False] = min(sounding[pitch, program, False], onset)
+        limits = {}
+        for key, notes in groups.items():
+            earliest = sounding[key]
+            # a note that has to wait makes those wait that it overlaps
+            while (lower := min([earliest, *(n.onset for n in notes if end(n) > earliest)])) < earliest:
+                earliest = lower
+            limits[key] = earliest
+        return limits
 
     def finish(self) -> list[Note]:
-        """Return the notes of all channels, sorted."""
-        notes = join_channels([channel.finish() for channel in self.channels])
+        """Return the notes of all channels that were not returned yet, sorted."""
+        return self._joined([channel.finish() for channel in self.channels])
+
+    def _joined(self, channels: Sequence[Sequence[Note]]) -> list[Note]:
+        notes = join_channels(channels)
         if self.published:
             return notes
         return [
@@ -225,6 +278,16 @@ class YourMT3Decoder:
 def join_channels(channels: Sequence[Sequence[Note]]) -> list[Note]:
     """Join the notes of channels: sorted, trimmed, then lengthened."""
     return lengthened(trimmed(sorted((note for notes in channels for note in notes), key=order)))
+
+
+def key_of(note: Note) -> tuple[int, int, bool]:
+    """Return what notes have in common that end one another."""
+    return note.pitch, note.program, note.is_drum
+
+
+def end(note: Note) -> float:
+    """Return the offset (s) that `lengthened` gives a note."""
+    return note.offset if note.is_drum else max(note.offset, note.onset + SHORTEST)
 
 
 def order(note: Note) -> tuple:
@@ -248,7 +311,7 @@ def trimmed(notes: Sequence[Note]) -> list[Note]:
     offsets = [note.offset for note in notes]
     previous: dict[tuple[int, int, bool], int] = {}
     for number, note in enumerate(notes):
-        key = note.pitch, note.program, note.is_drum
+        key = key_of(note)
         if key in previous:
             offsets[previous[key]] = min(offsets[previous[key]], note.onset)
         previous[key] = number

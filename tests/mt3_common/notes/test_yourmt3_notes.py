@@ -1,6 +1,7 @@
 """Notes, events and ids of YourMT3+ against what the published code computed (golden/yourmt3/README.md)."""
 
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -161,3 +162,53 @@ def test_the_published_file_has_no_tempo(tmp_path):
     assert "set_tempo" not in {message.type for message in messages}
     with pytest.raises(ValueError, match="has no tempo: leave out"):
         write_published_midi([], tmp_path / "song.mid", Tempo((0.5, 1.0)))
+
+
+def random_rows(random: np.random.Generator, task, num_segments: int) -> list[np.ndarray]:
+    """Ids of segments in which few programs and pitches meet often, in all channels."""
+    names = [("program", 0), ("program", 40), ("pitch", 60), ("pitch", 61), ("drum", 38), ("velocity", 0)]
+    names += [("velocity", 1), ("velocity", 1), *(("shift", step) for step in (1, 2, 50, 100, 150, 204, 205))]
+    choices = [task.id_of(*name) for name in names]
+    tie, pitches = task.id_of("tie"), [task.id_of("program", 0), task.id_of("pitch", 60), task.id_of("pitch", 61)]
+    segments = []
+    for _ in range(num_segments):
+        rows = []
+        for _ in range(task.num_channels):
+            ties = pitches[: random.integers(0, 4)] if random.random() < 0.5 else []
+            rows.append([*ties, tie, *random.choice(choices, 20)])
+            rows[-1] += [0] * (24 - len(rows[-1]))
+        segments.append(np.array(rows, np.int32))
+    return segments
+
+
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_notes_that_come_early_are_those_that_come_at_the_end(seed, published):
+    task = TASKS["mc13_256"]
+    random = np.random.default_rng(seed)
+    segments = random_rows(random, task, 9)
+    starts = [number * SEGMENT for number in range(len(segments) + 1)]
+    whole, streamed = YourMT3Decoder(task, published), YourMT3Decoder(task, published)
+    early = []
+    for number, ids in enumerate(segments):
+        assert whole.feed(ids, starts[number]) == []
+        following = starts[number + 1] if number + 1 < len(segments) else None
+        early.append(streamed.feed(ids, starts[number], following))
+    expected = whole.finish()
+    assert sorted([*itertools.chain(*early), *streamed.finish()]) == sorted(expected)
+    assert sum(map(bool, early)) > 4
+    assert len(expected) > 100
+    assert streamed.invalid == whole.invalid
+    assert [channel.merge_errors for channel in streamed.channels] == [
+        channel.merge_errors for channel in whole.channels
+    ]
+
+
+def test_a_note_comes_when_the_next_segment_ends_it():
+    decoder = YourMT3Decoder(TASKS["mt3_full_plus"])
+    ids = np.array([[339, 8, 340, 338, 269, 20, 338, 270, 30, 337, 269, 1]])
+    assert decoder.feed(ids, 0.0, SEGMENT) == [Note(0.05, 0.27, 60, 100)]
+    # the other one goes on, then does not
+    assert decoder.feed(np.array([[340, 270, 339, 1]]), SEGMENT, 2 * SEGMENT) == []
+    assert decoder.feed(np.array([[339, 1]]), 2 * SEGMENT, 3 * SEGMENT) == [Note(0.17, 2 * SEGMENT, 61, 100)]
+    assert decoder.finish() == []
