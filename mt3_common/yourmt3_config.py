@@ -74,7 +74,8 @@ class T5StackConfig:
         d_kv: width of a head.
         position_encoding: 'sinusoidal' (a stored table), 'trainable' (T5's relative bias).
         ff_widening_factor: inner width of the feed forward over d_model.
-        ff_layer: 't5_gmlp' or 'moe' (8 experts, the best 2, without a norm in front).
+        ff_layer: 't5_gmlp' or 'moe' (8 experts, the best 2).
+        norm_before_experts: a norm in front of 'moe', which published networks lack.
         dropout_rate: used in training only.
     """
 
@@ -85,6 +86,7 @@ class T5StackConfig:
     position_encoding: str = "sinusoidal"
     ff_widening_factor: int = 2
     ff_layer: str = "t5_gmlp"
+    norm_before_experts: bool = False
     dropout_rate: float = 0.05
 
     def __post_init__(self):
@@ -110,6 +112,9 @@ class PerceiverConfig:
         rope_types: of the cross attention, the latents and the frames, each 'p' (pixel) or 'l' (lang): 'ppl'.
         rope_on_keys: whether keys are rotated as queries are.
         rope_partial: half of the rotated features.
+        rope_width: what is rotated of a head: as many features as there are heads ('num_heads', as published), or all
+            ('head_dim').
+        alibit_heads: heads that trained ALiBi reaches: the 'first', as published, or 'all'.
         norm: 'layer_norm' or 'rms_norm'.
         ff_layer: 'mlp', 'gmlp' or 'moe'.
         ff_widening_factor: inner width of the feed forward over d_latents.
@@ -133,6 +138,8 @@ class PerceiverConfig:
     rope_types: str = "ppl"
     rope_on_keys: bool = False
     rope_partial: bool = False
+    rope_width: str = "num_heads"
+    alibit_heads: str = "first"
     norm: str = "layer_norm"
     ff_layer: str = "mlp"
     ff_widening_factor: int = 1
@@ -147,19 +154,26 @@ class PerceiverConfig:
             "norm": ("layer_norm", "rms_norm"),
             "ff_layer": FEED_FORWARDS,
             "activation": ACTIVATIONS,
+            "rope_width": ("num_heads", "head_dim"),
+            "alibit_heads": ("first", "all"),
         }
         check_fields(self, DROPOUT, choices)
         if len(self.rope_types) != 3 or set(self.rope_types) - set(ROTARY):
             raise ConfigError(f"perceiver-tf: rope_types must be three letters of 'p' and 'l', not {self.rope_types!r}")
         if self.d_latents % self.num_heads:
             raise ConfigError(f"perceiver-tf: d_latents {self.d_latents} must be a multiple of {self.num_heads} heads")
-        rotated = self.num_heads // (2 if self.rope_partial else 1)
+        rotated = self.rotary_width // (2 if self.rope_partial else 1)
         if self.position_encoding == "rope" and not 4 <= rotated <= self.d_latents // self.num_heads:
             raise ConfigError(
                 f"perceiver-tf: {self.num_heads} heads of {self.d_latents // self.num_heads} features cannot be rotated"
             )
         if not 1 <= self.experts_per_token <= self.num_experts:
             raise ConfigError(f"perceiver-tf: {self.experts_per_token} of {self.num_experts} experts cannot be taken")
+
+    @property
+    def rotary_width(self) -> int:
+        """Features of a head that turn, or would without rope_partial."""
+        return self.num_heads if self.rope_width == "num_heads" else self.d_latents // self.num_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +220,8 @@ class YourMT3Config:
         num_bins: width of a frame.
         conv_channels: of the pre-encoder's convolutions.
         scale_logits: whether the head's input is scaled by d_model ** -0.5 (the published `tie_word_embeddings`).
+        scale_twice: whether training scales it once more, as published.
+        time_first: whether convolutional pre-decoders give each frame its own features; published ones mix frames.
         num_positions: rows of the T5 stacks' tables of sinusoids.
         t5_encoder, perceiver, conformer: of the encoder; only the one that `encoder` names is read.
         t5_decoder: of the decoder, whichever it is.
@@ -221,6 +237,8 @@ class YourMT3Config:
     num_bins: int = 1024
     conv_channels: int = 128
     scale_logits: bool = True
+    scale_twice: bool = True
+    time_first: bool = False
     num_positions: int = 1034
     t5_encoder: T5StackConfig = T5StackConfig()
     perceiver: PerceiverConfig = PerceiverConfig()

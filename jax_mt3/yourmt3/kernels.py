@@ -176,7 +176,7 @@ class CachedDecoder:
             x = x + stack.additive_pe()[position].astype(x.dtype)
         new = Cache([], [], [], [])
         for block, self_keys, self_values, cross_keys, cross_values in zip(stack.block, *cache, strict=True):
-            first, cross, last = block.layer
+            first, cross, _ = block.layer
             y = first.layer_norm(x)
             attention = first.SelfAttention
             query, key, value = (
@@ -188,7 +188,7 @@ class CachedDecoder:
             x = x + attention.o(attend(query, self_keys, self_values, bias))
             query = rearrange(cross.EncDecAttention.q(cross.layer_norm(x)), "r (h d) -> r h d", **heads)
             x = x + cross.EncDecAttention.o(attend(query, cross_keys, cross_values))
-            x = (x + last(x)) if self.config.ff_layer == "moe" else last(x, None, None)
+            x = block.feed_forward(x)
             for arrays, array in zip(new, (self_keys, self_values, cross_keys, cross_values), strict=True):
                 arrays.append(array)
         logits = network.lm_head(stack.final_layer_norm(x))

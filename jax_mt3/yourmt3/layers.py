@@ -243,12 +243,12 @@ def distances(num_queries: int, num_keys: int) -> np.ndarray:
     return -np.abs(queries - np.arange(num_keys)).astype(np.float32)
 
 
-def rotary_frequencies(kind: str, num_heads: int, partial: bool) -> np.ndarray:
-    """Return the frequencies of the rotated pairs, float32: as many features turn as there are heads, or half of them.
+def rotary_frequencies(kind: str, width: int, partial: bool) -> np.ndarray:
+    """Return the frequencies of the rotated pairs, float32, of `width` features that turn, or half of them.
 
-    Differs from rotary embeddings elsewhere: the width is the number of heads, not that of a head.
+    Differs from rotary embeddings elsewhere: the published width is the number of heads, not that of a head.
     """
-    width = num_heads // 2 if partial else num_heads
+    width = width // 2 if partial else width
     if kind == "lang":
         return (10000.0 ** (-2.0 * np.arange(width // 2) / width)).astype(np.float32)
     return (np.pi * np.linspace(1.0, 5.0, width // 2)).astype(np.float32)

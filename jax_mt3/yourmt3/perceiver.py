@@ -78,15 +78,16 @@ class SelfAttention(nn.Module):
         return rearrange(context, "b q h d -> b q (h d)")
 
     def bias(self, logits):
-        """ALiBi's addition to the logits, (h, q, k), or 0; trained slopes reach head 0 only, as published."""
+        """ALiBi's addition to the logits, (h, q, k), or 0; published networks' trained slopes reach head 0 only."""
         if self.config.position_encoding not in ("alibi", "alibit"):
             return 0.0
         away = jnp.asarray(distances(logits.shape[2], logits.shape[3])).astype(logits.dtype)
         if self.config.position_encoding == "alibi":
             slopes = jnp.asarray(alibi_slopes(self.config.num_heads)).astype(logits.dtype)
             return rearrange(slopes, "h -> h 1 1") * away
-        first = rearrange(jnp.arange(self.config.num_heads) == 0, "h -> h 1 1")
-        return jnp.where(first, sigmoid(self.alibi_bias()) * away, 0.0)
+        reached = self.config.num_heads if self.config.alibit_heads == "all" else 1
+        heads = rearrange(jnp.arange(self.config.num_heads) < reached, "h -> h 1 1")
+        return jnp.where(heads, sigmoid(self.alibi_bias()) * away, 0.0)
 
 
 class Output(nn.Module):
@@ -198,7 +199,8 @@ class PerceiverEncoder(nn.Module):
             self.pos_emb = Positions(self.config)
         if self.config.position_encoding == "rope":
             sca, latent, temporal = (
-                (ROTARY[letter], self.config.num_heads, self.config.rope_partial) for letter in self.config.rope_types
+                (ROTARY[letter], self.config.rotary_width, self.config.rope_partial)
+                for letter in self.config.rope_types
             )
             self.rotary_emb_sca = Table("freqs", rotary_frequencies, sca)
             self.rotary_emb_latent = Table("freqs", rotary_frequencies, latent)

@@ -85,7 +85,7 @@ class LatentConvolutions(nn.Module):
 class Depthwise(nn.Module):
     """Convolutions along the features of each latent, then a projection.
 
-    Time and channels are mixed by the published reshape, which does not move time forward first.
+    The published reshape does not move time forward first, and so mixes frames; `time_first` does.
     """
 
     config: YourMT3Config
@@ -100,6 +100,8 @@ class Depthwise(nn.Module):
     def __call__(self, x):
         num_examples, num_frames = x.shape[:2]
         y = self.conv(rearrange(x, "b t k d -> b k t d"))
+        if self.config.time_first:
+            y = rearrange(y, "b f t d -> b t f d")
         return self.fc(y.reshape(num_examples, num_frames, -1))
 
 

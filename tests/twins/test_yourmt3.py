@@ -22,6 +22,7 @@ from jax_mt3.yourmt3 import t5 as jax_t5
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.checkpoint.yourmt3_settings import network_arrays, read_published_settings
 from mt3_common.config import ConfigError
+from mt3_common.yourmt3_config import PerceiverConfig, T5StackConfig, YourMT3Config
 from torch_mt3.yourmt3 import checkpoint as torch_checkpoint
 from torch_mt3.yourmt3 import layers as torch_layers
 from torch_mt3.yourmt3 import model as torch_model
@@ -231,6 +232,92 @@ def test_batch_norm_in_training(name):
             np.testing.assert_allclose(statistics[path], value.numpy(), rtol=1e-12)
             compared += 1
     assert compared >= 3
+
+
+# switches that a new network may have otherwise than the published ones: of the whole, the encoder, the decoder
+SWITCHES = [
+    {"scale_twice": False},
+    {"time_first": True},
+    {"rope_width": "head_dim"},
+    {"alibit_heads": "all"},
+    {"norm_before_experts": True},
+]
+
+
+def switchable(switched: dict, positions: str = "rope") -> YourMT3Config:
+    """A small network that has every part with a switch, and these switched."""
+    chosen = {
+        kind: {name: value for name, value in switched.items() if name in kind.__dataclass_fields__}
+        for kind in (YourMT3Config, PerceiverConfig, T5StackConfig)
+    }
+    perceiver = PerceiverConfig(
+        num_latents=3,
+        d_latents=32,
+        kv_dim=8,
+        num_heads=4,
+        num_blocks=1,
+        num_local_layers=1,
+        num_temporal_layers=1,
+        position_encoding=positions,
+        **chosen[PerceiverConfig],
+    )
+    return YourMT3Config(
+        decoder="t5",
+        pre_decoder="conv4",
+        vocab_size=20,
+        num_channels=1,
+        num_frames=5,
+        num_bins=64,
+        conv_channels=3,
+        num_positions=9,
+        perceiver=perceiver,
+        t5_decoder=T5StackConfig(
+            d_model=32, num_heads=2, num_layers=1, d_kv=4, ff_layer="moe", **chosen[T5StackConfig]
+        ),
+        **chosen[YourMT3Config],
+    )
+
+
+def switched_logits(config: YourMT3Config) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """Arrays, frames, tokens and the PyTorch twin's logits of a network with random weights."""
+    torch.manual_seed(0)
+    network = torch_model.YourMT3(config).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            # slopes of 1 and norms of 1 would hide what is done with them
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    random = np.random.default_rng(0)
+    frames = random.random((2, config.num_frames, config.num_bins))
+    tokens = random.integers(0, config.vocab_size, (2, 6))
+    with torch.no_grad():
+        logits = network(torch.from_numpy(frames), torch.from_numpy(tokens)).numpy()
+    return {name: tensor.numpy() for name, tensor in network.state_dict().items()}, frames, tokens, logits
+
+
+@pytest.mark.parametrize("switched", SWITCHES)
+def test_each_switch_makes_another_network(switched):
+    positions = "alibit" if "alibit_heads" in switched else "rope"
+    published, other = (switched_logits(switchable(chosen, positions))[-1] for chosen in ({}, switched))
+    assert relative_error(other, published) > 1e-4
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("positions", ["rope", "alibit"])
+def test_the_twins_agree_with_all_switched(positions):
+    config = switchable({name: value for switched in SWITCHES for name, value in switched.items()}, positions)
+    arrays, frames, tokens, logits = switched_logits(config)
+    variables = jax_checkpoint.to_variables(arrays, config)
+    network = jax_model.YourMT3(config)
+    assert relative_error(compiled(network.apply, variables, frames, tokens), logits) < 1e-12
+
+
+@pytest.mark.parametrize("all_features", [True, False])
+def test_as_many_features_turn_as_the_switch_says(all_features):
+    width = "head_dim" if all_features else "num_heads"
+    perceiver = dataclasses.replace(switchable({}).perceiver, rope_width=width)
+    assert perceiver.rotary_width == (8 if all_features else 4)
+    with pytest.raises(ConfigError, match="4 heads of 2 features cannot be rotated"):
+        dataclasses.replace(perceiver, d_latents=8)
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ class CachedDecoder:
         for block, qkv, self_keys, self_values, cross_keys, cross_values in zip(
             self.stack.block, self.self_qkv, *cache, strict=True
         ):
-            first, cross, last = block.layer
+            first, cross, _ = block.layer
             y = F.linear(first.layer_norm(x), qkv)
             query, key, value = rearrange(y, "r (three h d) -> three r h 1 d", three=3, **heads)
             self_keys[:, :, position : position + 1] = key
@@ -149,7 +149,7 @@ class CachedDecoder:
             y = rearrange(cross.EncDecAttention.q(cross.layer_norm(x)), "r (h d) -> r h 1 d", **heads)
             y = F.scaled_dot_product_attention(y, cross_keys, cross_values, scale=1.0)
             x = x + cross.EncDecAttention.o(rearrange(y, "r h 1 d -> r (h d)"))
-            x = (x + last(x)) if self.config.ff_layer == "moe" else last(x, None, None)
+            x = block.feed_forward(x)
         logits = self.network.lm_head(self.stack.final_layer_norm(x))
         return logits if self.refused is None else logits.masked_fill(self.refused, -torch.inf)
 

@@ -65,6 +65,6 @@ class YourMT3(nn.Module):
     def forward(self, frames, tokens, train=False):
         hidden = self.decode(self.encode(frames, train), tokens, train)
         # once more than the head does, as published: searches call encode, decode and the head
-        if self.config.scale_logits:
+        if self.config.scale_logits and self.config.scale_twice:
             hidden = hidden * self.config.t5_decoder.d_model**-0.5
         return self.lm_head(hidden)

@@ -135,20 +135,25 @@ class Block(nn.Module):
         self.config = config
         self.is_decoder = is_decoder
         self.has_relative_bias = has_relative_bias
-        # without a norm in front, as published
         inner = self.config.ff_widening_factor * self.config.d_model
         experts = MixtureOfExperts(self.config.d_model, inner, "silu", 8, 2)
         last = FeedForwardLayer(self.config) if self.config.ff_layer == "t5_gmlp" else experts
         cross = [CrossAttentionLayer(self.config)] if self.is_decoder else []
         self.layer = nn.ModuleList([SelfAttentionLayer(self.config, self.has_relative_bias), *cross, last])
+        if self.config.ff_layer == "moe" and self.config.norm_before_experts:
+            self.expert_norm = RMSNorm(self.config.d_model, 1e-6)
 
     def forward(self, x, encoded, self_bias, train=False):
-        *attentions, last = self.layer
-        for layer in attentions:
+        for layer in self.layer[:-1]:
             x = layer(x, encoded, self_bias, train)
+        return self.feed_forward(x, train)
+
+    def feed_forward(self, x, train=False):
+        """Return what the last layer makes of a stream; published experts have no norm in front."""
+        last = self.layer[-1]
         if self.config.ff_layer == "moe":
-            return x + last(x, train)
-        return last(x, encoded, self_bias, train)
+            return x + last(self.expert_norm(x) if self.config.norm_before_experts else x, train)
+        return last(x, None, None, train)
 
 
 class Stack(nn.Module):
