@@ -141,7 +141,7 @@ def refuse_yourmt3(path: str | os.PathLike, name: str) -> None:
 
 
 class _Content(NamedTuple):
-    """What a layout has: arrays under published names, settings as they are stated, the step, the layout's name."""
+    """Arrays of a file or folder under published names, settings as it states them, its step, its layout's name."""
 
     arrays: dict[str, np.ndarray]
     stated: Mapping[str, Any]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run benchmarks/yourmt3.py beside the published code (PyPI yourmt3 0.1.4), which gets an environment of its own.
-#   benchmarks/yourmt3.sh [--seconds 33 --eos 1,4]
+# Run benchmarks/yourmt3_speed.py beside the published code (PyPI yourmt3 0.1.4), which gets an environment of its own.
+#   benchmarks/yourmt3_speed.sh [--seconds 33 --eos 1,4]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -17,4 +17,4 @@ if [ ! -e "$folder/.ready" ]; then
     rm -f "$folder"/lib/python3*/site-packages/torchaudio/lib/*.so
     touch "$folder/.ready"
 fi
-exec "$python" benchmarks/yourmt3.py --published-python "$folder/bin/python" "$@"
+exec "$python" benchmarks/yourmt3_speed.py --published-python "$folder/bin/python" "$@"

@@ -1,6 +1,6 @@
 """Speed of the YourMT3+ networks from file to notes, beside the published code: prints the table of docs/speed.md.
 
-benchmarks/yourmt3.sh [--audio FILE --seconds 33 --eos 1,4 --dtypes float32 --only torch_mt3,jax_mt3]
+benchmarks/yourmt3_speed.sh [--audio FILE --seconds 33 --eos 1,4 --dtypes float32 --only torch_mt3,jax_mt3]
 
 All get the same random weights of yptf-moe-multi and the same recording; each is a process of its own and has one
 turn. --eos scales the row of EOS in the head: with 1, hardly any channel ends before its 256th id; with more, most
@@ -53,7 +53,6 @@ def run_published(weights: str, audio: str, output: str, batch_size: int) -> dic
     """Transcribe with the published code; return seconds of loading and of transcribing."""
     import torch
     import torchaudio
-    from yourmt3 import YMT3  # pyright: ignore[reportMissingImports] - in an environment of its own
 
     def load_audio(name: str) -> tuple[Any, int]:
         samples, rate = soundfile.read(name, dtype="float32", always_2d=True)
@@ -62,7 +61,7 @@ def run_published(weights: str, audio: str, output: str, batch_size: int) -> dic
     # torchaudio's own needs FFmpeg
     torchaudio.load = load_audio
     start = time.perf_counter()
-    model = YMT3(weights, "YPTF+MoE+Multi")
+    model = importlib.import_module("yourmt3").YMT3(weights, "YPTF+MoE+Multi")
     loaded = time.perf_counter()
     model.predict(audio, batch_size, output_path=output)
     return {"loading": loaded - start, "seconds": [time.perf_counter() - loaded]}
