@@ -180,23 +180,18 @@ def prepare(program: str, command: str, argv: Sequence[str], stack: contextlib.E
     work = Preparation(arguments, devices, jobs, failed, len(jobs) + len(failed), checkpoint, summary, {})
     if summary is not None:
         work.provenance = {
-            "checkpoint": described_checkpoint(checkpoint, arguments.config),
+            "checkpoint": {"name": checkpoint.name, "sha256": checkpoint_digest(checkpoint.path)},
             "settings": {"program": program, **{name: getattr(arguments, name) for name in SETTINGS}},
         }
+        if arguments.config is not None:
+            content = json.dumps(arguments.config, sort_keys=True).encode()
+            work.provenance["settings"]["config"] = hashlib.sha256(content).hexdigest()
         if arguments.resume:
             work.jobs = to_do(jobs, summary, work.provenance)
             num_done = len(jobs) - len(work.jobs)
             if num_done and not arguments.quiet:
                 say(f"note: {num_done} of {plural(work.num_inputs, 'input')} done before, as {summary.path} says")
     return work
-
-
-def described_checkpoint(checkpoint: NamedCheckpoint, config: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return the name of a checkpoint and its digest for the summary, with that of a config that the user states."""
-    described = {"name": checkpoint.name, "sha256": checkpoint_digest(checkpoint.path)}
-    if config is not None:
-        described["config"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    return described
 
 
 def require_libraries(arguments: argparse.Namespace, jobs: Sequence[Job]) -> None:

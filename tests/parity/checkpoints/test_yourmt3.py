@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "yourmt3"
 LIGHTNING = GOLDEN / "lightning.ckpt"
 MT3 = Path(__file__).parents[2] / "golden" / "model" / "checkpoints" / "t5x_zarr"
 # batch norms with counters, stored windows, frequencies that attentions repeat
-MIXTURE = GOLDEN / "cases" / "ptf_moe_multi"
+MIXTURE = GOLDEN / "cases" / "ptf_pe_rope_full"
 
 
 def test_a_chain_of_all_layouts_is_bit_exact(tmp_path, capsys):
@@ -96,7 +96,7 @@ def test_nothing_is_written_if_it_reads_back_other(tmp_path, capsys, monkeypatch
 def test_inspect_lists_arrays_and_settings(tmp_path, capsys):
     assert cli.main(["inspect", str(LIGHTNING), "--json", str(tmp_path / "listing.json")]) == 0
     out = capsys.readouterr().out
-    assert "pth, step None, 31 arrays (31 float32)" in out
+    assert "pth, step 1234, 31 arrays (31 float32)" in out
     assert "  task: mt3_full_plus" in out
     assert "  network.t5_encoder.num_layers: 1" in out
     assert len(json.loads((tmp_path / "listing.json").read_text())["arrays"]) == 31
