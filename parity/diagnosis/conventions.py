@@ -374,19 +374,20 @@ def original(stack: str, layer: int | str | None, part: str) -> str:
     return f"{stack}/layers_{layer}/{modules[module]}/{last}/kernel"
 
 
+RELATIVE = "a relative position bias; MT3 has none (fixed sinusoids are added to the inputs)"
+ADAPTERS = "adapters that were not merged"
+LAYER_SCALE = "scales of whole blocks (LayerScale)"
+BIASES = "biases that are not zero; MT3 has none"
 # what libraries call arrays that MT3 does not have, whatever they hold: (words, pattern of the name)
 KINDS = (
-    (
-        "a relative position bias; MT3 has none (fixed sinusoids are added to the inputs)",
-        r"relative_attention_bias|relative_pos|rel_(pos|bias)",
-    ),
-    ("adapters that were not merged", r"lora_|adapter|ia3|hada_w|prompt_|prefix_"),
+    (RELATIVE, r"relative_attention_bias|relative_pos|rel_(pos|bias)"),
+    (ADAPTERS, r"lora_|adapter|ia3|hada_w|prompt_|prefix_"),
     ("norms of queries and keys", r"\b(q|k|query|key)_?(norm|ln|layer_?norm)\b|norm_[qk]\b"),
     ("a norm of the embeddings", r"(norm|ln)_?emb|emb\w*_?(norm|ln)\b"),
-    ("scales of whole blocks (LayerScale)", r"\bls\d?\b|layer_?scale|lambda_\d|\bgamma_\d"),
+    (LAYER_SCALE, r"\bls\d?\b|layer_?scale|lambda_\d|\bgamma_\d"),
     ("gates of blocks", r"[./](\w*_)?gate$|[./]alpha\w*$"),
     ("statistics of a batch norm", r"running_(mean|var)"),
-    ("biases that are not zero; MT3 has none", r"(bias|[./]b|[./]beta)$"),
+    (BIASES, r"(bias|[./]b|[./]beta)$"),
 )
 
 

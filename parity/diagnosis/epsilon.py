@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,20 @@ STRENGTH = 0.25
 ROUNDING = 0.75 * 2.0**-24
 # an epsilon read off float32 is worth this much: a mean square of 10 keeps epsilon to steps of 1e-6
 READING = 0.12
+
+
+# between the causes of a finding that cannot be told apart
+OR = " or "
+
+
+def _known() -> list[Hypothesis]:
+    """The epsilons that other libraries have."""
+    known = []
+    for cause, text, options in NORMS:
+        if options.keys() <= {"eps", "eps_outside"}:
+            changed: dict[str, Any] = options
+            known.append(Hypothesis(cause, text, Behaviour(**changed)))
+    return known
 
 
 def filtered(scale: Scale, exact: np.ndarray) -> Finding | None:
@@ -55,13 +69,10 @@ def filtered(scale: Scale, exact: np.ndarray) -> Finding | None:
         return float(strength) if loud and abs(strength) > SIGNIFICANT * deviation else None
 
     fitting: list[Hypothesis] = []
-    for cause, text, options in NORMS:
-        if options.keys() <= {"eps", "eps_outside"}:
-            changed: dict[str, Any] = options
-            hypothesis = Hypothesis(cause, text, Behaviour(**changed))
-            strength = strength_of(expected(hypothesis))
-            if strength is not None and abs(strength - 1.0) < STRENGTH:
-                fitting.append(hypothesis)
+    for hypothesis in _known():
+        strength = strength_of(expected(hypothesis))
+        if strength is not None and abs(strength - 1.0) < STRENGTH:
+            fitting.append(hypothesis)
     larger = 1e-5
     strength = strength_of(expected(Hypothesis("", "", Behaviour(eps=larger))))
     eps = MT3.eps + (strength or 0.0) * (larger - MT3.eps)
@@ -107,16 +118,26 @@ def only_epsilon(hypothesis: Hypothesis) -> bool:
     return behaviour != MT3 and dataclasses.replace(behaviour, eps=MT3.eps, eps_outside=False) == MT3
 
 
-def agree(epsilons: list[Epsilon], precision: str) -> None:
+class Reading(NamedTuple):
+    """The epsilon of several norms.
+
+    Attributes:
+        hypothesis: which it is.
+        epsilons: the findings of which it is that.
+    """
+
+    hypothesis: Hypothesis
+    epsilons: list[Epsilon]
+
+
+def agree(epsilons: list[Epsilon], precision: str) -> list[Reading]:
     """Give norms whose readings of epsilon differ by rounding alone the same reading, that of most of them."""
-    while len({epsilon.hypothesis.cause for epsilon in epsilons}) > 1:
+    agreed = []
+    while epsilons:
         readings = {epsilon.hypothesis.cause: epsilon.hypothesis for epsilon in epsilons}
         support = []
         for hypothesis in readings.values():
-            against = []
-            for epsilon in epsilons:
-                rows, output = epsilon.rows(hypothesis), epsilon.scale.rows(epsilon.scale.candidate)
-                against.append(evidence(rows, epsilon.rows(epsilon.hypothesis), output, precision))
+            against = [_against(hypothesis, epsilon, epsilon.hypothesis, precision) for epsilon in epsilons]
             agreeing = [number for number, ratio in enumerate(against) if ratio <= EVIDENCE]
             support.append((len(agreeing), -sum(against[number] for number in agreeing), hypothesis, agreeing))
         _, _, hypothesis, agreeing = max(support, key=lambda reading: reading[:2])
@@ -126,7 +147,32 @@ def agree(epsilons: list[Epsilon], precision: str) -> None:
                 rows, output = epsilons[number].rows(hypothesis), scale.rows(scale.candidate)
                 finding.cause, finding.text = hypothesis.cause, hypothesis.text
                 finding.after = float(np.abs(output - rows).max() / (np.abs(rows).max() or 1.0))
+        agreed.append(Reading(hypothesis, [epsilons[number] for number in agreeing]))
         epsilons = [epsilon for number, epsilon in enumerate(epsilons) if number not in agreeing]
+    return agreed
+
+
+def _against(hypothesis: Hypothesis, epsilon: Epsilon, other: Hypothesis, precision: str) -> float:
+    """Evidence of a norm's output for another hypothesis."""
+    if hypothesis.cause == other.cause:
+        return 0.0
+    output = epsilon.scale.rows(epsilon.scale.candidate)
+    return evidence(epsilon.rows(hypothesis), epsilon.rows(other), output, precision)
+
+
+def name_rivals(readings: list[Reading], precision: str) -> None:
+    """Say of every reading which other known epsilons rounding does not rule out, in all of its norms together."""
+    for hypothesis, epsilons in readings:
+        rivals = [
+            rival
+            for rival in _known()
+            if rival.cause != hypothesis.cause
+            and sum(_against(rival, epsilon, hypothesis, precision) for epsilon in epsilons) <= EVIDENCE
+        ]
+        for epsilon in epsilons if rivals else []:
+            finding = epsilon.finding
+            finding.cause = OR.join([finding.cause, *(rival.cause for rival in rivals)])
+            finding.text = ", or ".join([finding.text, *(rival.text for rival in rivals)]) + ": rounding hides which"
 
 
 def unsupported(epsilons: list[Epsilon]) -> list[Finding]:

@@ -14,7 +14,7 @@ from mt3_common.config import NetworkConfig
 from parity.compare.budget import AMPLIFIED
 from parity.diagnosis import fibres
 from parity.diagnosis.arrangement import rearranged
-from parity.diagnosis.epsilon import agree, epsilons_implied, filtered, only_epsilon, unsupported
+from parity.diagnosis.epsilon import agree, epsilons_implied, filtered, name_rivals, only_epsilon, unsupported
 from parity.diagnosis.evidence import EXPLAINED, FITTED, Trial, ranked
 from parity.diagnosis.finding import Finding, module_of
 from parity.diagnosis.hypotheses import hypotheses
@@ -87,8 +87,9 @@ def examine(
             if finding is not None and not (findings and finding.cause == INHERITED):
                 findings.append(finding)
             values.exact[step.name] = values.low[step.name] = candidate
-        agree(values.epsilons, precision)
-    rounding = {id(finding) for finding in unsupported(values.epsilons)}
+        readings = agree(values.epsilons, precision)
+        rounding = {id(finding) for finding in unsupported(values.epsilons)}
+        name_rivals(readings, precision)
     return _grouped([finding for finding in findings if id(finding) not in rounding])
 
 

@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from parity.diagnosis.claims import Claim, read_claim
-from parity.diagnosis.conventions import LEAVES, WRAPPERS, kind_of, original, rows
+from parity.diagnosis.claims import KNOWN_PARTS, Claim, bare_name, read_claim
+from parity.diagnosis.conventions import kind_of, original, rows
 
 _PARTS = {
     "query": {"q", "query", "q_proj", "wq", "to_q", "query_proj", "linear_q", "q_linear"},
@@ -80,22 +80,6 @@ def _are_known(names: tuple[str, ...], originals: Mapping[str, Any]) -> bool:
     return all(name.replace("layers_#", "layers_0") in originals for name in names)
 
 
-def bare_name(key: str) -> tuple[str, str | None]:
-    """A name in dots without its wrappers and its last word; that word, as LEAVES has it; None if it is of no kernel.
-
-    ('module.encoder.layers_0.attn.q.base_layer.weight') is ('encoder.layers.0.attn.q', 'weight').
-    """
-    plain = re.sub(r"\[(\d+)\]", r".\1", key.replace("/", "."))
-    plain = re.sub(r"(layers?|blocks?)_(\d+)", r"\1.\2", plain).replace("in_proj_weight", "in_proj.weight")
-    words = [word for word in plain.split(".") if word and not WRAPPERS.fullmatch(word)]
-    plain = ".".join(words)
-    if re.search(r"lora_|\.(bias|b|beta|original0|weight_g)$|^(bias|b)$", plain):
-        return plain, None
-    plain = re.sub(r"weight\.original1?$", "weight", re.sub(r"\.(kernel|scale|embedding)\.value$", r".\1", plain))
-    before, _, last = plain.rpartition(".")
-    return (before, LEAVES[last]) if before and last in LEAVES else (plain, "")
-
-
 @functools.lru_cache(maxsize=4096)
 def _read_table(plain: str) -> tuple[tuple[str, ...], str] | None:
     """(names, layout of a `weight`) of the first row that a bare name matches."""
@@ -116,7 +100,7 @@ def _read_table(plain: str) -> tuple[tuple[str, ...], str] | None:
 
 def _read_words(claim: Claim) -> tuple[str, ...]:
     """The originals that a claim means, where it leaves one possibility."""
-    if claim.stack is None or claim.layer is None or not claim.parts:
+    if claim.stack is None or claim.layer is None or not claim.parts or not KNOWN_PARTS.issuperset(claim.parts):
         return ()
     if claim.parts[0] in ("wi_0", "wi_1", "wo"):
         return tuple(original(claim.stack, claim.layer, f"mlp.{part}") for part in claim.parts)

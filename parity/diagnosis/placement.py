@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from parity.diagnosis import fibres
-from parity.diagnosis.claims import contradicts
+from parity.diagnosis.claims import LAYER, contradicts
 from parity.diagnosis.conventions import kind_of
 from parity.diagnosis.names import Reading, read_name
 from parity.diagnosis.siblings import role_of
@@ -76,9 +76,7 @@ def read_names(arrays: Iterable[str], original: Mapping[str, np.ndarray]) -> tup
             continue
         notes.append(f"the {stack}'s layers count from 1")
         for key in own:
-            shifted = re.sub(
-                r"((?:layers?|blocks?|h)[._/])(\d+)", lambda m: f"{m[1]}{max(int(m[2]) - 1, 0)}", key, count=1
-            )
+            shifted = LAYER.sub(lambda match: f"{match[1]}{max(int(match[2]) - 1, 0)}", key, count=1)
             readings[key] = read_name(shifted, original)
     return readings, notes
 
@@ -90,7 +88,7 @@ def _believed(arrays, original, matching, readings) -> tuple[dict[str, Reading],
     for key in arrays:
         if not kind_of(key):
             patterns.setdefault(re.sub(r"\d+", "#", key), []).append(key)
-    for pattern, keys in patterns.items():
+    for pattern, keys in [part for group in patterns.items() for part in _by_part(*group, matching)]:
         roles: dict[str, list[str]] = {}
         for key in keys:
             match = matching.matches.get(key)
@@ -118,6 +116,31 @@ def _believed(arrays, original, matching, readings) -> tuple[dict[str, Reading],
         if read:
             notes.append(f"{pattern} holds {role} throughout; its name says {min(read)}: a matter of naming")
     return readings, notes
+
+
+def _by_part(pattern: str, keys: list[str], matching: fibres.Matching) -> list[tuple[str, list[str]]]:
+    """Names that differ in numbers alone, apart where a number counts parts and not layers, in no order that tells.
+
+    The layer's number is the one that most owners have. Names stay together without such a one, and where the other
+    numbers count up: norm1, norm2, norm3 are a layer's norms in their order, norm1, norm15, norm2 may be in any.
+    """
+    numbers = {key: re.findall(r"\d+", key) for key in keys}
+    owners = {key: matching.matches[key].owners[0] for key in keys if key in matching.matches}
+    count = len(next(iter(numbers.values()), []))
+    votes = [
+        sum(f"layers_{int(numbers[key][slot])}/" in owner for key, owner in owners.items()) for slot in range(count)
+    ]
+    if count < 2 or max(votes) * 2 <= len(owners):
+        return [(pattern, keys)]
+    layer = votes.index(max(votes))
+    counts = [sorted({int(numbers[key][slot]) for key in keys}) for slot in range(count) if slot != layer]
+    if all(values == list(range(values[0], values[-1] + 1)) for values in counts):
+        return [(pattern, keys)]
+    words, parts = pattern.split("#"), {}
+    for key in keys:
+        rest = ["#" if slot == layer else number for slot, number in enumerate(numbers[key])]
+        parts.setdefault("".join(word + number for word, number in zip(words, [*rest, ""])), []).append(key)
+    return list(parts.items())
 
 
 def _layer_slot(numbers: Mapping[str, list[int]], owners: Mapping[str, str]) -> int | None:

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from parity.diagnosis import fibres
-from parity.diagnosis.conventions import KINDS, kind_of
+from parity.diagnosis.conventions import ADAPTERS, BIASES, KINDS, LAYER_SCALE, RELATIVE, kind_of
 from parity.diagnosis.finding import Finding, module_of_array
 from parity.diagnosis.placement import Placement, holds
 from parity.diagnosis.siblings import role_of
 from parity.sides import numpy_network
 
 MULTIPLIES = re.compile(r"norm|ln|gamma|scale|lambda|\bls\d?\b|gate|alpha|ia3")
-RELATIVE, ADAPTERS, SCALES, BIASES = (KINDS[i][0] for i in (0, 1, 4, 7))
 # constants of attention masks, which are no weights
 BUFFERS = re.compile(r"masked_bias|causal_mask|attn_mask|attention_mask|position_ids")
 
@@ -27,7 +26,7 @@ def has_no_effect(key: str, arrays: Mapping[str, np.ndarray]) -> bool:
     if MULTIPLIES.search(re.sub(r"lora_\w+|\.(weight|bias|b|beta)$", "", key.lower())) and not key.lower().endswith(
         ("bias", ".b", "/b", "beta")
     ):
-        return kind_of(key) == SCALES and bool((array == 1).all())
+        return kind_of(key) == LAYER_SCALE and bool((array == 1).all())
     if not array.any():
         return True
     pairs = (("lora_A", "lora_B"), ("lora_B", "lora_A"), ("lora_embedding_A", "lora_embedding_B"), ("down", "up"))

@@ -195,13 +195,13 @@ WEIGHTS = (
 
 BEHAVIOURS = (
     ("epsilon 1e-5", "transformers #16766", NORM, modules.norm(eps=1e-5), "eps=1e-05"),
-    ("epsilon 1e-12", "transformers #16766", NORM, modules.norm(eps=1e-12), "eps=1e-12|eps=1e-08"),
+    ("epsilon 1e-12", "transformers #16766", NORM, modules.norm(eps=1e-12), "eps=1e-12"),
     (
         "epsilon outside the root",
         "Keras habits",
         NORM,
         modules.norm(outside=True),
-        "eps outside the root|eps=1e-12|eps=1e-08",
+        "eps outside the root",
     ),
     ("LayerNorm", "nn.LayerNorm for RMSNorm", NORM, modules.norm(centred=True), "LayerNorm"),
     ("LayerNorm, 1e-5", "nn.LayerNorm's default", NORM, modules.norm(centred=True, eps=1e-5), "LayerNorm, eps=1e-05"),

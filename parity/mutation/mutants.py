@@ -47,7 +47,7 @@ class Outcome:
         blamed: the first site that the diagnosis names.
         localised: that is the module in which the fault was planted.
         cause: what the diagnosis calls it.
-        named: that is right.
+        named: that is right, or one of two that rounding hides from each other.
         located_in_trace: from the taps alone, without the weights, the right module is named; for group 'weights'.
         invisible: nothing was detected in float32, and in float64 no module's output changes (root mean square) by
             more than float32's unit roundoff, 2^-24: every element's change is smaller than its own rounding.
@@ -217,6 +217,7 @@ class Bench:
         from parity.compare import comparability, taps, traces
         from parity.diagnosis import arrays as array_diagnosis
         from parity.diagnosis import modules
+        from parity.diagnosis.epsilon import OR
 
         candidate, arrays = self.trace(mutant)
         _, refusals = comparability.comparability(self.reference, candidate)
@@ -250,7 +251,9 @@ class Bench:
                 outcome.localised = mutant is not None and bool(
                     {findings[0].site, *findings[0].sites} & expected_sites(mutant, self.config.network)
                 )
-                outcome.named = mutant is not None and bool(re.fullmatch(mutant.kind.causes, findings[0].cause))
+                outcome.named = mutant is not None and any(
+                    re.fullmatch(mutant.kind.causes, cause) for cause in findings[0].cause.split(OR)
+                )
             if in_weights and size != "full":
                 blind = modules.examine(run.outputs, self.inputs, self.arrays, self.config.network, precision)
                 if blind:
