@@ -1,18 +1,17 @@
-"""Exchange every pair of arrays in weight files of many namings: none may be called the same.
+"""Exchange the arrays of weight files in many namings, add arrays, reorder layers: none may be called the same.
 
-`.venv/bin/python benchmarks/exchanges.py [--size SIZE] [--naming TEXT] [--sample N] [--markdown FILE]`
+`.venv/bin/python benchmarks/exchanges.py [--size SIZE] [--naming TEXT] [--kind TEXT] [--sample N] [--markdown FILE]`
 
-Each file holds the right arrays, with a slip in which array holds which: every pair of arrays of one shape exchanged,
-every pair exchanged in all layers alike, one array written over another, layers exchanged whole, one square kernel not
-transposed. A pair exchanged in all layers is called the same *by content* where no word of its names says what it is.
+The namings are those of parity/mutation/namings.py, the slips those of parity/mutation/slips.py: every pair of arrays
+of one shape exchanged, every pair exchanged in all layers alike, one array written over another, layers exchanged,
+rotated or reversed, a square kernel not transposed, joined and stacked arrays in another order, arrays too many, second
+copies that differ. What is exchanged in all layers alike is called the same *by content* where no word of its names
+says what it is; that is counted apart.
 """
 
 import argparse
-import itertools
-import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig  # noqa: E402
 from parity.diagnosis.candidate import Candidate, read_original  # noqa: E402
-from parity.diagnosis.siblings import role_of  # noqa: E402
 from parity.diagnosis.weights import diagnose_weights  # noqa: E402
 from parity.mutation.namings import namings  # noqa: E402
-from parity.mutation.plant_in_files import Port  # noqa: E402
+from parity.mutation.slips import Slip, slips  # noqa: E402
 from parity.sides.numpy_network import random_arrays  # noqa: E402
 
 # Sizes in which names have to tell more than shapes do: everything square, one layer each, two digits of layers.
@@ -33,92 +31,58 @@ SIZES = {
     "square": NetworkConfig(
         emb_dim=32, num_heads=4, head_dim=8, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=3, input_depth=32
     ),
-    "one layer": NetworkConfig(
+    "one-layer": NetworkConfig(
         emb_dim=24, num_heads=2, head_dim=8, mlp_dim=40, num_encoder_layers=1, num_decoder_layers=1, input_depth=32
     ),
     "deep": NetworkConfig(
         emb_dim=16, num_heads=1, head_dim=12, mlp_dim=20, num_encoder_layers=11, num_decoder_layers=3, input_depth=32
     ),
-}  # fmt: skip
+}
+RIGHT = "right"
+VERDICTS = ("same", "different", "refused")
+BY_CONTENT = "same by content"
 
 
-def slips(given: Port, sample: int, random: np.random.Generator) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
-    """Yield (kind, what was done, arrays of the file), at most `sample` of each kind."""
-    arrays = given.arrays
-    alike = [(a, b) for a, b in itertools.combinations(arrays, 2) if arrays[a].shape == arrays[b].shape]
-
-    def some(pairs: list) -> list:
-        return [pairs[i] for i in sorted(random.permutation(len(pairs))[:sample])]
-
-    for one, other in some(alike):
-        yield "two exchanged", f"{one} <-> {other}", {**arrays, one: arrays[other], other: arrays[one]}
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for key, names in given.originals.items():
-        groups.setdefault(tuple(map(role_of, names)), []).append(key)
-    everywhere = []
-    for first, second in itertools.combinations(groups.values(), 2):
-        by_layer = {_layer(given, key): key for key in second}
-        pairs = [(key, by_layer[_layer(given, key)]) for key in first if _layer(given, key) in by_layer]
-        if len(pairs) == len(first) == len(second) and all(arrays[a].shape == arrays[b].shape for a, b in pairs):
-            everywhere.append(pairs)
-    for pairs in some(everywhere):
-        changed = {key: arrays[other] for pair in pairs for key, other in (pair, pair[::-1])}
-        yield "exchanged everywhere", f"{pairs[0][0]} <-> {pairs[0][1]} in all layers", {**arrays, **changed}
-    for one, other in some([pair for pair in alike for pair in (pair, pair[::-1])]):
-        yield "written over", f"{one} = {other}", {**arrays, one: arrays[other]}
-    for key in some([key for key in arrays if _is_square(given, key)]):
-        yield "not transposed", key, {**arrays, key: np.ascontiguousarray(np.swapaxes(arrays[key], -1, -2))}
-    yield from _whole_layers(given, some)
-
-
-def _layer(given: Port, key: str) -> str:
-    return ",".join(re.findall(r"((?:en|de)coder/layers_\d+)/", given.originals[key][0]))
-
-
-def _is_square(given: Port, key: str) -> bool:
-    shape = given.arrays[key].shape
-    return len(shape) == 2 and shape[0] == shape[1] and given.originals[key][0].endswith("kernel")
-
-
-def _whole_layers(given: Port, some) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
-    layers: dict[str, list[str]] = {}
-    for key in given.arrays:
-        layers.setdefault(_layer(given, key), []).append(key)
-    pairs = [
-        (one, other)
-        for one, other in itertools.combinations(filter(None, layers), 2)
-        if one.split("/")[0] == other.split("/")[0]
-    ]
-    for one, other in some(pairs):
-        changed = dict(given.arrays)
-        for key in layers[one]:
-            names = tuple(name.replace(one + "/", other + "/") for name in given.originals[key])
-            partner = given.key_of(*names)
-            if partner is not None:
-                changed[key], changed[partner] = given.arrays[partner], given.arrays[key]
-        yield "layers exchanged", f"{one} <-> {other}", changed
-
-
-def judge(original, config: Config, only: str, sample: int, seed: int) -> tuple[Counter, list[str]]:
-    """(counts of (naming, kind, verdict), lines about what was called the same)."""
+def judge(
+    original: dict[str, np.ndarray], config: Config, naming: str, kind: str, sample: int, seed: int
+) -> tuple[Counter, list[str]]:
+    """Diagnose every slip; return (counts of (naming, kind, verdict), lines about wrong verdicts)."""
     counts: Counter = Counter()
     lines = []
     for name, given in namings(original, config.network):
-        if only.lower() not in name.lower():
+        if naming.lower() not in name.lower():
             continue
-        diagnosis = diagnose_weights(Candidate("file", "weights", dict(given.arrays)), original, config, False)
-        counts[name, "right", ("same", "different", "refused")[diagnosis.exit_code]] += 1
-        if diagnosis.exit_code:
-            lines.append(f"{name}, right: {diagnosis.verdict()}: {[f.sentence() for f in diagnosis.findings][:2]}")
-        for kind, what, arrays in slips(given, sample, np.random.default_rng(seed)):
-            diagnosis = diagnose_weights(Candidate("file", "weights", arrays), original, config, False)
-            verdict = ("same", "different", "refused")[diagnosis.exit_code]
+        files = [Slip(RIGHT, "", given.arrays, True), *slips(given, sample, np.random.default_rng(seed))]
+        for slip in [slip for slip in files if kind in slip.kind or slip.kind == RIGHT]:
+            diagnosis = diagnose_weights(Candidate("file", "weights", dict(slip.arrays)), original, config, False)
+            verdict = VERDICTS[diagnosis.exit_code]
             if verdict == "same" and diagnosis.by_content:
-                verdict = "same by content"
-            counts[name, kind, verdict] += 1
-            if verdict.startswith("same"):
-                lines.append(f"{name}, {kind}, {verdict}: {what}")
+                verdict = BY_CONTENT
+            counts[name, slip.kind, verdict] += 1
+            if slip.is_harmless != verdict.startswith("same"):
+                first = diagnosis.findings[0].text if diagnosis.findings else ""
+                lines.append(f"{name}, {slip.kind}, {verdict}: {slip.text} {first}")
     return counts, lines
+
+
+def is_wrong(kind: str, verdict: str) -> bool:
+    """Tell whether a verdict is wrong: same of a slip, whose names say otherwise, or different of a right file."""
+    if kind in (RIGHT, "harmless"):
+        return not verdict.startswith("same")
+    return verdict == "same" or (verdict == BY_CONTENT and kind != "exchanged everywhere")
+
+
+def table(counts: Counter) -> str:
+    """Return a table in Markdown: a row for each kind of slip."""
+    lines = ["| slip | files | different | same by content | same |", "|---|---|---|---|---|"]
+    for kind in dict.fromkeys(kind for _, kind, _ in counts):
+        by_verdict = Counter(dict.fromkeys(VERDICTS, 0))
+        for (_, other, verdict), number in counts.items():
+            by_verdict[verdict] += number if other == kind else 0
+        different = by_verdict["different"] + by_verdict["refused"]
+        cells = (sum(by_verdict.values()), different, by_verdict[BY_CONTENT], by_verdict["same"])
+        lines.append(f"| {kind} | " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -126,8 +90,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="golden", help=f"a checkpoint of `checkpoints`, or {', '.join(SIZES)}")
     parser.add_argument("--naming", default="", metavar="TEXT", help="namings with this in their name")
+    parser.add_argument("--kind", default="", metavar="TEXT", help="slips with this in their kind")
     parser.add_argument("--sample", type=int, default=10**9, metavar="N", help="slips of each kind, drawn")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--markdown", metavar="FILE", help="write the table there too")
     args = parser.parse_args()
     if args.size in SIZES:
         network = SIZES[args.size]
@@ -135,14 +101,15 @@ def main() -> int:
         config = Config(network=network, spectrogram=SpectrogramConfig(num_mel_bins=network.input_depth))
     else:
         original, config = read_original(str(ROOT / "checkpoints" / args.size))
-    counts, lines = judge(original, config, args.naming, args.sample, args.seed)
-    for line in lines:
-        print(line)
-    for name in dict.fromkeys(name for name, _, _ in counts):
-        print(name, {f"{kind}: {verdict}": n for (naming, kind, verdict), n in counts.items() if naming == name})
-    bad = sum(n for (_, kind, verdict), n in counts.items() if (kind == "right") != verdict.startswith("same"))
-    print(f"{sum(counts.values())} files, {bad} wrong verdicts")
-    return int(bad > 0)
+    counts, lines = judge(original, config, args.naming, args.kind, args.sample, args.seed)
+    print("\n".join(lines))
+    text = table(counts)
+    print(text)
+    if args.markdown:
+        Path(args.markdown).write_text(text + "\n", encoding="utf-8")
+    wrong = sum(number for (_, kind, verdict), number in counts.items() if is_wrong(kind, verdict))
+    print(f"{sum(counts.values())} files, {wrong} wrong verdicts")
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

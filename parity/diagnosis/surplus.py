@@ -14,8 +14,8 @@ from parity.diagnosis.siblings import role_of
 from parity.sides import numpy_network
 
 MULTIPLIES = re.compile(r"norm|ln|gamma|scale|lambda|\bls\d?\b|gate|alpha|ia3")
-# constants of attention masks, which are no weights
-BUFFERS = re.compile(r"masked_bias|causal_mask|attn_mask|attention_mask|position_ids")
+# constants of attention masks and marks of versions, which are no weights
+BUFFERS = re.compile(r"masked_bias|causal_mask|attn_mask|attention_mask|position_ids|(^|\.)version$|_float_tensor$")
 
 
 def has_no_effect(key: str, arrays: Mapping[str, np.ndarray]) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from parity.networks.names import plain
-from parity.networks.network import _CURRENT, NetworkError
+from parity.networks.network import running
 from parity.networks.recording import Event, Run, Watch, flatten, unrolled
 from parity.trace.precision import product_bits, product_test
 
@@ -170,14 +170,8 @@ def finish(title: str, watch: Watch, precision: str, call: Callable[[], Any], ar
     Raises:
         NetworkError: it does not run.
     """
-    _CURRENT.append(watch)
-    try:
+    with running(title, precision, watch):
         output = jax.block_until_ready(call())
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise NetworkError(f"{title} does not run on these inputs in {precision}: {reason}") from error
-    finally:
-        _CURRENT.pop()
     outputs = [to_numpy(array) for array in flatten(output, is_array) or jax.tree.leaves(output) if is_array(array)]
     try:
         shorter = shorter_dtypes(plain_call, precision, arrays)

@@ -1,13 +1,14 @@
 """Networks under comparison: the protocol of an adapter, its weights, and the choice of the adapter."""
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from parity.networks.recording import Run
+from parity.networks.recording import Run, Watch, reason_of
 
 
 class NetworkError(ValueError):
@@ -247,7 +248,7 @@ def as_numpy(value: Any) -> Any:
     return value
 
 
-_CURRENT: list[Any] = []
+_CURRENT: list[Watch] = []
 
 
 def tap(name: str, value: Any) -> Any:
@@ -264,3 +265,27 @@ def tap(name: str, value: Any) -> Any:
     from parity.networks.names import plain
 
     return _CURRENT[-1].mark(plain(name), value)
+
+
+@contextlib.contextmanager
+def running(title: str, precision: str, watch: Watch | None = None) -> Iterator[None]:
+    """Run a network: what it raises becomes a NetworkError that says so, and `tap` records into its recorder.
+
+    Args:
+        title: of the network, for sentences.
+        precision: of the pass.
+        watch: the recorder; None where the network has no taps.
+
+    Raises:
+        NetworkError: it does not run.
+    """
+    if watch is not None:
+        _CURRENT.append(watch)
+    try:
+        yield
+    except Exception as error:
+        message = f"{title} does not run on these inputs in {precision}: {reason_of(error)}"
+        raise NetworkError(message) from error
+    finally:
+        if watch is not None:
+            _CURRENT.pop()

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from parity.networks.names import plain
-from parity.networks.network import Kind, NetworkError, Weight, is_constant, kernel_first, standard_leaf
+from parity.networks.network import Kind, NetworkError, Weight, is_constant, kernel_first, running, standard_leaf
 from parity.networks.recording import Event, Run
 from parity.trace.precision import product_bits, product_test
 
@@ -120,15 +120,12 @@ class OnnxNetwork:
         names = [output.name for output in model.graph.output]
         extra = [name for node in nodes for name in node.output if name and name not in known]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
-        try:
+        with running(f"{self.title} (ONNX)", precision):
             if precision == "float64":
                 values = ReferenceEvaluator(model).run(None, feeds)
             else:
                 session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
                 values = session.run(None, feeds)
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise NetworkError(f"{self.title} (ONNX) does not run on these inputs in {precision}: {reason}") from error
         computed = dict(zip([*names, *extra], (np.asarray(value) for value in values)))
         constants = {i.name: numpy_helper.to_array(i) for i in self.model.graph.initializer}
         events = _events(nodes, computed | feeds, constants)

@@ -5,7 +5,7 @@ the order in which tuples, lists and dicts hold them, so that sides may differ i
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,24 @@ def constants(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in named if isinstance(value, (bool, int, float, str))}
 
 
+def reason_of(error: Exception, length: int = 300) -> str:
+    """Return an error's type and message in one line of at most `length` characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:length]
+
+
+def number_call(name: str, counts: dict[Hashable, int], key: Hashable = None) -> str:
+    """Count one more call of a module; return 'name' for its first, 'name#2' for its second.
+
+    Args:
+        name: the module's.
+        counts: calls so far; gets one more.
+        key: what is counted; the name by default.
+    """
+    key = name if key is None else key
+    counts[key] = count = counts.get(key, 0) + 1
+    return name if count == 1 else f"{name}#{count}"
+
+
 class Watch:
     """A recorder of calls: every adapter passes each call of a module through `call`.
 
@@ -122,7 +140,7 @@ class Watch:
         self.local: dict[str, list[np.ndarray]] = {}
         self.inside: dict[str, list[Event]] = {}
         self.failures: dict[str, str] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[Hashable, int] = {}
         self.stack: list[str] = []
         self.copies: dict[int, tuple[Any, np.ndarray]] = {}
 
@@ -134,8 +152,7 @@ class Watch:
 
     def call(self, name: str, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run a module, record what enters and leaves it, and run it again on what is fed."""
-        self.counts[name] = self.counts.get(name, 0) + 1
-        tap = name if self.counts[name] == 1 else f"{name}#{self.counts[name]}"
+        tap = number_call(name, self.counts)
         args, kwargs = self._record(Event(tap, "in", constants=constants(args, kwargs)), (args, kwargs))
         self.stack.append(tap)
         try:
@@ -149,8 +166,7 @@ class Watch:
 
     def mark(self, name: str, value: Any) -> Any:
         """Record a value that a function names itself."""
-        self.counts[name] = self.counts.get(name, 0) + 1
-        return self._record(Event(name if self.counts[name] == 1 else f"{name}#{self.counts[name]}", "out"), value)
+        return self._record(Event(number_call(name, self.counts), "out"), value)
 
     def _record(self, event: Event, value: Any) -> Any:
         self.events.append(event)
@@ -180,18 +196,17 @@ class Watch:
             self.local[tap] = [self.numpy(array) for array in flatten(output, self.is_array)]
             self.inside[tap] = self.events
         except Exception as error:  # whatever a stranger's module raises is the reason
-            self.failures[tap] = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            self.failures[tap] = reason_of(error, 160)
         finally:
             self.events, self.feed, self.counts = outer
 
 
 def _numbered(events: list[Event]) -> list[Event]:
     """Number the calls of every module anew: a transformation may trace a module more often than it runs it."""
-    counts: dict[tuple[str, str], int] = {}
+    counts: dict[Hashable, int] = {}
     for event in events:
         name = event.name.partition("#")[0]
-        counts[name, event.part] = count = counts.get((name, event.part), 0) + 1
-        event.name = name if count == 1 else f"{name}#{count}"
+        event.name = number_call(name, counts, (name, event.part))
     return events
 
 

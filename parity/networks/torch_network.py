@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity.networks.names import plain
-from parity.networks.network import _CURRENT, Kind, NetworkError, Weight, bind, kernel_first, kind_of, standard_leaf
+from parity.networks.network import Kind, Weight, bind, kernel_first, kind_of, running, standard_leaf
 from parity.networks.recording import Run, Watch, flatten, transform
 from parity.trace.precision import product_bits, product_test
 
@@ -86,17 +86,8 @@ class _Base:
     def _finish(self, watch: Watch, precision: str, call: Callable[[], Any]) -> Run:
         dtype = getattr(torch, precision)
         dtypes = _Dtypes(watch, dtype)
-        _CURRENT.append(watch)
-        try:
-            with exact_mode(), dtypes:
-                output = call()
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise NetworkError(
-                f"{self.title} (PyTorch) does not run on these inputs in {precision}: {reason}"
-            ) from error
-        finally:
-            _CURRENT.pop()
+        with running(f"{self.title} (PyTorch)", precision, watch), exact_mode(), dtypes:
+            output = call()
         outputs = [to_numpy(tensor) for tensor in flatten(output, watch.is_array)]
         return Run(precision, outputs, watch.events, watch.local, watch.inside, watch.failures, dtypes.shorter)
 
