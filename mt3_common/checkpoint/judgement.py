@@ -4,6 +4,7 @@ The diagnosis, and every command that reads weights, judge by it.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -94,14 +95,40 @@ def _all_keys(values: Any) -> set[str]:
 def sections(values: Mapping[str, Any], name: str = "") -> list[dict[str, Any]]:
     """Return the settings of a file and of each of its sections, however deep, in lists too, one dict each.
 
-    The number of layers in a section of the decoder is the decoder's.
+    The number of layers in a section of the decoder is the decoder's. Keys that are paths ('decoder.num_heads') are
+    those of sections.
     """
-    values = complete(values)
-    own = {key: value for key, value in values.items() if not _inner(value)}
+    values = complete(_unfolded(values))
+    own = {key: value for key, value in values.items() if not _inner(value) or key in _GROUPS}
     if "decoder" in name.lower():
-        own = {"num_decoder_layers" if key in ("num_layers", "n_layer") else key: own[key] for key in own}
+        own = {
+            "num_decoder_layers" if key in ("num_layers", "n_layer", "n_layers", "num_hidden_layers") else key: own[key]
+            for key in own
+        }
     inner = [section for key, value in values.items() for part in _inner(value) for section in sections(part, str(key))]
     return [own, *inner]
+
+
+_LAYERS = ("num_layers", "n_layer", "n_layers", "num_hidden_layers")
+# settings that are groups of settings, whose presence says something; and the keys of a choice in such a group
+_GROUPS = ("quantization_config", "rope_scaling")
+_CHOICES = ("name", "type", "class_name")
+
+
+def _unfolded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with paths as sections, and a choice such as {"activation": {"name": "relu"}} as its name."""
+    known = {key for setting in SETTINGS for key in setting.keys} - set(_GROUPS)
+    unfolded: dict[str, Any] = {}
+    for key, value in values.items():
+        choice = next((value[name] for name in _CHOICES if name in value), None) if isinstance(value, Mapping) else None
+        *path, last = re.split(r"[./]", str(key))
+        if path and last:
+            section = unfolded.setdefault(".".join(path), {})
+            if isinstance(section, dict):
+                section[last] = value
+        else:
+            unfolded[key] = choice if key in known and isinstance(choice, str) else value
+    return unfolded
 
 
 def _inner(value: Any) -> list[Mapping[str, Any]]:

@@ -6,41 +6,46 @@ from typing import Any, NamedTuple
 
 VOCABULARY = "the vocabulary's size rounded up to a multiple of 128"
 SIZE_KEYS = {
-    "emb_dim": ("emb_dim", "d_model", "hidden_size", "model_dim", "embed_dim", "embedding_dim"),
-    "vocab_size": ("vocab_size", "num_embeddings", "n_vocab", "vocabulary_size"),
+    "emb_dim": (
+        *("emb_dim", "d_model", "hidden_size", "model_dim", "embed_dim", "embedding_dim", "n_embd", "dim", "d_embed"),
+        *("encoder_embed_dim", "decoder_embed_dim", "n_audio_state", "n_text_state", "enc_dim", "dec_dim"),
+    ),
+    "vocab_size": (
+        *("vocab_size", "num_embeddings", "n_vocab", "vocabulary_size", "num_tokens", "dec_num_tokens", "n_tokens"),
+    ),
     "mlp_dim": (
-        "mlp_dim",
-        "d_ff",
-        "ffn_dim",
-        "intermediate_size",
-        "ff_dim",
-        "feed_forward_dim",
-        "encoder_ffn_dim",
-        "decoder_ffn_dim",
+        *("mlp_dim", "d_ff", "ffn_dim", "intermediate_size", "ff_dim", "feed_forward_dim", "encoder_ffn_dim"),
+        *("decoder_ffn_dim", "encoder_ffn_embed_dim", "decoder_ffn_embed_dim", "dim_feedforward", "n_inner"),
+        *("ffn_hidden_size", "dim_ff", "d_inner"),
     ),
     "num_heads": (
-        "num_heads",
-        "n_heads",
-        "num_attention_heads",
-        "nhead",
-        "encoder_attention_heads",
-        "decoder_attention_heads",
-        "n_head",
-        "num_key_value_heads",
-        "num_kv_heads",
-        "n_kv_heads",
+        *("num_heads", "n_heads", "num_attention_heads", "nhead", "encoder_attention_heads", "decoder_attention_heads"),
+        *("n_head", "num_key_value_heads", "num_kv_heads", "n_kv_heads", "heads", "attention_heads", "n_audio_head"),
+        *("n_text_head", "enc_heads", "dec_heads", "num_query_heads"),
     ),
-    "head_dim": ("head_dim", "d_kv", "d_head", "key_dim"),
-    "num_encoder_layers": ("num_encoder_layers", "num_layers", "encoder_layers", "n_layer", "n_encoder_layers"),
-    "num_decoder_layers": ("num_decoder_layers", "decoder_layers", "n_decoder_layers"),
-    "input_depth": ("input_depth", "num_mel_bins", "n_mels", "input_dim", "feature_size", "n_mel", "mel_bins"),
+    "head_dim": (
+        *("head_dim", "d_kv", "d_head", "key_dim", "dim_head", "attention_head_dim", "kv_channels", "head_size"),
+        *("enc_attn_dim_head", "dec_attn_dim_head", "attn_dim_head"),
+    ),
+    "num_encoder_layers": (
+        *("num_encoder_layers", "num_layers", "encoder_layers", "n_layer", "n_encoder_layers", "n_layers"),
+        *("num_hidden_layers", "n_audio_layer", "enc_layers", "enc_depth", "encoder_depth"),
+    ),
+    "num_decoder_layers": (
+        *("num_decoder_layers", "decoder_layers", "n_decoder_layers", "n_text_layer", "dec_layers", "dec_depth"),
+        "decoder_depth",
+    ),
+    "input_depth": (
+        *("input_depth", "num_mel_bins", "n_mels", "input_dim", "feature_size", "n_mel", "mel_bins", "num_mels"),
+        *("n_mel_bins", "n_mel_channels", "mel_channels"),
+    ),
 }
 FRONT_END_KEYS = {
-    "sample_rate": ("sample_rate", "sampling_rate", "sr"),
-    "hop_width": ("hop_width", "hop_length", "hop_size"),
-    "fft_size": ("fft_size", "n_fft", "win_length", "frame_length", "window_length"),
-    "mel_lo_hz": ("mel_lo_hz", "f_min", "fmin", "mel_fmin", "min_frequency"),
-    "mel_hi_hz": ("mel_hi_hz", "f_max", "fmax", "mel_fmax", "max_frequency"),
+    "sample_rate": ("sample_rate", "sampling_rate", "sr", "sample_rate_hz", "samplerate"),
+    "hop_width": ("hop_width", "hop_length", "hop_size", "hop"),
+    "fft_size": ("fft_size", "n_fft", "win_length", "frame_length", "window_length", "fft_length", "nfft", "win_size"),
+    "mel_lo_hz": ("mel_lo_hz", "f_min", "fmin", "mel_fmin", "min_frequency", "f_min_hz"),
+    "mel_hi_hz": ("mel_hi_hz", "f_max", "fmax", "mel_fmax", "max_frequency", "f_max_hz"),
     "frames_per_second": ("frames_per_second", "frame_rate"),
 }
 ACTIVATIONS = {
@@ -134,7 +139,11 @@ def _is_flag(value: Any) -> bool:
 
 def _absent(*keys: str, cause: str, text: str) -> Setting:
     """A setting of something that MT3 does not have: only null, false, 0 or an empty value is right."""
-    return Setting(keys, lambda key, value: (cause, f"{value!r}; {text}") if value else None)
+    return Setting(keys, lambda key, value: (cause, f"{_shown(value)}; {text}") if value else None)
+
+
+def _shown(value: Any) -> str:
+    return f"{{{', '.join(map(str, value))[:60]}}}" if isinstance(value, dict) else repr(value)
 
 
 def _only(right: tuple[Any, ...], text: str, *keys: str) -> Setting:
@@ -150,7 +159,10 @@ def _only(right: tuple[Any, ...], text: str, *keys: str) -> Setting:
 
 SETTINGS = (
     Setting(
-        ("feed_forward_proj", "dense_act_fn", "activation", "hidden_act", "activation_function", "mlp_activations"),
+        (
+            *("feed_forward_proj", "dense_act_fn", "activation", "hidden_act", "activation_function"),
+            *("mlp_activations", "activation_fn", "act_fn", "hidden_activation", "ffn_activation", "mlp_activation"),
+        ),
         _activation,
         _are_words,
         "the name of an activation; MT3 has gated GELU, tanh approximation",
@@ -162,18 +174,24 @@ SETTINGS = (
     ),
     Setting(("normalization", "norm", "norm_type", "layer_norm_type", "normalization_type"), _norm, optional=True),
     Setting(
-        ("tie_word_embeddings", "logits_via_embedding", "tied_head", "tie_embeddings", "share_embeddings"),
+        (
+            *("tie_word_embeddings", "logits_via_embedding", "tied_head", "tie_embeddings", "share_embeddings"),
+            *("share_decoder_input_output_embed", "share_all_embeddings", "tie_weights", "weight_tying"),
+        ),
         _is(True, "tied head", "the head is tied to the embedding; MT3's is separate"),
         _is_flag,
         "true or false; MT3 has false",
         optional=True,
     ),
     Setting(
-        ("scale_embedding",),
+        ("scale_embedding", "scale_embeddings"),
         _is_set("scaled by sqrt(emb_dim)", "embeddings times sqrt(emb_dim); MT3's are not scaled"),
     ),
     Setting(
-        ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps", "eps", "epsilon"),
+        (
+            *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps", "eps", "epsilon", "norm_epsilon"),
+            *("layernorm_epsilon", "layernorm_eps", "rms_norm_epsilon", "ln_eps"),
+        ),
         lambda key, value: None if value == 1e-6 else (f"eps={value:g}", f"{value:g} in place of 1e-06"),
         is_number,
         "a number; MT3 has 1e-06",
@@ -224,7 +242,7 @@ SETTINGS = (
         text="MT3 attends to all positions",
     ),
     _absent(
-        *("use_parallel_residual", "parallel_attn", "parallel_block", "parallel_layers"),
+        *("use_parallel_residual", "parallel_residual", "parallel_attn", "parallel_block", "parallel_layers"),
         cause="parallel blocks",
         text="MT3's attention and MLP run one after the other",
     ),
@@ -235,7 +253,15 @@ SETTINGS = (
         *("encoder_normalize_before", "decoder_normalize_before"),
     ),
     _absent(
-        *("post_norm", "postnorm", "sandwich_norm", "layernorm_embedding", "embed_norm", "embedding_layernorm"),
+        *(
+            "post_norm",
+            "use_post_norm",
+            "postnorm",
+            "sandwich_norm",
+            "layernorm_embedding",
+            "embed_norm",
+            "embedding_layernorm",
+        ),
         *("qk_norm", "use_qk_norm", "qk_layernorm", "query_key_norm"),
         cause="norms",
         text="MT3 has no such norm",
@@ -273,6 +299,8 @@ SETTINGS = (
         text="MT3's frames are not normalised",
     ),
     _only((1e-5,), "MT3 takes log(x + 1e-05)", "log_offset", "log_eps", "mel_floor", "log_floor", "clip_val"),
+    _only((True,), "MT3 takes the logarithm of its mel bins", "log_mel", "use_log_mel"),
+    _only((True,), "MT3's embeddings are not scaled", "no_scale_embedding"),
     _only((None, "none"), "MT3's mel filters are not normalised", "mel_norm", "filter_norm"),
 )
 
@@ -285,5 +313,6 @@ HARMLESS = re.compile(
     r"|name|version|task_specific_params|gradient_checkpointing|output_(attentions|hidden_states|past)|return_dict|.*layerdrop"
     r"|max_(position_embeddings|length|new_tokens|seq_len\w*|source_positions|target_positions)|n_positions|seed|batch_size"
     r"|learning_rate|weight_decay|optimizer.*|scheduler.*|steps|epochs?|num_beams|early_stopping|problem_type|id2label|label2id"
+    r"|feature_extractor_type|processor_class|padding_(side|value)|return_(attention_mask|timestamps)|do_sample|.*_beam.*"
     r"|auto_map|description|license|tags|torchscript|remat|scan_layers|device|precision|chunk_size_feed_forward|format"
 )

@@ -13,6 +13,8 @@ from mt3_common.checkpoint.read import read_any, read_checkpoint
 from mt3_common.config import Config
 from parity.trace.file import load
 
+# files of settings that transformers writes beside config.json
+BESIDE = ("preprocessor_config.json", "generation_config.json")
 # bytes that safetensors itself allows for a header
 LARGEST_HEADER = 100_000_000
 
@@ -107,11 +109,16 @@ def read_candidates(
 
 
 def _settings_beside(path: str | os.PathLike, config: str | os.PathLike | None) -> dict[str, Any]:
-    """Return the content of a config.json, or of the one beside a path; {} where there is none."""
+    """Return the content of a config.json, or of the one beside a path; {} where there is none.
+
+    transformers' settings of the front end and of decoding, which lie beside it, are sections of it.
+    """
     if config is not None:
         return _read_json(Path(config))
-    beside = (Path(path) if os.path.isdir(path) else Path(path).parent) / "config.json"
-    return _read_json(beside) if beside.is_file() else {}
+    folder = Path(path) if os.path.isdir(path) else Path(path).parent
+    values = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    more = {name: _read_json(folder / name) for name in BESIDE if values and (folder / name).is_file()}
+    return values | more
 
 
 def _is_trace(path: str | os.PathLike) -> bool:

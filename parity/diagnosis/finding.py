@@ -118,6 +118,8 @@ class Diagnosis:
             count = len(self.by_content)
             names = f"{count} names are" if count > 1 else "1 name is"
             return f"same by content: {names} not read for certain: {_listed(self.by_content)}"
+        if self.unjudged:
+            return f"same, but for settings that are not judged: {_listed(self.unjudged)}"
         return "same: nothing is wrong"
 
     def not_computed(self) -> list[str]:

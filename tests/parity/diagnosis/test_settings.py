@@ -1,9 +1,15 @@
 """Settings in anybody's spelling: library defaults, sections, front ends, and what cannot be judged."""
 
+import json
+
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
+from parity.diagnosis.candidate import read_candidate
 from parity.diagnosis.config import check_config, sections, unjudged
+from parity.diagnosis.finding import Diagnosis
 
 CONFIG = Config(
     network=NetworkConfig(emb_dim=48, num_heads=3, head_dim=16, mlp_dim=40, num_encoder_layers=2, num_decoder_layers=3)
@@ -112,12 +118,27 @@ def test_every_section_is_judged(values, site):
         ("num_experts", 8, 1),
         ("residual_multiplier", 0.5, 1.0),
         ("quantization_config", "int8", None),
+        ("quantization_config", {"bits_and_bytes": 8}, {}),
+        ("n_audio_head", 4, 3),
+        ("encoder_ffn_embed_dim", 41, 40),
+        ("dec_depth", 2, 3),
+        ("act_fn", "relu", "gelu_new"),
+        ("hidden_activation", {"name": "silu"}, {"name": "gelu_new"}),
+        ("layernorm_epsilon", 1e-5, 1e-6),
+        ("share_decoder_input_output_embed", True, False),
+        ("hop", 256, 128),
     ],
 )
 def test_one_setting(key, wrong, right):
     assert sites(T5 | {"audio": {key: wrong}}) == [key]
     assert sites(T5 | {"audio": {key: right}}) == []
-    assert unjudged(T5 | {key: wrong}, CONFIG) == []
+    assert set(unjudged(T5 | {key: wrong}, CONFIG)) <= {"bits_and_bytes"}
+
+
+def test_a_path_is_a_key_in_a_section():
+    assert sites(T5 | {"model.encoder.num_heads": 4, "model.decoder.num_heads": 3}) == ["num_heads"]
+    assert sites(T5 | {"model.decoder.num_layers": 2}) == ["num_decoder_layers"]
+    assert [set(section) for section in sections({"a.b": 1, "a.c": 2, "d/e": 3})] == [set(), {"b", "c"}, {"e"}]
 
 
 def test_the_front_end_is_the_checkpoints_own():
@@ -130,6 +151,26 @@ def test_what_cannot_be_judged_is_listed():
         "frobnication",
         "knob",
     ]
+
+
+def test_the_verdict_says_what_was_not_judged():
+    assert Diagnosis().verdict() == "same: nothing is wrong"
+    assert Diagnosis(unjudged=["frobnication"]).verdict() == "same, but for settings that are not judged: frobnication"
+
+
+def test_settings_of_the_front_end_and_of_decoding_lie_beside_the_config(tmp_path):
+    files = {
+        "config.json": T5,
+        "preprocessor_config.json": {"sampling_rate": 22050, "feature_extractor_type": "WhisperFeatureExtractor"},
+        "generation_config.json": {"decoder_start_token_id": 2},
+    }
+    for name, values in files.items():
+        (tmp_path / name).write_text(json.dumps(values))
+    weights = tmp_path / "model.safetensors"
+    save_file({"p0": np.zeros(3, np.float32), "p1": np.ones(4, np.float32)}, weights)
+    values = read_candidate(weights).config
+    assert sites(values) == ["decoder_start_token_id", "sampling_rate"]
+    assert unjudged(values, CONFIG) == []
 
 
 def test_sections_in_sections():
