@@ -94,6 +94,7 @@ def load_as_siblings(
     original: Mapping[str, np.ndarray],
     names: Iterable[str],
     believed: Iterable[str] = (),
+    certain: Iterable[str] = (),
     transposed: bool | None = None,
     head_dim: int = 0,
 ) -> Loaded:
@@ -109,6 +110,7 @@ def load_as_siblings(
         original: what they should be.
         names: originals to load.
         believed: originals that names tell, of which and of whose siblings no factor is a convention.
+        certain: roles that names tell for certain, of which no factor is a convention, stacked or joined as they are.
         transposed: whether kernels found by name are (out, in); None where there are none.
         head_dim: width of a head, for words.
     """
@@ -121,7 +123,7 @@ def load_as_siblings(
             best = max(range(len(holders)), key=lambda i: (counts[i], holders[i].exact))
             if counts[best]:
                 standings[name] = _standing(holders[best], name, np.atleast_1d(original[name]).shape)
-    templates, factors = _templates(standings, original), _factors(standings, believed)
+    templates, factors = _templates(standings, original), _factors(standings, believed, certain)
     kernels = [sibling.turned for name, sibling in standings.items() if name.endswith("kernel") and sibling.order]
     turned = sum(kernels) * 2 > len(kernels) if transposed is None else transposed
     arrays: dict[str, np.ndarray] = {}
@@ -232,7 +234,9 @@ def _is_shared(
     return set(orders) == partners and len(same) < 2
 
 
-def _factors(standings: Mapping[str, Standing], believed: Iterable[str]) -> dict[str, tuple[float, float]]:
+def _factors(
+    standings: Mapping[str, Standing], believed: Iterable[str], certain: Iterable[str]
+) -> dict[str, tuple[float, float]]:
     """Role -> (factor, offset) that most siblings share; (1, 0) where none do, or where names tell the role."""
     votes = [
         (name, standing.factor, standing.match.offset)
@@ -240,7 +244,7 @@ def _factors(standings: Mapping[str, Standing], believed: Iterable[str]) -> dict
         if standing.factor is not None
     ]
     votes += [(name, 1.0, 0.0) for name in believed]
-    chosen, named = {}, {role_of(name) for name in believed}
+    chosen, named = {}, {role_of(name) for name in believed} | set(certain)
     for role in {role_of(name) for name in standings}:
         family = [(factor, offset) for name, factor, offset in votes if family_of(name) == family_of(role)]
         own = [(factor, offset) for name, factor, offset in votes if role_of(name) == role]

@@ -23,7 +23,7 @@ from parity.diagnosis.identity import (
     order_findings,
 )
 from parity.diagnosis.placement import place
-from parity.diagnosis.siblings import Loaded, load_as_siblings
+from parity.diagnosis.siblings import Loaded, load_as_siblings, role_of
 from parity.diagnosis.surplus import copy_findings, differing_copies, surplus_findings
 
 # share of the original's arrays that a candidate must hold for a diagnosis to mean anything
@@ -66,7 +66,8 @@ def diagnose_weights(
         placed[name] = _uncropped(name, array, original, diagnosis.notes, config.vocabulary.num_ids)
     rest = [name for name in original if name not in placed]
     named = {*placed, *(name for reading in readings.values() if (name := reading.name))}
-    loaded = load_as_siblings(matching, arrays, original, rest, named, placement.transposed, head_dim)
+    certain = {role_of(name) for reading in readings.values() if reading.is_certain for name in reading.names}
+    loaded = load_as_siblings(matching, arrays, original, rest, named, certain, placement.transposed, head_dim)
     diagnosis.conventions = loaded.conventions
     _as_named(loaded, matching)
     for name, array in loaded.arrays.items():

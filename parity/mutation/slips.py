@@ -72,6 +72,7 @@ def slips(given: Port, sample: int, random: np.random.Generator) -> Iterator[Sli
         _layers_rotated,
         _rejoined,
         _restacked,
+        _scaled,
         _surplus,
         _second_copies,
         _buffers,
@@ -228,6 +229,24 @@ def _restacked(given: Port) -> list[Slip]:
             made.append(Slip("stacked otherwise", key, {**given.arrays, key: changed[key]}))
         made.append(Slip("stacked otherwise", f"all of the {stack}", {**given.arrays, **changed}))
     return made
+
+
+def _scaled(given: Port) -> list[Slip]:
+    """Queries over the root of their width, and norm scales less one, everywhere; joined ones at their place."""
+    queries, scales = dict(given.arrays), dict(given.arrays)
+    for key, names in given.originals.items():
+        factor = np.float32(given.config.head_dim**-0.5)
+        if "/query/" in names[0] and len(_roles(names)) == 1:
+            queries[key] = given.arrays[key] * factor
+        elif "/query/" in names[0]:
+            width = given.config.num_heads * given.config.head_dim
+            rows = np.arange(len(given.arrays[key]))
+            # heads take turns, or the first block is the queries'
+            turn = rows // given.config.head_dim % len(names) == 0 if BY_HEAD.search(key) else rows < width
+            queries[key] = np.where(turn[:, np.newaxis], given.arrays[key] * factor, given.arrays[key])
+        elif names[0].endswith("/scale"):
+            scales[key] = given.arrays[key] - 1
+    return [Slip("scaled everywhere", "queries", queries), Slip("scaled everywhere", "norm scales less one", scales)]
 
 
 def _prefix(given: Port) -> str:
