@@ -39,6 +39,8 @@ SIZES = {
     ),
 }
 RIGHT = "right"
+# slips that, where no word of a name says what it is, may be a project's convention
+EVERYWHERE = ("exchanged everywhere", "scaled everywhere")
 VERDICTS = ("same", "different", "refused")
 BY_CONTENT = "same by content"
 
@@ -69,7 +71,7 @@ def is_wrong(kind: str, verdict: str) -> bool:
     """Tell whether a verdict is wrong: same of a slip, whose names say otherwise, or different of a right file."""
     if kind in (RIGHT, "harmless"):
         return not verdict.startswith("same")
-    return verdict == "same" or (verdict == BY_CONTENT and kind != "exchanged everywhere")
+    return verdict == "same" or (verdict == BY_CONTENT and kind not in EVERYWHERE)
 
 
 def table(counts: Counter) -> str:

@@ -15,6 +15,8 @@ from parity.networks.weights import Cause
 
 # Number of earlier values that formulas may be made of.
 TERMS = 14
+# Epsilons that libraries have.
+EPSILONS = (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 # Number of rows (of the first axis) that are explained.
 ROWS = 2
 
@@ -257,8 +259,18 @@ def _fit_norm(x, y, scale, bias, statistics, limit) -> tuple[dict, float] | None
                 eps = max(eps, 0.0)
                 error = error_of(centred / np.sqrt(variance + eps) + b, y)
                 if error <= limit * 10 and (best is None or error < 0.5 * best[1]):
+                    eps, error = _usual_epsilon(eps, error, centred, variance, y - b)
                     best = ({"kind": kind, "epsilon": eps, "scale": scale_word, "bias": bias_word}, error)
     return best
+
+
+def _usual_epsilon(eps, error, centred, variance, y) -> tuple[float, float]:
+    """Return (the usual epsilon next to one read off the numbers, if it explains them as well; the error left)."""
+    for usual in sorted(EPSILONS, key=lambda usual: abs(usual - eps)):
+        left = error_of(centred / np.sqrt(variance + usual), y)
+        if left <= 1.1 * error + 1e-15:
+            return usual, left
+    return eps, error
 
 
 def _linear_cause(gap: Break, owned: Mapping[str, Weight], limit: float) -> tuple[str, str, float] | None:

@@ -22,7 +22,7 @@ from jax_mt3.model import Transformer
 from mt3_common.config import Config
 from parity.sides.cache import WARM_UP, unrolled
 from parity.trace import trace
-from parity.trace.precision import check_device, dtype_of, input_dtype, product_bits, product_test
+from parity.trace.precision import check_device, dtype_of, input_dtype, product_bits, product_test, shaken
 
 # jax.Device is no type to a type checker.
 Device = Any
@@ -310,10 +310,14 @@ class Side(ModuleSide):
             ids = decode.generate(self.cast("float32"), self.config, segments, batch_size=1, max_steps=max_steps)
             return list(ids)
 
-    def gradients(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the training loss (a 0-d array) and its gradients under MT3's names."""
+    def gradients(
+        self, inputs: dict[str, np.ndarray], precision: str, shake: bool = False
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the training loss (a 0-d array) and its gradients under MT3's names; of `shaken` weights if asked."""
         with exact_mode(precision, self.device):
             params = self.cast(precision)
+            if shake:
+                params = jax.tree.map(lambda array: shaken(np.asarray(array)), params)
             compiled = compile_once(train.loss_and_gradients, self.device, static_argnums=1)
             loss, gradients = compiled(params, self.config.network, *self.on_device(inputs, precision))
             return np.asarray(loss), checkpoint.to_arrays(gradients)

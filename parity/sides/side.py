@@ -80,8 +80,10 @@ class Side(ModuleSide, Protocol):
         """Return the greedy token ids of segments (input_frames, input_depth), computed in float32."""
         ...
 
-    def gradients(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the training loss (a 0-d array) and its gradients under MT3's names."""
+    def gradients(
+        self, inputs: dict[str, np.ndarray], precision: str, shake: bool = False
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the training loss (a 0-d array) and its gradients under MT3's names; of `shaken` weights if asked."""
         ...
 
     def optimize(

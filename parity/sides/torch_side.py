@@ -13,7 +13,7 @@ import torch
 from mt3_common.config import Config
 from parity.sides.cache import WARM_UP, unrolled
 from parity.trace import trace
-from parity.trace.precision import check_device, dtype_of, input_dtype, product_bits, product_test
+from parity.trace.precision import check_device, dtype_of, input_dtype, product_bits, product_test, shaken
 from torch_mt3 import checkpoint, decode, kernels, optimizers, train
 from torch_mt3 import weights as weights_of
 from torch_mt3.model import Transformer
@@ -321,10 +321,17 @@ class Side(ModuleSide):
         with exact_mode("float32", self.device):
             return list(decode.generate(self.cast("float32"), self.config, segments, max_steps=max_steps))
 
-    def gradients(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the training loss (a 0-d array) and its gradients under MT3's names."""
+    def gradients(
+        self, inputs: dict[str, np.ndarray], precision: str, shake: bool = False
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the training loss (a 0-d array) and its gradients under MT3's names; of `shaken` weights if asked."""
         with exact_mode(precision, self.device):
-            model = self.cast(precision).requires_grad_(True)
+            model = self.cast(precision)
+            if shake:
+                model = copy.deepcopy(model)
+                for parameter in model.parameters():
+                    parameter.data = torch.tensor(shaken(parameter.detach().cpu().numpy()), device=self.device)
+            model.requires_grad_(True)
             frames, tokens, targets = self.on_device(inputs, precision)
             loss, gradients = train.loss_and_gradients(model, frames, tokens, targets)
             return loss.cpu().numpy(), checkpoint.to_arrays(gradients)

@@ -35,3 +35,10 @@ def check_device(precision: str, kind: str) -> None:
     """Raise ValueError if a kind of device ('cpu', 'gpu', 'cuda', 'tpu', ...) lacks the precision."""
     if precision == "tf32" and kind not in ("gpu", "cuda"):
         raise ValueError(f"precision tf32: GPUs of NVIDIA round products to TF32, the device {kind} does not")
+
+
+def shaken(array: np.ndarray) -> np.ndarray:
+    """Return an array with each number about one unit in its last place up or down, the same ones each time."""
+    random = np.random.default_rng(array.size)
+    signs = random.integers(0, 2, array.shape, np.int8) * 2 - 1
+    return (array * (1 + np.finfo(array.dtype).eps * signs)).astype(array.dtype)

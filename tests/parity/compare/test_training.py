@@ -86,13 +86,13 @@ def test_an_extra_gradient_and_a_wrong_step_are_found(sides, inputs):
 
 
 class Given:
-    """A side with the gradients that it is given, and no steps."""
+    """A side with the gradients that it is given, those of shaken weights too, and no steps."""
 
-    def __init__(self, gradients):
-        self.given = gradients
+    def __init__(self, gradients, shaken=None):
+        self.given, self.shaken = gradients, shaken or gradients
 
-    def gradients(self, inputs, precision):
-        return np.float64(1.0), self.given
+    def gradients(self, inputs, precision, shake=False):
+        return np.float64(1.0), self.shaken if shake else self.given
 
     def optimize(self, optimizer, gradients, precision):
         return {}
@@ -106,3 +106,25 @@ def test_a_gradient_that_is_rounding_of_larger_ones_is_judged_as_such(error, ver
     rows = training.compare_training(Given(reference), Given(candidate), {})
     [row] = [row for row in rows if row.name == "key" and row.precision == "float64"]
     assert row.verdict == verdict
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(1e-12, "same"), (1e-10, "different"), (np.nan, "different")])
+def test_a_gradient_that_rounding_of_the_weights_changes_as_much_is_judged_as_such(error, verdict):
+    reference = {"value": np.array([3.0, -1.0]), "key": np.array([1e-25, 0.0])}
+    shaken = reference | {"key": np.array([1e-25, -1e-12])}
+    candidate = reference | {"key": np.array([1e-25, error])}
+    rows = training.compare_training(Given(reference, shaken), Given(candidate), {})
+    [row] = [row for row in rows if row.name == "key" and row.precision == "float64"]
+    assert row.verdict == verdict
+    assert row.note == (training.SHAKEN if verdict == "same" else "")
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("number", [0, 1])
+def test_shaken_weights_change_gradients_by_rounding_alone(sides, inputs, number):
+    (_, plain), (_, moved), (_, again) = (
+        sides[number].gradients(inputs, "float64", shake) for shake in (False, True, False)
+    )
+    for name, array in plain.items():
+        assert 0 < np.abs(moved[name] - array).max() < 1e-9 * np.abs(array).max(), name
+        assert np.array_equal(again[name], array)
