@@ -6,6 +6,8 @@ from html import escape
 from parity.compare.results import Row
 from parity.report.table import number
 
+# Space for letters of 26 units, as the page has them on a phone (report/html.py): a line's height, the label's column.
+LETTERS, LABELS = 30, 190
 # Lines of the plots: a colour for each precision, dashes for local errors.
 LINES = (
     ("float64", "free", "#3e63dd", ""),
@@ -24,11 +26,11 @@ def heat_strip(taps: list[Row]) -> str:
     names = list(dict.fromkeys(row.name for row in taps))
     place = {name: index for index, name in enumerate(names)}
     lines = [line for line in LINES if any(row.precision == line[0] for row in taps)]
-    width, left, high = 1000, 92, 20
+    width, left, high = 1000, LABELS, LETTERS
     cell = (width - left) / len(names)
-    parts = [f"<svg viewBox='0 0 {width} {high * len(lines) + 24}' role='img' aria-label='error of every tap'>"]
+    parts = [f"<svg viewBox='0 0 {width} {high * len(lines) + LETTERS}' role='img' aria-label='error of every tap'>"]
     for line, (precision, kind, _, _) in enumerate(lines):
-        parts.append(f"<text x='0' y='{line * high + 14}'>{precision} {kind}</text>")
+        parts.append(f"<text x='0' y='{line * high + 22}'>{precision} {kind}</text>")
         for row in taps:
             measure = getattr(row, kind)
             if row.precision != precision or measure is None:
@@ -39,7 +41,7 @@ def heat_strip(taps: list[Row]) -> str:
                 f"<rect x='{left + place[row.name] * cell:.2f}' y='{line * high}' width='{cell + 0.1:.2f}' "
                 f"height='{high - 2}' fill='{colour(measure.ratio)}'><title>{escape(title)}</title></rect>"
             )
-    y = high * len(lines) + 14
+    y = high * len(lines) + 22
     for mark, at in _stacks(names):
         parts.append(f"<text x='{left + at * cell:.1f}' y='{y}'>{escape(mark)}</text>")
     return "".join(parts) + "</svg>"
@@ -84,13 +86,13 @@ def growth(taps: list[Row]) -> str:
         return "<p>No error at all: every tap is equal to the bit.</p>"
     low = math.floor(min(y for _, points, _, _ in series for _, y in points))
     high = max(low + 1, math.ceil(max(y for _, points, _, _ in series for _, y in points)))
-    width, height, left = 1000, 260, 52
+    width, height, left = 1000, 280, 80
 
     def at(x: float, y: float) -> str:
-        down = 8 + (high - y) / (high - low) * (height - 40)
+        down = LETTERS - 8 + (high - y) / (high - low) * (height - 2 * LETTERS)
         return f"{left + x / max(1, len(names) - 1) * (width - left - 8):.1f},{down:.1f}"
 
-    parts = [f"<svg viewBox='0 0 {width} {height + 18}' role='img' aria-label='error against execution order'>"]
+    parts = [f"<svg viewBox='0 0 {width} {height + LETTERS}' role='img' aria-label='error against execution order'>"]
     for y in range(low, high + 1, max(1, (high - low) // 6)):
         x1, y1 = at(0, y).split(",")
         parts.append(f"<line class='axis' x1='{x1}' y1='{y1}' x2='{width - 8}' y2='{y1}'/>")
@@ -103,7 +105,7 @@ def growth(taps: list[Row]) -> str:
         line = f"<svg viewBox='0 0 26 8' aria-hidden='true'><line x1='0' x2='26' y1='4' y2='4' {stroke}/></svg>"
         legend.append(f"<span>{line} {label}</span>")
     for mark, x in _stacks(names):
-        parts.append(f"<text x='{at(x, low).split(',')[0]}' y='{height + 14}'>{escape(mark)} begins</text>")
+        parts.append(f"<text x='{at(x, low).split(',')[0]}' y='{height + 18}'>{escape(mark)} begins</text>")
     return "".join(parts) + f"</svg><p class='legend'>{''.join(legend)}</p>"
 
 
@@ -112,7 +114,7 @@ def histogram(counts: list[int], edges: list[float]) -> str:
     width, height = 1000, 180
     bar = width / len(counts)
     top = max(1, max(counts))
-    parts = [f"<svg viewBox='0 0 {width} {height + 20}' role='img' aria-label='histogram of the worst tap'>"]
+    parts = [f"<svg viewBox='0 0 {width} {height + LETTERS}' role='img' aria-label='histogram of the worst tap'>"]
     for index, count in enumerate(counts):
         label = "equal" if index == 0 else f"<1e{edges[index]:.0f}"
         # A phone has room for the first and the last label.
@@ -123,6 +125,6 @@ def histogram(counts: list[int], edges: list[float]) -> str:
             f"<rect x='{index * bar + 4:.1f}' y='{height - tall:.1f}' width='{bar - 8:.1f}' height='{tall:.1f}' "
             f"fill='#3e63dd'><title>{count} values {label}</title></rect>"
             f"<text class='thin' x='{index * bar + 6:.1f}' y='{height - tall - 4:.1f}'>{count}</text>"
-            f"<text{thin} x='{index * bar + 6:.1f}' y='{height + 14}'>{label.replace('<', '&lt;')}</text>"
+            f"<text{thin} x='{index * bar + 6:.1f}' y='{height + 24}'>{label.replace('<', '&lt;')}</text>"
         )
     return "".join(parts) + "</svg>"
