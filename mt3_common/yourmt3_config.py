@@ -315,3 +315,12 @@ _PARTS = {
     "conformer": ConformerConfig,
     "t5_decoder": T5StackConfig,
 }
+
+
+def without_dropout(config: YourMT3Config) -> YourMT3Config:
+    """Return the config with all rates of dropout and skipped layers 0: a training pass of it is repeatable."""
+    parts: dict[str, Any] = {
+        name: dataclasses.replace(getattr(config, name), dropout_rate=0.0) for name in _PARTS if name != "conformer"
+    }
+    conformer = dataclasses.replace(config.conformer, dropout_rate=0.0, layer_drop=0.0)
+    return dataclasses.replace(config, **parts, conformer=conformer)

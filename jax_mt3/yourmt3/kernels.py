@@ -161,7 +161,7 @@ class CachedDecoder:
         empty = [[jnp.zeros(shape, encoded.dtype) for _ in keys] for _ in range(2)]
         return Cache(empty[0], empty[1], keys, values)
 
-    def _step(self, network: YourMT3, cache: Cache, tokens: jax.Array, position: jax.Array) -> tuple[jax.Array, Cache]:
+    def step(self, network: YourMT3, cache: Cache, tokens: jax.Array, position: jax.Array) -> tuple[jax.Array, Cache]:
         """Return the logits behind the ids at a position, (r,) -> (r, vocab_size), and the cache with them."""
         heads = {"h": self.config.num_heads, "d": self.config.d_kv}
         stack = network.decoder.decoder
@@ -206,7 +206,7 @@ class CachedDecoder:
             position = progress.position
             given = jnp.asarray(fed)[jnp.minimum(position, len(fed) - 1)]
             tokens = jnp.where(position < len(fed), given, progress.tokens)
-            logits, cache = self.network.apply(variables, progress.cache, tokens, position, method=self._step)
+            logits, cache = self.network.apply(variables, progress.cache, tokens, position, method=self.step)
             tokens = logits.argmax(-1).astype(jnp.int32)
             written = jnp.where(progress.ended, 0, tokens)
             ids = jax.lax.dynamic_update_slice_in_dim(progress.ids, written[:, None], position, 1)

@@ -60,7 +60,9 @@ def measure(reference: np.ndarray, candidate: np.ndarray) -> Measure:
 
 
 def _rms(x: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
+    # a mask of the lowest number has an infinite square
+    with np.errstate(over="ignore"):
+        return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
 
 
 def judge(truth: np.ndarray, candidate: np.ndarray, noise: np.ndarray, precision: str, least: float = 0.0) -> Measure:

@@ -232,17 +232,25 @@ def compare_notes(
     reference_notes, candidate_notes = (
         decode_segments(list(zip(start_times, side, strict=True)), vocabulary).notes for side in ids
     )
-    if reference_notes == candidate_notes:
-        tokens = sum(len(segment) for segment in ids[0])
-        ended = sum(bool(len(segment)) and int(segment[-1]) == EOS_ID for segment in ids[0])
-        note = f"{len(reference_notes)} notes, equal, from {tokens} tokens; {ended} of {len(ids[0])} segments ended"
-        return [Row("notes", "notes", "same", "float32", note=note)]
-    effect = ", ".join(
-        f"{name} F1 {value:.3f}" for name, value in note_effect(reference_notes, candidate_notes).items()
-    )
+    tokens = sum(len(segment) for segment in ids[0])
+    ended = sum(bool(len(segment)) and int(segment[-1]) == EOS_ID for segment in ids[0])
+    detail = f"from {tokens} tokens; {ended} of {len(ids[0])} segments ended"
+    return [judge_notes(reference_notes, candidate_notes, detail, token_rows)]
+
+
+def judge_notes(references: list[Note], candidates: list[Note], detail: str, token_rows: list[Row]) -> Row:
+    """Return the row of both sides' notes.
+
+    Args:
+        detail: of equal notes, in words.
+        token_rows: of the tokens that they were decoded from.
+    """
+    if references == candidates:
+        return Row("notes", "notes", "same", "float32", note=f"{len(references)} notes, equal, {detail}")
+    effect = ", ".join(f"{name} F1 {value:.3f}" for name, value in note_effect(references, candidates).items())
     tied = all(row.verdict == "same" for row in token_rows)
-    note = f"{len(reference_notes)} and {len(candidate_notes)} notes: {effect}{' (ties only)' if tied else ''}"
-    return [Row("notes", "notes", "same" if tied else "different", "float32", note=note)]
+    note = f"{len(references)} and {len(candidates)} notes: {effect}{' (ties only)' if tied else ''}"
+    return Row("notes", "notes", "same" if tied else "different", "float32", note=note)
 
 
 def note_effect(references: list[Note], estimates: list[Note]) -> dict[str, float]:

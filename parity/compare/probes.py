@@ -76,7 +76,9 @@ def compare_probes(
     """Compare the logits of every probe in every precision, at positions that are not masked."""
     low = next(name for name in precisions if name != "float64")
     exact, rough = reference.logits(inputs, "float64"), reference.logits(inputs, low)
-    real = inputs["decoder_target_tokens"] > 0
+    targets = inputs.get("decoder_target_tokens")
+    # where nothing is masked, each position counts
+    real = np.ones(exact.shape[:-1], bool) if targets is None else targets > 0
     rows = []
     for precision in precisions:
         logits = candidate.logits(inputs, precision)

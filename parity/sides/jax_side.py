@@ -21,6 +21,7 @@ from jax_mt3.infer import keep_compiled
 from jax_mt3.model import Transformer
 from mt3_common.config import Config
 from parity.sides.cache import WARM_UP, unrolled
+from parity.sides.side import first_array
 from parity.trace import trace
 from parity.trace.precision import check_device, dtype_of, input_dtype, product_bits, product_test, shaken
 
@@ -61,12 +62,12 @@ def exact_mode(precision: str, device: Device):
 
 def read_mode(precision: str) -> dict[str, Any]:
     """Return JAX's precision switches as they are now, and the bits that a product keeps of its inputs."""
-    left, right = (jax.device_put(_cast(matrix, dtype_of(precision))) for matrix in product_test())
+    left, right = (jax.device_put(cast_array(matrix, dtype_of(precision))) for matrix in product_test())
     product = jax.lax.dot_general(left, right, (((1,), (0,)), ((), ())))
     return {
         "jax_enable_x64": bool(_config.jax_enable_x64),
         "jax_default_matmul_precision": _config.jax_default_matmul_precision,
-        "product_bits": product_bits(_Converter()(product)),
+        "product_bits": product_bits(Converter()(product)),
     }
 
 
@@ -120,9 +121,13 @@ class ModuleSide:
         """Return the parameters in a precision, on the device; to be called in exact_mode."""
         return jax.tree.map(lambda array: jnp.asarray(array).astype(dtype_of(precision)), self.params)
 
+    def variables(self, params: dict[str, Any], tap: str = "") -> dict[str, Any]:
+        """Return what the network is applied to, or the module of a tap."""
+        return {"params": subtree(params, tap)}
+
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
         dtype = dtype_of(precision)
-        return tuple(jax.device_put(_cast(array, dtype), self.device) for array in inputs.values())
+        return tuple(jax.device_put(cast_array(array, dtype), self.device) for array in inputs.values())
 
     def run(
         self,
@@ -143,7 +148,7 @@ class ModuleSide:
             params = self.cast(precision)
             arguments = self.on_device(inputs, precision)
             logits, outputs, calls = self._watched(params, *arguments)
-            plain = self.model.apply({"params": params}, *arguments)
+            plain = self.model.apply(self.variables(params), *arguments)
             arrays: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
             weights = {"/".join((*path[:-1], "weights")): array for path, array in arrays.items()}
             mode = read_mode(precision) | {
@@ -151,10 +156,10 @@ class ModuleSide:
                 "other dtypes": {
                     name: array.dtype.name
                     for name, array in (weights | outputs).items()
-                    if array.dtype != dtype_of(precision)
+                    if array.dtype != dtype_of(precision) and jnp.issubdtype(array.dtype, jnp.floating)
                 },
             }
-            convert = _Converter()
+            convert = Converter()
             record = trace.Pass(
                 precision=precision,
                 mode=mode,
@@ -181,14 +186,14 @@ class ModuleSide:
             output = call(*args, **kwargs)
             tap = "/".join(context.module.path)
             if context.method_name == "__call__" and tap and re.search(pattern, tap):
-                outputs[tap] = output
+                outputs[tap] = first_array(output)
                 calls[tap] = trace.Call(args, kwargs)
                 if tap not in self.modules:
                     self.modules[tap] = context.module.clone(parent=None, name=None)
             return output
 
         with nn.intercept_methods(watch):
-            logits: Any = self.model.apply({"params": params}, *inputs)
+            logits: Any = self.model.apply(self.variables(params), *inputs)
         return logits, outputs, calls
 
     def observe(
@@ -200,14 +205,14 @@ class ModuleSide:
                 lambda params, *inputs: self._watched(params, *inputs, pattern=pattern)[:2], self.device
             )
             logits, outputs = watched(self.cast(precision), *self.on_device(inputs, precision))
-            convert = _Converter()
+            convert = Converter()
             return convert(logits), {tap: convert(output) for tap, output in outputs.items()}
 
     def logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
         """Return the logits (b, l, vocab_size) of the compiled network, without capture."""
         with exact_mode(precision, self.device):
-            logits = self.compiled({"params": self.cast(precision)}, *self.on_device(inputs, precision))
-            return _Converter()(logits)
+            logits = self.compiled(self.variables(self.cast(precision)), *self.on_device(inputs, precision))
+            return Converter()(logits)
 
     def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
         """Return the output of every module on the given inputs; the network must have run before."""
@@ -218,26 +223,27 @@ class ModuleSide:
         self, calls: dict[str, trace.Call], precision: str, params: dict[str, Any]
     ) -> dict[str, np.ndarray]:
         """Run modules one at a time on the given inputs; to be called in exact_mode(precision)."""
-        convert = _Converter()
+        convert = Converter()
         moved: dict[tuple[int, str], jax.Array] = {}
 
         def move(value: Any, dtype: str) -> Any:
+            if isinstance(value, tuple):
+                return tuple(move(part, dtype) for part in value)
             if not isinstance(value, np.ndarray):
                 return value
             if (id(value), dtype) not in moved:
-                moved[id(value), dtype] = jax.device_put(_cast(value, dtype), self.device)
+                moved[id(value), dtype] = jax.device_put(cast_array(value, dtype), self.device)
             return moved[id(value), dtype]
 
         outputs = {}
         for tap, call in calls.items():
             if tap not in self.modules:
                 continue
-            subtree = functools.reduce(lambda tree, part: tree.get(part, {}), tap.split("/"), params)
             dtype = input_dtype(tap, precision)
             args = tuple(move(value, dtype) for value in call.args)
             kwargs = {key: move(value, dtype) for key, value in call.kwargs.items()}
-            output: Any = self.modules[tap].apply({"params": subtree}, *args, **kwargs)
-            outputs[tap] = convert(output)
+            output: Any = self.modules[tap].apply(self.variables(params, tap), *args, **kwargs)
+            outputs[tap] = convert(first_array(output))
         return outputs
 
 
@@ -263,7 +269,7 @@ class Side(ModuleSide):
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[jax.Array, ...]:
         names, dtype = ("frames", "decoder_input_tokens", "decoder_target_tokens"), dtype_of(precision)
-        return tuple(jax.device_put(_cast(inputs[name], dtype), self.device) for name in names)
+        return tuple(jax.device_put(cast_array(inputs[name], dtype), self.device) for name in names)
 
     def cached(
         self, frames: np.ndarray, tokens: np.ndarray, precision: str
@@ -284,14 +290,14 @@ class Side(ModuleSide):
             weights = weights_of.pack(self.cast(precision), self.config.network)
             first = min(kernels.LENGTHS[0], length)
             cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
-            rows, frames = np.arange(count), _cast(frames, dtype_of(precision))
+            rows, frames = np.arange(count), cast_array(frames, dtype_of(precision))
             step = compile_once(decode.step, self.device, donate_argnums=1)
             prefill = compile_once(decode.prefill, self.device, donate_argnums=1)
             cache = prefill(weights, cache, rows, frames)
             for position in range(WARM_UP):
                 _, cache = step(weights, cache, tokens[:, [position % length]])
             cache = prefill(weights, cache, rows, frames)
-            convert, logits = _Converter(), []
+            convert, logits = Converter(), []
             for position in range(length):
                 if position == first:
                     cache = decode.grow(cache, length)
@@ -354,12 +360,17 @@ class Side(ModuleSide):
             return after
 
 
-def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
-    # NumPy casts without compiling every shape.
+def subtree(tree: dict[str, Any], tap: str) -> dict[str, Any]:
+    """Return the part of a tree of arrays that belongs to a tap; '' for all."""
+    return functools.reduce(lambda branch, part: branch.get(part, {}), tap.split("/") if tap else [], tree)
+
+
+def cast_array(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Return an array in a dtype if it is a floating one; NumPy casts without compiling every shape."""
     return array.astype(jnp.dtype(dtype)) if np.issubdtype(array.dtype, np.floating) else array
 
 
-class _Converter:
+class Converter:
     """Conversion to NumPy, once for every array; bfloat16 becomes float32, which holds it exactly."""
 
     def __init__(self):
@@ -373,6 +384,8 @@ class _Converter:
 
     def call(self, call: trace.Call) -> trace.Call:
         def convert(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(convert(part) for part in value)
             return self(value) if isinstance(value, jax.Array) else value
 
         return trace.Call(tuple(convert(v) for v in call.args), {k: convert(v) for k, v in call.kwargs.items()})

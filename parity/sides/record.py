@@ -6,29 +6,40 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.config import Config
-from parity.sides.side import ModuleSide, Side
+from parity.sides.side import ModuleSide, Side, YourMT3Side
 from parity.trace import trace
 
 FRAMEWORKS = ("jax", "torch")
 
 
 def load_side(framework: str, path: str, device: str = "cpu", **options: Any) -> Side:
-    """Load a checkpoint into a framework's side; imports that framework only.
+    """Load a checkpoint of MT3 into a framework's side; imports that framework only.
 
     Raises:
         ValueError: the framework is unknown or not installed, the device is not there, or the checkpoint is bad.
     """
+    return _module(framework, f"{framework}_side").Side.load(path, device=device, **options)
+
+
+def load_yourmt3_side(framework: str, path: str, device: str = "cpu", preset: str | None = None) -> YourMT3Side:
+    """Load a checkpoint of YourMT3+ into a framework's side; imports that framework only.
+
+    Raises:
+        ValueError: as load_side.
+    """
+    return _module(framework, f"yourmt3_{framework}").Side.load(path, device, preset)
+
+
+def _module(framework: str, name: str) -> Any:
     if framework not in FRAMEWORKS:
         raise ValueError(f"framework {framework!r}: know {' and '.join(FRAMEWORKS)}")
     try:
-        module = importlib.import_module(f"parity.sides.{framework}_side")
+        return importlib.import_module(f"parity.sides.{name}")
     except ImportError as error:
         raise ValueError(
             f'{framework} is not installed here ({error}); pip install "mt3-twins[{framework}]", '
             "or record this side elsewhere with python -m parity record"
         ) from error
-    return module.Side.load(path, device=device, **options)
 
 
 def record(
@@ -50,7 +61,7 @@ def record(
     return trace.Trace(
         framework=side.framework,
         environment=side.environment(),
-        config=dataclasses.asdict(side.config) if isinstance(side.config, Config) else side.config,
+        config=dataclasses.asdict(side.config) if dataclasses.is_dataclass(side.config) else side.config,
         weights=trace.fingerprint(side.arrays()),
         inputs=dict(inputs),
         passes=passes,

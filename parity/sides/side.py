@@ -5,7 +5,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from mt3_common.config import Config
+from mt3_common.transcription.family import YourMT3Family
+from mt3_common.yourmt3_config import YourMT3Settings
 from parity.trace.trace import Call, Pass
+
+
+def first_array(output: Any) -> Any:
+    """Return a module's output; of several, the first, which is what the tap shows."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 class ModuleSide(Protocol):
@@ -90,4 +97,50 @@ class Side(ModuleSide, Protocol):
         self, optimizer: str, gradients: list[dict[str, np.ndarray]], precision: str, learning_rate: float = 1e-3
     ) -> dict[str, np.ndarray]:
         """Return the weights after one step of 'adafactor' or 'adamw' (weight decay 0.01) per set of gradients."""
+        ...
+
+
+class YourMT3Side(ModuleSide, Protocol):
+    """A twin of YourMT3+ with a checkpoint's arrays.
+
+    Its inputs are frames (b, t, f) and decoder_input_tokens (b, n), or (b, c, n) with channels. No position is masked.
+
+    Attributes:
+        config: the checkpoint's settings.
+        family: its task and front end.
+    """
+
+    config: YourMT3Settings
+    family: YourMT3Family
+
+    def front_end_frames(self, segments: np.ndarray) -> np.ndarray:
+        """Return the frames of segments (b, n) in float64, by the framework's own transform: (b, t, f)."""
+        ...
+
+    def logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
+        """Return the logits (…, n, vocab_size) of the network as it is trained, without capture."""
+        ...
+
+    def search_logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
+        """Return the logits that a search sees behind all tokens at once, by the plain network."""
+        ...
+
+    def cached_logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
+        """Return the same logits as kernels.py computes them: grouped experts, one token at a time from caches."""
+        ...
+
+    def generate(self, segments: list[np.ndarray], max_tokens: int | None = None) -> list[np.ndarray]:
+        """Return the greedy ids of segments, (n,) or (channels, n), as transcription computes them in float32."""
+        ...
+
+    def train_pass(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the logits of training without dropout, and the statistics of batch norms after it by their names."""
+        ...
+
+    def gradients(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the training loss without dropout (a 0-d array), and its gradients under the published names.
+
+        Args:
+            inputs: with decoder_target_tokens, of which 0 does not count.
+        """
         ...

@@ -12,6 +12,7 @@ import torch
 
 from mt3_common.config import Config
 from parity.sides.cache import WARM_UP, unrolled
+from parity.sides.side import first_array
 from parity.trace import trace
 from parity.trace.precision import check_device, dtype_of, input_dtype, product_bits, product_test, shaken
 from torch_mt3 import checkpoint, decode, kernels, optimizers, train
@@ -75,14 +76,14 @@ def exact_mode(precision: str, device: torch.device):
 
 def read_mode(precision: str, device: torch.device) -> dict[str, Any]:
     """Return PyTorch's precision switches as they are now, and the bits that a product keeps of its inputs."""
-    dtype = _torch_dtype(precision)
+    dtype = torch_dtype(precision)
     left, right = (torch.tensor(matrix, device=device).to(dtype) for matrix in product_test())
     return {
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "allow_tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
         "autocast": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "product_bits": product_bits(_Converter()(torch.nn.functional.linear(left, right))),
+        "product_bits": product_bits(Converter()(torch.nn.functional.linear(left, right))),
     }
 
 
@@ -130,11 +131,11 @@ class ModuleSide:
 
     def cast(self, precision: str) -> torch.nn.Module:
         """Return a copy of the module in a precision."""
-        return copy.deepcopy(self.model).to(_torch_dtype(precision))
+        return copy.deepcopy(self.model).to(torch_dtype(precision))
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
         tensors = (torch.tensor(array, device=self.device) for array in inputs.values())
-        return tuple(t.to(_torch_dtype(precision)) if t.is_floating_point() else t for t in tensors)
+        return tuple(t.to(torch_dtype(precision)) if t.is_floating_point() else t for t in tensors)
 
     def run(
         self,
@@ -161,10 +162,12 @@ class ModuleSide:
             mode = read_mode(precision, self.device) | {
                 "inputs": sorted({_dtype(tensor) for tensor in arguments if tensor.is_floating_point()}),
                 "other dtypes": {
-                    name: _dtype(tensor) for name, tensor in (weights | outputs).items() if _dtype(tensor) != dtype
+                    name: _dtype(tensor)
+                    for name, tensor in (weights | outputs).items()
+                    if _dtype(tensor) != dtype and tensor.is_floating_point()
                 },
             }
-            convert = _Converter()
+            convert = Converter()
             record = trace.Pass(
                 precision=precision,
                 mode=mode,
@@ -190,10 +193,10 @@ class ModuleSide:
         handles = []
         for name, module in model.named_modules():
             tap = _tap_name(name)
-            if tap and not isinstance(module, torch.nn.ModuleList) and re.search(pattern, tap):
+            if tap and not isinstance(module, (torch.nn.ModuleList, torch.nn.ModuleDict)) and re.search(pattern, tap):
 
                 def watch(module, args, kwargs, output, tap=tap):
-                    outputs[tap] = output
+                    outputs[tap] = first_array(output)
                     calls[tap] = trace.Call(args, kwargs)
 
                 handles.append(module.register_forward_hook(watch, with_kwargs=True))
@@ -211,13 +214,13 @@ class ModuleSide:
             logits, outputs, _ = self._watched(
                 self.cast(precision), *self.on_device(inputs, precision), pattern=pattern
             )
-            convert = _Converter()
+            convert = Converter()
             return convert(logits), {tap: convert(output) for tap, output in outputs.items()}
 
     def logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
         """Return the logits (b, l, vocab_size), without capture."""
         with exact_mode(precision, self.device), torch.no_grad():
-            return _Converter()(self.cast(precision)(*self.on_device(inputs, precision)))
+            return Converter()(self.cast(precision)(*self.on_device(inputs, precision)))
 
     def rerun(self, calls: dict[str, trace.Call], precision: str) -> dict[str, np.ndarray]:
         """Return the output of every module on the given inputs; the network must have run before."""
@@ -228,10 +231,12 @@ class ModuleSide:
         self, calls: dict[str, trace.Call], precision: str, model: torch.nn.Module
     ) -> dict[str, np.ndarray]:
         """Run modules one at a time on the given inputs; to be called in exact_mode(precision)."""
-        convert = _Converter()
+        convert = Converter()
         moved: dict[tuple[int, str], torch.Tensor] = {}
 
         def move(value: Any, dtype: str) -> Any:
+            if isinstance(value, tuple):
+                return tuple(move(part, dtype) for part in value)
             if not isinstance(value, np.ndarray):
                 return value
             if (id(value), dtype) not in moved:
@@ -247,7 +252,7 @@ class ModuleSide:
                 dtype = input_dtype(tap, precision)
                 args = tuple(move(value, dtype) for value in call.args)
                 kwargs = {key: move(value, dtype) for key, value in call.kwargs.items()}
-                outputs[tap] = convert(modules[tap](*args, **kwargs))
+                outputs[tap] = convert(first_array(modules[tap](*args, **kwargs)))
         return outputs
 
 
@@ -278,7 +283,7 @@ class Side(ModuleSide):
             torch.tensor(inputs[name], device=self.device)
             for name in ("frames", "decoder_input_tokens", "decoder_target_tokens")
         )
-        return frames.to(_torch_dtype(precision)), *tokens
+        return frames.to(torch_dtype(precision)), *tokens
 
     def cached(
         self, frames: np.ndarray, tokens: np.ndarray, precision: str
@@ -301,12 +306,12 @@ class Side(ModuleSide):
             cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
             rows = torch.arange(count, device=self.device)
             ids = torch.tensor(tokens, device=self.device)
-            inputs = torch.tensor(frames, device=self.device).to(_torch_dtype(precision))
+            inputs = torch.tensor(frames, device=self.device).to(torch_dtype(precision))
             cache = decode.prefill(weights, cache, rows, inputs)
             for position in range(WARM_UP):
                 _, cache = decode.step(weights, cache, ids[:, [position % length]])
             cache = decode.prefill(weights, cache, rows, inputs)
-            convert, logits = _Converter(), []
+            convert, logits = Converter(), []
             for position in range(length):
                 if position == first:
                     cache = decode.grow(cache, length)
@@ -361,7 +366,7 @@ def _tap_name(name: str) -> str:
     return re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
 
 
-class _Converter:
+class Converter:
     """Conversion to NumPy, once for every array; bfloat16 becomes float32, which holds it exactly."""
 
     def __init__(self):
@@ -375,12 +380,15 @@ class _Converter:
 
     def call(self, call: trace.Call) -> trace.Call:
         def convert(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(convert(part) for part in value)
             return self(value) if isinstance(value, torch.Tensor) else value
 
         return trace.Call(tuple(convert(v) for v in call.args), {k: convert(v) for k, v in call.kwargs.items()})
 
 
-def _torch_dtype(precision: str) -> torch.dtype:
+def torch_dtype(precision: str) -> torch.dtype:
+    """Return PyTorch's dtype of a precision."""
     return getattr(torch, dtype_of(precision))
 
 

@@ -69,6 +69,8 @@ def save(path: str | os.PathLike, trace: Trace) -> None:
         return known[id(array)]
 
     def put_value(value: Any) -> dict[str, Any]:
+        if isinstance(value, tuple):
+            return {"tuple": [put_value(part) for part in value]}
         return {"array": put(value)} if isinstance(value, np.ndarray) else {"value": value}
 
     passes = {}
@@ -140,6 +142,8 @@ def load(path: str | os.PathLike) -> Trace:
 
 def _assemble(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
     def value(spec: dict[str, Any]) -> Any:
+        if "tuple" in spec:
+            return tuple(value(part) for part in spec["tuple"])
         return arrays[spec["array"]] if "array" in spec else spec["value"]
 
     wanted(header["framework"], str, "framework")

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mt3_common.audio.segments import Segment
 from mt3_common.config import Config
+from mt3_common.transcription.family import YourMT3Family
 
 BUNDLED_AUDIO = Path(__file__).parents[2] / "audio" / "example.flac"
 
@@ -78,3 +80,24 @@ def choose(config: Config, audio: str | None = None, length: int = 256) -> dict[
     """Make the inputs of a run: two segments of a recording (the last two of its first four) and drawn tokens."""
     frames, _ = read_segments(find_audio(audio), config, 4)
     return with_tokens(frames[-2:], config, min(length, config.max_target_length))
+
+
+def read_yourmt3_segments(path: str, family: YourMT3Family, count: int) -> tuple[np.ndarray, list[Segment]]:
+    """Read the first segments of a recording for a YourMT3+.
+
+    Returns:
+        (samples (n,) float32, the segments): at most count.
+
+    Raises:
+        ValueError: the recording cannot be read or is empty.
+    """
+    from mt3_common.audio.files import read_audio
+    from mt3_common.audio.levels import Mix
+
+    config = family.settings.front_end
+    seconds = count * config.input_frames / config.sample_rate
+    samples = read_audio(path, config.sample_rate, duration=seconds, mix=Mix(published=True))
+    segments = list(family.segments([samples]))[:count] if len(samples) else []
+    if not segments:
+        raise ValueError(f"{path}: no audio in it")
+    return samples[: count * config.input_frames], segments

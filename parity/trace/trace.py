@@ -19,7 +19,7 @@ import numpy as np
 
 @dataclasses.dataclass
 class Call:
-    """Arguments of one call of a module: arrays, or constants that JSON can hold."""
+    """Arguments of one call of a module: arrays, constants that JSON can hold, or tuples of both."""
 
     args: tuple
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
