@@ -7,11 +7,14 @@ import sys
 import time
 
 from mt3_common.checkpoint.read import read_checkpoint
-from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
+from mt3_common.checkpoint.yourmt3 import is_yourmt3, read_yourmt3
+from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.io.progress import Stages
 from parity.check import check
+from parity.check_yourmt3 import check_yourmt3
 from parity.commands import options
-from parity.compare.results import DIFFERENT
+from parity.compare.results import DIFFERENT, Report
 from parity.report import counterexample
 from parity.sides import record
 from parity.sides.published import check_original
@@ -19,7 +22,12 @@ from parity.sides.published import check_original
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `python -m parity CKPT`."""
-    parser.add_argument("checkpoint", nargs="?", help="T5X or Orbax directory, or .safetensors (default: the bundled)")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="of MT3: T5X or Orbax directory, or .safetensors; of YourMT3+: its released name, Lightning's .ckpt, or "
+        ".safetensors (default: the bundled MT3)",
+    )
     parser.add_argument("--audio", metavar="FILE", help="recording to run on (default: the bundled one)")
     parser.add_argument(
         "--segments", type=int, help="segments of it for tokens and notes (default: 4, or 1 of a large network)"
@@ -32,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, gpu or tpu; two with a comma where the sides differ")
     options.add_precisions(parser)
     parser.add_argument("--sides", default="jax,torch", help="reference and candidate (default: jax,torch)")
-    parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
+    parser.add_argument(
+        "--model",
+        choices=("mt3", "ismir2021", *RELEASED),
+        help="preset, or released YourMT3+, where the checkpoint has no config",
+    )
     parser.add_argument(
         "--oracle",
         nargs="?",
@@ -61,8 +73,12 @@ def run(args: argparse.Namespace) -> int:
     names = args.sides.split(",")
     if len(names) != 2:
         raise ValueError(f"--sides {args.sides}: two names with a comma, such as jax,torch")
-    precisions = options.read_precisions(args.precisions)
     devices, named = options.devices(args.device), find_checkpoint(args.checkpoint)
+    if is_yourmt3(named.path):
+        return run_yourmt3(args, named, names, devices, began)
+    if args.model in RELEASED:
+        raise ValueError(f"{named.name} is no YourMT3+, which --model {args.model} would be: leave it out")
+    precisions = options.read_precisions(args.precisions)
     with Stages("parity") as say:
         say(f"loading {named.name} into {' and '.join(names)}")
         reference, candidate = (
@@ -84,9 +100,7 @@ def run(args: argparse.Namespace) -> int:
             third=has_third(args.third, precisions),
             say=say,
         )
-    report.facts["checkpoint"] = named.path
-    report.facts |= options.provenance()
-    report.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
+    add_facts(report, named)
     if report.exit_code == DIFFERENT and args.counterexample:
         smallest = None if traces is None else counterexample.shrink(report, reference, candidate, traces)
         if smallest is not None:
@@ -97,6 +111,44 @@ def run(args: argparse.Namespace) -> int:
     report.facts["blind spots"] = f"which kinds of faults these inputs could not have shown: {blindspots}"
     report.facts["seconds"] = round(time.monotonic() - began, 1)
     return options.finish(report, args)
+
+
+def run_yourmt3(
+    args: argparse.Namespace, named: NamedCheckpoint, names: list[str], devices: tuple[str, str], began: float
+) -> int:
+    """Compare the twins of YourMT3+ on a checkpoint, and report."""
+    for option, given in (
+        ("--oracle", args.oracle is not None),
+        ("--third onnx", args.third == "onnx"),
+        ("--counterexample", args.counterexample is not None),
+        ("--positions", args.positions is not None),
+    ):
+        if given:
+            raise ValueError(f"{option} is for MT3's networks, and {named.name} is a YourMT3+: leave it out")
+    default = args.precisions == options.PRECISIONS_DEFAULT
+    precisions = ("float64", "float32") if default else options.read_precisions(args.precisions)
+    preset = args.model or named.model or None
+    with Stages("parity") as say:
+        say(f"loading {named.name} into {' and '.join(names)}")
+        reference, candidate = (
+            record.load_yourmt3_side(name, named.path, device, preset)
+            for name, device in zip(names, devices, strict=True)
+        )
+        source = read_yourmt3(named.path, preset)
+        report, _ = check_yourmt3(reference, candidate, args.audio, args.segments, source.arrays, precisions, say=say)
+    add_facts(report, named)
+    report.facts["model"] = "YourMT3+"
+    if source.notice:
+        report.facts["checkpoint's notice"] = source.notice
+    report.facts["seconds"] = round(time.monotonic() - began, 1)
+    return options.finish(report, args)
+
+
+def add_facts(report: Report, named: NamedCheckpoint) -> None:
+    """Add what was compared, where and when, and how to do it again."""
+    report.facts["checkpoint"] = named.path
+    report.facts |= options.provenance()
+    report.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
 
 
 def has_third(asked: str | None, precisions: tuple[str, ...]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.mutation import processors
+from parity.mutation import processors, yourmt3_mutants
 from parity.mutation.files import FileOutcome, judge_files, meets_file_targets, summarise_files
 from parity.mutation.mutants import (
     CLEAN_PAIRS,
@@ -32,6 +32,8 @@ from parity.report.files import write_json
 
 # files of the full size that are judged: every kind in about three namings
 FULL_FILES = 100
+# clean pairs of YourMT3+
+YOURMT3_CLEAN_PAIRS = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="judge N mutants only, spread over all kinds")
     parser.add_argument("--clean", type=int, default=None, metavar="N", help=f"clean pairs (default: {CLEAN_PAIRS})")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--family",
+        choices=("mt3", "yourmt3"),
+        default="mt3",
+        help="networks in which faults are planted; with yourmt3, --limit counts kinds, --clean is "
+        f"{YOURMT3_CLEAN_PAIRS}, and --size, --planted and --isa have no meaning (default: %(default)s)",
+    )
     parser.add_argument(
         "--planted",
         choices=("by-us", "by-others", "both"),
@@ -62,6 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; exit status 0 if every target is met, 1 if not."""
+    if args.family == "yourmt3":
+        return run_yourmt3(args)
     outcomes, file_outcomes = [], []
     if args.isa != processors.AVX2 or processors.instruction_set() == args.isa:
         outcomes, file_outcomes = judge_all(args), judge_all_files(args)
@@ -89,6 +100,35 @@ def run(args: argparse.Namespace) -> int:
         }
         write_json(args.json, document)
     return 0 if meets_targets(summary) and meets_file_targets(of_files) else 1
+
+
+def run_yourmt3(args: argparse.Namespace) -> int:
+    """Run the benchmark of YourMT3+."""
+    record = Record(args.resume)
+    count = args.clean if args.clean is not None else YOURMT3_CLEAN_PAIRS
+    outcomes = yourmt3_mutants.judge_all(args.seed, args.limit, record, _progress)
+    outcomes += yourmt3_mutants.clean_pairs(count, record, _progress)
+    summary = yourmt3_mutants.summarise(outcomes)
+    print("| precision | kinds | mutants | by the harness alone | detected | localised | named | below rounding |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, row in summary["table"].items():
+        shares = " | ".join(
+            f"{row[key]} ({100 * row[key] / (row['mutants'] or 1):.1f} %)"
+            for key in ("by the harness alone", "detected", "localised", "named")
+        )
+        print(f"| {name} | {row['kinds']} | {row['mutants']} | {shares} | {row['invisible']} |")
+    print(f"\nclean pairs: {summary['clean pairs']}, false alarms: {summary['false alarms']}")
+    print(f"equivalents: {summary['equivalents']}, alarms: {summary['alarms of equivalents']}")
+    for outcome in summary["wrong"][:20]:
+        _progress(
+            f"not right: {outcome.kind} at {outcome.site} ({outcome.size}, {outcome.precision}): "
+            f"detected {outcome.detected}, blamed {outcome.blamed}, called {outcome.cause or 'nothing'}"
+        )
+    if args.json:
+        listed = [dataclasses.asdict(outcome) for outcome in outcomes]
+        summary["wrong"] = [dataclasses.asdict(outcome) for outcome in summary["wrong"]]
+        write_json(args.json, {"summary": summary, "outcomes": listed, "seed": args.seed})
+    return 0 if yourmt3_mutants.meets_targets(summary) else 1
 
 
 def judge_all(args: argparse.Namespace) -> list[Outcome]:

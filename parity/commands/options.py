@@ -16,12 +16,15 @@ from parity.report.terminal import show
 from parity.trace.precision import PRECISIONS
 from parity.trace.trace import machine
 
+# where the user names none; of a YourMT3+ the first two
+PRECISIONS_DEFAULT = "float64,float32,bfloat16"
+
 
 def add_precisions(parser: argparse.ArgumentParser) -> None:
     """Add the argument that selects the passes."""
     parser.add_argument(
         "--precisions",
-        default="float64,float32,bfloat16",
+        default=PRECISIONS_DEFAULT,
         metavar="LIST",
         help=f"passes to run, of {', '.join(PRECISIONS)}; float64 and another at least; tf32 needs a GPU "
         "(default: %(default)s)",
