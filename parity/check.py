@@ -19,7 +19,7 @@ from parity.compare.traces import compare, compare_weights
 from parity.diagnosis import diagnose
 from parity.sides import record
 from parity.sides.prefetch import Prefetch
-from parity.sides.side import Side
+from parity.sides.side import ModuleSide, Side
 from parity.trace import inputs
 from parity.trace.trace import Trace, fingerprint, weights_digest
 
@@ -237,7 +237,7 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def is_large(side: Side) -> bool:
+def is_large(side: ModuleSide) -> bool:
     """Return whether a side's network has more than LARGE parameters."""
     return sum(array.size for array in side.arrays().values()) > LARGE
 

@@ -50,6 +50,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{YOURMT3_CLEAN_PAIRS}, and --size, --planted and --isa have no meaning (default: %(default)s)",
     )
     parser.add_argument(
+        "--reference",
+        choices=("jax", "torch"),
+        default="jax",
+        help="with --family yourmt3: the twin that the faulty PyTorch twin is compared with; torch compiles nothing, "
+        "and clean pairs are JAX and PyTorch anyway (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sites",
+        type=int,
+        default=yourmt3_mutants.SITES,
+        metavar="N",
+        help="with --family yourmt3: modules in which each kind is planted, at most (default: %(default)s)",
+    )
+    parser.add_argument(
         "--planted",
         choices=("by-us", "by-others", "both"),
         default="both",
@@ -106,7 +120,7 @@ def run_yourmt3(args: argparse.Namespace) -> int:
     """Run the benchmark of YourMT3+."""
     record = Record(args.resume)
     count = args.clean if args.clean is not None else YOURMT3_CLEAN_PAIRS
-    outcomes = yourmt3_mutants.judge_all(args.seed, args.limit, record, _progress)
+    outcomes = yourmt3_mutants.judge_all(args.seed, args.limit, record, _progress, args.reference, args.sites)
     outcomes += yourmt3_mutants.clean_pairs(count, record, _progress)
     summary = yourmt3_mutants.summarise(outcomes)
     print("| precision | kinds | mutants | by the harness alone | detected | localised | named | below rounding |")

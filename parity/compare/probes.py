@@ -6,7 +6,7 @@ from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import Config
 from parity.compare.budget import judge
 from parity.compare.results import Row, over
-from parity.sides.side import Side
+from parity.sides.side import Side, YourMT3Side
 from parity.trace.inputs import shift_right
 from parity.trace.precision import EPSILON
 
@@ -67,8 +67,8 @@ def make_probes(config: Config, frames: np.ndarray, seen: np.ndarray) -> tuple[l
 
 
 def compare_probes(
-    reference: Side,
-    candidate: Side,
+    reference: Side | YourMT3Side,
+    candidate: Side | YourMT3Side,
     names: list[str],
     inputs: dict[str, np.ndarray],
     precisions: tuple[str, ...] = ("float64", "float32"),

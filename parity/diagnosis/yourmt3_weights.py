@@ -168,9 +168,10 @@ def _edits(name: str, a: np.ndarray, network: YourMT3Config) -> Iterator[tuple[s
         yield "deviation for variance", "the deviation is stored as the variance", np.sqrt(a)
         yield "inverse of the variance", "the inverse of the variance is stored", 1 / a
     if name.endswith("additive_pe.weight"):
-        for kind, word in (("mt3", "mt3's sinusoids"), ("interleaved", "sinusoids interleaved")):
-            yield word, f"the table is {word}", sinusoids(*a.shape, kind).astype(np.float32)
-        yield "cosines first", "cosines stand before sines", sinusoids(*a.shape, "cosine first").astype(np.float32)
+        length, width = a.shape
+        words = {"mt3": "mt3's sinusoids", "interleaved": "sinusoids interleaved", "cosine first": "cosines first"}
+        for kind, word in words.items():
+            yield word, f"the table is another one: {word}", sinusoids(length, width, kind).astype(np.float32)
     if name.endswith("freqs"):
         width = 2 * len(a)
         yield (

@@ -1,9 +1,10 @@
 """The benchmark of `parity mutants --family yourmt3`: faults planted in small networks of every architecture.
 
-Every mutant is the PyTorch twin with one fault (yourmt3_faults.py); the reference is the Flax twin; weights, inputs and
-sites are seeded.
+Every mutant is the PyTorch twin with one fault (yourmt3_faults.py); the reference is the Flax twin, or the PyTorch twin
+where nothing is to be compiled; weights, inputs and sites are seeded.
 """
 
+import importlib
 import math
 import re
 from collections.abc import Callable
@@ -37,20 +38,24 @@ SAME_FRAMES = 1e-8
 
 
 class Bench:
-    """The Flax twin with random arrays as the reference, and what is needed to judge candidates against it.
+    """A twin with random arrays as the reference, and what is needed to judge candidates against it.
 
     Attributes:
         checkpoint: of both sides.
-        reference: the Flax trace.
+        reference: its trace.
+
+    Args:
+        framework: of the reference.
     """
 
-    def __init__(self, settings: YourMT3Settings, seed: int, name: str):
-        from parity.sides import record, yourmt3_jax
+    def __init__(self, settings: YourMT3Settings, seed: int, name: str, framework: str = "jax"):
+        from parity.sides import record
 
         self.name, self.seed, self.settings = name, seed, settings
         self.checkpoint = random_checkpoint(settings, seed)
         self.inputs = bench_inputs(settings, seed)
-        self.reference = record.record(yourmt3_jax.Side(self.checkpoint), self.inputs, PRECISIONS)
+        side = importlib.import_module(f"parity.sides.yourmt3_{framework}").Side(self.checkpoint)
+        self.reference = record.record(side, self.inputs, PRECISIONS)
 
     def trace(self, kind: Kind | None, site: str) -> tuple[Trace, dict[str, np.ndarray]]:
         """Return the candidate's trace and its arrays."""
@@ -74,7 +79,7 @@ class Bench:
         """Return the taps where a kind is planted, drawn with the seed."""
         possible = kind.sites(list(self.reference.passes["float64"].outputs))
         order = np.random.default_rng([self.seed, len(kind.name)]).permutation(len(possible))
-        return [possible[number] for number in order[:SITES]]
+        return [possible[number] for number in order]
 
     def judge(self, kind: Kind | None, site: str = "") -> list[Outcome]:
         """Return the verdicts of the harness and the diagnosis, an outcome per precision; None is a clean pair."""
@@ -159,23 +164,29 @@ def judge_front_ends(seed: int) -> list[Outcome]:
 
 
 def judge_all(
-    seed: int, limit: int | None, record: Record, progress: Callable[[str], None] = lambda line: None
+    seed: int,
+    limit: int | None,
+    record: Record,
+    progress: Callable[[str], None] = lambda line: None,
+    framework: str = "jax",
+    num_sites: int = SITES,
 ) -> list[Outcome]:
-    """Return the outcomes of all kinds, at up to SITES sites each.
+    """Return the outcomes of all kinds, at up to `num_sites` sites each.
 
     Args:
         limit: kinds at most, spread over the table; None for all.
         record: of an earlier run.
         progress: is told how far it is.
+        framework: of the reference.
     """
     chosen = kinds()
     if limit is not None:
         chosen = [chosen[number] for number in np.unique(np.linspace(0, len(chosen) - 1, limit).astype(int))]
     outcomes = judge_front_ends(seed)
     for network in dict.fromkeys(kind.network for kind in chosen):
-        bench = Bench(NETWORKS[network], seed, network)
+        bench = Bench(NETWORKS[network], seed, network, framework)
         for kind in (kind for kind in chosen if kind.network == network):
-            sites = bench.sites(kind)
+            sites = bench.sites(kind)[:num_sites]
             if not sites:
                 raise ValueError(f"the fault {kind.name!r} has no site in the network {network!r}")
             for site in sites:

@@ -58,10 +58,13 @@ def record(
         )
         for precision in precisions
     }
+    config = side.config
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = dataclasses.asdict(config)
     return trace.Trace(
         framework=side.framework,
         environment=side.environment(),
-        config=dataclasses.asdict(side.config) if dataclasses.is_dataclass(side.config) else side.config,
+        config=config,
         weights=trace.fingerprint(side.arrays()),
         inputs=dict(inputs),
         passes=passes,
