@@ -15,7 +15,7 @@ from parity.compare.routing import compare_routing, excuse_ties
 from parity.compare.statistics import compare_statistics
 from parity.compare.taps import excuse_amplified
 from parity.compare.traces import compare, compare_weights
-from parity.compare.training import compare_gradients
+from parity.compare.training import compare_yourmt3_training
 from parity.diagnosis.yourmt3 import name_faults
 from parity.diagnosis.yourmt3_frontend import explain
 from parity.sides import record
@@ -69,10 +69,10 @@ def check_yourmt3(
         say("comparing silence, noise and other probes")
         names, batch = make_probes(settings, frames[0])
         report.rows += compare_probes(reference, candidate, names, batch)
-        say("comparing batch norms in training, loss and gradients")
+        say("comparing batch norms in training, loss, gradients and steps of the optimizer")
         report.rows += compare_statistics(reference, candidate, traced)
         targets = np.concatenate([traced["decoder_input_tokens"][..., 1:], traced["decoder_input_tokens"][..., :1]], -1)
-        report.rows += compare_gradients(reference, candidate, {**traced, "decoder_target_tokens": targets})[0]
+        report.rows += compare_yourmt3_training(reference, candidate, {**traced, "decoder_target_tokens": targets})
         excuse_amplified(report.rows)
     if report.exit_code == DIFFERENT:
         say("looking for the cause")

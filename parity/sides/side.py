@@ -144,3 +144,9 @@ class YourMT3Side(ModuleSide, Protocol):
             inputs: with decoder_target_tokens, of which 0 does not count.
         """
         ...
+
+    def optimize(
+        self, gradients: list[dict[str, np.ndarray]], precision: str, learning_rate: float = 1e-3
+    ) -> dict[str, np.ndarray]:
+        """Return the trained arrays after one step of AdamWScale (weight decay 0.01) per set of gradients."""
+        ...

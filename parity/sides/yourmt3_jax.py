@@ -1,5 +1,6 @@
 """The Flax side of YourMT3+; yourmt3_torch.py is its twin."""
 
+import functools
 import os
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from flax import traverse_util
 
 from jax_mt3.infer import keep_compiled
+from jax_mt3.losses import cross_entropy
+from jax_mt3.optimizers import adamw_scale, adamw_slots
 from jax_mt3.yourmt3.checkpoint import published_name, to_variables
 from jax_mt3.yourmt3.kernels import CachedDecoder, generator
 from jax_mt3.yourmt3.model import YourMT3
@@ -148,11 +151,29 @@ class Side(ModuleSide):
             def loss(params):
                 given = {**variables, "params": params}
                 logits, _ = network.apply(given, frames, tokens, train=True, mutable=["batch_stats"])
-                chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[..., None], axis=-1)[..., 0]
-                return -(chosen * (targets > 0)).sum() / (targets > 0).sum()
+                return cross_entropy(logits, targets, z_loss=0.0) / (targets > 0).sum()
 
             value, gradients = compile_once(jax.value_and_grad(loss), self.device)(variables["params"])
             return np.asarray(value), _published({"params": gradients})
+
+    def optimize(
+        self, gradients: list[dict[str, np.ndarray]], precision: str, learning_rate: float = 1e-3
+    ) -> dict[str, np.ndarray]:
+        """Return the trained arrays after one step of AdamWScale (weight decay 0.01) per set of gradients."""
+        with exact_mode(precision, self.device):
+            # array by array, as in yourmt3_torch.py
+            @functools.partial(compile_once, device=self.device)
+            def steps(array, stacked):
+                slots = adamw_slots(array)
+                for gradient in stacked:
+                    array, slots = adamw_scale(array, gradient, slots, learning_rate, weight_decay=0.01)
+                return array
+
+            dtype = dtype_of(precision)
+            own = self.arrays()
+            arrays = {name: own[name].astype(dtype) for name in gradients[0]}
+            stacked = {name: np.stack([named[name].astype(dtype) for named in gradients]) for name in arrays}
+            return {name: np.asarray(steps(array, stacked[name])) for name, array in arrays.items()}
 
 
 def _published(variables: dict[str, Any]) -> dict[str, np.ndarray]:

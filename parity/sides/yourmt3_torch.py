@@ -13,6 +13,8 @@ from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, read_yourmt3
 from mt3_common.transcription.family import YourMT3Family
 from mt3_common.yourmt3_config import without_dropout
 from parity.sides.torch_side import Converter, ModuleSide, exact_mode, torch_dtype
+from torch_mt3.losses import cross_entropy
+from torch_mt3.optimizers import adamw_scale, adamw_slots
 from torch_mt3.yourmt3.checkpoint import to_state_dict
 from torch_mt3.yourmt3.kernels import CachedDecoder, encode, generator, group_experts
 from torch_mt3.yourmt3.model import YourMT3
@@ -116,8 +118,7 @@ class Side(ModuleSide):
             network = self._trainable(precision)
             logits = network(*self.on_device(inputs, precision), train=True)
             targets = torch.tensor(inputs["decoder_target_tokens"], device=self.device).long()
-            chosen = torch.log_softmax(logits, dim=-1).gather(-1, targets[..., None])[..., 0]
-            loss = -(chosen * (targets > 0)).sum() / (targets > 0).sum()
+            loss = cross_entropy(logits, targets, z_loss=0.0) / (targets > 0).sum()
             loss.backward()
             gradients = {}
             for name, parameter in network.named_parameters():
@@ -125,6 +126,22 @@ class Side(ModuleSide):
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 gradients[name] = gradient.cpu().numpy()
             return loss.detach().cpu().numpy(), gradients
+
+    def optimize(
+        self, gradients: list[dict[str, np.ndarray]], precision: str, learning_rate: float = 1e-3
+    ) -> dict[str, np.ndarray]:
+        """Return the trained arrays after one step of AdamWScale (weight decay 0.01) per set of gradients."""
+        after = {}
+        with exact_mode(precision, self.device), torch.no_grad():
+            dtype = torch_dtype(precision)
+            for name, parameter in self.model.named_parameters():
+                weight = parameter.to(dtype)
+                slots = adamw_slots(weight)
+                for named in gradients:
+                    gradient = torch.tensor(named[name], device=self.device).to(dtype)
+                    weight, slots = adamw_scale(weight, gradient, slots, learning_rate, weight_decay=0.01)
+                after[name] = weight.cpu().numpy()
+        return after
 
     def _trainable(self, precision: str) -> YourMT3:
         """Return a copy of the network without dropout."""

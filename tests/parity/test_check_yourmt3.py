@@ -77,7 +77,7 @@ def test_the_twins_are_the_same(t5, tmp_path, monkeypatch, capsys):
     rows = json.loads(out.read_text())["rows"]
     assert {row["section"] for row in rows} >= {
         *("comparability", "weights", "taps", "logits", "front end", "decode path"),
-        *("tokens", "notes", "probes", "batch norm", "gradients"),
+        *("tokens", "notes", "probes", "batch norm", "gradients", "two steps of adamw-scale"),
     }
     assert {row["name"].split(":")[0] for row in rows if row["section"] == "front end"} == {
         "the reference (jax)",
