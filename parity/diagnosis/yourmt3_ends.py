@@ -148,7 +148,7 @@ def pre_decoder(seen: Seen, network: YourMT3Config) -> Iterator[Check]:
     elif kind.startswith("mlp"):
         yield from _mlp(seen, tap, joined, kind, turned_latents)
     elif seen.has(f"{tap}/conv", f"{tap}/fc"):
-        yield from _depthwise(seen, tap, x)
+        yield from _depthwise(seen, tap, x, network.time_first)
 
 
 def _channels(seen: Seen, tap: str, x: np.ndarray, network: YourMT3Config) -> Iterator[Check]:
@@ -206,7 +206,7 @@ def _mlp(
     yield Check(tap, seen.output(tap), lambda: seen.output(names[-1]))
 
 
-def _depthwise(seen: Seen, tap: str, x: np.ndarray) -> Iterator[Check]:
+def _depthwise(seen: Seen, tap: str, x: np.ndarray, time_first: bool) -> Iterator[Check]:
     conv, projection = f"{tap}/conv", f"{tap}/fc"
     count, frames = x.shape[:2]
     y = seen.input(conv)
@@ -223,18 +223,15 @@ def _depthwise(seen: Seen, tap: str, x: np.ndarray) -> Iterator[Check]:
         {"bias left out": ("the bias is left out", lambda: result)},
     )
     z = seen.output(conv)
-    yield handed_on(
-        seen,
-        tap,
-        projection,
-        lambda: z.reshape(count, frames, -1),
-        {
-            "time moved forward": (
-                "time is moved to the front before the reshape, as the published code does not",
-                lambda: z.transpose(0, 2, 1, 3).reshape(count, frames, -1),
-            )
-        },
+    plain, forward = z.reshape(count, frames, -1), z.transpose(0, 2, 1, 3).reshape(count, frames, -1)
+    right, wrong = (forward, plain) if time_first else (plain, forward)
+    text = (
+        "time is not moved to the front before the reshape"
+        if time_first
+        else ("time is moved to the front before the reshape, as the published code does not")
     )
+    cause = "time not moved forward" if time_first else "time moved forward"
+    yield handed_on(seen, tap, projection, lambda: right, {cause: (text, lambda: wrong)})
     yield from dense(seen, projection)
     yield Check(tap, seen.output(tap), lambda: seen.output(projection))
 

@@ -92,7 +92,7 @@ class AttentionFormula:
         self.frequencies = None
         self.turn = None
         if config.position_encoding == "rope":
-            width = config.num_heads // 2 if config.rope_partial else config.num_heads
+            width = config.rotary_width // 2 if config.rope_partial else config.rotary_width
             given = seen.argument(tap, 2)
             self.frequencies = None if given is None else np.asarray(given, np.float64)
             self.turn = Turn(width, kind, config.rope_on_keys)
@@ -153,7 +153,8 @@ class AttentionFormula:
             return slopes_of(self.config.num_heads)
         slopes = np.zeros(self.config.num_heads)
         if self.trained is not None:
-            slopes[0] = self.trained[0]
+            reached = len(slopes) if self.config.alibit_heads == "all" else 1
+            slopes[:reached] = self.trained[:reached]
         return slopes
 
     def faults(self) -> dict[str, tuple[str, Formula]]:
@@ -192,7 +193,7 @@ class AttentionFormula:
                 for name, turn in kinds.items()
             }
         other = "pixel" if own.kind == "lang" else "lang"
-        partial = self.config.num_heads if self.config.rope_partial else self.config.num_heads // 2
+        partial = self.config.rotary_width if self.config.rope_partial else self.config.rotary_width // 2
         change = dataclasses.replace
         turns: dict[str, tuple[str, Turn | None]] = {
             "rope on keys": ("keys are rotated, too", change(own, on_keys=True)),
@@ -200,6 +201,10 @@ class AttentionFormula:
             "rope in halves": ("halves of the features are paired, not neighbours", change(own, halves=True)),
             "rope width by head": ("as many features turn as a head has", change(own, width=self.head_dim)),
             "rope width by head, partial": ("half of a head's features turn", change(own, width=self.head_dim // 2)),
+            "rope width by the number of heads": (
+                "as many features turn as there are heads",
+                change(own, width=self.config.num_heads),
+            ),
             "rope partial ignored": ("all rotated features turn, or half of them, against the setting", None),
             "rope positions of the other kind": (f"positions are '{other}', not '{own.kind}'", change(own, kind=other)),
             "rope left out": ("nothing is rotated", None),
@@ -209,6 +214,8 @@ class AttentionFormula:
             "rope base": ("frequencies of base 500000", change(own, base=500000.0)),
         }
         turns["rope partial ignored"] = turns["rope partial ignored"][0], change(own, width=partial)
+        if self.config.rope_width == "num_heads":
+            turns.pop("rope width by the number of heads")
         if own.on_keys:
             turns.pop("rope on keys")
         else:
@@ -237,7 +244,7 @@ class AttentionFormula:
         }
         for name, (text, wrong) in others.items():
             faults[name] = text, make(self, slopes=wrong)
-        if self.trained is not None:
+        if self.trained is not None and self.config.alibit_heads == "first":
             faults["alibi slopes of all heads"] = (
                 "the trained slopes reach all heads, not the first alone",
                 make(self, slopes=self.trained),

@@ -178,7 +178,13 @@ def block(seen: Seen, tap: str, config: T5StackConfig, is_decoder: bool) -> Iter
         with_norm: dict[str, tuple[str, Formula]] = {
             "norm in front of the experts": ("a norm is put in front of the experts", lambda: x / np.sqrt(mean + 1e-6)),
         }
-        yield handed_on(seen, tap, last, lambda: x, with_norm)
+        source, own = x, f"{tap}/expert_norm"
+        if config.norm_before_experts:
+            yield from handed_to(seen, tap, own, lambda: x)
+            yield from rms_norm(seen, own, 1e-6)
+            source = normed(seen, own, x, 1e-6)
+            with_norm = {"norm left out": ("the norm in front of the experts is left out", lambda: x)}
+        yield handed_on(seen, tap, last, lambda: source, with_norm)
         yield from experts(seen, last, "silu", 8, 2)
         y = seen.output(last)
         yield Check(tap, seen.output(tap), lambda: x + y, residual(lambda: x, lambda: y))
@@ -345,13 +351,14 @@ def head(seen: Seen, network: YourMT3Config) -> Iterator[Check]:
     if not seen.has("lm_head", "lm_head/lm_head"):
         return
     hidden = seen.output("decoder")
-    scale = network.t5_decoder.d_model**-0.5 if network.scale_logits else 1.0
     factor = network.t5_decoder.d_model**-0.5
+    scale = factor if network.scale_logits else 1.0
+    before = scale if network.scale_twice else 1.0
     yield handed_on(
         seen,
         "lm_head",
         "lm_head",
-        lambda: hidden * scale,
+        lambda: hidden * before,
         {
             "head scaled once": ("the second scaling of a training pass is left out", lambda: hidden),
             "head scaled, untied": ("the hidden states are scaled, which is not set", lambda: hidden * factor),

@@ -462,7 +462,14 @@ def _weights() -> Iterator[Kind]:
             "layers exchanged",
             r"decoder/decoder/block_\d.*",
         ),
-        ("exchanged norms", "single", rf"{SCA}/self", plant.exchange("query", "value"), "query and value.*", inside),
+        (
+            "arrays of query and value exchanged",
+            "single",
+            projection,
+            plant.exchange("query", "value"),
+            "query and value.*",
+            inside,
+        ),
     ):
         yield Kind(name, network, where, change, cause, WEIGHTS, blamed)
     matrix = rf"({LOCAL}|{TEMPORAL})/attention/self/(query|key|value)"

@@ -37,6 +37,7 @@ def _single(pre_decoder: str = "linear", decoder: T5StackConfig = DECODER, **cha
         num_positions=300,
         perceiver=dataclasses.replace(SMALL, **changes),
         t5_decoder=decoder,
+        time_first=changes.get("rope_width") == "head_dim",
     )
     return YourMT3Settings("mt3_full_plus", SPEC, network)
 
@@ -92,7 +93,13 @@ NETWORKS: dict[str, YourMT3Settings] = {
     "rope on keys": _single(**{**ROPE, "d_latents": 96}, rope_on_keys=True, rope_types="lpp"),
     "alibi": _single(position_encoding="alibi"),
     "alibit": _single(position_encoding="alibit"),
+    "alibit of all heads": _single(position_encoding="alibit", alibit_heads="all"),
     "kdt": _single(position_encoding="kdt"),
+    "switched": _single(
+        "conv4",
+        dataclasses.replace(DECODER, d_model=192),
+        **{**ROPE, "rope_width": "head_dim", "rope_partial": True},
+    ),
     "td": _single(position_encoding="td", norm="rms_norm"),
     "tk": _single(position_encoding="tk", attention_to_channel=False),
     "gmlp": _single(position_encoding="none", ff_layer="gmlp", activation="relu"),
@@ -100,6 +107,11 @@ NETWORKS: dict[str, YourMT3Settings] = {
     "t5 trainable": _melspec("t5", t5_encoder=_TRAINABLE, t5_decoder=_TRAINABLE),
     "t5 experts": _melspec(
         "t5", t5_encoder=dataclasses.replace(DECODER, ff_layer="moe", num_layers=1), scale_logits=False
+    ),
+    "t5 experts, switched": _melspec(
+        "t5",
+        t5_encoder=dataclasses.replace(DECODER, ff_layer="moe", num_layers=1, norm_before_experts=True),
+        scale_twice=False,
     ),
     "group linear": _single("group_linear"),
     "mlp": _single("mlp_gelu"),
