@@ -47,6 +47,7 @@ class Turn:
     first: int = 0
     base: float = 10000.0
     on_values: bool = False
+    stored: bool = True
 
 
 def turned(x: np.ndarray, turn: Turn, frequencies: np.ndarray | None = None) -> np.ndarray:
@@ -120,7 +121,7 @@ class AttentionFormula:
         ]
         chosen = self.turn if isinstance(turn, str) else turn
         if chosen is not None:
-            stored = self.frequencies if chosen.base == 10000.0 else None
+            stored = self.frequencies if chosen.stored and chosen.base == 10000.0 else None
             heads[0] = turned(heads[0], chosen, stored)
             heads[1] = turned(heads[1], chosen, stored) if chosen.on_keys else heads[1]
             heads[2] = turned(heads[2], chosen, stored) if chosen.on_values else heads[2]
@@ -207,6 +208,10 @@ class AttentionFormula:
             ),
             "rope partial ignored": ("all rotated features turn, or half of them, against the setting", None),
             "rope positions of the other kind": (f"positions are '{other}', not '{own.kind}'", change(own, kind=other)),
+            "rope of the other kind": (
+                f"positions and frequencies are of '{other}', not of '{own.kind}'",
+                change(own, kind=other, stored=False),
+            ),
             "rope left out": ("nothing is rotated", None),
             "rope reversed": ("the pairs turn the other way", change(own, sign=-1)),
             "rope one position late": ("positions begin with 1", change(own, first=1)),

@@ -167,8 +167,10 @@ def _positions() -> Iterator[Kind]:
         ("rope partial ignored", every, {"rope": {"width": 8}}, "rope partial ignored"),
         ("rope left out", every, {"rotate": "nothing"}, "rope left out"),
         ("rope reversed", every, {"rope": {"sign": -1.0}}, "rope reversed"),
-        ("rope counts for pixels", pixel, {"rope": {"kind": "lang", "width": 4}}, "rope positions of the other kind"),
-        ("rope pixels for counts", lang, {"rope": {"kind": "pixel", "width": 4}}, "rope positions of the other kind"),
+        ("rope counts for pixels", pixel, {"rope": {"kind": "lang"}}, "rope positions of the other kind"),
+        ("rope pixels for counts", lang, {"rope": {"kind": "pixel"}}, "rope positions of the other kind"),
+        ("rope of lang for pixel", pixel, {"rope": {"kind": "lang", "width": 4}}, "rope of the other kind"),
+        ("rope of pixel for lang", lang, {"rope": {"kind": "pixel", "width": 4}}, "rope of the other kind"),
         ("rope one position late", lang, {"rope": {"first": 1}}, "rope one position late"),
         ("rope of another base", lang, {"rope": {"base": 500000.0}}, "rope base"),
     ):
