@@ -125,8 +125,10 @@ def run_yourmt3(
     ):
         if given:
             raise ValueError(f"{option} is for MT3's networks, and {named.name} is a YourMT3+: leave it out")
-    default = args.precisions == options.PRECISIONS_DEFAULT
-    precisions = ("float64", "float32") if default else options.read_precisions(args.precisions)
+    asked = args.precisions if args.precisions != options.PRECISIONS_DEFAULT else "float64,float32"
+    precisions = options.read_precisions(asked)
+    if set(precisions) != {"float64", "float32"}:
+        raise ValueError(f"--precisions {asked}: {named.name} is a YourMT3+, compared in float64 and float32 only")
     preset = args.model or named.model or None
     with Stages("parity") as say:
         say(f"loading {named.name} into {' and '.join(names)}")

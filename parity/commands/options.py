@@ -16,7 +16,7 @@ from parity.report.terminal import show
 from parity.trace.precision import PRECISIONS
 from parity.trace.trace import machine
 
-# where the user names none; of a YourMT3+ the first two
+# where the user names none; a YourMT3+ has the first two only
 PRECISIONS_DEFAULT = "float64,float32,bfloat16"
 
 

@@ -183,6 +183,10 @@ def test_what_is_for_mt3_alone_is_refused(checkpoint, capsys, option):
     assert "is a YourMT3+: leave it out" in refused(capsys, checkpoint, *option)
 
 
+def test_other_precisions_are_refused(checkpoint, capsys):
+    assert "in float64 and float32 only" in refused(capsys, checkpoint, "--precisions", "float64,bfloat16")
+
+
 def test_an_mt3_is_no_yourmt3(capsys):
     assert "is no YourMT3+" in refused(capsys, "--model", "yptf-moe-multi")
 
