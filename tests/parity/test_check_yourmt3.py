@@ -5,7 +5,7 @@ import json
 import pytest
 from yourmt3_toys import toy, write_toy
 
-from mt3_common.checkpoint.yourmt3 import write_yourmt3
+from mt3_common.checkpoint.yourmt3_write import write_yourmt3
 from mt3_common.yourmt3_config import FrontEndConfig, T5StackConfig, YourMT3Config, YourMT3Settings
 from parity import check_yourmt3
 from parity.__main__ import main
