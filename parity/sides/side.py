@@ -137,8 +137,12 @@ class YourMT3Side(ModuleSide, Protocol):
         """Return the logits of training without dropout, and the statistics of batch norms after it by their names."""
         ...
 
-    def gradients(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the training loss without dropout (a 0-d array), and its gradients under the published names.
+    def gradients(
+        self, inputs: dict[str, np.ndarray], precision: str, shake: bool = False
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the training loss without dropout (a 0-d array) and its gradients by published names.
+
+        They are of `shaken` weights if asked.
 
         Args:
             inputs: with decoder_target_tokens, of which 0 does not count.

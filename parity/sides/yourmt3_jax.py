@@ -22,7 +22,7 @@ from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, read_yourmt3
 from mt3_common.transcription.family import YourMT3Family
 from mt3_common.yourmt3_config import without_dropout
 from parity.sides.jax_side import Converter, ModuleSide, cast_array, compile_once, exact_mode, subtree
-from parity.trace.precision import dtype_of
+from parity.trace.precision import dtype_of, shaken
 
 
 class Side(ModuleSide):
@@ -140,11 +140,19 @@ class Side(ModuleSide):
             logits, changed = compile_once(run, self.device)(variables, *arguments)
             return Converter()(logits), _published(dict(changed))
 
-    def gradients(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the training loss without dropout (a 0-d array), and its gradients under the published names."""
+    def gradients(
+        self, inputs: dict[str, np.ndarray], precision: str, shake: bool = False
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the training loss without dropout (a 0-d array) and its gradients by published names.
+
+        They are of `shaken` weights if asked.
+        """
         network = YourMT3(without_dropout(self.config.network))
         with exact_mode(precision, self.device):
             variables = self.cast(precision)
+            if shake:
+                moved = jax.tree.map(lambda array: shaken(np.asarray(array)), variables["params"])
+                variables = {**variables, "params": moved}
             frames, tokens = self.on_device(inputs, precision)
             targets = jnp.asarray(inputs["decoder_target_tokens"])
 

@@ -13,6 +13,7 @@ from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, read_yourmt3
 from mt3_common.transcription.family import YourMT3Family
 from mt3_common.yourmt3_config import without_dropout
 from parity.sides.torch_side import Converter, ModuleSide, exact_mode, torch_dtype
+from parity.trace.precision import shaken
 from torch_mt3.losses import cross_entropy
 from torch_mt3.optimizers import adamw_scale, adamw_slots
 from torch_mt3.yourmt3.checkpoint import to_state_dict
@@ -112,10 +113,17 @@ class Side(ModuleSide):
             changed = {name: buffer.cpu().numpy() for name, buffer in network.named_buffers() if name.endswith(names)}
             return Converter()(logits), changed
 
-    def gradients(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the training loss without dropout (a 0-d array), and its gradients under the published names."""
+    def gradients(
+        self, inputs: dict[str, np.ndarray], precision: str, shake: bool = False
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the training loss without dropout (a 0-d array) and its gradients by published names.
+
+        They are of `shaken` weights if asked.
+        """
         with exact_mode(precision, self.device):
             network = self._trainable(precision)
+            for parameter in network.parameters() if shake else ():
+                parameter.data = torch.tensor(shaken(parameter.detach().cpu().numpy()), device=self.device)
             logits = network(*self.on_device(inputs, precision), train=True)
             targets = torch.tensor(inputs["decoder_target_tokens"], device=self.device).long()
             loss = cross_entropy(logits, targets, z_loss=0.0) / (targets > 0).sum()
