@@ -7,12 +7,24 @@ mt3/vocabularies.py, VocabularyConfig), so that a gin file or a config.json of M
 
 import dataclasses
 import math
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
 class ConfigError(ValueError):
     """Settings that are missing, malformed, or contradict the arrays or one another."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 8
+
+
+def shown(value: Any) -> str:
+    """Return the repr of a value of a file, shortened to what a message has room for."""
+    return _SHORT.repr(value)
 
 
 class Range(NamedTuple):
@@ -48,7 +60,7 @@ def check_fields(
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if complaint := type_error(field.type, value, ranges.get(field.name), choices.get(field.name)):
-            raise ConfigError(f"{field.name} must be {complaint}, not {value!r}")
+            raise ConfigError(f"{field.name} must be {complaint}, not {shown(value)}")
 
 
 def type_error(kind: Any, value: Any, allowed: Range | None = None, choices: Sequence[str] | None = None) -> str:
@@ -66,7 +78,8 @@ def type_error(kind: Any, value: Any, allowed: Range | None = None, choices: Seq
         return f"a whole number {f'in {allowed}' if math.isfinite(allowed.high) else f'of at least {allowed.low:g}'}"
     if kind is float:
         allowed = allowed or Range(0)
-        if not is_number or not math.isfinite(value):
+        # A Python integer may be too large for a float, which isfinite does not say but raises.
+        if not is_number or not -sys.float_info.max <= value <= sys.float_info.max:
             return f"a number of at least {allowed.low:g}" if math.isfinite(allowed.low) else "a finite number"
         if value not in allowed:
             return f"in {allowed}" if math.isfinite(allowed.high) else f"a number of at least {allowed.low:g}"
@@ -139,7 +152,9 @@ class NetworkConfig:
                 "0 or both above it"
             )
         if self.mlp_activations != ("gelu", "linear"):
-            raise ConfigError(f"mlp_activations must be ('gelu', 'linear') as in MT3, not {self.mlp_activations!r}")
+            raise ConfigError(
+                f"mlp_activations must be ('gelu', 'linear') as in MT3, not {shown(self.mlp_activations)}"
+            )
         if self.logits_via_embedding:
             raise ConfigError("logits_via_embedding must be false: MT3 has a separate logits_dense")
         if self.emb_dim % 2 or self.emb_dim < 4:

@@ -19,7 +19,7 @@ from parity.compare.results import BAD_INPUT
 # Subcommand -> description.
 COMMANDS = {
     "check": "run both twins on a checkpoint and compare everything (the default)",
-    "record": "run one side and write its trace",
+    "record": "run one side and write its trace: the inputs, and what every layer puts out",
     "compare": "compare two traces; needs neither framework",
     "drift": "keep a ledger of runs and flag what got worse",
     "blindspots": "say which kinds of faults the given inputs could not have shown",
@@ -32,6 +32,16 @@ COMMANDS = {
 }
 
 EXIT = "exit status: 0 same, 1 different, 2 refused (not comparable), 3 bad input"
+# of commands that do not compare
+EXITS = {
+    "record": "exit status: 0 recorded, 3 bad input",
+    "drift": "exit status: 0 no worse, 1 worse or different, 2 refused (not comparable), 3 bad input",
+    "blindspots": "exit status: 0 every kind would show, 1 some would not, 3 bad input",
+    "inspect": "exit status: 0 listed, 3 bad input",
+    "convert": "exit status: 0 written, and read back bit for bit; 3 bad input",
+    "repair": "exit status: 0 written and proved, 1 not to be put right, 2 refused (not comparable), 3 bad input",
+    "mutants": "exit status: 0 all targets met, 1 one was missed, 3 bad input",
+}
 
 
 USAGE = f"usage: python -m parity [CHECKPOINT | {' | '.join(COMMANDS)}] …"
@@ -61,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     name = argv.pop(0) if argv and argv[0] in COMMANDS else "check"
     description = COMMANDS[name]
-    parser = argparse.ArgumentParser(prog=f"python -m parity {name}", description=description, epilog=EXIT)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m parity {name}", description=description, epilog=EXITS.get(name, EXIT)
+    )
     try:
         command = importlib.import_module(f"parity.commands.{name}")
         command.add_arguments(parser)

@@ -6,7 +6,6 @@ Gin files of MT3 and T5X, config.json of this project and of Hugging Face's T5.
 import ast
 import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,8 +22,10 @@ from mt3_common.config import (
     ConfigError,
     Range,
     VocabularyConfig,
+    shown,
     type_error,
 )
+from mt3_common.io.json_text import parse_json
 
 # names in other people's files -> ours: HF-T5's config.json, T5X's gin macros and arguments
 _ALIASES = {
@@ -56,7 +57,7 @@ class Setting(NamedTuple):
     origin: str
 
     def __str__(self) -> str:
-        return f"{self.name} {self.value!r}"
+        return f"{self.name} {shown(self.value)}"
 
 
 class Resolved(NamedTuple):
@@ -93,11 +94,12 @@ def read_settings(values: Mapping[str, Any], origin: str, strict: bool = False) 
         if name == "mlp_activations" and isinstance(value, (list, tuple)):
             value = tuple(value)
         if complaint := type_error(FIELDS[name], value, Range(0) if name in PRE_ENCODER else None):
-            raise ConfigError(f"{origin}: {spelled} must be {complaint}, not {value!r}")
+            raise ConfigError(f"{origin}: {spelled} must be {complaint}, not {shown(value)}")
         setting = Setting(value, spelled, origin)
         if name in settings and settings[name].value != value:
             raise ConfigError(
-                f"{origin} says two things: {settings[name].name} {settings[name].value!r}, {spelled} {value!r}"
+                f"{origin} says two things: {settings[name].name} {shown(settings[name].value)}, "
+                f"{spelled} {shown(value)}"
             )
         settings[name] = setting
 
@@ -110,25 +112,25 @@ def read_settings(values: Mapping[str, Any], origin: str, strict: bool = False) 
         elif key == "layer_norm_epsilon":
             if value != 1e-6:
                 raise ConfigError(
-                    f"{origin}: layer_norm_epsilon is {value!r}, but MT3 has 1e-06 and nothing else is built"
+                    f"{origin}: layer_norm_epsilon is {shown(value)}, but MT3 has 1e-06 and nothing else is built"
                 )
         elif key == "ONSETS_ONLY":
             if value is not False:
-                raise ConfigError(f"{origin}: ONSETS_ONLY is {value!r}, but only models with note ends are built")
+                raise ConfigError(f"{origin}: ONSETS_ONLY is {shown(value)}, but only models with note ends are built")
         elif key == "PROGRAM_GRANULARITY":
             if value not in ("flat", "midi_class", "full"):
-                raise ConfigError(f"{origin}: PROGRAM_GRANULARITY must be flat, midi_class or full, not {value!r}")
+                raise ConfigError(f"{origin}: PROGRAM_GRANULARITY must be flat, midi_class or full, not {shown(value)}")
             state("use_programs", value != "flat", key)
         elif key == "TASK_FEATURE_LENGTHS":
             if not isinstance(value, Mapping) or not {"inputs", "targets"} <= set(value):
-                raise ConfigError(f"{origin}: TASK_FEATURE_LENGTHS must have inputs and targets, not {value!r}")
+                raise ConfigError(f"{origin}: TASK_FEATURE_LENGTHS must have inputs and targets, not {shown(value)}")
             state("input_frames", value["inputs"], f"{key}['inputs']")
             state("max_target_length", value["targets"], f"{key}['targets']")
         elif strict and key not in _REMARKS:
             known = [*FIELDS, *_ALIASES, *_TRANSLATED]
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(FIELDS)}"
-            raise ConfigError(f"{origin}: unknown setting {key!r}; {hint}")
+            raise ConfigError(f"{origin}: unknown setting {shown(key)}; {hint}")
     return settings
 
 
@@ -145,8 +147,8 @@ def read_settings_file(text: str, name: str) -> dict[str, Setting]:
     if name.endswith(".gin"):
         return read_settings(parse_gin(text, name), name)
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(text)
+    except ValueError as error:
         raise ConfigError(f"{name} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{name} holds no JSON object")
@@ -165,7 +167,7 @@ def doubts(files: Mapping[str, str]) -> list[str]:
     sentences = []
     for name, text in files.items():
         if not name.endswith(".gin"):
-            sentences += [f"{name}: {contradiction}" for contradiction in judge(json.loads(text))[1]]
+            sentences += [f"{name}: {contradiction}" for contradiction in judge(parse_json(text))[1]]
     return sentences
 
 
@@ -218,7 +220,7 @@ def parse_gin(text: str, name: str = "gin") -> dict[str, Any]:
             continue
         try:
             values[wanted] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise ConfigError(f"{name}: the value of {key} is no literal: {value[:60]!r}") from error
     return values
 
@@ -300,7 +302,7 @@ def resolve(
         if preset and resolved[name].value != default.value and name in stated and name not in overriding:
             raise ConfigError(
                 f"{resolved[name].origin}: {resolved[name]} contradicts the preset {preset}, "
-                f"which has {default.value!r}"
+                f"which has {shown(default.value)}"
             )
     meaning = ("num_velocity_bins", "use_ties", "use_programs", "input_frames")
     if missing := [name for name in meaning if name not in resolved]:

@@ -26,6 +26,7 @@ import platformdirs
 from mt3_common.checkpoint.yourmt3_released import RELEASED, pinned_file
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
+from mt3_common.io.json_text import parse_json
 from mt3_common.io.transfer import (
     DownloadError,
     Passing,
@@ -159,7 +160,7 @@ def _is_checked(folder: Path, base: str, check: Callable[[Path], object]) -> boo
         ValueError: it is no checkpoint, and is not in the cache yet.
     """
     try:
-        record = json.loads((folder / "manifest.json").read_bytes())
+        record = parse_json((folder / "manifest.json").read_bytes())
     except (OSError, ValueError):
         record = {}
     if record.get("checked"):
@@ -218,7 +219,7 @@ def _damaged(folder: Path, pins: Mapping[str, str]) -> list[str]:
 def _recorded(folder: Path) -> dict[str, dict[str, Any]] | None:
     """Return name -> size and sha256 of the files of a folder of the cache; None without a valid record."""
     try:
-        files = json.loads((folder / "manifest.json").read_bytes())["files"]
+        files = parse_json((folder / "manifest.json").read_bytes())["files"]
         return {
             str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])} for name, entry in files.items()
         }
@@ -244,7 +245,7 @@ def _list_bucket(address: str, base: str) -> list[Remote]:
         url = f"{_storage()}/storage/v1/b/{urllib.parse.quote(bucket, safe='')}/o?{urllib.parse.urlencode(query)}"
         content = persistently(functools.partial(read, url))
         try:
-            page = json.loads(content)
+            page = parse_json(content)
             items = [
                 Remote(item["name"], item["mediaLink"], int(item["size"]), item.get("md5Hash"), item.get("crc32c"))
                 for item in page.get("items", [])

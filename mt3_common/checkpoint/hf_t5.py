@@ -1,12 +1,16 @@
 """Names of MT3's arrays in HF-T5 style files, such as the public mt3.pth and the model.safetensors of ports."""
 
+import contextlib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from mt3_common.checkpoint.judgement import complete
 from mt3_common.checkpoint.names import CheckpointError, array_names
+from mt3_common.io.json_text import parse_json
 
 # MT3's name -> the name in HF-T5 style files; every kernel is transposed there
 NAMES = (
@@ -28,11 +32,61 @@ NAMES = (
     (r"decoder/layers_(\d+)/pre_mlp_layer_norm/scale", r"decoder.block.\1.layer.2.layer_norm.weight"),
     (r"decoder/layers_(\d+)/mlp/(\w+)/kernel", r"decoder.block.\1.layer.2.DenseReluDense.\2.weight"),
 )
-# entries of those files that hold nothing of their own: copies of another entry
-COPIES = {
-    "encoder.embed_tokens.weight": "proj.weight",
-    "decoder.embed_tokens.weight": "decoder_embed_tokens.weight",
-}
+PROJECTION, ENCODER_EMBEDDING, HEAD = "proj.weight", "encoder.embed_tokens.weight", "lm_head.weight"
+# names of the token embedding; a file may have several, of the same bits, and those that drop copies leave any of them
+EMBEDDINGS = ("decoder_embed_tokens.weight", "decoder.embed_tokens.weight", "shared.weight")
+TIED = (
+    "lm_head.weight is not in it, and its config.json says that the embeddings are tied: logits_dense is the token "
+    "embedding times d_model ** -0.5, as transformers multiplies"
+)
+
+
+def copies(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Return entry -> the entry that it repeats, of the entries that hold nothing of their own.
+
+    Where the entry that MT3's array is named after was dropped, the first that repeats it stands for it.
+
+    Args:
+        shapes: of the file's entries, without prefixes.
+    """
+    present = [name for name in EMBEDDINGS if name in shapes]
+    repeated = dict.fromkeys(present[1:], present[0]) if present else {}
+    if ENCODER_EMBEDDING in shapes:
+        # Ports call the projection so, transformers calls the token embedding so: the first has no rows of ids.
+        shape = shapes[ENCODER_EMBEDDING]
+        if present and shape == shapes[present[0]] and shape != shapes.get(PROJECTION):
+            repeated[ENCODER_EMBEDDING] = present[0]
+        elif PROJECTION in shapes:
+            repeated[ENCODER_EMBEDDING] = PROJECTION
+    return repeated
+
+
+def own_key(name: str) -> str:
+    """Return the entry that MT3's array is named after, of one that stands for it after copies were dropped."""
+    return {ENCODER_EMBEDDING: PROJECTION}.get(name, EMBEDDINGS[0] if name in EMBEDDINGS else name)
+
+
+def are_tied(config_files: Mapping[str, str]) -> bool:
+    """Return True if a config.json says that logits come from the embedding, as transformers' T5 does by default."""
+    stated = filter(None, map(_settings, config_files.values()))
+    return any(complete(values).get("tie_word_embeddings") is True for values in stated)
+
+
+def untied(config_files: Mapping[str, str]) -> dict[str, str]:
+    """Return the files with the settings that fit the arrays once logits_dense is an array of its own."""
+    stated = {name: _settings(text) for name, text in config_files.items()}
+    return dict(config_files) | {
+        name: json.dumps(values | {"tie_word_embeddings": False}) for name, values in stated.items() if values
+    }
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """Return the settings of a config.json, {} for a file that is none: who asks for the Config is told why."""
+    with contextlib.suppress(ValueError):
+        values = parse_json(text)
+        if isinstance(values, dict):
+            return values
+    return {}
 
 
 def hf_t5_name(name: str) -> str:

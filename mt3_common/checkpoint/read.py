@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.checkpoint.config_files import Resolved, doubts, read_settings_file, resolve
+from mt3_common.checkpoint.hf_t5 import TIED, untied
 from mt3_common.checkpoint.names import FLOATS, CheckpointError, array_sizes, check_all, check_values
 from mt3_common.checkpoint.place import locate
 from mt3_common.checkpoint.sources import Source, open_source
@@ -152,7 +153,7 @@ def _inspection(source: Source, selection: Selection) -> Inspection:
         step=source.step,
         arrays=dict(sorted(selection.named.listed().items())),
         optimizer=source.slots,
-        config_files=source.config_files,
+        config_files=_config_files(source, selection.named.notes),
         passed_over=source.passed_over,
         notes=_notes(selection),
     )
@@ -197,7 +198,7 @@ def read_checkpoint(
         location=source.location,
         layout=source.layout,
         step=source.step,
-        config_files=source.config_files,
+        config_files=_config_files(source, selection.named.notes),
         passed_over=source.passed_over,
         position_table=position_table,
         is_checked=check,
@@ -234,7 +235,7 @@ def read_any(
             location=source.location,
             layout=source.layout,
             step=source.step,
-            config_files=source.config_files,
+            config_files=_config_files(source, notes),
             passed_over=source.passed_over,
             notes=notes,
         )
@@ -266,6 +267,11 @@ def _check_slots(source: Source, selection: Selection) -> None:
     owners = {name[len(prefix) :].rpartition("/")[0] for name in source.slots if name.startswith(prefix)}
     if owners and (odd := sorted(owners ^ set(selection.named.parts))):
         raise CheckpointError(f"array {odd[0]} has no optimizer slots, or they have no array ({len(odd)} such names)")
+
+
+def _config_files(source: Source, notes: tuple[str, ...]) -> dict[str, str]:
+    """Return the files of settings of a source, as they are for the arrays that were made of it."""
+    return untied(source.config_files) if TIED in notes else source.config_files
 
 
 def _notes(selection: Selection) -> tuple[str, ...]:

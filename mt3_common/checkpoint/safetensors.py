@@ -1,12 +1,12 @@
 """The arrays and the metadata of .safetensors files."""
 
-import json
 from typing import NamedTuple
 
 import numpy as np
 import safetensors
 
 from mt3_common.checkpoint.storage import DTYPES
+from mt3_common.io.json_text import parse_json
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
@@ -33,8 +33,8 @@ def parse(data: bytes) -> SafetensorsFile:
     """
     try:
         tensors = dict(safetensors.deserialize(data))
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (safetensors.SafetensorError, RecursionError) as error:
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except safetensors.SafetensorError as error:
         raise ValueError(str(error)) from error
     arrays, other_dtypes = {}, {}
     for name, tensor in sorted(tensors.items()):

@@ -5,7 +5,6 @@ names and reads what is asked of it. Which of its names are MT3's is decided els
 """
 
 import io
-import json
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from mt3_common.checkpoint.names import CheckpointError, reason_of
 from mt3_common.checkpoint.place import INDEX, Place
 from mt3_common.checkpoint.storage import STEP, Entry, Reference
 from mt3_common.checkpoint.zarr_arrays import read_zarr, zarr_entries
+from mt3_common.io.json_text import parse_json
 
 PICKLES = torch_pickle.PICKLES
 # a compressed file of arrays may declare so many bytes, or so many times its own size
@@ -108,8 +108,8 @@ def _open_safetensors(place: Place, data: bytes) -> Source:
     file = _parse_safetensors(str(place), data)
     config = file.metadata.get("config")
     try:
-        step = json.loads(config or "{}").get("step")
-    except (ValueError, AttributeError, RecursionError) as error:
+        step = parse_json(config or "{}").get("step")
+    except (ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{place} has a config inside that is no JSON object: its metadata 'config': not readable JSON "
             f"({reason_of(error)})"
@@ -161,10 +161,10 @@ def _open_shards(place: Place) -> Source:
     """Open the files of an index of Hugging Face's: {"weight_map": {name: file}}."""
     text = place.folder.read(place.file) or b""
     try:
-        weight_map = json.loads(text)["weight_map"]
+        weight_map = parse_json(text)["weight_map"]
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise ValueError("weight_map is no map of names to files")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{place} is no index of files of weights: {reason_of(error)}") from error
     arrays: dict[str, np.ndarray] = {}
     for file in sorted(set(weight_map.values())):

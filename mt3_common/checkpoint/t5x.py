@@ -1,6 +1,5 @@
 """T5X's and Orbax's step folders: the msgpack file `checkpoint`, and which arrays it refers to."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence, Set
@@ -14,6 +13,7 @@ from mt3_common.checkpoint.names import CheckpointError, reason_of
 from mt3_common.checkpoint.place import markers
 from mt3_common.checkpoint.storage import CONTEXT, DTYPES, STATE, Folder, Reference, wait
 from mt3_common.checkpoint.zarr_arrays import is_shape
+from mt3_common.io.json_text import parse_json
 
 # T5X's own, see t5x/checkpoints.py: the format's version and the bytes of a Zarr chunk
 VERSION = 3
@@ -285,7 +285,7 @@ def _orbax_leaves(folder: Folder) -> dict[tuple[str, ...], str] | None:
     where = f"{folder}/_METADATA"
     leaves = {}
     try:
-        metadata = json.loads(text)
+        metadata = parse_json(text)
         for node in metadata["tree_metadata"].values():
             value = node["value_metadata"]
             if value.get("skip_deserialize") or value.get("value_type") in ("string", "None"):
@@ -294,6 +294,6 @@ def _orbax_leaves(folder: Folder) -> dict[tuple[str, ...], str] | None:
             if not path or not all(map(NAME.fullmatch, path)):
                 raise ValueError(f"{path!r} is no name of an array")
             leaves[path] = PLACEHOLDER + ".".join(path)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{where} is damaged: {reason_of(error)}") from error
     return leaves

@@ -35,16 +35,19 @@ class Part(NamedTuple):
         layer: which array, and which layer of it.
         turned: the source has (out, in).
         shape: of the part.
+        factor: of a part that another array stands for.
     """
 
     layer: Layer
     turned: bool
     shape: tuple[int, ...]
+    factor: float = 1.0
 
     def of(self, array: np.ndarray) -> np.ndarray:
         """Return the part of the array, contiguous."""
         part = array if self.layer.axis is None else np.take(array, self.layer.number, self.layer.axis)
-        return np.ascontiguousarray(part.T if self.turned else part.reshape(self.shape))
+        part = np.ascontiguousarray(part.T if self.turned else part.reshape(self.shape))
+        return part if self.factor == 1 else (part * np.float64(self.factor)).astype(part.dtype)
 
 
 class Named(NamedTuple):
@@ -133,10 +136,15 @@ def select(source: Source, wanted: str | None = None, scan_axis: int | None = No
             f"choose one: mt3-parity convert CHECKPOINT OUT.safetensors --weights {chosen.prefix}"
         )
     others = [one for one in sets if one is not chosen and one not in on_par]
-    of_sets = {name for one in sets for name in (*one.names, *one.unknown)}
-    stray = [name for name in source.containers if name not in of_sets and not is_optimizers(name)]
+    stray = _stray(sets, source)
     left = [*([_few(stray)] if stray else []), *source.left]
     return Selection(chosen, named, tuple(one.prefix for one in others), tuple(left))
+
+
+def _stray(sets: Sequence[WeightSet], source: Source) -> list[str]:
+    """Return the names of arrays that are in no set and no optimizer's."""
+    of_sets = {name for one in sets for name in (*one.names, *one.unknown)}
+    return [name for name in source.containers if name not in of_sets and not is_optimizers(name)]
 
 
 def _nothing(source: Source) -> str:
@@ -186,8 +194,7 @@ def read_unnamed(
     notes += tuple(
         f"{one.prefix or one.naming} holds the same bits as {chosen.prefix or chosen.naming}" for one in rivals
     )
-    of_sets = {name for one in sets for name in (*one.names, *one.unknown)}
-    stray = [name for name in source.containers if name not in of_sets and not is_optimizers(name)]
+    stray = _stray(sets, source)
     if stray and named and _is_whole(named):
         notes += (f"left alone: {_few(stray)}",)
     elif stray:
@@ -201,7 +208,7 @@ def _under_any_names(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return the arrays of a set under MT3's names, or where they are named otherwise under their own."""
     named = _named_or_none(one, source, scan_axis)
-    if named and one.naming == MT3:
+    if named and (one.naming == MT3 or hf_t5.TIED in named.notes):
         return named.read()[0], named.notes
     entries = source.entries([*one.names, *one.unknown])
     return {_rest(name, one): array for name, array in read_entries(entries).items()}, ()
@@ -270,18 +277,21 @@ def _name_hf_t5(one: WeightSet, source: Source) -> Named:
     }
     if len(plain) + len(tables) != len(keys):
         raise CheckpointError("an entry is there twice, as weight and as kernel or embedding")
-    copies = {}
-    for copy, original in hf_t5.COPIES.items():
-        if copy in plain:
-            copies[plain.pop(copy)] = plain.get(original, original)
-    names = hf_t5.mt3_names(plain) if not any(original not in plain.values() for original in copies.values()) else {}
     entries = source.entries([*one.names, *one.unknown])
+    repeated = hf_t5.copies({key: entries[name].shape for key, name in plain.items()})
+    copies = {plain[copy]: plain[original] for copy, original in repeated.items()}
+    plain = {hf_t5.own_key(key): name for key, name in plain.items() if key not in repeated}
+    embedding = plain.get(hf_t5.EMBEDDINGS[0])
+    is_tied = hf_t5.HEAD not in plain and embedding is not None and hf_t5.are_tied(source.config_files)
+    if is_tied and embedding is not None:
+        plain[hf_t5.HEAD] = embedding
     parts = {}
-    for key, own in names.items():
+    for key, own in hf_t5.mt3_names(plain).items():
         shape = entries[plain[key]].shape
         is_turned = own.endswith("/kernel") and turned[plain[key]]
-        parts[own] = Part(Layer(plain[key]), is_turned, tuple(shape[::-1]) if is_turned else tuple(shape))
-    return Named(entries, parts, copies, tables)
+        factor = shape[-1] ** -0.5 if is_tied and key == hf_t5.HEAD else 1.0
+        parts[own] = Part(Layer(plain[key]), is_turned, tuple(shape[::-1]) if is_turned else tuple(shape), factor)
+    return Named(entries, parts, copies, tables, (hf_t5.TIED,) if is_tied else ())
 
 
 def _name_own(one: WeightSet, source: Source, scan_axis: int | None) -> Named:

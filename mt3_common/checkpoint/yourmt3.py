@@ -4,7 +4,6 @@ Arrays keep the names and the shapes of the published state dict in every layout
 part of a name between points is a level below `target`.
 """
 
-import json
 import os
 import zipfile
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from mt3_common.checkpoint.yourmt3_lightning import read_lightning
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.checkpoint.yourmt3_settings import network_arrays, read_published_settings
 from mt3_common.config import ConfigError
+from mt3_common.io.json_text import parse_json
 from mt3_common.yourmt3_config import FAMILY, FrontEndConfig, YourMT3Settings
 
 # of a folder that training wrote
@@ -221,7 +221,7 @@ def _read_folder(place: Place) -> _Content:
 
 def _json_object(text: str | bytes, where: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise ConfigError(f"{where} cannot be read: {error}") from error
     if not isinstance(values, dict):

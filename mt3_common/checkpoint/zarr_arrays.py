@@ -1,7 +1,6 @@
 """Zarr arrays in folders, as T5X (Zarr 2) and Orbax (2 and 3) write them."""
 
 import collections
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import tensorstore as ts
 
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.checkpoint.storage import CONTEXT, DTYPES, Entry, Folder, Reference, wait
+from mt3_common.io.json_text import parse_json
 
 # MT3's largest array has 3 MB; what a file declares beyond this is an error in the file, or an attack
 MAX_ARRAY_BYTES = 2**32
@@ -45,7 +45,7 @@ def zarr_entries(store: Folder, references: Mapping[str, Reference], listed: Seq
         read_metadata = _zarr2_metadata if file == ".zarray" else _zarr3_metadata
         try:
             array = read_metadata(texts[file].value)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = error if str(error) else type(error).__name__
             raise CheckpointError(f"array {name} has a damaged {where}/{file}: {reason}") from error
         shape, dtype = array.shape, array.dtype
@@ -101,7 +101,7 @@ class _ZarrArray(NamedTuple):
 
 def _zarr2_metadata(text: bytes) -> _ZarrArray:
     """Return the content of a .zarray file."""
-    metadata = json.loads(text)
+    metadata = parse_json(text)
     shape, chunks, dtype = metadata["shape"], metadata["chunks"], metadata["dtype"]
     if metadata["zarr_format"] != 2 or not is_shape(shape) or not is_shape(chunks) or len(shape) != len(chunks):
         raise ValueError(f"shape {shape!r}, chunks {chunks!r}, zarr_format {metadata['zarr_format']!r}")
@@ -119,7 +119,7 @@ def _zarr3_metadata(text: bytes) -> _ZarrArray:
 
     Source: the core specification of Zarr 3 (zarr-specs.readthedocs.io), chunk key encodings `default` and `v2`.
     """
-    metadata = json.loads(text)
+    metadata = parse_json(text)
     shape, grid, encoding = metadata["shape"], metadata["chunk_grid"], metadata["chunk_key_encoding"]
     if metadata["zarr_format"] != 3 or metadata["node_type"] != "array" or grid["name"] != "regular":
         raise ValueError(f"zarr_format {metadata['zarr_format']!r}, node_type {metadata['node_type']!r}, grid {grid!r}")

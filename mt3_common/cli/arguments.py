@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from mt3_common.audio.levels import CHANNELS, TARGET_PEAK
+from mt3_common.checkpoint.registry import checkpoint_names
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli.console import report
 from mt3_common.cli.jobs import STDIN, UsageError
@@ -143,7 +144,14 @@ def add_recording_options(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         help="file or folder to write to; default: beside the recording",
     )
-    add("--format", dest="formats", type=format_names, metavar="F,…", help=f"of {', '.join(FORMATS)}; default: mid")
+    add(
+        "--format",
+        dest="formats",
+        type=format_names,
+        metavar="F,…",
+        help=f"of {', '.join(FORMATS)} (noteseq: Magenta's NoteSequence; musicxml: sheet music), such as mid,csv; "
+        "default: mid",
+    )
     add(
         "--plot",
         action="store_true",
@@ -161,10 +169,19 @@ def add_recording_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="of --listen: an .sf2 or .sf3 file; default: the largest of this system, or else sine waves",
     )
-    add("--jsonl", choices=("-",), help="write the notes to stdout, each as soon as it ends, as a JSON object a line")
+    add(
+        "--jsonl",
+        choices=("-",),
+        help="with --jsonl -: write the notes to stdout, each as soon as it ends, as a JSON object a line",
+    )
     add("--force", action="store_true", help="replace files that something else wrote or changed")
     add("--start", type=SECONDS, default=0.0, metavar="S", help="begin there (s); becomes 0 s of the notes")
     add("--duration", type=DURATION, metavar="S", help="read that much (s); default: everything")
+    add_mix_options(add)
+
+
+def add_mix_options(add: Callable[..., object]) -> None:
+    """Add the options of how the channels of a recording become one; `add` is a parser's add_argument."""
     add(
         "--channel",
         choices=CHANNELS,
@@ -191,7 +208,7 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
         "are several",
     )
     add("--resume", action="store_true", help="leave out what the summary and the files themselves prove to be done")
-    add("--jobs", type=POSITIVE, default=2, metavar="N", help="recordings read, and written, at once; default: 2")
+    add("--jobs", type=POSITIVE, default=2, metavar="N", help="recordings to read, and to write, at once; default: 2")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -200,12 +217,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--checkpoint",
         metavar="C",
-        help=f"file or folder; bundled name; mt3, ismir2021, {', '.join(RELEASED)} (the published ones), "
-        "a gs:// or https:// address: these are fetched once and kept; default: bundled",
+        help="the weights: a file or folder; the name of bundled ones "
+        f"({', '.join(name for name in checkpoint_names() if name not in PRESETS and name not in RELEASED)}); or a "
+        f"published name (mt3, ismir2021, {', '.join(RELEASED)}), a gs:// or https:// address: these are fetched once "
+        "and kept; default: the best bundled ones",
     )
     add("--offline", action="store_true", help="fetch nothing: take the checkpoint from the cache, or stop")
     models = [*sorted(PRESETS, reverse=True), *RELEASED]
-    tells = f"where neither the checkpoint nor its name tells: {', '.join(models)}"
+    tells = f"the kind of network, where neither the checkpoint nor its name tells: {', '.join(models)}"
     add("--model", choices=models, metavar="M", help=tells)
     add(
         "--config",
@@ -214,7 +233,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="settings for a checkpoint without them: a config.json of ours, or of a YourMT3+ as published, with task, "
         "audio_cfg and model_cfg, or the name of a released one, as in --config yptf-single",
     )
-    add("--positions", choices=("mt3", "port"), help="the sinusoids that the weights were trained on")
+    add(
+        "--positions",
+        choices=("mt3", "port"),
+        help="the position table of the weights: port, that of MT3's ports to PyTorch, for weights which such a port "
+        "trained itself; default: mt3",
+    )
     add(
         "--device",
         metavar="D,…",
@@ -231,7 +255,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16", "int8", "float64"),
         default="float32",
-        help="computed with: bfloat16 and int8 are faster in PyTorch on a CPU, and round more; default: float32",
+        help="type of number to compute with: bfloat16 and int8 are faster in PyTorch on a CPU, and round more; "
+        "default: float32",
     )
     add("--batch-size", type=POSITIVE, default=64, metavar="N", help="segments decoded at once; default: 64")
 
@@ -245,11 +270,14 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         default="greedy",
         help="greedy (default); t5x: beam search, with one beam what MT3 was published with; sample: at random",
     )
-    add("--beams", type=POSITIVE, metavar="N", help="of t5x; default: 1")
-    add("--temperature", type=TEMPERATURE, metavar="T", help="of sample; default: 1.0")
-    add("--top-k", type=POSITIVE, metavar="K", help="of sample: among the K likeliest tokens; default: all")
-    add("--top-p", type=PROBABILITY, metavar="P", help="of sample: among the likeliest, up to P in sum; default: all")
-    add("--seed", type=SEED, metavar="N", help="of sample; default: 0")
+    add("--beams", type=POSITIVE, metavar="N", help="with --search t5x: width of the beam; default: 1")
+    sample = "with --search sample: "
+    add("--temperature", type=TEMPERATURE, metavar="T", help=f"{sample}below 1 nearer to greedy; default: 1.0")
+    add("--top-k", type=POSITIVE, metavar="K", help=f"{sample}draw among the K likeliest tokens; default: all")
+    add(
+        "--top-p", type=PROBABILITY, metavar="P", help=f"{sample}draw among the likeliest, up to P in sum; default: all"
+    )
+    add("--seed", type=SEED, metavar="N", help=f"{sample}the same number gives the same notes; default: 0")
 
 
 def add_music_options(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from mt3_common.cli.exit_status import SUCCESS
 from mt3_common.cli.run import run
-from mt3_common.config import Config
 from mt3_common.data import corpora
 from mt3_common.data.augment import SAMPLE_RATE
 from mt3_common.data.shards import write_shard
@@ -20,25 +19,39 @@ from mt3_common.data.synthesis import Generator, Recipe, in_order
 from mt3_common.formats import midi
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
-from mt3_common.training.config import yourmt3_settings
-from mt3_common.yourmt3_config import FAMILY, YourMT3Settings
+from mt3_common.io.json_text import parse_json
+from mt3_common.training.config import read_config
+from mt3_common.yourmt3_config import YourMT3Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name the sources of examples, see generator_of."""
     add = parser.add_argument
     several: dict[str, Any] = {"type": Path, "nargs": "+", "default": []}
-    add("--fonts", **several, metavar="FILE", help="soundfonts to play on, .sf2 or .sf3")
-    add("--midi", **several, metavar="DIR", help="folders of songs to play; default: music is made up")
+    add("--fonts", **several, metavar="FILE", help="soundfonts to play songs on, .sf2 or .sf3")
+    add("--midi", **several, metavar="DIR", help="folders of songs (MIDI files) to play; default: music is made up")
     add(
         "--recipe",
         type=_recipe,
         default=Recipe(),
         metavar="JSON",
-        help='settings of synthesis.Recipe, such as {"piano": 1}',
+        help='how songs are made into examples, such as {"piano": 1} for pianos alone or {"band": 1, "drums": 1}; of '
+        f"{', '.join(field.name for field in dataclasses.fields(Recipe))} (docs/training.md)",
     )
-    add("--recordings", **several, metavar="DIR", help="data sets instead of songs (mt3_common/data/corpora.py)")
-    add("--temperature", type=float, default=corpora.TEMPERATURE, metavar="T", help="of mixing them; default: 10/3")
+    add(
+        "--recordings",
+        **several,
+        metavar="DIR",
+        help=f"recordings with their notes instead of songs: {', '.join(corpora.PUBLISHED)} as published, or any "
+        "folder of NAME.flac with NAME.mid or NAME.tsv",
+    )
+    add(
+        "--temperature",
+        type=float,
+        default=corpora.TEMPERATURE,
+        metavar="T",
+        help="of several --recordings: 1 draws from each in proportion to its size, more evens them out; default: 10/3",
+    )
 
 
 def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generator | corpora.Excerpts:
@@ -75,7 +88,7 @@ def _recipe(text: str) -> Recipe:
     """Parse a Recipe from JSON, for argparse; if one share is given, the others are 0."""
     known = [field.name for field in dataclasses.fields(Recipe)]
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         if not isinstance(values, dict):
             raise ValueError("it is no object")
         if unknown := sorted(set(values) - set(known)):
@@ -88,26 +101,31 @@ def _recipe(text: str) -> Recipe:
 
 
 def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.dataset") -> int:
-    """Make shards of segments from songs rendered with soundfonts, or from data sets of recordings.
+    """Write shards, files of segments to train on, from songs played on soundfonts or from recordings with their notes.
 
-    Shard k holds examples k * N to k * N + N - 1 of the seed. Existing shards are left alone, so several processes can
-    share the work, and an interrupted one resumes.
+    Shards that are there already are left alone: several processes can share a folder, and an interrupted one resumes.
+    Each example depends on the seed and its number alone.
     """
-    parser = argparse.ArgumentParser(prog=command, description=main.__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=command,
+        description=main.__doc__,
+        epilog=f"{command} shards/ --midi midi/ --fonts piano.sf2 --shards 8   then   mt3 train RUN --data shards/",
+        allow_abbrev=False,
+    )
     add = parser.add_argument
     add("output", type=Path, metavar="DIR", help="folder for the shards and sources.json")
     add_arguments(parser)
     add("--config", type=Path, metavar="FILE", help="JSON with the model's settings, as for training; default: MT3")
     add("--split", choices=corpora.SPLITS, default="train", help="of the songs or recordings; default: train")
-    add("--shards", type=int, default=32, metavar="N", help="default: 32")
-    add("--examples", type=int, default=64, metavar="N", help="of each shard; default: 64")
+    add("--shards", type=int, default=32, metavar="N", help="files to write; default: 32")
+    add("--examples", type=int, default=64, metavar="N", help="examples (of some 20 s) in each file; default: 64")
     add(
         "--pairs",
         action="store_true",
         help="write recordings for evaluation instead, KIND__NNNNN.flac and .mid, --examples in all",
     )
-    add("--seed", type=int, default=0, metavar="N", help="default: 0")
-    add("--workers", type=int, default=0, metavar="N", help="processes; default: this one")
+    add("--seed", type=int, default=0, metavar="N", help="another number draws other examples; default: 0")
+    add("--workers", type=int, default=0, metavar="N", help="processes that make examples; default: this one")
     return run(lambda: write_data(parser.parse_args(argv)))
 
 
@@ -123,16 +141,11 @@ def write_data(options: argparse.Namespace) -> int:
     if options.pairs:
         write_pairs(options.output, generator, options.examples, options.workers)
         return SUCCESS
-    values = json.loads(options.config.read_text()) if options.config else {"model": {}}
-    if not isinstance(values, dict) or "model" not in values:
-        raise ValueError(f'{options.config} must hold {{"model": {{…}}}}')
-    if values["model"].get("family") == FAMILY:
-        config: Config | YourMT3Settings = yourmt3_settings(values["model"])
+    config, _ = read_config(options.config)
+    if isinstance(config, YourMT3Settings):
         # the task joins programs to classes itself
         options.recipe = dataclasses.replace(options.recipe, midi_class=False)
         generator = generator_of(options, options.split, options.seed)
-    else:
-        config = Config.from_dict(Config().to_dict() | values["model"])
     for number in range(options.shards):
         path = options.output / f"{number:05d}.npz"
         if path.exists():

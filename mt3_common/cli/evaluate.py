@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mt3_common.audio.levels import Mix
+from mt3_common.cli.arguments import add_mix_options
 from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.run import run
-from mt3_common.data.corpora import SPLITS, Recording, read_notes, recordings
+from mt3_common.data.corpora import PUBLISHED, SPLITS, Recording, read_notes, recordings
 from mt3_common.evaluation import metrics
 from mt3_common.evaluation.baselines import BasicPitch
 from mt3_common.evaluation.evaluate import (
@@ -26,6 +28,9 @@ from mt3_common.formats import midi
 from mt3_common.formats.plot import library
 from mt3_common.io.notices import shown_by
 from mt3_common.transcription.pipeline import Transcriber
+
+# options of how recordings are read
+READING_OPTIONS = ("channel", "gain")
 
 
 def main(
@@ -66,19 +71,23 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
     elif options.estimates is None:
         transcriber = load(checkpoint=options.checkpoint, device=options.device, search=options.search)
     rows, failed = [], {}
+    reading = {name: value for name in READING_OPTIONS if (value := getattr(options, name)) is not None}
     transcriber_key = f"{options.baseline or fingerprint(transcriber)} {options.search}"
+    if reading:
+        transcriber_key += f" {sorted(reading.items())}"
     done = previous_rows(options)
     for number, pair in enumerate(pairs, 1):
         try:
             of = row_key(pair, transcriber_key, options.estimates)
             row = done.get((pair.name, of))
             if row is None or options.pictures:
-                row, notes = measure(pair, transcriber, options.estimates)
+                row, notes = measure(pair, transcriber, options.estimates, reading)
                 row["of"] = of
                 if options.output and options.estimates is None:
                     midi.write_midi(notes, estimates_path(options.output, pair.name))
                 if options.pictures:
-                    write_comparison(read_notes(pair), notes, pair.audio, options.output / f"{pair.name}.png")
+                    picture = options.output / f"{pair.name}.png"
+                    write_comparison(read_notes(pair), notes, pair.audio, picture, Mix(**reading))
             rows.append(row)
             write_results(rows, options.output)
             say(f"{number} of {len(pairs)}: {pair.name}")
@@ -116,11 +125,24 @@ def select_recordings(folder: str, split: str | None) -> list[Recording]:
     return listed
 
 
+EPILOG = """\
+examples:
+  {command} recordings/ -o results/ --pictures
+  {command} maestro-v3.0.0/ --split validation --checkpoint mt3 -o results/
+  {command} recordings/ --estimates others/ -o results-of-others/
+
+What each measure means: docs/training.md.
+exit status: 0 all files were measured; 1 some could not be; 2 nothing was started; 130 after Ctrl-C
+"""
+
+
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments."""
     parser = argparse.ArgumentParser(
         prog=command,
-        description="Evaluate transcriptions against known notes.",
+        description="Transcribe recordings whose notes are known, and measure how many are right (F1).",
+        epilog=EPILOG.format(command=command),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -128,14 +150,14 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         "datasets",
         nargs="+",
         metavar="DATASET",
-        help="a data set as published, or recordings with NAME.mid or NAME.tsv beside them",
+        help=f"a folder: {', '.join(PUBLISHED)} as published, or recordings with NAME.mid or NAME.tsv beside them",
     )
     add(
         "--split",
         choices=SPLITS,
         help="of data sets that have splits; default: test, or validation if there is none",
     )
-    add("--checkpoint", metavar="PATH|NAME", help="file, folder or bundled name; default: bundled")
+    add("--checkpoint", metavar="PATH|NAME", help="as of mt3 transcribe; default: the best bundled one")
     add(
         "--estimates",
         type=Path,
@@ -144,8 +166,14 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--baseline", choices=("basic-pitch",), help="evaluate another transcriber instead of a checkpoint")
     add("--baseline-command", default="basic-pitch", metavar="FILE", help="its command; default: the one on the PATH")
-    add("--search", choices=("greedy", "t5x"), default="greedy", help="default: greedy")
+    add(
+        "--search",
+        choices=("greedy", "t5x"),
+        default="greedy",
+        help="how tokens are chosen, as of mt3 transcribe; default: greedy",
+    )
     add("--device", metavar="D", help="cpu, gpu, …; default: a GPU if there is one")
+    add_mix_options(add)
     add(
         "-o",
         "--output",
@@ -162,4 +190,9 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.pictures and options.output is None:
         parser.error("--pictures need --output")
+    for name in READING_OPTIONS:
+        if getattr(options, name) is not None and (options.baseline or options.estimates):
+            parser.error(
+                f"--{name} says how a checkpoint hears the recordings: leave it out, or the estimates of others"
+            )
     return options

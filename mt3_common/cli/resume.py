@@ -12,6 +12,7 @@ from typing import Any
 
 from mt3_common.formats.registry import kind_of
 from mt3_common.io.digests import file_sha256
+from mt3_common.io.json_text import parse_json
 
 HEAD = '{"format": "mt3-twins summary", '
 
@@ -43,7 +44,7 @@ class Summary:
             if not line.startswith(HEAD) and not HEAD.startswith(line):
                 raise SummaryError(f"{self.path} is no summary of this program; name another file")
             try:
-                self._remember(json.loads(line))
+                self._remember(parse_json(line))
             except (ValueError, KeyError, TypeError, AttributeError):
                 # The line was cut short when its writer was killed or the disk was full.
                 continue

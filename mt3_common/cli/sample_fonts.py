@@ -7,21 +7,27 @@ from pathlib import Path
 
 from mt3_common.cli.exit_status import SUCCESS
 from mt3_common.cli.run import run
-from mt3_common.data.sample_fonts import build
+from mt3_common.data.sample_fonts import COLUMNS, build
 
 
 def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.sample_fonts") -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog=command,
-        description="Build soundfonts from a folder of recorded single notes with an index.tsv.",
+        description="Build soundfonts from a folder of recorded single notes with an index.tsv, which has a line per "
+        f"note: {', '.join(COLUMNS)}.",
         allow_abbrev=False,
     )
     parser.add_argument("notes", type=Path, metavar="NOTES", help="folder with index.tsv and the notes that it names")
     parser.add_argument(
         "output", type=Path, metavar="DIR", help="folder for the .sf2 files, one an instrument and take"
     )
-    parser.add_argument("--split", choices=("train", "heldout"), default="train", help="default: train")
+    parser.add_argument(
+        "--split",
+        choices=("train", "heldout"),
+        default="train",
+        help="notes to take, by the column split; default: train",
+    )
 
     def start() -> int:
         options = parser.parse_args(argv)

@@ -82,16 +82,26 @@ class Task:
         transcription = self._with_tempo(transcription, stage)
         part = self.arguments.start, transcription.duration, self.mix
         by_kind = {kind_of(output): output for output in job.outputs}
+        written: list[str] = []
         for kind, output in by_kind.items():
             try:
                 output.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ValueError(f"{output} cannot be written: {error.filename}: {error.strerror}") from error
             stage(STAGES.get(kind or "", f"writing {output.name}"))
-            if kind == "plot":
-                plot.write_picture(transcription.notes, job.audio, output, *part)
-            elif kind not in EXTRAS.values():
-                transcription.write(output)
+            try:
+                if kind == "plot":
+                    plot.write_picture(transcription.notes, job.audio, output, *part)
+                elif kind not in EXTRAS.values():
+                    transcription.write(output)
+            except ValueError as error:
+                if not written:
+                    raise
+                raise ValueError(
+                    f"{error}; {', '.join(written)} {'is' if len(written) == 1 else 'are'} there"
+                ) from error
+            if kind not in ("played", "compared"):
+                written.append(str(output))
         if self.arguments.listen:
             stage("playing the notes")
             files = by_kind["played"], by_kind["compared"]

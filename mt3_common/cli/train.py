@@ -24,6 +24,7 @@ from mt3_common.cli.yourmt3_arguments import translate
 from mt3_common.config import Config
 from mt3_common.data.shards import Settings, Shards, Stream
 from mt3_common.io import atomic
+from mt3_common.io.json_text import parse_json
 from mt3_common.training.batches import open_shards
 from mt3_common.training.config import PRESETS, TrainingConfig, TrainingError, read_config, stated_settings
 from mt3_common.training.family import TrainingFamily, YourMT3Training, training_family
@@ -75,31 +76,57 @@ def main(
     return run(start, program, interrupted=interrupted, memory_hint=MEMORY_HINT)
 
 
+EPILOG = """\
+examples:
+  {command} runs/new --midi midi/ --fonts piano.sf2 band.sf2 --preset small
+  {command} runs/mine --recordings recordings/ --validation shards/ --warm-start mt3 --preset finetune
+  mt3 song.wav --checkpoint runs/mine/best
+
+exit status: 0 all steps are done; 1 an error, after which the same command goes on from the last save; 130 after Ctrl-C
+or SIGTERM, which save first
+"""
+
+
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments."""
     parser = argparse.ArgumentParser(
         prog=command,
-        description="Train an MT3 network or a YourMT3+ on shards (mt3 data shards), on music that is rendered as "
-        "needed, or on recordings. An interrupted run resumes.",
+        description="Train an MT3 network or a YourMT3+ on shards (mt3 data shards), on songs that are played as "
+        "needed, or on recordings.\nThe same command goes on with an interrupted run.",
+        epilog=EPILOG.format(command=command),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
     presets = sorted(path.stem for path in PRESETS.glob("*.json"))
-    add("run", type=Path, metavar="RUN", help="folder of the run; an existing one resumes")
-    add("--data", type=Path, nargs="+", metavar="DIR", help="folders of shards to train on; without them:")
-    add_arguments(parser)
+    add("run", type=Path, metavar="RUN", help="folder of the run; RUN/best is the checkpoint to use")
+    group = parser.add_argument_group("what to train on: --data, or --fonts, or --recordings")
+    group.add_argument("--data", type=Path, nargs="+", metavar="DIR", help="folders of shards, made by mt3 data shards")
+    add_arguments(group)
     add("--validation", type=Path, nargs="+", metavar="DIR", help="shards to choose the best checkpoint with")
-    add("--preset", choices=presets, metavar="NAME", help=f"settings to start from: {', '.join(presets)}")
-    add("--config", type=Path, metavar="FILE", help='JSON: {"model": {...}, "training": {...}}; default: MT3')
+    add(
+        "--preset",
+        choices=presets,
+        metavar="NAME",
+        help=f"settings to start from, of {', '.join(presets)}: small and default are networks for a CPU or one GPU, "
+        "mt3 is the published size, finetune goes with --warm-start (docs/training.md)",
+    )
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help='settings on top of the preset, as JSON: {"model": {"emb_dim": 128}, "training": {"batch_size": 8}}; '
+        "all of them: docs/training.md; default: MT3's network",
+    )
     add("--yourmt3-args", metavar="'-enc …'", help="arguments of the published train.py of YourMT3+, as our settings")
-    add("--warm-start", metavar="CHECKPOINT", help="start from the arrays of any checkpoint that infer reads")
+    add("--warm-start", metavar="CHECKPOINT", help="start from any checkpoint that mt3 transcribe reads, such as mt3")
     add(
         "--model",
         choices=("mt3", "ismir2021", *RELEASED),
         help="model of the warm start, if neither files nor name say so",
     )
-    add("--max-steps", type=int, metavar="N", help="instead of the config's steps")
-    add("--val-every", type=int, metavar="N", help="instead of the config's validate_every")
+    add("--max-steps", type=int, metavar="N", help="steps in all, instead of the settings'")
+    add("--val-every", type=int, metavar="N", help="steps between validations and saves, instead of the settings'")
     add("--workers", type=int, default=0, metavar="N", help="processes that make batches ahead of time; default: none")
     add("--device", metavar="D", help="cpu, gpu, gpu:1, …; default: all GPUs (PyTorch: one per process), else the CPU")
     add(
@@ -141,6 +168,8 @@ def train(
         options.recipe = dataclasses.replace(options.recipe, midi_class=False)
     if begin >= settings.steps:
         print(f"note: {options.run} has its {settings.steps} steps; more with --max-steps", file=sys.stderr)
+    if note := other_schedule(options.run, settings, begin):
+        print(f"note: {note}", file=sys.stderr)
     source = open_source(options, family.cutter, settings)
     validation = open_shards(options.validation, family.cutter) if options.validation else None
     if not arrays and isinstance(config, Config):
@@ -214,6 +243,23 @@ def yourmt3_start(options: argparse.Namespace) -> YourMT3Start | None:
     if checkpoint.notice:
         print(f"note: {named.name}: {checkpoint.notice}", file=sys.stderr)
     return YourMT3Start(checkpoint, {}, 0, False)
+
+
+def other_schedule(folder: Path, settings: TrainingConfig, begin: int) -> str:
+    """Return a sentence about the learning rate if a run goes on with another schedule than it had, '' if it does not.
+
+    A schedule that ends with the run changes with the number of steps.
+    """
+    try:
+        before = TrainingConfig(**parse_json((folder / "run.json").read_bytes())["training"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if not begin or before.rate(begin) == settings.rate(begin):
+        return ""
+    return (
+        f"the schedule of {settings.steps} steps gives step {begin + 1} a learning rate of {settings.rate(begin):.3g}, "
+        f"that of {before.steps} steps, with which the run began, {before.rate(begin):.3g}"
+    )
 
 
 def starting_point(

@@ -15,7 +15,6 @@ the MT3 paper's appendix for the splits of GuitarSet and URMP, which have none o
 """
 
 import csv
-import json
 import math
 import os
 from collections import Counter
@@ -26,12 +25,15 @@ from typing import NamedTuple
 import numpy as np
 
 from mt3_common.audio.files import audio_duration, read_audio
+from mt3_common.config import shown
 from mt3_common.data.augment import SAMPLE_RATE
 from mt3_common.data.published.index import INDEX, SPLITS, DatasetError, Stem, read_index
 from mt3_common.data.songs import split_of
 from mt3_common.data.synthesis import Example
 from mt3_common.formats import midi
 from mt3_common.formats.find_audio import recordings as audio_files
+from mt3_common.formats.sealed import NoteFileError
+from mt3_common.io.json_text import parse_json
 from mt3_common.io.optional import needed
 from mt3_common.notes.note import Note, trim_overlapping
 
@@ -132,9 +134,16 @@ def read_notes(recording: Recording) -> list[Note]:
     }
     if recording.layout in readers:
         try:
-            return sorted(readers[recording.layout](recording.notes))
-        except (KeyError, TypeError, IndexError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{recording.notes[0]} is not as {recording.layout} has it: {error!r}") from error
+            notes = sorted(readers[recording.layout](recording.notes))
+        except (DatasetError, NoteFileError):
+            raise
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
+            raise DatasetError(
+                f"{recording.notes[0]} is not as {recording.layout} has it: {repr(error)[:200]}"
+            ) from error
+        for note in notes:
+            check_label(note, str(recording.notes[0]))
+        return notes
     [path] = recording.notes
     return read_tsv(path) if path.suffix.lower() == ".tsv" else midi.read_midi(path, sustain=True)
 
@@ -181,17 +190,24 @@ def read_tsv(path: Path) -> list[Note]:
             raise DatasetError(
                 f"{path}, line {number}: not onset, offset, pitch, program, is_drum: {line[:200]!r}"
             ) from error
-        if not 0 <= note.onset <= note.offset <= midi.MAX_SECONDS:
-            raise DatasetError(
-                f"{path}, line {number}: the note must begin at 0 s or later, end no earlier than it begins and no "
-                f"later than {midi.MAX_SECONDS:.0f} s: {line[:200]!r}"
-            )
-        if not (0 <= note.pitch <= 127 and 0 <= note.program <= 127):
-            raise DatasetError(f"{path}, line {number}: pitch and program must be in 0 to 127: {line[:200]!r}")
-        if not 1 <= note.velocity <= 127:
-            raise DatasetError(f"{path}, line {number}: the velocity must be in 1 to 127: {line[:200]!r}")
+        check_label(note, f"{path}, line {number}")
         notes.append(note)
     return notes
+
+
+def check_label(note: Note, where: str) -> None:
+    """Raise DatasetError unless a note of a label is one that a recording can have; `where` names file and line."""
+    times = f"{note.onset:g} to {note.offset:g} s"
+    if not 0 <= note.onset <= note.offset <= midi.MAX_SECONDS:
+        raise DatasetError(
+            f"{where}: the note must begin at 0 s or later, end no earlier than it begins and no later than "
+            f"{midi.MAX_SECONDS:.0f} s, not {times}"
+        )
+    if not (0 <= note.pitch <= 127 and 0 <= note.program <= 127):
+        numbers = f"{shown(note.pitch)} and {shown(note.program)}"
+        raise DatasetError(f"{where}: pitch and program must be in 0 to 127, not {numbers} ({times})")
+    if not 1 <= note.velocity <= 127:
+        raise DatasetError(f"{where}: the velocity must be in 1 to 127, not {shown(note.velocity)} ({times})")
 
 
 def mixing_rates(sizes: Sequence[int], temperature: float = TEMPERATURE) -> np.ndarray:
@@ -348,6 +364,9 @@ LAYOUTS: dict[str, Callable[[Path], Iterator[Recording]]] = {
     "pairs": _pairs,
 }
 
+# the layouts that are data sets
+PUBLISHED = [name for name in LAYOUTS if name != "pairs"]
+
 
 def slakh_stems(metadata: Path) -> dict[str, dict]:
     """Read the descriptions of a track's rendered stems, by name, from metadata.yaml."""
@@ -356,8 +375,8 @@ def slakh_stems(metadata: Path) -> dict[str, dict]:
     try:
         stems = yaml.safe_load(metadata.read_text())["stems"]
         return {name: stem for name, stem in stems.items() if stem.get("audio_rendered") and stem.get("midi_saved")}
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{metadata} is not as slakh has it: {error!r}") from error
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{metadata} is not as slakh has it: {' '.join(repr(error).split())[:200]}") from error
 
 
 def _slakh_notes(files: Sequence[Path]) -> list[Note]:
@@ -401,8 +420,8 @@ def guitarset_notes(path: Path) -> list[Note]:
         KeyError, TypeError: it is not as GuitarSet has it.
     """
     try:
-        annotations = json.loads(path.read_text())["annotations"]
-    except json.JSONDecodeError as error:
+        annotations = parse_json(path.read_text())["annotations"]
+    except ValueError as error:
         raise DatasetError(f"{path} is no JSON: {error}") from error
     notes = []
     for annotation in annotations:
@@ -434,16 +453,19 @@ def urmp_part(path: Path, program: int) -> list[Note]:
             pitch = round(69 + 12 * math.log2(hertz / 440))
             notes.append(Note(onset, onset + duration, pitch, VELOCITY, program))
         except (ValueError, OverflowError) as error:
-            raise DatasetError(f"{path}, line {number}: not onset, Hz, duration: {line!r}") from error
+            raise DatasetError(f"{path}, line {number}: not onset, Hz, duration: {line[:200]!r}") from error
     return notes
 
 
 def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if missing := [name for name in columns if name not in (rows.fieldnames or ())]:
-            raise DatasetError(f"{path} has no column {missing[0]!r}")
-        return list(rows)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if missing := [name for name in columns if name not in (rows.fieldnames or ())]:
+                raise DatasetError(f"{path} has no column {missing[0]!r}")
+            return list(rows)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is no table in UTF-8: {error}") from error
 
 
 def _is_number(text: str) -> bool:

@@ -30,6 +30,7 @@ from mt3_common.data.sample_fonts import as_drum_kit
 from mt3_common.data.sounds import build_fonts, build_kit
 from mt3_common.io import atomic
 from mt3_common.io.archives import Limits, unpack_tar
+from mt3_common.io.json_text import parse_json
 from mt3_common.io.progress import progress_bar
 from mt3_common.io.transfer import (
     AccessDenied,
@@ -82,7 +83,7 @@ def default_home() -> Path:
 def record_of(folder: Path) -> dict[str, Any] | None:
     """Return the record of an installed set, None where there is none."""
     try:
-        record = json.loads((folder / RECORD).read_bytes())
+        record = parse_json((folder / RECORD).read_bytes())
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None

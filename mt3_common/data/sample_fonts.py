@@ -53,6 +53,11 @@ VORBIS = 0x10
 DRUM_BANK, NO_DRUM = 128, 127
 
 
+# of index.tsv; the last four are empty where they do not apply
+COLUMNS = ("path", "split", "program", "key", "velocity", "level_db", "pitch", "articulation", "take")
+COLUMNS += ("loop_start", "loop_end")
+
+
 class NotesError(ValueError):
     """Recorded notes that cannot be made a soundfont, or a file that is none."""
 
@@ -106,8 +111,22 @@ def read_notes(folder: Path, split: str) -> dict[str, tuple[int | None, list[Rec
     try:
         with open(folder / "index.tsv", newline="") as file:
             rows = [row for row in csv.DictReader(file, delimiter="\t") if row.get("split") == split]
-    except OSError as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise NotesError(f"{folder} has no index.tsv of recorded notes: {error}") from error
+    try:
+        return _grouped(folder, rows, split)
+    except NotesError:
+        raise
+    except KeyError as error:
+        raise NotesError(f"{folder / 'index.tsv'} has no column {error}; it has {', '.join(COLUMNS)}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise NotesError(f"{folder / 'index.tsv'}: a line is not as it must be: {str(error)[:200]}") from error
+
+
+def _grouped(
+    folder: Path, rows: Sequence[Mapping[str, str]], split: str
+) -> dict[str, tuple[int | None, list[RecordedNote]]]:
+    """Return the notes of rows of the index as read_notes does."""
     groups = defaultdict(list)
     for row in rows:
         drums = row["program"] == "drums"
@@ -261,7 +280,8 @@ def _pdta(path: Path) -> dict[bytes, bytes]:
                 if size % 2 and file.read(1) != b"\0":
                     file.seek(-1, os.SEEK_CUR)
             else:
-                chunks[tag] = file.read(size + size % 2)[:size]
+                left = os.fstat(file.fileno()).st_size - file.tell()
+                chunks[tag] = file.read(min(size + size % 2, left))[:size]
     if missing := {b"phdr", b"pbag", b"pgen", b"inst", b"ibag", b"igen", b"shdr"} - set(chunks):
         raise NotesError(f"{path} is cut off: it has no {b', '.join(sorted(missing)).decode()}")
     return chunks
@@ -298,9 +318,17 @@ def compasses(path: Path) -> dict[tuple[int, int], Compass]:
     """Return what each preset of a soundfont can play, by bank (128: drums) and program.
 
     Raises:
-        NotesError: the file is no soundfont, or cut off.
+        NotesError: the file is no soundfont, or cut off or damaged.
     """
     chunks = _pdta(path)
+    try:
+        return _compasses(chunks)
+    except (IndexError, KeyError, ValueError, OverflowError) as error:
+        raise NotesError(f"{path} is damaged: its tables of instruments do not fit each other") from error
+
+
+def _compasses(chunks: Mapping[bytes, bytes]) -> dict[tuple[int, int], Compass]:
+    """Return what the presets in the tables of a soundfont can play, as compasses does."""
     presets = np.frombuffer(chunks[b"phdr"], PRESET_HEADER)
     instruments = np.frombuffer(chunks[b"inst"], INSTRUMENT_HEADER)
     samples = np.frombuffer(chunks[b"shdr"], SAMPLE_HEADER)

@@ -4,6 +4,8 @@ Training reads them from Shards, files of some thousand segments that are writte
 them as they are needed.
 """
 
+import math
+import os
 import struct
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -18,6 +20,10 @@ from mt3_common.data.segments import ROLL_COLUMNS, Cutter, cutter_of
 from mt3_common.data.synthesis import Generator
 from mt3_common.io import atomic
 from mt3_common.yourmt3_config import YourMT3Settings
+
+
+class ShardError(ValueError):
+    """A file that is no shard; the message is why."""
 
 
 class Batch(NamedTuple):
@@ -102,10 +108,10 @@ class Shards:
         rows = []
         for number, path in enumerate(paths):
             try:
-                with np.load(path) as file:
-                    ids, lengths, made_for = (file[name] for name in ("ids", "lengths", "made_for"))
-                self._file(number)
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                ids, lengths, made_for = (np.array(map_array(path, name)) for name in ("ids", "lengths", "made_for"))
+                if str(made_for) == cutter.signature:
+                    _check_shapes(ids, lengths, *self._file(number), cutter.num_channels)
+            except (OSError, ValueError) as error:
                 raise ValueError(f"{path} is no shard of segments: {error}") from error
             if str(made_for) != cutter.signature:
                 raise ValueError(f"{path} was made for {made_for}, not for {cutter.signature}")
@@ -247,17 +253,36 @@ def map_array(path: str | Path, name: str) -> np.ndarray:
     """Map an array of an uncompressed .npz into memory.
 
     Raises:
-        KeyError: there is no such array.
-        ValueError: the file is no such archive.
+        OSError, ShardError: the file cannot be read, is no such archive, or has no such array.
     """
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-        entry = archive.getinfo(f"{name}.npy")
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise ValueError("it is compressed; write it with numpy.savez")
-        # The local header has 30 bytes; the lengths of the name and the extra field are its last four.
-        file.seek(entry.header_offset + 26)
-        file.seek(entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))))
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        return np.memmap(path, dtype, "r", file.tell(), shape)
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            entry = archive.getinfo(f"{name}.npy")
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ShardError("it is compressed; write it with numpy.savez")
+            # The local header has 30 bytes; the lengths of the name and the extra field are its last four.
+            file.seek(entry.header_offset + 26)
+            file.seek(entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))))
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, is_fortran, dtype = read(file)
+            if dtype.hasobject or is_fortran or math.prod(shape) * dtype.itemsize > os.fstat(file.fileno()).st_size:
+                raise ShardError(f"{name} is no array of numbers that it has room for")
+            return np.memmap(path, dtype, "r", file.tell(), shape)
+    except (OSError, ShardError):
+        raise
+    except Exception as error:
+        # NumPy evaluates the header as Python: a damaged one raises almost anything, a damaged archive too.
+        raise ShardError(f"{name} cannot be read ({type(error).__name__})") from error
+
+
+def _check_shapes(ids: np.ndarray, lengths: np.ndarray, frames: np.ndarray, rolls: np.ndarray, channels: int) -> None:
+    """Raise ValueError unless the arrays of a shard are those of as many segments, as write_shard has them."""
+    is_numbered = lengths.ndim == 1 and lengths.dtype.kind == "i" and lengths.min(initial=0) >= 0
+    if (
+        not is_numbered or ids.dtype.kind != "i" or ids.shape != (channels * lengths.sum(dtype=object),)
+        or frames.dtype.kind != "f" or frames.ndim != 3 or len(frames) != len(lengths)
+        or rolls.dtype != np.uint8 or rolls.ndim != 3 or rolls.shape[:2] != frames.shape[:2]
+        or 8 * rolls.shape[2] < ROLL_COLUMNS
+    ):  # fmt: skip
+        raise ValueError("its arrays do not fit each other")

@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mt3_common.data.corpora import Recording, find_notes, has_velocities, read_
 from mt3_common.evaluation import metrics
 from mt3_common.formats import midi
 from mt3_common.io import atomic
+from mt3_common.io.json_text import parse_json
 from mt3_common.notes.note import Note
 from mt3_common.transcription.pipeline import Transcriber
 
@@ -78,9 +79,18 @@ def check_fit(notes: Sequence[Note], path: Path, audio: Path) -> None:
 
 
 def measure(
-    pair: Recording, transcriber: Transcriber | None, estimates: Path | None
+    pair: Recording,
+    transcriber: Transcriber | None,
+    estimates: Path | None,
+    reading: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[Note]]:
     """Evaluate one recording; return a row of results and the estimated notes.
+
+    Args:
+        pair: the recording and its references.
+        transcriber: that estimates the notes; None for estimates of a file.
+        estimates: folder of estimates; None to transcribe.
+        reading: arguments of Transcriber.transcribe by which the recording is read, such as channel and gain.
 
     Measures that do not apply are None: of drums or pitched notes where the references have none, of velocities where
     the references or the estimates state none.
@@ -99,7 +109,7 @@ def measure(
         with_velocities &= has_velocities(path)
     else:
         assert transcriber is not None, "either a transcriber or estimates"
-        transcription = transcriber.transcribe(pair.audio)
+        transcription = transcriber.transcribe(pair.audio, **(reading or {}))
         notes = transcription.notes
         counts = {"invalid": transcription.invalid, "dropped": transcription.dropped}
     row = {"name": pair.name, "group": pair.group, "references": len(references), "estimates": len(notes), **counts}
@@ -160,7 +170,7 @@ def previous_rows(options: argparse.Namespace) -> dict[tuple[str, str], dict[str
     if path is None or not path.exists():
         return {}
     try:
-        return {(row["name"], row["of"]): row for row in json.loads(path.read_text())["files"]}
+        return {(row["name"], row["of"]): row for row in parse_json(path.read_text())["files"]}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not as this program wrote it: move it away, or give -o another folder") from error
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.audio.files import audio_duration
+from mt3_common.audio.files import DEFAULT_MIX, audio_duration
+from mt3_common.audio.levels import Mix
 from mt3_common.evaluation import metrics
 from mt3_common.formats import sealed
 from mt3_common.formats.plot import (
@@ -34,7 +35,11 @@ COMPARED = (
 
 
 def write_comparison(
-    references: Sequence[Note], estimates: Sequence[Note], audio: str | os.PathLike, path: str | os.PathLike
+    references: Sequence[Note],
+    estimates: Sequence[Note],
+    audio: str | os.PathLike,
+    path: str | os.PathLike,
+    mix: Mix = DEFAULT_MIX,
 ) -> None:
     """Write a PNG: the spectrogram in grey, with the reference notes and the estimated notes over it.
 
@@ -47,6 +52,7 @@ def write_comparison(
         estimates: estimated notes.
         audio: path of the recording.
         path: of the file, which is written atomically; missing folders are made.
+        mix: how the channels of the recording become one.
 
     Raises:
         ValueError: matplotlib or mir_eval is not installed.
@@ -56,7 +62,7 @@ def write_comparison(
     library("--pictures need")
     ends = [note.offset for note in [*references, *estimates]]
     seconds = max(1.0, audio_duration(audio) or 0.0, *ends)
-    image = spectrogram_image(audio, 0.0, seconds, columns_for(seconds))
+    image = spectrogram_image(audio, 0.0, seconds, columns_for(seconds), mix)
     with DRAWING:
         content = png_bytes(_compared(references, estimates, image, seconds))
     Path(path).parent.mkdir(parents=True, exist_ok=True)

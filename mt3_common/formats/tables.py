@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3_common.formats.sealed import CSV_HEADER, UNSEALED, NoteFileError, write_sealed
+from mt3_common.io.json_text import parse_json
 from mt3_common.notes.note import Note, check_notes
 
 JSON_FORMAT = "mt3-twins notes"
@@ -76,10 +77,10 @@ def read_json(path: str | os.PathLike) -> tuple[list[Note], dict[str, Any]]:
         NoteFileError: the file cannot be read, is not JSON, or is not of this format and version.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = parse_json(Path(path).read_bytes())
     except OSError as error:
         raise NoteFileError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise NoteFileError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != JSON_FORMAT:
         raise NoteFileError(f'{path} does not hold notes: "format" must be "{JSON_FORMAT}"')

@@ -122,7 +122,7 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
         prefix = temporary_prefix(path)
         for temporary in path.parent.glob(f"{prefix}*.tmp"):
             process = temporary.name.removeprefix(prefix).removesuffix(".tmp")
-            if process.isdigit() and not _is_alive(int(process)):
+            if process.isdigit() and not is_alive(int(process)):
                 temporary.unlink(missing_ok=True)
 
 
@@ -147,7 +147,7 @@ def _sync(path: str | os.PathLike) -> None:
         os.close(descriptor)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     """Return whether a process of this number exists; True where the system cannot tell."""
     if os.name != "posix":
         return True

@@ -23,6 +23,7 @@ from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from mt3_common.io import atomic
 from mt3_common.io.digests import update_from_file
+from mt3_common.io.json_text import parse_json
 from mt3_common.io.progress import progress_bar
 
 # files fetched side by side: a published checkpoint is some 400 small ones
@@ -96,7 +97,7 @@ def go_on(remote: Remote, part: Path, on_bytes: Callable[[int, int | None], None
     beside = part.with_suffix(".json")
     have = file_size(part)
     try:
-        state = json.loads(beside.read_bytes())
+        state = parse_json(beside.read_bytes())
         size, mark = state["size"], state["mark"]
     except (OSError, ValueError, KeyError, TypeError):
         size, mark = None, None

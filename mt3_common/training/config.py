@@ -1,14 +1,14 @@
 """Settings of a training run: TrainingConfig, presets, and the JSON files that hold them."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mt3_common.checkpoint.yourmt3_released import RELEASED
-from mt3_common.config import Config, ConfigError, Range, check_fields
+from mt3_common.config import Config, ConfigError, Range, check_fields, shown
+from mt3_common.io.json_text import parse_json
 from mt3_common.notes.yourmt3_tasks import find_task
 from mt3_common.yourmt3_config import FAMILY, FrontEndConfig, YourMT3Settings
 
@@ -256,14 +256,19 @@ def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
             text = file.read(LARGEST_SETTINGS + 1)
         if len(text) > LARGEST_SETTINGS:
             raise ConfigError(f"{path} is no file of settings: it has more than {LARGEST_SETTINGS} characters")
-        values = json.loads(text)
+        values = parse_json(text)
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict) or set(values) - {"about", "model", "training", "augmentation"}:
+    sections = {"model", "training", "augmentation"}
+    if (
+        not isinstance(values, dict)
+        or set(values) - {"about", *sections}
+        or not all(isinstance(values.get(name, {}), dict) for name in sections)
+    ):
         raise ConfigError(f'{path} must hold {{"model": {{…}}, "training": {{…}}}}')
     known = {field.name for field in dataclasses.fields(TrainingConfig)}
     if unknown := sorted(set(values.get("training", {})) - known):
-        raise ConfigError(f"{path}: unknown training setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        raise ConfigError(f"{path}: unknown training setting {shown(unknown[0])}; there are {', '.join(sorted(known))}")
     return values

@@ -21,6 +21,7 @@ from typing import Any
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.config import Config
 from mt3_common.io import atomic
+from mt3_common.io.json_text import parse_json
 from mt3_common.training.config import TrainingConfig, TrainingError
 from mt3_common.training.family import TrainingFamily
 from mt3_common.training.learner import Learner
@@ -128,7 +129,7 @@ def write_partial(folder: Path, done: int, since: int, sums: Mapping[str, float]
 def read_partial(folder: Path, begin: int) -> tuple[int, dict[str, float]]:
     """Return the step of the last row of metrics.csv, and the sums of the metrics from there to `begin`."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        partial = json.loads((folder / PARTIAL).read_text())
+        partial = parse_json((folder / PARTIAL).read_text())
         if partial["done"] == begin:
             return int(partial["since"]), {str(name): float(value) for name, value in partial["sums"].items()}
     return begin, {}

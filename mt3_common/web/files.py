@@ -1,13 +1,13 @@
 """Files of notes that the page sends back: nothing is kept on the server, and no path comes from a user."""
 
 import itertools
-import json
 import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from mt3_common.formats.tables import json_note
+from mt3_common.io.json_text import parse_json
 from mt3_common.notes.meter import parse_meter
 from mt3_common.notes.note import check_notes
 from mt3_common.notes.tempo import Tempo
@@ -48,7 +48,7 @@ def parsed(body: bytes) -> Transcription:
         ValueError: it does not describe one.
     """
     try:
-        content = json.loads(body)
+        content = parse_json(body)
         if not isinstance(content, dict) or not isinstance(content["notes"], list):
             raise ValueError("notes must be a list")
         if len(content["notes"]) > MOST_NOTES:
@@ -71,7 +71,7 @@ def parsed(body: bytes) -> Transcription:
             _metadata(content.get("metadata")),
             tempo=_tempo(content.get("tempo")),
         )
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the request does not describe notes: {error}") from error
 
 

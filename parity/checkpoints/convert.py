@@ -25,6 +25,8 @@ from mt3_common.config import Config
 from mt3_common.io import atomic
 from parity.trace.trace import digest
 
+# ending of the folder of a conversion that is not finished
+SCRATCH = ".convert"
 LAYOUTS = ("t5x", "orbax", "safetensors", "pth")
 
 
@@ -132,15 +134,31 @@ def written_beside(path: str | os.PathLike, overwrite: bool) -> Iterator[Path]:
         ConvertError: the path exists.
     """
     target = Path(path)
+    recover(target)
     if os.path.lexists(target) and not overwrite:
         raise ConvertError(f"{target} is there already; add --overwrite to replace it")
-    beside = target.with_name(f".{os.getpid()}.{target.name}")
+    # All that is not finished lies in a folder of its own, which the next conversion finds if this one is killed.
+    scratch = target.with_name(f"{atomic.temporary_prefix(target)}{os.getpid()}{SCRATCH}")
+    beside = scratch / target.name
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(parents=True, exist_ok=True)
         yield beside
         atomic.replace(beside, target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Repair what a conversion to a path left that was killed: its older content comes back, its own remains go."""
+    prefix = atomic.temporary_prefix(target)
+    for scratch in target.parent.glob(f"{prefix}*{SCRATCH}"):
+        process = scratch.name.removeprefix(prefix).removesuffix(SCRATCH)
+        if not process.isdigit() or atomic.is_alive(int(process)):
+            continue
+        older = scratch / f"{target.name}-old"
+        if os.path.lexists(older) and not os.path.lexists(target):
+            os.rename(older, target)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def differing(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[str]:

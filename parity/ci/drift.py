@@ -1,12 +1,12 @@
 """A ledger of runs: the errors of every tap over versions, devices and commits."""
 
 import datetime
-import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
+from mt3_common.io.json_text import parse_json
 from parity.compare.results import REFUSED, VERDICTS
 from parity.report.files import SCHEMA, SCHEMA_VERSION
 from parity.trace.file import wanted
@@ -17,18 +17,6 @@ VERSION = 1
 FACTOR, STEP = 1.5, 0.05
 # Entries of a side's environment that describe the machine.
 MACHINE = ("system", "cpu", "cores", "threads", "device")
-
-
-def read_json(text: str) -> Any:
-    """Parse a JSON text.
-
-    Raises:
-        ValueError: not JSON, or nested deeper than Python reads.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
 
 
 def check_report(report: Any) -> None:
@@ -167,7 +155,7 @@ def read_ledger(path: str | os.PathLike) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: not a ledger ({error})") from error
     for count, line in enumerate(text.splitlines(), start=1):
         try:
-            records.append(read_json(line))
+            records.append(parse_json(line))
             check_record(records[-1])
         except ValueError as error:
             raise ValueError(f"{path}, line {count}: not a record that can be read ({error})") from error

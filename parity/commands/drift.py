@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mt3_common.io.json_text import parse_json
 from parity.ci.drift import (
     changed_versions,
     check_report,
@@ -17,7 +18,6 @@ from parity.ci.drift import (
     drifted,
     make_record,
     other_machine,
-    read_json,
     read_ledger,
     same_checkpoint,
 )
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.accept is not None and not args.accept.strip():
         raise ValueError("--accept needs a reason")
     try:
-        report = read_json(Path(args.report).read_text(encoding="utf-8"))
+        report = parse_json(Path(args.report).read_text(encoding="utf-8"))
         check_report(report)
         if report["verdict"] == "refused":
             print("refused: a run without a verdict is not recorded")

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import json
 import math
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mt3_common.io.json_text import parse_json
 from parity.mutation import processors, yourmt3_mutants
 from parity.mutation.files import FileOutcome, judge_files, meets_file_targets, summarise_files
 from parity.mutation.mutants import (
@@ -192,7 +192,7 @@ def judge_limited(args: argparse.Namespace) -> tuple[list[Outcome], list[FileOut
         subprocess.run(command, env=processors.avx2_environment(), stdout=subprocess.DEVNULL, check=False)
         if not report.exists():
             raise ValueError("the benchmark limited to AVX2 ended without outcomes")
-        document = json.loads(report.read_text())
+        document = parse_json(report.read_text())
         outcomes = [Outcome(**outcome) for outcome in document["outcomes"]]
     for outcome in outcomes:
         # JSON has no NaN.

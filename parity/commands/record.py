@@ -12,10 +12,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `parity record`."""
     parser.add_argument("checkpoint", help="T5X or Orbax directory, or .safetensors")
     parser.add_argument("-o", "--output", required=True, help="trace file to write (.safetensors)")
-    parser.add_argument("--framework", choices=FRAMEWORKS, required=True)
-    parser.add_argument("--on", metavar="TRACE", help="the reference's trace: take its inputs, and feed every module")
-    parser.add_argument("--audio", help="audio file whose first segments are the frames")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
+    parser.add_argument("--framework", choices=FRAMEWORKS, required=True, help="the side to run")
+    parser.add_argument(
+        "--on",
+        metavar="TRACE",
+        help="trace of the side to compare with: take its inputs, and feed every layer what its layer was fed",
+    )
+    parser.add_argument("--audio", help="recording whose first segments are the inputs (default: the bundled one)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"), help="default: cpu")
     options.add_precisions(parser)
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
 

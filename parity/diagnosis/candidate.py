@@ -1,7 +1,6 @@
 """Candidates: weights under any names, a trace or a config.json, read from whatever file holds them."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from mt3_common.checkpoint.place import INDEX, WEIGHTS
 from mt3_common.checkpoint.read import read_any, read_checkpoint
 from mt3_common.config import Config
+from mt3_common.io.json_text import parse_json
 from parity.trace.file import load
 
 # files of settings that transformers writes beside config.json
@@ -126,9 +126,9 @@ def _is_trace(path: str | os.PathLike) -> bool:
     try:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(size, LARGEST_HEADER)))
+            header = parse_json(file.read(min(size, LARGEST_HEADER)))
         return "header" in header["__metadata__"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -143,8 +143,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _parse_settings(text: str, where: str) -> dict[str, Any]:
     try:
-        settings = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        settings = parse_json(text)
+    except ValueError as error:
         raise CandidateError(f"{where}: not readable JSON ({error})") from error
     if not isinstance(settings, dict):
         raise CandidateError(f"{where}: holds no settings (a JSON object of names and values)")

@@ -17,6 +17,7 @@ import numpy as np
 
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.io import atomic
+from mt3_common.io.json_text import parse_json
 from parity.mutation import processors
 from parity.mutation.faults import BLAMED, Mutant, kinds, modules_like
 from parity.sides import numpy_network
@@ -322,7 +323,7 @@ class Record:
         *lines, half = text.split("\n")
         for number, line in enumerate(lines, 1):
             try:
-                outcomes = [Outcome(**fields) for fields in json.loads(line)]
+                outcomes = [Outcome(**fields) for fields in parse_json(line)]
                 self.known[self._key(outcomes[0])] = outcomes
             except (ValueError, TypeError, IndexError) as error:
                 raise ValueError(f"{path}, line {number}: not outcomes of parity mutants") from error

@@ -1,10 +1,13 @@
-"""Damaged recordings, MIDI files, tables and JSON by the ten thousand: each is read or refused in one sentence.
+"""Damaged files of every kind that is read but checkpoints, by the ten thousand: read, or refused in one sentence.
 
 python tests/tools/fuzz_readers.py [--inputs 100000] [--seed 0] [--memory 2000] [READER …]
     tries as many inputs, spread over the readers, in processes of their own whose memory is limited (Linux); prints
     those that went wrong and how many were read and refused
 python tests/tools/fuzz_readers.py --seed 0 --only NUMBER READER
     one of them again, here
+
+Half of the texts (tables, JSON, gin) are damaged by their values rather than by their bytes. Checkpoints are
+fuzz_checkpoints.py's.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import json
 import logging
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -37,12 +41,35 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests" / "tools")) if p
 from fuzz import AUDIO, NOTES, mutated  # noqa: E402
 
 from mt3_common.audio.files import AudioError, audio_duration, stream_audio  # noqa: E402
-from mt3_common.data.corpora import DatasetError, read_tsv  # noqa: E402
+from mt3_common.checkpoint.config_files import read_settings_file, resolve  # noqa: E402
+from mt3_common.cli.resume import HEAD, Summary, SummaryError  # noqa: E402
+from mt3_common.config import Config, ConfigError  # noqa: E402
+from mt3_common.data.corpora import DatasetError, Recording, read_notes, read_tsv  # noqa: E402
+from mt3_common.data.sample_fonts import RecordedNote, compasses, write_font  # noqa: E402
+from mt3_common.data.shards import Shards, write_shard  # noqa: E402
+from mt3_common.data.synthesis import Example  # noqa: E402
 from mt3_common.formats import midi, tables  # noqa: E402
-from mt3_common.formats.sealed import NoteFileError  # noqa: E402
+from mt3_common.formats.musicxml import write_musicxml  # noqa: E402
+from mt3_common.formats.sealed import NoteFileError, written_here  # noqa: E402
+from mt3_common.training.config import TrainingError, read_config  # noqa: E402
 
 # inputs that a process tries, s for one of them
 CHUNK, LONGEST = 500, 20
+# endings of texts, and values that readers of texts meet and do not expect
+TEXTS = ("tsv", "json", "jsonl", "gin", "yaml", "csv", "txt")
+VALUES = ("", "0", "-1", "1", "0.5", "1e9", "1e308", "1e999", "-1e-320", "nan", "NaN", "inf", "-Infinity", "null")
+VALUES += ("true", "[]", "{}", "[[]]", '"x"', '""', "2147483648", "99999999999999999999", "0x10", "128", "1_0")
+VALUES += ('"\\ud800"', "\u0664", "'x'", "()", "10**9", "[" * 10000, '{"x": ' * 3000, "9" * 400)
+VALUES += (
+    "[" * 90 + "]" * 90,
+    "[" * 500 + "]" * 500,
+    '{"x": ' * 90 + "0" + "}" * 90,
+    "x" * 5000,
+    "\0",
+    "&a [*a]",
+    "!!x y",
+)
+VALUE = re.compile(r"""-?\d[\d.e+-]*|"[^"]*"|'[^']*'|\b[a-z]\w*""", re.IGNORECASE)
 
 
 class Reader(NamedTuple):
@@ -132,12 +159,133 @@ def json_files() -> dict[str, bytes]:
         return {"json": (Path(folder) / "x.json").read_bytes()}
 
 
+def label_files() -> dict[str, bytes]:
+    """Return labels of published data sets."""
+    jams = {"annotations": [{"namespace": "note_midi", "data": [{"time": 0.1, "duration": 0.5, "value": 52.1}]}]}
+    yaml = "stems:\n  S00:\n    audio_rendered: true\n    midi_saved: true\n    is_drum: false\n    program_num: 24\n"
+    table = "start_time,end_time,instrument,note,start_beat,end_beat,note_value\n9182,90078,43,53,4.0,1.5,Dotted\n"
+    return {
+        "guitarset.json": json.dumps(jams).encode(),
+        "slakh.yaml": yaml.encode(),
+        "musicnet.csv": table.encode(),
+        "urmp_vn.txt": b"0.1\t440.0\t0.5\n0.6\t220.5\t0.25\n",
+    }
+
+
+def read_labels(path: Path) -> None:
+    """Read the labels of a recording of a published data set."""
+    layout = path.name.removeprefix("x.").partition(".")[0].partition("_")[0]
+    if layout == "slakh":
+        stem = path.with_name("S00.mid")
+        midi.write_midi(NOTES, stem)
+        files = path, stem
+    elif layout == "urmp":
+        files = (path.rename(path.with_name("Notes_1_vn_x.txt")),)
+    else:
+        files = (path,)
+    try:
+        read_notes(Recording("x", layout, "train", path, files))
+    finally:
+        path.touch()
+
+
+def settings_files() -> dict[str, bytes]:
+    """Return files of settings as this project, Hugging Face and gin write them."""
+    t5 = {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_heads": 6, "num_layers": 8, "num_decoder_layers": 8}
+    t5 |= {"vocab_size": 1536, "feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-6}
+    gin = "NUM_VELOCITY_BINS = 1\nPROGRAM_GRANULARITY = 'full'\nUSE_TIES = True\nnetwork.T5Config:\n  num_heads = 6\n"
+    gin += "  mlp_activations = ('gelu', 'linear')\nTASK_FEATURE_LENGTHS = {'inputs': 256, 'targets': 1024}\n"
+    return {
+        "own.json": json.dumps(Config().to_dict()).encode(),
+        "t5.json": json.dumps(t5).encode(),
+        "x.gin": gin.encode(),
+    }
+
+
+def read_settings(path: Path) -> None:
+    """Read a file of settings beside MT3's arrays."""
+    sizes = {"emb_dim": 512, "mlp_dim": 1024, "attention_dim": 384, "num_encoder_layers": 8, "num_decoder_layers": 8}
+    sizes |= {"vocab_size": 1536, "input_depth": 512}
+    resolve(sizes, [read_settings_file(path.read_bytes().decode(errors="replace"), path.name)])
+
+
+def training_files() -> dict[str, bytes]:
+    """Return files of settings of a training run."""
+    plan = {"steps": 8, "batch_size": 4, "ema": 0.9, "schedule": "cosine", "arranged": False}
+    return {"json": json.dumps({"model": Config().to_dict(), "training": plan}).encode()}
+
+
+def summaries() -> dict[str, bytes]:
+    """Return the summary of a run over a folder."""
+    record = {"status": "done", "input": {"sha256": "0"}, "checkpoint": {}, "settings": {"velocity": None}}
+    record["outputs"] = {"mid": {"path": "x.mid", "sha256": "0"}}
+    line = HEAD + json.dumps(record)[1:] + "\n"
+    return {"jsonl": 3 * line.encode()}
+
+
+def shards() -> dict[str, bytes]:
+    """Return segments for training."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.npz"
+        write_shard(path, [Example(np.zeros(70000, np.float32), NOTES, "x")], Config(), [0, 0])
+        return {"npz": path.read_bytes()}
+
+
+def read_shard(path: Path) -> None:
+    """Open a shard and read its first segment."""
+    Shards([path], Config()).batch([0])
+
+
+def outputs() -> dict[str, bytes]:
+    """Return files of notes, of which it is asked whether they are as this program wrote them."""
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix, write in (
+            ("mid", midi.write_midi), ("csv", tables.write_csv),
+            ("json", tables.write_json), ("musicxml", write_musicxml),
+        ):  # fmt: skip
+            write(NOTES, Path(folder) / f"x.{suffix}")
+        return {path.suffix[1:]: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def soundfonts() -> dict[str, bytes]:
+    """Return a soundfont of two notes."""
+    samples = (0.3 * np.sin(np.arange(2000) / 10)).astype(np.float32)
+    notes = [RecordedNote(samples, key + 0.1, key, velocity, (100, 1900)) for key, velocity in ((60, 0.5), (64, 1.0))]
+    with tempfile.TemporaryDirectory() as folder:
+        write_font(Path(folder) / "x.sf2", "x", 40, notes)
+        return {"sf2": (Path(folder) / "x.sf2").read_bytes()}
+
+
+def read_soundfont(path: Path) -> None:
+    """Read what a soundfont can play."""
+    compasses.cache_clear()
+    compasses(path)
+
+
 READERS = {
     "recording": Reader(recordings, read_recording, (AudioError,)),
     "midi": Reader(midi_files, read_midi, (NoteFileError,)),
     "tsv": Reader(tables_of_notes, read_tsv, (DatasetError,)),
+    "labels": Reader(label_files, read_labels, (DatasetError, NoteFileError)),
     "json": Reader(json_files, tables.read_json, (NoteFileError,)),
+    "settings": Reader(settings_files, read_settings, (ConfigError,)),
+    "training": Reader(training_files, read_config, (ConfigError, TrainingError)),
+    "summary": Reader(summaries, Summary, (SummaryError,)),
+    "shard": Reader(shards, read_shard, (ValueError,)),
+    "output": Reader(outputs, written_here, ()),
+    "soundfont": Reader(soundfonts, read_soundfont, (ValueError,)),
 }
+
+
+def altered(random: Random, text: str) -> str:
+    """Return a text with one to three of its values replaced by odd ones, or by others of the same text."""
+    for _ in range(random.randint(1, 3)):
+        values = list(VALUE.finditer(text))
+        if values:
+            match = random.choice(values)
+            value = random.choice(VALUES) if random.random() < 0.8 else random.choice(values)[0]
+            text = text[: match.start()] + value + text[match.end() :]
+    return text
 
 
 class TooLongError(BaseException):
@@ -149,7 +297,8 @@ def tried(name: str, seeds: dict[str, bytes], seed: int, number: int, folder: Pa
     random = Random(f"{name} {seed} {number}")
     suffix = random.choice(sorted(seeds))
     path = folder / f"x.{suffix}"
-    path.write_bytes(mutated(random, seeds[suffix]))
+    by_value = suffix.rpartition(".")[2] in TEXTS and random.random() < 0.5
+    path.write_bytes(altered(random, seeds[suffix].decode()).encode() if by_value else mutated(random, seeds[suffix]))
     reader = READERS[name]
 
     def too_long(*_):

@@ -1,88 +1,240 @@
-"""Conversions and downloads killed at random moments: nothing may be lost, nothing half-written may be taken for whole.
+"""Runs killed at random moments: nothing may be lost, nothing half-written may be taken for whole.
 
-python tests/tools/kill.py [--kills 25] [--seed 0] [convert download]
+python tests/tools/kill.py [--kills 100] [--seed 0] [batch train convert download]
     starts each again and again, kills it (SIGKILL) at a random moment, and looks at what is there
 
-Of a conversion the target must be absent, as it was before, or whole; of a download the cache must hold the checkpoint
-whole or not at all, and the next run must end with it. Prints the kills that lost something, and the counts.
+Of a folder that is transcribed with --resume, every file that is there must be whole, and the run that goes on must end
+with the files and the summary of one that nothing disturbed; of a training, with its arrays and its table. Of a
+conversion the target must be absent, as it was before, or whole; of a download the cache must hold the checkpoint whole
+or not at all, and the next run must end with it. Prints the kills that lost something, and the counts.
+
+A run is a child of this process, which has the libraries loaded already: what is killed is the work, not the loading.
+This process itself starts no threads, which would not be there in its children.
 """
 
 import argparse
+import csv
 import functools
 import hashlib
 import http.server
 import json
 import os
+import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+# Threads of PyTorch do not outlive a fork.
+os.environ |= {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "no_proxy": "*"}
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
+import soundfile  # noqa: E402
+import torch  # noqa: E402
+
+import parity.commands.convert  # noqa: E402, F401 (loaded before the runs are)
 from mt3_common.checkpoint.read import read_checkpoint  # noqa: E402
-from mt3_common.checkpoint.write import write_safetensors  # noqa: E402
+from mt3_common.checkpoint.registry import find_checkpoint  # noqa: E402
+from mt3_common.cli import infer as infer_command  # noqa: E402
+from mt3_common.config import Config, NetworkConfig, SpectrogramConfig  # noqa: E402
+from mt3_common.data.shards import write_shard  # noqa: E402
+from mt3_common.data.synthesis import Example  # noqa: E402
+from mt3_common.formats.sealed import written_here  # noqa: E402
+from mt3_common.notes.note import Note  # noqa: E402
+from mt3_common.training.run_folder import METRICS, recover  # noqa: E402
+from parity.__main__ import main as parity_command  # noqa: E402
+from torch_mt3 import infer, train  # noqa: E402
 
 SOURCE = ROOT / "checkpoints" / "golden"
-FETCH = "import sys; from mt3_common.checkpoint import registry; print(registry.find_checkpoint(sys.argv[1]).path)"
+CONFIG = Config(
+    NetworkConfig(emb_dim=32, num_heads=2, head_dim=16, mlp_dim=40, num_encoder_layers=1, num_decoder_layers=1),
+    SpectrogramConfig(hop_width=320),
+    input_frames=32,
+    max_target_length=64,
+)
+EXACT = [name for name in METRICS if name not in ("seconds", "segments_per_second")]
 
 
-def killed(command: list[str], moment: float, environment: dict[str, str]) -> bool:
-    """Run a command and kill it after so many seconds; return True if it was still running."""
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        process.wait(moment)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return True
-    return False
+def started(run: Callable[[], object]) -> int:
+    """Start a run in a process of its own, which prints nothing; return its number."""
+    process = os.fork()
+    if not process:
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            null = os.open(os.devnull, os.O_RDWR)
+            for descriptor in range(3):
+                os.dup2(null, descriptor)
+            status = run() or 0
+        finally:
+            os._exit(status if isinstance(status, int) else 0)
+    return process
 
 
-def digest(path: str | Path) -> str:
-    """Return the SHA-256 of all arrays of a checkpoint, by their names."""
-    total = hashlib.sha256()
-    for name, array in sorted(read_checkpoint(path).arrays.items()):
-        total.update(name.encode() + array.tobytes())
-    return total.hexdigest()
+def completed(run: Callable[[], object]) -> int:
+    """Run in a process of its own; return its exit status."""
+    return os.waitstatus_to_exitcode(os.waitpid(started(run), 0)[1])
 
 
 def duration(run: Callable[[], object]) -> float:
-    """Return the seconds that a run takes."""
-    start = time.monotonic()
-    run()
-    return time.monotonic() - start
+    """Return the seconds that an undisturbed run takes, the shorter of two."""
+    times = []
+    for _ in range(2):
+        start = time.monotonic()
+        if completed(run):
+            raise RuntimeError("an undisturbed run fails")
+        times.append(time.monotonic() - start)
+    return min(times)
 
 
-def convert(kills: int, random: Random, folder: Path) -> list[str]:
+def killed(run: Callable[[], object], moment: float) -> bool:
+    """Start a run and kill it after so many seconds; return True if it was still running."""
+    process = started(run)
+    until = time.monotonic() + moment
+    while time.monotonic() < until:
+        if os.waitpid(process, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.002)
+    os.killpg(process, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+
+
+def described(path: Path) -> dict[str, object]:
+    """Return 'digest', of all arrays of a checkpoint, and 'step'; 'error' if it cannot be read."""
+    with tempfile.NamedTemporaryFile("w+") as answer:
+
+        def describe() -> None:
+            try:
+                checkpoint = read_checkpoint(path, optimizer=(path / "checkpoint").exists() and path.name == "last")
+                total = hashlib.sha256()
+                for name, array in sorted((checkpoint.arrays | checkpoint.optimizer).items()):
+                    total.update(name.encode() + array.tobytes())
+                content = {"digest": total.hexdigest(), "step": checkpoint.step or 0}
+            except ValueError as error:
+                content = {"error": str(error)}
+            json.dump(content, answer)
+            answer.flush()
+
+        completed(describe)
+        answer.seek(0)
+        return json.loads(answer.read() or '{"error": "it cannot be described"}')
+
+
+def batch(kills: int, random: Random, folder: Path) -> tuple[int, list[str]]:
+    """Kill runs over a folder of recordings, each of which goes on where the one before was killed."""
+    (folder / "in").mkdir()
+    for number in range(8):
+        samples = np.random.default_rng(number).uniform(-0.1, 0.1, 16000 * (1 + number % 3))
+        soundfile.write(folder / "in" / f"{number}.wav", samples, 16000)
+
+    def run(target: Path) -> int:
+        options = ["--resume", "--format", "mid,json,csv", "--batch-size", "1", "--quiet", "--device", "cpu"]
+        options += ["--checkpoint", str(SOURCE)]
+        return infer_command.main("torch_mt3", infer.load, [str(folder / "in"), "-o", str(target), *options])
+
+    def contents(target: Path) -> dict[str, bytes]:
+        files = target.iterdir() if target.exists() else ()
+        return {path.name: path.read_bytes() for path in files if path.suffix in (".mid", ".json", ".csv")}
+
+    whole = duration(lambda: shutil.rmtree(folder / "whole", ignore_errors=True) or run(folder / "whole"))
+    right, count, faults = contents(folder / "whole"), 0, []
+    while count < kills:
+        target = folder / f"out{count}"
+        for _ in range(random.randint(1, 3)):
+            count += killed(functools.partial(run, target), random.uniform(0.05, 1.0) * whole)
+            for name, content in contents(target).items():
+                if content != right[name] or not written_here(target / name):
+                    faults.append(f"batch {count}: {target / name} is not whole")
+        if completed(functools.partial(run, target)):
+            faults.append(f"batch {count}: the run that goes on fails")
+        lines = [json.loads(line) for line in (target / "summary.jsonl").read_text().splitlines() if line]
+        if contents(target) != right or sorted(Path(line["audio"]).name for line in lines) != sorted(
+            path.name for path in (folder / "in").iterdir()
+        ):
+            faults.append(f"batch {count}: {target} ends with other files or lines")
+        if leftovers := sorted({path.name for path in target.iterdir()} - {*right, "summary.jsonl"}):
+            faults.append(f"batch {count}: left {', '.join(leftovers)}")
+        shutil.rmtree(target)
+    return count, faults
+
+
+def training(kills: int, random: Random, folder: Path) -> tuple[int, list[str]]:
+    """Kill training runs, each of which goes on with the same command; compare with one that nothing disturbed."""
+    for name in ("train", "validation"):
+        (folder / name).mkdir()
+        notes = [Note(t / 4, t / 4 + 0.2, 40 + 7 * t % 40, 90, 8 * (t % 3)) for t in range(36)]
+        audio = np.sin(np.arange(160000, dtype=np.float32) * 0.1) * 0.1
+        write_shard(folder / name / "00000.npz", [Example(audio, notes, "piano")] * 2, CONFIG, [0, 0])
+    plan = {"steps": 12, "batch_size": 4, "validate_every": 2, "arranged": False, "ema": 0.9}
+    (folder / "config.json").write_text(json.dumps({"model": CONFIG.to_dict(), "training": plan}))
+
+    def run(target: Path) -> int:
+        options = ["--config", str(folder / "config.json"), "--data", str(folder / "train"), "--device", "cpu"]
+        return train.main([str(target), *options, "--validation", str(folder / "validation"), "--quiet"])
+
+    def result(target: Path) -> tuple[object, ...]:
+        with open(target / "metrics.csv", newline="") as file:
+            rows = [[row[name] for name in EXACT] for row in csv.DictReader(file)]
+        return rows, described(target / "last"), described(target / "best")
+
+    whole = duration(lambda: shutil.rmtree(folder / "whole", ignore_errors=True) or run(folder / "whole"))
+    right, count, faults = result(folder / "whole"), 0, []
+    while count < kills:
+        target, step = folder / f"run{count}", 0
+        for _ in range(random.randint(1, 3)):
+            count += killed(functools.partial(run, target), random.uniform(0.1, 1.0) * whole)
+            if target.exists():
+                recover(target)
+                state = described(target / "last") if (target / "last").exists() else {"step": 0}
+                if "error" in state or int(str(state["step"])) < step:
+                    faults.append(f"train {count}: {target} had step {step}, and is {state}")
+                step = int(str(state.get("step", 0)))
+        if completed(functools.partial(run, target)):
+            faults.append(f"train {count}: the run that goes on fails")
+        elif result(target) != right:
+            faults.append(f"train {count}: {target} ends with other numbers")
+        shutil.rmtree(target)
+    return count, faults
+
+
+def conversion(kills: int, random: Random, folder: Path) -> tuple[int, list[str]]:
     """Kill conversions that replace an older checkpoint, and some that write a new one."""
-    right, faults = digest(SOURCE), []
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    for number in range(kills):
-        layout = random.choice(("t5x", "safetensors"))
-        target = folder / f"{number}{'.safetensors' if layout == 'safetensors' else ''}"
-        command = [sys.executable, "-m", "parity", "convert", str(SOURCE), str(target), "--overwrite"]
-        if number < 2 or number % 2:
-            subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-        if number == 0:
-            whole = duration(lambda command=command: subprocess.run(command, cwd=ROOT, env=environment, check=True))
+    faults, count = [], 0
+
+    def run(target: Path) -> int:
+        return parity_command(["convert", str(SOURCE), str(target), "--overwrite"])
+
+    whole, right = {}, {}
+    for layout in ("", ".safetensors"):
+        whole[layout] = duration(functools.partial(run, folder / f"whole{layout}"))
+        right[layout] = described(folder / f"whole{layout}")
+    while count < kills:
+        layout, number = random.choice(("", ".safetensors")), count
+        target = folder / f"{number}{layout}"
+        if random.random() < 0.5 and completed(functools.partial(run, target)):
+            faults.append(f"convert {count}: an undisturbed run fails")
         existed = target.exists()
-        killed(command, random.uniform(0.3, 1.05) * whole, environment)
-        if target.exists() and digest(target) != right:
-            faults.append(f"convert {number}: {target} holds other numbers")
+        count += killed(functools.partial(run, target), random.uniform(0.0, 1.05) * whole[layout])
         if existed and not target.exists():
-            faults.append(f"convert {number}: the older {target} is gone")
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-        if digest(target) != right:
-            faults.append(f"convert {number}: the next run wrote other numbers")
-    return faults
+            # The process died between two renames: the next run puts the older one back, even if it may not overwrite.
+            completed(lambda target=target: parity_command(["convert", str(SOURCE), str(target)]))
+        if target.exists() and described(target) != right[layout]:
+            faults.append(f"convert {count}: {target} holds other numbers")
+        if existed and not target.exists():
+            faults.append(f"convert {count}: the older {target} is gone")
+        if completed(functools.partial(run, target)) or described(target) != right[layout]:
+            faults.append(f"convert {count}: the next run fails, or wrote other numbers")
+        if leftovers := [path.name for path in folder.iterdir() if not path.name.startswith(("whole", str(number)))]:
+            faults.append(f"convert {count}: left {', '.join(leftovers)}")
+        for path in folder.glob(f"*{target.name}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return count, faults
 
 
 class Slow(http.server.SimpleHTTPRequestHandler):
@@ -98,55 +250,62 @@ class Slow(http.server.SimpleHTTPRequestHandler):
                 outputfile.write(piece)
             except OSError:
                 return
-            time.sleep(0.02)
+            time.sleep(0.01)
 
 
-def download(kills: int, random: Random, folder: Path) -> list[str]:
+def download(kills: int, random: Random, folder: Path) -> tuple[int, list[str]]:
     """Kill downloads of a file from a slow server of this machine."""
-    source = read_checkpoint(SOURCE)
     (folder / "www").mkdir()
-    write_safetensors(folder / "www" / "x.safetensors", source.arrays, source.config())
+    file = folder / "www" / "x.safetensors"
+    completed(lambda: parity_command(["convert", str(SOURCE), str(file)]))
+    right = described(file)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Slow, directory=str(folder / "www")))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    serving = started(server.serve_forever)
     address = f"http://127.0.0.1:{server.server_port}/x.safetensors"
-    environment = os.environ | {"MT3_CACHE": str(folder / "cache"), "no_proxy": "*"}
-    command = [sys.executable, "-c", FETCH, address]
-    faults = []
-    whole = duration(lambda: subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL))
-    right = digest(SOURCE)
-    for number in range(kills):
-        shutil.rmtree(folder / "cache")
-        for _ in range(random.randint(1, 3)):
-            killed(command, random.uniform(0.2, 1.0) * whole, environment)
-        for place in (folder / "cache").glob("x.safetensors-*"):
-            record = place / "manifest.json"
-            if place.is_dir() and not place.name.endswith(".partial"):
-                if not record.exists() or digest(place / "x.safetensors") != right:
-                    faults.append(f"download {number}: {place} is in the cache and not whole")
-                json.loads(record.read_bytes())
-        path = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
-        if digest(path.strip()) != right:
-            faults.append(f"download {number}: the next run ended with other numbers")
-    server.shutdown()
-    return faults
+    cache = folder / "cache"
+    os.environ["MT3_CACHE"] = str(cache)
+
+    def run() -> None:
+        find_checkpoint(address, quiet=True)
+
+    faults, count = [], 0
+    try:
+        whole = duration(lambda: shutil.rmtree(cache, ignore_errors=True) or run())
+        while count < kills:
+            shutil.rmtree(cache, ignore_errors=True)
+            for _ in range(random.randint(1, 3)):
+                count += killed(run, random.uniform(0.0, 1.0) * whole)
+                for place in cache.glob("x.safetensors-*"):
+                    if place.is_dir() and not place.name.endswith(".partial"):
+                        is_whole = (place / "manifest.json").exists()
+                        if not is_whole or described(place / "x.safetensors") != right:
+                            faults.append(f"download {count}: {place} is in the cache and not whole")
+            if completed(run) or [described(path) for path in cache.glob("x.safetensors-*/x.safetensors")] != [right]:
+                faults.append(f"download {count}: the next run fails, or ended with other numbers")
+    finally:
+        os.killpg(serving, signal.SIGKILL)
+        os.waitpid(serving, 0)
+        server.server_close()
+    return count, faults
 
 
-ACTIONS = {"convert": convert, "download": download}
+ACTIONS = {"batch": batch, "train": training, "convert": conversion, "download": download}
 
 
 def main() -> int:
     """Return exit status 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("actions", nargs="*", metavar="ACTION", help=f"of {', '.join(ACTIONS)}; default: all")
-    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--kills", type=int, default=100, help="of each, at least; default: 100")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     failures = 0
     for name in arguments.actions or ACTIONS:
         with tempfile.TemporaryDirectory(prefix="mt3-kill-") as folder:
-            faults = ACTIONS[name](arguments.kills, Random(f"{name} {arguments.seed}"), Path(folder))
+            count, faults = ACTIONS[name](arguments.kills, random.Random(f"{name} {arguments.seed}"), Path(folder))
         failures += len(faults)
-        print("\n".join([*faults, f"{name}: {arguments.kills} runs killed, {len(faults)} faults"]), flush=True)
+        print("\n".join([*faults, f"{name}: {count} runs killed, {len(faults)} faults"]), flush=True)
     return 1 if failures else 0
 
 

@@ -313,6 +313,11 @@ def test_gradients_are_clipped_to_their_norm(twin, clip, shards):
         ('{"training": {"steps": 0}}', "steps must be a positive integer"),
         ('{"model": {"emb_dim": 5}}', "emb_dim must be even"),
         ('{"network": {}}', "must hold"),
+        ('{"training": 5}', "must hold"),
+        ('{"model": [1]}', "must hold"),
+        (f'{{"training": {500 * "["}{500 * "]"}}}', "nested too deeply"),
+        (f'{{"training": {{"learning_rate": 1{400 * "0"}}}}}', "learning_rate must be a number of at least 0"),
+        (f'{{"training": {{"schedule": "{3000 * "x"}"}}}}', "schedule must be one of constant"),
     ],
 )
 def test_a_wrong_config_is_said(plan, message, twin, tmp_path, data, capsys):

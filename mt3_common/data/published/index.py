@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mt3_common.io import atomic
+from mt3_common.io.json_text import parse_json
 from mt3_common.notes.note import Note
 
 INDEX = "recordings.json"
@@ -134,7 +135,7 @@ def read_index(folder: Path) -> tuple[str, list[Entry]]:
     path = folder / INDEX
     content = path.read_bytes()
     try:
-        index = json.loads(content)
+        index = parse_json(content)
         if {key: index[key] for key in FORMAT} != FORMAT:
             raise ValueError("it has another format or version")
         entries = [_entry(folder, entry) for entry in index["recordings"]]

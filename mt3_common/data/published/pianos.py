@@ -1,12 +1,12 @@
 """Pianos with MIDI: MAESTRO and MAPS. The sustain pedal is applied, everything is program 0."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from mt3_common.data.published.index import DatasetError, Piece, locate
 from mt3_common.formats import midi
+from mt3_common.io.json_text import parse_json
 from mt3_common.notes.note import Note, trim_overlapping
 
 # pianos of MAPS that were recorded, the test set; the others are sampled
@@ -22,7 +22,7 @@ def maestro(root: Path) -> Iterator[Piece]:
     folder = locate(root, "maestro-v*.json")
     table = sorted(folder.glob("maestro-v*.json"))[-1]
     try:
-        columns = json.loads(table.read_bytes())
+        columns = parse_json(table.read_bytes())
         rows = [
             (columns["split"][key], columns["midi_filename"][key], columns["audio_filename"][key])
             for key in columns["split"]

@@ -1,6 +1,5 @@
 """Plucked strings: GuitarSet, and the single notes of IDMT-SMT-Bass."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from mt3_common.audio.files import read_audio
 from mt3_common.data.augment import SAMPLE_RATE
 from mt3_common.data.corpora import guitarset_notes, guitarset_split
 from mt3_common.data.published.index import DatasetError, Piece, locate
+from mt3_common.io.json_text import parse_json
 from mt3_common.notes.note import Note, trim_overlapping
 
 # by the style of plucking: fingers, muted, pick, slap-pluck, slap-thumb
@@ -48,7 +48,7 @@ def idmt_smt_bass(root: Path) -> Iterator[Piece]:
     folder = locate(root, "stratified_split_*.json")
     table = next(folder.glob("stratified_split_*.json"))
     try:
-        splits = json.loads(table.read_bytes())
+        splits = parse_json(table.read_bytes())
         rows = [(split, str(name)) for split in ("train", "validation") for name in splits[split]]
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{table} is no list of a training and a validation set: {error!r}") from error

@@ -1,10 +1,10 @@
 """Singing in pop songs: MIR-ST500 and CMedia, with voice and accompaniment separated by spleeter."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from mt3_common.data.published.index import DatasetError, Piece, Stem, locate
+from mt3_common.io.json_text import parse_json
 from mt3_common.notes.note import Note, trim_overlapping
 
 # of a voice, as YourMT3 has it
@@ -60,7 +60,7 @@ def _annotations(path: Path) -> dict[str, list[Note]]:
         DatasetError: it is no such table.
     """
     try:
-        songs = json.loads(path.read_bytes())
+        songs = parse_json(path.read_bytes())
         return {
             str(int(song)): sorted(
                 Note(float(onset), float(offset), int(pitch), VELOCITY, VOICE) for onset, offset, pitch in rows

@@ -449,6 +449,63 @@ def test_safetensors_of_either_naming_alone_and_in_pieces(dtype, names, tmp_path
     is_right(tmp_path, dtype=dtype)
 
 
+EMBEDDING = "decoder_embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    "stands_for",
+    [
+        {EMBEDDING: "decoder.embed_tokens.weight"},
+        {EMBEDDING: "shared.weight", "proj.weight": "encoder.embed_tokens.weight"},
+        {"proj.weight": "encoder.embed_tokens.weight"},
+    ],
+    ids=["decoder", "both", "projection"],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_of_shared_tensors_one_is_enough_whatever_its_name(stands_for, suffix, tmp_path):
+    content = {stands_for.get(name, name): array for name, array in hf_t5(arrays()).items()}
+    if suffix == "pth":
+        torch.save({name: torch.from_numpy(array.copy()) for name, array in content.items()}, tmp_path / "x.pth")
+    else:
+        safetensors.numpy.save_file(content, tmp_path / "x.safetensors")
+    is_right(tmp_path / f"x.{suffix}")
+
+
+def test_shared_tensors_that_are_all_there_must_be_the_same(tmp_path):
+    content = hf_t5(arrays())
+    names = ("shared.weight", "decoder.embed_tokens.weight", "encoder.embed_tokens.weight")
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file(content | dict.fromkeys(names, content[EMBEDDING]), path)
+    is_right(path)
+    for name in names:
+        safetensors.numpy.save_file(content | {name: content[EMBEDDING] + 1}, path)
+        assert f"{name} should repeat {EMBEDDING} and does not" in refusal(path)
+
+
+@pytest.mark.parametrize("stated", [{"tie_word_embeddings": True}, {"model_type": "t5", "is_gated_act": True}])
+def test_tied_embeddings_are_read_as_transformers_multiplies_them(stated, tmp_path):
+    content = {name: array for name, array in hf_t5(arrays()).items() if name != "lm_head.weight"}
+    content["shared.weight"] = content.pop(EMBEDDING)
+    safetensors.numpy.save_file(content, tmp_path / "model.safetensors")
+    assert "1 entries missing (lm_head.weight)" in refusal(tmp_path)
+    sizes = {"d_model": 8, "d_kv": 5, "d_ff": 12, "num_heads": 2, "num_layers": 3, "num_decoder_layers": 2}
+    settings = sizes | {"vocab_size": 1536, "feed_forward_proj": "gated-gelu"} | stated
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": False}))
+    assert "1 entries missing (lm_head.weight)" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    for read in (read_checkpoint(tmp_path), read_any(tmp_path)[""]):
+        hidden = np.random.default_rng(1).standard_normal(8).astype("f4")
+        np.testing.assert_allclose(
+            hidden @ read.arrays["decoder/logits_dense/kernel"],
+            arrays()["decoder/token_embedder/embedding"] @ (hidden * 8**-0.5),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+        assert any("lm_head.weight is not in it" in note for note in read.notes)
+    assert read_checkpoint(tmp_path).config("mt3").network == NETWORK
+    assert inspect_checkpoint(tmp_path).resolve("mt3").config.network == NETWORK
+
+
 @pytest.fixture
 def pieces(tmp_path) -> tuple[Path, dict[str, dict]]:
     """Three files with their index, and what is in each."""

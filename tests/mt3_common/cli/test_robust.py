@@ -192,6 +192,17 @@ def test_a_full_disk(folder, capsys, ending):
 
 
 @POSIX
+def test_a_format_that_cannot_be_written_says_which_are_there(folder, capsys):
+    stem = 251 * "a"
+    soundfile.write(f"{stem}.wav", noise(1.0), 16000)
+    assert infer(f"{stem}.wav", "--format", "mid,json") == SOME_FAILED
+    message = complaint(capsys)
+    assert f"{stem}.json cannot be written" in message
+    assert message.endswith(f"; {stem}.mid is there\n")
+    assert names(folder) == sorted([f"{stem}.mid", f"{stem}.wav"])
+
+
+@POSIX
 def test_a_disk_that_is_full_for_the_summary(folder, capsys):
     for name in ("a", "b"):
         soundfile.write(f"in{name}.wav", noise(1.0), 16000)
@@ -421,6 +432,40 @@ def fuzz():
 def test_damaged_files_and_odd_options(fuzz, kind, count):
     faults = {number: fuzz.wrong(kind, 20, number) for number in range(count)}
     assert {number: texts for number, texts in faults.items() if texts} == {}
+
+
+@pytest.fixture(scope="module")
+def readers():
+    """tests/tools/fuzz_readers.py."""
+    spec = importlib.util.spec_from_file_location("fuzz_readers", ROOT / "tests" / "tools" / "fuzz_readers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@POSIX
+@pytest.mark.parametrize("name", ["tsv", "labels", "settings", "training", "shard", "output"])
+def test_damaged_files_that_are_read(readers, tmp_path, name):
+    seeds = readers.READERS[name].seeds()
+    outcomes = [readers.tried(name, seeds, 21, number, tmp_path) for number in range(60)]
+    assert set(outcomes) <= {"read", "refused"}
+    # undamaged, each is read
+    for suffix, content in seeds.items():
+        (tmp_path / f"x.{suffix}").write_bytes(content)
+        readers.READERS[name].read(tmp_path / f"x.{suffix}")
+
+
+@POSIX
+def test_the_fuzzer_of_readers_finds_what_is_wrong(readers, tmp_path, monkeypatch):
+    def crash(path):
+        raise KeyError("x")
+
+    def silent(path):
+        raise ValueError("two\nlines")
+
+    for read, words in ((crash, "KeyError: 'x'"), (silent, "no sentence")):
+        monkeypatch.setitem(readers.READERS, "tsv", readers.Reader(readers.tables_of_notes, read, (ValueError,)))
+        assert words in readers.tried("tsv", readers.tables_of_notes(), 0, 0, tmp_path)
 
 
 @POSIX

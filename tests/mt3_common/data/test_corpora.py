@@ -205,6 +205,9 @@ def test_pairs_are_any_folder(tmp_path):
         datasets.recordings(tmp_path / "empty")
 
 
+JAMS = '{{"annotations": [{{"namespace": "note_midi", "data": [{{"time": {}, "duration": 1, "value": {}}}]}}]}}'
+
+
 @pytest.mark.parametrize(
     ("layout", "file", "content", "message"),
     [
@@ -214,6 +217,21 @@ def test_pairs_are_any_folder(tmp_path):
         ("musicnet", "test_labels/2303.csv", "start_time,note\n1,2\n", "no column 'end_time'"),
         ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", "{", "is no JSON"),
         ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", '{"annotations": [{}]}', "is not as guitarset has it"),
+        ("slakh", "test/Track01876/metadata.yaml", 2000 * "[", "is not as slakh has it"),
+        (
+            "musicnet",
+            "test_labels/2303.csv",
+            "start_time,end_time,instrument,note\n1,2,x,60\n",
+            "is not as musicnet has it",
+        ),
+        ("musicnet", "test_labels/2303.csv", "start_time,end_time,instrument,note\n1,2,1,600\n", "pitch and program"),
+        ("musicnet", "test_labels/2303.csv", "start_time,end_time,instrument,note\n9,2,1,60\n", "end no earlier"),
+        ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", 900 * "[" + 900 * "]", "is no JSON.*nested too deeply"),
+        ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", JAMS.format("1e308", "60"), "no later than"),
+        ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", JAMS.format("NaN", "60"), "must begin at 0 s or later"),
+        ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", JAMS.format("1", "1e9"), "pitch and program"),
+        ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", JAMS.format("1", 400 * "9"), "pitch and program"),
+        ("urmp", "01_Jupiter_vn_vc/Notes_1_vn_01_Jupiter.txt", "0.1 440 1e12\n", "no later than"),
         ("urmp", "01_Jupiter_vn_vc/Notes_1_vn_01_Jupiter.txt", "0.1 -5 0.2\n", "line 1: not onset, Hz, duration"),
         ("urmp", "01_Jupiter_vn_vc/Notes_1_xx_01_Jupiter.txt", "0.1 440 0.2\n", "is not as urmp has it"),
     ],
@@ -221,8 +239,10 @@ def test_pairs_are_any_folder(tmp_path):
 def test_a_file_that_is_not_as_its_layout_says_is_said(layout, file, content, message, tmp_path):
     LAYOUTS[layout](tmp_path)
     (tmp_path / file).write_text(content)
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(DatasetError, match=message) as error:
         [datasets.read_notes(recording) for recording in datasets.recordings(tmp_path)]
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def test_mixing_is_mt3s():

@@ -188,6 +188,18 @@ def test_what_cannot_be_read_is_said(notes, tmp_path, capsys):
     soundfile.write(notes / "violin" / "a.wav", np.zeros(100), 44100)
     with pytest.raises(NotesError, match="mono at 24000 Hz"):
         sample_fonts.read_notes(notes, "train")
+    index = notes / "index.tsv"
+    lines = index.read_text()
+    index.write_text(lines.replace("level_db", "level"))
+    with pytest.raises(NotesError, match=r"index\.tsv has no column 'level_db'; it has path, "):
+        sample_fonts.read_notes(notes, "train")
+    index.write_text(lines.replace("\t40\t", "\tforty\t"))
+    with pytest.raises(NotesError, match=r"index\.tsv: a line is not as it must be: .*forty"):
+        sample_fonts.read_notes(notes, "train")
+    index.write_bytes(b"\xff\xfe")
+    with pytest.raises(NotesError, match=r"no index\.tsv of recorded notes"):
+        sample_fonts.read_notes(notes, "train")
+    index.write_text(lines)
     (tmp_path / "text.sf2").write_text("no soundfont")
     with pytest.raises(NotesError, match="is no soundfont"):
         compasses(tmp_path / "text.sf2")

@@ -189,6 +189,41 @@ def test_shards_stay_on_the_disk_and_go_to_other_processes(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_damaged_shard_is_refused_in_one_sentence(tmp_path):
+    path = tmp_path / "00000.npz"
+    dataset.write_shard(path, [Example(audio(9.0), NOTES, "piano")], CONFIG, [1, 0])
+    with np.load(path) as file:
+        arrays = dict(file)
+    count = len(arrays["lengths"])
+    damages = {
+        "of other lengths": {"lengths": arrays["lengths"] + 1},
+        "with a negative length": {"lengths": arrays["lengths"] * np.int32(-1)},
+        "of more frames than segments": {"frames": np.repeat(arrays["frames"], 2, axis=0)},
+        "whose rolls are narrower": {"rolls": arrays["rolls"][..., :3]},
+        "of objects": {"ids": np.array([None] * len(arrays["ids"]), object)},
+        "of one number": {"lengths": np.int32(count)},
+        "of fractions": {"ids": arrays["ids"].astype(np.float32)},
+    }
+    for name, damage in damages.items():
+        np.savez(path, **(arrays | damage))
+        with pytest.raises(ValueError, match=r"00000\.npz is no shard of segments: ") as error:
+            dataset.Shards([path], CONFIG)
+        assert "\n" not in str(error.value), name
+    np.savez(path, **arrays)
+    content = path.read_bytes()
+    # a shape far beyond the file, a header that is no Python, no header at all
+    first = content.index(b"'shape': (")
+    for head in (b"'shape': (99999999,", b"'shape': ((((((((((", b"\0" * 19):
+        path.write_bytes(content[:first] + head + content[first + len(head) :])
+        with pytest.raises(ValueError, match=r"00000\.npz is no shard of segments: ") as error:
+            dataset.Shards([path], CONFIG)
+        assert "\n" not in str(error.value)
+    del arrays["rolls"]
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=r"00000\.npz is no shard of segments: rolls cannot be read"):
+        dataset.Shards([path], CONFIG)
+
+
 class Numbered:
     """Examples of 4 s whose number is a pitch that sounds throughout; those of `empty` have too many notes.
 

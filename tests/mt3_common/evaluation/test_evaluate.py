@@ -268,6 +268,30 @@ def test_every_measure_that_is_promised_is_there_with_its_interval(folder, tmp_p
         assert all({name, f"{name}_precision", f"{name}_recall"} <= row.keys() for row in results["files"])
 
 
+def test_the_channel_and_the_gain_asked_for_are_those_that_are_heard(folder, tmp_path, capsys):
+    heard = []
+
+    class Listener(Oracle):
+        def transcribe(self, path, **reading):
+            heard.append(reading)
+            return super().transcribe(path)
+
+    def listener(**options):
+        return Listener()
+
+    arguments = [str(folder), "-o", str(tmp_path / "out")]
+    assert evaluate.main("torch_mt3", listener, arguments) == 0
+    assert evaluate.main("torch_mt3", listener, [*arguments, "--channel", "left", "--gain", "auto", "--pictures"]) == 0
+    assert heard == [{}] * 2 + [{"channel": "left", "gain": "auto"}] * 2
+    # rows of another channel are measured again, those of this one are not
+    assert evaluate.main("torch_mt3", listener, [*arguments, "--channel", "left", "--gain", "auto"]) == 0
+    assert evaluate.main("torch_mt3", listener, [*arguments, "--gain", "12"]) == 0
+    assert heard[4:] == [{"gain": 12.0}] * 2
+    with pytest.raises(SystemExit):
+        evaluate.main("torch_mt3", None, [*arguments, "--channel", "left", "--estimates", str(tmp_path)])
+    assert "--channel says how a checkpoint hears the recordings" in capsys.readouterr().err
+
+
 # --- estimates and references of other programs
 
 

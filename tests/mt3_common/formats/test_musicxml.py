@@ -1,12 +1,15 @@
 """MusicXML as music21 reads it back."""
 
+import importlib.util
 import sys
 import xml.etree.ElementTree as ET
 from collections import defaultdict
 from fractions import Fraction
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import xmlschema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +25,38 @@ NOTES = [
     Note(1.17, 1.33, 72, 100, 0),
     Note(2.0, 2.01, 36, 100, 0, True),
 ]
+
+
+@pytest.fixture(scope="module")
+def schema():
+    """MusicXML 4.0's schema, as the package musicxml has it; nothing is fetched."""
+    folders = importlib.util.find_spec("musicxml").submodule_search_locations
+    return xmlschema.XMLSchema(str(Path(folders[0]) / "generate_classes" / "musicxml_4_0.xsd"), allow="local")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def validated(schema):
+    """Hold every score that a test here writes to the schema."""
+    write = musicxml.write_musicxml
+
+    def write_valid(notes, path, *arguments, **options):
+        write(notes, path, *arguments, **options)
+        schema.validate(str(path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(musicxml, "write_musicxml", write_valid)
+        yield
+
+
+def test_the_schema_refuses_what_is_no_musicxml(schema, tmp_path):
+    musicxml.write_musicxml(NOTES, tmp_path / "a.musicxml")
+    content = (tmp_path / "a.musicxml").read_text()
+    # an octave that MusicXML has not, an element without a meaning, a bar without a number
+    for right, wrong in (("<octave>4<", "<octave>-1<"), ("voice>", "part-name>"), ("<measure number=", "<measure no=")):
+        assert right in content
+        (tmp_path / "b.musicxml").write_text(content.replace(right, wrong))
+        with pytest.raises(xmlschema.XMLSchemaException):
+            schema.validate(str(tmp_path / "b.musicxml"))
 
 
 def read(path):
