@@ -16,6 +16,8 @@ from mt3_common.transcription.pipeline import Transcriber
 
 CONFIG = PRESETS["mt3"]
 NOTES = [Note(0.1, 0.6, 60, 127, 0, False), Note(0.5, 0.51, 36, 127, 0, True)]
+# the same as commands write them: the model says no velocities
+WRITTEN = [note._replace(velocity=100) for note in NOTES]
 # of a segment with NOTES
 IDS = encode_segments(NOTES, 126, CONFIG)[0]
 

@@ -97,7 +97,7 @@ def read_tree(path: str | os.PathLike) -> dict[Any, Any]:
         raise CheckpointError(f"{path}: no such file") from None
     except Exception as error:
         # a damaged pickle can raise almost anything
-        reason = str(error).splitlines()[0] if str(error) else ""
+        reason = str(error).splitlines()[0][:200] if str(error) else ""
         if not re.search(r"[A-Za-z]{2}", reason):
             # a number or a letter of the pickle alone
             reason = f"damaged ({type(error).__name__} {reason})".replace(" )", ")")

@@ -20,7 +20,7 @@ from mt3_common.notes.meter import parse_meter
 from mt3_common.transcription.batching import LEAST
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.continuity import HOLD_BIAS
-from mt3_common.transcription.reader import ESTIMATE
+from mt3_common.transcription.reader import AUTO_VELOCITY, ESTIMATE, UNTOLD
 
 # dB, of --gain: more than any recorder's range
 MOST_GAIN = 150
@@ -322,9 +322,11 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--velocity",
         type=velocity,
+        default=AUTO_VELOCITY,
         metavar="V",
         help="of all notes: a number from 1 to 127, or estimate: from how loud the recording is where a note begins, "
-        "as in --velocity estimate; default: what the model says, which is 127 always for mt3",
+        f"as in --velocity estimate; default: auto, what the model says, and {UNTOLD} where it says none, as mt3 and "
+        "the bundled ones (127 with --as-published)",
     )
     add(
         "--as-published",
@@ -476,8 +478,8 @@ def gain(text: str) -> float | str:
 
 
 def velocity(text: str) -> int | str:
-    """Convert '100' to 100; 'estimate' stays."""
-    if text == ESTIMATE:
+    """Convert '100' to 100; 'estimate' and 'auto' stay."""
+    if text in (ESTIMATE, AUTO_VELOCITY):
         return text
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 127:
         raise argparse.ArgumentTypeError(f"{text!r} is neither {ESTIMATE} nor a whole number from 1 to 127")

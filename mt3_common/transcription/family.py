@@ -51,12 +51,14 @@ class Family(Protocol):
         sample_rate: of the audio (1/s).
         max_tokens: ids of a segment at most.
         can_hold: whether instruments can be kept from one segment to the next.
+        tells_velocities: whether its notes have velocities of their own, or a usual one (100).
     """
 
     name: str
     sample_rate: int
     max_tokens: int
     can_hold: bool
+    tells_velocities: bool
 
     def num_segments(self, num_samples: int) -> int:
         """Return the number of segments of a recording."""
@@ -93,6 +95,7 @@ class MT3Family:
         self.sample_rate = config.spectrogram.sample_rate
         self.max_tokens = config.max_target_length
         self.can_hold = config.vocabulary.use_ties and config.vocabulary.use_programs
+        self.tells_velocities = config.vocabulary.num_velocity_bins > 1
 
     def num_segments(self, num_samples: int) -> int:
         """See Family."""
@@ -124,6 +127,7 @@ class YourMT3Family:
 
     name = "yourmt3"
     can_hold = False
+    tells_velocities = True
 
     def __init__(self, settings: YourMT3Settings, front_end: FrontEnd):
         self.settings = settings

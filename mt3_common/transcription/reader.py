@@ -22,6 +22,10 @@ from mt3_common.transcription.family import Family
 QUEUED_SEGMENTS = 32
 # Request.velocity for velocities that are estimated from the recording
 ESTIMATE = "estimate"
+# Request.velocity for what the model says, or UNTOLD where it says none: of the constants, the nearest to the
+# velocities of songs (docs/commands.md), and what other transcribers write
+AUTO_VELOCITY = "auto"
+UNTOLD = 100
 
 
 class Request(NamedTuple):
@@ -35,7 +39,8 @@ class Request(NamedTuple):
         on_notes: called with the notes that a segment ended, as soon as it is decoded; all calls together have the
             notes of the result, in their order.
         velocity: of all notes: a number from 1 to 127; or ESTIMATE, from the recording (see velocity.py); None for
-            what the model says.
+            what the model says, which is 127 where it tells none; or AUTO_VELOCITY, which is UNTOLD for such a model
+            unless `published` is asked for.
         before_reading: called first by the thread that will read; what it raises becomes the result.
         published: make notes of the ids exactly as MT3 does (see NoteDecoder), and one channel of several too.
         min_note: length (s) below which notes are left out; drums, which have no length, stay.

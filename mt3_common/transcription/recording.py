@@ -15,7 +15,7 @@ from mt3_common.transcription.batching import PromptedSegment
 from mt3_common.transcription.clock import STAGES, Clock
 from mt3_common.transcription.continuity import ContinuityTracker, InstrumentContinuity
 from mt3_common.transcription.family import Family
-from mt3_common.transcription.reader import ESTIMATE, Reader, Request
+from mt3_common.transcription.reader import AUTO_VELOCITY, ESTIMATE, UNTOLD, Reader, Request
 from mt3_common.transcription.result import Transcription
 
 
@@ -54,6 +54,9 @@ class Recording:
         self._reader = Reader(request, family)
         self._decoder = family.decoder(instruments, request.published)
         self._tracker = continuity and ContinuityTracker(continuity, self._decoder, family.max_tokens)
+        self._velocity = request.velocity
+        if self._velocity == AUTO_VELOCITY:
+            self._velocity = None if family.tells_velocities or request.published else UNTOLD
         self._velocities = family.velocities() if request.velocity == ESTIMATE else None
         self.segments = self._read()
 
@@ -112,8 +115,8 @@ class Recording:
             ended = ended + self._decoder.finish()
         if self._velocities is not None:
             ended = self._velocities.estimate(ended, self._decoder.begun)
-        elif self.request.velocity is not None:
-            ended = [note._replace(velocity=int(self.request.velocity)) for note in ended]
+        elif self._velocity is not None:
+            ended = [note._replace(velocity=int(self._velocity)) for note in ended]
         if self._tracker is not None:
             self._tracker.remember(ended)
         if self.request.only is not None:

@@ -14,6 +14,7 @@ from mt3_common.notes.note import Note
 from mt3_common.transcription.batching import PromptedSegment
 from mt3_common.transcription.beats import tempo_for
 from mt3_common.transcription.pipeline import Transcriber
+from mt3_common.transcription.reader import AUTO_VELOCITY
 from mt3_common.transcription.result import Transcription
 from mt3_common.web.strips import strip
 
@@ -165,7 +166,9 @@ class Work:
                 network.instruments,
                 network.continuity,
             )
-            result = watched.transcribe(self.path, on_progress=self._progress, on_notes=self._notes)
+            result = watched.transcribe(
+                self.path, on_progress=self._progress, on_notes=self._notes, velocity=AUTO_VELOCITY
+            )
             tempo, meter = self.settings.tempo, self.settings.meter
             if tempo is not None or meter is not None:
                 self._send({"type": "beats"})

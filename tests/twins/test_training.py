@@ -309,7 +309,7 @@ def test_gradients_are_clipped_to_their_norm(twin, clip, shards):
     [
         ("{", "cannot be read as JSON"),
         ('{"training": {"learningrate": 1}}', "unknown training setting 'learningrate'"),
-        ('{"training": {"optimizer": "sgd"}}', "optimizer must be one of adamw, adafactor"),
+        ('{"training": {"optimizer": "sgd"}}', "optimizer must be one of adamw, adamw-scale, adafactor"),
         ('{"training": {"steps": 0}}', "steps must be a positive integer"),
         ('{"model": {"emb_dim": 5}}', "emb_dim must be even"),
         ('{"network": {}}', "must hold"),

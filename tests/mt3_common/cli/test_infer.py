@@ -14,7 +14,7 @@ import mido
 import numpy as np
 import pytest
 import soundfile
-from fakes import CONFIG, IDS, NOTES, first_segment_only, infer, names, record
+from fakes import CONFIG, IDS, WRITTEN, first_segment_only, infer, names, record
 
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.cli import console, tasks
@@ -267,7 +267,7 @@ def test_a_run_says_what_it_did(folder, capsys):
     assert names(folder) == ["song.json", "song.mid", "song.wav"]
     assert [note.pitch for note in midi.read_midi("song.mid")] == [60, 36]
     notes, metadata = tables.read_json("song.json")
-    assert notes == NOTES[1:] + NOTES[:1] or notes == NOTES
+    assert notes == WRITTEN[1:] + WRITTEN[:1] or notes == WRITTEN
     assert metadata == {"audio": "song.wav", "start": 0.0, "duration": 3.0, "segments": 2, "invalid": 0, "dropped": 0}
 
 
@@ -290,7 +290,7 @@ def test_its_own_output_is_replaced_and_no_other(folder, capsys):
     assert Path("song.mid").read_bytes() == first
 
     # somebody corrects a velocity
-    changed = Path("song.json").read_text().replace('"velocity": 127', '"velocity": 90', 1)
+    changed = Path("song.json").read_text().replace('"velocity": 100', '"velocity": 90', 1)
     Path("song.json").write_text(changed)
     capsys.readouterr()
     assert infer(*both, generate=unasked) == SOME_FAILED
@@ -635,7 +635,7 @@ def test_notes_go_to_stdout(folder, capsys):
     record("b.wav", 3.0)
     assert infer("a.wav", "b.wav", "--jsonl", "-") == SUCCESS
     out, err = capsys.readouterr()
-    expected = [{"audio": name, **note._asdict()} for name in ("a.wav", "b.wav") for note in (NOTES[1], NOTES[0])]
+    expected = [{"audio": name, **note._asdict()} for name in ("a.wav", "b.wav") for note in (WRITTEN[1], WRITTEN[0])]
     assert lines_of(out) == expected
     assert re.findall(r"(\S+) -> stdout: 2 notes", err) == ["a.wav", "b.wav"]
     assert names(folder) == ["a.wav", "b.wav"]
@@ -644,7 +644,7 @@ def test_notes_go_to_stdout(folder, capsys):
     assert (lines_of(out), err) == (expected[2:], "")
     assert names(folder) == ["a.wav", "b.mid", "b.wav"]
     assert infer("b.wav", "--jsonl", "-", "-o", "x.json", "--quiet") == SUCCESS
-    assert tables.read_json("x.json")[0] == [NOTES[1], NOTES[0]]
+    assert tables.read_json("x.json")[0] == [WRITTEN[1], WRITTEN[0]]
 
 
 def test_notes_come_while_the_network_works(folder, capsys):
@@ -797,8 +797,17 @@ def test_velocities_and_tempos_are_part_of_what_resume_verifies(folder):
         for _ in range(2):
             assert infer("a.wav", "-o", "out", "--resume", *options, load=load) == SUCCESS
     assert len(loads) == 4
-    assert {note.velocity for note in midi.read_midi("out/a.mid")} == {127}
+    assert {note.velocity for note in midi.read_midi("out/a.mid")} == {100}
     assert [message.tempo for message in mido.MidiFile("out/a.mid").tracks[0] if message.type == "set_tempo"] == [10**6]
+
+
+def test_a_model_without_velocities_gets_the_usual_one_and_as_published_mt3s(folder):
+    record("a.wav")
+    for options, velocity in (((), 100), (("--velocity", "auto"), 100), (("--as-published",), 127)):
+        assert infer("a.wav", "-o", "a.json", "--force", *options) == SUCCESS
+        assert {note.velocity for note in tables.read_json("a.json")[0]} == {velocity}
+    transcription = Transcriber(CONFIG, first_segment_only).transcribe("a.wav")
+    assert {note.velocity for note in transcription.notes} == {127}
 
 
 def test_velocities_are_those_of_the_stream_and_of_the_files(folder, capsys):
