@@ -15,13 +15,16 @@ import numpy as np
 from einops import einsum, rearrange
 from flax import linen as nn
 
-from jax_mt3.yourmt3.layers import ACTIVATIONS, MixtureOfExperts, softmax
+from jax_mt3.yourmt3.layers import ACTIVATIONS, BatchNorm, Conv2d, MixtureOfExperts, softmax
 from jax_mt3.yourmt3.model import YourMT3
+from jax_mt3.yourmt3.pre_encoders import ResidualBlock
 from jax_mt3.yourmt3.search import with_prefix
 from jax_mt3.yourmt3.t5 import relative_buckets
 
 # segments whose frames are encoded at once: the first convolutions of a segment take 60 MB each
 ENCODED_TOGETHER = 2
+# bins of a residual block that a CPU computes at once: what lies between its convolutions stays in the cache
+BINS_TOGETHER = 64
 # slots of the caches at first, and the factor by which they grow
 FIRST_SLOTS, MORE_SLOTS = 64, 4
 # factor by which a batch shrinks when enough rows have ended
@@ -73,6 +76,65 @@ def group_experts():
     def intercept(function, arguments, keywords, context):
         if isinstance(context.module, MixtureOfExperts) and context.method_name == "__call__":
             return grouped_experts(context.module, arguments[0])
+        return function(*arguments, **keywords)
+
+    return nn.intercept_methods(intercept)
+
+
+def folded_block(module: ResidualBlock, x: jax.Array) -> jax.Array:
+    """Return what a residual block in evaluation returns: norms folded into convolutions, on a CPU some bins at a time.
+
+    Bins are filled up with zeros to whole parts.
+    """
+    num_bins, side = x.shape[2], module.kernel[1] // 2
+    size = min(BINS_TOGETHER, num_bins) if jax.default_backend() == "cpu" else num_bins
+    num_parts = -(-num_bins // size)
+    first, second = folded(module.conv1, module.bn1), folded(module.conv2, module.bn2)
+    shortcut = module.shortcut.variables["params"] if module.with_shortcut else None
+    around = (2 * side, num_parts * size - num_bins + 2 * side)
+    padded = jnp.pad(x, ((0, 0), (0, 0), around, (0, 0)))
+
+    def compute(begin):
+        part = jax.lax.dynamic_slice_in_dim(padded, begin, size + 4 * side, 2)
+        y = jax.nn.relu(convolved(part, *first, module.kernel[0] // 2))
+        # the second convolution sees zeros beyond the bins
+        bins = begin - side + jnp.arange(size + 2 * side)
+        y = jnp.where(rearrange((bins >= 0) & (bins < num_bins), "f -> f 1"), y, jnp.zeros((), y.dtype))
+        y = convolved(y, *second, module.kernel[0] // 2)
+        part = part[:, :, 2 * side : 2 * side + size]
+        if shortcut is not None:
+            part = convolved(part, shortcut["weight"], shortcut["bias"], 0)
+        y = jax.nn.relu(y + part)
+        y = y[:, :, : size // 2 * 2]
+        return (y[:, :, 0::2] + y[:, :, 1::2]) / 2
+
+    parts = jax.lax.map(compute, size * jnp.arange(num_parts))
+    return rearrange(parts, "p b t f c -> b t (p f) c")[:, :, : num_bins // 2]
+
+
+def folded(convolution: Conv2d, norm: BatchNorm) -> tuple[jax.Array, jax.Array]:
+    """Return weight and bias of a convolution with the running statistics of the norm behind it in them."""
+    params, statistics = norm.variables["params"], norm.variables["batch_stats"]
+    scale = params["weight"] * jax.lax.rsqrt(statistics["running_var"] + 1e-5)
+    weight = convolution.variables["params"]["weight"]
+    return weight * rearrange(scale, "c -> c 1 1 1"), params["bias"] - statistics["running_mean"] * scale
+
+
+def convolved(x: jax.Array, weight: jax.Array, bias: jax.Array, side: int) -> jax.Array:
+    """Return a convolution of (b, t, f, c) with `side` zeros around t only."""
+    layout = ("NHWC", "OIHW", "NHWC")
+    padding = [(side, side), (0, 0)]
+    y = jax.lax.conv_general_dilated(x, weight.astype(x.dtype), (1, 1), padding, dimension_numbers=layout)
+    return y + bias.astype(x.dtype)
+
+
+def fold_blocks():
+    """Return a context in which residual blocks in evaluation are computed by folded_block."""
+
+    def intercept(function, arguments, keywords, context):
+        is_block = isinstance(context.module, ResidualBlock) and context.method_name == "__call__"
+        if is_block and not any(arguments[1:]) and not keywords.get("train"):
+            return folded_block(context.module, arguments[0])
         return function(*arguments, **keywords)
 
     return nn.intercept_methods(intercept)
@@ -146,7 +208,7 @@ class CachedDecoder:
         def encode(network, frames):
             return network.encode(with_prefix(network, frames, prefix))
 
-        with group_experts():
+        with group_experts(), fold_blocks():
             return self.network.apply(variables, frames, method=encode)
 
     def _start(self, network: YourMT3, encoded: jax.Array) -> Cache:

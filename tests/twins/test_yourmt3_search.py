@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import flax.traverse_util
 import jax
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ import torch
 from jax_mt3.yourmt3 import checkpoint as jax_checkpoint
 from jax_mt3.yourmt3 import kernels as jax_kernels
 from jax_mt3.yourmt3 import model as jax_model
+from jax_mt3.yourmt3 import pre_encoders as jax_pre_encoders
 from jax_mt3.yourmt3 import search as jax_search
 from jax_mt3.yourmt3.layers import MixtureOfExperts as JaxExperts
 from mt3_common.checkpoint.yourmt3_settings import network_arrays, read_published_settings
+from mt3_common.yourmt3_config import YourMT3Config
 from torch_mt3.yourmt3 import checkpoint as torch_checkpoint
 from torch_mt3.yourmt3 import kernels as torch_kernels
 from torch_mt3.yourmt3 import model as torch_model
+from torch_mt3.yourmt3 import pre_encoders as torch_pre_encoders
 from torch_mt3.yourmt3 import search as torch_search
 from torch_mt3.yourmt3.layers import MixtureOfExperts as TorchExperts
 
@@ -216,3 +220,59 @@ def test_segments_come_out_as_if_alone():
         # what is longer has zeros there
         assert not first[:, length:].any()
         assert not second[:, length:].any()
+
+
+# kernels of the convolutions, and numbers of bins that do not go into parts of four
+BLOCKS = [("conv", 11), ("conv", 8), ("conv1d_t", 9), ("conv1d_f", 10), ("conv", 17)]
+
+
+def pre_encoder_config(kind: str, num_bins: int) -> YourMT3Config:
+    """A network of which only the pre-encoder counts."""
+    return YourMT3Config(pre_encoder=kind, num_bins=num_bins, num_frames=5, conv_channels=3)
+
+
+def torch_blocks(config: YourMT3Config) -> torch.nn.Module:
+    """Residual blocks in float64 whose norms do something."""
+    torch.manual_seed(0)
+    blocks = torch_pre_encoders.pre_encoder(config).double()
+    with torch.no_grad():
+        for tensor in blocks.state_dict().values():
+            if tensor.dtype == torch.float64:
+                tensor.add_(torch.rand_like(tensor))
+    return blocks
+
+
+@pytest.mark.parametrize(("kind", "num_bins"), BLOCKS)
+def test_folded_blocks_give_what_the_plain_ones_give(kind, num_bins, monkeypatch):
+    monkeypatch.setattr(torch_kernels, "BINS_TOGETHER", 4)
+    blocks = torch_blocks(pre_encoder_config(kind, num_bins))
+    x = torch.randn(2, 5, num_bins, dtype=torch.float64)
+    with torch.no_grad():
+        expected = blocks(x)
+        trained = blocks(x, train=True)
+        blocks = torch_blocks(pre_encoder_config(kind, num_bins))
+        torch_kernels.fold_blocks(blocks)
+        torch.testing.assert_close(blocks(x), expected, rtol=1e-12, atol=1e-14)
+        # in training the batch's statistics count, and are kept
+        torch.testing.assert_close(blocks(x, train=True), trained, rtol=0, atol=0)
+    assert {type(block) for block in blocks.blocks} == {torch_kernels.FoldedBlock}
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(("kind", "num_bins"), BLOCKS[:3])
+def test_folded_blocks_of_the_jax_twin(kind, num_bins, monkeypatch, quick_compilation):
+    monkeypatch.setattr(jax_kernels, "BINS_TOGETHER", 4)
+    config = pre_encoder_config(kind, num_bins)
+    blocks = torch_blocks(config)
+    x = np.random.default_rng(0).standard_normal((2, 5, num_bins))
+    with jax.enable_x64(True):
+        module = jax_pre_encoders.pre_encoder(config)
+        shapes = flax.traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), x))
+        names = {path: jax_checkpoint.published_name(path) for path in shapes}
+        arrays = blocks.state_dict()
+        variables = flax.traverse_util.unflatten_dict({path: arrays[name].numpy() for path, name in names.items()})
+        with jax_kernels.fold_blocks():
+            folded = jax.jit(lambda *given: module.apply(*given))(variables, x)
+    with torch.no_grad():
+        expected = blocks(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(folded, expected, rtol=1e-12, atol=1e-14)

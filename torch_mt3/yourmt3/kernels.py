@@ -14,13 +14,17 @@ from einops import rearrange
 from torch import distributed
 from torch.distributed.nn.functional import all_reduce
 
-from torch_mt3.yourmt3.layers import BatchNorm, MixtureOfExperts, softmax
+from torch_mt3.yourmt3.layers import BatchNorm, Conv2d, MixtureOfExperts, softmax
 from torch_mt3.yourmt3.model import YourMT3
+from torch_mt3.yourmt3.pre_encoders import ResidualBlock
 from torch_mt3.yourmt3.search import with_prefix
 from torch_mt3.yourmt3.t5 import relative_buckets
 
 # segments whose frames are encoded at once: the first convolutions of a segment take 60 MB each
 ENCODED_TOGETHER = 2
+# bins of a residual block that a CPU computes at once: what lies between its convolutions stays in the cache, and in
+# memory that is used again
+BINS_TOGETHER = 64
 # slots of the caches at first; they double
 FIRST_SLOTS = 64
 # rows that have ended leave when no more than this share of a batch is left
@@ -49,6 +53,61 @@ def group_experts(network: YourMT3) -> None:
     for module in network.modules():
         if type(module) is MixtureOfExperts:
             module.__class__ = GroupedExperts
+
+
+class FoldedBlock(ResidualBlock):
+    """A residual block in evaluation, its norms folded into its convolutions, on a CPU some bins at a time.
+
+    Attributes:
+        first, second: weight and bias of the convolutions.
+    """
+
+    first: tuple[torch.Tensor, torch.Tensor]
+    second: tuple[torch.Tensor, torch.Tensor]
+
+    def fold(self) -> None:
+        """Compute the weights; to be called again when those of the block have changed."""
+        self.first, self.second = folded(self.conv1, self.bn1), folded(self.conv2, self.bn2)
+
+    def forward(self, x, train=False):
+        if train:
+            return super().forward(x, train)
+        x = rearrange(x, "b t f c -> b c t f")
+        num_bins, side = x.shape[3], self.kernel[1] // 2
+        padding = self.kernel[0] // 2, side
+        size = BINS_TOGETHER if x.device.type == "cpu" else num_bins
+        parts = []
+        # an odd last bin is seen, but has no part in the result
+        for begin in range(0, num_bins // 2 * 2, size):
+            end = min(begin + size, num_bins // 2 * 2)
+            # the bins that both convolutions see, then those that the second sees
+            low, high = max(0, begin - 2 * side), min(num_bins, end + 2 * side)
+            inner = max(0, begin - side), min(num_bins, end + side)
+            y = F.conv2d(x[..., low:high], *self.first, padding=padding).relu_()
+            y = F.conv2d(y[..., inner[0] - low : inner[1] - low], *self.second, padding=padding)
+            y = y[..., begin - inner[0] : end - inner[0]]
+            shortcut = x[..., begin:end]
+            if self.with_shortcut:
+                shortcut = F.conv2d(shortcut, self.shortcut.weight, self.shortcut.bias)
+            parts.append(F.avg_pool2d(y.add_(shortcut).relu_(), (1, 2)))
+        return rearrange(torch.concatenate(parts, dim=3), "b c t f -> b t f c")
+
+
+def folded(convolution: Conv2d, norm: BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight and bias of a convolution with the running statistics of the norm behind it in them."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + 1e-5)
+    weight = (convolution.weight * rearrange(scale, "c -> c 1 1 1")).detach()
+    bias = (norm.bias - norm.running_mean * scale).detach()
+    return weight.contiguous(memory_format=torch.channels_last), bias
+
+
+def fold_blocks(network: torch.nn.Module) -> None:
+    """Let the residual blocks of a network in evaluation be computed folded; the arrays stay as they are."""
+    for module in network.modules():
+        if type(module) is ResidualBlock:
+            module.__class__ = FoldedBlock
+        if isinstance(module, FoldedBlock):
+            module.fold()
 
 
 class SynchronisedBatchNorm(BatchNorm):
@@ -208,13 +267,14 @@ def generator(
     """Return a function from segments to the ids of each, as transcription.pipeline.Transcriber takes it.
 
     Args:
-        network: in evaluation; its experts are grouped.
+        network: in evaluation; its experts are grouped, its residual blocks folded.
         max_tokens: ids of a channel at most.
         prefix: ids of the task.
         batch_size: segments that are decoded side by side.
         allowed: see CachedDecoder.
     """
     group_experts(network)
+    fold_blocks(network)
     decoder = CachedDecoder(network, allowed)
 
     def generate(segments: Iterable) -> Iterator[np.ndarray]:
