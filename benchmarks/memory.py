@@ -1,6 +1,6 @@
 """Peak memory of both commands on a long and a short recording: prints the table in docs/long.md.
 
-python benchmarks/memory.py [--hours 3] [--twins torch_mt3,jax_mt3] [--ends 2] [--batch-size 64]
+python benchmarks/memory.py [--hours 3] [--twins torch_mt3,jax_mt3] [--ends 2] [--batch-size 64] [--checkpoint FILE]
 """
 
 import argparse
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--twins", default=",".join(FRAMEWORKS))
     parser.add_argument("--ends", type=float, default=2.0, help="how much the network likes to end a segment")
     parser.add_argument("--batch-size", type=int, default=64, help="segments at once (default: %(default)s)")
+    parser.add_argument("--checkpoint", help="measure this one, of any family, instead of the bundled random weights")
     arguments = parser.parse_args()
     table = Table(
         "twin", "framework alone", "1 minute", f"{arguments.hours:g} hours", "beyond the framework", "notes", "s"
@@ -80,7 +81,7 @@ def main() -> None:
         folder = Path(name)
         options = (
             "--checkpoint",
-            str(write_checkpoint(folder / "talkative", arguments.ends)),
+            arguments.checkpoint or str(write_checkpoint(folder / "talkative", arguments.ends)),
             "--device",
             "cpu",
             "--force",

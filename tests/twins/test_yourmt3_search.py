@@ -83,6 +83,7 @@ def test_ids_are_the_published_ones(name, run):
     golden = load(name, run)
     network = torch_network(golden)
     torch_kernels.group_experts(network)
+    torch_kernels.fold_blocks(network)
     encoded = torch_kernels.encode(network, torch.from_numpy(golden.frames), golden.prefix)
     decoder = torch_kernels.CachedDecoder(network)
     ids = torch_kernels.greedy_search(decoder, encoded, MAX_TOKENS, golden.prefix)
