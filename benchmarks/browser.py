@@ -1,11 +1,13 @@
 """Measure the page of `mt3 site` in Chromium: python benchmarks/browser.py RECORDING... (docs/page.md).
 
 For each recording, in a browser of its own: seconds until the network is ready after the page was opened, until the
-first notes and until the last after the recording was chosen, x real time, the most memory of the page's process (RSS),
-and the longest time without a frame of the page, which plays the recording while it transcribes.
+first notes and until the last after the recording was chosen, x real time, the same by the processor's time of the
+worker's thread (which other programs do not change), the most memory of the page's process (RSS), and the longest time
+without a frame of the page, which plays the recording while it transcribes.
 """
 
 import argparse
+import contextlib
 import functools
 import http.server
 import json
@@ -48,19 +50,31 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Write nothing."""
 
 
-def page_memory() -> int:
-    """Return the most memory that a renderer among this process's descendants has had (bytes)."""
-    most = 0
+def renderers() -> list[Path]:
+    """Return the folders below /proc of the renderers that this process started."""
+    folders = []
     for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            if b"--type=renderer" in status.with_name("cmdline").read_bytes() and is_descendant(
-                int(status.parent.name)
-            ):
-                lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-                most = max(most, 1024 * int(lines["VmHWM"].split()[0]))
-        except (OSError, KeyError):
-            continue
-    return most
+        with contextlib.suppress(OSError):
+            command = status.with_name("cmdline").read_bytes()
+            if b"--type=renderer" in command and is_descendant(int(status.parent.name)):
+                folders.append(status.parent)
+    return folders
+
+
+def page_memory() -> int:
+    """Return the most memory that a renderer has had (bytes)."""
+    texts = [(folder / "status").read_text() for folder in renderers()]
+    return max(1024 * int(text.partition("VmHWM:")[2].split()[0]) for text in texts)
+
+
+def worker_seconds() -> float:
+    """Return the processor's time of the workers' threads (s)."""
+    ticks = 0
+    for thread in (thread for folder in renderers() for thread in folder.glob("task/*/stat")):
+        name, _, fields = thread.read_text().rpartition(")")
+        if "DedicatedWorker" in name:
+            ticks += sum(map(int, fields.split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def is_descendant(process: int) -> bool:
@@ -87,6 +101,7 @@ def measure(page: Page, address: str, recording: Path) -> dict[str, float]:
     ready = time.monotonic() - opened
     page.get_by_role("button", name="Remove ").click()
     page.evaluate(WATCH)
+    before = worker_seconds()
     chosen = time.monotonic()
     page.locator("#files").set_input_files(recording)
     page.wait_for_function("() => window.watched.first !== null")
@@ -101,6 +116,7 @@ def measure(page: Page, address: str, recording: Path) -> dict[str, float]:
         "first": first,
         "last": last,
         "real time": seconds / last,
+        "real time of the processor": seconds / (worker_seconds() - before),
         "MB": page_memory() / 1e6,
         "longest gap": page.evaluate("window.watched.gap") / 1000,
     }
