@@ -3,7 +3,8 @@
 For each recording, in a browser of its own: seconds until the network is ready after the page was opened, until the
 first notes and until the last after the recording was chosen, x real time, the same by the processor's time of the
 worker's thread (which other programs do not change), the most memory of the page's process (RSS), and the longest time
-without a frame of the page, which plays the recording while it transcribes.
+without a frame of the page, which plays the recording while it transcribes. --compare adds the share of notes that are
+those of onnx_mt3.
 """
 
 import argparse
@@ -23,6 +24,8 @@ import soundfile
 from playwright.sync_api import Page, sync_playwright
 
 from mt3_common.cli import site
+from mt3_common.notes.note import Note
+from onnx_mt3 import infer
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # in the page: ms of the longest wait for a frame, when notes came first, and when all were there
@@ -122,10 +125,20 @@ def measure(page: Page, address: str, recording: Path) -> dict[str, float]:
     }
 
 
+def equal_share(page: Page, recording: Path) -> float:
+    """Return the share of the page's notes and of onnx_mt3's that both have."""
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save JSON").click()
+    actual = {Note(**note) for note in json.loads(Path(download.value.path()).read_bytes())["notes"]}
+    expected = set(infer.load().transcribe(recording).notes)
+    return 2 * len(actual & expected) / (len(actual) + len(expected))
+
+
 def main() -> None:
     """Measure each recording and print a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recordings", nargs="+", type=Path)
+    parser.add_argument("--compare", action="store_true", help="transcribe with onnx_mt3, too, and compare the notes")
     parser.add_argument("--site", type=Path, help="folder that mt3 site wrote; default: written for this run")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -142,8 +155,10 @@ def main() -> None:
                 page = browser.new_page(bypass_csp=True)
                 page.set_default_timeout(600_000)
                 figures = measure(page, f"http://127.0.0.1:{server.server_address[1]}/", recording)
+                if arguments.compare:
+                    figures["equal notes"] = equal_share(page, recording)
                 print(
-                    json.dumps({"recording": recording.name, **{k: round(v, 2) for k, v in figures.items()}}),
+                    json.dumps({"recording": recording.name, **{k: round(v, 4) for k, v in figures.items()}}),
                     flush=True,
                 )
                 print(f"  {browser.version}, {platform.processor() or platform.machine()}", flush=True)
