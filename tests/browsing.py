@@ -9,6 +9,8 @@ from pathlib import Path
 
 from fakes import IDS
 
+from mt3_common.web import runtime
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = os.environ.get("MT3_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
 NO_BROWSER = "NO BROWSER: the page is NOT tested; install Debian's chromium, or name one in MT3_BROWSER"
@@ -17,13 +19,24 @@ AXE = Path(os.environ.get("MT3_AXE") or Path(sys.prefix) / "npm" / "node_modules
 NO_AXE = (
     "NO AXE-CORE: nobody looked whether the page is accessible; install npm and run make test, or name it in MT3_AXE"
 )
+# runs what browsers compute by themselves, without a browser
+NODE = shutil.which("node")
+NO_NODE = "NO NODE.JS: what browsers compute by themselves is NOT tested; install Debian's nodejs"
+# ONNX Runtime Web, which make fetches from npm
+RUNTIME = Path(os.environ.get("MT3_RUNTIME") or Path(sys.prefix) / "npm" / f"{runtime.PACKAGE}-{runtime.VERSION}.tgz")
+NO_RUNTIME = (
+    "NO ONNX RUNTIME WEB: the page that transcribes by itself is NOT tested; install npm and run make test, or name "
+    "its package in MT3_RUNTIME"
+)
 # where screenshots go to be looked at; nowhere if unset
 PICTURES = os.environ.get("MT3_SCREENSHOTS")
 
 
 def left_out() -> list[str]:
     """Say what of the page is not tested on this machine."""
-    return [NO_BROWSER] if BROWSER is None else [] if AXE.exists() else [NO_AXE]
+    missing = {NO_BROWSER: BROWSER is None, NO_NODE: NODE is None}
+    missing |= {line: BROWSER and not path.exists() for line, path in ((NO_AXE, AXE), (NO_RUNTIME, RUNTIME))}
+    return [line for line, is_missing in missing.items() if is_missing]
 
 
 def every_segment(segments):

@@ -126,11 +126,12 @@ def facts(
 ) -> dict[str, Any]:
     """Return what the scripts need to know of the model, for JSON."""
     spectrogram, vocabulary = config.spectrogram, Vocabulary(config.vocabulary)
-    abilities = {"files": ["mid", "json", "csv"], "beats": False, "megabytes": MEGABYTES, "minutes": MINUTES}
+    abilities = {"files": ["mid", "json", "csv"], "beats": False, "finds_meter": False}
+    limits = {"megabytes": MEGABYTES, "minutes": MINUTES}
     return {
         "format": FORMAT,
         "version": 1,
-        "about": model_facts(config, checkpoint) | abilities,
+        "about": model_facts(config, checkpoint) | abilities | limits,
         "sizes": {
             "sampleRate": spectrogram.sample_rate,
             "hop": spectrogram.hop_width,

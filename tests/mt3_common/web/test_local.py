@@ -2,9 +2,7 @@
 
 import base64
 import json
-import shutil
 import subprocess
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from browsing import NO_NODE, NODE
 from fakes import CONFIG, noise
 
 from mt3_common.audio.files import AudioError, read_audio
@@ -35,11 +34,7 @@ from mt3_common.web.site import site_files
 from mt3_common.web.strips import strip
 from mt3_common.web.work import described
 
-NODE = shutil.which("node")
-REASON = "NO NODE.JS: what browsers compute is NOT tested; install Debian's nodejs"
-if NODE is None:
-    warnings.warn(REASON, pytest.PytestWarning, stacklevel=1)
-pytestmark = [pytest.mark.process, pytest.mark.skipif(NODE is None, reason=REASON)]
+pytestmark = [pytest.mark.process, pytest.mark.skipif(NODE is None, reason=NO_NODE)]
 
 DRIVER = Path(__file__).with_name("local_driver.mjs")
 CHECKPOINT = NamedCheckpoint(Path("small"), "small")

@@ -1,35 +1,24 @@
 """The page of `mt3 site` in a real browser: the bundled network, run by the browser, gives the command line's notes.
 
-Needs Chromium, and npm or its cache for ONNX Runtime Web.
+Needs Chromium and the package of ONNX Runtime Web.
 """
 
 import functools
 import http.server
 import json
-import os
-import shutil
 import threading
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from browsing import NO_RUNTIME, RUNTIME, picture, saved
 
 from mt3_common.cli import site
 from mt3_common.notes.note import Note
-from mt3_common.web import runtime
 from onnx_mt3 import infer
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = os.environ.get("MT3_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-# where screenshots go to be looked at; nowhere if unset
-PICTURES = os.environ.get("MT3_SCREENSHOTS")
-REASON = "NO BROWSER: the page that transcribes by itself is NOT tested; install Debian's chromium"
-if BROWSER is None:
-    warnings.warn(REASON, pytest.PytestWarning, stacklevel=1)
-playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = [pytest.mark.compile, pytest.mark.process, pytest.mark.skipif(BROWSER is None, reason=REASON)]
+pytestmark = [pytest.mark.compile, pytest.mark.process, pytest.mark.skipif(not RUNTIME.exists(), reason=NO_RUNTIME)]
 
 EXAMPLE = Path(__file__).parents[3] / "audio" / "example.flac"
 
@@ -44,17 +33,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """Address of the site of the bundled network."""
-    try:
-        files = runtime.runtime_files()
-    except runtime.RuntimeMissing as error:
-        reason = f"NO ONNX RUNTIME WEB: the page that transcribes by itself is NOT tested; {error}"
-        warnings.warn(reason, pytest.PytestWarning, stacklevel=1)
-        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("site") / "below" / "site"
     folder.parent.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(site, "runtime_files", lambda package: files)
-        assert site.main([str(folder)]) == 0
+    assert site.main([str(folder), "--runtime", str(RUNTIME)]) == 0
     # not at the root of its server
     handler = functools.partial(Quiet, directory=folder.parent)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -66,19 +47,18 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(address):
+def page(browser, address):
     """One page for all tests, whose network is loaded once; what it complains of or fetches elsewhere is an error."""
     complaints: list[str] = []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("request", lambda request: request.url.startswith((address, "blob:")) or complaints.append(request.url))
-        page.set_default_timeout(60_000)
-        page.goto(address)
-        yield page
-        browser.close()
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    page = context.new_page()
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: request.url.startswith((address, "blob:")) or complaints.append(request.url))
+    page.set_default_timeout(120_000)
+    page.goto(address)
+    yield page
+    context.close()
     assert complaints == []
 
 
@@ -94,12 +74,6 @@ def result_of(page, path: Path) -> bytes:
     row.locator(".state", has_text=" instrument").wait_for()
     row.locator(".name").click()
     return saved(page, "Save JSON")
-
-
-def saved(page, label: str) -> bytes:
-    with page.expect_download() as download:
-        page.get_by_role("button", name=label).click()
-    return Path(download.value.path()).read_bytes()
 
 
 def clear(page) -> None:
@@ -130,14 +104,12 @@ def test_the_bundled_recording_gives_the_same_files(page, network, tmp_path):
         expected.write(tmp_path / f"example.{kind}")
         content = actual if kind == "json" else saved(page, f"Save {label}")
         assert content == (tmp_path / f"example.{kind}").read_bytes(), kind
-    if PICTURES:
-        page.get_by_role("button", name="All", exact=True).click()
-        page.wait_for_timeout(300)
-        page.screenshot(path=Path(PICTURES) / "site-1280.png", full_page=True)
-        page.set_viewport_size({"width": 390, "height": 800})
-        page.wait_for_timeout(300)
-        page.screenshot(path=Path(PICTURES) / "site-390.png", full_page=True)
-        page.set_viewport_size({"width": 1280, "height": 900})
+    page.get_by_role("button", name="All", exact=True).click()
+    picture(page, "site-1280")
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    picture(page, "site-390")
+    page.set_viewport_size({"width": 1280, "height": 900})
     clear(page)
 
 
@@ -170,8 +142,10 @@ def test_options_reach_the_network(page, tmp_path):
     page.get_by_label("Hold instruments").check()
     page.get_by_label("Tempo").select_option("number")
     page.get_by_label("Quarters a minute").fill("90")
+    assert "find it" not in page.get_by_label("Meter").inner_text()
+    page.get_by_label("Meter").select_option("3/4")
     actual = result_of(page, EXAMPLE)
-    expected = infer.load(instruments="strings", hold=2.0).transcribe(EXAMPLE, tempo=90.0)
+    expected = infer.load(instruments="strings", hold=2.0).transcribe(EXAMPLE, tempo=90.0, meter="3/4")
     expected.write(tmp_path / "example.json")
     assert actual == (tmp_path / "example.json").read_bytes()
     expected.write(tmp_path / "example.mid")
@@ -179,6 +153,7 @@ def test_options_reach_the_network(page, tmp_path):
     page.get_by_label("strings", exact=True).uncheck()
     page.get_by_label("Hold instruments").uncheck()
     page.get_by_label("Tempo").select_option("none")
+    page.get_by_label("Meter").select_option(index=0)
     clear(page)
 
 
