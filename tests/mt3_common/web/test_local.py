@@ -275,6 +275,28 @@ def test_files_state_their_rate(node, tmp_path):
     assert [(item["numFrames"], item["bits"]) for item in stated[:2]] == [(16000, 16), (16000, 24)]
 
 
+@pytest.mark.parametrize(
+    ("name", "container", "codec", "rate"),
+    [
+        ("song.m4a", "ipod", "aac", 44100),
+        ("song.aac", "adts", "aac", 22050),
+        ("song.webm", "webm", "libopus", 48000),
+        ("song.mkv", "matroska", "aac", 32000),
+    ],
+)
+def test_films_and_phones_state_their_rate(node, tmp_path, name, container, codec, rate):
+    av = pytest.importorskip("av")
+    samples = noise(1.0, rate=rate).T.astype(np.float32)
+    with av.open(str(tmp_path / name), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate, layout="mono")
+        for start in range(0, rate - 1023, 1024):
+            frame = av.AudioFrame.from_ndarray(samples[:, start : start + 1024], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = rate, start
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    assert node("rates", paths=[str(tmp_path / name)]) == [{"rate": rate, "bits": None, "numFrames": None}]
+
+
 @pytest.mark.parametrize("most", [32767, 32768])
 def test_whole_numbers_are_taken_back_from_what_browsers_make_of_them(node, most):
     """Chromium divides positive samples of 16 bits by 32767, negative ones by 32768; others divide all by 32768."""
