@@ -16,6 +16,7 @@ from mt3_common.data.mixtures import MadeUp
 from mt3_common.io import atomic
 from mt3_common.training.config import PRESETS, read_config
 from mt3_common.training.profile import profile
+from mt3_common.yourmt3_config import YourMT3Settings
 
 EPILOG = """\
 The result is JSON: "tokens" has a row for each --mixes: ms_per_batch, what the token ids of a batch take;
@@ -72,16 +73,18 @@ def measure(options: argparse.Namespace) -> int:
         ValueError, OSError: the data cannot be read, or the result cannot be written.
     """
     config, settings = read_config(options.config, options.preset)
+    if isinstance(config, YourMT3Settings):
+        # the task joins programs to classes itself
+        options.recipe = dataclasses.replace(options.recipe, midi_class=False)
     if options.batch_size is not None:
         settings = dataclasses.replace(settings, batch_size=options.batch_size)
-    named = options.recordings or options.fonts or options.midi
+    preset = getattr(options, "data_preset", None)
+    named = [*options.recordings, *options.midi, *options.fonts, *([preset] if preset else [])]
     made_up = MadeUp(settings.seed, options.recipe.seconds)
     generator = generator_of(options, "train", settings.seed) if named else made_up
     result = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
-        "data": "made up"
-        if not named
-        else [str(path) for path in [*options.recordings, *options.midi, *options.fonts]],
+        "data": list(map(str, named)) or "made up",
         "batch_size": settings.batch_size,
         "steps": options.steps,
         **profile(generator, config, settings, options.workers, options.mixes, options.steps, options.together),

@@ -1,19 +1,24 @@
 """Cost of token ids and rate of the loader, by worker processes and by examples in a mixture."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from mt3_common.config import Config
 from mt3_common.data.mixtures import ExampleSource, Mixtures
 from mt3_common.data.shards import Shards, Stream
-from mt3_common.data.synthesis import Generator
 from mt3_common.notes.encoder import NoteEncoder
+from mt3_common.notes.note import Note
+from mt3_common.notes.vocabulary import EOS_ID
+from mt3_common.notes.yourmt3_events import cut_events, encode_segment, note_events
+from mt3_common.notes.yourmt3_tasks import find_task
 from mt3_common.training.batches import load_batches
 from mt3_common.training.config import TrainingConfig
+from mt3_common.yourmt3_config import YourMT3Settings
 
 
 def loading_rate(source: Shards | Stream, settings: TrainingConfig, workers: int, steps: int) -> float:
@@ -34,8 +39,8 @@ def loading_rate(source: Shards | Stream, settings: TrainingConfig, workers: int
     return count / (time.perf_counter() - began)
 
 
-def token_cost(generator: ExampleSource, config: Config, size: int, batches: int) -> dict[str, float]:
-    """Measure the time that the token ids of a batch take, without audio and spectrograms.
+def token_cost(generator: ExampleSource, config: Config | YourMT3Settings, size: int, batches: int) -> dict[str, float]:
+    """Measure the time that the token ids of a batch take, without audio and frames.
 
     Args:
         generator: of examples; each gives one segment.
@@ -44,33 +49,48 @@ def token_cost(generator: ExampleSource, config: Config, size: int, batches: int
         batches: that are measured.
 
     Returns:
-        ms_per_batch and ms_per_batch_max; ids_per_segment, the mean; too_long, the share of segments with more ids
-        than the config has.
+        ms_per_batch and ms_per_batch_max; ids_per_segment, the mean over segments, all channels together; too_long, the
+        share of segments with more ids than the model has room for.
     """
-    hop = config.spectrogram.hop_width
-    took, lengths = [], []
+    if isinstance(config, YourMT3Settings):
+        encode, limit = functools.partial(_encode_yourmt3, config), find_task(config.task).max_tokens
+    else:
+        encode, limit = functools.partial(_encode_mt3, config), config.max_target_length
+    took, lengths, too_long = [], [], 0
     for batch in range(batches):
         examples = [generator.example(batch * size + number) for number in range(size)]
         began = time.perf_counter()
-        for example in examples:
-            num_frames = len(example.audio) // hop + 1
-            # a segment from the middle, where notes are tied from before it
-            first = max(0, num_frames // 2 - config.input_frames)
-            lengths.append(
-                len(NoteEncoder(example.notes, num_frames, config).encode(first, first + config.input_frames))
-            )
+        encoded = [encode(example.notes, len(example.audio)) for example in examples]
         took.append(1000 * (time.perf_counter() - began))
+        lengths += [sum(map(len, rows)) for rows in encoded]
+        # YourMT3+'s rows are cut at the limit, without EOS
+        too_long += sum(any(len(row) > limit or row[-1] != EOS_ID for row in rows) for rows in encoded)
     return {
         "ms_per_batch": float(np.mean(took)),
         "ms_per_batch_max": max(took),
         "ids_per_segment": float(np.mean(lengths)),
-        "too_long": float(np.mean(np.array(lengths) > config.max_target_length)),
+        "too_long": too_long / len(lengths),
     }
+
+
+def _encode_mt3(config: Config, notes: Sequence[Note], num_samples: int) -> list[Sequence[int]]:
+    """Return the ids of a segment from the middle of an example, where notes are tied from before it."""
+    num_frames = num_samples // config.spectrogram.hop_width + 1
+    first = max(0, num_frames // 2 - config.input_frames)
+    return [NoteEncoder(notes, num_frames, config).encode(first, first + config.input_frames).tolist()]
+
+
+def _encode_yourmt3(config: YourMT3Settings, notes: Sequence[Note], num_samples: int) -> list[Sequence[int]]:
+    """Return the ids of each channel of a segment from the middle of an example."""
+    rate, size = config.front_end.sample_rate, config.front_end.input_frames
+    start = max(0, num_samples // 2 - size) / rate
+    [events] = cut_events(note_events(notes), [start], size / rate)
+    return list(encode_segment(events, find_task(config.task)))
 
 
 def profile(
     generator: ExampleSource,
-    config: Config,
+    config: Config | YourMT3Settings,
     settings: TrainingConfig,
     workers: Sequence[int],
     mixes: Sequence[int],
@@ -97,8 +117,8 @@ def profile(
         mixtures = Mixtures(generator, count)
         tokens.append({"examples_per_mix": count} | token_cost(mixtures, config, settings.batch_size, steps))
         for number in workers:
-            # A stream of its own each time: blocks that were made before would be too fast. It asks for examples alone.
-            stream = Stream(cast(Generator, mixtures), config, together)
+            # A stream of its own each time: blocks that were made before would be too fast.
+            stream = Stream(mixtures, config, together)
             rate = loading_rate(stream, settings, number, steps)
             loader.append({"examples_per_mix": count, "workers": number, "segments_per_second": rate})
     return {"tokens": tokens, "loader": loader}

@@ -36,6 +36,16 @@ def test_a_profile_has_a_row_for_each_setting(capsys, config):
     assert all(row["segments_per_second"] > 0 for row in result["loader"])
 
 
+def test_yourmt3_has_channels(capsys):
+    arguments = ["--preset", "yptf-moe-multi", "--batch-size", 2, "--workers", 0, "--mixes", 1, "--steps", 1]
+    result = run(capsys, *arguments)
+    [tokens], [loader] = result["tokens"], result["loader"]
+    # 13 channels with tie and EOS at least, and eight notes a second for two seconds
+    assert tokens["ids_per_segment"] > 26 + 2 * 16
+    assert tokens["too_long"] == 0
+    assert loader["segments_per_second"] > 0
+
+
 @pytest.mark.process
 def test_worker_processes_are_measured_too(capsys, config, tmp_path):
     output = tmp_path / "profile.json"
