@@ -104,11 +104,14 @@ def install(package: Package, options: Options) -> dict[str, Any]:
         # What came out of a package of Debian is as it was: there is nothing to prepare.
         if record is not None and (not options.again or package.debian):
             return record
-        if folder.exists():
+        if folder.exists() and any(folder.iterdir()):
             if package.debian:
                 raise InstallError(f"{folder} is there already, though not installed by this program: move it away")
-            # unpacked before, or by somebody else
-            return _prepare(package, folder, options)
+            try:
+                # unpacked before, or by somebody else
+                return _prepare(package, folder, options)
+            except DatasetError as error:
+                raise InstallError(f"{error}; move {folder} away to have the set fetched") from error
         if package.debian:
             return _install_debian(package, folder, options)
         archives = fetch_archives(package, options)
@@ -197,6 +200,7 @@ def _check_room(package: Package, remotes: list[Remote], folder: Path) -> None:
 
 def _unpack_and_prepare(package: Package, archives: list[Path], folder: Path, options: Options) -> dict[str, Any]:
     """Unpack archives and prepare the set beside its final place, then rename it."""
+    _check_room(package, [], options.home / DOWNLOADS / package.name)
     with _partial(folder) as partial:
         limits = Limits(round(FACTOR * package.gigabytes * 1e9) + MARGIN)
         bar = progress_bar(DownloadColumn(), quiet=options.quiet)

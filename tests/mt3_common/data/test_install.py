@@ -330,6 +330,22 @@ def test_no_download(server, home, capsys, archives):
     assert (place / "urmp.tar.gz").exists()
 
 
+def test_what_a_killed_process_left_is_in_nobodys_way(server, home):
+    (home / ".urmp.partial" / "urmp_yourmt3_16k").mkdir(parents=True)
+    (home / ".urmp.partial" / "urmp_yourmt3_16k" / "half").write_bytes(b"x")
+    (home / "urmp").mkdir()
+    installed("urmp", home)
+    assert not (home / ".urmp.partial").exists()
+    assert not list(home.rglob("half"))
+
+
+def test_a_part_of_a_set_that_was_unpacked_is_one_sentence(server, home, capsys):
+    (home / "urmp" / "other").mkdir(parents=True)
+    assert mt3.main(["data", "install", "urmp", "--quiet"]) == 1
+    assert "a part of it; move" in capsys.readouterr().err
+    assert (home / "urmp" / "other").exists()
+
+
 def test_an_unpacked_set_is_prepared_where_it_is(server, home, capsys):
     LAYOUTS["urmp"](home / "urmp")
     assert mt3.main(["data", "install", "urmp", "--no-download", "--quiet"]) == 0
