@@ -271,7 +271,8 @@ def _install_debian(package: Package, folder: Path, options: Options) -> dict[st
             if not paths:
                 raise InstallError(f"{deb.name} has no {pattern}; its version is another one than was expected")
             fonts += [Path(shutil.copyfile(path, partial / path.name)) for path in paths]
-        fonts += [build_kit(root / kit, partial) for kit in package.debian.get("kits", ())]
+        keys = package.debian.get("keys")
+        fonts += [build_kit(root / kit, partial, keys) for kit in package.debian.get("kits", ())]
         for font in fonts if "leave_out" in package.debian else ():
             as_drum_kit(font, package.debian["leave_out"])
         copyright_file = root / "usr" / "share" / "doc" / name / "copyright"

@@ -3,7 +3,7 @@
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +124,13 @@ def trimmed(samples: np.ndarray) -> np.ndarray:
     return cut
 
 
-def build_kit(folder: Path, output: Path) -> Path:
+def build_kit(folder: Path, output: Path, keys: Mapping[str, int | None] | None = None) -> Path:
     """Build a soundfont from a drum kit of Hydrogen, drumkit.xml with its samples, and return the file.
+
+    Args:
+        folder: of the kit.
+        output: folder for the .sf2 file.
+        keys: key of the kit -> the one of General MIDI, None for a sound that has none; other keys are right.
 
     Raises:
         NotesError: it is no such kit.
@@ -140,7 +145,10 @@ def build_kit(folder: Path, output: Path) -> Path:
         element.tag = element.tag.rpartition("}")[2]
     notes = []
     for number, instrument in enumerate(tree.iter("instrument")):
-        key = int(instrument.findtext("midiOutNote") or FIRST_KEY + number)
+        own = int(instrument.findtext("midiOutNote") or FIRST_KEY + number)
+        key = (keys or {}).get(str(own), own)
+        if key is None:
+            continue
         for layer in instrument.iter("layer"):
             low, high = (float(layer.findtext(name) or default) for name, default in (("min", 0), ("max", 1)))
             samples = trimmed(_read(folder / Path(layer.findtext("filename") or "").name))

@@ -126,6 +126,12 @@ def kit(folder):
 def test_a_drum_kit_of_hydrogen(tmp_path):
     kit(tmp_path)
     font = sounds.build_kit(tmp_path, tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    [compass] = compasses(sounds.build_kit(tmp_path, other, {"36": 35})).values()
+    assert np.flatnonzero(compass.longest).tolist() == [35]
+    with pytest.raises(NotesError, match="no instruments with samples"):
+        sounds.build_kit(tmp_path, other, {"36": None})
     pytest.importorskip("tinysoundfont")
     fonts = Fonts([font])
     assert fonts.kits(0) == (0,)
