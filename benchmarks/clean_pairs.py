@@ -18,7 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-
 PAIRS_PER_SIZE = 4
 
 

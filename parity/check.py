@@ -11,13 +11,14 @@ import numpy as np
 
 from mt3_common.config import Config
 from parity.compare import decoding, probes, training
+from parity.compare.conditioning import Questions, excuse_ill_conditioned
 from parity.compare.original import compare_with_original
 from parity.compare.results import AGAINST, DIFFERENT, ORIGINAL, SAME, THIRD, Report, Row
 from parity.compare.taps import excuse_amplified
 from parity.compare.third import compare_decoding_with_third, compare_taps_with_third
 from parity.compare.traces import compare, compare_weights
 from parity.diagnosis import diagnose
-from parity.sides import record
+from parity.sides import moved, record
 from parity.sides.prefetch import Prefetch
 from parity.sides.side import ModuleSide, Side
 from parity.trace import inputs
@@ -111,7 +112,8 @@ def check(
         if large and prefetch is not None:
             prefetch.begin("generate", segments)
         say("comparing the decode path, tokens and notes")
-        report.rows += decoding_rows(reference, candidate, segments, start_times, settings.positions)
+        decoded, lengths = decode_inputs(config, segments, settings.positions)
+        report.rows += decoding_rows(reference, candidate, segments, start_times, decoded, lengths)
         if graphs is not None:
             report.rows += compare_decoding_with_third(graphs, reference, segments, start_times, config)
         say("comparing silence, clipping and other probes")
@@ -123,6 +125,9 @@ def check(
         say("comparing loss, gradients and steps of optimizers")
         report.rows += training.compare_training(reference, candidate, traced)
         excuse_amplified(report.rows)
+        questions = Questions(traced, names, batch, decoded, lengths)
+        arrays = reference.arrays() if source is None else source
+        excuse_ill_conditioned(report.rows, lambda: moved.exact(arrays, config), moved.Moved, questions, traces)
     if original is not None:
         say("running the original")
         report.rows += _original_rows(original, reference, candidate, source, traced)
@@ -242,21 +247,32 @@ def is_large(side: ModuleSide) -> bool:
     return sum(array.size for array in side.arrays().values()) > LARGE
 
 
+def decode_inputs(
+    config: Config, segments: list[np.ndarray], positions: int
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Return the inputs of the decode path and how many positions are compared in each precision.
+
+    Args:
+        segments: frames (input_frames, input_depth) each; the first is decoded.
+        positions: in float64, at most the config's.
+    """
+    length = config.max_target_length
+    decoded = inputs.with_tokens(np.stack(segments[:1]), config, length, seed=1)
+    decoded["decoder_target_tokens"] = np.ones_like(decoded["decoder_target_tokens"])
+    return decoded, {"float64": min(length, positions), "float32": length}
+
+
 def decoding_rows(
     reference: Side,
     candidate: Side,
     segments: list[np.ndarray],
     start_times: list[float],
-    positions: int,
+    decoded: dict[str, np.ndarray],
+    lengths: dict[str, int],
 ) -> list[Row]:
-    """Compare the decode path (in float64 up to `positions`), tokens and notes."""
+    """Compare the decode path (on inputs of decode_inputs), tokens and notes."""
     config = reference.config
-    length = config.max_target_length
-    frames = np.stack(segments)
-    long_inputs = inputs.with_tokens(frames[:1], config, length, seed=1)
-    long_inputs["decoder_target_tokens"] = np.ones_like(long_inputs["decoder_target_tokens"])
-    lengths = {"float64": min(length, positions), "float32": length}
-    rows = decoding.compare_decode_path(reference, candidate, long_inputs, lengths)
+    rows = decoding.compare_decode_path(reference, candidate, decoded, lengths)
     ids = reference.generate(segments), candidate.generate(segments)
-    tokens = decoding.compare_tokens(reference, candidate, frames, ids, length)
+    tokens = decoding.compare_tokens(reference, candidate, np.stack(segments), ids, config.max_target_length)
     return rows + tokens + decoding.compare_notes(config, start_times, ids, tokens)

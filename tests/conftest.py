@@ -8,6 +8,7 @@ import signal
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 # before either framework is imported, and for the processes that tests start: tests run side by side, one core each,
 # and JAX compiles every function once for all of them
@@ -61,7 +62,7 @@ def marks_of(path: Path) -> list[str]:
     return [mark for mark, places in MARKED.items() if any(f"{name}/".startswith(f"{place}/") for place in places)]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say loudly at the end what could not be tested for want of a browser."""
     from browsing import left_out
 

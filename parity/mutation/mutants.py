@@ -48,7 +48,7 @@ class Outcome:
         blamed: the first site that the diagnosis names.
         localised: that is the module in which the fault was planted.
         cause: what the diagnosis calls it.
-        named: that is right, or one of two that rounding hides from each other.
+        named: that is right.
         located_in_trace: from the taps alone, without the weights, the right module is named; for group 'weights'.
         invisible: nothing was detected in float32, and in float64 no module's output changes (root mean square) by
             more than float32's unit roundoff, 2^-24: every element's change is smaller than its own rounding.
@@ -215,10 +215,10 @@ class Bench:
 
     def judge(self, mutant: Mutant | None, size: str) -> list[Outcome]:
         """Verdicts of the harness, the diagnosis and the published gates on a mutant (None: of a clean pair)."""
-        from parity.compare import comparability, taps, traces
+        from parity.compare import comparability, conditioning, taps, traces
         from parity.diagnosis import arrays as array_diagnosis
         from parity.diagnosis import modules
-        from parity.diagnosis.epsilon import OR
+        from parity.sides import moved
 
         candidate, arrays = self.trace(mutant)
         _, refusals = comparability.comparability(self.reference, candidate)
@@ -230,6 +230,13 @@ class Bench:
             rows += taps.compare_taps(self.reference, candidate, precision)
             rows += taps.compare_logits(self.reference, candidate, precision)
         taps.excuse_amplified(rows)
+        conditioning.excuse_ill_conditioned(
+            rows,
+            lambda: moved.exact(self.arrays, self.config),
+            moved.Moved,
+            conditioning.Questions(self.inputs),
+            (self.reference, candidate),
+        )
         outcomes = []
         for precision in PRECISIONS:
             run, reference = candidate.passes[precision], self.reference.passes[precision]
@@ -252,9 +259,7 @@ class Bench:
                 outcome.localised = mutant is not None and bool(
                     {findings[0].site, *findings[0].sites} & expected_sites(mutant, self.config.network)
                 )
-                outcome.named = mutant is not None and any(
-                    re.fullmatch(mutant.kind.causes, cause) for cause in findings[0].cause.split(OR)
-                )
+                outcome.named = mutant is not None and bool(re.fullmatch(mutant.kind.causes, findings[0].cause))
             if in_weights and size != "full":
                 blind = modules.examine(run.outputs, self.inputs, self.arrays, self.config.network, precision)
                 if blind:
