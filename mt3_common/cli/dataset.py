@@ -12,6 +12,10 @@ from mt3_common.cli.exit_status import SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.data import corpora
 from mt3_common.data.augment import SAMPLE_RATE
+from mt3_common.data.data_presets import find_mixture, published_rates
+from mt3_common.data.install import default_home
+from mt3_common.data.mixtures import ExampleSource
+from mt3_common.data.remix import Augmentation, Remixer
 from mt3_common.data.shards import write_shard
 from mt3_common.data.songs import read_split
 from mt3_common.data.sources import is_test_only
@@ -52,9 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="of several --recordings: 1 draws from each in proportion to its size, more evens them out; default: 10/3",
     )
+    add("--data-preset", metavar="NAME", help="installed data sets by a name of YourMT3+, such as all_cross_v7")
+    add("--data-home", type=Path, metavar="DIR", help="where mt3 data install put them; default: as there")
+    add(
+        "--augment",
+        type=_augmentation,
+        metavar="JSON",
+        help='remix recordings: settings of remix.Augmentation, such as {"semitones": 2}, or off',
+    )
 
 
-def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generator | corpora.Excerpts:
+def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generator | corpora.Excerpts | Remixer:
     """Return the generator of the examples that the arguments of add_arguments name.
 
     Args:
@@ -66,12 +78,27 @@ def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generato
         ValueError: arguments contradict each other, a file is missing, or a font reserved for tests would be used for
             training.
     """
-    if bool(options.recordings) == bool(options.fonts) or (options.recordings and options.midi):
-        raise ValueError("give either --fonts, with --midi unless music is to be made up, or --recordings")
-    if options.recordings:
-        recordings = [corpora.recordings(folder, split) for folder in options.recordings]
+    recorded = bool(options.recordings) + bool(options.data_preset)
+    if recorded + bool(options.fonts) != 1 or (recorded and options.midi):
+        raise ValueError(
+            "give either --fonts, with --midi unless music is to be made up, or --recordings, or --data-preset"
+        )
+    if recorded:
+        rates = None
+        if options.data_preset:
+            mixture = find_mixture(options.data_preset, options.data_home or default_home(), split)
+            for note in mixture.notes:
+                print(f"note: {note}", file=sys.stderr)
+            recordings = mixture.datasets
+            rates = published_rates([len(listed) for listed in recordings], mixture.weights)
+        else:
+            recordings = [corpora.recordings(folder, split) for folder in options.recordings]
         recipe = options.recipe
-        return corpora.Excerpts(recordings, recipe.seconds, seed, options.temperature, recipe.midi_class)
+        sizes = recipe.seconds, seed, options.temperature, recipe.midi_class
+        excerpts = corpora.Excerpts(recordings, *sizes, rates)
+        return Remixer(excerpts, options.augment) if isinstance(options.augment, Augmentation) else excerpts
+    if options.augment:
+        raise ValueError("--augment is for --recordings and --data-preset: rendered music has a --recipe")
     for font in options.fonts:
         if not font.is_file():
             raise ValueError(f"{font}: there is no such soundfont")
@@ -82,6 +109,34 @@ def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generato
             )
     songs = read_split(options.midi, split) if options.midi else []
     return Generator(songs, options.fonts, options.recipe, seed)
+
+
+# of --augment
+OFF = "off"
+
+
+def _augmentation(text: str) -> Augmentation | str:
+    """Parse an Augmentation from JSON, or OFF, for argparse."""
+    if text == OFF:
+        return OFF
+    try:
+        return augmentation_of(json.loads(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no augmentation: {error}") from error
+
+
+def augmentation_of(values: Any) -> Augmentation:
+    """Return the Augmentation of settings.
+
+    Raises:
+        ValueError: they are no object, or one of them is unknown or out of its range.
+    """
+    known = [field.name for field in dataclasses.fields(Augmentation)]
+    if not isinstance(values, dict):
+        raise ValueError("it is no object")
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"there is no {unknown[0]!r}; there are {', '.join(known)}")
+    return Augmentation(**values)
 
 
 def _recipe(text: str) -> Recipe:
@@ -157,7 +212,7 @@ def write_data(options: argparse.Namespace) -> int:
     return SUCCESS
 
 
-def write_pairs(folder: Path, generator: Generator | corpora.Excerpts, count: int, workers: int = 0) -> None:
+def write_pairs(folder: Path, generator: ExampleSource, count: int, workers: int = 0) -> None:
     """Write the first examples as KIND__NNNNN.flac and .mid; existing ones are left alone."""
     import soundfile
 
@@ -169,7 +224,7 @@ def write_pairs(folder: Path, generator: Generator | corpora.Excerpts, count: in
         midi.write_midi(example.notes, path.with_suffix(".mid"))
 
 
-def write_sources(path: Path, generator: Generator | corpora.Excerpts, options: argparse.Namespace, split: str) -> None:
+def write_sources(path: Path, generator: ExampleSource, options: argparse.Namespace, split: str) -> None:
     """Write the sources of examples with their hashes, so that they can be made again."""
     sources = {"seed": generator.seed, "split": split, "recipe": dataclasses.asdict(options.recipe)}
     if isinstance(generator, Generator):
@@ -177,6 +232,10 @@ def write_sources(path: Path, generator: Generator | corpora.Excerpts, options: 
         sources["midi"] = {song.name: file_sha256(song.path) for song in generator.songs}
     else:
         sources |= {"recordings": [folder.name for folder in options.recordings], "temperature": options.temperature}
+        if options.data_preset:
+            sources["data_preset"] = options.data_preset
+        if isinstance(generator, Remixer):
+            sources["augmentation"] = dataclasses.asdict(generator.augmentation)
     atomic.write(path, json.dumps(sources, indent=1) + "\n")
 
 

@@ -17,11 +17,12 @@ from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, is_yourmt3, read_yourmt3
 from mt3_common.checkpoint.yourmt3_folder import read_folder
 from mt3_common.checkpoint.yourmt3_released import RELEASED
-from mt3_common.cli.dataset import add_arguments, generator_of, write_sources
+from mt3_common.cli.dataset import add_arguments, augmentation_of, generator_of, write_sources
 from mt3_common.cli.exit_status import SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.cli.yourmt3_arguments import translate
-from mt3_common.config import Config
+from mt3_common.config import Config, ConfigError
+from mt3_common.data.remix import Augmentation
 from mt3_common.data.shards import Settings, Shards, Stream
 from mt3_common.io import atomic
 from mt3_common.io.json_text import parse_json
@@ -166,6 +167,8 @@ def train(
     if isinstance(config, YourMT3Settings):
         # the task joins programs to classes itself
         options.recipe = dataclasses.replace(options.recipe, midi_class=False)
+    if options.augment is None and (options.recordings or options.data_preset):
+        options.augment = stated_augmentation(options)
     if begin >= settings.steps:
         print(f"note: {options.run} has its {settings.steps} steps; more with --max-steps", file=sys.stderr)
     if note := other_schedule(options.run, settings, begin):
@@ -191,6 +194,22 @@ def train(
         fit(learner, family, settings, source, validation, *run)
 
 
+def stated_augmentation(options: argparse.Namespace) -> Augmentation | None:
+    """Return the augmentation that the preset and the file state; None where they state none.
+
+    Raises:
+        ConfigError: a setting is unknown or out of its range.
+    """
+    stated: dict[str, Any] | None = None
+    for values in stated_settings(options.config, options.preset):
+        if "augmentation" in values:
+            stated = (stated or {}) | values["augmentation"]
+    try:
+        return None if stated is None else augmentation_of(stated)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{options.config or options.preset}: augmentation: {error}") from error
+
+
 def translated_arguments(options: argparse.Namespace) -> dict[str, dict[str, Any]] | None:
     """Return the settings that --yourmt3-args means and print them; None without it.
 
@@ -206,6 +225,8 @@ def translated_arguments(options: argparse.Namespace) -> dict[str, dict[str, Any
     for note in translation.notes:
         print(f"note: {note}", file=sys.stderr)
     options.wandb = options.wandb or translation.project or None
+    if translation.data_preset and not (options.data or options.fonts or options.midi or options.recordings):
+        options.data_preset = options.data_preset or translation.data_preset
     return translation.settings
 
 
@@ -309,9 +330,10 @@ def open_source(options: argparse.Namespace, config: Settings, settings: Trainin
     Raises:
         ValueError: the arguments name none, contradict each other, or name unusable data.
     """
-    if bool(options.data) == bool(options.fonts or options.midi or options.recordings):
+    if bool(options.data) == bool(options.fonts or options.midi or options.recordings or options.data_preset):
         raise TrainingError(
-            "give either --data, folders of shards, or what segments are made from: --fonts and --midi, or --recordings"
+            "give either --data, folders of shards, or what segments are made from: --fonts and --midi, or "
+            "--recordings, or --data-preset"
         )
     if options.data:
         return open_shards(options.data, config)

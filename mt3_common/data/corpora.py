@@ -228,6 +228,7 @@ class Excerpts:
         seed: examples differ between seeds.
         temperature: of mixing_rates; 1 draws all recordings with equal probability.
         midi_class: label notes with the first program of their MIDI class instead of their own.
+        rates: probabilities of the data sets, in place of those of the temperature.
     """
 
     def __init__(
@@ -237,18 +238,24 @@ class Excerpts:
         seed: int = 0,
         temperature: float = TEMPERATURE,
         midi_class: bool = False,
+        rates: Sequence[float] | np.ndarray | None = None,
     ):
         self.datasets = [list(recordings) for recordings in datasets]
-        self.rates = mixing_rates([len(recordings) for recordings in self.datasets], temperature)
+        sizes = [len(recordings) for recordings in self.datasets]
+        self.rates = mixing_rates(sizes, temperature) if rates is None else np.asarray(rates, np.float64)
         self.seconds = seconds
         self.seed = seed
         self.midi_class = midi_class
 
+    def draw(self, rng: np.random.Generator) -> Recording:
+        """Draw a recording: first its data set, then one of it."""
+        recordings = self.datasets[rng.choice(len(self.datasets), p=self.rates)]
+        return recordings[rng.integers(len(recordings))]
+
     def example(self, index: int) -> Example:
         """Make example number index, bit for bit the same in any process."""
         rng = np.random.default_rng([self.seed, index])
-        recordings = self.datasets[rng.choice(len(self.datasets), p=self.rates)]
-        recording = recordings[rng.integers(len(recordings))]
+        recording = self.draw(rng)
         length = audio_duration(recording.audio) or 0.0
         start = float(rng.uniform(0, max(0.0, length - self.seconds)))
         audio = read_audio(recording.audio, SAMPLE_RATE, start=start, duration=self.seconds)

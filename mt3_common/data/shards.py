@@ -15,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mt3_common.config import Config
-from mt3_common.data.corpora import Excerpts
+from mt3_common.data.mixtures import ExampleSource
 from mt3_common.data.segments import ROLL_COLUMNS, Cutter, cutter_of
-from mt3_common.data.synthesis import Generator
 from mt3_common.io import atomic
 from mt3_common.yourmt3_config import YourMT3Settings
 
@@ -182,12 +181,12 @@ class Stream:
     of many examples. A block depends on the seed and its number alone.
 
     Args:
-        generator: synthesis.Generator or corpora.Excerpts.
+        generator: synthesis.Generator, corpora.Excerpts or remix.Remixer.
         config: of the model to train.
         together: batches per block.
     """
 
-    def __init__(self, generator: Generator | Excerpts, config: Settings, together: int = 1):
+    def __init__(self, generator: ExampleSource, config: Settings, together: int = 1):
         self.together = together
         self.generator = generator
         self._cutter = cutter_of(config)
