@@ -98,7 +98,8 @@ class Objective:
 
     def inputs(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return frames, decoder inputs and targets, each device's rows on it."""
-        return tuple(map(self.devices.shared, (batch.frames.astype(self.wide), batch.inputs, batch.targets)))
+        frames, ids, targets = map(self.devices.shared, (batch.frames.astype(self.wide), batch.inputs, batch.targets))
+        return frames, ids, targets
 
     def _variables(self, weights: dict[str, jax.Array]) -> dict[str, Any]:
         """Return Flax's variables, parameters in the dtype of the settings."""

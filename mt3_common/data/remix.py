@@ -65,7 +65,7 @@ class Augmentation:
 
 
 class Part(NamedTuple):
-    """What is mixed: a stem, or a whole recording that has none.
+    """A part of a mix: a stem, or a whole recording that has none.
 
     Attributes:
         audio: (n,) float32.

@@ -124,7 +124,8 @@ class Objective:
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return frames, decoder inputs and targets, each device's rows on it."""
         arrays = batch.frames.astype(self.wide), batch.inputs.astype(np.int64), batch.targets.astype(np.int64)
-        return tuple(map(self.devices.shared, arrays))
+        frames, ids, targets = map(self.devices.shared, arrays)
+        return frames, ids, targets
 
     def _call(
         self,
