@@ -96,7 +96,7 @@ def main() -> int:
     learner = importlib.import_module(f"{options.twin}_mt3.train").Learner(settings, training, {}, {}, "cpu")
     parameters = sum(array.size for array in learner.arrays().values())
     print(json.dumps({"twin": options.twin, "parameters": parameters, "segments": len(batch.frames)}), flush=True)
-    begin, step, losses, shown = time.monotonic(), 0, [], 0.0
+    begin, began, step, losses, shown = time.monotonic(), time.process_time(), 0, [], 0.0
     while (passed := time.monotonic() - begin) < options.seconds:
         losses.append(learner.update([batch], step, training.rate(step))["loss"])
         step += 1
@@ -104,7 +104,9 @@ def main() -> int:
             shown = passed
             print(json.dumps({"step": step, "seconds": round(passed, 1), "loss": round(losses[-1], 4)}), flush=True)
     half = next((number for number, loss in enumerate(losses, 1) if loss < losses[0] / 2), None)
-    print(json.dumps({"steps": step, "first": losses[0], "last": losses[-1], "half_after_steps": half}))
+    spent = round(time.process_time() - began, 1)
+    rows = {"steps": step, "first": losses[0], "last": losses[-1], "half_after_steps": half, "cpu_seconds": spent}
+    print(json.dumps(rows))
     return 0 if half and losses[-1] < losses[0] / 2 else 1
 
 
