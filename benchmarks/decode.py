@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -377,6 +378,12 @@ def recording(settings: dict[str, Any], folder: Path) -> Path:
     return path
 
 
+def most_memory() -> float:
+    """Return the most memory that this process has had (MB)."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (1e6 if sys.platform == "darwin" else 1e3)
+
+
 def end_to_end(settings: dict[str, Any], package: str, dtype: str, size: str) -> Callable[[], dict[str, float]]:
     """Measure the way from a recording to a MIDI file; size 'full': random weights and fixed lengths."""
     infer = importlib.import_module(f"{package}.infer")
@@ -392,11 +399,13 @@ def end_to_end(settings: dict[str, Any], package: str, dtype: str, size: str) ->
     transcriber = infer.load(source, device=settings["device"], dtype=dtype, batch_size=settings["rows"])
 
     def measure() -> dict[str, float]:
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         transcription = transcriber.transcribe(path)
         transcription.write(path.with_suffix(".mid"))
-        elapsed = time.perf_counter() - began
+        elapsed, cpu_elapsed = time.perf_counter() - began, time.process_time() - cpu_began
         figures = {"speed": transcription.duration / elapsed, "notes": len(transcription.notes)}
+        # of one core, whatever else runs; and the most memory that the process has had
+        figures |= {"cpu_speed": transcription.duration / cpu_elapsed, "megabytes": most_memory()}
         return transcription.seconds | figures
 
     # The first run is as slow as that of the command; JAX may compile.
@@ -522,6 +531,8 @@ def end_part(settings: dict[str, Any]) -> None:
         "",
         "x real time",
         "its first time",
+        "x of a core's time",
+        "MB at most",
         "notes",
         "network",
         "spectrogram, beside",
@@ -534,6 +545,8 @@ def end_part(settings: dict[str, Any]) -> None:
             f"{package} {dtype}",
             f"{contender.median('speed'):.1f}",
             f"{contender.median('first'):.1f}",
+            f"{contender.median('cpu_speed'):.1f}",
+            f"{contender.median('megabytes'):.0f}",
             f"{contender.median('notes'):.0f}",
             f"{contender.median('network'):.1f} s",
             f"{contender.median('audio') + contender.median('spectrogram'):.1f} s",
