@@ -118,7 +118,7 @@ bench: $(READY) ## measure the speed: all, or ARGS='--parts decode --rounds 3 --
 	@$(BIN)/python benchmarks/decode.py $(ARGS)
 
 isolation: $(READY) ## install each twin alone in a fresh environment and transcribe with it
-	@$(BIN)/python tests/tools/isolation.py
+	@$(BIN)/python tests/tools/isolation.py $(ARGS)
 
 site: $(READY) ## the page that transcribes in the browser, as a folder for any web server: OUT=build/site CKPT=path (needs npm)
 	@$(BIN)/mt3 site $(or $(OUT),build/site) $(if $(CKPT),--checkpoint $(CKPT)) $(ARGS)
