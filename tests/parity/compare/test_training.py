@@ -110,13 +110,34 @@ def test_a_gradient_that_is_rounding_of_larger_ones_is_judged_as_such(error, ver
 
 @pytest.mark.parametrize(("error", "verdict"), [(1e-12, "same"), (1e-10, "different"), (np.nan, "different")])
 def test_a_gradient_that_rounding_of_the_weights_changes_as_much_is_judged_as_such(error, verdict):
-    reference = {"value": np.array([3.0, -1.0]), "key": np.array([1e-25, 0.0])}
-    shaken = reference | {"key": np.array([1e-25, -1e-12])}
-    candidate = reference | {"key": np.array([1e-25, error])}
+    reference = {"value": np.array([3.0, -1.0]), "key": np.array([1e-2, 0.0])}
+    shaken = reference | {"key": np.array([1e-2, -1e-12])}
+    candidate = reference | {"key": np.array([1e-2, error])}
     rows = training.compare_training(Given(reference, shaken), Given(candidate), {})
     [row] = [row for row in rows if row.name == "key" and row.precision == "float64"]
     assert row.verdict == verdict
     assert row.note == (training.SHAKEN if verdict == "same" else "")
+
+
+class ByPrecision(Given):
+    """A side with other gradients in each precision."""
+
+    def gradients(self, inputs, precision, shake=False):
+        return np.float64(1.0), self.given[precision]
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(1e-13, "same"), (1e-11, "different")])
+@pytest.mark.parametrize("low", [1e-8, 6.99e-8])
+def test_a_gradient_that_float32_loses_is_rounding_of_what_cancels_in_it(low, error, verdict):
+    value = np.array([3.0, -1.0])
+    reference = {
+        "float64": {"value": value, "key": np.array([7e-8, 0.0])},
+        "float32": {"value": value, "key": np.array([low, 0.0])},
+    }
+    candidate = {"float64": {"value": value, "key": np.array([7e-8, error])}, "float32": reference["float32"]}
+    rows = training.compare_training(ByPrecision(reference), ByPrecision(candidate), {})
+    [row] = [row for row in rows if row.name == "key" and row.precision == "float64"]
+    assert row.verdict == (verdict if low == 1e-8 else "different")
 
 
 @pytest.mark.compile
