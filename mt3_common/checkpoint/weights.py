@@ -170,6 +170,10 @@ def _equal(named: Named, other: WeightSet, source: Source, scan_axis: int | None
     )  # fmt: skip
 
 
+# as many times the names of its largest set has a file whose sets are chance, if these have at most two names
+STRAY = 10
+
+
 def read_unnamed(
     source: Source, wanted: str | None, scan_axis: int | None
 ) -> dict[str, tuple[dict[str, np.ndarray], tuple[str, ...]]]:
@@ -181,8 +185,10 @@ def read_unnamed(
     if not source.containers:
         raise CheckpointError(_nothing(source))
     sets = find_sets(source.containers)
-    if not sets:
-        names = [name for name in source.containers if not is_optimizers(name)] or list(source.containers)
+    names = [name for name in source.containers if not is_optimizers(name)] or list(source.containers)
+    # names such as `ff.0.proj.weight` end like one of MT3's by chance
+    by_chance = max((len(one.names) for one in sets), default=0) * STRAY < min(len(names), 2 * STRAY + 1)
+    if not sets or (by_chance and wanted is None):
         return {"": (_without_beginning(read_entries(source.entries(names))), ())}
     chosen, _ = choose(sets, wanted)
     named = _named_or_none(chosen, source, scan_axis)

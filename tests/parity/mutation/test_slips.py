@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
-from parity.diagnosis.candidate import Candidate
+from parity.diagnosis.candidate import Candidate, read_candidates
 from parity.diagnosis.claims import read_claim
 from parity.diagnosis.weights import diagnose_weights
 from parity.mutation.namings import SPELLINGS, namings
@@ -43,6 +43,15 @@ def test_a_right_file_is_the_same_and_no_slip_in_it_is(naming):
         assert (diagnosis.exit_code == 0) == slip.is_harmless or by_content, (slip.kind, slip.text)
         kinds.add(slip.kind)
     assert {"two exchanged", "exchanged everywhere", "written over", "one too many", "second copy"} <= kinds
+
+
+@pytest.mark.parametrize("naming", ["x-transformers", "timm", "transformers T5", "Marian", "DenseGeneral"])
+def test_a_file_is_read_as_one_set_of_weights(naming, tmp_path):
+    """Of `attn_layers.layers.2.1.ff.0.proj.weight` the end is a name of the input projection, by chance."""
+    np.savez(tmp_path / "model.npz", **FILES[naming].arrays)
+    ((_, candidate),) = read_candidates(tmp_path / "model.npz").items()
+    assert len(candidate.arrays) == len(FILES[naming].arrays)
+    assert diagnosed(candidate.arrays).exit_code == 0
 
 
 @pytest.mark.parametrize("naming", [name for name in SPELLINGS if name not in NUMBERED])
