@@ -28,7 +28,7 @@ from mt3_common.training.config import read_config
 from mt3_common.yourmt3_config import YourMT3Settings
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse._ActionsContainer) -> None:
     """Add the arguments that name the sources of examples, see generator_of."""
     add = parser.add_argument
     several: dict[str, Any] = {"type": Path, "nargs": "+", "default": []}

@@ -109,7 +109,8 @@ class Shards:
             try:
                 ids, lengths, made_for = (np.array(map_array(path, name)) for name in ("ids", "lengths", "made_for"))
                 if str(made_for) == cutter.signature:
-                    _check_shapes(ids, lengths, *self._file(number), cutter.num_channels)
+                    frames, rolls = self._file(number)
+                    _check_shapes(ids, lengths, frames, rolls, cutter.num_channels)
             except (OSError, ValueError) as error:
                 raise ValueError(f"{path} is no shard of segments: {error}") from error
             if str(made_for) != cutter.signature:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -58,9 +58,8 @@ def record(
         )
         for precision in precisions
     }
-    config = side.config
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        config = dataclasses.asdict(config)
+    is_dataclass = dataclasses.is_dataclass(side.config) and not isinstance(side.config, type)
+    config: Any = dataclasses.asdict(cast(Any, side.config)) if is_dataclass else side.config
     return trace.Trace(
         framework=side.framework,
         environment=side.environment(),

@@ -116,6 +116,10 @@ class BatchNorm(nn.Module):
     The batch's biased variance normalises; the unbiased one goes into running_var, as in PyTorch.
     """
 
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+
     def __init__(self, width: int):
         super().__init__()
         self.width = width
