@@ -266,7 +266,7 @@ def gated_nnx() -> tuple[Any, Any, dict[str, Any], dict[str, str], list[Fault]]:
     pairs |= {"gate": "w1", "up": "w3", "down": "w2"}
     for block in stack.blocks:
         for norm in (block.ln1, block.ln2):
-            norm.scale.set_value(norm.scale.get_value() + 0.1 * RNG.normal(size=32).astype(np.float32))
+            norm.scale[...] += 0.1 * RNG.normal(size=32).astype(np.float32)
 
     def build() -> Any:
         model = TorchStack()
@@ -274,7 +274,7 @@ def gated_nnx() -> tuple[Any, Any, dict[str, Any], dict[str, str], list[Fault]]:
             for name, other in pairs.items():
                 module, target = getattr(block, name), getattr(layer, other)
                 array = module.scale if name.startswith("ln") else module.kernel
-                target.weight.data = torch.tensor(np.array(array.get_value()).T.copy())
+                target.weight.data = torch.tensor(np.array(array[...]).T.copy())
         return model
 
     faults = [

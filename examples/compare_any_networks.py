@@ -35,7 +35,7 @@ flax_block = FlaxBlock(nnx.Rngs(0))
 for approximate in ("tanh", "none"):  # nnx's gelu is the tanh approximation, PyTorch's default is not
     torch_block = TorchBlock(approximate)
     for layer, other in ((flax_block.up, torch_block.fc1), (flax_block.down, torch_block.fc2)):
-        other.weight.data = torch.tensor(np.array(layer.kernel.get_value()).T.copy())
-        other.bias.data = torch.tensor(np.array(layer.bias.get_value()))
+        other.weight.data = torch.tensor(np.array(layer.kernel[...]).T.copy())
+        other.bias.data = torch.tensor(np.array(layer.bias[...]))
     report = parity.compare_modules(flax_block, torch_block, {"x": x})
     print(f"approximate={approximate!r}: {report.verdict}", *report.causes)

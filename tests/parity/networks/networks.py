@@ -116,7 +116,7 @@ class NnxBlock(nnx.Module):
         self.drop = nnx.Dropout(0.1, rngs=rngs)
         for module, name in ((self.ln, "norm"), (self.fc1, "up"), (self.fc2, "down")):
             for leaf, array in params[name].items():
-                getattr(module, leaf).set_value(jnp.asarray(array))
+                getattr(module, leaf)[...] = jnp.asarray(array)
 
     def __call__(self, x):
         return x + self.drop(self.fc2(nnx.gelu(self.fc1(self.ln(x)))))
