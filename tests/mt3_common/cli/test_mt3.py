@@ -94,8 +94,11 @@ def test_without_arguments_it_explains_itself():
             "yptf-moe-multi, yptf-moe-multi-ps",
         ),
         (("export", "small", "-o", "no/x.onnx"), "-o no/x.onnx: there is no such folder"),
-        (("data",), "mt3 data must be followed by one of sources, fonts, shards"),
-        (("data", "shard"), "mt3 data must be followed by one of sources, fonts, shards: mt3 data shards?"),
+        (("data",), "mt3 data must be followed by one of install, sources, fonts, shards, profile"),
+        (
+            ("data", "shard"),
+            "mt3 data must be followed by one of install, sources, fonts, shards, profile: mt3 data shards?",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):
