@@ -47,7 +47,8 @@ def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) ->
 def unjudged(values: Mapping[str, Any], config: Config) -> list[str]:
     """List the settings of which the diagnosis knows neither MT3's value nor that they are harmless."""
     known = {key for keys in [*SIZE_KEYS.values(), *FRONT_END_KEYS.values()] for key in keys} | set(_own_fields(config))
-    known |= {key for setting in SETTINGS for key in setting.keys}
+    # the step is of the training, not of the network
+    known |= {key for setting in SETTINGS for key in setting.keys} | {"step"}
     keys = dict.fromkeys(str(key) for section in sections(values) for key in section)
     return [
         key
@@ -58,7 +59,11 @@ def unjudged(values: Mapping[str, Any], config: Config) -> list[str]:
 
 def _own_fields(config: Config) -> dict[str, Any]:
     """Settings under MT3's own names of which no other project has another: the vocabulary's, and the lengths."""
-    fields = {**dataclasses.asdict(config.vocabulary), **dataclasses.asdict(config.network)}
+    fields = {
+        **dataclasses.asdict(config),
+        **dataclasses.asdict(config.vocabulary),
+        **dataclasses.asdict(config.network),
+    }
     named = {*SIZE_KEYS, *FRONT_END_KEYS, *(key for setting in SETTINGS for key in setting.keys)}
     return {key: value for key, value in fields.items() if key not in named and not isinstance(value, dict)}
 

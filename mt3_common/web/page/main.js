@@ -17,6 +17,9 @@ const roll = new Roll($("roll"), { seek: (time) => player.seek(time), loop: (ran
 const queue = [];
 let info = null;
 let shown = null;
+// files may be chosen before the source has said what it is
+let beReady;
+const ready = new Promise((resolve) => (beReady = resolve));
 
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
@@ -334,8 +337,9 @@ function setMix(value) {
 // --- controls
 
 $("files").addEventListener("change", () => {
-  addFiles($("files").files);
+  const files = [...$("files").files];
   $("files").value = "";
+  ready.then(() => addFiles(files));
 });
 for (const name of ["dragenter", "dragover"]) {
   addEventListener(name, (event) => {
@@ -349,7 +353,8 @@ addEventListener("dragleave", (event) => {
 addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").classList.remove("over");
-  if (info) addFiles(event.dataTransfer.files);
+  const files = [...event.dataTransfer.files];
+  ready.then(() => addFiles(files));
 });
 $("play").addEventListener("click", playOrPause);
 $("position").addEventListener("input", () => player.seek(Number($("position").value)));
@@ -411,6 +416,7 @@ try {
   $("notice").textContent = info.notice;
   $("notice").hidden = !info.notice;
   buildOptions();
+  beReady();
   $("drop").querySelector("span").textContent = `${source.PROMISE} Up to ${info.megabytes} MB and ${info.minutes} minutes each.`;
 } catch (error) {
   tell(error.message);

@@ -125,6 +125,7 @@ def test_settings_reach_load(folder):
         "seed": 3,
         "batch_size": 2,
         "positions": "port",
+        "config": None,
         "instruments": None,
         "hold": None,
     }

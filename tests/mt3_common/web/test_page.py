@@ -73,6 +73,18 @@ def test_several_files_one_by_one_errors_in_the_words_of_the_command_line_and_a_
         assert page.locator("#queue li").count() == 2
 
 
+def test_files_may_be_chosen_before_the_server_has_said_what_it_is(page, folder):
+    with served(every_segment) as client:
+        page.add_init_script(
+            """const plain = fetch;
+            const later = (...asked) => new Promise((resolve) => setTimeout(resolve, 500)).then(() => plain(...asked));
+            window.fetch = (...asked) => (String(asked[0]).includes("about") ? later : plain)(...asked);"""
+        )
+        page.goto(address(client))
+        page.locator("#files").set_input_files(record("a.wav", 1.0))
+        page.get_by_text("2 notes, 2 instruments, 1.0 s").first.wait_for()
+
+
 def test_keys_options_and_the_loop(page, folder):
     asked = []
     with served(every_segment) as client:
