@@ -109,7 +109,7 @@ def assert_same_run(run, other):
 ENDS = """
 import json, os, resource, signal, sys
 from mt3_common.checkpoint import write
-from mt3_common.training import loop, run_folder
+from mt3_common.training import family, loop, run_folder
 program, *ends = sys.argv[1:]
 train = __import__(f"{program}_mt3.train").train
 saves = 0
@@ -148,7 +148,7 @@ def meet():
     elif end == "metrics":
         after(run_folder, "write_metrics", lambda *_: True)
     elif end == "best":
-        after(run_folder, "write_t5x", lambda path, *_: path.name == "best")
+        after(family, "write_t5x", lambda path, *_: path.name == "best")
 
 statuses = {}
 for text in ends:
