@@ -85,7 +85,7 @@ def test_results_are_written_per_file_and_over_all(folder, tmp_path, capsys):
         for kind, colour, _ in plot.COMPARED:
             area = (np.abs(image - matplotlib.colors.to_rgb(colour)).max(axis=-1) < 0.01).sum()
             assert area > 60, kind
-            assert (area > 200) == (kind.partition(",")[0] in kinds), (name, kind, area)
+            assert (area > 230) == (kind.partition(",")[0] in kinds), (name, kind, area)
 
 
 def test_a_picture_has_right_and_estimated_notes_on_top_of_the_spectrogram(tmp_path):
