@@ -93,13 +93,13 @@ def compare(seed: int) -> dict:
 
     from jax_mt3.checkpoint import to_params
     from parity.check import check
-    from parity.sides import jax_side, moved
+    from parity.sides import jax_side, perturbed
 
     config, arrays, samples, words = draw(seed)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "a.wav")
         soundfile.write(path, samples, 16000, subtype="FLOAT")
-        sides = jax_side.Side(to_params(arrays), config), moved.exact(arrays, config)
+        sides = jax_side.Side(to_params(arrays), config), perturbed.exact(arrays, config)
         report, _ = check(*sides, audio=path, num_segments=1, source=arrays, precisions=("float64", "float32"))
     first = report.first_difference
     return words | {

@@ -18,7 +18,7 @@ from parity.compare.taps import excuse_amplified
 from parity.compare.third import compare_decoding_with_third, compare_taps_with_third
 from parity.compare.traces import compare, compare_weights
 from parity.diagnosis import diagnose
-from parity.sides import moved, record
+from parity.sides import perturbed, record
 from parity.sides.prefetch import Prefetch
 from parity.sides.side import ModuleSide, Side
 from parity.trace import inputs
@@ -127,7 +127,9 @@ def check(
         excuse_amplified(report.rows)
         questions = Questions(traced, names, batch, decoded, lengths)
         arrays = reference.arrays() if source is None else source
-        excuse_ill_conditioned(report.rows, lambda: moved.exact(arrays, config), moved.Moved, questions, traces)
+        excuse_ill_conditioned(
+            report.rows, lambda: perturbed.exact(arrays, config), perturbed.Perturbed, questions, traces
+        )
     if original is not None:
         say("running the original")
         report.rows += _original_rows(original, reference, candidate, source, traced)

@@ -48,7 +48,7 @@ class Questions:
 def excuse_ill_conditioned(
     rows: list[Row],
     exact: Callable[[], Side],
-    moved: Callable[[Any, float, int], Side],
+    perturbed: Callable[[Any, float, int], Side],
     questions: Questions,
     traces: tuple[Trace, Trace] | None,
 ) -> None:
@@ -57,7 +57,7 @@ def excuse_ill_conditioned(
     Args:
         rows: of a report.
         exact: makes the network.
-        moved: makes one whose results are all off by a share of themselves, with a seed.
+        perturbed: makes one whose results are all off by a share of themselves, with a seed.
         questions: the inputs of the sections.
         traces: of both sides, where a tap differs: their modules' inputs.
     """
@@ -89,7 +89,7 @@ def excuse_ill_conditioned(
             def alone(side: Side, calls=calls, targets=targets) -> Answers:
                 return {tap: real_rows(tap, array, targets) for tap, array in side.rerun(calls, "float64").items()}
 
-            response = responses(network, moved, alone, precision)
+            response = responses(network, perturbed, alone, precision)
             if not all(_is_explained(row.local, response.get(row.name), precision) for row in wrong_alone):
                 return
         for section in dict.fromkeys(row.section for row in own):
@@ -97,7 +97,7 @@ def excuse_ill_conditioned(
             def ask(side: Side, section=section, precision=precision) -> Answers:
                 return sections[section](side, precision)
 
-            response = responses(network, moved, ask, precision)
+            response = responses(network, perturbed, ask, precision)
             for row in own:
                 if row.section == section and _is_explained(row.free, response.get(_answer(row)), precision):
                     row.verdict = "same"
@@ -105,20 +105,20 @@ def excuse_ill_conditioned(
 
 
 def responses(
-    network: Side, moved: Callable[[Any, float, int], Side], ask: Callable[[Side], Answers], precision: str
+    network: Side, perturbed: Callable[[Any, float, int], Side], ask: Callable[[Side], Answers], precision: str
 ) -> dict[str, dict[str, float]]:
     """Return how far every answer of a network moves, by root mean square and at most, over DRAWS moves.
 
     Args:
         network: as it is.
-        moved: makes one whose results are all off by a share of themselves, with a seed.
+        perturbed: makes one whose results are all off by a share of themselves, with a seed.
         ask: computes the answers of a network, in float64.
         precision: whose spacing of numbers at 1 is the share.
     """
     exact = ask(network)
     response = {name: {"rms": 0.0, "max": 0.0} for name in exact}
     for draw in range(DRAWS):
-        for name, array in ask(moved(network, 2 * EPSILON[precision], draw)).items():
+        for name, array in ask(perturbed(network, 2 * EPSILON[precision], draw)).items():
             error = measure(exact[name], array)
             for kind, value in (("rms", error.rms), ("max", error.max_abs)):
                 response[name][kind] = max(response[name][kind], value)

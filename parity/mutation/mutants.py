@@ -218,7 +218,7 @@ class Bench:
         from parity.compare import comparability, conditioning, taps, traces
         from parity.diagnosis import arrays as array_diagnosis
         from parity.diagnosis import modules
-        from parity.sides import moved
+        from parity.sides import perturbed
 
         candidate, arrays = self.trace(mutant)
         _, refusals = comparability.comparability(self.reference, candidate)
@@ -232,8 +232,8 @@ class Bench:
         taps.excuse_amplified(rows)
         conditioning.excuse_ill_conditioned(
             rows,
-            lambda: moved.exact(self.arrays, self.config),
-            moved.Moved,
+            lambda: perturbed.exact(self.arrays, self.config),
+            perturbed.Perturbed,
             conditioning.Questions(self.inputs),
             (self.reference, candidate),
         )

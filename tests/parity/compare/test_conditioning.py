@@ -13,7 +13,7 @@ from parity.check import check
 from parity.compare import conditioning
 from parity.compare.results import Measure, Row
 from parity.sides import torch_side
-from parity.sides.moved import Moved, exact
+from parity.sides.perturbed import Perturbed, exact
 from parity.trace.precision import EPSILON
 
 CONFIG = Config(
@@ -92,7 +92,7 @@ def test_gradients_by_another_formula_are_the_same(monkeypatch):
 
 
 def test_one_rounding_everywhere_is_the_same(arrays):
-    assert differing(compared(arrays, Moved(exact(arrays, CONFIG), 2 * EPSILON["float64"], 99))) == []
+    assert differing(compared(arrays, Perturbed(exact(arrays, CONFIG), 2 * EPSILON["float64"], 99))) == []
 
 
 def rounded_mlp(model):

@@ -26,7 +26,7 @@ def exact(arrays: dict[str, np.ndarray], config: Config) -> torch_side.Side:
     return torch_side.Side(model, config)
 
 
-class Moved(torch_side.Side):
+class Perturbed(torch_side.Side):
     """A side, moved by one rounding everywhere.
 
     Args:
@@ -37,16 +37,16 @@ class Moved(torch_side.Side):
 
     def __init__(self, side: torch_side.Side, size: float, seed: int):
         model: Any = copy.deepcopy(side.model).to(torch.float64)
-        self._move = _Mover(size, seed)
+        self._perturb = _Perturbation(size, seed)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.copy_(self._move(parameter))
+                parameter.copy_(self._perturb(parameter))
         for module in model.modules():
-            module.register_forward_hook(self._move_output)
+            module.register_forward_hook(self._perturb_output)
         super().__init__(model, side.config)
 
-    def _move_output(self, module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        return self._move(output) if output.is_floating_point() else output
+    def _perturb_output(self, module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return self._perturb(output) if output.is_floating_point() else output
 
     def gradients(
         self, inputs: dict[str, np.ndarray], precision: str, shake: bool = False
@@ -54,13 +54,13 @@ class Moved(torch_side.Side):
         """Return the training loss (a 0-d array) and its gradients under MT3's names."""
 
         def softmax(logits: torch.Tensor, dim: int) -> torch.Tensor:
-            return cast(torch.Tensor, _Softmax.apply(logits, dim, self._move))
+            return cast(torch.Tensor, _Softmax.apply(logits, dim, self._perturb))
 
         with mock.patch.object(torch.nn.functional, "softmax", softmax):
             return super().gradients(inputs, precision, shake)
 
 
-class _Mover:
+class _Perturbation:
     """A function that moves every element of a tensor up or down by a share of itself."""
 
     def __init__(self, size: float, seed: int):
@@ -76,14 +76,14 @@ class _Softmax(torch.autograd.Function):
     """Softmax whose gradient p * (g - sum(p * g)) is computed from values that are moved."""
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, dim: int, move: _Mover) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, dim: int, perturb: _Perturbation) -> torch.Tensor:
         weights = torch.softmax(logits, dim)
         ctx.save_for_backward(weights)
-        ctx.dim, ctx.move = dim, move
+        ctx.dim, ctx.perturb = dim, perturb
         return weights
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (weights,), (gradient,), move = ctx.saved_tensors, gradients, ctx.move
-        mean = (move(weights) * gradient).sum(ctx.dim, keepdim=True)
-        return weights * (move(gradient) - mean), None, None
+        (weights,), (gradient,), perturb = ctx.saved_tensors, gradients, ctx.perturb
+        mean = (perturb(weights) * gradient).sum(ctx.dim, keepdim=True)
+        return weights * (perturb(gradient) - mean), None, None
