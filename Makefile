@@ -73,8 +73,8 @@ $(RUNTIME): | $(READY)
 test: $(READY) $(AXE) $(RUNTIME) ## run the tests: all, or ARGS='tests/twins/test_twins.py -k planted'
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
-test-fast: $(READY) ## run the tests that compile no network and start no process: about a minute
-	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m 'not compile and not process' $(ARGS)
+test-fast: $(READY) ## run the tests that compile no network, start no process and take under a second: a minute
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m 'not compile and not process and not slow' $(ARGS)
 
 test-avx2: $(READY) ## run the tests of arithmetic as on a processor that has AVX2 only
 	@$(AVX2) $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARITHMETIC) -k "$(ON_AVX2)" $(ARGS)

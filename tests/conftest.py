@@ -16,8 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# what is written is buffered as it is for users
+# as for users: what is written is buffered, and compiled bytecode is kept
 os.environ.pop("PYTHONUNBUFFERED", None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import hypothesis
 import numpy as np
@@ -27,6 +28,8 @@ from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.write import write_t5x
 from mt3_common.config import NetworkConfig
 from mt3_common.notes.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
+
+sys.dont_write_bytecode = False  # in this process as well: pytest rewrites the assertions of every file
 
 # the same examples in every run, whatever is changed elsewhere; HYPOTHESIS_PROFILE=default draws others every time
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -45,7 +48,12 @@ MARKED = {
         *("jax_mt3", "onnx_mt3", "seqio_mt3"),
         *(f"twins/{path.name}" for path in (TESTS / "twins").glob("test_*.py") if path.name != "test_twins.py"),
         *("parity/compare", "parity/diagnosis", "parity/mutation"),
-        *("parity/checkpoints", "parity/report/test_counterexample.py", "parity/test_pytest_plugin.py"),
+        *(
+            "parity/checkpoints",
+            "parity/report/test_counterexample.py",
+            "parity/test_check_yourmt3.py",
+            "parity/test_pytest_plugin.py",
+        ),
         "test_other_readers.py",
     ),
     "process": (

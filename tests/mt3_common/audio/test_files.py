@@ -73,6 +73,7 @@ def test_formats_are_mixed_to_mono_and_resampled(tmp_path, kind):
     assert audio_duration(path) == len(decoded) / rate
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*deprecated and slated for removal:DeprecationWarning")
 def test_the_samples_are_those_of_librosa(tmp_path):
     librosa = pytest.importorskip("librosa")
@@ -128,6 +129,7 @@ def cd_file(tmp_path_factory):
     return written(tmp_path_factory.mktemp("audio") / "cd.flac", noise(66167), 44100, "flac")
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.floats(1e-3, 4), st.sampled_from([0.0, 0.1, 0.7]), st.sampled_from([None, 0.3, 5.0]))
 def test_the_samples_do_not_depend_on_the_blocks(cd_file, block_seconds, start, duration):
@@ -529,6 +531,7 @@ def test_an_encoded_file_whose_name_is_no_text(tmp_path):
     assert len(read_audio(path)) >= 48000
 
 
+@pytest.mark.slow
 def test_the_memory_of_an_encoded_file_does_not_grow(tmp_path):
     path = encoded(tmp_path / "x.m4a", "m4a", tone(60 * RATE))
     next(stream_audio(path))  # imports

@@ -332,6 +332,7 @@ def test_a_killed_process_loses_nothing(bucket):
     check(download.fetch("mt3", quiet=True), bucket)
 
 
+@pytest.mark.slow
 def test_find_checkpoint_reads_what_it_fetched(bucket):
     bucket.objects |= objects_of(BUNDLED, "checkpoints/small")
     checkpoint = find_checkpoint("gs://mt3/checkpoints/small", quiet=True)

@@ -553,6 +553,7 @@ def test_pieces_of_pytorch_files_are_read(tmp_path):
     is_right(tmp_path)
 
 
+@pytest.mark.slow
 def test_npz_is_read_and_a_bomb_is_not(tmp_path):
     np.savez_compressed(tmp_path / "x.npz", **hf_t5(arrays()))  # pyright: ignore[reportArgumentType]
     is_right(tmp_path / "x.npz")

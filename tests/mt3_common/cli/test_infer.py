@@ -825,6 +825,7 @@ def test_velocities_are_those_of_the_stream_and_of_the_files(folder, capsys):
     assert {json.loads(line)["velocity"] for line in capsys.readouterr().out.splitlines()} == {33}
 
 
+@pytest.mark.slow
 def test_tempo_auto_finds_the_beats_of_the_recording(folder):
     pytest.importorskip("librosa")
     samples = np.random.default_rng(0).normal(0, 1e-4, 16000 * 12)
@@ -837,6 +838,7 @@ def test_tempo_auto_finds_the_beats_of_the_recording(folder):
     assert onsets == pytest.approx(sorted(note.onset for note in tables.read_json("a.json")[0]), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_beats_picture_and_sound_are_those_of_the_channel_and_gain_asked_for(folder):
     """The outputs of one channel of a stereo recording are those of a recording of that channel alone."""
     pytest.importorskip("librosa")

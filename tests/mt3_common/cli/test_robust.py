@@ -425,6 +425,7 @@ def fuzz():
     return module
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize(
     ("kind", "count"), [("audio", 40), ("midi", 60), ("json", 60), ("summary", 20), ("checkpoint", 15), ("options", 40)]

@@ -221,6 +221,7 @@ def test_charts_are_whole_songs_and_the_same_again():
     assert [int(bar[1]) for bar in bars] == list(range(1, 65))
 
 
+@pytest.mark.slow
 def test_works_of_music21s_corpus_become_songs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("music21")
     out = tmp_path / "out"

@@ -406,6 +406,7 @@ def test_a_table_of_too_many_lines_is_refused(tmp_path, monkeypatch):
         datasets.read_tsv(tmp_path / "a.tsv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("notes", "words"),
     [

@@ -199,6 +199,7 @@ def sounds(content):
 METERS = st.sampled_from([(4, 4), (3, 4), (2, 4), (6, 8), (9, 8), (7, 8), (2, 2)])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(PLAYED, max_size=14), st.integers(0, 3), METERS)
 def test_bars_are_full_and_hold_every_note(tmp_path_factory, notes, downbeat, meter):

@@ -56,6 +56,7 @@ def test_a_part_is_drawn_from_its_beginning(tmp_path):
     assert image[(83 - plot.LOWEST) * plot.ROWS_PER_PITCH].min() > 0
 
 
+@pytest.mark.slow
 def test_memory_and_size_do_not_grow_with_the_recording(tmp_path, monkeypatch):
     monkeypatch.setattr(plot, "MAX_COLUMNS", 900)
     peaks = []

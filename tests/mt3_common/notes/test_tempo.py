@@ -30,6 +30,7 @@ def clicks(path: Path, times, seconds: float, rate: int = 22050) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bpm", "seconds"), [(96, 20), (120, 40), (140, 70)])
 def test_beats_of_a_recording_are_found(tmp_path, bpm, seconds):
     pytest.importorskip("librosa")
@@ -61,6 +62,7 @@ def test_silence_and_moments_have_the_usual_tempo(tmp_path, seconds):
     assert beats.find_beats(tmp_path / "a.wav") == tempo.constant(120.0)
 
 
+@pytest.mark.slow
 def test_a_long_recording_takes_little_memory(tmp_path):
     pytest.importorskip("librosa")
     peaks = []

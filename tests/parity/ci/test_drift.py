@@ -234,6 +234,7 @@ def test_the_projects_own_ledger_is_of_the_default_checkpoint():
     assert accepted["weights"] == weights_digest(fingerprint(read_checkpoint(find_checkpoint(None).path).arrays))
 
 
+@pytest.mark.slow
 def test_make_drift_judges_a_copy_of_the_projects_ledger(tmp_path):
     root = Path(__file__).parents[3]
     lines = (root / "Makefile").read_text().split("drift: $(READY)")[1].split("\n\n")[0].splitlines()[1:]
@@ -267,6 +268,7 @@ def test_make_drift_judges_a_copy_of_the_projects_ledger(tmp_path):
     assert ledger.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_workflow_judges_and_accepts(tmp_path):
     yaml = pytest.importorskip("yaml")
     root = Path(__file__).parents[3]
