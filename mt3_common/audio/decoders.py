@@ -258,7 +258,6 @@ def _from_ffmpeg(file: Path, link: Link, stack: contextlib.ExitStack, refusal: U
         UndecodableError: PyAV is missing, or FFmpeg cannot decode the file either.
     """
     try:
-        import av
         import av.error
     except ImportError as error:
         raise UndecodableError(
@@ -270,8 +269,7 @@ def _from_ffmpeg(file: Path, link: Link, stack: contextlib.ExitStack, refusal: U
         name: Any = f"file:{file}"
         if link.pieces is not None:
             name = stack.enter_context(ByteView(file, link.pieces))
-        opened: Any = av.open(name, options=options, metadata_errors="replace")
-        container: InputContainer = stack.enter_context(opened)
+        container = stack.enter_context(_open_with_ffmpeg(name, options))
         if not container.streams.audio:
             raise UndecodableError("FFmpeg: no audio in it")
         if container.streams.audio[0].codec_context is None:
@@ -300,6 +298,21 @@ def _from_ffmpeg(file: Path, link: Link, stack: contextlib.ExitStack, refusal: U
         num_frames=None if length is None else round(length * rate),
         slack_frames=round(_FRAME_SLACK * rate),
     )
+
+
+def _open_with_ffmpeg(name: Any, options: dict[str, str]) -> "InputContainer":
+    """Open a recording with PyAV, whatever bytes its tags hold.
+
+    Up to version 18 PyAV refuses tags that are no UTF-8 unless told; later ones know no such keyword.
+    """
+    import av
+
+    opened: Any
+    try:
+        opened = av.open(name, options=options, metadata_errors="replace")
+    except TypeError:
+        opened = av.open(name, options=options)
+    return opened
 
 
 def _ffmpeg_blocks(container: "InputContainer") -> Generator[tuple[int, np.ndarray], None, None]:
