@@ -1,31 +1,33 @@
 """Runs killed at random moments: nothing may be lost, nothing half-written may be taken for whole.
 
-python tests/tools/kill.py [--kills 100] [--seed 0] [batch train convert download]
-    starts each again and again, kills it (SIGKILL) at a random moment, and looks at what is there
+python tests/tools/kill.py [--kills 100] [--seed 0] [--journal FILE] [batch train convert download]
+    starts each again and again, kills it (SIGKILL) at a random moment, and looks at what is there; prints a line for
+    each round. With a journal, a later call with the same seed goes on after the rounds that stand in it
 
 Of a folder that is transcribed with --resume, every file that is there must be whole, and the run that goes on must end
 with the files and the summary of one that nothing disturbed; of a training, with its arrays and its table. Of a
 conversion the target must be absent, as it was before, or whole; of a download the cache must hold the checkpoint whole
 or not at all, and the next run must end with it. Prints the kills that lost something, and the counts.
+A round is one target: one to three kills, and the run that ends it.
 
 A run is a child of this process, which has the libraries loaded already: what is killed is the work, not the loading.
 This process itself starts no threads, which would not be there in its children.
 """
 
 import argparse
+import contextlib
 import csv
 import functools
 import hashlib
 import http.server
 import json
 import os
-import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -39,8 +41,10 @@ import soundfile  # noqa: E402
 import torch  # noqa: E402
 
 import parity.commands.convert  # noqa: E402, F401 (loaded before the runs are)
+from mt3_common.checkpoint.names import array_shapes  # noqa: E402
 from mt3_common.checkpoint.read import read_checkpoint  # noqa: E402
 from mt3_common.checkpoint.registry import find_checkpoint  # noqa: E402
+from mt3_common.checkpoint.write import write_safetensors  # noqa: E402
 from mt3_common.cli import infer as infer_command  # noqa: E402
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig  # noqa: E402
 from mt3_common.data.shards import write_shard  # noqa: E402
@@ -58,6 +62,8 @@ CONFIG = Config(
     input_frames=32,
     max_target_length=64,
 )
+# For each round: the runs killed, and what they lost.
+Rounds = Iterator[tuple[int, list[str]]]
 EXACT = [name for name in METRICS if name not in ("seconds", "segments_per_second")]
 
 
@@ -126,16 +132,22 @@ def described(path: Path) -> dict[str, object]:
         return json.loads(answer.read() or '{"error": "it cannot be described"}')
 
 
-def batch(kills: int, random: Random, folder: Path) -> tuple[int, list[str]]:
+def batch(random: Random, folder: Path) -> Rounds:
     """Kill runs over a folder of recordings, each of which goes on where the one before was killed."""
     (folder / "in").mkdir()
     for number in range(8):
-        samples = np.random.default_rng(number).uniform(-0.1, 0.1, 16000 * (1 + number % 3))
+        samples = np.random.default_rng(number).uniform(-0.1, 0.1, 16000 * (4 + number % 3))
         soundfile.write(folder / "in" / f"{number}.wav", samples, 16000)
+
+    checkpoint, generator = folder / "x.safetensors", np.random.default_rng(1)
+    shapes = array_shapes(CONFIG.network)
+    arrays = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    # TensorStore, which writing loads, forbids forks afterwards.
+    completed(lambda: write_safetensors(checkpoint, arrays, CONFIG))
 
     def run(target: Path) -> int:
         options = ["--resume", "--format", "mid,json,csv", "--batch-size", "1", "--quiet", "--device", "cpu"]
-        options += ["--checkpoint", str(SOURCE)]
+        options += ["--checkpoint", str(checkpoint)]
         return infer_command.main("torch_mt3", infer.load, [str(folder / "in"), "-o", str(target), *options])
 
     def contents(target: Path) -> dict[str, bytes]:
@@ -143,28 +155,30 @@ def batch(kills: int, random: Random, folder: Path) -> tuple[int, list[str]]:
         return {path.name: path.read_bytes() for path in files if path.suffix in (".mid", ".json", ".csv")}
 
     whole = duration(lambda: shutil.rmtree(folder / "whole", ignore_errors=True) or run(folder / "whole"))
-    right, count, faults = contents(folder / "whole"), 0, []
-    while count < kills:
-        target = folder / f"out{count}"
+    right, target = contents(folder / "whole"), folder / "out"
+    if len(set(right.values())) < len(right):
+        raise RuntimeError("two recordings have the same notes, so that one file could stand for another")
+    while True:
+        count, faults = 0, []
         for _ in range(random.randint(1, 3)):
             count += killed(functools.partial(run, target), random.uniform(0.05, 1.0) * whole)
             for name, content in contents(target).items():
                 if content != right[name] or not written_here(target / name):
-                    faults.append(f"batch {count}: {target / name} is not whole")
+                    faults.append(f"{target / name} is not whole")
         if completed(functools.partial(run, target)):
-            faults.append(f"batch {count}: the run that goes on fails")
+            faults.append("the run that goes on fails")
         lines = [json.loads(line) for line in (target / "summary.jsonl").read_text().splitlines() if line]
         if contents(target) != right or sorted(Path(line["audio"]).name for line in lines) != sorted(
             path.name for path in (folder / "in").iterdir()
         ):
-            faults.append(f"batch {count}: {target} ends with other files or lines")
+            faults.append(f"{target} ends with other files or lines")
         if leftovers := sorted({path.name for path in target.iterdir()} - {*right, "summary.jsonl"}):
-            faults.append(f"batch {count}: left {', '.join(leftovers)}")
+            faults.append(f"left {', '.join(leftovers)}")
         shutil.rmtree(target)
-    return count, faults
+        yield count, faults
 
 
-def training(kills: int, random: Random, folder: Path) -> tuple[int, list[str]]:
+def training(random: Random, folder: Path) -> Rounds:
     """Kill training runs, each of which goes on with the same command; compare with one that nothing disturbed."""
     for name in ("train", "validation"):
         (folder / name).mkdir()
@@ -184,28 +198,27 @@ def training(kills: int, random: Random, folder: Path) -> tuple[int, list[str]]:
         return rows, described(target / "last"), described(target / "best")
 
     whole = duration(lambda: shutil.rmtree(folder / "whole", ignore_errors=True) or run(folder / "whole"))
-    right, count, faults = result(folder / "whole"), 0, []
-    while count < kills:
-        target, step = folder / f"run{count}", 0
+    right, target = result(folder / "whole"), folder / "run"
+    while True:
+        count, faults, step = 0, [], 0
         for _ in range(random.randint(1, 3)):
             count += killed(functools.partial(run, target), random.uniform(0.1, 1.0) * whole)
             if target.exists():
                 recover(target)
                 state = described(target / "last") if (target / "last").exists() else {"step": 0}
                 if "error" in state or int(str(state["step"])) < step:
-                    faults.append(f"train {count}: {target} had step {step}, and is {state}")
+                    faults.append(f"{target} had step {step}, and is {state}")
                 step = int(str(state.get("step", 0)))
         if completed(functools.partial(run, target)):
-            faults.append(f"train {count}: the run that goes on fails")
+            faults.append("the run that goes on fails")
         elif result(target) != right:
-            faults.append(f"train {count}: {target} ends with other numbers")
+            faults.append(f"{target} ends with other numbers")
         shutil.rmtree(target)
-    return count, faults
+        yield count, faults
 
 
-def conversion(kills: int, random: Random, folder: Path) -> tuple[int, list[str]]:
+def conversion(random: Random, folder: Path) -> Rounds:
     """Kill conversions that replace an older checkpoint, and some that write a new one."""
-    faults, count = [], 0
 
     def run(target: Path) -> int:
         return parity_command(["convert", str(SOURCE), str(target), "--overwrite"])
@@ -214,27 +227,27 @@ def conversion(kills: int, random: Random, folder: Path) -> tuple[int, list[str]
     for layout in ("", ".safetensors"):
         whole[layout] = duration(functools.partial(run, folder / f"whole{layout}"))
         right[layout] = described(folder / f"whole{layout}")
-    while count < kills:
-        layout, number = random.choice(("", ".safetensors")), count
-        target = folder / f"{number}{layout}"
+    while True:
+        layout, count, faults = random.choice(("", ".safetensors")), 0, []
+        target = folder / f"target{layout}"
         if random.random() < 0.5 and completed(functools.partial(run, target)):
-            faults.append(f"convert {count}: an undisturbed run fails")
+            faults.append("an undisturbed run fails")
         existed = target.exists()
         count += killed(functools.partial(run, target), random.uniform(0.0, 1.05) * whole[layout])
         if existed and not target.exists():
             # The process died between two renames: the next run puts the older one back, even if it may not overwrite.
             completed(lambda target=target: parity_command(["convert", str(SOURCE), str(target)]))
         if target.exists() and described(target) != right[layout]:
-            faults.append(f"convert {count}: {target} holds other numbers")
+            faults.append(f"{target} holds other numbers")
         if existed and not target.exists():
-            faults.append(f"convert {count}: the older {target} is gone")
+            faults.append(f"the older {target} is gone")
         if completed(functools.partial(run, target)) or described(target) != right[layout]:
-            faults.append(f"convert {count}: the next run fails, or wrote other numbers")
-        if leftovers := [path.name for path in folder.iterdir() if not path.name.startswith(("whole", str(number)))]:
-            faults.append(f"convert {count}: left {', '.join(leftovers)}")
+            faults.append("the next run fails, or wrote other numbers")
+        if leftovers := [path.name for path in folder.iterdir() if not path.name.startswith(("whole", "target"))]:
+            faults.append(f"left {', '.join(leftovers)}")
         for path in folder.glob(f"*{target.name}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return count, faults
+        yield count, faults
 
 
 class Slow(http.server.SimpleHTTPRequestHandler):
@@ -253,7 +266,7 @@ class Slow(http.server.SimpleHTTPRequestHandler):
             time.sleep(0.01)
 
 
-def download(kills: int, random: Random, folder: Path) -> tuple[int, list[str]]:
+def download(random: Random, folder: Path) -> Rounds:
     """Kill downloads of a file from a slow server of this machine."""
     (folder / "www").mkdir()
     file = folder / "www" / "x.safetensors"
@@ -268,10 +281,10 @@ def download(kills: int, random: Random, folder: Path) -> tuple[int, list[str]]:
     def run() -> None:
         find_checkpoint(address, quiet=True)
 
-    faults, count = [], 0
     try:
         whole = duration(lambda: shutil.rmtree(cache, ignore_errors=True) or run())
-        while count < kills:
+        while True:
+            count, faults = 0, []
             shutil.rmtree(cache, ignore_errors=True)
             for _ in range(random.randint(1, 3)):
                 count += killed(run, random.uniform(0.0, 1.0) * whole)
@@ -279,17 +292,44 @@ def download(kills: int, random: Random, folder: Path) -> tuple[int, list[str]]:
                     if place.is_dir() and not place.name.endswith(".partial"):
                         is_whole = (place / "manifest.json").exists()
                         if not is_whole or described(place / "x.safetensors") != right:
-                            faults.append(f"download {count}: {place} is in the cache and not whole")
+                            faults.append(f"{place} is in the cache and not whole")
             if completed(run) or [described(path) for path in cache.glob("x.safetensors-*/x.safetensors")] != [right]:
-                faults.append(f"download {count}: the next run fails, or ended with other numbers")
+                faults.append("the next run fails, or ended with other numbers")
+            yield count, faults
     finally:
         os.killpg(serving, signal.SIGKILL)
         os.waitpid(serving, 0)
         server.server_close()
-    return count, faults
 
 
 ACTIONS = {"batch": batch, "train": training, "convert": conversion, "download": download}
+
+
+def kill_runs(action: str, kills: int, seed: int, journal: Path | None) -> int:
+    """Kill runs of an action until so many are killed, those in the journal among them; return the number of faults."""
+    lines = journal.read_text().splitlines() if journal and journal.exists() else []
+    rounds = [line for line in map(json.loads, lines) if (line["action"], line["seed"]) == (action, seed)]
+    count, failures = sum(line["killed"] for line in rounds), sum(len(line["faults"]) for line in rounds)
+    random, start = Random(), time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="mt3-kill-") as folder,
+        contextlib.closing(ACTIONS[action](random, Path(folder))) as trial,
+    ):
+        while count < kills:
+            random.seed(f"{action} {seed} {len(rounds)}")
+            killed_runs, faults = next(trial)
+            count, failures = count + killed_runs, failures + len(faults)
+            rounds.append({"action": action, "seed": seed, "killed": killed_runs, "faults": faults})
+            if journal:
+                with open(journal, "a") as file:
+                    file.write(json.dumps(rounds[-1]) + "\n")
+            for fault in faults:
+                print(f"{action} {count}: {fault}", flush=True)
+            print(
+                f"{action}: {count} of {kills} killed, {failures} faults, {time.monotonic() - start:.0f} s", flush=True
+            )
+    print(f"{action}: {count} runs killed, {failures} faults", flush=True)
+    return failures
 
 
 def main() -> int:
@@ -298,15 +338,13 @@ def main() -> int:
     parser.add_argument("actions", nargs="*", metavar="ACTION", help=f"of {', '.join(ACTIONS)}; default: all")
     parser.add_argument("--kills", type=int, default=100, help="of each, at least; default: 100")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--journal", type=Path, help="JSON lines, one for each round, which a later call goes on from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    failures = 0
-    for name in arguments.actions or ACTIONS:
-        with tempfile.TemporaryDirectory(prefix="mt3-kill-") as folder:
-            count, faults = ACTIONS[name](arguments.kills, random.Random(f"{name} {arguments.seed}"), Path(folder))
-        failures += len(faults)
-        print("\n".join([*faults, f"{name}: {count} runs killed, {len(faults)} faults"]), flush=True)
-    return 1 if failures else 0
+    failures = [
+        kill_runs(action, arguments.kills, arguments.seed, arguments.journal) for action in arguments.actions or ACTIONS
+    ]
+    return 1 if any(failures) else 0
 
 
 if __name__ == "__main__":
