@@ -21,6 +21,7 @@ from mt3_common.data.songs import read_split
 from mt3_common.data.sources import is_test_only
 from mt3_common.data.synthesis import Generator, Recipe, in_order
 from mt3_common.formats import midi
+from mt3_common.formats.sf2 import check
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
 from mt3_common.io.json_text import parse_json
@@ -102,6 +103,7 @@ def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generato
     for font in options.fonts:
         if not font.is_file():
             raise ValueError(f"{font}: there is no such soundfont")
+        check(font)
         if split == "train" and is_test_only(font):
             raise ValueError(
                 f"{font} is kept for validation and test (mt3_common/data/sources.json), so that models are "

@@ -11,7 +11,6 @@ import csv
 import functools
 import itertools
 import math
-import os
 import re
 import struct
 from collections import defaultdict
@@ -22,6 +21,20 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
+from mt3_common.formats.sf2 import (
+    BAG,
+    GENERATOR,
+    INSTRUMENT,
+    INSTRUMENT_HEADER,
+    KEYS,
+    PRESET_HEADER,
+    SAMPLE,
+    SAMPLE_HEADER,
+    VELOCITIES,
+    VORBIS,
+    SoundfontError,
+    read_tables,
+)
 from mt3_common.io import atomic
 
 RATE = 24000
@@ -35,21 +48,10 @@ HI_HATS = (42, 44, 46)
 RELEASES = {0: 0.5, 1: 0.6, 2: 0.1, 3: 0.35, 4: 0.25, 5: 0.3, 6: 0.3, 7: 0.2, 8: 0.15, 9: 0.2}
 RELEASE, DRUM_RELEASE = 0.25, 6.0
 # SoundFont generators: section 8.1.2 of the specification
-RELEASE_TIME, INSTRUMENT, KEYS, VELOCITIES, SAMPLE, LOOPS, EXCLUSIVE, ROOT = 38, 41, 43, 44, 53, 54, 57, 58
+RELEASE_TIME, LOOPS, EXCLUSIVE, ROOT = 38, 54, 57, 58
 # samples of silence that the specification wants behind each sample
 GUARD = 46
 
-PRESET_HEADER = np.dtype([("name", "S20"), ("preset", "<u2"), ("bank", "<u2"), ("bag", "<u2"), ("rest", "<u4", 3)])
-BAG = np.dtype([("generator", "<u2"), ("modulator", "<u2")])
-GENERATOR = np.dtype([("operator", "<u2"), ("low", "u1"), ("high", "u1")])
-INSTRUMENT_HEADER = np.dtype([("name", "S20"), ("bag", "<u2")])
-SAMPLE_HEADER = np.dtype(
-    [
-        *(("name", "S20"), ("start", "<u4"), ("end", "<u4"), ("loop_start", "<u4"), ("loop_end", "<u4")),
-        *(("rate", "<u4"), ("pitch", "u1"), ("correction", "i1"), ("link", "<u2"), ("type", "<u2")),
-    ]
-)
-VORBIS = 0x10
 DRUM_BANK, NO_DRUM = 128, 127
 
 
@@ -264,27 +266,12 @@ def _list(kind: bytes, chunks: Mapping[bytes, bytes]) -> bytes:
     return _chunk(b"LIST", kind + b"".join(_chunk(tag, content) for tag, content in chunks.items()))
 
 
-def _pdta(path: Path) -> dict[bytes, bytes]:
-    """The chunks of a soundfont that say what is where."""
-    chunks = {}
-    with open(path, "rb") as file:
-        if file.read(4) != b"RIFF" or file.read(8)[4:] != b"sfbk":
-            raise NotesError(f"{path} is no soundfont")
-        while len(header := file.read(8)) == 8:
-            tag, size = struct.unpack("<4sI", header)
-            if tag == b"LIST" and file.read(4) == b"pdta":
-                continue
-            if tag == b"LIST":
-                file.seek(size - 4, os.SEEK_CUR)
-                # some writers leave out the 0 that makes an odd size even
-                if size % 2 and file.read(1) != b"\0":
-                    file.seek(-1, os.SEEK_CUR)
-            else:
-                left = os.fstat(file.fileno()).st_size - file.tell()
-                chunks[tag] = file.read(min(size + size % 2, left))[:size]
-    if missing := {b"phdr", b"pbag", b"pgen", b"inst", b"ibag", b"igen", b"shdr"} - set(chunks):
-        raise NotesError(f"{path} is cut off: it has no {b', '.join(sorted(missing)).decode()}")
-    return chunks
+def _tables(path: Path) -> dict[bytes, np.ndarray]:
+    """Return the tables of a soundfont; NotesError if it is none."""
+    try:
+        return read_tables(path).tables
+    except SoundfontError as error:
+        raise NotesError(f"{path} is no soundfont that can be read: {error}") from error
 
 
 def as_drum_kit(path: Path, leave_out: Sequence[int]) -> None:
@@ -297,19 +284,19 @@ def as_drum_kit(path: Path, leave_out: Sequence[int]) -> None:
     Raises:
         NotesError: the file is no soundfont, or cut off.
     """
-    chunks = _pdta(path)
-    presets = np.frombuffer(chunks[b"phdr"], PRESET_HEADER).copy()
+    tables = _tables(path)
+    presets = tables[b"phdr"].copy()
     presets["bank"][:-1] = DRUM_BANK
-    content = path.read_bytes().replace(_chunk(b"phdr", chunks[b"phdr"]), _chunk(b"phdr", presets.tobytes()))
+    content = path.read_bytes().replace(_chunk(b"phdr", tables[b"phdr"].tobytes()), _chunk(b"phdr", presets.tobytes()))
     for tag in (b"pgen", b"igen"):
-        generators = np.frombuffer(chunks[tag], GENERATOR).copy()
+        generators = tables[tag].copy()
         silenced = (
             (generators["operator"] == KEYS)
             & (generators["low"] == generators["high"])
             & np.isin(generators["low"], leave_out)
         )
         generators["low"][silenced] = generators["high"][silenced] = NO_DRUM
-        content = content.replace(_chunk(tag, chunks[tag]), _chunk(tag, generators.tobytes()))
+        content = content.replace(_chunk(tag, tables[tag].tobytes()), _chunk(tag, generators.tobytes()))
     atomic.write(path, content)
 
 
@@ -320,27 +307,24 @@ def compasses(path: Path) -> dict[tuple[int, int], Compass]:
     Raises:
         NotesError: the file is no soundfont, or cut off or damaged.
     """
-    chunks = _pdta(path)
+    tables = _tables(path)
     try:
-        return _compasses(chunks)
+        return _compasses(tables)
     except (IndexError, KeyError, ValueError, OverflowError) as error:
         raise NotesError(f"{path} is damaged: its tables of instruments do not fit each other") from error
 
 
-def _compasses(chunks: Mapping[bytes, bytes]) -> dict[tuple[int, int], Compass]:
+def _compasses(tables: Mapping[bytes, np.ndarray]) -> dict[tuple[int, int], Compass]:
     """Return what the presets in the tables of a soundfont can play, as compasses does."""
-    presets = np.frombuffer(chunks[b"phdr"], PRESET_HEADER)
-    instruments = np.frombuffer(chunks[b"inst"], INSTRUMENT_HEADER)
-    samples = np.frombuffer(chunks[b"shdr"], SAMPLE_HEADER)
-    generators = {tag: np.frombuffer(chunks[tag], GENERATOR) for tag in (b"pgen", b"igen")}
-    bags = {tag: np.frombuffer(chunks[tag], BAG)["generator"] for tag in (b"pbag", b"ibag")}
+    presets, instruments, samples = (tables[tag] for tag in (b"phdr", b"inst", b"shdr"))
+    bags = {tag: tables[tag]["generator"] for tag in (b"pbag", b"ibag")}
 
     def zones_of(headers: np.ndarray, index: int, kind: bytes) -> Iterator[dict[int, tuple[int, int]]]:
         """Generators (low and high byte) of each zone but the global one, whose generators hold for all."""
         common: dict[int, tuple[int, int]] = {}
         link = INSTRUMENT if kind == b"p" else SAMPLE
         for bag in range(headers["bag"][index], headers["bag"][index + 1]):
-            rows = generators[kind + b"gen"][bags[kind + b"bag"][bag] : bags[kind + b"bag"][bag + 1]]
+            rows = tables[kind + b"gen"][bags[kind + b"bag"][bag] : bags[kind + b"bag"][bag + 1]]
             zone = {int(row["operator"]): (int(row["low"]), int(row["high"])) for row in rows}
             if link in zone:
                 yield common | zone

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mt3_common.data.sample_fonts import Compass, NotesError, compasses
+from mt3_common.formats.sf2 import check, presets
 from mt3_common.notes.note import Note
 
 # Hz, the soundfonts' own rate: below it tinysoundfont's linear interpolation aliases overtones.
@@ -35,6 +36,7 @@ class Fonts:
         self._synths = []
         self._compasses: list[dict[tuple[int, int], Compass]] = []
         for path in paths:
+            check(path, with_trial=False)
             synth = tinysoundfont.Synth(samplerate=RENDER_RATE)
             try:
                 font = synth.sfload(str(path), max_voices=MAX_VOICES)
@@ -44,8 +46,7 @@ class Fonts:
                 self._compasses.append(compasses(Path(path)))
             except (OSError, NotesError) as error:
                 raise ValueError(f"{path} cannot be loaded as a soundfont: {error}") from error
-            programs = frozenset(p for p in range(128) if synth.sfpreset_name(font, 0, p) is not None)
-            kits = tuple(p for p in range(128) if synth.sfpreset_name(font, 128, p) is not None)
+            programs, kits = frozenset(presets(synth, font, 0)), tuple(presets(synth, font, 128))
             self._synths.append((synth, font, programs, kits))
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ import pretty_midi
 
 from mt3_common.audio.files import DEFAULT_MIX, stream_audio
 from mt3_common.audio.levels import Mix
-from mt3_common.formats import sealed
+from mt3_common.formats import sealed, sf2
 from mt3_common.formats.registry import kind_of
 from mt3_common.io.notices import LOGGER
 from mt3_common.notes.note import Note, check_notes
@@ -235,7 +235,7 @@ def find_player(soundfont: str | os.PathLike | None = None) -> Player:
     except ImportError:
         return TonePlayer()
     font = find_soundfont()
-    return TonePlayer() if font is None else FontPlayer(font)
+    return TonePlayer() if font is None else FontPlayer(font, with_trial=False)
 
 
 def find_soundfont() -> Path | None:
@@ -254,12 +254,13 @@ class FontPlayer:
 
     Args:
         path: an .sf2 or .sf3 file.
+        with_trial: load it in a process of its own first, if its samples are compressed; see sf2.check.
 
     Raises:
         ValueError: the file cannot be loaded or has no instruments, or tinysoundfont is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, with_trial: bool = True):
         try:
             import tinysoundfont
         except ImportError as error:
@@ -269,11 +270,11 @@ class FontPlayer:
             ) from error
         if not Path(path).is_file():
             raise ValueError(f"{path} is no soundfont: there is no such file")
+        sf2.check(path, with_trial)
         self._path = str(path)
         self._synth = tinysoundfont.Synth
         synth, font = self._loaded(RATES[0])
-        self._presets = {program for program in range(128) if synth.sfpreset_name(font, 0, program) is not None}
-        self._kits = [kit for kit in range(128) if synth.sfpreset_name(font, DRUMS, kit) is not None]
+        self._presets, self._kits = set(sf2.presets(synth, font, 0)), sf2.presets(synth, font, DRUMS)
         if not self._presets:
             raise ValueError(f"{path} has no instruments in bank 0: name another soundfont")
 

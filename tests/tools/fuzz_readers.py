@@ -6,8 +6,8 @@ python tests/tools/fuzz_readers.py [--inputs 100000] [--seed 0] [--memory 2000] 
 python tests/tools/fuzz_readers.py --seed 0 --only NUMBER READER
     one of them again, here
 
-Half of the texts (tables, JSON, gin) are damaged by their values rather than by their bytes. Checkpoints are
-fuzz_checkpoints.py's.
+Half of the texts (tables, JSON, gin) are damaged by their values rather than by their bytes, half of the soundfonts by
+the numbers in their tables. Checkpoints are fuzz_checkpoints.py's.
 """
 
 import argparse
@@ -51,12 +51,15 @@ from mt3_common.data.synthesis import Example  # noqa: E402
 from mt3_common.formats import midi, tables  # noqa: E402
 from mt3_common.formats.musicxml import write_musicxml  # noqa: E402
 from mt3_common.formats.sealed import NoteFileError, written_here  # noqa: E402
+from mt3_common.formats.sonify import FontPlayer  # noqa: E402
 from mt3_common.training.config import TrainingError, read_config  # noqa: E402
 
 # inputs that a process tries, s for one of them
 CHUNK, LONGEST = 500, 20
 # endings of texts, and values that readers of texts meet and do not expect
 TEXTS = ("tsv", "json", "jsonl", "gin", "yaml", "csv", "txt")
+# files that end with tables of 16-bit words
+WORDS = ("sf2",)
 VALUES = ("", "0", "-1", "1", "0.5", "1e9", "1e308", "1e999", "-1e-320", "nan", "NaN", "inf", "-Infinity", "null")
 VALUES += ("true", "[]", "{}", "[[]]", '"x"', '""', "2147483648", "99999999999999999999", "0x10", "128", "1_0")
 VALUES += ('"\\ud800"', "\u0664", "'x'", "()", "10**9", "[" * 10000, '{"x": ' * 3000, "9" * 400)
@@ -257,9 +260,11 @@ def soundfonts() -> dict[str, bytes]:
 
 
 def read_soundfont(path: Path) -> None:
-    """Read what a soundfont can play."""
+    """Read what a soundfont can play, and play it."""
     compasses.cache_clear()
     compasses(path)
+    for block in FontPlayer(path).play(NOTES, 22050, 22050):
+        assert len(block)
 
 
 READERS = {
@@ -288,6 +293,14 @@ def altered(random: Random, text: str) -> str:
     return text
 
 
+def misled(random: Random, content: bytes) -> bytes:
+    """Return a file with one to three of the 16-bit words of its tables, which end it, replaced by odd ones."""
+    words = np.frombuffer(content[len(content) % 2 :], "<u2").copy()
+    for _ in range(random.randint(1, 3)):
+        words[-random.randint(1, 300)] = random.choice((0, 1, 2, 3, 127, 128, 0x7F, 0xFF00, 0x7FFF, 0x8000, 0xFFFF))
+    return content[: len(content) % 2] + words.tobytes()
+
+
 class TooLongError(BaseException):
     """Raised in an input that takes too long."""
 
@@ -297,8 +310,12 @@ def tried(name: str, seeds: dict[str, bytes], seed: int, number: int, folder: Pa
     random = Random(f"{name} {seed} {number}")
     suffix = random.choice(sorted(seeds))
     path = folder / f"x.{suffix}"
-    by_value = suffix.rpartition(".")[2] in TEXTS and random.random() < 0.5
-    path.write_bytes(altered(random, seeds[suffix].decode()).encode() if by_value else mutated(random, seeds[suffix]))
+    ending, content = suffix.rpartition(".")[2], seeds[suffix]
+    if ending in (*TEXTS, *WORDS) and random.random() < 0.5:
+        content = altered(random, content.decode()).encode() if ending in TEXTS else misled(random, content)
+    else:
+        content = mutated(random, content)
+    path.write_bytes(content)
     reader = READERS[name]
 
     def too_long(*_):

@@ -27,7 +27,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from random import Random
 
@@ -63,7 +63,7 @@ CONFIG = Config(
     max_target_length=64,
 )
 # For each round: the runs killed, and what they lost.
-Rounds = Iterator[tuple[int, list[str]]]
+Rounds = Generator[tuple[int, list[str]], None, None]
 EXACT = [name for name in METRICS if name not in ("seconds", "segments_per_second")]
 
 

@@ -1,0 +1,106 @@
+"""Damaged soundfonts are refused before a library that follows their indices without a look loads them."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pretty_midi
+import pytest
+
+from mt3_common.data.sample_fonts import RecordedNote, write_font
+from mt3_common.formats import sf2, sonify
+from mt3_common.notes.note import Note
+
+NOTES = [Note(0.0, 0.1, 60, 100, 40, False), Note(0.0, 0.1, 36, 100, 0, True)]
+
+
+@functools.cache
+def whole(folder: Path) -> bytes:
+    """Return a soundfont of two notes."""
+    samples = (0.3 * np.sin(np.arange(2000) / 10)).astype(np.float32)
+    notes = [RecordedNote(samples, key, key, velocity, (100, 1900)) for key, velocity in ((60, 0.5), (64, 1.0))]
+    write_font(folder / "whole.sf2", "x", 40, notes)
+    return (folder / "whole.sf2").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def content(tmp_path_factory):
+    """Soundfont of two notes."""
+    return whole(tmp_path_factory.mktemp("sf2"))
+
+
+def changed(content: bytes, tag: bytes, **columns: tuple[int, int]) -> bytes:
+    """Return a soundfont with values in a table: column=(row, value)."""
+    first = content.index(tag) + 8
+    size = int.from_bytes(content[first - 4 : first], "little")
+    table = np.frombuffer(content[first : first + size], sf2.RECORDS[tag]).copy()
+    for column, (row, value) in columns.items():
+        table[column][row] = value
+    return content[:first] + table.tobytes() + content[first + size :]
+
+
+@pytest.mark.parametrize(
+    ("tag", "columns", "reason"),
+    [
+        (b"phdr", {"bag": (1, 9)}, "phdr points outside of pbag"),
+        (b"phdr", {"bag": (0, 1)}, None),
+        (b"pbag", {"generator": (0, 7)}, "pbag points outside of pgen"),
+        (b"pgen", {"low": (0, 1)}, "a preset has an instrument that is not there"),
+        (b"inst", {"bag": (1, 60000)}, "inst points outside of ibag"),
+        (b"ibag", {"generator": (1, 60000)}, "ibag points outside of igen"),
+        (b"igen", {"low": (0, 200)}, "igen has a range of keys or velocities above 127"),
+        (b"igen", {"low": (4, 99)}, "an instrument has a sample that is not there"),
+        (b"shdr", {"end": (0, 2**31)}, "a sample ends behind all samples"),
+    ],
+)
+def test_indices_that_lead_elsewhere_are_refused(tmp_path, content, tag, columns, reason):
+    pytest.importorskip("tinysoundfont")
+    path = tmp_path / "x.sf2"
+    path.write_bytes(changed(content, tag, **columns))
+    if reason is None:
+        sf2.check(path)
+        return
+    with pytest.raises(ValueError, match=rf"x\.sf2 cannot be loaded as a soundfont: {reason}"):
+        sonify.find_player(path)
+
+
+@pytest.mark.process
+def test_compressed_samples_are_tried_in_a_process_of_their_own(tmp_path, content):
+    pytest.importorskip("tinysoundfont")
+    path = tmp_path / "x.sf2"
+    first = content.index(b"smpl") + 8
+    compressed = changed(content, b"shdr", type=(0, sf2.VORBIS | 1))
+    path.write_bytes(compressed[:first] + b"OggS" + compressed[first + 4 :])
+    with pytest.raises(ValueError, match=r"x\.sf2 cannot be loaded as a soundfont: its compressed samples cannot be"):
+        sonify.find_player(path)
+
+
+def test_a_font_that_loads_only_into_memory_without_end(tmp_path, content):
+    pytest.importorskip("tinysoundfont")
+    (tmp_path / "x.sf2").write_bytes(content)
+    tables = sf2.read_tables(tmp_path / "x.sf2").tables
+    generators = np.repeat(tables[b"pgen"][:1], 60000)
+    bags = tables[b"pbag"].copy()
+    bags["generator"][1] = len(generators)
+    instrument = np.repeat(tables[b"igen"][-2:-1], 60000)
+    zones = tables[b"ibag"].copy()
+    zones["generator"] = np.linspace(0, len(instrument), len(zones))
+    tables |= {b"pgen": generators, b"pbag": bags, b"igen": instrument, b"ibag": zones}
+    assert "regions" in sf2._fault(sf2.Soundfont(tables, 10**6, False))
+
+
+def test_real_fonts_and_names_of_other_alphabets_are_loaded(tmp_path, content):
+    pytest.importorskip("tinysoundfont")
+    sf2.check(Path(pretty_midi.__file__).parent / "TimGM6mb.sf2")
+    path = tmp_path / "x.sf2"
+    path.write_bytes(content.replace(b"x\0\0\0", b"\xf6\0\0\0"))
+    blocks = list(sonify.find_player(path).play(NOTES, 16000, 4000))
+    assert np.abs(np.concatenate(blocks)).max() > 0
+
+
+@pytest.mark.parametrize("length", [0, 11, 40, 4000, -3000, -20])
+def test_pieces_of_fonts_are_refused(tmp_path, content, length):
+    pytest.importorskip("tinysoundfont")
+    (tmp_path / "x.sf2").write_bytes(content[:length])
+    with pytest.raises(ValueError, match=r"x\.sf2 cannot be loaded as a soundfont: it is (none|cut off)"):
+        sonify.find_player(tmp_path / "x.sf2")
