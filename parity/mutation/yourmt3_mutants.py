@@ -22,8 +22,9 @@ from parity.compare.traces import compare_weights
 from parity.diagnosis import yourmt3_frontend
 from parity.diagnosis.yourmt3 import name_faults
 from parity.mutation.mutants import Outcome, Record
-from parity.mutation.yourmt3_faults import BEHAVIOUR, EQUIVALENT, Kind, kinds
+from parity.mutation.yourmt3_faults import kinds
 from parity.mutation.yourmt3_frontends import FRONT_ENDS, planted_frames
+from parity.mutation.yourmt3_kinds import BEHAVIOUR, EQUIVALENT, Kind
 from parity.mutation.yourmt3_networks import MELSPEC, NETWORKS, SPEC, random_checkpoint, random_settings
 from parity.trace.trace import Trace
 

@@ -9,8 +9,8 @@ from mt3_common.checkpoint.yourmt3_write import write_yourmt3
 from mt3_common.yourmt3_config import FrontEndConfig, T5StackConfig, YourMT3Config, YourMT3Settings
 from parity import check_yourmt3
 from parity.__main__ import main
-from parity.mutation import plant_in_yourmt3 as plant
 from parity.mutation.yourmt3_networks import random_checkpoint
+from parity.mutation.yourmt3_plants import perceiver
 from parity.sides import yourmt3_torch
 
 
@@ -104,7 +104,7 @@ def test_a_fault_is_named(checkpoint, tmp_path, capsys, monkeypatch):
 
         def changed(precision):
             network = cast(precision)
-            plant.mixture("not renormalised")(network, "encoder/blocks_0/local_transformer_0/mlp")
+            perceiver.mixture("not renormalised")(network, "encoder/blocks_0/local_transformer_0/mlp")
             return network
 
         side.cast = changed

@@ -9,8 +9,9 @@ import pytest
 from mt3_common.audio.yourmt3_frames import FrontEnd
 from parity.diagnosis.yourmt3 import name_faults
 from parity.diagnosis.yourmt3_frontend import explain
-from parity.mutation.yourmt3_faults import BEHAVIOUR, kinds
+from parity.mutation.yourmt3_faults import kinds
 from parity.mutation.yourmt3_frontends import FRONT_ENDS, planted_frames
+from parity.mutation.yourmt3_kinds import BEHAVIOUR
 from parity.mutation.yourmt3_mutants import bench_inputs
 from parity.mutation.yourmt3_networks import MELSPEC, NETWORKS, SPEC, random_checkpoint, random_settings
 from parity.sides import yourmt3_torch

@@ -1,0 +1,1 @@
+"""Faults to plant in the modules and the arrays of the PyTorch twin of YourMT3+."""
