@@ -17,7 +17,7 @@ from parity.trace.precision import shaken
 from torch_mt3.losses import cross_entropy
 from torch_mt3.optimizers import adamw_scale, adamw_slots
 from torch_mt3.yourmt3.checkpoint import to_state_dict
-from torch_mt3.yourmt3.kernels import CachedDecoder, encode, generator, group_experts
+from torch_mt3.yourmt3.kernels import CachedDecoder, encode, generator, pack
 from torch_mt3.yourmt3.model import YourMT3
 from torch_mt3.yourmt3.search import with_prefix
 
@@ -81,11 +81,11 @@ class Side(ModuleSide):
             return Converter()(network.lm_head(network.decode(encoded, tokens)))
 
     def cached_logits(self, inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
-        """Return the same logits as kernels.py computes them: grouped experts, one token at a time from caches."""
+        """Return the same logits as kernels.py computes them: packed, one token at a time from caches."""
         with exact_mode(precision, self.device), torch.inference_mode():
             network: Any = self.cast(precision)
             frames, tokens = self.on_device(inputs, precision)
-            group_experts(network)
+            pack(network)
             decoder = CachedDecoder(network)
             cache = decoder.start(encode(network, frames, self.family.task.prefix()).flatten(0, -3))
             rows = tokens.reshape(-1, tokens.shape[-1])
