@@ -121,33 +121,44 @@ def fetch(
                 (partial / name).unlink(missing_ok=True)
         partial.mkdir(parents=True, exist_ok=True)
         try:
-            remotes = (
-                _list_bucket(address, base)
-                if address.startswith("gs://")
-                else [Remote(base, address, released and released.num_bytes)]
-            )
-            _fetch_all(checkpoint, address, remotes, partial, pins, quiet)
+            _fill(checkpoint, address, partial, pins, released and released.num_bytes, quiet)
         except DownloadError:
             _remove_empty(folder, partial)
             raise
-        except Passing as error:
-            _remove_empty(folder, partial)
-            host = urllib.parse.urlsplit(_storage() if address.startswith("gs://") else address).netloc
-            raise DownloadError(
-                f"checkpoint {checkpoint} could not be fetched from {host} ({error}): connect to the network and run "
-                f"again (what has arrived is kept), or bring {address} here by other means and give --checkpoint its "
-                "path"
-            ) from error
-        shutil.rmtree(partial / ".parts", ignore_errors=True)
-        if check is not None:
-            try:
+        try:
+            if check is not None:
                 _is_checked(partial, base, check)
-            except ValueError as error:
-                shutil.rmtree(partial, ignore_errors=True)
-                _remove_empty(folder, partial)
-                raise DownloadError(f"what {address} gives is no checkpoint, and is not kept: {error}") from error
+        except ValueError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            _remove_empty(folder, partial)
+            raise DownloadError(f"what {address} gives is no checkpoint, and is not kept: {error}") from error
         partial.rename(folder)
     return folder / base
+
+
+def _fill(
+    checkpoint: str, address: str, partial: Path, pins: Mapping[str, str], num_bytes: int | None, quiet: bool
+) -> None:
+    """Fetch what is missing of a checkpoint into a folder of the cache.
+
+    Args:
+        pins: name of a file in the folder -> the SHA-256 that it must have.
+        num_bytes: of the file of a released checkpoint.
+
+    Raises:
+        DownloadError: it cannot be fetched, or is not what was pinned.
+    """
+    base = partial.name.rpartition("-")[0]
+    try:
+        remotes = _list_bucket(address, base) if address.startswith("gs://") else [Remote(base, address, num_bytes)]
+        _fetch_all(checkpoint, address, remotes, partial, pins, quiet)
+    except Passing as error:
+        host = urllib.parse.urlsplit(_storage() if address.startswith("gs://") else address).netloc
+        raise DownloadError(
+            f"checkpoint {checkpoint} could not be fetched from {host} ({error}): connect to the network and run "
+            f"again (what has arrived is kept), or bring {address} here by other means and give --checkpoint its path"
+        ) from error
+    shutil.rmtree(partial / ".parts", ignore_errors=True)
 
 
 def _is_checked(folder: Path, base: str, check: Callable[[Path], object]) -> bool:

@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import contextlib
 import hashlib
 import http.client
 import json
@@ -89,18 +90,18 @@ def file_size(path: Path) -> int:
 def go_on(remote: Remote, part: Path, on_bytes: Callable[[int, int | None], None], stopped: threading.Event) -> None:
     """Complete a partly fetched file, resuming at its end if the server supports that.
 
+    Args:
+        part: the bytes that have arrived, kept for a later call whatever happens.
+        on_bytes: called with the bytes that came (below 0: were lost), and the file's size if it is known.
+        stopped: set where nobody waits any more.
+
     Raises:
         DownloadError: the file is not to be had.
         Passing: it is not complete yet.
     """
-    # of a file without a known hash: its size, and the mark by which the server tells whether it is still the same
     beside = part.with_suffix(".json")
     have = file_size(part)
-    try:
-        state = parse_json(beside.read_bytes())
-        size, mark = state["size"], state["mark"]
-    except (OSError, ValueError, KeyError, TypeError):
-        size, mark = None, None
+    size, mark = _read_state(beside)
     size = size if remote.size is None else remote.size
     fixed = bool(remote.md5 or remote.crc32c)
     if size is not None and have == size and (fixed or mark):
@@ -111,70 +112,108 @@ def go_on(remote: Remote, part: Path, on_bytes: Callable[[int, int | None], None
         headers["Range"] = f"bytes={have}-"
         if mark and not fixed:
             headers["If-Range"] = mark
-    try:
-        answer = _open(remote.url, headers, remote.secret)
-    except _NoSuchPart:
-        part.unlink(missing_ok=True)
-        on_bytes(-have, size)
-        raise
-    with answer as response:
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        going_on = response.status == 206 and "Range" in headers and span is not None and int(span[1]) == have
-        if response.status == 206 and not going_on:
+    with contextlib.ExitStack() as stack:
+        try:
+            response = stack.enter_context(_open(remote.url, headers, remote.secret))
+            continued, total = _offered(response, have if headers else None)
+        except _NoSuchPart:
             part.unlink(missing_ok=True)
             on_bytes(-have, size)
-            raise Passing("the server sends another part than was asked for")
-        if going_on and span is not None:
-            total = None if span[2] == "*" else int(span[2])
-        else:
+            raise
+        if not continued:
             on_bytes(-have, size)
             have = 0
-            length = response.headers.get("Content-Length")
-            total = int(length) if length and length.isdigit() else None
-            mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
-            # a weak mark does not vouch for every byte
-            mark = None if mark and mark.startswith("W/") else mark
-            if total is None and size is None and "chunked" not in response.headers.get("Transfer-Encoding", ""):
-                raise DownloadError(f"{remote.url}: the server does not say how long the file is; fetch it by hand")
+        unstated = total is None and size is None and not continued
+        if unstated and "chunked" not in response.headers.get("Transfer-Encoding", ""):
+            raise DownloadError(f"{remote.url}: the server does not say how long the file is; fetch it by hand")
         if total is not None and remote.size is not None and total != remote.size:
             raise Passing(f"{total} bytes are offered of a file of {remote.size}")
         size = total if remote.size is None else remote.size
-        if not going_on:
-            atomic.write(beside, json.dumps({"size": size, "mark": mark}))
+        if not continued:
+            atomic.write(beside, json.dumps({"size": size, "mark": _mark(response)}))
         check_room(part, size - have if size is not None else 0, remote.remedy)
-        since, arrived = time.monotonic(), have
-        with open(part, "ab" if going_on else "wb") as file:
-            while True:
-                if stopped.is_set():
-                    raise Passing("stopped")
-                try:
-                    block = response.read(BLOCK_BYTES)
-                except (OSError, http.client.HTTPException) as error:
-                    raise Passing(_reason(error)) from error
-                if not block:
-                    break
-                file.write(block)
-                have += len(block)
-                on_bytes(len(block), size)
-                if size is not None and have > size:
-                    break
-                if size is None:
-                    _limit(remote, part, have)
-                if time.monotonic() - since > PATIENCE:
-                    if have - arrived < SLOWEST:
-                        raise DownloadError(
-                            f"{remote.url}: {have - arrived} bytes in {PATIENCE:.0f} s are too few to wait for; what "
-                            "has arrived is kept: try again later, or another network"
-                        )
-                    since, arrived = time.monotonic(), have
-            file.flush()
-            os.fsync(file.fileno())
+        have = _receive(response, remote, part, have, size, on_bytes, stopped)
     if size is not None and have > size:
         part.unlink()
         on_bytes(-have, size)
         raise Passing(f"more than {size} bytes arrive")
     if size is not None and have < size:
         raise Passing(f"the connection ended after {have} of {size} bytes")
+
+
+def _read_state(path: Path) -> tuple[int | None, str | None]:
+    """Return what was written beside a part: the file's size, and the mark by which the server tells it from others."""
+    try:
+        state = parse_json(path.read_bytes())
+        return state["size"], state["mark"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
+
+
+def _mark(response: http.client.HTTPResponse) -> str | None:
+    """Return the mark of what a server sends, None for a weak one, which does not vouch for every byte."""
+    mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
+    return None if mark and mark.startswith("W/") else mark
+
+
+def _offered(response: http.client.HTTPResponse, first: int | None) -> tuple[bool, int | None]:
+    """Return whether an answer continues at byte `first`, where that was asked for, and the file's size if it says it.
+
+    Raises:
+        _NoSuchPart: it is another part than was asked for.
+    """
+    if response.status != 206:
+        length = response.headers.get("Content-Length")
+        return False, int(length) if length and length.isdigit() else None
+    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    if span is None or first is None or int(span[1]) != first:
+        raise _NoSuchPart("the server sends another part than was asked for")
+    return True, None if span[2] == "*" else int(span[2])
+
+
+def _receive(
+    response: http.client.HTTPResponse,
+    remote: Remote,
+    part: Path,
+    have: int,
+    size: int | None,
+    on_bytes: Callable[[int, int | None], None],
+    stopped: threading.Event,
+) -> int:
+    """Append what a server sends to the first `have` bytes of a part; return the bytes that are there then.
+
+    Raises:
+        DownloadError: the server sends more than any checkpoint has, or next to nothing.
+        Passing: the connection broke, or nobody waits any more.
+    """
+    since, arrived = time.monotonic(), have
+    with open(part, "ab" if have else "wb") as file:
+        while True:
+            if stopped.is_set():
+                raise Passing("stopped")
+            try:
+                block = response.read(BLOCK_BYTES)
+            except (OSError, http.client.HTTPException) as error:
+                raise Passing(_reason(error)) from error
+            if not block:
+                break
+            file.write(block)
+            have += len(block)
+            on_bytes(len(block), size)
+            if size is not None and have > size:
+                break
+            if size is None:
+                _limit(remote, part, have)
+            if time.monotonic() - since > PATIENCE:
+                if have - arrived < SLOWEST:
+                    raise DownloadError(
+                        f"{remote.url}: {have - arrived} bytes in {PATIENCE:.0f} s are too few to wait for; what "
+                        "has arrived is kept: try again later, or another network"
+                    )
+                since, arrived = time.monotonic(), have
+        file.flush()
+        os.fsync(file.fileno())
+    return have
 
 
 def persistently(
