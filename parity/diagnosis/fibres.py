@@ -4,6 +4,8 @@ A *fibre* is a vector along one axis of an array. Splitting, merging and permuti
 over layers, transposing and padding all move fibres about and leave each one whole along the other axis. So every
 fibre gets a fingerprint (random projections divided by its norm, which a scalar factor does not change), every fibre
 of the candidate is looked up among those of the original, and every match is then compared bit for bit.
+
+Longer than 500 lines by a few: one search, read in one piece.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from mt3_common.yourmt3_config import YourMT3Config, YourMT3Settings
-from parity.diagnosis import yourmt3_ends, yourmt3_perceiver, yourmt3_t5
+from parity.diagnosis import yourmt3_conformer, yourmt3_ends, yourmt3_perceiver, yourmt3_t5
 from parity.diagnosis.finding import Finding
 from parity.diagnosis.yourmt3_checks import Check, Seen, wide
 from parity.diagnosis.yourmt3_weights import compare_arrays, module_of
@@ -77,7 +77,7 @@ def checks(seen: Seen, inputs: Mapping[str, np.ndarray], network: YourMT3Config)
     if network.encoder == "t5":
         yield from yourmt3_t5.encoder(seen, network.t5_encoder)
     elif network.encoder == "conformer":
-        yield from yourmt3_ends.conformer(seen, network.conformer)
+        yield from yourmt3_conformer.conformer(seen, network.conformer)
     else:
         yield from yourmt3_perceiver.encoder(seen, network.perceiver)
     yield from yourmt3_ends.pre_decoder(seen, network)

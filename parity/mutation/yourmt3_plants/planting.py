@@ -1,4 +1,4 @@
-"""What the faults of YourMT3+ are planted with: changes of a module's forward, its inputs, its outputs.
+"""Changes of a module's forward, its inputs or its outputs, with which the faults of YourMT3+ are planted.
 
 A plant changes one module of a copy of the PyTorch twin: plant(network, site). The formulas are PyTorch's and share
 nothing with those that the diagnosis tries.
