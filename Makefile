@@ -25,8 +25,8 @@ override BIN := $(VENV)/bin
 override READY := $(VENV)/.ready
 # from npm, looks whether all can use the page; tests say at their end if it is not there
 override AXE := $(VENV)/npm/node_modules/axe-core/axe.min.js
-# from npm, for the tests of the page that transcribes by itself; of the version in mt3_common/web/runtime.py
-override RUNTIME := $(VENV)/npm/onnxruntime-web-1.30.0.tgz
+# from npm, for the tests of the page that transcribes by itself; of the versions in mt3_common/web/runtime.py
+override RUNTIME := $(VENV)/npm/onnxruntime-web-1.30.0.tgz $(VENV)/npm/mpg123-decoder-1.0.3.tgz
 # an x86 processor as one that has AVX2 and nothing newer, for oneDNN, PyTorch and XLA
 override AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 XLA_FLAGS=--xla_cpu_max_isa=AVX2
 # two tests need kernels that AVX2 lacks; tests/twins/test_processors.py has what is computed without them
@@ -68,7 +68,7 @@ $(AXE): | $(READY)
 	@npm install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4.14.1 || true
 
 $(RUNTIME): | $(READY)
-	@mkdir -p $(@D); npm pack onnxruntime-web@1.30.0 --silent --pack-destination $(@D) >/dev/null || true
+	@mkdir -p $(@D); npm pack $(shell echo $(@F) | sed 's/-\([0-9.]*\)\.tgz$$/@\1/') --silent --pack-destination $(@D) >/dev/null || true
 
 test: $(READY) $(AXE) $(RUNTIME) ## run the tests: all, or ARGS='tests/twins/test_twins.py -k planted'
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)

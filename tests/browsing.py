@@ -22,11 +22,13 @@ NO_AXE = (
 # runs what browsers compute by themselves, without a browser
 NODE = shutil.which("node")
 NO_NODE = "NO NODE.JS: what browsers compute by themselves is NOT tested; install Debian's nodejs"
-# ONNX Runtime Web, which make fetches from npm
-RUNTIME = Path(os.environ.get("MT3_RUNTIME") or Path(sys.prefix) / "npm" / f"{runtime.PACKAGE}-{runtime.VERSION}.tgz")
+# ONNX Runtime Web and mpg123-decoder, which make fetches from npm
+RUNTIME_FOLDER = Path(os.environ.get("MT3_RUNTIME") or Path(sys.prefix) / "npm")
+RUNTIME = [RUNTIME_FOLDER / package.archive for package in runtime.PACKAGES]
+HAS_RUNTIME = all(path.exists() for path in RUNTIME)
 NO_RUNTIME = (
-    "NO ONNX RUNTIME WEB: the page that transcribes by itself is NOT tested; install npm and run make test, or name "
-    "its package in MT3_RUNTIME"
+    "NO ONNX RUNTIME WEB OR MPG123-DECODER: the page that transcribes by itself is NOT tested; install npm and run make "
+    "test, or name the folder of their packages in MT3_RUNTIME"
 )
 # where screenshots go to be looked at; nowhere if unset
 PICTURES = os.environ.get("MT3_SCREENSHOTS")
@@ -35,7 +37,7 @@ PICTURES = os.environ.get("MT3_SCREENSHOTS")
 def left_out() -> list[str]:
     """Say what of the page is not tested on this machine."""
     missing = {NO_BROWSER: BROWSER is None, NO_NODE: NODE is None}
-    missing |= {line: BROWSER and not path.exists() for line, path in ((NO_AXE, AXE), (NO_RUNTIME, RUNTIME))}
+    missing |= {NO_AXE: BROWSER and not AXE.exists(), NO_RUNTIME: BROWSER and not HAS_RUNTIME}
     return [line for line, is_missing in missing.items() if is_missing]
 
 

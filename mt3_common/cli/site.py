@@ -14,8 +14,8 @@ from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import UsageError
 from mt3_common.cli.run import run
 from mt3_common.config import PRESETS
-from mt3_common.web.runtime import PACKAGE, VERSION, runtime_files
-from mt3_common.web.site import FACTS, check_folder, write_site
+from mt3_common.web.runtime import PACKAGES, runtime_files
+from mt3_common.web.site import check_folder, visit_size, write_site
 
 
 def parse(command: str, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -27,7 +27,7 @@ def parse(command: str, argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog=command,
         description="Write the page as a folder for any web server: visitors' browsers run the network themselves, and "
-        f"no recording leaves them. {PACKAGE} {VERSION} is fetched with npm.",
+        f"no recording leaves them. {' and '.join(f'{p.name} {p.version}' for p in PACKAGES)} are fetched with npm.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -46,7 +46,10 @@ def parse(command: str, argv: Sequence[str] | None) -> argparse.Namespace:
         "--runtime",
         type=path_name,
         metavar="FILE",
-        help=f"{PACKAGE}-{VERSION}.tgz that was fetched before, where npm is missing or offline",
+        action="append",
+        default=[],
+        help=f"{' or '.join(package.archive for package in PACKAGES)} that was fetched before, where npm is missing or "
+        "offline; may be given for each",
     )
     return parser.parse_args(argv)
 
@@ -82,7 +85,7 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 site") -> int:
         if written["rounded"]:
             count = plural(len(written["rounded"]), "array")
             say(f"note: {arguments.stored} rounds the weights of {count}; --stored float32 keeps them as they are")
-        visit = sum(size for name, size in sizes.items() if "resample-" not in name and name not in ("_headers", FACTS))
+        visit = visit_size(sizes)
         print(f"{checkpoint.name} -> {folder}: {visit / 1e6:.1f} MB for a visitor")
         print(f"try it: python -m http.server -d {folder}")
         return SUCCESS

@@ -20,10 +20,12 @@ from mt3_common.io import atomic
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.web.facts import model_facts
-from mt3_common.web.runtime import LICENSE, SCRIPT, WASM
+from mt3_common.web.runtime import LICENSES, MPG123, SCRIPT, WASM
 from mt3_common.web.strips import COLUMNS, rows_of_pitches
 
 PAGE, LOCAL = Path(__file__).parent / "page", Path(__file__).parent / "local"
+# of mpg123
+LGPL = Path(__file__).parent / "licenses" / "LGPL-2.1.txt"
 # file that marks a folder as a site, which may be written again
 FACTS = "site.json"
 FORMAT = "mt3-twins site"
@@ -75,6 +77,16 @@ def write_site(
     return {name: len(content) for name, content in files.items()}
 
 
+def visit_size(sizes: dict[str, int]) -> int:
+    """Return the bytes that every visitor fetches, of the sizes that write_site returns.
+
+    One file of a filter comes with the first recording of its rate, and the decoder with the first MP3.
+    """
+    texts = ("LICENSES.txt", LGPL.name, "_headers")
+    some = (*texts, f"{LOCAL.name}/mpg123.js")
+    return sum(size for name, size in sizes.items() if name not in some and "resample-" not in name)
+
+
 def check_folder(folder: str | os.PathLike) -> None:
     """Refuse a folder with other files than a site's.
 
@@ -107,10 +119,12 @@ def site_files(
         "onnxruntime.wasm.gz": gzip.compress(runtime[WASM], 9, mtime=0),
         # servers do not all know the ending .mjs
         "onnxruntime.js": runtime[SCRIPT].partition(b"//# sourceMappingURL")[0],
+        "mpg123.js": runtime[MPG123].partition(b"//# sourceMappingURL")[0],
     }
     local |= {f"resample-{rate}.bin": filter_table(rate, config.spectrogram.sample_rate) for rate in rates}
     files |= {f"{LOCAL.name}/{name}": content for name, content in local.items()}
-    return files | {"LICENSES.txt": LICENSE.encode(), "_headers": HEADERS.encode()}
+    texts = {"LICENSES.txt": LICENSES.encode(), LGPL.name: LGPL.read_bytes(), "_headers": HEADERS.encode()}
+    return files | texts
 
 
 def with_policy(page: str) -> str:

@@ -50,6 +50,7 @@ export function checkSource({ rate, numFrames, heldFrames }, name, minutes) {
 async function* resampled(source, name, resampler) {
   for await (const mono of monoBlocks(source, name)) yield resampler.push(mono);
   yield resampler.finish();
+  if (!resampler.taken) throw new Error(`${name}: contains no samples`);
 }
 
 // Yields the events of a recording, the last of type "end".
@@ -64,8 +65,7 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
   const continuity = hold ? new Continuity(site.holdBias, decoder, sizes.maxTokens) : null;
   const allowed = instruments ? vocabulary.allowed(instruments) : new Float32Array(sizes.vocabSize);
   const resampler = new Resampler(table);
-  const numSamples = Math.ceil((source.heldFrames * sizes.sampleRate) / source.rate);
-  const total = numSegments(numSamples, sizes);
+  const expected = numSegments(Math.ceil((source.heldFrames * sizes.sampleRate) / source.rate), sizes);
   let [done, batch] = [0, []];
   const idsOf = async (items) => (await search(items, allowed)).map((ids) => untilEnd(ids.slice(0, sizes.maxTokens)));
   for await (const segment of segments(resampled(source, name, resampler), sizes, logMel)) {
@@ -88,7 +88,7 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
     batch = [];
     if (isStopped()) return;
     if (notes.length) yield { type: "notes", notes };
-    yield { type: "progress", done, total };
+    yield { type: "progress", done, total: Math.max(done, expected) };
   }
   yield {
     type: "end",
@@ -100,7 +100,8 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
       ...(hold && { held: site.holdBias }),
       ...(tempo && { bpm: Number((60 / interval(tempo)).toFixed(3)), meter: tempo.meter }),
     },
-    duration: numSamples / sizes.sampleRate,
+    // by what was decoded: an MP3's header may be off by a frame
+    duration: Math.ceil((resampler.taken * sizes.sampleRate) / source.rate) / sizes.sampleRate,
     segments: done,
     invalid: decoder.invalid,
     dropped: decoder.dropped,

@@ -4,6 +4,7 @@
 // Messages from it: {id, event}, {id, failure} (a sentence), and what it asks the page for: {id, type: "decode"}, whose
 // reply is a source without its blocks, and {id, type: "pull", start, count}, whose reply has a block. See wav.js.
 
+import { mp3Source } from "./mp3.js";
 import * as ort from "./onnxruntime.js";
 import { transcribe } from "./pipeline.js";
 import { interpolatedTable, parsedTable } from "./resample.js";
@@ -114,7 +115,7 @@ async function work({ id, file, name, settings }) {
   try {
     if (stopped.has(id)) return;
     postMessage({ id, event: { type: "loading" } });
-    const source = (await wavSource(file)) ?? (await decodedSource(id));
+    const source = (await wavSource(file)) ?? (await mp3Source(file)) ?? (await decodedSource(id));
     const { parts, error } = await loaded;
     if (error) throw new Error(`the network cannot be loaded: ${error.message}`);
     const { site, logMel, session } = parts;

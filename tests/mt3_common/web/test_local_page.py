@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from browsing import NO_RUNTIME, RUNTIME, picture, saved
+from browsing import HAS_RUNTIME, NO_RUNTIME, RUNTIME, picture, saved
 
 from mt3_common.cli import site
 from mt3_common.notes.note import Note
 from onnx_mt3 import infer
 
-pytestmark = [pytest.mark.compile, pytest.mark.process, pytest.mark.skipif(not RUNTIME.exists(), reason=NO_RUNTIME)]
+pytestmark = [pytest.mark.compile, pytest.mark.process, pytest.mark.skipif(not HAS_RUNTIME, reason=NO_RUNTIME)]
 
 EXAMPLE = Path(__file__).parents[3] / "audio" / "example.flac"
 
@@ -35,7 +35,8 @@ def address(tmp_path_factory):
     """Address of the site of the bundled network."""
     folder = tmp_path_factory.mktemp("site") / "below" / "site"
     folder.parent.mkdir()
-    assert site.main([str(folder), "--runtime", str(RUNTIME)]) == 0
+    named = [argument for path in RUNTIME for argument in ("--runtime", str(path))]
+    assert site.main([str(folder), *named]) == 0
     # not at the root of its server
     handler = functools.partial(Quiet, directory=folder.parent)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -121,6 +122,8 @@ def test_the_bundled_recording_gives_the_same_files(page, network, tmp_path):
         ("c.wav", 16000, 1.0),
         ("d.flac", 44100, 0.995),
         ("e.wav", 48000, 0.995),
+        ("f.mp3", 44100, 0.995),
+        ("g.mp3", 48000, 0.995),
     ],
 )
 def test_generated_recordings_give_the_same_notes(page, network, tmp_path, name, rate, share):
