@@ -19,6 +19,8 @@ AXE = Path(os.environ.get("MT3_AXE") or Path(sys.prefix) / "npm" / "node_modules
 NO_AXE = (
     "NO AXE-CORE: nobody looked whether the page is accessible; install npm and run make test, or name it in MT3_AXE"
 )
+# all rules of WCAG 2.2 A and AA, and axe-core's best practices
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 # runs what browsers compute by themselves, without a browser
 NODE = shutil.which("node")
 NO_NODE = "NO NODE.JS: what browsers compute by themselves is NOT tested; install Debian's nodejs"
@@ -27,8 +29,8 @@ RUNTIME_FOLDER = Path(os.environ.get("MT3_RUNTIME") or Path(sys.prefix) / "npm")
 RUNTIME = [RUNTIME_FOLDER / package.archive for package in runtime.PACKAGES]
 HAS_RUNTIME = all(path.exists() for path in RUNTIME)
 NO_RUNTIME = (
-    "NO ONNX RUNTIME WEB OR MPG123-DECODER: the page that transcribes by itself is NOT tested; install npm and run make "
-    "test, or name the folder of their packages in MT3_RUNTIME"
+    "NO ONNX RUNTIME WEB OR MPG123-DECODER: the page that transcribes by itself is NOT tested; install npm and run "
+    "make test, or name the folder of their packages in MT3_RUNTIME"
 )
 # where screenshots go to be looked at; nowhere if unset
 PICTURES = os.environ.get("MT3_SCREENSHOTS")
@@ -86,3 +88,24 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def violations(page) -> list[str]:
+    """Return what axe-core, which is in the page, objects to: the rule, where, and why."""
+    results = page.evaluate("(tags) => axe.run(document, { runOnly: tags })", RULES)
+    assert len(results["passes"]) > 10
+    return [
+        f"{rule['id']}: {node['html']}: {node['failureSummary']}"
+        for rule in results["violations"]
+        for node in rule["nodes"]
+    ]
+
+
+def names_by_tab(page, count: int) -> list[str]:
+    """Return the names of what the Tab key reaches, one after the other."""
+    name = "document.activeElement.ariaLabel || document.activeElement.id || document.activeElement.innerText"
+    names = []
+    for _ in range(count):
+        page.keyboard.press("Tab")
+        names.append(page.evaluate(name))
+    return names

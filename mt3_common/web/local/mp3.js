@@ -73,6 +73,8 @@ export function plainStream(bytes) {
 }
 
 async function newDecoder() {
+  // it also has a class that extends this one, which is not used, and which some browsers' workers lack
+  globalThis.Worker ??= class {};
   await import("./mpg123.js");
   const decoder = new globalThis["mpg123-decoder"].MPEGDecoder();
   await decoder.ready;

@@ -323,7 +323,7 @@ async function playOrPause() {
 }
 
 function setLoop(range) {
-  player.range = range && range[1] - range[0] > 0.1 ? range : null;
+  player.setRange(range && range[1] - range[0] > 0.1 ? range : null);
   roll.range = player.range;
   $("loop").setAttribute("aria-pressed", Boolean(player.range));
   roll.draw();

@@ -77,6 +77,16 @@ export class Player {
     this.synth.gain.value = Math.sin((mix * Math.PI) / 2);
   }
 
+  // What is played again and again, [begin, end], or null; it counts at once.
+  setRange(range) {
+    this.range = range;
+    if (this.isPlaying) this.seek(this.now);
+  }
+
+  get end() {
+    return this.range ? this.range[1] : this.duration;
+  }
+
   // Mute and solo count at once, also for what sounds.
   hear() {
     for (const [key, gain] of this.gains) gain.gain.value = this.parts.isHeard(key) ? 1 : 0;
@@ -94,6 +104,8 @@ export class Player {
     clearInterval(this.timer);
     this.timer = setInterval(() => this.tick(), TICK * 1000);
     const frame = () => {
+      // a loop begins again at its end, not with the next tick
+      if (this.now >= this.end) this.tick();
       if (!this.isPlaying) return;
       this.onTick(Math.min(this.now, this.duration));
       requestAnimationFrame(frame);
@@ -109,11 +121,11 @@ export class Player {
     this.scheduled = this.from;
     this.next = this.notes.findIndex((note) => note.offset > this.from);
     if (this.next < 0) this.next = this.notes.length;
-    if (this.buffer && this.from < this.buffer.duration) {
+    if (this.buffer && this.from < Math.min(this.buffer.duration, this.end)) {
       const source = this.audio.createBufferSource();
       source.buffer = this.buffer;
       source.connect(this.recording);
-      source.start(this.began, this.from);
+      source.start(this.began, this.from, this.end - this.from);
       this.sources.add(source);
     }
     this.tick();
@@ -121,7 +133,7 @@ export class Player {
 
   tick() {
     if (!this.isPlaying) return;
-    const end = this.range ? this.range[1] : this.duration;
+    const { end } = this;
     if (this.now >= end) {
       [this.position] = this.range || [end];
       if (this.range) this.start();

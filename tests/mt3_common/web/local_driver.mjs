@@ -4,8 +4,8 @@ import { readFileSync } from "node:fs";
 
 const [folder, mode] = process.argv.slice(2);
 const load = (name) => import(`file://${folder}/${name}.js`);
-const [resample, spectrogram, notes, files, mix, wav, rates, pipeline] = await Promise.all(
-  ["resample", "spectrogram", "notes", "files", "mix", "wav", "rates", "pipeline"].map(load),
+const [resample, spectrogram, notes, files, mix, wav, mp3, rates, pipeline] = await Promise.all(
+  ["resample", "spectrogram", "notes", "files", "mix", "wav", "mp3", "rates", "pipeline"].map(load),
 );
 
 const floats = (text) => {
@@ -71,19 +71,23 @@ const MODES = {
     return values.map(files.floatText);
   },
   async mono({ path, name }) {
-    const source = await wav.wavSource(new File([readFileSync(path)], name));
+    const file = new File([readFileSync(path)], name);
+    const source = (await wav.wavSource(file)) ?? (await mp3.mp3Source(file));
     if (!source) return null;
     try {
       pipeline.checkSource(source, name, 30);
       const blocks = [];
       for await (const block of mix.monoBlocks(source, name)) blocks.push(...block);
-      return { rate: source.rate, samples: text(Float32Array.from(blocks)) };
+      return { rate: source.rate, heldFrames: source.heldFrames, samples: text(Float32Array.from(blocks)) };
     } catch (error) {
       return { message: error.message };
     }
   },
   restored({ samples }) {
     return text(rates.restored(floats(samples)));
+  },
+  streams({ paths }) {
+    return paths.map((path) => mp3.plainStream(Uint8Array.from(readFileSync(path))));
   },
   rates({ paths }) {
     return paths.map((path) => rates.stated(Uint8Array.from(readFileSync(path)).buffer));

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from browsing import NO_NODE, NODE
+from browsing import HAS_RUNTIME, NO_NODE, NO_RUNTIME, NODE, RUNTIME
 from fakes import CONFIG, noise
 
 from mt3_common.audio.files import AudioError, read_audio
@@ -29,7 +29,7 @@ from mt3_common.transcription.continuity import HOLD_BIAS, InstrumentContinuity
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.result import Transcription
 from mt3_common.web.files import file_of
-from mt3_common.web.runtime import SCRIPT, WASM
+from mt3_common.web.runtime import MPG123, SCRIPT, WASM, runtime_files
 from mt3_common.web.site import site_files
 from mt3_common.web.strips import strip
 from mt3_common.web.work import described
@@ -45,7 +45,8 @@ VOCABULARY = Vocabulary(CONFIG.vocabulary)
 def node(tmp_path_factory):
     """A function that runs a mode of the driver on the scripts of a site, without a network."""
     folder = tmp_path_factory.mktemp("local")
-    written = site_files(CONFIG, CHECKPOINT, b"", {SCRIPT: b"", WASM: b""})
+    decoder = runtime_files(RUNTIME)[MPG123] if HAS_RUNTIME else b""
+    written = site_files(CONFIG, CHECKPOINT, b"", {SCRIPT: b"", WASM: b"", MPG123: decoder})
     for name, content in written.items():
         if name == "site.json" or name.startswith("local/"):
             (folder / Path(name).name).write_bytes(content)
@@ -247,6 +248,75 @@ def test_what_is_mended_and_what_is_refused_is_as_on_the_command_line(node, tmp_
         else:
             expected = read_audio(path, report=lambda sentence: None)
             np.testing.assert_allclose(floats(actual["samples"]), expected, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def without_info(content: bytes) -> bytes:
+    """Return an MP3 without its first frame, which has the Info header."""
+    return content[content.index(b"\xff\xfb", 4) :]
+
+
+ID3 = b"ID3\x04\0\0\0\0\x01\x00" + b"\xff" * 128
+
+
+@pytest.mark.skipif(not HAS_RUNTIME, reason=NO_RUNTIME)
+@pytest.mark.parametrize(
+    ("rate", "channels", "change"),
+    [
+        (44100, 2, lambda content: content),
+        (48000, 1, lambda content: ID3 + content + b"TAG" + bytes(125)),
+        (22050, 2, lambda content: content),
+        (44100, 1, without_info),
+    ],
+    ids=["stereo", "mono with tags", "MPEG 2", "without Info"],
+)
+def test_mp3_files_are_decoded_as_on_the_command_line(node, tmp_path, rate, channels, change):
+    """Loud sounds, too, which browsers cut off at 1."""
+    sound = noise(2.0, channels, rate)
+    soundfile.write(tmp_path / "whole.mp3", sound / np.abs(sound).max(), rate)
+    path = tmp_path / "song.mp3"
+    path.write_bytes(change((tmp_path / "whole.mp3").read_bytes()))
+    expected = read_audio(path, sample_rate=rate)
+    assert np.abs(expected).max() > (1.0 if channels == 1 else 0.5)
+    actual = node("mono", path=str(path), name="song.mp3")
+    assert actual.get("rate") == rate, actual
+    samples = floats(actual["samples"])
+    assert len(samples) == len(expected)
+    assert abs(actual["heldFrames"] - len(expected)) < 1152
+    np.testing.assert_allclose(samples, expected, atol=3e-6)
+
+
+def test_mp3_files_that_are_no_plain_stream_are_left_to_the_browser(node, tmp_path):
+    contents = {}
+    for name, rate in (("a", 44100), ("b", 48000)):
+        soundfile.write(tmp_path / f"{name}.mp3", noise(1.0, rate=rate), rate)
+        contents[name] = (tmp_path / f"{name}.mp3").read_bytes()
+    a, b = contents["a"], contents["b"]
+    files = {
+        "whole": a,
+        "joined": a + a,
+        "joined at another rate": a + without_info(b),
+        "noise between": without_info(a) + b"\x01" * 50 + without_info(a),
+        "more than promised": a + without_info(a),
+        "no sound": b"no sound at all " * 99,
+        "a tag only": ID3,
+        "empty": b"",
+        "cut": a[: len(a) // 2],
+    }
+    paths = []
+    for number, content in enumerate(files.values()):
+        (tmp_path / str(number)).write_bytes(content)
+        paths.append(str(tmp_path / str(number)))
+    streams = dict(zip(files, node("streams", paths=paths), strict=True))
+    assert [name for name, stream in streams.items() if stream] == ["whole", "cut"]
+    assert streams["whole"]["heldFrames"] == streams["whole"]["numFrames"] == 44100
+    assert streams["cut"]["numFrames"] == 44100
+    assert 0.3 < streams["cut"]["heldFrames"] / 44100 < 0.6
+    actual = node("mono", path=paths[-1], name="cut.mp3")
+    with pytest.raises(AudioError) as error:
+        read_audio(paths[-1])
+    assert actual["message"].startswith("cut.mp3: truncated or damaged: only the first 0.")
+    assert "of 1.00 s can be read; get a whole copy" in actual["message"]
+    assert "of 1.00 s can be read; get a whole copy" in str(error.value)
 
 
 def test_files_state_their_rate(node, tmp_path):

@@ -1,30 +1,17 @@
 """The page before axe-core, light and dark, on a phone and on a screen, in all its states."""
 
 import pytest
-from browsing import AXE, NO_AXE, address, every_segment, picture
+from browsing import AXE, NO_AXE, address, every_segment, picture, violations
 from fakes import record
 from serving import served
 
 pytestmark = [pytest.mark.process, pytest.mark.skipif(not AXE.exists(), reason=NO_AXE)]
-# all rules of WCAG 2.2 A and AA, and axe-core's best practices
-TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
 @pytest.fixture(scope="module")
 def client():
     with served(every_segment) as client:
         yield client
-
-
-def violations(page) -> list[str]:
-    """Return what axe-core objects to: the rule, where, and why."""
-    results = page.evaluate("(tags) => axe.run(document, { runOnly: tags })", TAGS)
-    assert len(results["passes"]) > 10
-    return [
-        f"{rule['id']}: {node['html']}: {node['failureSummary']}"
-        for rule in results["violations"]
-        for node in rule["nodes"]
-    ]
 
 
 @pytest.fixture(params=["light", "dark"])

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from browsing import address, every_segment, picture, saved, until
+from browsing import address, every_segment, names_by_tab, picture, saved, until
 from fakes import record
 from PIL import Image
 from serving import served
@@ -27,6 +27,13 @@ AudioNode.prototype.connect = function (to, ...more) {
     connect.call(this, ear);
   }
   return connect.call(this, to, ...more);
+};
+// [from, for how long] of each part of a recording that is played
+window.parts = [];
+const start = AudioBufferSourceNode.prototype.start;
+AudioBufferSourceNode.prototype.start = function (...when) {
+  if (when.length > 1) parts.push(when.slice(1));
+  return start.apply(this, when);
 };
 window.loudness = () => {
   const samples = new Float32Array(ear.fftSize);
@@ -168,6 +175,24 @@ def test_a_click_goes_there_a_drag_moves_and_one_with_shift_loops(opened):
     assert page.locator("#loop").get_attribute("aria-pressed") == "true"
 
 
+def test_the_recording_ends_where_the_loop_ends(opened):
+    """To the sample: the time between two looks at the clock is not heard."""
+    page = opened
+    page.get_by_role("button", name="Play", exact=True).click()
+    until(lambda: position(page) > 0.1)
+    assert page.evaluate("parts") == [[0, pytest.approx(20.0)]]
+    page.locator("#position").fill("1.5")
+    # counts while it plays: what is played already is cut off
+    page.keyboard.press("]")
+    page.locator("#position").fill("1.2")
+    page.evaluate("parts.length = 0")
+    until(lambda: len(page.evaluate("parts")) > 1)
+    for begin, length in page.evaluate("parts"):
+        assert (begin, begin + length) == pytest.approx((0.0, 1.5), abs=0.4)
+    ends = {round(begin + length, 6) for begin, length in page.evaluate("parts")}
+    assert len(ends) == 1
+
+
 def test_the_playhead_and_the_picture_follow_the_music(opened):
     page = opened
     page.keyboard.press("+")
@@ -286,7 +311,6 @@ def test_dark_and_light_as_the_machine_has_it_or_as_asked(browser, client, song)
 
 def test_a_keyboard_is_enough(page, client, song):
     page.goto(address(client))
-    names: list[str] = []
     with page.expect_file_chooser() as chooser:
         for _ in range(10):
             page.keyboard.press("Tab")
@@ -295,13 +319,7 @@ def test_a_keyboard_is_enough(page, client, song):
         page.keyboard.press("Enter")
     chooser.value.set_files(song)
     page.get_by_text("20 notes, 2 instruments, 20.0 s").first.wait_for()
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        names.append(
-            page.evaluate(
-                "document.activeElement.ariaLabel || document.activeElement.id || document.activeElement.innerText"
-            )
-        )
+    names = names_by_tab(page, 40)
     reached = ("play", "Mix of recording and notes", "loop", "Zoom in", "fit", "Mute drums", "Solo drums", "Position")
     assert set(reached) | {"Save MIDI", "Save picture", "Remove song.wav", "song.wav"} <= set(names)
     page.locator("#play").focus()

@@ -1,4 +1,4 @@
-"""The folder that mt3 site writes, and where it refuses to; ONNX Runtime Web with its digest."""
+"""The folder that mt3 site writes, and where it refuses to; the packages of npm with their digests."""
 
 import base64
 import dataclasses
@@ -19,7 +19,11 @@ from mt3_common.cli import site as cli
 from mt3_common.web import runtime, site
 
 CHECKPOINT = NamedCheckpoint(Path("small"), "small", notice="a notice")
-RUNTIME = {runtime.SCRIPT: b"export const env = {};\n//# sourceMappingURL=x.map\n", runtime.WASM: b"\0asm"}
+RUNTIME = {
+    runtime.SCRIPT: b"export const env = {};\n//# sourceMappingURL=x.map\n",
+    runtime.WASM: b"\0asm",
+    runtime.MPG123: b"// decoder",
+}
 
 
 def package(path: Path, **files: bytes) -> str:
@@ -46,6 +50,11 @@ def test_a_site_is_written_and_written_again(tmp_path):
     assert facts["about"]["notice"] == "a notice"
     assert facts["sizes"]["frames"] == CONFIG.input_frames
     assert "Microsoft" in (folder / "LICENSES.txt").read_text()
+    assert "GNU LESSER GENERAL PUBLIC LICENSE" in (folder / "LGPL-2.1.txt").read_text()
+    # the licences are not fetched by visitors, nor is what only some recordings need
+    some = {name: size for name, size in sizes.items() if "resample-" in name or name.endswith(("mpg123.js", ".txt"))}
+    assert len(some) == 16
+    assert site.visit_size(sizes) == sum(sizes.values()) - sum(some.values()) - sizes["_headers"]
 
 
 def test_the_page_takes_scripts_of_its_own_folder_only(tmp_path):
@@ -57,7 +66,7 @@ def test_the_page_takes_scripts_of_its_own_folder_only(tmp_path):
     # relative, so that the folder may lie anywhere
     assert re.findall(r'(?:href|src)="(?!icon.svg|style.css|main.js)[^"]*"', page) == []
     for name, content in files.items():
-        if name.endswith(".js") and name != "local/onnxruntime.js":
+        if name.endswith(".js") and name not in ("local/onnxruntime.js", "local/mpg123.js"):
             assert not re.search(rb"https?://", content), name
             for imported in re.findall(rb'from "(\./[^"]+)"', content):
                 assert os.path.normpath(Path(name).parent / imported.decode()) in files, (name, imported)
@@ -72,15 +81,29 @@ def test_folders_with_other_files_are_refused(tmp_path, capsys):
     assert names(tmp_path) == ["diary.txt"]
 
 
-def test_the_runtime_is_taken_by_its_digest(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "runtime.tgz"
-    digest = package(path, **RUNTIME)
-    assert cli.main([str(tmp_path / "site"), "--runtime", str(path)]) == 2
-    assert f"is not the package {runtime.PACKAGE} {runtime.VERSION}: its SHA-512 is {digest}" in capsys.readouterr().err
-    monkeypatch.setattr(runtime, "SHA512", digest)
-    assert runtime.runtime_files(path) == RUNTIME
+@pytest.fixture
+def archives(tmp_path, monkeypatch):
+    """Packages of npm with RUNTIME's files, in a folder."""
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    packages = []
+    for known in runtime.PACKAGES:
+        content = {name: RUNTIME[name] for name in known.files}
+        packages.append(known._replace(sha512=package(folder / known.archive, **content)))
+    monkeypatch.setattr(runtime, "PACKAGES", tuple(packages))
+    return [folder / known.archive for known in packages]
+
+
+def test_packages_are_taken_by_their_digest(tmp_path, archives, capsys):
+    odd = tmp_path / "runtime.tgz"
+    digest = package(odd, other=b"")
+    assert cli.main([str(tmp_path / "site"), "--runtime", str(odd)]) == 2
+    message = f"{odd} is not the package onnxruntime-web 1.30.0 or mpg123-decoder 1.0.3: its SHA-512 is {digest}"
+    assert message in capsys.readouterr().err
+    # in any order
+    assert runtime.runtime_files(archives[::-1]) == RUNTIME
     with pytest.raises(runtime.RuntimeMissing, match="cannot be read: No such file"):
-        runtime.runtime_files(tmp_path / "none.tgz")
+        runtime.runtime_files([tmp_path / "none.tgz"])
 
 
 @pytest.mark.parametrize(
@@ -99,14 +122,16 @@ def test_without_npm_or_a_network_the_way_out_is_told(tmp_path, monkeypatch, scr
         runtime.runtime_files()
 
 
-def test_npm_is_asked_for_the_fixed_version(tmp_path, monkeypatch):
-    digest = package(tmp_path / "fetched.tgz", **RUNTIME)
-    (tmp_path / "npm").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked; cp {tmp_path}/fetched.tgz "$4"\n')
+def test_npm_is_asked_for_what_is_not_named(tmp_path, monkeypatch, archives):
+    (tmp_path / "npm").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked; cp {archives[1]} "$4"\n')
     (tmp_path / "npm").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    monkeypatch.setattr(runtime, "SHA512", digest)
-    assert runtime.runtime_files() == RUNTIME
-    assert (tmp_path / "asked").read_text().startswith("pack onnxruntime-web@1.30.0 --pack-destination ")
+    assert runtime.runtime_files(archives[:1]) == RUNTIME
+    (asked,) = (tmp_path / "asked").read_text().splitlines()
+    assert asked.startswith("pack mpg123-decoder@1.0.3 --pack-destination ")
+    # what npm fetches has the digest, too
+    with pytest.raises(runtime.RuntimeMissing, match="npm fetched another onnxruntime-web"):
+        runtime.runtime_files()
 
 
 def test_front_ends_that_the_page_cannot_compute_are_refused():
