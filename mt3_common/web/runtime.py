@@ -1,4 +1,4 @@
-"""What a browser needs of other projects: packages from npm, of fixed versions and digests."""
+"""Packages from npm that a browser needs, of fixed versions and digests."""
 
 import base64
 import hashlib

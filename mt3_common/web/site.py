@@ -82,9 +82,8 @@ def visit_size(sizes: dict[str, int]) -> int:
 
     One file of a filter comes with the first recording of its rate, and the decoder with the first MP3.
     """
-    texts = ("LICENSES.txt", LGPL.name, "_headers")
-    some = (*texts, f"{LOCAL.name}/mpg123.js")
-    return sum(size for name, size in sizes.items() if name not in some and "resample-" not in name)
+    others = ("LICENSES.txt", LGPL.name, "_headers", f"{LOCAL.name}/mpg123.js")
+    return sum(size for name, size in sizes.items() if name not in others and "resample-" not in name)
 
 
 def check_folder(folder: str | os.PathLike) -> None:
