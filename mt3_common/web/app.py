@@ -27,6 +27,7 @@ from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.web.facts import model_facts
 from mt3_common.web.files import KINDS, file_of
 from mt3_common.web.guard import LOOPBACK, Guard
+from mt3_common.web.patience import PatientProtocol
 from mt3_common.web.work import REPORT_EVERY, Line, Networks, Settings, TooLong, Work, mt3_config, too_long
 
 PAGE = Path(__file__).parent / "page"
@@ -35,6 +36,8 @@ MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript
 LONGEST_NOTES = 64 * 2**20
 # s without a byte of an upload, after which it is given up
 SILENCE = 30.0
+# bytes that come in this time at least
+LEAST = 30_000
 LONGEST_NAME = 255
 
 
@@ -191,12 +194,14 @@ async def body_of(request: Request, most: int, reason: str) -> AsyncIterator[byt
         reason: why more are refused.
 
     Raises:
-        Refusal: it is too large, stops coming, or ends early.
+        Refusal: it is too large, stops coming, comes too slowly, or ends early.
     """
     claimed = request.headers.get("content-length", "")
     if claimed.isdigit() and int(claimed) > most:
         raise Refusal(413, reason)
-    received = 0
+    received = counted = 0
+    clock = asyncio.get_running_loop().time
+    began = clock()
     chunks = request.stream()
     while True:
         try:
@@ -210,6 +215,10 @@ async def body_of(request: Request, most: int, reason: str) -> AsyncIterator[byt
         received += len(chunk)
         if received > most:
             raise Refusal(413, reason)
+        if clock() - began > SILENCE:
+            if received - counted < LEAST:
+                raise Refusal(408, f"less than {LEAST / 1000:g} kB of the request came in {SILENCE:g} s")
+            began, counted = clock(), received
         if chunk:
             yield chunk
 
@@ -317,6 +326,7 @@ def http_server(application: ASGIApp) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             application,
+            http=PatientProtocol,
             log_level="error",
             lifespan="off",
             ws="none",

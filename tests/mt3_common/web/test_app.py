@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import json
+import select
 import socket
 import tempfile
 import threading
@@ -18,7 +19,7 @@ from fakes import IDS, first_segment_only, infer, record
 from serving import served
 
 from mt3_common.transcription.continuity import HOLD_BIAS
-from mt3_common.web import app, files, guard, work
+from mt3_common.web import app, files, guard, patience, work
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +334,87 @@ def test_a_request_that_stops_is_given_up(client, path, monkeypatch):
         connection.send(b"x")
         assert connection.getresponse().status == 408
     assert client.server.num_open == 0
+
+
+def part_of_an_upload(client, path: str = "/transcriptions", content: bytes = b"x"):
+    """Return a connection that has sent a part of a request of 100,000 bytes."""
+    connection = client.connection()
+    connection.putrequest("POST", path, skip_host=True)
+    for name, value in client.headers(content_length="100000").items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    connection.send(content)
+    return connection
+
+
+@pytest.mark.parametrize("path", ["/transcriptions", "/files/mid"])
+def test_a_request_that_trickles_is_given_up(client, path, monkeypatch):
+    monkeypatch.setattr(app, "SILENCE", 0.5)
+    with contextlib.closing(part_of_an_upload(client, path)) as connection:
+        deadline = time.monotonic() + 10
+        # until the answer is there
+        while not select.select([connection.sock], [], [], 0.1)[0] and time.monotonic() < deadline:
+            connection.send(b"x")
+        answer = connection.getresponse()
+        assert answer.status == 408
+        assert json.loads(answer.read())["error"] == "less than 30 kB of the request came in 0.5 s"
+    assert client.server.num_open == 0
+
+
+def test_uploads_that_are_on_their_way_are_counted_and_leave_room(song):
+    with served(waiting=2) as client:
+        sending = [part_of_an_upload(client) for _ in range(2)]
+        until(lambda: client.server.num_open == 2)
+        assert client.ask("POST", "/transcriptions", song)[0] == 503
+        for connection in sending:
+            connection.close()
+        until(lambda: client.server.num_open == 0)
+        assert client.events(song)[-1]["type"] == "end"
+
+
+# heads of requests that do not end; the second comes after a request on the same connection
+HEAD = b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET", HEAD, HEAD + b"\r\n" + HEAD])
+def test_the_head_of_a_request_comes_in_time(client, sent, monkeypatch):
+    """Also where something comes of it now and then (slow loris)."""
+    monkeypatch.setattr(patience, "PATIENCE", 0.5)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+        began = time.monotonic()
+        connection.sendall(sent)
+        with contextlib.suppress(ConnectionError):
+            while sent:
+                time.sleep(0.1)
+                connection.sendall(b"x: y\r\n" if b"\r\n" in sent else b"T")
+                assert time.monotonic() < began + 10
+        with contextlib.suppress(ConnectionError):
+            while connection.recv(2**16):
+                assert time.monotonic() < began + 10
+
+
+def test_connections_without_a_request_keep_nobody_out(client, monkeypatch):
+    monkeypatch.setattr(patience, "PATIENCE", 0.5)
+    connections = [socket.create_connection(("127.0.0.1", client.port)) for _ in range(110)]
+    try:
+        until(lambda: client.ask("GET", "/")[0] == 200)
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_a_reader_who_stops_loses_the_turn(song, monkeypatch):
+    monkeypatch.setattr(patience, "PATIENCE", 0.5)
+    line_of = app.json_line
+    # more than the buffers of both systems take
+    monkeypatch.setattr(app, "json_line", lambda event: b" " * 2_000_000 + line_of(event))
+    with served() as client, contextlib.closing(client.connection()) as connection:
+        connection.request("POST", "/transcriptions", song, client.headers())
+        until(lambda: len(client.server.line) == 1)
+        until(lambda: len(client.server.line) == 0)
+        assert client.server.num_open == 0
+        monkeypatch.setattr(app, "json_line", line_of)
+        assert client.events(song)[-1]["type"] == "end"
 
 
 def test_every_answer_has_the_headers(client, song):
