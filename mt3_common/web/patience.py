@@ -2,7 +2,6 @@
 
 import asyncio
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # s in which the head of a request must have come, and in which an answer that waits must be taken up again
@@ -27,7 +26,8 @@ class PatientProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Wait for the rest of a head, or no longer."""
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        # the cycle of request and response that began last
+        if self.cycle is not None and not self.cycle.response_complete:
             self._head = _cancelled(self._head)
         elif self._head is None:
             self._head = self.loop.call_later(PATIENCE, self.transport.abort)
