@@ -50,11 +50,17 @@ class Client:
 
 
 @contextlib.contextmanager
-def served(generate: Callable = first_segment_only, token: str | None = None, names=app.LOOPBACK, **limits) -> Iterator:
-    """Serve with a stand-in for the network, and yield a Client."""
+def served(
+    generate: Callable = first_segment_only,
+    token: str | None = None,
+    names=app.LOOPBACK,
+    load: Callable[..., Transcriber] | None = None,
+    **limits,
+) -> Iterator:
+    """Serve with a stand-in for the network, or with the one that is loaded, and yield a Client."""
     listener = listen("127.0.0.1", 0)
     server = app.Server(
-        lambda **settings: Transcriber(CONFIG, generate),
+        load or (lambda **settings: Transcriber(CONFIG, generate)),
         lambda error, names: sentence(error, "torch_mt3", names),
         app.Limits(**limits),
     )

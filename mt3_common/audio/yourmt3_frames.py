@@ -59,6 +59,19 @@ class FrontEnd:
         low, high = values.min(), values.max()
         return np.nan_to_num((values - low) / (high - low + RANGE_OFFSET), nan=0.0)
 
+    def bins_of(self, hertz: np.ndarray) -> np.ndarray:
+        """Return the bin of a frame that is nearest to each frequency (Hz), int64."""
+        config = self.config
+        if self.mel_matrix is None:
+            # without the bin of frequency 0
+            bins = hertz * config.n_fft / config.sample_rate - 1
+        else:
+            low, high, wanted = (
+                2595.0 * np.log10(1.0 + value / 700.0) for value in (config.f_min, config.f_max, hertz)
+            )
+            bins = (wanted - low) / (high - low) * (config.n_mels + 1) - 1
+        return np.clip(np.rint(bins), 0, config.num_bins - 1).astype(np.int64)
+
     def segments(self, blocks: np.ndarray | Iterable[np.ndarray]) -> Generator[Segment, None, None]:
         """Yield the segments of a recording in order, in the memory of one segment; none without samples.
 

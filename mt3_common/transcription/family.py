@@ -10,6 +10,7 @@ from mt3_common.audio import yourmt3_frames
 from mt3_common.audio.segments import Segment
 from mt3_common.audio.yourmt3_frames import FrontEnd
 from mt3_common.config import Config, ConfigError
+from mt3_common.formats.plot import BRIGHTEST, DARKEST
 from mt3_common.notes.decoder import NoteDecoder
 from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
@@ -52,6 +53,9 @@ class Family(Protocol):
         max_tokens: ids of a segment at most.
         can_hold: whether instruments can be kept from one segment to the next.
         tells_velocities: whether its notes have velocities of their own, or a usual one (100).
+        tells_instruments: whether its notes have programs, among which a user can choose.
+        segment_samples: from the start of a segment to that of the next.
+        hop_samples: from the start of a frame to that of the next.
     """
 
     name: str
@@ -59,6 +63,9 @@ class Family(Protocol):
     max_tokens: int
     can_hold: bool
     tells_velocities: bool
+    tells_instruments: bool
+    segment_samples: int
+    hop_samples: int
 
     def num_segments(self, num_samples: int) -> int:
         """Return the number of segments of a recording."""
@@ -70,6 +77,10 @@ class Family(Protocol):
 
     def decoder(self, instruments: Instruments | None, published: bool) -> Any:
         """Return a Decoder of a recording."""
+        ...
+
+    def picture(self, frames: np.ndarray, pitches: np.ndarray) -> np.ndarray:
+        """Return how dark the frames (n, bins) are drawn at MIDI pitches (k,): (n, k) from 0 to 1."""
         ...
 
     def velocities(self) -> VelocityEstimator:
@@ -96,6 +107,9 @@ class MT3Family:
         self.max_tokens = config.max_target_length
         self.can_hold = config.vocabulary.use_ties and config.vocabulary.use_programs
         self.tells_velocities = config.vocabulary.num_velocity_bins > 1
+        self.tells_instruments = config.vocabulary.use_programs
+        self.hop_samples = config.spectrogram.hop_width
+        self.segment_samples = config.input_frames * self.hop_samples
 
     def num_segments(self, num_samples: int) -> int:
         """See Family."""
@@ -108,6 +122,20 @@ class MT3Family:
     def decoder(self, instruments: Instruments | None, published: bool) -> NoteDecoder:
         """See Family."""
         return NoteDecoder(Vocabulary(self.config.vocabulary), instruments and instruments.programs, published)
+
+    def picture(self, frames: np.ndarray, pitches: np.ndarray) -> np.ndarray:
+        """See Family."""
+        bins = self.bins_of(pitches)
+        return np.clip((frames[:, bins] - DARKEST) / (BRIGHTEST - DARKEST), 0.0, 1.0)
+
+    def bins_of(self, pitches: np.ndarray) -> np.ndarray:
+        """Return the mel bin that is nearest to each MIDI pitch, int64."""
+        spectrogram = self.config.spectrogram
+        low, high, wanted = (
+            1127.0 * np.log1p(hz / 700.0) for hz in (spectrogram.mel_lo_hz, spectrogram.mel_hi_hz, hertz(pitches))
+        )
+        filters = np.rint((wanted - low) / (high - low) * (spectrogram.num_mel_bins + 1)) - 1
+        return np.clip(filters, 0, spectrogram.num_mel_bins - 1).astype(np.int64)
 
     def velocities(self) -> VelocityEstimator:
         """See Family."""
@@ -128,6 +156,7 @@ class YourMT3Family:
     name = "yourmt3"
     can_hold = False
     tells_velocities = True
+    tells_instruments = True
 
     def __init__(self, settings: YourMT3Settings, front_end: FrontEnd):
         self.settings = settings
@@ -141,6 +170,8 @@ class YourMT3Family:
             )
         self.sample_rate = settings.front_end.sample_rate
         self.max_tokens = self.task.max_tokens
+        self.segment_samples = settings.front_end.input_frames
+        self.hop_samples = settings.front_end.hop_length
 
     def num_segments(self, num_samples: int) -> int:
         """See Family."""
@@ -153,6 +184,11 @@ class YourMT3Family:
     def decoder(self, instruments: Instruments | None, published: bool) -> YourMT3Decoder:
         """See Family."""
         return YourMT3Decoder(self.task, published)
+
+    def picture(self, frames: np.ndarray, pitches: np.ndarray) -> np.ndarray:
+        """See Family; frames have 1 where the segment is loudest, and half of that is nearly silent."""
+        bins = self.front_end.bins_of(hertz(pitches))
+        return np.clip(2.0 * frames[:, bins] - 1.0, 0.0, 1.0)
 
     def velocities(self) -> VelocityEstimator:
         """See Family."""
@@ -176,6 +212,11 @@ class YourMT3Family:
         ids("pitch")[:] = bool(programs)
         ids("drum")[:] = instruments.drums
         return allowed
+
+
+def hertz(pitches: np.ndarray) -> np.ndarray:
+    """Return the frequencies of MIDI pitches (Hz)."""
+    return 440.0 * 2.0 ** ((pitches - 69) / 12)
 
 
 def family_of(config: "Config | Family") -> "Family":

@@ -28,7 +28,7 @@ from mt3_common.web.facts import model_facts
 from mt3_common.web.files import KINDS, file_of
 from mt3_common.web.guard import LOOPBACK, Guard
 from mt3_common.web.patience import PatientProtocol
-from mt3_common.web.work import REPORT_EVERY, Line, Networks, Settings, TooLong, Work, mt3_config, too_long
+from mt3_common.web.work import REPORT_EVERY, Line, Networks, Settings, TooLong, Work, too_long
 
 PAGE = Path(__file__).parent / "page"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -80,7 +80,7 @@ class Server:
     ):
         self.networks = Networks(load)
         self.first = self.networks.get(Settings())
-        self.config = mt3_config(self.first)
+        self.family = self.first.family
         self.sentence = sentence
         self.limits = limits or Limits()
         self.line = Line()
@@ -90,7 +90,7 @@ class Server:
         """Return what the page needs to know of the model and of the server."""
         return JSONResponse(
             {
-                **model_facts(self.config, self.first.checkpoint),
+                **model_facts(self.family, self.first.checkpoint),
                 "files": [kind for kind in KINDS if kind != "musicxml" or importlib.util.find_spec("music21")],
                 "beats": importlib.util.find_spec("librosa") is not None,
                 "finds_meter": True,
@@ -136,7 +136,7 @@ class Server:
         query = request.query_params
         instruments = query.get("instruments", "").strip()
         if instruments:
-            if not self.config.vocabulary.use_programs:
+            if not self.family.tells_instruments:
                 raise ValueError("this model knows one instrument only, so there is nothing to choose from")
             instruments = str(parse_instruments(instruments))
         hold = query.get("hold", "")

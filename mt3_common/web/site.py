@@ -19,9 +19,10 @@ from mt3_common.formats.plot import BRIGHTEST, DARKEST
 from mt3_common.io import atomic
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription.continuity import HOLD_BIAS
+from mt3_common.transcription.family import MT3Family
 from mt3_common.web.facts import model_facts
 from mt3_common.web.runtime import LICENSES, MPG123, SCRIPT, WASM
-from mt3_common.web.strips import COLUMNS, rows_of_pitches
+from mt3_common.web.strips import COLUMNS, PITCHES
 
 PAGE, LOCAL = Path(__file__).parent / "page", Path(__file__).parent / "local"
 # of mpg123
@@ -144,7 +145,7 @@ def facts(
     return {
         "format": FORMAT,
         "version": 1,
-        "about": model_facts(config, checkpoint) | abilities | limits,
+        "about": model_facts(MT3Family(config), checkpoint) | abilities | limits,
         "sizes": {
             "sampleRate": spectrogram.sample_rate,
             "hop": spectrogram.hop_width,
@@ -161,7 +162,7 @@ def facts(
         },
         "filters": filters,
         "strip": {
-            "bins": rows_of_pitches(spectrogram).tolist(),
+            "bins": MT3Family(config).bins_of(PITCHES).tolist(),
             "columns": COLUMNS,
             "darkest": DARKEST,
             "brightest": BRIGHTEST,

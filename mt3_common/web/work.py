@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from mt3_common.audio.segments import Segment
-from mt3_common.config import Config
 from mt3_common.formats.tables import fields
 from mt3_common.notes.note import Note
 from mt3_common.transcription.batching import PromptedSegment
@@ -38,17 +37,6 @@ class Settings(NamedTuple):
     hold: float | None = None
     tempo: float | str | None = None
     meter: str | None = None
-
-
-def mt3_config(network: Transcriber) -> Config:
-    """Return the config of MT3's network.
-
-    Raises:
-        ValueError: the network is of another family, whose frames and instruments the page does not show.
-    """
-    if not isinstance(network.config, Config):
-        raise ValueError("the page shows MT3's networks; transcribe with a YourMT3+ checkpoint on the command line")
-    return network.config
 
 
 class TooLong(ValueError):
@@ -196,7 +184,7 @@ class Work:
                 last = segment.index
                 if segment.start_time > self.max_seconds:
                     raise TooLong(too_long(self.max_seconds))
-                self._send(strip(segment, mt3_config(network)))
+                self._send(strip(segment, network.family))
             yield item
 
     def _progress(self, done: int, total: int | None) -> None:

@@ -1,5 +1,6 @@
 """YourMT3+ checkpoints through the commands of both twins."""
 
+import functools
 import importlib
 import json
 import os
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from serving import served
 from yourmt3_toys import CHAIN, settings, toy, write_toy
 
 from mt3_common.audio.yourmt3_frames import FrontEnd
+from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli import infer as cli
 from mt3_common.cli import mt3
 from mt3_common.transcription import reader
 from mt3_common.transcription.family import YourMT3Family
 from mt3_common.transcription.pipeline import Transcriber
+from mt3_common.yourmt3_config import FrontEndConfig
 
 TWINS = ["torch_mt3", pytest.param("jax_mt3", marks=pytest.mark.compile)]
 STARTS = [0.0, 2.0479375, 4.095875]
@@ -309,6 +313,57 @@ def test_a_config_of_mt3_says_what_a_checkpoint_does_not(tmp_path, capsys):
     (tmp_path / "settings.json").write_text('{"num_heads": 5}')
     assert run("torch_mt3", audio, "--checkpoint", "golden", "--config", tmp_path / "settings.json") == 2
     assert "num_heads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_the_page_is_served_with_a_yourmt3(twin, checkpoint, tmp_path):
+    audio = recording(tmp_path / "a.wav", 2 * 32767 + 5000)
+
+    def load(**wishes) -> Transcriber:
+        network = importlib.import_module(f"{twin}.infer").load(checkpoint=checkpoint, **wishes)
+        # compiled before anybody waits for it
+        network.transcribe(audio)
+        return network
+
+    with served(load=load) as client:
+        facts = json.loads(client.ask("GET", "/about")[2])
+        events = client.events(audio.read_bytes())
+        refused = client.events(audio.read_bytes(), "name=a.wav&hold=1")[-1]
+    assert (facts["instruments"], facts["hold"]) == (True, False)
+    assert "--hold-instruments is for MT3's networks" in refused["message"]
+    strips = [event for event in events if event["type"] == "strip"]
+    assert [strip["start"] for strip in strips] == pytest.approx(STARTS)
+    assert {strip["columns"] for strip in strips[:2]} == {settings().front_end.num_frames}
+    assert run(twin, audio, "--checkpoint", checkpoint, "--format", "json") == 0
+    assert shown_notes(events) == notes(tmp_path / "a.json")
+
+
+def shown_notes(events: list[dict]) -> list[dict]:
+    """Return the notes that a page has got."""
+    return [note for event in events if event["type"] == "notes" for note in event["notes"]]
+
+
+def test_instruments_are_chosen_on_the_page(checkpoint, tmp_path):
+    audio = recording(tmp_path / "a.wav", 5000).read_bytes()
+    load = importlib.import_module("torch_mt3.infer").load
+    with served(load=functools.partial(load, checkpoint=checkpoint)) as client:
+        assert shown_notes(client.events(audio, "name=a.wav&instruments=violin"))
+        assert not shown_notes(client.events(audio, "name=a.wav&instruments=drums"))
+
+
+@pytest.mark.parametrize("front_end", [FrontEndConfig(), FrontEndConfig("melspec", hop_length=128)])
+def test_the_page_shows_a_tone_at_its_pitch(front_end):
+    family = YourMT3Family(
+        RELEASED["yptf-single" if front_end.codec == "spec" else "ymt3-plus"].settings,
+        FrontEnd(front_end),
+    )
+    samples = 0.5 * np.sin(2 * np.pi * 880 * np.arange(front_end.input_frames) / 16000).astype(np.float32)
+    (segment,) = family.segments([samples])
+    levels = family.picture(segment.frames, np.arange(21, 109))
+    # A5 is 81; the picture is dark there and light elsewhere
+    assert abs(int(levels[50].argmax()) + 21 - 81) <= 1
+    assert levels[50].max() > 0.8
+    assert np.median(levels[50]) < 0.3
 
 
 @pytest.mark.parametrize("twin", TWINS)

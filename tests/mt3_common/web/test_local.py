@@ -26,6 +26,7 @@ from mt3_common.notes.tempo import Tempo, constant
 from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
 from mt3_common.transcription.batching import PromptedSegment
 from mt3_common.transcription.continuity import HOLD_BIAS, InstrumentContinuity
+from mt3_common.transcription.family import MT3Family
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.result import Transcription
 from mt3_common.web.files import file_of
@@ -126,7 +127,7 @@ def test_frames_segments_and_strips(node, num_samples):
         loud = segment.frames > np.log(0.05)
         np.testing.assert_allclose(frames[loud], segment.frames[loud], atol=2e-4)
         np.testing.assert_allclose(frames, segment.frames, atol=0.03)
-        picture = strip(segment, CONFIG)
+        picture = strip(segment, MT3Family(CONFIG))
         levels = [np.frombuffer(base64.b64decode(item.pop("levels")), np.uint8) for item in (picture, answer["strip"])]
         np.testing.assert_allclose(levels[0].astype(int), levels[1], atol=1)
         assert answer["strip"] == picture
