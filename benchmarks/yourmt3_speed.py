@@ -63,8 +63,10 @@ def run_published(weights: str, audio: str, output: str, batch_size: int) -> dic
     start = time.perf_counter()
     model = importlib.import_module("yourmt3").YMT3(weights, "YPTF+MoE+Multi")
     loaded = time.perf_counter()
+    begin = time.process_time()
     model.predict(audio, batch_size, output_path=output)
-    return {"loading": loaded - start, "seconds": [time.perf_counter() - loaded]}
+    spent = time.process_time() - begin
+    return {"loading": loaded - start, "seconds": [time.perf_counter() - loaded], "cpu_seconds": [spent]}
 
 
 def run_twin(twin: str, weights: str, audio: str, output: str, dtype: str, times: int) -> dict[str, Any]:
@@ -72,17 +74,20 @@ def run_twin(twin: str, weights: str, audio: str, output: str, dtype: str, times
     infer = importlib.import_module(f"{twin}.infer")
     start = time.perf_counter()
     transcriber = infer.load(weights, model=NAME, device="cpu", dtype=dtype)
-    loading, seconds = time.perf_counter() - start, []
+    loading, seconds, cpu_seconds = time.perf_counter() - start, [], []
     for _ in range(times):
-        start = time.perf_counter()
+        start, begin = time.perf_counter(), time.process_time()
         transcriber.transcribe(audio, published=True).write(output)
         seconds.append(time.perf_counter() - start)
-    return {"loading": loading, "seconds": seconds}
+        cpu_seconds.append(time.process_time() - begin)
+    return {"loading": loading, "seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
-def in_process(python: str, arguments: list[str]) -> dict[str, Any]:
+def in_process(python: str, arguments: list[str], threads: int | None) -> dict[str, Any]:
     """Return what a process of this file measures."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT), TRANSFORMERS_VERBOSITY="error")
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     result = subprocess.run(
         [python, __file__, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -125,8 +130,8 @@ def compare(arguments: argparse.Namespace) -> None:
                     python = arguments.published_python if contender == PUBLISHED else sys.executable
                     options = ["--role", contender, "--weights", weights, "--audio", folder / "a.wav"]
                     options += ["--output", output, "--dtypes", dtype, "--times", arguments.times]
-                    measured = in_process(python, list(map(str, options)))
-                    seconds = measured["seconds"]
+                    measured = in_process(python, list(map(str, options)), arguments.threads)
+                    seconds = measured["cpu_seconds" if arguments.threads == 1 else "seconds"]
                     slowest = slowest or seconds[-1]
                     notes = same_messages(folder / f"{contenders[0]}-float32.mid", output)
                     shown = ", ".join(f"{value:.1f}" for value in seconds)
@@ -146,6 +151,7 @@ def main() -> None:
     add("--eos", default="1,4", help="factors of the row of EOS; default: %(default)s")
     add("--dtypes", default="float32", help="of the twins; default: %(default)s")
     add("--times", type=int, default=2, help="transcriptions in the process of a twin; the last counts")
+    add("--threads", type=int, help="of PyTorch; 1 prints processor time, which other processes do not stretch")
     add("--only", default=f"{PUBLISHED},torch_mt3,jax_mt3", help="contenders; the first is what all are compared with")
     add("--published-python", default=str(ROOT / ".venv-yourmt3" / "bin" / "python"), help=argparse.SUPPRESS)
     add("--role", help=argparse.SUPPRESS)
