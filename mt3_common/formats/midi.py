@@ -225,8 +225,8 @@ def read_midi_stems(
 
     As in a player, tempos, programs and pedals count whatever track they are on: a note has the program that its
     channel has when it begins. Where tracks give one channel different programs at one tick, each track's own counts.
-    In a file of format 2 each track has tempos and channels of its own. Drum hits without length last MIN_DRUM_HIT;
-    pitched notes without length and notes without an end are left out.
+    In a file of format 2 each track has tempos and channels of its own. Drum hits without length or end last
+    MIN_DRUM_HIT; pitched notes without length or end are left out.
 
     Args:
         path: the .mid file.
@@ -360,8 +360,13 @@ def _closed(track: list[Event], programs: list[int], odd: Counter[str]) -> Itera
                     yield begin, event.tick, begin_program
             elif same_tick:
                 odd["notes without length, left out"] += len(same_tick)
-    if unended := sum(map(len, sounding.values())):
-        odd["notes without an end, left out"] += unended
+    for (channel, _), begun in sounding.items():
+        if channel % 16 == DRUM_CHANNEL:
+            odd[f"drum hits without an end, read as {1000 * MIN_DRUM_HIT:g} ms"] += len(begun)
+            for begin, begin_program in begun:
+                yield begin, begin.tick, begin_program
+        else:
+            odd["notes without an end, left out"] += len(begun)
 
 
 def _sustained(notes: list[list[Note]], pedals: list[list[tuple[float, bool]]]) -> list[list[Note]]:

@@ -122,6 +122,15 @@ def test_drum_hits_without_length_get_one(read):
     assert message == "drum hits without length, read as 10 ms: 3; notes without length, left out: 1"
 
 
+def test_drum_hits_without_an_end_are_hits(read):
+    notes, message = read(header(0) + track(*note(36, channel=9)[:1], *note(38, channel=9)[:1], *note(60)[:1]))
+    assert [(n.onset, round(n.offset - n.onset, 9), n.pitch, n.is_drum) for n in notes] == [
+        (0.5, 0.01, 36, True),
+        (1.0, 0.01, 38, True),
+    ]
+    assert message == "drum hits without an end, read as 10 ms: 2; notes without an end, left out: 1"
+
+
 def test_a_note_without_an_end_is_reported(read):
     notes, message = read(header() + track(*note(), (0, b"\x90\x40\x50")))
     assert (notes, message) == (ONE, "notes without an end, left out: 1")
