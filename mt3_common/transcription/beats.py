@@ -18,6 +18,7 @@ from mt3_common.notes.meter import FOUR_FOUR, Meter, parse_meter
 from mt3_common.notes.note import Note
 from mt3_common.notes.steady import steady_beats
 from mt3_common.notes.tempo import DEFAULT_BPM, NO_TIME, ScoreClock, Tempo, constant
+from mt3_common.transcription.changing_beats import are_stronger, changing_beats
 
 AUTO = "auto"
 # librosa's own defaults for beats: Hz, samples
@@ -96,7 +97,8 @@ def find_beats(
         AudioError: the file cannot be read as audio; says why.
 
     Source: librosa.beat.beat_track. Differs from it in that the tempo comes from the mean tempogram of pieces of 30 s,
-    whose size does not grow with the recording.
+    whose size does not grow with the recording, and that beats which follow changes of the tempo take their place
+    where they are nearer to the onsets (changing_beats.py).
     """
     librosa()
     with contextlib.closing(
@@ -113,6 +115,9 @@ def find_beats(
     bpm = float(np.ravel(librosa().feature.tempo(tg=tempogram[:, None], **rate))[0])
     _, beats = librosa().beat.beat_track(onset_envelope=strength, bpm=bpm, units="time", **rate)
     beats = np.asarray(beats, np.float64)
+    changing = changing_beats(strength, bpm, SAMPLE_RATE / HOP)
+    if are_stronger(changing, beats, strength, SAMPLE_RATE / HOP):
+        beats = changing
     if len(beats) < 2:
         return silent
     beats = _smoothed(beats)

@@ -6,7 +6,8 @@ python tests/tools/fuzz_checkpoints.py --seed 0 --only NUMBER
     one of them again
 
 A case goes wrong by another exception than CheckpointError, ConfigError or OSError, by a message of several lines or
-above 1,000 characters, by more than 20 s, or by more than 256 MB beyond what the process had.
+above 1,000 characters, by more than 20 s of the processor (200 s in all), or by more than 256 MB beyond what the
+process had.
 """
 
 import argparse
@@ -181,6 +182,7 @@ def cases(numbers: range, seed: int) -> Iterator[tuple[int, str, list[str]]]:
         raise TooLong
 
     signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGPROF, too_long)
     with tempfile.TemporaryDirectory(prefix="mt3-fuzz-") as name:
         (Path(name) / "whole").mkdir()
         whole = make(Path(name) / "whole")
@@ -188,7 +190,8 @@ def cases(numbers: range, seed: int) -> Iterator[tuple[int, str, list[str]]]:
             read_checkpoint(place).resolve() if place.name != "sets" else read_any(place)
         for number in numbers:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            signal.alarm(LONGEST)
+            signal.setitimer(signal.ITIMER_PROF, LONGEST)
+            signal.alarm(10 * LONGEST)
             try:
                 kind, faults = case(Random(f"{seed} {number}"), whole, Path(name))
             except TooLong:
@@ -196,6 +199,7 @@ def cases(numbers: range, seed: int) -> Iterator[tuple[int, str, list[str]]]:
             except Exception:
                 kind, faults = "", [traceback.format_exc()]
             finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.alarm(0)
             shutil.rmtree(Path(name) / "x", ignore_errors=True)
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024

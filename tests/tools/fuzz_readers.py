@@ -54,7 +54,7 @@ from mt3_common.formats.sealed import NoteFileError, written_here  # noqa: E402
 from mt3_common.formats.sonify import FontPlayer  # noqa: E402
 from mt3_common.training.config import TrainingError, read_config  # noqa: E402
 
-# inputs that a process tries, s for one of them
+# inputs that a process tries, s of the processor for one of them (ten times as many in all)
 CHUNK, LONGEST = 500, 20
 # endings of texts, and values that readers of texts meet and do not expect
 TEXTS = ("tsv", "json", "jsonl", "gin", "yaml", "csv", "txt")
@@ -322,7 +322,9 @@ def tried(name: str, seeds: dict[str, bytes], seed: int, number: int, folder: Pa
         raise TooLongError
 
     signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(LONGEST)
+    signal.signal(signal.SIGPROF, too_long)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    signal.alarm(10 * LONGEST)
     try:
         reader.read(path)
         return "read"
@@ -334,6 +336,7 @@ def tried(name: str, seeds: dict[str, bytes], seed: int, number: int, folder: Pa
     except BaseException:
         return traceback.format_exc()
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         path.unlink()
 

@@ -42,6 +42,44 @@ def test_beats_of_a_recording_are_found(tmp_path, bpm, seconds):
     assert np.mean([np.abs(times - beat).min() < 0.05 for beat in inside]) > 0.95
 
 
+def played(bpm_at, seconds: float) -> np.ndarray:
+    """Times (s) of beats whose tempo at each moment is bpm_at(s)."""
+    times = [0.7]
+    while times[-1] < seconds - 0.5:
+        times.append(times[-1] + 60 / bpm_at(times[-1]))
+    return np.array(times)
+
+
+@pytest.mark.parametrize(
+    "bpm_at",
+    [
+        lambda time: 100 if time < 20 else 140,
+        lambda time: 120 - 40 * max(0.0, (time - 20) / 20),
+        lambda time: 90 + time,
+    ],
+    ids=["100 to 140", "ritardando", "accelerando"],
+)
+def test_beats_follow_changes_of_the_tempo(tmp_path, bpm_at):
+    pytest.importorskip("librosa")
+    times = played(bpm_at, 40)
+    tempo_map = beats.find_beats(clicks(tmp_path / "a.wav", times, 40), [Note(t, t + 0.1, 60, 90) for t in times])
+    beat_times = np.asarray(tempo_map.beats)
+    assert len(beat_times) == pytest.approx(len(times), abs=4)
+    assert np.mean([np.abs(beat_times - time).min() < 0.05 for time in times]) > 0.9
+    intervals = 60 / np.diff(beat_times)
+    for moment in (8.0, 36.0):
+        assert np.interp(moment, beat_times[1:], intervals) == pytest.approx(bpm_at(moment), rel=0.06)
+
+
+def test_a_steady_tempo_stays_one_value(tmp_path):
+    pytest.importorskip("librosa")
+    times = np.arange(0.7, 39.5, 60 / 112)
+    notes = [Note(time, time + 0.1, 60, 90) for time in times]
+    tempo_map = beats.find_beats(clicks(tmp_path / "a.wav", times, 40), notes)
+    assert len(set(np.round(np.diff(tempo_map.beats), 6))) == 1
+    assert 60 / tempo_map.interval == pytest.approx(112, abs=0.01)
+
+
 def test_start_and_duration_and_downbeats(tmp_path):
     """Every fourth beat has two notes, from the third on."""
     pytest.importorskip("librosa")
