@@ -93,9 +93,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="of a song; default: all")
     names = parser.parse_args().names or list(SONGS)
     player = FontPlayer(Path(pretty_midi.__file__).parent / "TimGM6mb.sf2")
-    print(
-        "| song (quarters a minute) | one tempo | with changes | tempos | drums: one tempo | with changes | tempos |"
-    )
+    print("| song (quarters a minute) | one tempo | with changes | tempos | drums: one tempo | with changes | tempos |")
     print("|---|---|---|---|---|---|---|")
     scores: list[list[float]] = [[], []]
     for name in names:
