@@ -72,8 +72,8 @@ def arranged_arrays(config: Config, frames: np.ndarray, seed: int = 0) -> dict[s
         raise ValueError(f"{len(frames)} frames are too few for {network.input_depth} mel bins")
     if width <= POSITION_DIMS or network.head_dim < POSITION_DIMS:
         raise ValueError(
-            f"weights are arranged for the data only where emb_dim is above {POSITION_DIMS} and head_dim no less, not "
-            f'{width} and {network.head_dim}: choose larger ones, or "arranged": false among the training settings'
+            f"emb_dim and head_dim must be above {POSITION_DIMS} for weights that are arranged for the data, not {width} "
+            f'and {network.head_dim}: choose larger ones, or "arranged": false among the training settings'
         )
     arrays = initial_arrays(network, seed)
     rng = np.random.default_rng([seed, 1])
