@@ -72,7 +72,7 @@ def arranged_arrays(config: Config, frames: np.ndarray, seed: int = 0) -> dict[s
         raise ValueError(f"{len(frames)} frames are too few for {network.input_depth} mel bins")
     if width <= POSITION_DIMS or network.head_dim < POSITION_DIMS:
         raise ValueError(
-            f"emb_dim and head_dim must be above {POSITION_DIMS} for weights that are arranged for the data, not {width} "
+            f"emb_dim and head_dim must be above {POSITION_DIMS} for weights arranged for the data, not {width} "
             f'and {network.head_dim}: choose larger ones, or "arranged": false among the training settings'
         )
     arrays = initial_arrays(network, seed)
