@@ -87,8 +87,10 @@ def is_yourmt3(path: str | os.PathLike) -> bool:
     if name.endswith(PICKLES) and zipfile.is_zipfile(name):
         try:
             with zipfile.ZipFile(name) as archive:
-                pickled = [entry for entry in archive.namelist() if entry.endswith("/data.pkl")]
-                return any(MARK.encode() in archive.read(entry) for entry in pickled)
+                # PyTorch stores it as it is: a compressed one is not read here, which could fill the memory.
+                pickled = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+                stored = [entry for entry in pickled if entry.compress_type == zipfile.ZIP_STORED]
+                return any(MARK.encode() in archive.read(entry) for entry in stored)
         except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
             return False
     return False

@@ -5,6 +5,8 @@ import http.server
 import json
 import os
 import threading
+import tracemalloc
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -224,3 +226,14 @@ def test_other_content_than_the_released_is_refused(hub):
     with pytest.raises(transfer.DownloadError):
         find_checkpoint("ymt3-plus", quiet=True)
     assert not list(Path(os.environ["MT3_CACHE"]).rglob("model.ckpt"))
+
+
+def test_a_compressed_pickle_is_not_inflated(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**26))
+    tracemalloc.start()
+    try:
+        assert not is_yourmt3(tmp_path / "x.pth")
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
