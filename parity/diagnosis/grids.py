@@ -84,6 +84,7 @@ def same_numbers(array: np.ndarray, own: np.ndarray, head_dim: int, heads_in_row
     """
     return (
         _times(array, own)
+        or _times_rounded(array, own)
         or _by_head(array, own, head_dim, heads_in_rows)
         or _negated(array, own)
         or _moved(array, own)
@@ -106,6 +107,30 @@ def _times(array: np.ndarray, own: np.ndarray) -> Cause | None:
         return None
     text = f"times {factor:.8g}" if abs(factor - 1) < 1e-2 else f"times {factor:.6g}"
     return text, text, True
+
+
+def _times_rounded(array: np.ndarray, own: np.ndarray) -> Cause | None:
+    """The cause of an array that was multiplied by one factor and rounded to a short type."""
+    import ml_dtypes
+
+    wide, exact = array.astype(np.float64), own.astype(np.float64)
+    factor = _factor(wide, exact)
+    # the factor of rounded numbers is near; as the root of a whole number, or its inverse, it is one
+    square = max(factor**2, factor**-2) if factor else 0.0
+    root = float(np.copysign(round(square) ** (0.5 if abs(factor) > 1 else -0.5), factor)) if square < 1e9 else 0.0
+    for low in (ml_dtypes.bfloat16, np.float16):
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_short = np.array_equal(array.astype(np.float32).astype(low).astype(np.float64), wide)
+        # half a unit of the last place
+        unit = float(ml_dtypes.finfo(low).eps) / 2
+        if not is_short or abs(factor - 1) <= unit:
+            continue
+        smallest = float(ml_dtypes.finfo(low).smallest_subnormal)
+        for near, digits in ((root, 6), (factor, 3)):
+            if np.all(np.abs(wide - exact * near) <= 1.01 * unit * np.abs(exact * near) + smallest) and near:
+                text = f"times {near:.{digits}g}, rounded to {np.dtype(low).name}"
+                return text, text, False
+    return None
 
 
 def _by_head(array: np.ndarray, own: np.ndarray, head_dim: int, heads_in_rows: bool) -> Cause | None:

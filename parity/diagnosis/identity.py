@@ -89,11 +89,13 @@ def order_findings(
         for names in modules.values():
             order = [name.split("/")[-2] for name in sorted(names, key=lambda name: starts(match, name))]
             sites = [module_of_array(name) for name in names]
-            if set(order) != set(parts) or order == list(parts) or known & set(sites):
+            # `c_attn` joins query, key, value in self-attention, key, value in cross attention
+            named = [part for part in parts if part in order]
+            if len(order) < 2 or set(order) != set(named) or order == named or known & set(sites):
                 continue
-            pattern = re.sub(r"\d+", "#", key)
-            text = f"{key} is in the order {', '.join(order)}; its name says {', '.join(parts)}"
-            finding = findings.setdefault(pattern, Finding(sites[0], f"order {', '.join(order)}", text, math.nan))
+            cause = f"order {', '.join(order)}"
+            text = f"{key} is in the order {', '.join(order)}; its name says {', '.join(named)}"
+            finding = findings.setdefault(cause, Finding(sites[0], cause, text, math.nan))
             finding.sites += sites
     return list(findings.values())
 
@@ -101,7 +103,7 @@ def order_findings(
 def layout_findings(
     matching: fibres.Matching, readings: Mapping[str, Reading], named: Iterable[str], known: Iterable[str]
 ) -> list[Finding]:
-    """Findings about joined and stacked kernels that do not lie as their convention says.
+    """Findings about joined and stacked kernels that do not lie as their convention says, or are joined along inputs.
 
     Args:
         matching: of the candidate against the original.
@@ -110,6 +112,8 @@ def layout_findings(
         known: sites of other findings.
     """
     placed, known = set(named), set(known)
+    findings = _joined_along_inputs(matching, known)
+    known |= {site for finding in findings for site in finding.sites}
     sites: dict[str, list[str]] = {}
     for key, match in matching.matches.items():
         layout = readings[key].layout
@@ -117,13 +121,39 @@ def layout_findings(
             continue
         if fibres.is_transposed(match, 2) != (layout == "out, in"):
             sites.setdefault(layout, []).extend(module_of_array(name) for name in match.owners)
-    findings = []
     for layout, modules in sites.items():
         modules = [site for site in dict.fromkeys(modules) if site not in known]
         if modules:
             text = f"transposed: their names are of kernels that lie ({layout})"
             findings.append(Finding(modules[0], "transposed", text, math.nan, sites=modules))
     return findings
+
+
+# parts that are joined along their outputs, since they read the same inputs
+_JOINED_PARTS = ("query", "key", "value", "wi_0", "wi_1")
+
+
+def _joined_along_inputs(matching: fibres.Matching, known: set[str]) -> list[Finding]:
+    """The finding about square kernels that are joined along their inputs, as transposed ones are.
+
+    Arrays with more axes than a matrix and one of layers keep each part whole; those in which more than one axis is as
+    long as a kernel's side do not tell along which they are joined.
+    """
+    sites: dict[str, str] = {}
+    for key, match in matching.matches.items():
+        names = [name for name in match.owners if name.split("/")[-2] in _JOINED_PARTS]
+        is_stacked = len({_layer(name) for name in names}) > 1
+        if len({name.split("/")[-2] for name in names}) < 2 or len(match.shape) != 2 + is_stacked:
+            continue
+        if match.shape.count(match.shape[match.axis]) > 1:
+            continue
+        for name, axis in zip(match.owners, match.original_axis):
+            if name in names and axis == 1 and module_of_array(name) not in known:
+                sites[module_of_array(name)] = key
+    if not sites:
+        return []
+    text = f"transposed: {next(iter(sites.values()))} joins it with others along its inputs"
+    return [Finding(next(iter(sites)), "transposed", text, math.nan, sites=list(sites))]
 
 
 # largest number of sub-layers that a name may count for one layer

@@ -66,7 +66,7 @@ def holds(matching: fibres.Matching, key: str, name: str | None) -> bool:
 
 def read_names(arrays: Iterable[str], original: Mapping[str, np.ndarray]) -> tuple[dict[str, Reading], list[str]]:
     """Read all names; (the candidate's name -> its meaning, a note for each stack whose layers count from 1)."""
-    readings = {key: read_name(key, original) for key in arrays}
+    readings = _unordered({key: read_name(key, original) for key in arrays})
     notes = []
     for stack in ("encoder", "decoder"):
         layers = {int(number) for name in original for number in re.findall(rf"^{stack}/layers_(\d+)/", name)}
@@ -79,6 +79,24 @@ def read_names(arrays: Iterable[str], original: Mapping[str, np.ndarray]) -> tup
             shifted = LAYER.sub(lambda match: f"{match[1]}{max(int(match[2]) - 1, 0)}", key, count=1)
             readings[key] = read_name(shifted, original)
     return readings, notes
+
+
+def _unordered(readings: dict[str, Reading]) -> dict[str, Reading]:
+    """The readings, without the norms before cross attention that their order alone tells, where others say the word.
+
+    `norm2` and `post_attention_layernorm` are those norms in the tables of two libraries; beside a `norm_cross` they
+    are of the MLP.
+    """
+    own = [reading.claim for reading in readings.values() if reading.claim.attention == "cross"]
+    if not any(claim.parts == ("norm.attention",) for claim in own):
+        return readings
+    return {
+        key: reading._replace(names=(), is_certain=False)
+        if "".join(reading.names).endswith("pre_cross_attention_layer_norm/scale")
+        and reading.claim.attention != "cross"
+        else reading
+        for key, reading in readings.items()
+    }
 
 
 def _believed(arrays, original, matching, readings) -> tuple[dict[str, Reading], list[str]]:
@@ -162,16 +180,34 @@ def _layouts(arrays, matching, kernels, readings) -> tuple[dict[str, bool], bool
         for key in kernels
         if key in matching.matches and arrays[key].ndim == 2
     }
-    stated = [reading.layout == "out, in" for reading in readings.values() if reading.is_certain and reading.layout]
+    in_layers = {key: "/layers_" in (reading.names or ("",))[0] for key, reading in readings.items()}
+    told = {
+        key: reading.layout == "out, in" for key, reading in readings.items() if reading.is_certain and reading.layout
+    }
     open_ones = {key: value for key, value in turned.items() if not kernels[key].layout}
     oblong = {key: value for key, value in open_ones.items() if arrays[key].shape[0] != arrays[key].shape[1]}
-    votes = list((oblong if len(oblong) > 1 else open_ones).values())
+    joined = [
+        fibres.is_transposed(match, 2)
+        for key, match in matching.matches.items()
+        if len(match.owners) > 1
+        and arrays[key].ndim == 2
+        and not readings[key].layout
+        and "/layers_" in match.owners[0]
+    ]
+    # the head is a Linear in networks whose layers have Conv1D: it says nothing of them
+    stated = [value for key, value in told.items() if in_layers[key]] or (
+        [] if joined or any(in_layers[key] for key in oblong) else list(told.values())
+    )
+    votes = [*(oblong if joined or len(oblong) > 1 else open_ones).values(), *joined]
     usual = sum(stated) * 2 > len(stated) if stated else sum(votes) * 2 > len(votes)
+    outside = [value for key, value in told.items() if not in_layers[key]]
     mlp = {oblong[key] for key in oblong if "/mlp/" in (kernels[key].name or "")}
     layouts = {}
     for key, reading in kernels.items():
         if reading.layout:
             layouts[key] = reading.layout == "out, in"
+        elif outside and not in_layers[key]:
+            layouts[key] = outside[0]
         else:
             layouts[key] = mlp == {True} if "/mlp/" in (reading.name or "") and len(mlp) == 1 else usual
     return layouts, usual

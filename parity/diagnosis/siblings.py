@@ -3,18 +3,13 @@
 import collections
 import dataclasses
 import hashlib
-import math
 import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from parity.diagnosis.fibres import Match, Matching, describe, one_factor, positions
-
-# relative difference up to which two factors, each read off an array that may be rounded, are one
-ONE_FACTOR = 1e-3
-# elements multiplied in float32 by a factor that is no power of two are within two units of their last place
-LAST_PLACE = 2.0**-22
+from parity.diagnosis.claims import BY_HEAD
+from parity.diagnosis.fibres import Match, Matching, describe, positions
 
 
 @dataclasses.dataclass
@@ -29,7 +24,6 @@ class Standing:
         plain: they ascend along every axis: turned, cut or joined, but not permuted.
         turned: the candidate has (out, in).
         stacked: the candidate holds other layers' arrays of the same kind too.
-        factor: candidate / original; None where it is not one number.
     """
 
     name: str
@@ -39,7 +33,6 @@ class Standing:
     plain: bool
     turned: bool
     stacked: bool
-    factor: float | None
 
     def key(self) -> tuple:
         """Key that siblings have in common: layers of a stack start where they may, parts of a fused array do not."""
@@ -84,8 +77,7 @@ def _standing(match: Match, name: str, shape: tuple[int, ...]) -> Standing:
         turned = bool(down < along)
     order = hashlib.blake2b((places - start).astype(np.int32).tobytes()).hexdigest() if whole else ""
     stacked = sum(role_of(other) == role_of(name) for other in match.owners) > 1
-    factor = one_factor(match.factor[match.owner == match.owners.index(name)])
-    return Standing(name, match, start, order, plain, turned, stacked, factor)
+    return Standing(name, match, start, order, plain, turned, stacked)
 
 
 def load_as_siblings(
@@ -94,23 +86,21 @@ def load_as_siblings(
     original: Mapping[str, np.ndarray],
     names: Iterable[str],
     believed: Iterable[str] = (),
-    certain: Iterable[str] = (),
     transposed: bool | None = None,
     head_dim: int = 0,
 ) -> Loaded:
     """Originals whose place in the candidate no name tells, loaded as most of their siblings are to be loaded.
 
     Siblings are the same array of other layers, and of the other attentions or norms. What they all share (turned,
-    cut, joined, scaled by one factor) is a convention and is undone; what one has alone is left in, so that it shows.
-    Layers of a stack are taken in the order of the stack.
+    cut, joined) is a convention and is undone; what one has alone is left in, so that it shows, and numbers that differ
+    are, in one array or in all. Layers of a stack are taken in the order of the stack.
 
     Args:
         matching: of candidate against original.
         candidate: the arrays that were matched.
         original: what they should be.
         names: originals to load.
-        believed: originals that names tell, of which and of whose siblings no factor is a convention.
-        certain: roles that names tell for certain, of which no factor is a convention, stacked or joined as they are.
+        believed: originals that names tell, whose siblings are not alone.
         transposed: whether kernels found by name are (out, in); None where there are none.
         head_dim: width of a head, for words.
     """
@@ -123,7 +113,7 @@ def load_as_siblings(
             best = max(range(len(holders)), key=lambda i: (counts[i], holders[i].exact))
             if counts[best]:
                 standings[name] = _standing(holders[best], name, np.atleast_1d(original[name]).shape)
-    templates, factors = _templates(standings, original), _factors(standings, believed, certain)
+    templates = _templates(standings, original)
     kernels = [sibling.turned for name, sibling in standings.items() if name.endswith("kernel") and sibling.order]
     turned = sum(kernels) * 2 > len(kernels) if transposed is None else transposed
     arrays: dict[str, np.ndarray] = {}
@@ -131,7 +121,7 @@ def load_as_siblings(
     odd: dict[str, str] = {}
     words: dict[str, dict[str, None]] = {}
     for name, standing in standings.items():
-        template, (factor, offset) = templates.get((role_of(name), standing.match.shape)), factors[role_of(name)]
+        template = templates.get((role_of(name), standing.match.shape))
         array = np.squeeze(candidate[standing.match.candidate])
         if template is not None:
             values, start = _as_template(standing, template, standings, array, original[name].shape)
@@ -147,16 +137,12 @@ def load_as_siblings(
         if values is None:
             odd[name] = f"stands in {standing.match.candidate} in an order that no sibling shows"
             continue
-        arrays[name], starts[name] = _undone(values, np.asarray(original[name]), factor, offset), start
+        arrays[name], starts[name] = values, start
         shared = words.setdefault(role_of(name), {})
         if template is not None or standing.plain:
             model = template or standing
             how = [*_joined(model), *describe(model.match, original, head_dim)]
             shared |= dict.fromkeys(word for word in how if not _OF_ONE.match(word))
-        if factor != 1:
-            shared[f"times {factor:.6g}"] = None
-        if offset:
-            shared[f"{offset:+g} added"] = None
     return Loaded(arrays, starts, _conventions(words, {role_of(name) for name in original}), odd)
 
 
@@ -182,7 +168,8 @@ _USUAL = ("query/kernel", "key/kernel", "value/kernel", "out/kernel", "wi_0/kern
 
 def _is_usual(match: Match) -> bool:
     parts = [part for part in _USUAL if part in _parts(match)]
-    return not _interleaved(match) and _parts(match) in (parts, _parts(match)[:1])
+    in_turn = _interleaved(match) and not BY_HEAD.search(match.candidate.lower())
+    return not in_turn and _parts(match) in (parts, _parts(match)[:1])
 
 
 def _joined(standing: Standing) -> list[str]:
@@ -234,33 +221,6 @@ def _is_shared(
     return set(orders) == partners and len(same) < 2
 
 
-def _factors(
-    standings: Mapping[str, Standing], believed: Iterable[str], certain: Iterable[str]
-) -> dict[str, tuple[float, float]]:
-    """Role -> (factor, offset) that most siblings share; (1, 0) where none do, or where names tell the role."""
-    votes = [
-        (name, standing.factor, standing.match.offset)
-        for name, standing in standings.items()
-        if standing.factor is not None
-    ]
-    votes += [(name, 1.0, 0.0) for name in believed]
-    chosen, named = {}, {role_of(name) for name in believed} | set(certain)
-    for role in {role_of(name) for name in standings}:
-        family = [(factor, offset) for name, factor, offset in votes if family_of(name) == family_of(role)]
-        own = [(factor, offset) for name, factor, offset in votes if role_of(name) == role]
-
-        def count(pair: tuple[float, float], among: list[tuple[float, float]]) -> int:
-            return sum(abs(f - pair[0]) <= ONE_FACTOR * abs(f) and o == pair[1] for f, o in among)
-
-        best = max(
-            own or family or [(1.0, 0.0)],
-            key=lambda pair: (count(pair, own), count(pair, family), pair == (1.0, 0.0)),
-        )
-        shared = max(count(best, own), count(best, family)) > 1 and role not in named
-        chosen[role] = best if shared else (1.0, 0.0)
-    return chosen
-
-
 def _as_template(standing, template, standings, array, shape) -> tuple[np.ndarray | None, int]:
     """The numbers that stand in an array where a sibling's stand in its own, and where the first of them stands."""
     places = positions(template.match, template.name, shape) - template.start
@@ -299,37 +259,8 @@ def _as_it_stands(standing, array, own, turned, alone) -> np.ndarray | None:
     return None
 
 
-def _undone(values: np.ndarray, own: np.ndarray, factor: float, offset: float) -> np.ndarray:
-    """Numbers with a convention's factor and offset taken off; the original's bits where these explain every bit."""
-    import ml_dtypes
-
-    wide = np.result_type(own.dtype, values.dtype)
-    exact = values.astype(np.float64)
-    if offset == 0 and abs(math.frexp(factor)[0]) == 0.5:
-        return (exact / factor).astype(wide)
-    if values.shape == own.shape:
-        for near in _near(factor):
-            want = own.astype(np.float64) * near + offset
-            if any(np.array_equal(exact, want.astype(kind).astype(np.float64)) for kind in (wide, own.dtype)):
-                return own.copy()
-            for low in (ml_dtypes.bfloat16, np.float16):
-                if np.array_equal(exact, want.astype(np.float32).astype(low).astype(np.float64)):
-                    return own.astype(np.float32).astype(low).astype(own.dtype)
-        if offset == 0 and np.all(np.abs(exact - want) <= LAST_PLACE * np.abs(want)):
-            return own.copy()
-    return ((exact - offset) / factor).astype(wide)
-
-
-def _near(factor: float) -> list[float]:
-    """A factor as it was read, in float32, and the root of a whole number or its inverse that is next to it."""
-    factors = [factor, float(np.float32(factor))]
-    square = factor**2 if abs(factor) > 1 else factor**-2
-    root = math.copysign(round(square) ** (0.5 if abs(factor) > 1 else -0.5), factor)
-    return [*factors, root, float(np.float32(root))] if abs(root - factor) <= ONE_FACTOR * abs(factor) else factors
-
-
 def _conventions(words: Mapping[str, Iterable[str]], roles: Iterable[str]) -> list[str]:
-    """'every kernel transposed', 'encoder/layers_#/attention/query times 0.25 (and 2 more)'."""
+    """'every kernel transposed', 'encoder/layers_#/attention/query split to 48x3x16 (and 2 more)'."""
     sentences = []
     for word in dict.fromkeys(word for by_role in words.values() for word in by_role):
         left = [role for role in words if word in words[role]]

@@ -16,6 +16,7 @@ from parity.diagnosis.config import check_config, unjudged, vocabulary_note
 from parity.diagnosis.effect import measure
 from parity.diagnosis.finding import Diagnosis, Finding, module_of_array
 from parity.diagnosis.folding import fold_weight_norm, split_averaged, unrounded
+from parity.diagnosis.grouping import grouped
 from parity.diagnosis.identity import (
     consistency_findings,
     identity_findings,
@@ -23,7 +24,7 @@ from parity.diagnosis.identity import (
     order_findings,
 )
 from parity.diagnosis.placement import place
-from parity.diagnosis.siblings import Loaded, load_as_siblings, role_of
+from parity.diagnosis.siblings import Loaded, load_as_siblings
 from parity.diagnosis.surplus import copy_findings, differing_copies, surplus_findings
 
 # share of the original's arrays that a candidate must hold for a diagnosis to mean anything
@@ -66,8 +67,7 @@ def diagnose_weights(
         placed[name] = _uncropped(name, array, original, diagnosis.notes, config.vocabulary.num_ids)
     rest = [name for name in original if name not in placed]
     named = {*placed, *(name for reading in readings.values() if (name := reading.name))}
-    certain = {role_of(name) for reading in readings.values() if reading.is_certain for name in reading.names}
-    loaded = load_as_siblings(matching, arrays, original, rest, named, certain, placement.transposed, head_dim)
+    loaded = load_as_siblings(matching, arrays, original, rest, named, placement.transposed, head_dim)
     diagnosis.conventions = loaded.conventions
     _as_named(loaded, matching)
     for name, array in loaded.arrays.items():
@@ -90,7 +90,7 @@ def diagnose_weights(
     copies = differing_copies(arrays, placement, matching)
     findings += copy_findings(copies)
     findings += surplus_findings(arrays, original, placement, matching, diagnosis.notes, copies)
-    diagnosis.findings = check_config(candidate.config, config, diagnosis.notes) + findings
+    diagnosis.findings = check_config(candidate.config, config, diagnosis.notes) + grouped(findings)
     diagnosis.unjudged = unjudged(candidate.config, config)
     if VOCABULARY not in " ".join(diagnosis.notes):
         diagnosis.notes += vocabulary_note(config)

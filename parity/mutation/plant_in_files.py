@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mt3_common.config import NetworkConfig
+from parity.diagnosis.claims import BY_HEAD
 from parity.diagnosis.conventions import CONVENTIONS, Convention, names_of
 from parity.diagnosis.finding import module_of_array
-
-# joined arrays of which the heads take turns
-BY_HEAD = re.compile(r"query_key_value|key_value")
 
 
 class Port(NamedTuple):

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from parity.diagnosis.claims import BY_HEAD
 from parity.diagnosis.siblings import role_of
-from parity.mutation.plant_in_files import BY_HEAD, Port
+from parity.mutation.plant_in_files import Port
 
 # arrays that MT3 does not have, as other networks call them: (name, shape, in a network of that width)
 SURPLUS = (

@@ -341,7 +341,14 @@ def all_of(part, change):
         (one("decoder/token_embedder/embedding", lambda w: np.roll(w, 3, 0)), {"rows rolled by -3": 1}),
         (one("encoder/layers_1/attention/value/kernel", lambda w: -w), {"times -1": 1}),
         (one("encoder/layers_1/mlp/wi_0/kernel", lambda w: w.T), {"transposed": 1}),
-        (all_of("query", lambda w: (w * np.float32(48**-0.5)).astype(ml_dtypes.bfloat16)), {"bfloat16 weights": 8}),
+        (
+            all_of("query", lambda w: (w * np.float32(48**-0.5)).astype(ml_dtypes.bfloat16)),
+            {"times 0.144338, rounded to bfloat16": 8},
+        ),
+        (all_of("query", lambda w: (w * np.float32(0.3)).astype(np.float16)), {"times 0.3, rounded to float16": 8}),
+        (all_of("query", lambda w: w / 4), {"times 0.25": 8}),
+        (all_of("query", lambda w: w * np.float32(48**-0.5)), {"times 0.144338": 8}),
+        (all_of("scale", lambda w: w - 1), {"-1 added": 15}),
         (one(WO, lambda w: w.astype(np.float64) * (1 + 1e-12)), {"noise": "decoder/layers_1/mlp/wo"}),
     ],
 )
@@ -362,15 +369,6 @@ def test_what_is_wrong_under_names_that_say_nothing(original, change, expected):
         (lambda name, array: array, []),
         (lambda name, array: array.astype(np.float64), []),
         (lambda name, array: array.T, ["every kernel transposed", "decoder/token_embedder transposed"]),
-        (all_of("scale", lambda w: w - 1), ["every norm scale -1 added"]),
-        (
-            all_of("query", lambda w: w / 4),
-            ["decoder/layers_#/encoder_decoder_attention/query times 0.25 (and 2 more)"],
-        ),
-        (
-            all_of("query", lambda w: w * np.float32(48**-0.5)),
-            ["decoder/layers_#/encoder_decoder_attention/query times 0.144338 (and 2 more)"],
-        ),
         (all_of("embedding", lambda w: w[:1491]), []),
         (
             all_of("query", lambda w: w.reshape(48, 3, 16)),
@@ -443,15 +441,20 @@ BASE = "decoder/layers_1/self_attention"
         ),
         (
             lambda i, parts: swapped(parts),
-            {
-                f"{base}/key": f"exchanged with {base}/value/kernel"
-                for base in (BASE.replace("1", str(i)) for i in range(3))
-            },
+            {"decoder/layers_0/self_attention/key": "exchanged with decoder/layers_0/self_attention/value/kernel"},
         ),
     ],
 )
 def test_fused_arrays_are_held_against_each_other_and_their_names(original, join, expected):
     assert causes(diagnosed(fused(original[0], join), original)) == expected
+
+
+def test_parts_exchanged_in_every_layer_are_one_finding_with_all_sites(original):
+    (finding,) = diagnosed(fused(original[0], lambda i, parts: swapped(parts)), original).findings
+    assert set(finding.sites) == {
+        f"decoder/layers_{i}/self_attention/{part}" for i in range(3) for part in ("key", "value")
+    }
+    assert finding.text.endswith("key and value are exchanged in 3 arrays alike")
 
 
 def test_heads_in_turn_in_one_fused_array_are_a_fault_there(original):
@@ -503,11 +506,12 @@ def test_layers_stand_in_the_order_of_their_stack(original, order, change, expec
     assert causes(diagnosed(arrays, original)) == expected
 
 
-def test_stacked_scales_may_be_kept_as_scale_minus_one(original):
+def test_stacked_scales_kept_as_scale_minus_one_are_a_fault(original):
     arrays = {name: array - 1 if name.endswith("scale") else array for name, array in original[0].items()}
     scales = [arrays.pop(f"decoder/layers_{i}/pre_mlp_layer_norm/scale") for i in range(3)]
     diagnosis = diagnosed(nameless(arrays) | {"z": np.stack(scales)}, original)
-    assert (diagnosis.exit_code, diagnosis.conventions[0]) == (0, "every norm scale -1 added")
+    assert (diagnosis.exit_code, causes(diagnosis)) == (1, {"decoder/decoder_norm": "-1 added"})
+    assert len(diagnosis.findings[0].sites) == 15
     diagnosis = diagnosed(nameless(arrays) | {"z": np.stack([scales[0], scales[2], scales[1]])}, original)
     assert diagnosis.exit_code == 1
 
