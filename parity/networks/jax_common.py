@@ -43,20 +43,37 @@ def _is_later(value: Any) -> bool:
 
 
 def _trace(event: Event, arrays: list[Any]) -> list[Any]:
-    """Pass arrays of a transformation through a callback that changes no bit of them and records them."""
+    """Pass arrays of a transformation through a callback that changes no bit of them and records them.
+
+    Those of 64 bits pass as pairs of 32: JAX may call back from a thread without the x64 mode, and shorten them.
+    """
     numeric = [number for number, array in enumerate(arrays) if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key)]
-    shapes = [jax.ShapeDtypeStruct(arrays[number].shape, arrays[number].dtype) for number in numeric]
+    dtypes = [arrays[number].dtype for number in numeric]
+    passed = [_halved(arrays[number]) for number in numeric]
 
     def receive(*values: Any) -> list[np.ndarray]:
-        copies = [np.asarray(value) for value in values]
-        event.executions.append([to_numpy(copy) for copy in copies])
+        copies = [np.ascontiguousarray(value) for value in values]
+        event.executions.append(
+            [
+                to_numpy(copy if copy.dtype == dtype else copy.view(dtype)[..., 0])
+                for copy, dtype in zip(copies, dtypes, strict=True)
+            ]
+        )
         return copies
 
-    returned = jax.pure_callback(receive, shapes, *(arrays[number] for number in numeric), vmap_method="expand_dims")
+    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in passed]
+    returned = jax.pure_callback(receive, shapes, *passed, vmap_method="expand_dims")
     result = list(arrays)
-    for number, array in zip(numeric, returned):
-        result[number] = array
+    for number, array, dtype in zip(numeric, returned, dtypes, strict=True):
+        result[number] = array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
     return result
+
+
+def _halved(array: Any) -> Any:
+    """Return an array of 64 bits as one of 32 with a last axis of two, any other as it is."""
+    if array.dtype not in (jnp.float64, jnp.int64, jnp.uint64):
+        return array
+    return jax.lax.bitcast_convert_type(array, jnp.uint32)
 
 
 class JaxNetwork:
