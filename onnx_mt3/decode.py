@@ -23,13 +23,17 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def session(model: bytes, threads: int = 0) -> onnxruntime.InferenceSession:
+def session(model: bytes, threads: int = 0, computed: str = "float32") -> onnxruntime.InferenceSession:
     """Return a session on the CPU for a serialized model.
 
     Args:
         threads: for one operator, that of the caller included; 0 for those that make a thread a core of all batches'.
+        computed: dtype of the model's arithmetic. In float64 nothing is fused: ONNX Runtime 1.20 to 1.28 keep the
+            epsilon of a norm that they fuse in float32 and lack the kernel of a fused GELU.
     """
     options = onnxruntime.SessionOptions()
+    if computed == "float64":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     cores = num_cores()
     options.intra_op_num_threads = threads or cores - min(cores, MOST_BATCHES) + 1
     options.inter_op_num_threads = 1

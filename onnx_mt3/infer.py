@@ -74,7 +74,7 @@ def load(
     stored = builder.common_dtype(source.arrays)
     search_model = graph.search_graph(source.arrays, network, stored=stored, computed=dtype)
     generate = decode.generator(
-        decode.session(search_model.SerializeToString()),
+        decode.session(search_model.SerializeToString(), computed=dtype),
         network,
         batch_size=batch_size,
         allowed=None if programs is None else allowed_tokens(programs, network),

@@ -73,8 +73,14 @@ def load_batches(
             # Shared memory that is still in use when the process ends would leak, so the arrays are copied.
             steps = [tuple(Batch(*map(np.array, batch)) for batch in batches) for batches in steps]
             yield from steps
-    except RuntimeError as error:
-        raise TrainingError(f"a worker process that makes batches died: {first_line(error)}") from error
+    except Exception as error:
+        if isinstance(error, RuntimeError):
+            reason = first_line(error)
+        elif type(error).__module__.startswith("grain."):  # grain 0.2.12: the worker's traceback
+            reason = str(error).rstrip().rpartition("\n")[2]
+        else:
+            raise
+        raise TrainingError(f"a worker process that makes batches died: {reason}") from error
 
 
 def _batches_of_turn(

@@ -58,7 +58,7 @@ class OnnxGraphs:
     def _session(self, precision: str) -> onnxruntime.InferenceSession:
         if precision not in self._sessions:
             model = graph.teacher_graph(self._arrays, self.config, stored=precision, computed=precision)
-            self._sessions[precision] = decode.session(model.SerializeToString())
+            self._sessions[precision] = decode.session(model.SerializeToString(), computed=precision)
         return self._sessions[precision]
 
 

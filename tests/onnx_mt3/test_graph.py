@@ -35,7 +35,7 @@ def full_pass(arrays, config, activations, dtype: str) -> dict[str, np.ndarray]:
     """Outputs of the teacher-forced graph for the golden inputs, by name."""
     model = graph.teacher_graph(arrays, config, stored=dtype, computed=dtype)
     onnx.checker.check_model(model, full_check=True)
-    session = decode.session(model.SerializeToString(), threads=1)
+    session = decode.session(model.SerializeToString(), threads=1, computed=dtype)
     inputs = {
         "frames": activations["in/frames"].astype(dtype),
         "decoder_input_tokens": activations["in/decoder_inputs"].astype(np.int64),

@@ -24,6 +24,65 @@ function flac(view, at) {
   return { rate: word >>> 12, bits: ((word >>> 4) & 31) + 1, numFrames: (word & 15) * 2 ** 32 + view.getUint32(at + 22) || null };
 }
 
+// [type, first byte of the content, its end] of the boxes of MP4 between two bytes.
+function* boxes(view, from, to) {
+  for (let at = from; at + 8 <= to; ) {
+    const type = String.fromCharCode(...[4, 5, 6, 7].map((index) => view.getUint8(at + index)));
+    const [short, long] = [view.getUint32(at), at + 16 <= to ? Number(view.getBigUint64(at + 8)) : 0];
+    const [head, size] = short === 1 ? [16, long] : [8, short || to - at];
+    if (size < head) return;
+    yield [type, at + head, Math.min(to, at + size)];
+    at += size;
+  }
+}
+
+// The rate of the first sound of an MP4 file.
+function mp4(view, from = 0, to = view.byteLength) {
+  for (const [type, first, end] of boxes(view, from, to)) {
+    if (["moov", "trak", "mdia", "minf", "stbl"].includes(type)) {
+      const rate = mp4(view, first, end);
+      if (rate) return rate;
+    } else if (type === "stsd") {
+      for (const [codec, entry, last] of boxes(view, first + 8, end)) {
+        if (codec === "Opus") return OPUS_RATE;
+        if (codec === "mp4a" && entry + 26 <= last) return view.getUint16(entry + 24);
+      }
+    }
+  }
+  return null;
+}
+
+// [id, first byte of the content, its end] of the elements of Matroska between two bytes; one without a size ends with them.
+function* elements(view, from, to) {
+  for (let at = from; at + 2 <= to; ) {
+    const idLength = Math.clz32(view.getUint8(at)) - 23;
+    if (idLength > 4 || at + idLength >= to) return;
+    const sizeLength = Math.clz32(view.getUint8(at + idLength)) - 23;
+    const first = at + idLength + sizeLength;
+    if (sizeLength > 8 || first > to) return;
+    const number = (start, end, value) => (start < end ? number(start + 1, end, value * 256 + view.getUint8(start)) : value);
+    const mask = 2 ** (8 - sizeLength) - 1;
+    const size = number(at + idLength + 1, first, view.getUint8(at + idLength) & mask);
+    const end = size >= 2 ** (7 * sizeLength) - 1 ? to : Math.min(to, first + size);
+    yield [number(at, at + idLength, 0), first, end];
+    at = end;
+  }
+}
+
+// The rate of the first sound of a Matroska or WebM file: Segment, Tracks, TrackEntry, Audio, SamplingFrequency.
+function matroska(view, from = 0, to = view.byteLength) {
+  for (const [id, first, end] of elements(view, from, to)) {
+    if (id === 0x86 && find(new Uint8Array(view.buffer), "A_OPUS", first, end) === first) return OPUS_RATE;
+    if (id === 0xb5 && end - first === 4) return view.getFloat32(first);
+    if (id === 0xb5 && end - first === 8) return view.getFloat64(first);
+    if ([0x18538067, 0x1654ae6b, 0xae, 0xe1].includes(id)) {
+      const rate = matroska(view, first, end);
+      if (rate) return rate;
+    }
+  }
+  return null;
+}
+
 // Samples of 16 bits as numbers of 1 / 32768: Chromium divides those above 0 by 32767.
 export function restored(samples) {
   const distance = (scale) => samples.reduce((sum, value) => (value > 0 ? sum + Math.abs(value * scale - Math.round(value * scale)) : sum), 0);
@@ -70,14 +129,9 @@ export function stated(buffer) {
     else if (vorbis >= 0 && vorbis + 16 <= bytes.length) rate = view.getUint32(vorbis + 12, true);
     else if (native >= 0) ({ rate, bits } = flac(view, native) ?? { rate, bits });
   } else if (starts("ftyp", 4)) {
-    const entry = find(bytes, "mp4a");
-    if (entry >= 0 && entry + 30 <= bytes.length) rate = view.getUint16(entry + 28);
-    else if (find(bytes, "Opus") >= 0) rate = OPUS_RATE;
+    rate = mp4(view);
   } else if (view.byteLength > 4 && view.getUint32(0) === 0x1a45dfa3) {
-    const end = Math.min(bytes.length, 2 ** 16);
-    if (find(bytes, "A_OPUS", 0, end) >= 0) rate = OPUS_RATE;
-    else if (find(bytes, "\xb5\x84", 0, end) >= 0) rate = view.getFloat32(find(bytes, "\xb5\x84", 0, end) + 2);
-    else if (find(bytes, "\xb5\x88", 0, end) >= 0) rate = view.getFloat64(find(bytes, "\xb5\x88", 0, end) + 2);
+    rate = matroska(view);
   } else {
     rate = mpeg(bytes, at);
   }

@@ -142,11 +142,10 @@ def test_shards_of_another_config_are_refused(tmp_path):
         dataset.Shards([], CONFIG)
 
 
-def test_the_command_makes_shards_and_goes_on(tmp_path, monkeypatch):
+def test_the_command_makes_shards_and_goes_on(tmp_path, monkeypatch, font):
     (tmp_path / "midi").mkdir()
     for number in range(3):
         write_midi(NOTES, tmp_path / "midi" / f"{number}.mid")
-    (tmp_path / "font.sf2").write_bytes(b"not read in this test")
     (tmp_path / "plan.json").write_text(json.dumps({"model": CONFIG.to_dict()}))
     made = []
 
@@ -156,7 +155,7 @@ def test_the_command_makes_shards_and_goes_on(tmp_path, monkeypatch):
             return Example(audio(2.0, index), NOTES[:1], "piano")
 
     monkeypatch.setattr(command_line, "Generator", Silent)
-    arguments = [str(tmp_path / "out"), "--midi", str(tmp_path / "midi"), "--fonts", str(tmp_path / "font.sf2")]
+    arguments = [str(tmp_path / "out"), "--midi", str(tmp_path / "midi"), "--fonts", str(font)]
     arguments += ["--config", str(tmp_path / "plan.json"), "--examples", "3"]
     assert main([*arguments, "--shards", "1"]) == 0
     assert main([*arguments, "--shards", "2"]) == 0
@@ -165,7 +164,7 @@ def test_the_command_makes_shards_and_goes_on(tmp_path, monkeypatch):
     assert len(dataset.Shards(shards, CONFIG)) > 6
     sources = json.loads((tmp_path / "out" / "sources.json").read_text())
     assert len(sources["midi"]) == 3
-    assert len(sources["fonts"]["font.sf2"]) == 64
+    assert len(sources["fonts"][font.name]) == 64
     assert main([*arguments[:2], str(tmp_path / "none"), *arguments[3:]]) == 1
 
 

@@ -368,6 +368,25 @@ def test_films_and_phones_state_their_rate(node, tmp_path, name, container, code
     assert node("rates", paths=[str(tmp_path / name)]) == [{"rate": rate, "bits": None, "numFrames": None}]
 
 
+def test_bytes_of_the_sound_are_no_rate(node, tmp_path):
+    """What looks like the field of the rate stands in front of it: in a box of another kind, in a void element."""
+    sound = b"\xb5\x84\xe9\x7b\xb0\x00" + b"mp4a" + bytes(range(24)) + b"\x12\x34" * 4
+    box = lambda kind, content: (8 + len(content)).to_bytes(4, "big") + kind + content  # noqa: E731
+    entry = box(b"mp4a", bytes(24) + (44100 << 16).to_bytes(4, "big"))
+    moov = box(b"stsd", bytes(8) + entry)
+    for kind in (b"stbl", b"minf", b"mdia", b"trak", b"moov"):
+        moov = box(kind, moov)
+    (tmp_path / "late.m4a").write_bytes(box(b"ftyp", b"M4A \0\0\0\0") + box(b"mdat", sound) + moov)
+
+    element = lambda number, content: number + bytes([0x80 | len(content)]) + content  # noqa: E731
+    unsized = b"\x18\x53\x80\x67\x01" + b"\xff" * 7
+    audio = element(b"\xe1", element(b"\xb5", b"\x40\xdf\x40" + bytes(5)))
+    tracks = element(b"\x16\x54\xae\x6b", element(b"\xae", element(b"\x86", b"A_AAC") + audio))
+    (tmp_path / "live.mkv").write_bytes(element(b"\x1a\x45\xdf\xa3", b"") + unsized + element(b"\xec", sound) + tracks)
+    paths = [str(tmp_path / "late.m4a"), str(tmp_path / "live.mkv")]
+    assert [item["rate"] for item in node("rates", paths=paths)] == [44100, 32000]
+
+
 @pytest.mark.parametrize("most", [32767, 32768])
 def test_whole_numbers_are_taken_back_from_what_browsers_make_of_them(node, most):
     """Chromium divides positive samples of 16 bits by 32767, negative ones by 32768; others divide all by 32768."""
