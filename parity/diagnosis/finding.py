@@ -122,6 +122,14 @@ class Diagnosis:
             return f"same, but for settings that are not judged: {_listed(self.unjudged)}"
         return "same: nothing is wrong"
 
+    def short_verdict(self) -> str:
+        """Return the verdict for programs: 'same' only where every name and setting was judged."""
+        if self.exit_code != SAME:
+            return "refused" if self.refusal else "different"
+        if self.by_content:
+            return "same by content"
+        return "same but for settings" if self.unjudged else "same"
+
     def not_computed(self) -> list[str]:
         """Return what the error of the logits leaves out, in words: arrays too many, second copies, settings."""
         causes = {finding.cause for finding in self.findings}
@@ -144,7 +152,7 @@ class Diagnosis:
         return {
             "format": "mt3-parity-diagnosis",
             "version": 1,
-            "verdict": ("same", "different", "refused")[self.exit_code],
+            "verdict": self.short_verdict(),
             "words": self.verdict(),
             "refusal": self.refusal,
             "findings": [dataclasses.asdict(finding) | {"sentence": finding.sentence()} for finding in self.findings],

@@ -163,6 +163,7 @@ def test_loose_names_are_listed_and_give_no_bare_same(original, unmeasured):
     diagnosis = diagnose(Candidate("x", "weights", port(arrays, fairseq, config.network).arrays), arrays, config)
     assert diagnosis.exit_code == 0
     assert diagnosis.verdict().startswith("same by content: 15 names are not read for certain: ")
+    assert diagnosis.to_dict()["verdict"] == "same by content"
     assert {re.sub(r".*\.(\w+)\.weight", r"\1", key) for key in diagnosis.by_content} == {"fc1", "fc_gate", "fc2"}
     certain = diagnose(Candidate("x", "weights", dict(arrays)), arrays, config)
     assert (certain.verdict(), certain.by_content) == ("same: nothing is wrong", [])

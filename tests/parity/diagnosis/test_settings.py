@@ -156,6 +156,7 @@ def test_what_cannot_be_judged_is_listed():
 def test_the_verdict_says_what_was_not_judged():
     assert Diagnosis().verdict() == "same: nothing is wrong"
     assert Diagnosis(unjudged=["frobnication"]).verdict() == "same, but for settings that are not judged: frobnication"
+    assert Diagnosis(unjudged=["frobnication"]).to_dict()["verdict"] == "same but for settings"
 
 
 def test_settings_of_the_front_end_and_of_decoding_lie_beside_the_config(tmp_path):
