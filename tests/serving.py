@@ -25,7 +25,7 @@ class Client:
         self.server = server
 
     def connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
 
     def headers(self, **changes: str | None) -> dict[str, str]:
         """Headers of the page; None leaves one out, _ stands for -."""

@@ -258,7 +258,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, twin):
     # the note comes when the network is loaded, right before the work
     assert process.stderr.readline().startswith("note: the bundled test checkpoint has random weights")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert (process.returncode, err) == (130, "interrupted: what was finished is written, nothing is half-written\n")
     assert [path.name for path in tmp_path.iterdir()] == ["long.wav"]
 

@@ -66,6 +66,6 @@ def test_without_the_runtime_it_says_what_to_install(tmp_path):
     code = "import sys; sys.path.insert(0, '.'); from onnx_mt3 import infer; sys.exit(infer.main(['song.wav']))"
     environment = dict(os.environ, PYTHONPATH=f"{tmp_path}:{ROOT}")
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 2
     assert "mt3-twins[onnx]" in result.stderr

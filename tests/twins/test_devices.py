@@ -58,7 +58,7 @@ def start(program, run, arguments, **environment):
 
 def finish(*processes):
     for process in processes:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
 
 
@@ -111,7 +111,7 @@ def test_eight_devices_train_as_one(arguments, tmp_path):
     plan["training"]["batch_size"] = 12
     (tmp_path / "odd.json").write_text(json.dumps(plan))
     process = start("jax", tmp_path / "odd", ["--config", str(tmp_path / "odd.json"), *arguments[2:]], **eight)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "batch_size of 12 cannot be shared among 8 devices" in output
 
@@ -120,7 +120,7 @@ def test_torchrun_starts_them(arguments, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "torch_mt3.train", str(tmp_path / "run"), *arguments, "--distributed", "--max-steps", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert read_checkpoint(tmp_path / "run" / "last").step == 2
 

@@ -423,4 +423,4 @@ distributed.destroy_process_group()
 def test_processes_normalise_by_the_batch_of_all(tmp_path):
     arguments = [sys.executable, "-c", STATISTICS]
     processes = [subprocess.Popen([*arguments, str(rank), str(tmp_path / "store")], cwd=ROOT) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]

@@ -303,7 +303,7 @@ def test_two_processes_at_once(bucket, tmp_path):
     started = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
-    paths = {process.communicate(timeout=60)[0].strip() for process in started}
+    paths = {process.communicate(timeout=600)[0].strip() for process in started}
     assert [process.returncode for process in started] == [0, 0, 0]
     (path,) = paths
     check(Path(path), bucket)

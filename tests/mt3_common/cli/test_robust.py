@@ -258,7 +258,7 @@ def begun(*argv, **streams):
 
 def run(*argv, **streams):
     process = begun(*argv, **streams)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=600)
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
@@ -315,7 +315,7 @@ def test_streams_that_are_closed(folder, closed):
     command = [sys.executable, "-c", SLOW, "a.wav", "-o", "a.mid", "--checkpoint", "golden"]
     shell = f"exec {shlex.join(command)} " + " ".join(f"{number}>&-" for number in closed)
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    result = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, env=environment, timeout=100)
+    result = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, env=environment, timeout=600)
     assert result.returncode == SUCCESS, result.stderr
     assert "Traceback" not in result.stderr
     assert Path("a.mid").exists()
@@ -325,7 +325,7 @@ def test_streams_that_are_closed(folder, closed):
 def test_help_where_letters_are_few(folder):
     environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONIOENCODING="ascii")
     command = [sys.executable, "-m", "torch_mt3.infer", "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert (result.returncode, result.stderr) == (SUCCESS, "")
 
 
@@ -389,7 +389,7 @@ def test_ctrl_c_at_any_moment(album, tmp_path):
             time.sleep(0.005)
         time.sleep(moments.uniform(0.0, 0.2))
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=600)
         if process.returncode != SUCCESS:
             assert process.returncode == INTERRUPTED
             assert ("\n" + err).endswith("\ninterrupted: what was finished is written, nothing is half-written\n")

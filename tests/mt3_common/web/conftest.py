@@ -33,7 +33,7 @@ def page(context):
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(120_000)
     yield page
     page.close()
     # what the browser itself writes of a recording, or of a reader without the token, that is refused

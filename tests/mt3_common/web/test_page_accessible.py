@@ -26,7 +26,7 @@ def page(request, browser, scheme):
         viewport={"width": request.param, "height": 844}, color_scheme=scheme, bypass_csp=True
     )
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(120_000)
     page.add_init_script(path=AXE)
     yield page
     context.close()

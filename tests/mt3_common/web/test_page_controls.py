@@ -272,7 +272,7 @@ def test_time_left_and_notes_are_told_while_it_works(page, song):
 
     def slow(segments):
         for segment in segments:
-            assert gate.acquire(timeout=20)
+            assert gate.acquire(timeout=120)
             yield from every_segment([segment])
 
     with served(slow) as client:
