@@ -3,6 +3,9 @@
 Behind a saturated softmax or a large norm scale, a rounding error grows so much that one measurement of the reference's
 noise says little of another implementation's. So rows that are over their budget are judged once more, by how far the
 float64 network moves when all of its intermediate results are moved by one rounding, up or down at random.
+
+It needs the network in NumPy (sides/numpy_network.py), which YourMT3+ has not: its gradients are judged once more by
+compare/training.py, with the last places of the weights shaken, in both families.
 """
 
 import dataclasses
