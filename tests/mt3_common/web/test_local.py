@@ -369,7 +369,7 @@ def test_films_and_phones_state_their_rate(node, tmp_path, name, container, code
 
 
 def test_bytes_of_the_sound_are_no_rate(node, tmp_path):
-    """What looks like the field of the rate stands in front of it: in a box of another kind, in a void element."""
+    """Bytes like the field of the rate stand in front of it: in a box of another kind, in a void element."""
     sound = b"\xb5\x84\xe9\x7b\xb0\x00" + b"mp4a" + bytes(range(24)) + b"\x12\x34" * 4
     box = lambda kind, content: (8 + len(content)).to_bytes(4, "big") + kind + content  # noqa: E731
     entry = box(b"mp4a", bytes(24) + (44100 << 16).to_bytes(4, "big"))
