@@ -8,6 +8,7 @@ import http.server
 import json
 import re
 import threading
+import time
 import urllib.parse
 
 import google_crc32c
@@ -108,6 +109,15 @@ class Bucket:
             return
         if fault == "text":
             content = b"<html>log in first</html>"
+        if fault == "drip":
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(content)))
+            handler.end_headers()
+            with contextlib.suppress(OSError):
+                for byte in content:
+                    handler.wfile.write(bytes([byte]))
+                    time.sleep(0.02)
+            return
         if fault == "endless":
             handler.send_response(200)
             handler.send_header("Transfer-Encoding", "chunked")

@@ -131,7 +131,9 @@ def fetch(
         except ValueError as error:
             shutil.rmtree(partial, ignore_errors=True)
             _remove_empty(folder, partial)
-            raise DownloadError(f"what {address} gives is no checkpoint, and is not kept: {error}") from error
+            # by its own name: the folder of what is being fetched is gone
+            reason = str(error).replace(f"{partial}{os.sep}", "")
+            raise DownloadError(f"what {address} gives is no checkpoint, and is not kept: {reason}") from error
         partial.rename(folder)
     return folder / base
 
@@ -304,13 +306,14 @@ def _fetch_all(
             f"checkpoint {checkpoint} needs {(total - present) / 1e6:.0f} MB more in {partial.parent}, where "
             f"{free / 1e6:.0f} MB are free: make room, or set MT3_CACHE to another folder"
         )
-    size = f", {total / 1e6:.1f} MB" if total else ""
+    source = "" if checkpoint.rstrip("/") == address else address
+    details = ", ".join(filter(None, [source, f"{total / 1e6:.1f} MB" if total else ""]))
     digests = fetch_files(
         remotes,
         partial,
         {name: {"sha256": digest} for name, digest in expected.items()},
         checkpoint,
-        f"fetching checkpoint {checkpoint} ({address}{size})",
+        f"fetching checkpoint {checkpoint}" + (f" ({details})" if details else ""),
         quiet,
     )
     files = {

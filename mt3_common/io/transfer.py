@@ -40,6 +40,8 @@ BLOCK_BYTES = 2**18
 LARGEST_UNKNOWN, LEFT_FREE = 2**32, 2**26
 # s, and bytes that arrive in it at least
 PATIENCE, SLOWEST = 60.0, 2**14
+# s that a failed attempt may take without being reported when it is repeated
+LONG_ATTEMPT = 2.0
 
 
 class DownloadError(ValueError):
@@ -187,16 +189,20 @@ def _receive(
         Passing: the connection broke, or nobody waits any more.
     """
     since, arrived = time.monotonic(), have
+    # Of this answer; read1 leaves HTTPResponse.length as it is in Python 3.11.
+    left = response.length
     with open(part, "ab" if have else "wb") as file:
         while True:
             if stopped.is_set():
                 raise Passing("stopped")
             try:
-                block = response.read(BLOCK_BYTES)
+                # not read, which waits for a whole block however slowly it arrives
+                block = response.read1(BLOCK_BYTES if left is None else min(BLOCK_BYTES, left))
             except (OSError, http.client.HTTPException) as error:
                 raise Passing(_reason(error)) from error
             if not block:
                 break
+            left = None if left is None else left - len(block)
             file.write(block)
             have += len(block)
             on_bytes(len(block), size)
@@ -236,9 +242,11 @@ def persistently(
     failures, best = 0, reached()
     stopped = stopped or threading.Event()
     while True:
+        began = time.monotonic()
         try:
             return action()
         except Passing as error:
+            long = time.monotonic() - began > LONG_ATTEMPT
             if reached() > best:
                 failures, best = 0, reached()
             failures += 1
@@ -247,7 +255,7 @@ def persistently(
             # apart, so that many that failed together do not come back together
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
             wait = max(wait, min(error.wait, LONGEST_WAIT))
-            if wait >= 1 or failures > 1:
+            if wait >= 1 or failures > 1 or long:
                 report(f"note: {error}; trying again in {wait:.0f} s ({failures} of {RETRIES})")
             stopped.wait(wait)
 

@@ -419,7 +419,7 @@ def weights(bucket) -> bytes:
 def test_the_page_of_a_login_is_not_kept(bucket, weights, tmp_path):
     address = f"{bucket.url}/media/x.safetensors"
     bucket.faults["x.safetensors"] = ["text"]
-    with pytest.raises(download.DownloadError, match=r"no checkpoint, and is not kept: .* truncated or no safetensors"):
+    with pytest.raises(download.DownloadError, match=r"and is not kept: x\.safetensors is truncated or no "):
         find_checkpoint(address, quiet=True)
     assert not files(tmp_path / "cache")
     path = Path(find_checkpoint(address, quiet=True).path)
@@ -456,12 +456,14 @@ def test_what_does_not_end_is_given_up(bucket, tmp_path, monkeypatch):
 
 def test_what_is_too_slow_or_too_large_for_the_disk_is_given_up(bucket, tmp_path, monkeypatch):
     address = f"{bucket.url}/media/x.safetensors"
-    bucket.objects["x.safetensors"] = bytes(2**20)
+    # 5 s in all, a byte at a time
+    bucket.objects["x.safetensors"] = bytes(250)
     with monkeypatch.context() as patch:
-        patch.setattr(transfer, "PATIENCE", -1.0)
-        patch.setattr(transfer, "SLOWEST", 2**30)
-        with pytest.raises(download.DownloadError, match="are too few to wait for"):
+        patch.setattr(transfer, "PATIENCE", 0.2)
+        bucket.faults["x.safetensors"] = ["drip"]
+        with pytest.raises(download.DownloadError, match=r": \d{1,2} bytes in 0 s are too few to wait for"):
             download.fetch(address, quiet=True)
+    bucket.objects["x.safetensors"] = bytes(2**20)
     with monkeypatch.context() as patch:
         patch.setattr(transfer, "LEFT_FREE", 2**62)
         with pytest.raises(download.DownloadError, match="MB more are to be written"):
@@ -473,3 +475,14 @@ def test_what_is_tried_again_is_said(bucket, capfd, monkeypatch):
     bucket.faults["x.safetensors"] = [429, 503]
     download.fetch(f"{bucket.url}/media/x.safetensors")
     assert "note: HTTP 503 Service Unavailable; trying again in 0 s (2 of 5)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_an_attempt_that_took_long_is_reported_at_its_first_repetition(bucket, capfd, monkeypatch, long):
+    monkeypatch.setattr(transfer, "LONG_ATTEMPT", -1.0 if long else 60.0)
+    bucket.objects["x.safetensors"] = b"x"
+    bucket.faults["x.safetensors"] = [503]
+    download.fetch(f"{bucket.url}/media/x.safetensors")
+    messages = capfd.readouterr().err.splitlines()
+    assert messages[0] == f"fetching checkpoint {bucket.url}/media/x.safetensors"
+    assert messages[1:] == ["note: HTTP 503 Service Unavailable; trying again in 0 s (1 of 5)"] * long
