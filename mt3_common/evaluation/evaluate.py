@@ -92,8 +92,8 @@ def measure(
         estimates: folder of estimates; None to transcribe.
         reading: arguments of Transcriber.transcribe by which the recording is read, such as channel and gain.
 
-    Measures that do not apply are None: of drums or pitched notes where the references have none, of velocities where
-    the references or the estimates state none.
+    Measures that do not apply are None: of drums or pitched notes where the references have none, all where there are
+    no references, of velocities where the references or the estimates state none.
 
     Raises:
         ValueError, OSError: a file cannot be read, or is not of this recording.
@@ -119,7 +119,7 @@ def measure(
     for name in values:
         of_drums = name.startswith("drum")
         of_both = name.startswith(("program", "onset_class"))
-        if not of_both and not (drums if of_drums else pitched):
+        if not (pitched or drums if of_both else drums if of_drums else pitched):
             values[name] = None
         if "velocity" in name and not with_velocities:
             values[name] = None

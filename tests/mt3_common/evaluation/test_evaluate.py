@@ -391,6 +391,19 @@ def test_a_bad_reference_is_named_with_its_line_and_the_others_go_on(folder, tmp
     assert [row["name"] for row in results_of(tmp_path / "out")] == ["piano__one"]
 
 
+@pytest.mark.parametrize("content", ["", HEADER])
+def test_a_recording_without_reference_notes_is_in_no_mean(folder, tmp_path, content):
+    (folder / "drums__two.tsv").write_text(content)
+    assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(tmp_path / "out")]) == 0
+    empty, piano = results_of(tmp_path / "out")
+    assert (empty["name"], empty["references"]) == ("drums__two", 0)
+    measured = {name for name, value in piano.items() if isinstance(value, float)}
+    assert {"onset", "onset_class", "program_full"} <= measured
+    assert {empty[name] for name in measured} == {None}
+    summary = json.loads((tmp_path / "out" / "results.json").read_text())["summary"]
+    assert {summary["all"][name]["files"] for name in measured} == {1}
+
+
 def test_a_table_in_utf_16_is_refused_and_a_byte_order_mark_is_no_matter(tmp_path):
     (tmp_path / "a.tsv").write_text(HEADER + "0\t1\t60\t0\t0\n", encoding="utf-8-sig")
     assert datasets.read_tsv(tmp_path / "a.tsv") == [Note(0, 1, 60, 100)]
