@@ -14,6 +14,9 @@ from mt3_common.io.stdio import give_up
 
 # in the messages of JAX's and PyTorch's errors
 OUT_OF_MEMORY = re.compile("(out of|not enough|allocate) memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
+# Unicode's categories, and classes of direction, of what is escaped in messages
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 class RecordingsProgress:
@@ -117,10 +120,15 @@ def say(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Return the text in one line: line breaks, control characters and invalid characters are escaped as in Python."""
-    escaped = ("Cc", "Cs", "Zl", "Zp")
+    """Return the text in one line and in the order of its letters.
+
+    Line breaks, control characters, invalid characters and those that turn the direction of writing around, by which
+    the name of one file looks like another's, are escaped as in Python.
+    """
     return "".join(
-        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in escaped else letter
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in UNPRINTABLE or unicodedata.bidirectional(letter) in TURNING
+        else letter
         for letter in text
     )
 

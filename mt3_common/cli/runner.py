@@ -69,7 +69,7 @@ class Runner:
                 self._writing.append((task, writers.submit(self._write, task, result, stage)))
                 # Bounds the transcriptions that wait in memory.
                 self._close(2 * arguments.jobs)
-        if len(self.tasks) > 1 and not arguments.quiet:
+        if len(self.tasks) > 1 and self._totals and not arguments.quiet:
             recordings = plural(self._totals["recordings"], "recording")
             notes = plural(self._totals["notes"], "note")
             self._tell(f"{recordings}: {notes}, {took(self._totals['duration'], self._elapsed())}")

@@ -329,6 +329,15 @@ def test_one_bad_file_does_not_stop_the_rest(folder, capsys):
     assert names(folder) == ["good.mid", "good.wav", "last.mid", "last.wav", "text.wav"]
 
 
+def test_a_run_in_which_all_failed_has_no_totals(folder, capsys):
+    for name in ("text.wav", "other.wav"):
+        Path(name).write_text("no sound")
+    assert infer("text.wav", "other.wav") == SOME_FAILED
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == "error: 2 of 2 inputs failed: text.wav, other.wav"
+
+
 def broken_network(segments):
     for _ in segments:
         raise KeyError("x")

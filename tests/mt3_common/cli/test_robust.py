@@ -105,6 +105,7 @@ def test_a_folder_called_x_wav(folder, capsys):
         ("näme ☃ 音.wav", "näme ☃ 音"),
         ("two\nlines.wav", r"two\nlines"),
         ("tab\tand\x1b[31mred.wav", r"tab\tand\x1b[31mred"),
+        ("inv\u202efdp\u2066.wav", r"inv\u202efdp\u2066"),
         ("  spaces  .wav", "  spaces  "),
         ("-dash.wav", "./-dash"),
         ("*[a]?.wav", "*[a]?"),
