@@ -198,6 +198,10 @@ def progress(
                     f", validation {row['validation_loss']:.4f}" if row and row["validation_loss"] != "" else ""
                 )
                 left = datetime.timedelta(seconds=round((settings.steps - done) / rate))
+                if row is not None:
+                    # those of metrics.csv: since the last save, without validations and saves
+                    segments = row["segments_per_second"]
+                    rate = segments / (settings.batch_size * settings.accumulate)
                 print(
                     f"step {done} of {settings.steps}: loss {mean:.4f}{validation}, {rate:.2f} steps and "
                     f"{segments:.1f} segments a second, {left} left",

@@ -452,7 +452,9 @@ def test_saves_can_be_asked_for_and_without_a_terminal_a_line_tells_of_each(twin
     assert read_checkpoint(tmp_path / "run" / "last").step == 4
     assert lines.pop(0) == "step 0 of 4: making the first batch"
     assert len(lines) == 2
-    for line, row in zip(lines, rows, strict=True):
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        rates = [float(row["segments_per_second"]) for row in csv.DictReader(file)]
+    for line, row, segments in zip(lines, rows, rates, strict=True):
         match = re.fullmatch(
             r"step (\d) of 4: loss ([\d.]+), validation ([\d.]+), ([\d.]+) steps and ([\d.]+) segments a second, "
             r"(\d+:\d\d:\d\d) left",
@@ -461,6 +463,7 @@ def test_saves_can_be_asked_for_and_without_a_terminal_a_line_tells_of_each(twin
         assert match[1] == row["step"]
         assert float(match[2]) == pytest.approx(float(row["loss"]), abs=1e-4)
         assert float(match[3]) == pytest.approx(float(row["validation_loss"]), abs=1e-4)
+        assert float(match[5]) == pytest.approx(segments, abs=0.1)
         assert float(match[5]) == pytest.approx(4 * float(match[4]), abs=0.1)
     assert match[6] == "0:00:00"
 
