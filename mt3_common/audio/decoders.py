@@ -34,6 +34,10 @@ _SAMPLES_AT_ONCE = 2**22
 _SEEKABLE_FORMATS = {"AIFF", "AU", "CAF", "FLAC", "RF64", "W64", "WAV", "WAVEX"}
 
 
+# libsndfile's names of codings whose decoders compute numbers of their own, with as many digits as they like.
+_LOSSY_SUBTYPES = {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "VORBIS", "OPUS"}
+
+
 class UndecodableError(Exception):
     """Raised if a decoder cannot decode a file; the message is its reason."""
 
@@ -181,6 +185,15 @@ def _chained(sources: Sequence[Source]) -> Source:
     )
 
 
+def _rounded(frames: np.ndarray) -> np.ndarray:
+    """Return the frames of a lossy coding at the steps of 16 bits, as converters to WAV give them; none is clipped.
+
+    Below these steps every decoder has rounding errors of its own, and in silence a network hears them: two decoders
+    that agree to 1e-6 can give different notes.
+    """
+    return np.rint(frames * np.float32(32768)) / np.float32(32768)
+
+
 class _ForwardSoundFile(soundfile.SoundFile):
     """Sound file that is only read forward: seeking after each block, as soundfile does, fails in some FLAC files."""
 
@@ -192,7 +205,8 @@ class _ForwardSoundFile(soundfile.SoundFile):
         """(<= count, channels) float32, none at the end only; raises UndecodableError."""
         count = min(count, _SAMPLES_AT_ONCE // self.channels)
         try:
-            return self.read(count, dtype="float32", always_2d=True)
+            frames = self.read(count, dtype="float32", always_2d=True)
+            return _rounded(frames) if self.subtype in _LOSSY_SUBTYPES else frames
         except soundfile.SoundFileError as error:
             raise UndecodableError(str(error).removeprefix("Error : ").rstrip(".")) from error
 
@@ -328,6 +342,8 @@ def _ffmpeg_blocks(container: "InputContainer") -> Generator[tuple[int, np.ndarr
     import av.error
 
     resampler, kind = av.AudioResampler(format="flt"), None  # converts the numbers alone
+    codec = container.streams.audio[0].codec_context.codec
+    is_lossy = codec.lossy and not codec.lossless
     try:
         for packet in container.demux(container.streams.audio[0]):
             if packet.is_corrupt:
@@ -336,7 +352,8 @@ def _ffmpeg_blocks(container: "InputContainer") -> Generator[tuple[int, np.ndarr
                 if (frame.sample_rate, frame.layout.name) != kind:
                     resampler, kind = av.AudioResampler(format="flt"), (frame.sample_rate, frame.layout.name)
                 for converted in resampler.resample(frame):
-                    yield frame.sample_rate, converted.to_ndarray().reshape(-1, frame.layout.nb_channels)
+                    samples = converted.to_ndarray().reshape(-1, frame.layout.nb_channels)
+                    yield frame.sample_rate, _rounded(samples) if is_lossy else samples
     except av.error.FFmpegError as error:
         raise UndecodableError(f"FFmpeg: {_reason(error)}") from error
 

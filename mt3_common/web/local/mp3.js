@@ -1,5 +1,7 @@
 // MP3 files, decoded by mpg123, which libsndfile uses, too: browsers have other decoders, which cut loud samples off.
 
+import { rounded } from "./rates.js";
+
 // kbit/s of layer III, for MPEG 1 and for 2 and 2.5
 const BITRATES = [
   [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320],
@@ -94,7 +96,7 @@ export async function mp3Source(file) {
       for (let at = begin; at < end; at += PIECE) {
         const bytes = new Uint8Array(await file.slice(at, Math.min(end, at + PIECE)).arrayBuffer());
         const { channelData, samplesDecoded } = decoder.decode(bytes);
-        if (samplesDecoded) yield channelData;
+        if (samplesDecoded) yield channelData.map(rounded);
       }
     } finally {
       decoder.free();

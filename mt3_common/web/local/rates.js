@@ -90,6 +90,11 @@ export function restored(samples) {
   return samples.map((value) => Math.round(value * (value > 0 ? scale : 32768)) / 32768);
 }
 
+// Samples of a lossy coding at the steps of 16 bits; see _rounded in mt3_common/audio/decoders.py.
+export function rounded(samples) {
+  return samples.map((value) => Math.round(value * 32768) / 32768);
+}
+
 // The rate of the first MPEG or AAC frame that another one follows, from a position on.
 function mpeg(bytes, from) {
   for (let at = from; at + 4 < Math.min(bytes.length, from + 2 ** 18); at += 1) {

@@ -1,7 +1,7 @@
 // A source of transcriptions: the network in this browser. It has the same functions as server.js.
 
 import { blobOf } from "./files.js";
-import { restored, stated } from "./rates.js";
+import { restored, rounded, stated } from "./rates.js";
 
 // where a file does not state its rate
 const USUAL_RATE = 48000;
@@ -17,8 +17,8 @@ let lastId = 0;
 const receivers = new Map();
 let decoded = { file: null, audio: null };
 
-// The recording as an AudioBuffer at its own rate, with the frames that its header promised, and isWhole: its samples are
-// numbers of 16 bits. The last recording is kept, for the player.
+// The recording as an AudioBuffer at its own rate, with the frames that its header promised, isWhole (its samples are numbers of
+// 16 bits) and isLossy (its coding states no bits). The last recording is kept, for the player.
 export function decode(file) {
   if (decoded.file !== file) decoded = { file, audio: decodeAnew(file) };
   return decoded.audio;
@@ -28,7 +28,7 @@ async function decodeAnew(file) {
   const bytes = await file.arrayBuffer();
   const { rate, bits, numFrames } = stated(bytes);
   const audio = await new OfflineAudioContext(1, 1, rate ?? USUAL_RATE).decodeAudioData(bytes);
-  Object.assign(audio, { promised: numFrames ?? audio.length, isWhole: bits !== null && bits <= 16 });
+  Object.assign(audio, { promised: numFrames ?? audio.length, isWhole: bits !== null && bits <= 16, isLossy: bits === null });
   return audio;
 }
 
@@ -58,7 +58,8 @@ async function answer(id, file, data) {
   const audio = await decode(file);
   const part = (_, channel) => {
     const samples = audio.getChannelData(channel).subarray(data.start, data.start + data.count);
-    return audio.isWhole ? restored(samples) : samples.slice();
+    if (audio.isWhole) return restored(samples);
+    return audio.isLossy ? rounded(samples) : samples.slice();
   };
   return { type: "reply", id, block: Array.from({ length: audio.numberOfChannels }, part) };
 }

@@ -63,6 +63,8 @@ def no_pyav(monkeypatch):
 def test_formats_are_mixed_to_mono_and_resampled(tmp_path, kind):
     path = written(tmp_path / f"song.{kind}", kind=kind)
     decoded, rate = soundfile.read(path, dtype="float32")
+    if kind in ("ogg", "opus", "mp3"):  # decoders of lossy codings agree at the steps of 16 bits
+        decoded = np.rint(decoded * np.float32(32768)) / np.float32(32768)
     wanted = soxr.resample(decoded.mean(axis=1), rate, 16000, quality="HQ")
     samples = read_audio(path)
     assert samples.dtype == np.float32
@@ -426,6 +428,23 @@ def test_lossless_samples_come_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(
         read_audio(encoded(tmp_path / "x.mka", "mka", samples)), read_audio(written(tmp_path / "x.wav", samples))
     )
+
+
+@pytest.mark.parametrize("suffix", ["m4a", "webm"])
+def test_lossy_samples_are_steps_of_16_bits(tmp_path, suffix):
+    """Decoders that differ by their rounding give the same samples, and silence is silence."""
+    rate = 48000  # that of Opus
+    steps = (
+        read_audio(encoded(tmp_path / f"x.{suffix}", suffix, noise(rate, channels=1), rate), sample_rate=rate) * 32768
+    )
+    assert steps.any()
+    np.testing.assert_array_equal(steps, np.round(steps))
+
+
+def test_lossless_samples_of_24_bits_are_not_rounded(tmp_path):
+    samples = np.round(noise(RATE) * 2**23) / np.float32(2**23)
+    soundfile.write(tmp_path / "x.flac", samples, RATE, subtype="PCM_24")
+    np.testing.assert_array_equal(read_audio(tmp_path / "x.flac", sample_rate=RATE), samples.mean(axis=1))
 
 
 @pytest.mark.parametrize("suffix", ["m4a", "webm", "mka"])

@@ -283,7 +283,9 @@ def test_mp3_files_are_decoded_as_on_the_command_line(node, tmp_path, rate, chan
     samples = floats(actual["samples"])
     assert len(samples) == len(expected)
     assert abs(actual["heldFrames"] - len(expected)) < 1152
-    np.testing.assert_allclose(samples, expected, atol=3e-6)
+    # what the two decoders round to different steps of 16 bits is within one of them
+    np.testing.assert_allclose(samples, expected, rtol=0, atol=1.01 / 32768)
+    assert np.mean(np.abs(samples - expected) > 1e-6) < 0.1
 
 
 def test_mp3_files_that_are_no_plain_stream_are_left_to_the_browser(node, tmp_path):
