@@ -8,7 +8,7 @@ import numpy as np
 from parity.compare.results import Report, Row, over
 from parity.networks.causes import find_break, name_break, site_of
 from parity.networks.names import NameMap, slashed
-from parity.networks.network import Network, Weight, adapt, as_numpy, is_constant
+from parity.networks.network import Network, NetworkError, Weight, adapt, as_numpy, is_constant
 from parity.networks.recording import Event
 from parity.networks.taps import (
     TapPair,
@@ -54,11 +54,16 @@ def compare_modules(
         A report: `verdict`, `causes` (sentences), `rows`, `facts`.
 
     Raises:
-        NetworkError: a network is of no known kind, or does not run on the inputs.
+        NetworkError: a network is of no known kind, or does not run on the inputs, or these have no names.
         ValueError: the precisions or names are wrong.
     """
     if "float64" not in precisions or len(precisions) < 2 or any(name not in EPSILON for name in precisions):
         raise ValueError(f"precisions {', '.join(precisions)}: float64 and at least one of float32, bfloat16")
+    for given in (inputs, candidate_inputs):
+        if given is not None and not isinstance(given, Mapping):
+            raise NetworkError(
+                f"inputs are a {type(given).__name__}: give them by name, {{'x': array}}, in the order of the arguments"
+            )
     return Comparison(reference, candidate, inputs, names, candidate_inputs, precisions).report()
 
 

@@ -87,6 +87,11 @@ def test_what_is_paired_by_content_is_listed():
     assert report.facts["modules under other names"]["blocks_1/fc2"] == "layers_1/down"
 
 
+def test_inputs_without_names_are_refused():
+    with pytest.raises(NetworkError, match="inputs are a list: give them by name"):
+        parity.compare_modules(n.TorchStack(), n.TorchStack(), [n.X])  # pyright: ignore[reportArgumentType]
+
+
 def test_active_dropout_is_refused_with_the_remedy():
     report = parity.compare_modules(n.NnxStack(), n.TorchStack(), {"x": n.X})
     assert report.verdict == "refused"
