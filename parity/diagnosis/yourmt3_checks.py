@@ -126,6 +126,14 @@ def other_functions(name: str) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     return {other: function for other, function in FUNCTIONS.items() if other != name}
 
 
+def activation_faults(right: str, x: np.ndarray, times: np.ndarray | float = 1.0) -> dict[str, tuple[str, Formula]]:
+    """Return the other activations of x, multiplied by a gate where there is one, as causes."""
+    return {
+        f"{name} for {right}": (f"{name} in place of {right}", lambda f=function: f(x) * times)
+        for name, function in other_functions(right).items()
+    }
+
+
 def dense(seen: Seen, tap: str) -> Iterator[Check]:
     """A matrix product."""
     if not seen.has(tap):

@@ -11,6 +11,7 @@ from parity.diagnosis.yourmt3_checks import (
     Check,
     Formula,
     Seen,
+    activation_faults,
     batch_norm,
     convolution,
     dense,
@@ -19,7 +20,6 @@ from parity.diagnosis.yourmt3_checks import (
     handed_to,
     layer_norm,
     normed,
-    other_functions,
     residual,
     sigmoid,
     softmax,
@@ -109,11 +109,7 @@ def _conformer_feed_forward(seen: Seen, tap: str) -> Iterator[Check]:
     yield handed_on(seen, tap, first, lambda: seen.input(tap), {})
     yield from dense(seen, first)
     inner = seen.output(first)
-    others: dict[str, tuple[str, Formula]] = {
-        f"{name} for gelu": (f"{name} in place of gelu", lambda f=function: f(inner))
-        for name, function in other_functions("gelu").items()
-    }
-    yield handed_on(seen, tap, last, lambda: gelu(inner), others)
+    yield handed_on(seen, tap, last, lambda: gelu(inner), activation_faults("gelu", inner))
     yield from dense(seen, last)
     yield Check(tap, seen.output(tap), lambda: seen.output(last))
 
@@ -207,11 +203,7 @@ def conformer_convolution(seen: Seen, tap: str, config: ConformerConfig) -> Iter
     yield handed_on(seen, tap, normalised, lambda: seen.output(depthwise), {})
     yield from batch_norm(seen, normalised)
     z = seen.output(normalised)
-    others: dict[str, tuple[str, Formula]] = {
-        f"{name} for gelu": (f"{name} in place of gelu", lambda f=function: f(z))
-        for name, function in other_functions("gelu").items()
-    }
-    yield handed_on(seen, tap, last, lambda: gelu(z), others)
+    yield handed_on(seen, tap, last, lambda: gelu(z), activation_faults("gelu", z))
     yield from convolution(seen, last)
     yield Check(
         tap,

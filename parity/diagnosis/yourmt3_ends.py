@@ -10,6 +10,7 @@ from parity.diagnosis.yourmt3_checks import (
     Check,
     Formula,
     Seen,
+    activation_faults,
     batch_norm,
     convolution,
     dense,
@@ -188,10 +189,7 @@ def _mlp(
             continue
         if number:
             before = seen.output(names[number - 1])
-            others: dict[str, tuple[str, Formula]] = {
-                f"{other} for {activation}": (f"{other} in place of {activation}", lambda f=function, y=before: f(y))
-                for other, function in other_functions(activation).items()
-            }
+            others = activation_faults(activation, before)
             yield handed_on(seen, tap, name, lambda y=before: FUNCTIONS[activation](y), others)
         yield from dense(seen, name)
     yield Check(tap, seen.output(tap), lambda: seen.output(names[-1]))

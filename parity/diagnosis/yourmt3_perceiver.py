@@ -15,12 +15,12 @@ from parity.diagnosis.yourmt3_checks import (
     Check,
     Formula,
     Seen,
+    activation_faults,
     dense,
     handed_on,
     handed_to,
     norm,
     normed,
-    other_functions,
     residual,
     sigmoid,
     softmax,
@@ -309,10 +309,7 @@ def mlp(seen: Seen, tap: str, activation: str) -> Iterator[Check]:
     yield handed_on(seen, tap, f"{tap}/dense1", lambda: seen.input(tap), {})
     yield from dense(seen, f"{tap}/dense1")
     inner = seen.output(f"{tap}/dense1")
-    others: dict[str, tuple[str, Formula]] = {
-        f"{name} for {activation}": (f"{name} in place of {activation}", lambda f=function: f(inner))
-        for name, function in other_functions(activation).items()
-    }
+    others = activation_faults(activation, inner)
     yield handed_on(seen, tap, f"{tap}/dense2", lambda: FUNCTIONS[activation](inner), others)
     yield from dense(seen, f"{tap}/dense2")
     yield Check(tap, seen.output(tap), lambda: seen.output(f"{tap}/dense2"))
@@ -328,10 +325,7 @@ def gated(seen: Seen, tap: str, activation: str, names: tuple[str, str, str] = (
         yield from dense(seen, part)
     a, b = seen.output(first), seen.output(gate)
     act = FUNCTIONS[activation]
-    others: dict[str, tuple[str, Formula]] = {
-        f"{name} for {activation}": (f"{name} in place of {activation}", lambda f=function: f(a) * b)
-        for name, function in other_functions(activation).items()
-    }
+    others = activation_faults(activation, a, times=b)
     others["gate and w1 exchanged"] = f"the activation is on {names[1]}, not on {names[0]}", lambda: act(b) * a
     others["gate left out"] = f"{names[1]} is left out", lambda: act(a)
     others["halves added"] = "the halves are added, not multiplied", lambda: act(a) + b

@@ -37,6 +37,10 @@ def layers_of(arrays, stack):
     return sorted({int(number) for name in arrays for number in re.findall(rf"^{stack}/layers_(\d+)/", name)})
 
 
+def attention_kernels(arrays, module):
+    return (arrays[f"{module}/{part}/kernel"] for part in ("query", "key", "value", "out"))
+
+
 def conv1d(arrays):
     """GPT-2's layers, whose kernels lie (in, out), with Linears outside."""
     file = outside(arrays)
@@ -44,7 +48,7 @@ def conv1d(arrays):
         for n in layers_of(arrays, stack):
             layer, key = f"{stack}/layers_{n}", f"{stack}.h.{n}"
             for module in modules:
-                q, k, v, out = (arrays[f"{layer}/{module}/{part}/kernel"] for part in ("query", "key", "value", "out"))
+                q, k, v, out = attention_kernels(arrays, f"{layer}/{module}")
                 if module == "encoder_decoder_attention":
                     file[f"{key}.crossattention.q_attn.weight"] = q
                     file[f"{key}.crossattention.c_attn.weight"] = np.concatenate([k, v], 1)
@@ -69,9 +73,7 @@ def joined(arrays):
         for n in layers_of(arrays, stack):
             layer, key = f"{stack}/layers_{n}", f"{stack}.layers.{n}"
             for module in modules:
-                q, k, v, out = (
-                    arrays[f"{layer}/{module}/{part}/kernel"].T for part in ("query", "key", "value", "out")
-                )
+                q, k, v, out = (kernel.T for kernel in attention_kernels(arrays, f"{layer}/{module}"))
                 own = f"{key}.self_attn"
                 if module == "encoder_decoder_attention":
                     own = f"{key}.cross_attn"
