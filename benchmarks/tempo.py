@@ -1,4 +1,4 @@
-"""Beats of synthetic songs whose tempo is known, steady and changing: prints the table in docs/scores.md.
+"""Beats of synthetic songs whose tempo is known, steady and changing: prints a table, whose means docs/scores.md gives.
 
 python benchmarks/tempo.py [NAME …]
 

@@ -34,7 +34,7 @@ _SAMPLES_AT_ONCE = 2**22
 _SEEKABLE_FORMATS = {"AIFF", "AU", "CAF", "FLAC", "RF64", "W64", "WAV", "WAVEX"}
 
 
-# libsndfile's names of codings whose decoders compute numbers of their own, with as many digits as they like.
+# libsndfile's names of lossy codings, whose decoders agree only to float32's rounding.
 _LOSSY_SUBTYPES = {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "VORBIS", "OPUS"}
 
 

@@ -74,12 +74,11 @@ def load_batches(
             steps = [tuple(Batch(*map(np.array, batch)) for batch in batches) for batches in steps]
             yield from steps
     except Exception as error:
-        if isinstance(error, RuntimeError):
-            reason = first_line(error)
-        elif type(error).__module__.startswith("grain."):  # grain 0.2.12: the worker's traceback
-            reason = str(error).rstrip().rpartition("\n")[2]
-        else:
+        # grain 0.2.12 raises an error of its own, whose message is the worker's traceback; later versions a RuntimeError
+        is_grains = type(error).__module__.startswith("grain.")
+        if not is_grains and not isinstance(error, RuntimeError):
             raise
+        reason = str(error).rstrip().rpartition("\n")[2] if is_grains else first_line(error)
         raise TrainingError(f"a worker process that makes batches died: {reason}") from error
 
 
