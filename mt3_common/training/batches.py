@@ -74,7 +74,7 @@ def load_batches(
             steps = [tuple(Batch(*map(np.array, batch)) for batch in batches) for batches in steps]
             yield from steps
     except Exception as error:
-        # grain 0.2.12 raises an error of its own, whose message is the worker's traceback; later versions a RuntimeError
+        # grain 0.2.12 raises an error of its own, which holds the worker's traceback; later versions a RuntimeError
         is_grains = type(error).__module__.startswith("grain.")
         if not is_grains and not isinstance(error, RuntimeError):
             raise

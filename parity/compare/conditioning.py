@@ -4,8 +4,8 @@ Behind a saturated softmax or a large norm scale, a rounding error grows so much
 noise says little of another implementation's. So rows that are over their budget are judged once more, by how far the
 float64 network moves when all of its intermediate results are moved by one rounding, up or down at random.
 
-It needs the network in NumPy (sides/numpy_network.py), which YourMT3+ has not: its gradients are judged once more by
-compare/training.py, with the last places of the weights shaken, in both families.
+sides/perturbed.py has such a network for MT3 only. Gradients of YourMT3+ are judged once more by compare/training.py,
+with the last bits of the weights changed, as those of MT3 are, too.
 """
 
 import dataclasses

@@ -115,8 +115,10 @@ def _times_rounded(array: np.ndarray, own: np.ndarray) -> Cause | None:
 
     wide, exact = array.astype(np.float64), own.astype(np.float64)
     factor = _factor(wide, exact)
+    if not 1e-30 < abs(factor) < 1e30:
+        return None
     # the factor of rounded numbers is near; as the root of a whole number, or its inverse, it is one
-    square = max(factor**2, factor**-2) if factor else 0.0
+    square = max(factor**2, factor**-2)
     root = float(np.copysign(round(square) ** (0.5 if abs(factor) > 1 else -0.5), factor)) if square < 1e9 else 0.0
     for low in (ml_dtypes.bfloat16, np.float16):
         with np.errstate(over="ignore", invalid="ignore"):
