@@ -172,3 +172,16 @@ def test_the_halves_of_wi_fused_have_an_order():
             parts = [arrays[name.replace("wi_0", part)] for part in order]
             file[name.replace("wi_0", "wi_fused")] = np.stack(parts, axis=1)
         assert diagnosed(file, "odd").exit_code == code
+
+
+@pytest.mark.parametrize("change", [np.zeros_like, lambda array: array * 1e-200, lambda array: array[::-1] * 0.5])
+def test_arrays_without_a_common_factor_are_judged(change):
+    """Originals of zeros, candidates of numbers next to nothing, and others."""
+    name = "decoder/layers_0/mlp/wo/kernel"
+    arrays = ORIGINALS["odd"] | {name: ORIGINALS["odd"][name].astype(np.float64)}
+    other = arrays | {name: change(arrays[name])}
+    config = Config(network=SIZES["odd"], spectrogram=SpectrogramConfig(num_mel_bins=24))
+    for candidate, original in ((other, arrays), (arrays, other)):
+        assert (
+            diagnose_weights(Candidate("file", "weights", candidate), original, config, measured=False).exit_code == 1
+        )
