@@ -39,9 +39,8 @@ SIZES = {
     ),
 }
 RIGHT = "right"
-# slips that, where no word of a name says what it is, may be a project's convention
-EVERYWHERE = ("exchanged everywhere", "scaled everywhere")
-VERDICTS = ("same", "different", "refused")
+# exchanges that, where no word of a name says what it is, may be a project's convention
+EVERYWHERE = ("exchanged everywhere",)
 BY_CONTENT = "same by content"
 
 
@@ -57,9 +56,7 @@ def judge(
         files = [Slip(RIGHT, "", given.arrays, True), *slips(given, sample, np.random.default_rng(seed))]
         for slip in [slip for slip in files if kind in slip.kind or slip.kind == RIGHT]:
             diagnosis = diagnose_weights(Candidate("file", "weights", dict(slip.arrays)), original, config, False)
-            verdict = VERDICTS[diagnosis.exit_code]
-            if verdict == "same" and diagnosis.by_content:
-                verdict = BY_CONTENT
+            verdict = diagnosis.short_verdict()
             counts[name, slip.kind, verdict] += 1
             if slip.is_harmless != verdict.startswith("same"):
                 first = diagnosis.findings[0].text if diagnosis.findings else ""
@@ -78,7 +75,7 @@ def table(counts: Counter) -> str:
     """Return a table in Markdown: a row for each kind of slip."""
     lines = ["| slip | files | different | same by content | same |", "|---|---|---|---|---|"]
     for kind in dict.fromkeys(kind for _, kind, _ in counts):
-        by_verdict = Counter(dict.fromkeys(VERDICTS, 0))
+        by_verdict = Counter()
         for (_, other, verdict), number in counts.items():
             by_verdict[verdict] += number if other == kind else 0
         different = by_verdict["different"] + by_verdict["refused"]

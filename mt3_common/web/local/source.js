@@ -18,7 +18,7 @@ const receivers = new Map();
 let decoded = { file: null, audio: null };
 
 // The recording as an AudioBuffer at its own rate, with the frames that its header promised, isWhole (its samples are numbers of
-// 16 bits) and isLossy (its coding states no bits). The last recording is kept, for the player.
+// 16 bits) and isLossy (its rate is known, and its coding has no bits of a sample). The last recording is kept, for the player.
 export function decode(file) {
   if (decoded.file !== file) decoded = { file, audio: decodeAnew(file) };
   return decoded.audio;
@@ -28,7 +28,8 @@ async function decodeAnew(file) {
   const bytes = await file.arrayBuffer();
   const { rate, bits, numFrames } = stated(bytes);
   const audio = await new OfflineAudioContext(1, 1, rate ?? USUAL_RATE).decodeAudioData(bytes);
-  Object.assign(audio, { promised: numFrames ?? audio.length, isWhole: bits !== null && bits <= 16, isLossy: bits === null });
+  const [isWhole, isLossy] = [bits !== null && bits <= 16, bits === null && rate !== null];
+  Object.assign(audio, { promised: numFrames ?? audio.length, isWhole, isLossy });
   return audio;
 }
 

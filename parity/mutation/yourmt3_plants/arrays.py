@@ -8,7 +8,7 @@ import numpy as np
 from parity.mutation.yourmt3_plants.planting import Plant, module_at
 
 
-def exchange(one: str, other: str, of: str = "") -> Plant:
+def exchange(one: str, other: str) -> Plant:
     """Return a plant that exchanges the arrays of two modules below the site."""
 
     def plant(network: Any, site: str) -> None:

@@ -44,17 +44,6 @@ def change_output(change: Callable) -> Plant:
     return plant
 
 
-def change_inputs(change: Callable) -> Plant:
-    """Return a plant that changes what the site is called with: change(inputs, module) -> inputs."""
-
-    def plant(network: Any, site: str) -> None:
-        module = module_at(network, site)
-        original = module.forward
-        module.forward = lambda *args, **kwargs: original(*change(args, module), **kwargs)
-
-    return plant
-
-
 def inside(name: str, change: Callable) -> Plant:
     """Return a plant that changes what a submodule of the site is called with: change(inputs, site's inputs, site)."""
 
