@@ -281,9 +281,9 @@ def cache_rows(cache: torch.Tensor, rows: list[int] | torch.Tensor) -> torch.Ten
     return cache.transpose(2, 3)[rows].transpose(2, 3)
 
 
-def onednn_product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Return x (…, in) times a matrix that product_matrix has reordered."""
-    return torch.ops.mkldnn._linear_pointwise(x, matrix, None, "none", [], "")
+def onednn_product(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return x (…, in) times a matrix that product_matrix has reordered, plus the bias."""
+    return torch.ops.mkldnn._linear_pointwise(x, matrix, bias, "none", [], "")
 
 
 def dense(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:

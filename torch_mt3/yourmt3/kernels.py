@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import distributed
 from torch.distributed.nn.functional import all_reduce
 
-from torch_mt3.kernels import product_matrix
+from torch_mt3 import kernels
 from torch_mt3.yourmt3.layers import ACTIVATIONS, BatchNorm, Conv2d, MixtureOfExperts, rotary_positions, softmax
 from torch_mt3.yourmt3.model import YourMT3
 from torch_mt3.yourmt3.perceiver import SelfAttention
@@ -37,7 +37,7 @@ SHARE_LEFT = 0.8
 def product(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return x (…, in) times a matrix (out, in), which product_matrix may have reordered, plus the bias."""
     if matrix.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(x, matrix, bias, "none", [], "")
+        return kernels.onednn_product(x, matrix, bias)
     return F.linear(x, matrix, bias)
 
 
@@ -45,21 +45,29 @@ def joined(layers: Sequence[torch.nn.Linear]) -> tuple[torch.Tensor, torch.Tenso
     """Return matrix and bias of one product that computes all of the layers, one after the other."""
     matrix = torch.concatenate([layer.weight.detach() for layer in layers])
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-    return product_matrix(matrix, matrix.device), torch.concatenate(biases) if biases else None
+    return kernels.product_matrix(matrix, matrix.device), torch.concatenate(biases) if biases else None
 
 
 class PackedLinear(torch.nn.Linear):
-    """A product whose matrix is laid out as oneDNN reads it, where no gradients are computed."""
+    """A product whose matrix is laid out as oneDNN reads it, where no gradients are computed.
 
-    matrix: torch.Tensor
+    Attributes:
+        matrix: as it is laid out; None before the first product, which many layers never compute, as others join them.
+    """
+
+    matrix: torch.Tensor | None
 
     def pack(self) -> None:
-        """Lay out the matrix; to be called again when it has changed."""
-        self.matrix = product_matrix(self.weight.detach(), self.weight.device)
+        """Forget the matrix that is laid out; to be called when the layer's own has changed."""
+        self.matrix = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the product."""
-        return super().forward(input) if torch.is_grad_enabled() else product(input, self.matrix, self.bias)
+        if torch.is_grad_enabled():
+            return super().forward(input)
+        if self.matrix is None:
+            self.matrix = kernels.product_matrix(self.weight.detach(), self.weight.device)
+        return product(input, self.matrix, self.bias)
 
 
 class GroupedExperts(MixtureOfExperts):
@@ -90,21 +98,19 @@ class PackedExperts(GroupedExperts):
         inner_matrices: of w1 and gate together, one per expert.
     """
 
+    experts: Any
     inner_matrices: list[torch.Tensor]
 
     def pack(self) -> None:
         """Lay out the matrices; to be called again when they have changed."""
-        self.inner_matrices = [joined([expert.w1, expert.gate])[0] for expert in self._experts()]
+        self.inner_matrices = [joined([expert.w1, expert.gate])[0] for expert in self.experts]
 
     def expert(self, number: int, tokens: torch.Tensor, train: bool) -> torch.Tensor:
         """Return what an expert makes of its tokens (n, width)."""
-        if train or torch.is_grad_enabled() or not len(tokens):
+        if train or torch.is_grad_enabled():
             return super().expert(number, tokens, train)
         w1, gate = product(tokens, self.inner_matrices[number]).chunk(2, dim=-1)
-        return self._experts()[number].w2(ACTIVATIONS[self.activation](w1).mul_(gate))
-
-    def _experts(self) -> Any:
-        return self.experts
+        return self.experts[number].w2(ACTIVATIONS[self.activation](w1).mul_(gate))
 
 
 class PackedAttention(SelfAttention):
