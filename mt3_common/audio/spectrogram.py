@@ -18,6 +18,18 @@ _ROWS_PER_BATCH = 256
 _FILTERS_PER_BAND = 64
 
 
+def hertz(pitches: np.ndarray | float) -> np.ndarray:
+    """Return the frequencies of MIDI pitches (Hz)."""
+    return 440.0 * 2.0 ** ((np.asarray(pitches) - 69) / 12)
+
+
+def bins_of(pitches: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
+    """Return the mel bin that is nearest to each MIDI pitch, int64."""
+    low, high, mels = (1127.0 * np.log1p(hz / 700.0) for hz in (config.mel_lo_hz, config.mel_hi_hz, hertz(pitches)))
+    bins = np.rint((mels - low) / (high - low) * (config.num_mel_bins + 1)) - 1
+    return np.clip(bins, 0, config.num_mel_bins - 1).astype(np.int64)
+
+
 def mel_matrix(config: SpectrogramConfig, graph: bool = False) -> np.ndarray:
     """Return the weights of the mel filters: triangles of height 1, linear in HTK mel.
 

@@ -117,9 +117,11 @@ def measure(
     values: dict[str, float | None] = {**metrics.evaluate(references, notes)}
     pitched, drums = (any(note.is_drum == kind for note in references) for kind in (False, True))
     for name in values:
-        of_drums = name.startswith("drum")
-        of_both = name.startswith(("program", "onset_class"))
-        if not (pitched or drums if of_both else drums if of_drums else pitched):
+        if name.startswith(("program", "onset_class")):
+            applies = pitched or drums
+        else:
+            applies = drums if name.startswith("drum") else pitched
+        if not applies:
             values[name] = None
         if "velocity" in name and not with_velocities:
             values[name] = None

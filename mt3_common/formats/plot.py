@@ -13,7 +13,7 @@ import pretty_midi
 
 from mt3_common.audio.files import DEFAULT_MIX, stream_audio
 from mt3_common.audio.levels import Mix
-from mt3_common.audio.spectrogram import log_mel_spectrogram
+from mt3_common.audio.spectrogram import bins_of, log_mel_spectrogram
 from mt3_common.config import SpectrogramConfig
 from mt3_common.formats import sealed
 from mt3_common.io.notices import LOGGER
@@ -142,11 +142,7 @@ def spectrogram_image(
     """Return (rows, columns) float32 log magnitudes by pitch, each the maximum of its time."""
     config = SpectrogramConfig()
     pitches = np.arange((HIGHEST + 1 - LOWEST) * ROWS_PER_PITCH) / ROWS_PER_PITCH + LOWEST
-    low, high, wanted = (
-        1127.0 * np.log1p(hz / 700.0)
-        for hz in (config.mel_lo_hz, config.mel_hi_hz, 440.0 * 2.0 ** ((pitches - 69) / 12))
-    )
-    bins = np.clip(np.rint((wanted - low) / (high - low) * (config.num_mel_bins + 1)) - 1, 0, config.num_mel_bins - 1)
+    bins = bins_of(pitches, config)
     image = np.full((columns, len(pitches)), DARKEST, np.float32)
     frame = 0
 

@@ -8,6 +8,7 @@ import numpy as np
 from mt3_common.audio import segments as mt3_segments
 from mt3_common.audio import yourmt3_frames
 from mt3_common.audio.segments import Segment
+from mt3_common.audio.spectrogram import bins_of, hertz
 from mt3_common.audio.yourmt3_frames import FrontEnd
 from mt3_common.config import Config, ConfigError
 from mt3_common.formats.plot import BRIGHTEST, DARKEST
@@ -125,17 +126,8 @@ class MT3Family:
 
     def picture(self, frames: np.ndarray, pitches: np.ndarray) -> np.ndarray:
         """See Family."""
-        bins = self.bins_of(pitches)
+        bins = bins_of(pitches, self.config.spectrogram)
         return np.clip((frames[:, bins] - DARKEST) / (BRIGHTEST - DARKEST), 0.0, 1.0)
-
-    def bins_of(self, pitches: np.ndarray) -> np.ndarray:
-        """Return the mel bin that is nearest to each MIDI pitch, int64."""
-        spectrogram = self.config.spectrogram
-        low, high, wanted = (
-            1127.0 * np.log1p(hz / 700.0) for hz in (spectrogram.mel_lo_hz, spectrogram.mel_hi_hz, hertz(pitches))
-        )
-        filters = np.rint((wanted - low) / (high - low) * (spectrogram.num_mel_bins + 1)) - 1
-        return np.clip(filters, 0, spectrogram.num_mel_bins - 1).astype(np.int64)
 
     def velocities(self) -> VelocityEstimator:
         """See Family."""
@@ -212,11 +204,6 @@ class YourMT3Family:
         ids("pitch")[:] = bool(programs)
         ids("drum")[:] = instruments.drums
         return allowed
-
-
-def hertz(pitches: np.ndarray) -> np.ndarray:
-    """Return the frequencies of MIDI pitches (Hz)."""
-    return 440.0 * 2.0 ** ((pitches - 69) / 12)
 
 
 def family_of(config: "Config | Family") -> "Family":

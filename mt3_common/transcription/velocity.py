@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mt3_common.audio.segments import Segment
+from mt3_common.audio.spectrogram import hertz
 from mt3_common.config import Config, SpectrogramConfig
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import MAX_VELOCITY
@@ -63,7 +64,7 @@ def _harmonics(pitch: int, config: SpectrogramConfig) -> list[np.ndarray]:
     low, high = (1127.0 * np.log1p(hz / 700.0) for hz in (config.mel_lo_hz, config.mel_hi_hz))
     mels = np.linspace(low, high, config.num_mel_bins + 2)[1:-1]
     middles = 700.0 * np.expm1(mels / 1127.0)
-    fundamental = 440.0 * 2.0 ** ((pitch - 69) / 12)
+    fundamental = float(hertz(pitch))
     bands = []
     for harmonic in range(1, HARMONICS + 1):
         apart = np.abs(middles - harmonic * fundamental)

@@ -37,7 +37,7 @@ LONGEST_NOTES = 64 * 2**20
 # s without a byte of an upload, after which it is given up
 SILENCE = 30.0
 # bytes that come in this time at least
-LEAST = 30_000
+LEAST_BYTES = 30_000
 LONGEST_NAME = 255
 
 
@@ -216,8 +216,8 @@ async def body_of(request: Request, most: int, reason: str) -> AsyncIterator[byt
         if received > most:
             raise Refusal(413, reason)
         if clock() - began > SILENCE:
-            if received - counted < LEAST:
-                raise Refusal(408, f"less than {LEAST / 1000:g} kB of the request came in {SILENCE:g} s")
+            if received - counted < LEAST_BYTES:
+                raise Refusal(408, f"less than {LEAST_BYTES / 1000:g} kB of the request came in {SILENCE:g} s")
             began, counted = clock(), received
         if chunk:
             yield chunk

@@ -28,26 +28,29 @@ class PatientProtocol(H11Protocol):
         super().data_received(data)
         # the cycle of request and response that began last
         if self.cycle is not None and not self.cycle.response_complete:
-            self._head = _cancelled(self._head)
+            self._cancel("_head")
         elif self._head is None:
             self._head = self.loop.call_later(PATIENCE, self.transport.abort)
 
     def pause_writing(self) -> None:
-        """Wait for a reader who takes nothing, as much as there is room for lies there already."""
+        """Begin to wait for a reader who takes nothing: the buffer is full."""
         super().pause_writing()
         self._reader = self.loop.call_later(PATIENCE, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Wait no longer: the reader has taken what was there."""
-        self._reader = _cancelled(self._reader)
+        self._cancel("_reader")
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing."""
-        self._head, self._reader = _cancelled(self._head), _cancelled(self._reader)
+        self._cancel("_head")
+        self._cancel("_reader")
         super().connection_lost(exc)
 
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
+    def _cancel(self, name: str) -> None:
+        """Stop a timer, by the name of its attribute."""
+        timer = getattr(self, name)
+        if timer is not None:
+            timer.cancel()
+        setattr(self, name, None)

@@ -11,7 +11,7 @@ import numpy as np
 import pretty_midi
 import soxr
 
-from mt3_common.audio.spectrogram import mel_matrix
+from mt3_common.audio.spectrogram import bins_of, mel_matrix
 from mt3_common.audio.tensorflow_rounding import hann_window
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.config import Config, SpectrogramConfig
@@ -162,7 +162,7 @@ def facts(
         },
         "filters": filters,
         "strip": {
-            "bins": MT3Family(config).bins_of(PITCHES).tolist(),
+            "bins": bins_of(PITCHES, config.spectrogram).tolist(),
             "columns": COLUMNS,
             "darkest": DARKEST,
             "brightest": BRIGHTEST,

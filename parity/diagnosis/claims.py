@@ -48,8 +48,8 @@ JOINED = {
     "w_pack": ("query", "key", "value"),
     **dict.fromkeys(("gate_up_proj", "gate_up", "gate_and_up_proj", "ffn_gate_up", "wi_fused"), ("wi_0", "wi_1")),
 }
-# joined arrays of which the heads take turns, in Megatron
-BY_HEAD = re.compile(r"(query_)?key_value")
+# joined arrays whose rows are head by head (q, k, v of head 0, then of head 1), as Megatron has them
+BY_HEAD = re.compile("key_value")
 LETTERS = {"q": "query", "k": "key", "v": "value"}
 FUSED = re.compile(r"(?:^|[^a-z])(?:w|c_|to_|in_|fused_|linear_)?([qkv](?:_?[qkv]){1,2})(?![a-z])")
 KNOWN_PARTS = {"query", "key", "value", "out", "wi_0", "wi_1", "wo"}

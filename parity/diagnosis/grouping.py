@@ -24,7 +24,7 @@ def grouped(findings: Iterable[Finding]) -> list[Finding]:
         one.sites += [site for site in finding.sites if site not in one.sites]
         one.undoable = one.undoable and finding.undoable
         words = " and ".join("/".join(part).replace("layers_", "layer ") for part in zip(*key))
-        one.text = f"{one.cause}; {words} are exchanged in {len(one.sites) // 2} arrays alike"
+        one.text = f"{one.cause}; {words} are exchanged in {len(one.sites) // 2} places in the same way"
     return merged
 
 

@@ -66,7 +66,7 @@ def holds(matching: fibres.Matching, key: str, name: str | None) -> bool:
 
 def read_names(arrays: Iterable[str], original: Mapping[str, np.ndarray]) -> tuple[dict[str, Reading], list[str]]:
     """Read all names; (the candidate's name -> its meaning, a note for each stack whose layers count from 1)."""
-    readings = _unordered({key: read_name(key, original) for key in arrays})
+    readings = _without_cross_norms_by_order({key: read_name(key, original) for key in arrays})
     notes = []
     for stack in ("encoder", "decoder"):
         layers = {int(number) for name in original for number in re.findall(rf"^{stack}/layers_(\d+)/", name)}
@@ -81,18 +81,18 @@ def read_names(arrays: Iterable[str], original: Mapping[str, np.ndarray]) -> tup
     return readings, notes
 
 
-def _unordered(readings: dict[str, Reading]) -> dict[str, Reading]:
+def _without_cross_norms_by_order(readings: dict[str, Reading]) -> dict[str, Reading]:
     """The readings, without the norms before cross attention that their order alone tells, where others say the word.
 
     `norm2` and `post_attention_layernorm` are those norms in the tables of two libraries; beside a `norm_cross` they
     are of the MLP.
     """
-    own = [reading.claim for reading in readings.values() if reading.claim.attention == "cross"]
-    if not any(claim.parts == ("norm.attention",) for claim in own):
+    cross_claims = [reading.claim for reading in readings.values() if reading.claim.attention == "cross"]
+    if not any(claim.parts == ("norm.attention",) for claim in cross_claims):
         return readings
     return {
         key: reading._replace(names=(), is_certain=False)
-        if "".join(reading.names).endswith("pre_cross_attention_layer_norm/scale")
+        if any(name.endswith("pre_cross_attention_layer_norm/scale") for name in reading.names)
         and reading.claim.attention != "cross"
         else reading
         for key, reading in readings.items()
@@ -207,7 +207,7 @@ def _layouts(arrays, matching, kernels, readings) -> tuple[dict[str, bool], bool
         if reading.layout:
             layouts[key] = reading.layout == "out, in"
         elif outside and not in_layers[key]:
-            layouts[key] = outside[0]
+            layouts[key] = sum(outside) * 2 > len(outside)
         else:
             layouts[key] = mlp == {True} if "/mlp/" in (reading.name or "") and len(mlp) == 1 else usual
     return layouts, usual

@@ -1,13 +1,7 @@
 // MP3 files, decoded by mpg123, which libsndfile uses, too: browsers have other decoders, which cut loud samples off.
 
-import { rounded } from "./rates.js";
+import { behindTags, MP3_RATES, MPEG1_BITRATES, MPEG2_BITRATES, rounded } from "./rates.js";
 
-// kbit/s of layer III, for MPEG 1 and for 2 and 2.5
-const BITRATES = [
-  [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320],
-  [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160],
-];
-const RATES = { 3: [44100, 48000, 32000], 2: [22050, 24000, 16000], 0: [11025, 12000, 8000] };
 // bytes of the side information: of MPEG 1 and of 2, of two channels and of one
 const SIDES = [[32, 17], [17, 9]];
 // bytes of a file that is looked through, and of those that are decoded at once
@@ -23,8 +17,8 @@ function headerAt(bytes, at) {
   if (at + 4 > bytes.length || bytes[at] !== 0xff || (bytes[at + 1] & 0xe6) !== 0xe2) return null;
   const version = (bytes[at + 1] >> 3) & 3;
   const older = version === 3 ? 0 : 1;
-  const rate = RATES[version]?.[(bytes[at + 2] >> 2) & 3];
-  const bitrate = BITRATES[older][bytes[at + 2] >> 4];
+  const rate = MP3_RATES[version]?.[(bytes[at + 2] >> 2) & 3];
+  const bitrate = (older ? MPEG2_BITRATES : MPEG1_BITRATES)[bytes[at + 2] >> 4];
   if (!rate || !bitrate) return null;
   const length = Math.floor(((older ? 72 : 144) * 1000 * bitrate) / rate) + ((bytes[at + 2] >> 1) & 1);
   const isMono = bytes[at + 3] >> 6 === 3;
@@ -40,15 +34,6 @@ function infoAt(bytes, at, { side, length }) {
   const isTold = encoder + 24 <= Math.min(bytes.length, at + length) && /^[A-Z][A-Za-z]{3}/.test(text(bytes, encoder, 4));
   const [first, middle, last] = isTold ? bytes.subarray(encoder + 21, encoder + 24) : [0, 0, 0];
   return { promised: flags & 1 ? uint32(bytes, begin + 8) : null, added: ((first << 4) | (middle >> 4)) + (((middle & 15) << 8) | last) };
-}
-
-// Behind the tags of ID3 in front of the frames.
-function behindTags(bytes) {
-  let at = 0;
-  while (at + 10 <= bytes.length && text(bytes, at, 3) === "ID3") {
-    at += 10 + [6, 7, 8, 9].reduce((size, index) => (size << 7) | (bytes[at + index] & 0x7f), 0) + (bytes[at + 5] & 0x10 ? 10 : 0);
-  }
-  return at;
 }
 
 // The frames of a file that is one stream of layer III and tags: {rate, begin, end, heldFrames, numFrames}, the last two in

@@ -1,9 +1,9 @@
 // The sample rate that a file states, which no browser tells, so that it is decoded as it is and not resampled.
 
-const MP3_RATES = { 3: [44100, 48000, 32000], 2: [22050, 24000, 16000], 0: [11025, 12000, 8000] };
-// kbit/s of layer III, by the version
-const MPEG1_BITRATES = [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320];
-const MPEG2_BITRATES = [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160];
+export const MP3_RATES = { 3: [44100, 48000, 32000], 2: [22050, 24000, 16000], 0: [11025, 12000, 8000] };
+// kbit/s of layer III, for MPEG 1 and for 2 and 2.5
+export const MPEG1_BITRATES = [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320];
+export const MPEG2_BITRATES = [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160];
 const AAC_RATES = [96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350];
 const OPUS_RATE = 48000;
 
@@ -95,6 +95,15 @@ export function rounded(samples) {
   return samples.map((value) => Math.round(value * 32768) / 32768);
 }
 
+// Behind the tags of ID3 in front of the frames.
+export function behindTags(bytes) {
+  let at = 0;
+  while (at + 10 <= bytes.length && find(bytes, "ID3", at, at + 3) === at) {
+    at += 10 + [6, 7, 8, 9].reduce((size, index) => (size << 7) | (bytes[at + index] & 0x7f), 0) + (bytes[at + 5] & 0x10 ? 10 : 0);
+  }
+  return at;
+}
+
 // The rate of the first MPEG or AAC frame that another one follows, from a position on.
 function mpeg(bytes, from) {
   for (let at = from; at + 4 < Math.min(bytes.length, from + 2 ** 18); at += 1) {
@@ -121,10 +130,7 @@ export function stated(buffer) {
   const bytes = new Uint8Array(buffer);
   const view = new DataView(buffer);
   const starts = (text, at = 0) => find(bytes, text, at, at + text.length) === at;
-  let at = 0;
-  while (starts("ID3", at) && at + 10 < bytes.length) {
-    at += 10 + [6, 7, 8, 9].reduce((size, index) => (size << 7) | (bytes[at + index] & 0x7f), 0);
-  }
+  const at = behindTags(bytes);
   if (starts("fLaC", at)) return flac(view, at) ?? { rate: null, bits: null, numFrames: null };
   let [rate, bits] = [null, null];
   if (starts("OggS")) {

@@ -454,7 +454,7 @@ def test_parts_exchanged_in_every_layer_are_one_finding_with_all_sites(original)
     assert set(finding.sites) == {
         f"decoder/layers_{i}/self_attention/{part}" for i in range(3) for part in ("key", "value")
     }
-    assert finding.text.endswith("key and value are exchanged in 3 arrays alike")
+    assert finding.text.endswith("key and value are exchanged in 3 places in the same way")
 
 
 def test_heads_in_turn_in_one_fused_array_are_a_fault_there(original):
