@@ -1,10 +1,17 @@
 """The table of faults of YourMT3+ that are planted: in which network, where, how, and what the diagnosis should say."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from parity.mutation.yourmt3_array_faults import array_kinds
 from parity.mutation.yourmt3_kinds import CROSS_T5, EQUIVALENT, FF_T5, LOCAL, SCA, SELF_T5, TEMPORAL, Kind
 from parity.mutation.yourmt3_plants import conformer, perceiver, planting, pre_encoder, t5_stacks
+from parity.mutation.yourmt3_plants.planting import Plant
+
+
+def made(factory: Callable[..., Plant], how: Mapping[str, Any]) -> Plant:
+    """Return factory(**how), for settings whose types a table does not tell."""
+    return factory(**how)
 
 
 def kinds() -> list[Kind]:
@@ -34,7 +41,7 @@ def _pre_encoder() -> Iterator[Kind]:
         ("batch norm divides by the variance", {"deviation": True}, "deviation for variance"),
         ("batch norm of each example", {"example": True}, "statistics of each example"),
     ):
-        yield Kind(name, "single", norm, pre_encoder.batch_norm(**how), cause)
+        yield Kind(name, "single", norm, made(pre_encoder.batch_norm, how), cause)
     for name, how, cause in (
         ("convolution repeats the edge", {"padding": "replicate"}, "padding repeats the edge"),
         ("convolution wraps around", {"padding": "circular"}, "padding wraps"),
@@ -43,7 +50,7 @@ def _pre_encoder() -> Iterator[Kind]:
         ("convolution with time and frequency exchanged", {"exchange": True}, "time and frequency exchanged"),
         ("causal convolution", {"causal": True}, "padding in front only"),
     ):
-        yield Kind(name, "single", conv, pre_encoder.convolution(**how), cause)
+        yield Kind(name, "single", conv, made(pre_encoder.convolution, how), cause)
     for name, how, cause in (
         ("relu behind the first norm left out", {"inner": "none"}, "identity for relu"),
         ("gelu for relu", {"inner": "gelu"}, "gelu for relu"),
@@ -54,7 +61,7 @@ def _pre_encoder() -> Iterator[Kind]:
         ("every other bin", {"pool": "first"}, "every other bin"),
         ("bins added", {"pool": "sum"}, "bins added"),
     ):
-        yield Kind(name, "multi", block, pre_encoder.residual_block(**how), cause)
+        yield Kind(name, "multi", block, made(pre_encoder.residual_block, how), cause)
 
 
 def _norms() -> Iterator[Kind]:
@@ -65,20 +72,20 @@ def _norms() -> Iterator[Kind]:
         ("rms norm for layer norm", {"center": False}, "rms norm"),
         ("layer norm without bias", {"bias": False}, "norm without bias"),
     ):
-        yield Kind(name, "single", where, perceiver.layer_norm(**how), cause)
+        yield Kind(name, "single", where, made(perceiver.layer_norm, how), cause)
     for name, network, how, cause in (
         ("rms norm epsilon 1e-6", "td", {"eps": 1e-6}, "eps=1e-06"),
         ("layer norm for rms norm", "td", {"center": True}, "layer norm"),
         ("rms norm with 1 + scale", "td", {"scale": "plus one"}, r"1 \+ scale"),
     ):
-        yield Kind(name, network, where, perceiver.rms_norm(**how), cause)
+        yield Kind(name, network, where, made(perceiver.rms_norm, how), cause)
     t5 = r"(en|de)coder/(en|de)coder/(block_\d/layer_\d/layer_norm|final_layer_norm)"
     for name, how, cause in (
         ("t5 norm epsilon 1e-5", {"eps": 1e-5}, "eps=1e-05"),
         ("t5 norm subtracts the mean", {"center": True}, "layer norm"),
         ("t5 norm without scale", {"scale": "none"}, "norm without scale"),
     ):
-        yield Kind(name, "ymt3plus", t5, perceiver.rms_norm(**how), cause)
+        yield Kind(name, "ymt3plus", t5, made(perceiver.rms_norm, how), cause)
 
 
 def _perceiver_attention() -> Iterator[Kind]:
@@ -92,7 +99,7 @@ def _perceiver_attention() -> Iterator[Kind]:
         ("heads interleaved", "multi", every, {"interleaved": True}, "heads interleaved"),
         ("keys for values", "multi", every, {"value_of": "key"}, "keys for values"),
     ):
-        yield Kind(name, network, where, perceiver.attention(**how), cause)
+        yield Kind(name, network, where, made(perceiver.attention, how), cause)
     for name, network, how, cause in (
         ("query residual added", "single", "with", "residual added"),
         ("query residual left out", "moe", "without", "residual left out"),
@@ -125,7 +132,7 @@ def _positions() -> Iterator[Kind]:
         ("rope one position late", lang, {"rope": {"first": 1}}, "rope one position late"),
         ("rope of another base", lang, {"rope": {"base": 500000.0}}, "rope base"),
     ):
-        yield Kind(name, "moe", where, perceiver.attention(**how), cause)
+        yield Kind(name, "moe", where, made(perceiver.attention, how), cause)
     yield Kind(
         "rope not on keys", "rope on keys", every, perceiver.attention(rotate="queries alone"), "rope not on keys"
     )
@@ -219,7 +226,7 @@ def _experts() -> Iterator[Kind]:
         ("gate and w1 of an expert exchanged", {"how": "exchanged"}, "gate and w1 exchanged"),
         ("gelu for silu in an expert", {"function": "gelu"}, "gelu for silu"),
     ):
-        yield Kind(name, "moe", expert, perceiver.gated(**how), cause)
+        yield Kind(name, "moe", expert, made(perceiver.gated, how), cause)
     yield Kind(
         "norm in front of a t5 stack's experts",
         "t5 experts",
@@ -240,7 +247,7 @@ def _t5() -> Iterator[Kind]:
         ("mask one position ahead", causal, {"mask": "ahead"}, "mask one position ahead"),
         ("mask hides the position itself", causal, {"mask": "strict"}, "mask hides the position itself"),
     ):
-        yield Kind(name, "ymt3plus", where, t5_stacks.t5_attention(**how), cause)
+        yield Kind(name, "ymt3plus", where, made(t5_stacks.t5_attention, how), cause)
     yield Kind(
         "relative bias in the first block only",
         "t5 trainable",
@@ -279,7 +286,7 @@ def _t5() -> Iterator[Kind]:
         ("t5 relu", {"function": "relu"}, "relu for gelu_tanh"),
         ("wi_0 and wi_1 exchanged", {"how": "exchanged"}, "gate and w1 exchanged"),
     ):
-        yield Kind(name, "ymt3plus", rf"{FF_T5}/DenseReluDense", perceiver.gated(**{**how, "names": names}), cause)
+        yield Kind(name, "ymt3plus", rf"{FF_T5}/DenseReluDense", made(perceiver.gated, {**how, "names": names}), cause)
     stack = "(en|de)coder/(en|de)coder"
     for name, how, cause in (
         ("mt3's sinusoids", "mt3", "mt3's sinusoids"),
