@@ -1,7 +1,8 @@
 """The YourMT3+ network as a machine computes it fast: search.py with caches, model.py's experts on their own tokens.
 
 Channels are rows of a batch. A row that has ended leaves the batch, and with it its keys and values. Products are
-oneDNN's where it has them: on processors that are not Intel's it is twice as fast as what PyTorch takes by default.
+oneDNN's where it has them: on processors that are not Intel's they are twice as fast as PyTorch's default
+(docs/speed.md).
 """
 
 import itertools
