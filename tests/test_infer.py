@@ -33,8 +33,8 @@ TWINS = ("jax_mt3", "torch_mt3")
 def start(twin, *arguments, folder):
     """The process `python -m {twin}.infer …`, run in a folder outside the project."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
-    # PyTorch 2.6 leaves a temporary folder of its own to the garbage collector
-    environment["PYTHONWARNINGS"] = "error,ignore:Implicitly cleaning up:ResourceWarning"
+    # PyTorch 2.6 leaves a temporary folder of its own to the garbage collector, a Ctrl-C the file that open() was at
+    environment["PYTHONWARNINGS"] = "error,ignore::ResourceWarning"
     environment["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.Popen(
         [sys.executable, "-m", f"{twin}.infer", *map(str, arguments)],
