@@ -392,7 +392,12 @@ const KEYS = {
   "?": () => $("keys").showModal(),
 };
 
+$("shortcuts").checked = remembered("shortcuts") !== "0";
+$("shortcuts").addEventListener("change", () => remembered("shortcuts", $("shortcuts").checked ? "1" : "0"));
+
 addEventListener("keydown", (event) => {
+  // WCAG 2.1.4: who speaks to the computer, or trembles, hits single keys unawares
+  if (!$("shortcuts").checked) return;
   const isControl = event.target.closest("input, select, button, summary, dialog, [tabindex]");
   if (event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
   if (isControl && (event.key === " " || event.key.startsWith("Arrow") || ["Home", "End"].includes(event.key))) return;

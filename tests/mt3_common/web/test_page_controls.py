@@ -333,6 +333,45 @@ def test_a_keyboard_is_enough(page, client, song):
     assert page.get_by_role("dialog").count() == 0
 
 
+def test_keys_can_be_switched_off_by_keyboard_and_stay_off(opened, client, song):
+    page = opened
+    page.locator("#help").focus()
+    page.keyboard.press("Enter")
+    assert "shortcuts" in names_by_tab(page, 3)
+    page.locator("#shortcuts").focus()
+    page.keyboard.press(" ")
+    page.keyboard.press("Escape")
+    assert page.get_by_role("dialog").count() == 0
+
+    def press_all() -> tuple:
+        page.locator("h1").click()
+        for key in ("n", "]", "+", "ArrowRight", "Digit1", "End", "?"):
+            page.keyboard.press(key)
+        pressed = page.locator("#chips button[aria-pressed=true]").count()
+        looped = page.locator("#loop").get_attribute("aria-pressed")
+        return page.locator("#mix").input_value(), looped, position(page), pressed, page.get_by_role("dialog").count()
+
+    assert press_all() == ("50", "false", 0.0, 0, 0)
+    assert view(page) == (0.0, 20.0)
+    # what has the focus is still worked by keys
+    page.locator("#play").focus()
+    page.keyboard.press("Enter")
+    until(lambda: position(page) > 0.1)
+    page.keyboard.press(" ")
+    assert page.locator("#play").inner_text() == "Play"
+    page.reload()
+    page.locator("#files").set_input_files(song)
+    page.get_by_text("20 notes, 2 instruments, 20.0 s").first.wait_for()
+    assert press_all() == ("50", "false", 0.0, 0, 0)
+    assert page.context.cookies() == []
+    page.locator("#help").click()
+    page.get_by_label("One key alone works anywhere").check()
+    page.keyboard.press("Escape")
+    mix, _, time, pressed, dialogs = press_all()
+    assert (mix, pressed, dialogs) == ("100", 1, 1)
+    assert time > 19
+
+
 @pytest.mark.parametrize(
     "tempo",
     [
