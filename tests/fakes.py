@@ -49,6 +49,35 @@ def noise(seconds: float, channels: int = 1, rate: int = 16000, amplitude: float
     return np.random.default_rng(seed).uniform(-amplitude, amplitude, (round(seconds * rate), channels))
 
 
+def encode(path: Path, samples: np.ndarray, rate: int, codec: str, container: str, stored: str | None = None) -> Path:
+    """Write mono samples (n,) in [-1, 1] with PyAV, which must be there.
+
+    Codings in blocks of a fixed size leave out what is behind the last whole block.
+
+    Args:
+        codec, container, stored: FFmpeg's names of the coding, the container and the samples in it.
+    """
+    import av
+
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate, layout="mono")
+        context = stream.codec_context
+        if stored:
+            context.format = stored
+        context.open()
+        size = context.frame_size or 1024
+        resampler = av.AudioResampler(format=context.format, layout="mono", rate=rate)
+        length = len(samples) // size * size if context.frame_size else len(samples)
+        for start in range(0, length, size):
+            block = np.ascontiguousarray(samples[None, start : start + size], np.float64)
+            frame = av.AudioFrame.from_ndarray(block, format="dblp", layout="mono")
+            frame.sample_rate, frame.pts = rate, start
+            for converted in resampler.resample(frame):
+                file.mux(stream.encode(converted))
+        file.mux(stream.encode(None))
+    return path
+
+
 def record(path: str | Path, seconds: float = 1.0, seed: int = 0, subtype: str | None = None) -> Path:
     """Write a recording of noise, and the folders above it."""
     path = Path(path)

@@ -54,6 +54,7 @@ class Source(NamedTuple):
         held_frames: what is really there, where that is known before reading and is less; else None.
         slack_frames: a loss that is none.
         is_float: the samples are stored as floats.
+        is_lossy: the coding is lossy, and the frames are at the steps of 16 bits.
         notices: what is odd about the file.
     """
 
@@ -64,6 +65,7 @@ class Source(NamedTuple):
     held_frames: int | None = None
     slack_frames: int = 0
     is_float: bool = False
+    is_lossy: bool = False
     notices: tuple[str, ...] = ()
 
 
@@ -181,6 +183,7 @@ def _chained(sources: Sequence[Source]) -> Source:
         held_frames=held_frames,
         slack_frames=sum(round(source.slack_frames * rate / source.sample_rate) for source in sources),
         is_float=any(source.is_float for source in sources),
+        is_lossy=any(source.is_lossy for source in sources),
         notices=tuple(notice for source in sources for notice in source.notices),
     )
 
@@ -201,12 +204,17 @@ class _ForwardSoundFile(soundfile.SoundFile):
         """False, so that reading never seeks."""
         return False
 
+    @property
+    def is_lossy(self) -> bool:
+        """True of a lossy coding."""
+        return self.subtype in _LOSSY_SUBTYPES
+
     def read_frames(self, count: int) -> np.ndarray:
         """(<= count, channels) float32, none at the end only; raises UndecodableError."""
         count = min(count, _SAMPLES_AT_ONCE // self.channels)
         try:
             frames = self.read(count, dtype="float32", always_2d=True)
-            return _rounded(frames) if self.subtype in _LOSSY_SUBTYPES else frames
+            return _rounded(frames) if self.is_lossy else frames
         except soundfile.SoundFileError as error:
             raise UndecodableError(str(error).removeprefix("Error : ").rstrip(".")) from error
 
@@ -238,6 +246,7 @@ def _from_libsndfile(file: Path, link: Link, stack: contextlib.ExitStack) -> Sou
         held_frames=held_frames,
         slack_frames=round((_FRAME_SLACK if sound.format == "MP3" else _SLACK) * sound.samplerate),
         is_float=sound.subtype in ("FLOAT", "DOUBLE"),
+        is_lossy=sound.is_lossy,
         notices=(link.notice,) if link.notice else (),
     )
 
@@ -311,6 +320,7 @@ def _from_ffmpeg(file: Path, link: Link, stack: contextlib.ExitStack, refusal: U
         read=_reader(blocks()),
         num_frames=None if length is None else round(length * rate),
         slack_frames=round(_FRAME_SLACK * rate),
+        is_lossy=_is_lossy(container),
     )
 
 
@@ -342,8 +352,7 @@ def _ffmpeg_blocks(container: "InputContainer") -> Generator[tuple[int, np.ndarr
     import av.error
 
     resampler, kind = av.AudioResampler(format="flt"), None  # converts the numbers alone
-    codec = container.streams.audio[0].codec_context.codec
-    is_lossy = codec.lossy and not codec.lossless
+    is_lossy = _is_lossy(container)
     try:
         for packet in container.demux(container.streams.audio[0]):
             if packet.is_corrupt:
@@ -356,6 +365,12 @@ def _ffmpeg_blocks(container: "InputContainer") -> Generator[tuple[int, np.ndarr
                     yield frame.sample_rate, _rounded(samples) if is_lossy else samples
     except av.error.FFmpegError as error:
         raise UndecodableError(f"FFmpeg: {_reason(error)}") from error
+
+
+def _is_lossy(container: "InputContainer") -> bool:
+    """Return whether the first audio stream has a coding that is always lossy; some, such as WavPack, are at times."""
+    codec = container.streams.audio[0].codec_context.codec
+    return codec.lossy and not codec.lossless
 
 
 def _stated_length(container: "InputContainer") -> float | None:

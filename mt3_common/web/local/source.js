@@ -18,7 +18,7 @@ const receivers = new Map();
 let decoded = { file: null, audio: null };
 
 // The recording as an AudioBuffer at its own rate, with the frames that its header promised, isWhole (its samples are numbers of
-// 16 bits) and isLossy (its rate is known, and its coding has no bits of a sample). The last recording is kept, for the player.
+// 16 bits) and isLossy (see rates.js). The last recording is kept, for the player.
 export function decode(file) {
   if (decoded.file !== file) decoded = { file, audio: decodeAnew(file) };
   return decoded.audio;
@@ -26,11 +26,18 @@ export function decode(file) {
 
 async function decodeAnew(file) {
   const bytes = await file.arrayBuffer();
-  const { rate, bits, numFrames } = stated(bytes);
+  const { rate, bits, isLossy, numFrames } = stated(bytes);
   const audio = await new OfflineAudioContext(1, 1, rate ?? USUAL_RATE).decodeAudioData(bytes);
-  const [isWhole, isLossy] = [bits !== null && bits <= 16, bits === null && rate !== null];
+  const isWhole = bits !== null && bits <= 16;
   Object.assign(audio, { promised: numFrames ?? audio.length, isWhole, isLossy });
   return audio;
+}
+
+// Samples of a channel of what decode returns, as the command line reads them.
+export function samplesOf(audio, channel, start = 0, count = audio.length) {
+  const samples = audio.getChannelData(channel).subarray(start, start + count);
+  if (audio.isWhole) return restored(samples);
+  return audio.isLossy ? rounded(samples) : samples.slice();
 }
 
 export async function about() {
@@ -57,12 +64,7 @@ async function answer(id, file, data) {
     return { type: "reply", id, rate: audio.sampleRate, channels: audio.numberOfChannels, heldFrames: audio.length, numFrames: audio.promised };
   }
   const audio = await decode(file);
-  const part = (_, channel) => {
-    const samples = audio.getChannelData(channel).subarray(data.start, data.start + data.count);
-    if (audio.isWhole) return restored(samples);
-    return audio.isLossy ? rounded(samples) : samples.slice();
-  };
-  return { type: "reply", id, block: Array.from({ length: audio.numberOfChannels }, part) };
+  return { type: "reply", id, block: Array.from({ length: audio.numberOfChannels }, (_, channel) => samplesOf(audio, channel, data.start, data.count)) };
 }
 
 // Yields events as they happen, the last of type "end"; see mt3_common/web/work.py.

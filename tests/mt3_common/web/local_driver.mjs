@@ -86,6 +86,9 @@ const MODES = {
   restored({ samples }) {
     return text(rates.restored(floats(samples)));
   },
+  rounded({ samples }) {
+    return text(rates.rounded(floats(samples)));
+  },
   streams({ paths }) {
     return paths.map((path) => mp3.plainStream(Uint8Array.from(readFileSync(path))));
   },

@@ -1,7 +1,9 @@
 """Results of the scripts that browsers run by themselves, held to Python's: in Node.js, without a browser."""
 
 import base64
+import contextlib
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import pytest
 import soundfile
 import soxr
 from browsing import HAS_RUNTIME, NO_NODE, NO_RUNTIME, NODE, RUNTIME
-from fakes import CONFIG, noise
+from fakes import CONFIG, encode, noise
 
+from mt3_common.audio import decoders
+from mt3_common.audio.decoders import open_source
 from mt3_common.audio.files import AudioError, read_audio
 from mt3_common.audio.segments import segments, start_times
 from mt3_common.checkpoint.registry import NamedCheckpoint
@@ -346,28 +350,90 @@ def test_files_state_their_rate(node, tmp_path):
     stated = node("rates", paths=paths)
     assert [item["rate"] for item in stated] == [*(rate for _, rate in kinds), 44100, 48000, None, None]
     assert [(item["numFrames"], item["bits"]) for item in stated[:2]] == [(16000, 16), (16000, 24)]
+    assert [item["isLossy"] for item in stated] == [False, False, *[True] * 6, False, False]
+
+
+# container -> ending, and codings in it: rate and losses are the same in every one of them
+KINDS = {
+    "matroska": (
+        "mkv",
+        "flac alac pcm_u8 pcm_s16le pcm_s16be pcm_s24le pcm_s32le pcm_f32le aac libmp3lame mp2 ac3 libopus",
+    ),
+    "webm": ("webm", "libopus"),
+    "mp4": ("mp4", "flac alac pcm_s16be pcm_s24le pcm_f32le aac libmp3lame ac3 libopus"),
+    "ipod": ("m4a", "alac aac"),
+    "mov": ("mov", "alac pcm_u8 pcm_s8 pcm_s16le pcm_s16be pcm_s24be pcm_s32le pcm_f32be pcm_f64le aac libmp3lame"),
+    "aiff": ("aiff", "pcm_s8 pcm_s16be pcm_s24be pcm_s32be pcm_f32be pcm_mulaw"),
+    "caf": ("caf", "flac alac pcm_s16le pcm_s24be pcm_f32le pcm_alaw libmp3lame ac3"),
+    "wav": ("wav", "pcm_alaw pcm_mulaw adpcm_ms adpcm_ima_wav flac aac libmp3lame"),
+    "ogg": ("ogg", "flac libopus"),
+    "au": ("au", "pcm_s16be pcm_s24be pcm_f32be pcm_alaw"),
+    "adts": ("aac", "aac"),
+}
+
+
+@pytest.mark.parametrize("container", KINDS)
+def test_rate_and_losses_are_those_of_the_command_line(node, tmp_path, container):
+    """By codec, whatever is around it: lossless samples are not rounded to 16 bits, and lossy ones are."""
+    pytest.importorskip("av")
+    ending, codecs = KINDS[container]
+    sound = noise(0.6, rate=48000)[:, 0]
+    kinds = [(codec, 48000 if "opus" in codec else 32000) for codec in codecs.split()]
+    paths = [tmp_path / f"{codec}.{ending}" for codec, _ in kinds]
+    for path, (codec, rate) in zip(paths, kinds, strict=True):
+        encode(path, sound, rate, codec, container)
+    for path, (codec, rate), stated in zip(
+        paths, kinds, node("rates", paths=[str(path) for path in paths]), strict=True
+    ):
+        with contextlib.ExitStack() as stack:
+            expected = open_source(path, stack)
+        assert stated["rate"] == expected.sample_rate == rate, codec
+        assert stated["isLossy"] == expected.is_lossy, codec
+        # else 16-bit samples would not be taken back from what browsers make of them
+        size = re.search(r"_[su](\d+)|law|adpcm", codec)
+        if size:
+            assert stated["bits"] == int(size[1] or 16), codec
 
 
 @pytest.mark.parametrize(
-    ("name", "container", "codec", "rate"),
+    ("codec", "container", "stored", "bits"),
     [
-        ("song.m4a", "ipod", "aac", 44100),
-        ("song.aac", "adts", "aac", 22050),
-        ("song.webm", "webm", "libopus", 48000),
-        ("song.mkv", "matroska", "aac", 32000),
+        ("flac", "matroska", "s16", 16),
+        ("flac", "mp4", "s32", 24),
+        ("alac", "mov", "s16p", 16),
+        ("alac", "ipod", "s32p", 24),
     ],
 )
-def test_films_and_phones_state_their_rate(node, tmp_path, name, container, codec, rate):
+def test_containers_state_the_bits_of_lossless_codings(node, tmp_path, codec, container, stored, bits):
+    pytest.importorskip("av")
+    path = encode(tmp_path / "song", noise(0.6)[:, 0], 16000, codec, container, stored)
+    assert node("rates", paths=[str(path)]) == [{"rate": 16000, "bits": bits, "isLossy": False, "numFrames": None}]
+
+
+def test_a_film_states_the_rate_of_its_sound(node, tmp_path):
+    """Its picture comes first, with numbers where a sound would have its rate."""
     av = pytest.importorskip("av")
-    samples = noise(1.0, rate=rate).T.astype(np.float32)
-    with av.open(str(tmp_path / name), "w", format=container) as file:
-        stream = file.add_stream(codec, rate=rate, layout="mono")
-        for start in range(0, rate - 1023, 1024):
-            frame = av.AudioFrame.from_ndarray(samples[:, start : start + 1024], format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = rate, start
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
-    assert node("rates", paths=[str(tmp_path / name)]) == [{"rate": rate, "bits": None, "numFrames": None}]
+    for container, sound in (("mov", "pcm_s24le"), ("matroska", "flac")):
+        with av.open(str(tmp_path / container), "w", format=container) as file:
+            picture = file.add_stream("mpeg4", rate=25)
+            picture.width, picture.height, picture.pix_fmt = 320, 240, "yuv420p"
+            stream = file.add_stream(sound, rate=24000, layout="mono")
+            file.mux(picture.encode(av.VideoFrame(320, 240, "yuv420p")))
+            file.mux(picture.encode(None))
+            samples = np.zeros((1, 1152), np.int32)
+            frame = av.AudioFrame.from_ndarray(samples, format="s32", layout="mono")
+            frame.sample_rate = 24000
+            converted = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=24000).resample(frame)
+            for part in [*converted, None]:
+                file.mux(stream.encode(part))
+    stated = node("rates", paths=[str(tmp_path / name) for name in ("mov", "matroska")])
+    assert [(item["rate"], item["isLossy"]) for item in stated] == [(24000, False)] * 2
+
+
+def test_lossy_samples_are_rounded_as_on_the_command_line(node):
+    """Halves of a step to the even one."""
+    samples = np.concatenate([np.arange(-9, 9) / 2 / 32768, noise(0.5)[:, 0]]).astype(np.float32)
+    np.testing.assert_array_equal(floats(node("rounded", samples=text(samples))), decoders._rounded(samples))
 
 
 def test_bytes_of_the_sound_are_no_rate(node, tmp_path):
@@ -395,6 +461,13 @@ def test_whole_numbers_are_taken_back_from_what_browsers_make_of_them(node, most
     whole = np.random.default_rng(3).integers(-32768, 32768, 2000)
     decoded = np.where(whole > 0, whole / most, whole / 32768).astype(np.float32)
     np.testing.assert_array_equal(floats(node("restored", samples=text(decoded))), (whole / 32768).astype(np.float32))
+
+
+def test_samples_of_8_bits_are_taken_back_too(node):
+    """Chromium divides those above 0 by 127."""
+    whole = np.random.default_rng(3).integers(-128, 128, 2000)
+    decoded = np.where(whole > 0, whole / 127, whole / 128).astype(np.float32)
+    np.testing.assert_array_equal(floats(node("restored", samples=text(decoded))), (whole / 128).astype(np.float32))
 
 
 @pytest.mark.parametrize(

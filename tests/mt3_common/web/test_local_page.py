@@ -3,6 +3,7 @@
 Needs Chromium and the package of ONNX Runtime Web.
 """
 
+import base64
 import functools
 import http.server
 import itertools
@@ -14,13 +15,22 @@ import numpy as np
 import pytest
 import soundfile
 from browsing import AXE, HAS_RUNTIME, NO_AXE, NO_RUNTIME, RUNTIME, names_by_tab, picture, saved, until, violations
+from fakes import encode
 
+from mt3_common.audio.files import read_audio
+from mt3_common.audio.levels import Mix
 from mt3_common.cli import site
 from mt3_common.notes.note import Note
 from onnx_mt3 import infer
 
 pytestmark = [pytest.mark.compile, pytest.mark.process, pytest.mark.skipif(not HAS_RUNTIME, reason=NO_RUNTIME)]
 
+# the samples of a file as the page reads them
+READ = """async (content) => {
+    const { decode, samplesOf } = await import("./local/source.js");
+    const file = new File([Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0))], "song");
+    return Array.from(samplesOf(await decode(file), 0));
+}"""
 EXAMPLE = Path(__file__).parents[3] / "audio" / "example.flac"
 
 
@@ -142,6 +152,32 @@ def test_generated_recordings_give_the_same_notes(page, network, tmp_path, name,
     assert 2 * common >= share * (len(notes) + len(expected.notes))
     assert actual["metadata"]["segments"] == expected.num_segments
     clear(page)
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "stored", "error"),
+    [
+        ("flac", "matroska", "s16", 0),
+        ("flac", "mp4", "s32", 1e-7),
+        ("pcm_u8", "mov", None, 0),
+        ("pcm_s16be", "mov", None, 0),
+        ("pcm_s24le", "mov", None, 1e-7),
+        ("pcm_s32le", "matroska", None, 1e-7),
+        ("pcm_f32le", "matroska", None, 0),
+        ("pcm_mulaw", "wav", None, 0),
+    ],
+)
+def test_lossless_codings_are_read_as_on_the_command_line(page, tmp_path, codec, container, stored, error):
+    """Not rounded to 16 bits, in whatever container; Chromium itself rounds samples of 24 and more bits once."""
+    pytest.importorskip("av")
+    sound = np.clip(chords(1.0, 32000, 3).mean(axis=1), -0.99, 0.99)
+    path = encode(tmp_path / "song", sound, 32000, codec, container, stored)
+    content = base64.b64encode(path.read_bytes()).decode()
+    samples = page.evaluate(READ, content)
+    expected = read_audio(path, 32000, mix=Mix(published=True))
+    np.testing.assert_allclose(samples, expected, rtol=0, atol=error)
+    if codec in ("flac", "pcm_s24le") and stored != "s16":
+        assert np.abs(expected * 32768 - np.round(expected * 32768)).max() > 0.4
 
 
 @pytest.mark.skipif(not AXE.exists(), reason=NO_AXE)
