@@ -8,9 +8,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mt3_common.checkpoint.names import check_arrays
-from mt3_common.config import Config, NetworkConfig
-
 OPSET = 20
 # files of this version are read by every runtime that knows the opset
 IR_VERSION = 10
@@ -29,22 +26,22 @@ DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.f
 class GraphBuilder:
     """A graph that grows: nodes, constants and weights.
 
-    Args: see graph.search_graph.
+    Args:
+        arrays: the checkpoint's, by name.
+        stored: dtype of the weights in the file, one of STORED.
+        computed: dtype of the arithmetic, one of COMPUTED.
 
     Attributes:
         taps: module path -> name of its output and its number of axes, filled by the full pass; None for a graph
             without taps.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], config: Config, stored: str, computed: str):
+    def __init__(self, arrays: Mapping[str, np.ndarray], stored: str, computed: str):
         if stored not in STORED:
             raise ValueError(f"stored must be one of {', '.join(STORED)}, not {stored!r}")
         if computed not in COMPUTED:
             raise ValueError(f"computed must be one of {', '.join(COMPUTED)}, not {computed!r}")
-        check_arrays(arrays, config.network)
         self.arrays = arrays
-        self.config = config
-        self.network: NetworkConfig = config.network
         self.stored, self.computed = stored, computed
         self.taps: dict[str, tuple[str, int]] | None = None
         self._nodes: list[onnx.NodeProto] = []

@@ -1,30 +1,35 @@
 """The network's layers as nodes of an ONNX graph, as in model.py of the twins."""
 
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 from onnx import TensorProto
 
-from mt3_common.checkpoint.names import HARMONICS
-from mt3_common.config import BINS_PER_ROW, PITCH_ROWS, ROW_BIAS, ROW_FEATURES
-from onnx_mt3.builder import DTYPES, GraphBuilder
+from mt3_common.checkpoint.names import HARMONICS, check_arrays
+from mt3_common.config import BINS_PER_ROW, PITCH_ROWS, ROW_BIAS, ROW_FEATURES, Config, NetworkConfig
+from onnx_mt3.builder import DTYPES
+from onnx_mt3.layers import LayerBuilder
 
 MASKED = -1e10
 
 
-class NetworkBuilder(GraphBuilder):
-    """The encoder with the layers in front of it, and the decoder of a full pass, as nodes."""
+class NetworkBuilder(LayerBuilder):
+    """The encoder with the layers in front of it, and the decoder of a full pass, as nodes.
+
+    Args: see graph.search_graph.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], config: Config, stored: str, computed: str):
+        super().__init__(arrays, stored, computed)
+        check_arrays(arrays, config.network)
+        self.config = config
+        self.network: NetworkConfig = config.network
 
     def table(self, length: int) -> str:
         """Return the name of the sinusoids of `length` positions, (length, emb_dim)."""
         table = sinusoids(length, self.network.emb_dim, self.network.position_table)
         return self._constant(f"positions_{length}", table.astype(DTYPES[self.computed]))
-
-    def tap(self, path: str, value: str, axes: int = 3) -> str:
-        """Remember a module's output, which has so many axes, under its path, and return it."""
-        if self.taps is not None:
-            self.taps[path] = value, axes
-        return value
 
     def dense(self, path: str, x: str, axes: int = 3) -> str:
         """Multiply by a kernel (in, out)."""
@@ -32,18 +37,7 @@ class NetworkBuilder(GraphBuilder):
 
     def norm(self, path: str, x: str) -> str:
         """Return x / sqrt(mean(x^2) + 1e-6) * scale."""
-        mean = self.op("ReduceMean", self.op("Pow", x, self.real(2.0)), self.ints([-1]), keepdims=1)
-        root = self.op("Sqrt", self.op("Add", mean, self.real(1e-6)))
-        return self.tap(path, self.op("Mul", self.op("Div", x, root), self.weight(f"{path}/scale")))
-
-    def gelu(self, x: str) -> str:
-        """Return GELU's tanh approximation."""
-        if self.computed == "float32":
-            return self.op("Gelu", x, approximate="tanh")
-        # ONNX Runtime has the operator in float32 only
-        cube = self.op("Mul", self.op("Mul", x, self.op("Mul", x, x)), self.real(0.044715))
-        tanh = self.op("Tanh", self.op("Mul", self.op("Add", x, cube), self.real(float(np.sqrt(2.0 / np.pi)))))
-        return self.op("Mul", self.op("Mul", x, self.real(0.5)), self.op("Add", tanh, self.real(1.0)))
+        return self.tap(path, self.rms_norm(x, self.weight(f"{path}/scale"), 1e-6))
 
     def mlp(self, path: str, x: str) -> str:
         """Return (gelu(x @ wi_0) * (x @ wi_1)) @ wo."""
