@@ -64,29 +64,34 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
+    def outputs(self, kind: str, count: int, *inputs: str, **attributes) -> list[str]:
+        """Add a node with `count` outputs and return their names."""
+        outputs = [self.name(kind) for _ in range(count)]
+        self._nodes.append(helper.make_node(kind, list(inputs), outputs, **attributes))
+        return outputs
+
     def split(self, x: str, sizes: str, count: int, axis: int) -> list[str]:
         """Add a Split node and return the names of its outputs, of which there are `count`."""
-        outputs = [self.name("Split") for _ in range(count)]
-        self._nodes.append(helper.make_node("Split", [x, sizes], outputs, axis=axis))
-        return outputs
+        return self.outputs("Split", count, x, sizes, axis=axis)
 
     def ints(self, values: Sequence[int]) -> str:
         """Return the name of a constant (n,) int64."""
-        return self._constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+        return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
 
     def scalar(self, value: int) -> str:
         """Return the name of a constant () int64."""
-        return self._constant(f"int_{value}", np.array(value, np.int64))
+        return self.constant(f"int_{value}", np.array(value, np.int64))
 
     def real(self, value: float) -> str:
         """Return the name of a constant () in the computed dtype."""
-        return self._constant(f"real_{value!r}", np.array(value, DTYPES[self.computed]))
+        return self.constant(f"real_{value!r}", np.array(value, DTYPES[self.computed]))
 
     def boolean(self, value: bool) -> str:
         """Return the name of a constant () bool."""
-        return self._constant(f"bool_{value}", np.array(value))
+        return self.constant(f"bool_{value}", np.array(value))
 
-    def _constant(self, name: str, array: np.ndarray) -> str:
+    def constant(self, name: str, array: np.ndarray) -> str:
+        """Return the name of a constant, which is stored as it is; of several with one name, the first."""
         self._initializers.setdefault(name, numpy_helper.from_array(array, name))
         return name
 

@@ -32,6 +32,8 @@ def session(model: bytes, threads: int = 0, computed: str = "float32") -> onnxru
             epsilon of a norm that they fuse in float32 and lack the kernel of a fused GELU.
     """
     options = onnxruntime.SessionOptions()
+    # not of constants that its own optimization leaves unused
+    options.log_severity_level = 3
     if computed == "float64":
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     cores = num_cores()

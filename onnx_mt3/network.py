@@ -29,7 +29,7 @@ class NetworkBuilder(LayerBuilder):
     def table(self, length: int) -> str:
         """Return the name of the sinusoids of `length` positions, (length, emb_dim)."""
         table = sinusoids(length, self.network.emb_dim, self.network.position_table)
-        return self._constant(f"positions_{length}", table.astype(DTYPES[self.computed]))
+        return self.constant(f"positions_{length}", table.astype(DTYPES[self.computed]))
 
     def dense(self, path: str, x: str, axes: int = 3) -> str:
         """Multiply by a kernel (in, out)."""
