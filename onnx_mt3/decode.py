@@ -5,6 +5,7 @@ import concurrent.futures
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -84,7 +85,20 @@ def generator(
         (ids,) = search.run(["ids"], inputs | {"max_steps": np.array(steps, np.int64)})
         return [until_eos(row) for row in np.asarray(ids)[:, :steps].astype(np.int32)]
 
-    def generate(segments: Iterable[np.ndarray | Segment | PromptedSegment | None]) -> Iterator[np.ndarray]:
+    return side_by_side(ids_of, batch_size)
+
+
+def side_by_side(
+    ids_of: Callable[[list[Any]], list[np.ndarray]], batch_size: int
+) -> Callable[[Iterable[Any]], Iterator[np.ndarray]]:
+    """Return a function from segments to their ids, in the segments' order, which searches batches in threads.
+
+    Args:
+        ids_of: from a batch to the ids of each of its segments.
+        batch_size: segments at most, in as many batches as there are cores, or MOST_BATCHES.
+    """
+
+    def generate(segments: Iterable[Any]) -> Iterator[np.ndarray]:
         arriving = iter(segments)
         num_threads = min(num_cores(), MOST_BATCHES)
         running: collections.deque[concurrent.futures.Future[list[np.ndarray]]] = collections.deque()

@@ -1,9 +1,9 @@
-"""ONNX graphs of a YourMT3+ network, built from the published arrays: one full pass with taps.
+"""ONNX graphs of a YourMT3+ network, built from the published arrays: the greedy search, or a full pass with taps.
 
 Only operators of the standard opset are used. Layers, names and arithmetic are those of the twins' model.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -12,6 +12,48 @@ from onnx import TensorProto
 from mt3_common.yourmt3_config import YourMT3Config
 from onnx_mt3.builder import TYPES
 from onnx_mt3.yourmt3.network import YourMT3Builder
+from onnx_mt3.yourmt3.search import SearchBuilder
+
+
+def search_graph(
+    arrays: Mapping[str, np.ndarray],
+    config: YourMT3Config,
+    stored: str = "bfloat16",
+    computed: str = "float32",
+    prefix: Sequence[int] = (),
+) -> onnx.ModelProto:
+    """Return a model that encodes segments and searches their ids greedily, as the twins' search.py does.
+
+    Inputs of the model:
+        frames: (n, num_frames, num_bins) float, n segments.
+        allowed: (1, vocab_size) float, added to the logits: 0, or -inf for an id that may not be chosen.
+        max_steps: () int64, ids of a row at most.
+
+    Outputs of the model:
+        ids: (n, t) int64, or (n, c, t) with channels, 0 behind the EOS that ends a row; t is the length of the longest.
+
+    Args:
+        arrays, config, stored, computed: see teacher_graph.
+        prefix: ids of the task, which the encoder and the decoder are given.
+
+    Raises:
+        ValueError: a dtype is not one of these.
+        CheckpointError: the arrays do not fit the config.
+    """
+    graph = SearchBuilder(arrays, config, stored, computed, prefix)
+    channels = [config.num_channels] if config.decoder == "multi-t5" else []
+    real = TYPES[computed]
+    frames = graph.input("frames", real, ["n", config.num_frames, config.num_bins])
+    graph.allowed = graph.input("allowed", real, [1, config.vocab_size])
+    max_steps = graph.input("max_steps", TensorProto.INT64, [])
+    cross = graph.encoded_keys_and_values(frames)
+    num_rows = graph.op("Shape", cross[0], start=0, end=1)
+    ids = graph.written(graph.search(num_rows, (), cross, max_steps), max_steps)
+    if channels:
+        length = graph.op("Shape", ids, start=1, end=2)
+        ids = graph.op("Reshape", ids, graph.op("Concat", graph.ints([-1, *channels]), length, axis=0))
+    graph.output(ids, "ids", TensorProto.INT64, ["n", *channels, "t"])
+    return graph.model("yourmt3_search")
 
 
 def teacher_graph(
