@@ -1,9 +1,10 @@
 """A checkpoint as a file that any ONNX runtime runs, with all that its user needs to know in the file's metadata."""
 
+import functools
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -11,14 +12,37 @@ import onnx
 from mt3_common.checkpoint.digest import checkpoint_digest
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import NamedCheckpoint
-from mt3_common.checkpoint.yourmt3 import mt3_preset, refuse_yourmt3
+from mt3_common.checkpoint.user_config import StatedConfig, overrides_of_mt3, read_config
+from mt3_common.checkpoint.yourmt3 import is_yourmt3, mt3_preset, read_yourmt3
+from mt3_common.config import Config
 from mt3_common.io import atomic
+from mt3_common.notes.yourmt3_tasks import find_task
+from mt3_common.yourmt3_config import FAMILY, YourMT3Settings
 from onnx_mt3 import graph
 from onnx_mt3.builder import DTYPES
+from onnx_mt3.yourmt3 import graph as yourmt3_graph
 
 # what protobuf can write as one file (bytes)
 LARGEST = 2**31 - 1
 GRAPHS = {"search": graph.search_graph, "teacher": graph.teacher_graph}
+
+
+class Network(NamedTuple):
+    """A network to be written.
+
+    Attributes:
+        family: 'mt3' or 'yourmt3'.
+        arrays: by name.
+        config: of the network, and of what stands around it.
+        notice: what the user may want to know, '' for nothing.
+        model: from the dtypes of weights and arithmetic to the graph.
+    """
+
+    family: str
+    arrays: Mapping[str, np.ndarray]
+    config: Config | YourMT3Settings
+    notice: str
+    model: Callable[..., onnx.ModelProto]
 
 
 def export(
@@ -28,7 +52,8 @@ def export(
     stored: str = "bfloat16",
     computed: str = "float32",
     preset: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    positions: str | None = None,
+    config: StatedConfig | None = None,
     weights: str | None = None,
     scan_axis: int | None = None,
 ) -> dict[str, Any]:
@@ -37,27 +62,38 @@ def export(
     Args:
         checkpoint: of the network.
         output: the file; it appears whole or not at all.
-        kind: 'search' (segments to token ids, see graph.search_graph) or 'teacher' (see graph.teacher_graph).
+        kind: 'search' (segments to token ids) or 'teacher' (a full pass); see search_graph and teacher_graph of
+            graph.py and of yourmt3/graph.py.
         stored: dtype of the weights in the file, one of builder.STORED.
         computed: dtype of the arithmetic, one of builder.COMPUTED.
-        preset: 'mt3' or 'ismir2021', where the checkpoint does not tell.
-        overrides: settings that count instead of the checkpoint's, such as position_table.
-        weights, scan_axis: see read_checkpoint.
+        preset: 'mt3', 'ismir2021' or a released YourMT3+, where the checkpoint does not tell.
+        positions: the sinusoids of MT3, 'mt3' or 'port'; None to believe the checkpoint.
+        config: settings where the checkpoint has none, or other ones, as infer.load takes them.
+        weights, scan_axis: see read_checkpoint; of MT3 only.
 
     Returns:
         'bytes' of the file; 'rounded': the arrays whose values the stored dtype does not have exactly; 'config' of the
-        network.
+        network; 'notice' of the checkpoint, '' for none.
 
     Raises:
         ValueError: the checkpoint or a setting is not usable, or the file would be too large.
         OSError: the file cannot be written.
     """
-    refuse_yourmt3(checkpoint.path, checkpoint.name)
-    source = read_checkpoint(checkpoint.path, weights=weights, scan_axis=scan_axis)
-    config = source.config(mt3_preset(checkpoint.name, preset), dict(overrides or {}))
-    model = GRAPHS[kind](source.arrays, config, stored=stored, computed=computed)
+    if is_yourmt3(checkpoint.path):
+        for option, value in (("--positions", positions), ("--weights", weights), ("--scan-axis", scan_axis)):
+            if value is not None:
+                raise ValueError(f"{option} is for MT3's networks, and {checkpoint.name} is a YourMT3+: leave it out")
+        network = _read_yourmt3(checkpoint, kind, preset, config)
+    else:
+        source = read_checkpoint(checkpoint.path, weights=weights, scan_axis=scan_axis)
+        overrides = overrides_of_mt3(config, positions, checkpoint.name) or {}
+        settings = source.config(mt3_preset(checkpoint.name, preset), overrides)
+        model = functools.partial(GRAPHS[kind], source.arrays, settings)
+        network = Network("mt3", source.arrays, settings, checkpoint.notice, model)
+    model = network.model(stored=stored, computed=computed)
     metadata = {
-        "config": json.dumps(config.to_dict(), sort_keys=True),
+        "family": network.family,
+        "config": json.dumps(network.config.to_dict(), sort_keys=True),
         "checkpoint": checkpoint.name,
         "sha256": checkpoint_digest(checkpoint.path),
     }
@@ -66,10 +102,23 @@ def export(
     if size > LARGEST:
         raise ValueError(f"{output} would have {size / 1e9:.1f} GB, and an ONNX file has 2.1 at most: store bfloat16")
     atomic.write(output, model.SerializeToString())
-    rounded = sorted(name for name, array in source.arrays.items() if _is_rounded(array, stored))
-    return {"bytes": size, "rounded": rounded, "config": config}
+    rounded = sorted(name for name, array in network.arrays.items() if _is_rounded(array, stored))
+    return {"bytes": size, "rounded": rounded, "config": network.config, "notice": network.notice}
+
+
+def _read_yourmt3(checkpoint: NamedCheckpoint, kind: str, preset: str | None, config: StatedConfig | None) -> Network:
+    """Return the network of a YourMT3+ checkpoint; its search is given the default prefix of its task."""
+    source = read_yourmt3(checkpoint.path, preset or None, None if config is None else read_config(config))
+    given = source.arrays, source.settings.network
+    model = functools.partial(yourmt3_graph.teacher_graph, *given)
+    if kind == "search":
+        prefix = find_task(source.settings.task).prefix()
+        model = functools.partial(yourmt3_graph.search_graph, *given, prefix=prefix)
+    return Network(FAMILY, source.arrays, source.settings, source.notice, model)
 
 
 def _is_rounded(array: np.ndarray, stored: str) -> bool:
-    """Return whether a dtype does not have all of an array's values."""
+    """Return whether a dtype does not have all of an array's values; whole numbers are not stored."""
+    if array.dtype.kind == "i":
+        return False
     return not np.array_equal(array.astype(DTYPES[stored]).astype(np.float64), array.astype(np.float64))

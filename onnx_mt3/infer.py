@@ -11,11 +11,12 @@ import sys
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.checkpoint.user_config import StatedConfig, overrides_of_mt3
-from mt3_common.checkpoint.yourmt3 import mt3_preset, refuse_yourmt3
+from mt3_common.checkpoint.yourmt3 import is_yourmt3, mt3_preset
 from mt3_common.cli import infer as cli
 from mt3_common.io.optional import needed
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
 from mt3_common.transcription.continuity import InstrumentContinuity
+from mt3_common.transcription.family import check_yourmt3_options
 from mt3_common.transcription.pipeline import Transcriber
 
 
@@ -40,7 +41,7 @@ def load(
 
     Args:
         checkpoint: path, name or address, as find_checkpoint takes them; None for the default one.
-        model: 'mt3' or 'ismir2021', where neither the checkpoint nor its name tells.
+        model: 'mt3', 'ismir2021' or a released YourMT3+, where neither the checkpoint nor its name tells.
         device: 'cpu' or None; the twins have others.
         dtype: 'float32' or 'float64'; the twins have others.
         search: 'greedy'; the twins have others.
@@ -49,8 +50,8 @@ def load(
         positions: 'mt3' or 'port': the sinusoids that the weights were trained on; None to believe the checkpoint.
         instruments: the only ones that may be heard, such as 'piano,bass,drums' (see parse_instruments); None for all.
         hold: keep instruments from one segment to the next, with this bias; None to decode each segment alone.
-        config: settings where the checkpoint has none, or other ones: a config.json, or its content; None to believe
-            the checkpoint.
+        config: settings where the checkpoint has none, or other ones: a config.json, its content, or the name of a
+            released YourMT3+; None to believe the checkpoint.
 
     Raises:
         ValueError: the checkpoint or a setting is not usable; says what to do.
@@ -66,7 +67,11 @@ def load(
         from onnx_mt3 import builder, decode, graph
 
     named = find_checkpoint(checkpoint)
-    refuse_yourmt3(named.path, named.name)
+    if is_yourmt3(named.path):
+        from onnx_mt3.yourmt3 import infer as yourmt3
+
+        check_yourmt3_options(search, positions, hold, dtype)
+        return yourmt3.load(named, model, dtype, batch_size, instruments, config)
     programs = None if instruments is None else parse_instruments(instruments)
     overrides = overrides_of_mt3(config, positions, named.name)
     source = read_checkpoint(named.path)

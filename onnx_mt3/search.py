@@ -105,9 +105,11 @@ class SearchLoops(LayerBuilder):
     def empty_cache(self, num_rows: str) -> tuple[str, str]:
         """Return keys (n, h, d, 0) and values (n, h, 0, d)."""
         _, heads, width = self.cache_sizes
-        shapes = ([heads, width, 0], [heads, 0, width])
-        filled = (self.op("Concat", num_rows, self.ints(shape), axis=0) for shape in shapes)
-        return tuple(self.op("Expand", self.real(0.0), shape) for shape in filled)
+        keys, values = (
+            self.op("Expand", self.real(0.0), self.op("Concat", num_rows, self.ints(shape), axis=0))
+            for shape in ([heads, width, 0], [heads, 0, width])
+        )
+        return keys, values
 
     def step_context(self, query: str, pieces: Sequence[tuple[str, str]], bias: str | None = None) -> str:
         """Return the attention of one position to keys and values that lie in several pieces, (m, 1, h d).

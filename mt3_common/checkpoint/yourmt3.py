@@ -129,7 +129,7 @@ def mt3_preset(name: str, preset: str | None) -> str | None:
 
 
 def refuse_yourmt3(path: str | os.PathLike, name: str) -> None:
-    """Refuse a YourMT3+ for ONNX, for which there are MT3's networks only.
+    """Refuse a YourMT3+ for the page that browsers compute by themselves, which knows MT3's networks only.
 
     Args:
         path: of the checkpoint.
@@ -139,7 +139,7 @@ def refuse_yourmt3(path: str | os.PathLike, name: str) -> None:
         CheckpointError: it is one.
     """
     if is_yourmt3(path):
-        raise CheckpointError(f"{name} is a YourMT3+, which onnx_mt3 does not know: take --framework torch or jax")
+        raise CheckpointError(f"{name} is a YourMT3+, which browsers do not compute by themselves: take mt3 serve")
 
 
 class _Content(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli.arguments import Parser, path_name
 from mt3_common.cli.console import plural, say
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
@@ -23,7 +24,7 @@ def parse(command: str, argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = Parser(
         prog=command,
-        description="Write a checkpoint as one ONNX file, which ONNX Runtime runs on a computer or in a browser.",
+        description="Write a checkpoint of MT3 or YourMT3+ as one ONNX file, which ONNX Runtime runs anywhere.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -38,8 +39,9 @@ def parse(command: str, argv: Sequence[str] | None) -> argparse.Namespace:
         "--kind",
         choices=("search", "teacher"),
         default="search",
-        help="search (default): spectrograms to token ids, greedy search included, with inputs for allowed tokens, "
-        "prompts and a logit bias; teacher: one pass with the tokens given, whose outputs are those of all modules",
+        help="search (default): spectrograms to token ids, greedy search included, with inputs for allowed tokens and, "
+        "of MT3, prompts and a logit bias; teacher: one pass with the tokens given, whose outputs are those of all "
+        "modules",
     )
     add(
         "--stored",
@@ -48,18 +50,27 @@ def parse(command: str, argv: Sequence[str] | None) -> argparse.Namespace:
         help="dtype of the weights in the file; default: bfloat16",
     )
     add("--computed", choices=("float32", "float64"), default="float32", help="dtype computed with; default: float32")
-    add("--model", choices=sorted(PRESETS, reverse=True), help="where neither the checkpoint nor its name tells")
-    add("--positions", choices=("mt3", "port"), help="the sinusoids that the weights were trained on")
+    models = [*sorted(PRESETS, reverse=True), *RELEASED]
+    tells = f"the kind of network, where neither the checkpoint nor its name tells: {', '.join(models)}"
+    add("--model", choices=models, metavar="M", help=tells)
+    add(
+        "--config",
+        type=path_name,
+        metavar="FILE",
+        help="settings for a checkpoint without them, as of mt3 transcribe: a config.json, or the name of a released "
+        "YourMT3+",
+    )
+    add("--positions", choices=("mt3", "port"), help="the sinusoids that the weights of MT3 were trained on")
     add(
         "--weights",
         metavar="NAME",
-        help="which weights to read where a file has several sets: what their names begin with, such as ema",
+        help="which weights to read where a file of MT3 has several sets: what their names begin with, such as ema",
     )
     add(
         "--scan-axis",
         type=int,
         metavar="N",
-        help="axis of the layers in arrays that hold all layers (T5X's scan_layers), where it cannot be told",
+        help="axis of the layers in MT3's arrays that hold all layers (T5X's scan_layers), where it cannot be told",
     )
     add("--offline", action="store_true", help="fetch nothing: take the checkpoint from the cache, or stop")
     return parser.parse_args(argv)
@@ -80,7 +91,6 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 export") -> int:
         except ValueError as error:
             say(f"error: {error}")
             return NOT_STARTED
-        overrides = {"position_table": arguments.positions} if arguments.positions else None
         written = importlib.import_module("onnx_mt3.export").export(
             checkpoint,
             arguments.output,
@@ -88,12 +98,13 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 export") -> int:
             stored=arguments.stored,
             computed=arguments.computed,
             preset=arguments.model or checkpoint.model,
-            overrides=overrides,
+            positions=arguments.positions,
+            config=arguments.config,
             weights=arguments.weights,
             scan_axis=arguments.scan_axis,
         )
-        if checkpoint.notice:
-            say(f"note: {checkpoint.notice}")
+        if written["notice"]:
+            say(f"note: {written['notice']}")
         if written["rounded"]:
             count = plural(len(written["rounded"]), "array")
             say(f"note: {arguments.stored} rounds the weights of {count}; --stored float32 keeps them as they are")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.checkpoint.yourmt3 import refuse_yourmt3
 from mt3_common.cli.arguments import Parser, path_name
 from mt3_common.cli.console import plural, say
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 site") -> int:
             if missing:
                 raise UsageError(f'{command} needs {missing[0]}: pip install "mt3-twins[onnx]"')
             checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline)
+            refuse_yourmt3(checkpoint.path, checkpoint.name)
             runtime = runtime_files(arguments.runtime)
         except ValueError as error:
             say(f"error: {error}")
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 site") -> int:
                 model,
                 stored=arguments.stored,
                 preset=arguments.model or checkpoint.model,
-                overrides={"position_table": arguments.positions} if arguments.positions else None,
+                positions=arguments.positions,
             )
             sizes = write_site(folder, written["config"], checkpoint, model.read_bytes(), runtime)
         if checkpoint.notice:

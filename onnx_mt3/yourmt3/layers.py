@@ -180,17 +180,13 @@ class YourMT3Layers(LayerBuilder):
 
     def experts(self, path: str, x: str, width: int, inner: int, activation: str, count: int, per_token: int) -> str:
         """Return for each token (…, width) the sum of its best experts, weighed by their probabilities among these."""
-        grouped = self.taps is None
-        if grouped:
-            shape = self.op("Shape", x)
-            x = self.op("Reshape", x, self.ints([-1, width]))
-        logits = self.dense(f"{path}.gate", x, width, count, bias=False)
-        best, chosen = self.best(self.op("Softmax", logits, axis=-1), per_token)
-        weights = self.op("Div", best, self.op("ReduceSum", best, self.ints([-1]), keepdims=1))
-        if grouped:
-            results = self.grouped_experts(path, x, chosen, (width, inner, count, per_token), activation)
+        if self.taps is None:
+            tokens = self.op("Reshape", x, self.ints([-1, width]))
+            weights, chosen = self.routing(path, tokens, width, count, per_token)
+            results = self.grouped_experts(path, tokens, chosen, (width, inner, count, per_token), activation)
             weighed = self.op("Mul", results, self.op("Unsqueeze", weights, self.ints([-1])))
-            return self.op("Reshape", self.op("ReduceSum", weighed, self.ints([1]), keepdims=0), shape)
+            return self.op("Reshape", self.op("ReduceSum", weighed, self.ints([1]), keepdims=0), self.op("Shape", x))
+        weights, chosen = self.routing(path, x, width, count, per_token)
         parts = []
         for number in range(count):
             weight = self.op("Where", self.op("Equal", chosen, self.scalar(number)), weights, self.real(0.0))
@@ -198,6 +194,12 @@ class YourMT3Layers(LayerBuilder):
             result = self.gated_mlp(f"{path}.experts.{number}", x, width, inner, activation)
             parts.append(self.op("Mul", weight, result))
         return self.tap(path, self.total(parts))
+
+    def routing(self, path: str, x: str, width: int, count: int, per_token: int) -> tuple[str, str]:
+        """Return the weights and the numbers of each token's best experts, (…, per_token) each."""
+        logits = self.dense(f"{path}.gate", x, width, count, bias=False)
+        best, chosen = self.best(self.op("Softmax", logits, axis=-1), per_token)
+        return self.op("Div", best, self.op("ReduceSum", best, self.ints([-1]), keepdims=1)), chosen
 
     def best(self, x: str, count: int) -> tuple[str, str]:
         """Return the largest values of the last axis and their numbers, (…, count) each."""

@@ -119,20 +119,6 @@ def test_the_framework_is_one_that_knows_yourmt3(checkpoint, tmp_path):
     assert notes(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize("command", ["transcribe", "export"])
-def test_onnx_refuses_a_yourmt3(command, checkpoint, tmp_path, capsys):
-    pytest.importorskip("onnxruntime")
-    audio = recording(tmp_path / "a.wav", 40000)
-    options = {
-        "transcribe": [str(audio), "--checkpoint", str(checkpoint), "--framework", "onnx"],
-        "export": [str(checkpoint), "-o", str(tmp_path / "x.onnx")],
-    }
-    assert mt3.main([command, *options[command]]) in (1, 2)
-    error = capsys.readouterr().err
-    assert "is a YourMT3+, which onnx_mt3 does not know: take --framework torch or jax" in error
-    assert error.count("\n") == 1
-
-
 def test_velocities_cannot_be_estimated(checkpoint, tmp_path, capsys):
     audio = recording(tmp_path / "a.wav", 40000)
     assert run("torch_mt3", audio, "--checkpoint", checkpoint, "--velocity", "estimate") == 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 import onnx
@@ -97,12 +98,26 @@ def test_float32_is_as_exact_as_float32_can_be(name):
     assert 1e-9 < error < 2e-5, tap
 
 
-SMALL = {"vocab_size": 20, "num_channels": 1, "num_frames": 5, "num_bins": 64, "conv_channels": 3, "num_positions": 9}
-PERCEIVER = {"num_latents": 3, "d_latents": 32, "kv_dim": 8, "num_heads": 4, "num_blocks": 1, "num_local_layers": 1}
-DECODER = {"d_model": 32, "num_heads": 2, "num_layers": 1, "d_kv": 4}
+SMALL: dict[str, Any] = {
+    "vocab_size": 20,
+    "num_channels": 1,
+    "num_frames": 5,
+    "num_bins": 64,
+    "conv_channels": 3,
+    "num_positions": 9,
+}
+PERCEIVER: dict[str, Any] = {
+    "num_latents": 3,
+    "d_latents": 32,
+    "kv_dim": 8,
+    "num_heads": 4,
+    "num_blocks": 1,
+    "num_local_layers": 1,
+}
+DECODER: dict[str, Any] = {"d_model": 32, "num_heads": 2, "num_layers": 1, "d_kv": 4}
 
 
-def changed(**changes) -> Case:
+def changed(**changes: Any) -> Case:
     """A small network of a Perceiver-TF with settings that no golden case has."""
     parts = {
         kind: {name: changes.pop(name) for name in list(changes) if name in kind.__dataclass_fields__}
@@ -112,7 +127,7 @@ def changed(**changes) -> Case:
     settings = PerceiverConfig(
         **PERCEIVER | {"num_temporal_layers": 1, "position_encoding": "rope"} | parts[PerceiverConfig]
     )
-    config = SMALL | {"decoder": "t5", "pre_decoder": "conv4"} | parts[YourMT3Config]
+    config: dict[str, Any] = SMALL | {"decoder": "t5", "pre_decoder": "conv4"} | parts[YourMT3Config]
     return random_case(YourMT3Config(perceiver=settings, t5_decoder=decoder, **config))
 
 
