@@ -10,7 +10,7 @@ from jax.numpy import stack
 from jax.scipy.special import logsumexp
 
 from jax_mt3.kernels import as_array, count_up, take_along, zeros
-from mt3_common.config import PITCH_ROWS, ROW_BIAS, Config
+from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, ROW_BIAS, Config
 from mt3_common.training import labels
 from mt3_common.training.config import TrainingConfig
 
@@ -39,6 +39,7 @@ def auxiliary_losses(
     rolls: jax.Array,
     next_events: jax.Array,
     next_weight: float,
+    classes: float = 1.0,
 ) -> jax.Array:
     """Return the frame-wise losses of the encoder, or the token-wise ones of a decoder layer: (b, f).
 
@@ -52,8 +53,9 @@ def auxiliary_losses(
         rolls: (b, f, LABEL_COLUMNS) in 0..1, see labels.soft_rolls.
         next_events: (b, f) ids, see labels.next_events.
         next_weight: of the second loss.
+        classes: weight of the columns of MIDI classes.
     """
-    weights, positive = (as_array(array, encoded) for array in labels.roll_weights())
+    weights, positive = (as_array(array, encoded) for array in labels.roll_weights(classes))
     logits = encoded.astype(kernel.dtype) @ kernel + bias
     logits, event_logits = logits[..., : rolls.shape[-1]], logits[..., rolls.shape[-1] :]
     losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * softplus(-logits)
@@ -71,11 +73,59 @@ def pitch_losses(logits: jax.Array, rolls: jax.Array) -> jax.Array:
         rolls: (b, f, LABEL_COLUMNS) in 0..1, see labels.soft_rolls.
     """
     columns = list(labels.PITCH_COLUMNS)
-    weights, positive = (as_array(array[columns], logits) for array in labels.roll_weights())
+    weights, positive = (as_array(array[columns], logits) for array in labels.roll_weights(1.0))
     rolls = stack([rolls[..., first : first + PITCH_ROWS] for first in columns], -1)
     logits = logits[..., : len(columns)].astype(rolls.dtype) + ROW_BIAS
     losses = (1 - rolls) * logits + (1 + (positive - 1) * rolls) * softplus(-logits)
     return (losses * weights).sum((-2, -1))
+
+
+def row_class_losses(
+    logits: jax.Array, kernel: jax.Array, bias: jax.Array, rolls: jax.Array, classes: jax.Array
+) -> jax.Array:
+    """Return the frame-wise losses of MIDI classes on the pre-encoder: (b, f).
+
+    The cross-entropy of the class of each sounding row, summed over rows, in frames in which one class alone sounds.
+
+    Args:
+        logits: (b, f, PITCH_ROWS, ROW_FEATURES).
+        kernel: (ROW_FEATURES, NUM_CLASSES), of the linear layer, which training alone uses.
+        bias: (NUM_CLASSES,).
+        rolls: (b, f, LABEL_COLUMNS) in 0..1, see labels.soft_rolls.
+        classes: (b, f, NUM_CLASSES), see labels.only_classes.
+    """
+    log_probabilities = log_softmax(logits.astype(kernel.dtype) @ kernel + bias, -1)
+    sounding = rolls[..., LOWEST_PITCH : LOWEST_PITCH + PITCH_ROWS]
+    return -einsum(log_probabilities, sounding, classes, "b f r k, b f r, b f k -> b f")
+
+
+def frame_losses(
+    settings: TrainingConfig,
+    weights: dict[str, jax.Array],
+    encoded: jax.Array,
+    rows: jax.Array | None,
+    targets: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Return the loss `auxiliary` and the weighted sum of `pitch` and `row_classes` of each frame: (b, f) each.
+
+    Args:
+        settings: of the run.
+        weights: with the linear layers that training alone uses, 'auxiliary/kernel' and so on.
+        encoded: (b, f, emb_dim).
+        rows: (b, f, PITCH_ROWS, ROW_FEATURES), logits of the pre-encoder; None without losses on them.
+        targets: rolls, next events and classes, see labels.soft_rolls, next_events and only_classes.
+    """
+    rolls, events, classes = targets
+    auxiliary = of_rows = zeros(encoded.shape[:2], rolls)
+    if settings.auxiliary:
+        head = weights["auxiliary/kernel"], weights["auxiliary/bias"]
+        auxiliary = auxiliary_losses(encoded, *head, rolls, events, settings.next_event, settings.classes)
+    if rows is not None and settings.pitch:
+        of_rows = settings.pitch * pitch_losses(rows, rolls)
+    if rows is not None and settings.row_classes:
+        head = weights["auxiliary/row_kernel"], weights["auxiliary/row_bias"]
+        of_rows = of_rows + settings.row_classes * row_class_losses(rows, *head, rolls, classes)
+    return auxiliary, of_rows
 
 
 def alignment_loss(query: jax.Array, key: jax.Array, frames: jax.Array, real: jax.Array) -> jax.Array:
@@ -124,6 +174,9 @@ def decoder_losses(
     if settings.contents:
         for layer in range(config.network.num_decoder_layers - 1):
             head = weights[f"auxiliary/kernel_{layer}"], weights[f"auxiliary/bias_{layer}"]
-            losses = auxiliary_losses(outputs["output", layer], *head, *decoder_labels, settings.next_event)
+            rolls, events = decoder_labels
+            losses = auxiliary_losses(
+                outputs["output", layer], *head, rolls, events, settings.next_event, settings.classes
+            )
             total = total + settings.contents * (losses * real).sum()
     return total

@@ -14,7 +14,7 @@ from flax import traverse_util
 from jax_mt3.checkpoint import to_params
 from jax_mt3.decode import generate
 from jax_mt3.devices import Devices
-from jax_mt3.losses import auxiliary_losses, cross_entropy, decoder_losses, pitch_losses
+from jax_mt3.losses import cross_entropy, decoder_losses, frame_losses
 from jax_mt3.model import DecoderLayer, EncoderLayer, Transformer
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch
@@ -157,8 +157,9 @@ class Objective:
 
         def loss(weights):
             rngs = {"dropout": key}
-            encoded = self._call(weights, "encode", frames, True, rngs=rngs, supervised=bool(self.settings.pitch))
-            if self.settings.pitch:
+            encoder_outputs: dict[tuple[str, int], jax.Array] = {}
+            encoded = self._call(weights, "encode", frames, True, rngs=rngs, supervised=self.settings.teaches_rows)
+            if self.settings.teaches_rows:
                 encoded, encoder_outputs = encoded
             token = auxiliary = total = jnp.zeros((), self.wide)
             if with_decoder and decoder_targets is None:
@@ -174,14 +175,11 @@ class Objective:
                     / count
                 )
                 token = cross_entropy(logits, targets, self.settings.z_loss) / count
-            if self.settings.auxiliary:
-                head = weights["auxiliary/kernel"], weights["auxiliary/bias"]
-                losses = auxiliary_losses(encoded, *head, *frame_targets, self.settings.next_event)
-                auxiliary = losses.mean() / num_batches
-            total += token + self.settings.auxiliary * auxiliary
-            if self.settings.pitch:
-                losses = pitch_losses(encoder_outputs["rows", 0], frame_targets[0])
-                total += self.settings.pitch * losses.mean() / num_batches
+            total += token
+            if frame_targets is not None:
+                both = frame_losses(self.settings, weights, encoded, encoder_outputs.get(("rows", 0)), frame_targets)
+                auxiliary, of_rows = (losses.mean() / num_batches for losses in both)
+                total += self.settings.auxiliary * auxiliary + of_rows
             return total, (total, token, auxiliary)
 
         with rematerialised(self.settings.remat):
@@ -193,12 +191,15 @@ class Objective:
         encoded = self._call(weights, "encode", frames)
         return cross_entropy(self._call(weights, "decode", encoded, ids, targets), targets, z_loss=0.0)
 
-    def _frame_targets(self, batch: Batch) -> tuple[jax.Array, jax.Array] | None:
-        """Return the targets of `auxiliary` and `pitch`, rolls and next events; None where both weights are 0."""
-        if not (self.settings.auxiliary or self.settings.pitch):
+    def _frame_targets(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array] | None:
+        """Return the targets of `auxiliary`, `pitch` and `row_classes`: rolls, next events, classes; None for none."""
+        if not self.settings.has_frame_losses:
             return None
-        rolls = labels.soft_rolls(batch.rolls).astype(self.wide)
-        return self.devices.shared(rolls), self.devices.shared(labels.next_events(batch.rolls))
+        rolls, classes = (
+            self.devices.shared(make(batch.rolls).astype(self.wide))
+            for make in (labels.soft_rolls, labels.only_classes)
+        )
+        return rolls, self.devices.shared(labels.next_events(batch.rolls)), classes
 
     def _decoder_targets(self, batch: Batch) -> tuple[jax.Array, ...] | None:
         """Return the targets of `alignment`, the fields of EventFrames, then those of `contents`; None for neither."""

@@ -18,7 +18,7 @@ from torch_mt3.checkpoint import state_dict_key, to_state_dict
 from torch_mt3.decode import generate
 from torch_mt3.devices import Devices
 from torch_mt3.kernels import SLOW_BFLOAT16, is_slow_at
-from torch_mt3.losses import auxiliary_losses, cross_entropy, decoder_losses, pitch_losses
+from torch_mt3.losses import cross_entropy, decoder_losses, frame_losses
 from torch_mt3.model import Transformer
 
 
@@ -62,7 +62,7 @@ class Objective:
                 rematerialise(layer)
         # outputs of supervised modules in the last call: see losses.decoder_losses, and 'rows', 0 of the pre-encoder
         self.outputs: dict[tuple[str, int], torch.Tensor] = {}
-        if settings.pitch:
+        if settings.teaches_rows:
             self.model.encoder.pre_encoder.rolls.register_forward_hook(self._record(("rows", 0)))
         if settings.alignment or settings.contents:
             for number, layer in enumerate(self.model.decoder.layers):
@@ -156,14 +156,13 @@ class Objective:
                     )
                     / count
                 )
-        if self.settings.auxiliary:
-            head = weights["auxiliary/kernel"], weights["auxiliary/bias"]
-            losses = auxiliary_losses(encoded, *head, *self._frame_targets(batch), self.settings.next_event)
-            auxiliary = losses.mean() / (num_batches * self.devices.count)
-        total = token + self.settings.auxiliary * auxiliary + supervised
-        if self.settings.pitch:
-            losses = pitch_losses(self.outputs["rows", 0], self._frame_targets(batch)[0])
-            total = total + self.settings.pitch * losses.mean() / (num_batches * self.devices.count)
+        total = token + supervised
+        if self.settings.has_frame_losses:
+            both = frame_losses(
+                self.settings, weights, encoded, self.outputs.get(("rows", 0)), self._frame_targets(batch)
+            )
+            auxiliary, of_rows = (losses.mean() / (num_batches * self.devices.count) for losses in both)
+            total = total + self.settings.auxiliary * auxiliary + of_rows
         self.outputs.clear()
         return total, token, auxiliary
 
@@ -173,10 +172,13 @@ class Objective:
 
         return hook
 
-    def _frame_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the targets of `auxiliary` and `pitch`: rolls and next events."""
-        rolls = labels.soft_rolls(batch.rolls).astype(self.wide)
-        return self.devices.shared(rolls), self.devices.shared(labels.next_events(batch.rolls).astype(np.int64))
+    def _frame_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the targets of `auxiliary`, `pitch` and `row_classes`: rolls, next events, classes."""
+        rolls, classes = (
+            self.devices.shared(make(batch.rolls).astype(self.wide))
+            for make in (labels.soft_rolls, labels.only_classes)
+        )
+        return rolls, self.devices.shared(labels.next_events(batch.rolls).astype(np.int64)), classes
 
     def _decoder_targets(self, batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return the targets of `alignment`, the fields of EventFrames, and those of `contents`."""

@@ -57,6 +57,10 @@ class TrainingConfig:
             sounding notes, onsets and drum hits of each frame; 0 for none.
         pitch: weight of the frame-wise loss on the pre-encoder's rows: which of them sound, begin and end; 0 for none,
             as in networks without a pre-encoder.
+        row_classes: weight of the frame-wise loss on the pre-encoder's rows: the MIDI class (program // 8) of those
+            that sound, where a frame has one class alone; 0 for none.
+        classes: weight of the columns of MIDI classes among the labels of `auxiliary` and `contents`; a sounding
+            pitch weighs 1.
         next_event: weight of a second frame-wise loss of that layer: the frame of the next onset or offset, which the
             decoder's next shift token encodes.
         alignment: weight of a loss on the attention of cross-attention heads: to the frame of the current event, to
@@ -88,6 +92,8 @@ class TrainingConfig:
     z_loss: float = 1e-4
     auxiliary: float = 0.1
     pitch: float = 0.0
+    row_classes: float = 0.0
+    classes: float = 1.0
     next_event: float = 5.0
     alignment: float = 0.0
     contents: float = 0.0
@@ -112,6 +118,16 @@ class TrainingConfig:
         check_fields(self, ranges, {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "dtype": DTYPES})
         if self.remat and (self.alignment or self.contents):
             raise ConfigError("alignment and contents need what happens inside of layers, which remat throws away")
+
+    @property
+    def teaches_rows(self) -> bool:
+        """True if a loss reads the rows of the pre-encoder."""
+        return bool(self.pitch or self.row_classes)
+
+    @property
+    def has_frame_losses(self) -> bool:
+        """True if a loss reads the encoder or its pre-encoder frame by frame."""
+        return bool(self.auxiliary or self.teaches_rows)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step; the first one is step 0."""

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mt3_common.config import LOWEST_PITCH, Config
+from mt3_common.config import LOWEST_PITCH, ROW_FEATURES, Config
 from mt3_common.data.segments import ROLL_COLUMNS
 from mt3_common.data.shards import Batch
 from mt3_common.notes.vocabulary import Vocabulary
@@ -12,6 +12,9 @@ from mt3_common.training.config import TrainingConfig
 
 # the columns of a piano roll, then 128 pitches that end
 LABEL_COLUMNS = ROLL_COLUMNS + 128
+# of a piano roll: the MIDI classes that sound
+CLASS_COLUMNS = slice(384, ROLL_COLUMNS)
+NUM_CLASSES = ROLL_COLUMNS - 384
 # first of the columns that the rows of the pre-encoder are taught, for what sounds, begins and ends
 PITCH_COLUMNS = (LOWEST_PITCH, 128 + LOWEST_PITCH, ROLL_COLUMNS + LOWEST_PITCH)
 
@@ -22,6 +25,8 @@ def initial_heads(config: Config, settings: TrainingConfig) -> dict[str, np.ndar
     auxiliary/kernel (emb_dim, columns) and auxiliary/bias (columns,) on the encoder, where settings.auxiliary is not 0;
     auxiliary/kernel_0 and so on, the same on each decoder layer but the last, where settings.contents is not 0.
     Columns: LABEL_COLUMNS of the roll, then one for each frame in which the next event may be, and one for none.
+    auxiliary/row_kernel (ROW_FEATURES, NUM_CLASSES) and auxiliary/row_bias on the rows of the pre-encoder, where
+    settings.row_classes is not 0.
     """
     width, columns = config.network.emb_dim, LABEL_COLUMNS + config.input_frames + 1
     bias = np.zeros(columns, np.float32)
@@ -33,6 +38,10 @@ def initial_heads(config: Config, settings: TrainingConfig) -> dict[str, np.ndar
     for number, ending in enumerate(endings):
         kernel = np.random.default_rng([settings.seed, 2, number]).standard_normal((width, columns)) * 0.3 * width**-0.5
         heads |= {f"auxiliary/kernel{ending}": kernel.astype(np.float32), f"auxiliary/bias{ending}": bias}
+    if settings.row_classes:
+        kernel = np.random.default_rng([settings.seed, 2, len(endings)]).standard_normal((ROW_FEATURES, NUM_CLASSES))
+        heads["auxiliary/row_kernel"] = (kernel * 0.3).astype(np.float32)
+        heads["auxiliary/row_bias"] = np.zeros(NUM_CLASSES, np.float32)
     return heads
 
 
@@ -104,12 +113,23 @@ def soft_rolls(rolls: np.ndarray) -> np.ndarray:
     return np.minimum(soft, 1.0)
 
 
-def roll_weights() -> tuple[np.ndarray, np.ndarray]:
-    """Return each label column's weight in the auxiliary losses, and the further weight of its active cells."""
+def only_classes(rolls: np.ndarray) -> np.ndarray:
+    """Return the MIDI class of frames in which one class alone sounds: (b, f, NUM_CLASSES) float32, one 1 or none."""
+    classes = rolls[..., CLASS_COLUMNS].astype(np.float32)
+    return classes * (classes.sum(axis=-1, keepdims=True) == 1)
+
+
+def roll_weights(classes: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return each label column's weight in the auxiliary losses, and the further weight of its active cells.
+
+    Args:
+        classes: weight of the columns of MIDI classes.
+    """
     weights, positive = np.ones(LABEL_COLUMNS, np.float32), np.ones(LABEL_COLUMNS, np.float32)
     # Onsets are a thirtieth of the sounding cells, and the decoder needs them first; offsets are less audible.
     weights[128:384], positive[128:384] = 6.0, 3.0
     weights[ROLL_COLUMNS:], positive[ROLL_COLUMNS:] = 3.0, 2.0
+    weights[CLASS_COLUMNS] = classes
     return weights, positive
 
 

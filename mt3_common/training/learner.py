@@ -113,15 +113,26 @@ def pack(
 
 
 # settings of the training that are for MT3's networks alone
-MT3_SETTINGS = ("auxiliary", "pitch", "alignment", "contents", "auxiliary_steps", "equalizer", "arranged")
+MT3_SETTINGS = (
+    "auxiliary",
+    "pitch",
+    "row_classes",
+    "classes",
+    "alignment",
+    "contents",
+    "auxiliary_steps",
+    "equalizer",
+    "arranged",
+)
 
 
 def check_settings(config: Config | YourMT3Settings, settings: TrainingConfig) -> None:
     """Raise TrainingError for settings that a network cannot be trained with."""
     if isinstance(config, Config):
-        if settings.pitch and not config.network.pre_encoder_layers:
+        if settings.teaches_rows and not config.network.pre_encoder_layers:
             raise TrainingError(
-                "pitch is a loss on the pre-encoder, which this network has not: pre_encoder_layers is 0"
+                "pitch and row_classes are losses on the pre-encoder, which this network has not: "
+                "pre_encoder_layers is 0"
             )
         return
     if prefix := find_task(config.task).prefix():

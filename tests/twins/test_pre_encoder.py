@@ -18,9 +18,10 @@ from mt3_common.checkpoint.config_files import resolve
 from mt3_common.checkpoint.write import write_t5x
 from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config, ConfigError, NetworkConfig, SpectrogramConfig
 from mt3_common.data.shards import ROLL_COLUMNS, Batch
+from mt3_common.training import labels
 from mt3_common.training.config import TrainingConfig, TrainingError
 from mt3_common.training.initial import initial_arrays, pitch_bins
-from mt3_common.training.labels import LABEL_COLUMNS
+from mt3_common.training.labels import LABEL_COLUMNS, NUM_CLASSES
 from parity.sides import numpy_network
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import decode as torch_decode
@@ -213,13 +214,15 @@ def batch_of_one_note():
     rolls = np.zeros((2, CONFIG.input_frames, ROLL_COLUMNS), bool)
     rolls[:, 4:10, 60] = True
     rolls[:, 4, 128 + 60] = True
+    rolls[:, 4:10, 384 + 5] = True
     shape = (2, CONFIG.input_frames, NETWORK.input_depth)
     return Batch(rng.normal(-5, 1, shape).astype(np.float32), np.ones((2, 8), np.int32), rolls)
 
 
-def test_the_pitch_loss_is_the_same_in_both_twins_and_teaches(arrays):
+@pytest.mark.parametrize("weights", [{"pitch": 0.1}, {"row_classes": 3.0}, {"auxiliary": 0.1, "classes": 8.0}])
+def test_each_auxiliary_loss_is_the_same_in_both_twins_and_teaches(arrays, weights):
     settings = TrainingConfig(
-        steps=8, batch_size=2, dtype="float64", auxiliary=0.0, pitch=0.1, warmup_steps=1, learning_rate=0.01
+        steps=8, batch_size=2, dtype="float64", warmup_steps=1, learning_rate=0.01, **{"auxiliary": 0.0} | weights
     )
     learners = [learner(CONFIG, settings, arrays, {}, "cpu") for learner in LEARNERS.values()]
     lost = []
@@ -227,7 +230,12 @@ def test_the_pitch_loss_is_the_same_in_both_twins_and_teaches(arrays):
         one, other = (learner.update([batch_of_one_note()], step, 0.01) for learner in learners)
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-9), step
         lost.append(one["loss"] - one["token_loss"])
-    assert 0.1 < lost[-1] < 0.7 * lost[0]
+    assert 0 < lost[-1] < 0.7 * lost[0]
+
+
+@pytest.mark.parametrize("weights", [{"pitch": 0.1}, {"row_classes": 0.1}])
+def test_losses_on_rows_need_a_pre_encoder(weights):
+    settings = TrainingConfig(steps=8, batch_size=2, **weights)
     plain = dataclasses.replace(NETWORK, pre_encoder_layers=0, pre_encoder_dim=0)
     for learner in LEARNERS.values():
         with pytest.raises(TrainingError, match="pre_encoder_layers is 0"):
@@ -249,3 +257,29 @@ def test_the_pitch_loss_is_the_weighted_cross_entropy_of_three_of_the_labels():
         expected += weight * losses.sum(axis=-1)
     np.testing.assert_allclose(jax_losses(jnp.asarray(logits), jnp.asarray(rolls)), expected, rtol=1e-10)
     np.testing.assert_allclose(torch_losses(torch.from_numpy(logits), torch.from_numpy(rolls)), expected, rtol=1e-10)
+
+
+def test_the_loss_on_row_classes_is_the_cross_entropy_of_sounding_rows():
+    from jax_mt3.losses import row_class_losses as jax_losses
+    from torch_mt3.losses import row_class_losses as torch_losses
+
+    rng = np.random.default_rng(0)
+    logits, kernel, bias = (rng.standard_normal(shape) for shape in ((1, 4, PITCH_ROWS, 8), (8, NUM_CLASSES), (16,)))
+    rolls = np.zeros((1, 4, ROLL_COLUMNS), bool)
+    # a chord of class 5 in frames 0 and 1, in frame 1 with class 2; class 3 alone in frame 3
+    for frame, pitches, classes in ((0, (60, 64), (5,)), (1, (60, 64), (5, 2)), (3, (LOWEST_PITCH,), (3,))):
+        rolls[0, frame, list(pitches)] = True
+        rolls[0, frame, [384 + number for number in classes]] = True
+    probabilities = np.exp(logits @ kernel + bias)
+    chances = -np.log(probabilities / probabilities.sum(axis=-1, keepdims=True))[0]
+    expected = [[chances[0, [60 - LOWEST_PITCH, 64 - LOWEST_PITCH], 5].sum(), 0, 0, chances[3, 0, 3]]]
+    inputs = logits, kernel, bias, labels.soft_rolls(rolls).astype(float), labels.only_classes(rolls).astype(float)
+    np.testing.assert_allclose(jax_losses(*map(jnp.asarray, inputs)), expected, rtol=1e-10)
+    np.testing.assert_allclose(torch_losses(*map(torch.from_numpy, inputs)), expected, rtol=1e-10)
+
+
+def test_columns_of_classes_weigh_what_the_setting_says():
+    plain, heavy = (labels.roll_weights(classes)[0] for classes in (1.0, 8.0))
+    changed = np.flatnonzero(plain != heavy)
+    assert changed.tolist() == list(range(384, ROLL_COLUMNS))
+    assert set(heavy[changed]) == {8.0}
