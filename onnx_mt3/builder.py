@@ -47,6 +47,7 @@ class GraphBuilder:
         self._nodes: list[onnx.NodeProto] = []
         self._outer: list[list[onnx.NodeProto]] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
+        self._weights: dict[str, np.ndarray] = {}
         self._casts: dict[str, str] = {}
         self._cast_nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -103,11 +104,7 @@ class GraphBuilder:
         """
         if name not in self._casts:
             array = self.arrays[name] if array is None else array
-            stored = np.asarray(array).astype(DTYPES[self.stored])
-            tensor = helper.make_tensor(
-                name, TYPES[self.stored], stored.shape, np.ascontiguousarray(stored).tobytes(), raw=True
-            )
-            self._initializers[name] = tensor
+            self._weights[name] = np.asarray(array).astype(DTYPES[self.stored], order="C", copy=False)
             self._casts[name] = name
             if self.stored != self.computed:
                 self._casts[name] = name + ":computed"
@@ -146,12 +143,32 @@ class GraphBuilder:
 
     def model(self, name: str) -> onnx.ModelProto:
         """Return all of it as a model."""
-        graph = helper.make_graph(
-            [*self._cast_nodes, *self._nodes], name, self._inputs, self._outputs, list(self._initializers.values())
+        kind = TYPES[self.stored]
+        weights = [
+            helper.make_tensor(path, kind, array.shape, array.tobytes(), raw=True)
+            for path, array in self._weights.items()
+        ]
+        return self._model(name, weights)
+
+    def parts(self, name: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+        """Return a model that names its weights, and the weights by name, without a copy: see decode.session."""
+        return self._model(name, [_named(path, array, TYPES[self.stored]) for path, array in self._weights.items()]), (
+            self._weights
         )
+
+    def _model(self, name: str, weights: Sequence[onnx.TensorProto]) -> onnx.ModelProto:
+        nodes, initializers = [*self._cast_nodes, *self._nodes], [*self._initializers.values(), *weights]
+        graph = helper.make_graph(nodes, name, self._inputs, self._outputs, initializers)
         return helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="mt3-twins"
         )
+
+
+def _named(name: str, array: np.ndarray, kind: int) -> onnx.TensorProto:
+    """Return a tensor without its content, which lies elsewhere."""
+    tensor = onnx.TensorProto(name=name, data_type=kind, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="memory")
+    return tensor
 
 
 def loop_body(nodes, name, number, carried, outputs, kinds, shapes) -> onnx.GraphProto:
@@ -167,9 +184,3 @@ def loop_body(nodes, name, number, carried, outputs, kinds, shapes) -> onnx.Grap
         *(helper.make_tensor_value_info(*triple) for triple in zip(outputs[1:], kinds, shapes, strict=True)),
     ]
     return helper.make_graph(nodes, name, inputs, results)
-
-
-def common_dtype(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the dtype that all arrays have, or float32 where they differ."""
-    dtypes = {np.dtype(array.dtype).name for array in arrays.values()}
-    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(STORED) else "float32"

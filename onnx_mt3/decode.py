@@ -2,9 +2,11 @@
 
 import collections
 import concurrent.futures
+import contextlib
+import ctypes
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,16 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def session(model: bytes, threads: int = 0, computed: str = "float32") -> onnxruntime.InferenceSession:
+def session(
+    model: bytes, threads: int = 0, computed: str = "float32", weights: Mapping[str, np.ndarray] | None = None
+) -> onnxruntime.InferenceSession:
     """Return a session on the CPU for a serialized model.
 
     Args:
         threads: for one operator, that of the caller included; 0 for those that make a thread a core of all batches'.
         computed: dtype of the model's arithmetic. In float64 nothing is fused: ONNX Runtime 1.20 to 1.28 keep the
             epsilon of a norm that they fuse in float32 and lack the kernel of a fused GELU.
+        weights: of a model that only names them, as graph.search_parts returns both; None where it has them.
     """
     options = onnxruntime.SessionOptions()
     # not of constants that its own optimization leaves unused
@@ -42,7 +47,16 @@ def session(model: bytes, threads: int = 0, computed: str = "float32") -> onnxru
     options.inter_op_num_threads = 1
     # threads that wait actively take the cores from the spectrogram's
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if weights is not None:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def release_memory() -> None:
+    """Give memory that was freed back to the system, where the C library is one that keeps it until asked (glibc)."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def generator(

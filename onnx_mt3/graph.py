@@ -41,6 +41,22 @@ def search_graph(
         ValueError: a dtype is not one of these.
         CheckpointError: the arrays do not fit the config.
     """
+    return _searched(arrays, config, stored, computed).model("mt3_search")
+
+
+def search_parts(
+    arrays: Mapping[str, np.ndarray], config: Config, computed: str = "float32"
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Return the model of search_graph without its weights, and these by name, for decode.session.
+
+    Arrays that have the computed dtype are not copied.
+
+    Args and Raises: as search_graph.
+    """
+    return _searched(arrays, config, computed, computed).parts("mt3_search")
+
+
+def _searched(arrays: Mapping[str, np.ndarray], config: Config, stored: str, computed: str) -> "SearchBuilder":
     graph = SearchBuilder(arrays, config, stored, computed)
     network = config.network
     real = TYPES[computed]
@@ -54,7 +70,7 @@ def search_graph(
     values = [graph.op("Pad", prompt, graph.ints([0, 0, 0, 1])), bias]
     ids = graph.search(num_rows, values, graph.encoded_keys_and_values(frames), max_steps)
     graph.output(ids, "ids", TensorProto.INT64, ["n", "t"])
-    return graph.model("mt3_search")
+    return graph
 
 
 def teacher_graph(

@@ -64,7 +64,7 @@ def load(
         raise ValueError(f"onnx_mt3 computes in float32 or float64; --dtype {dtype} is for torch_mt3 and jax_mt3")
     with needed("onnx_mt3 needs onnx and onnxruntime", "onnx"):
         # imported here: --help and wrong arguments are answered at once
-        from onnx_mt3 import builder, decode, graph
+        from onnx_mt3 import decode, graph
 
     named = find_checkpoint(checkpoint)
     if is_yourmt3(named.path):
@@ -76,10 +76,13 @@ def load(
     overrides = overrides_of_mt3(config, positions, named.name)
     source = read_checkpoint(named.path)
     network = source.config(mt3_preset(named.name, model or named.model), overrides)
-    stored = builder.common_dtype(source.arrays)
-    search_model = graph.search_graph(source.arrays, network, stored=stored, computed=dtype)
+    search_model, weights = graph.search_parts(source.arrays, network, computed=dtype)
+    session = decode.session(search_model.SerializeToString(), computed=dtype, weights=weights)
+    # the session has its own copy, laid out for its products
+    del source, search_model, weights
+    decode.release_memory()
     generate = decode.generator(
-        decode.session(search_model.SerializeToString(), computed=dtype),
+        session,
         network,
         batch_size=batch_size,
         allowed=None if programs is None else allowed_tokens(programs, network),

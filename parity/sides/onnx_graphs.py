@@ -51,8 +51,8 @@ class OnnxGraphs:
 
     def generate(self, segments: list[np.ndarray], max_steps: int | None = None) -> list[np.ndarray]:
         """Return the greedy token ids of segments, by the graph that `mt3` runs, in float32."""
-        model = graph.search_graph(self._arrays, self.config, stored="float32", computed="float32")
-        session = decode.session(model.SerializeToString())
+        model, weights = graph.search_parts(self._arrays, self.config)
+        session = decode.session(model.SerializeToString(), weights=weights)
         return list(decode.generator(session, self.config, max_steps=max_steps)(segments))
 
     def _session(self, precision: str) -> onnxruntime.InferenceSession:

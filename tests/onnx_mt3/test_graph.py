@@ -115,8 +115,31 @@ def test_a_planted_fault_is_far_outside_of_rounding(golden_arrays, config, activ
 
 
 def searched(arrays, config: Config, segments, **how) -> list[np.ndarray]:
-    model = graph.search_graph(arrays, config, stored="float32", computed="float32")
-    return list(decode.generator(decode.session(model.SerializeToString(), threads=1), config, **how)(segments))
+    model, weights = graph.search_parts(arrays, config)
+    session = decode.session(model.SerializeToString(), threads=1, weights=weights)
+    return list(decode.generator(session, config, **how)(segments))
+
+
+def test_weights_apart_are_not_copied_and_give_the_same_ids(golden_arrays, config, decoded):
+    """Arrays may be read-only, and are not needed once there is a session."""
+    arrays = {name: array.copy() for name, array in with_eos_gain(golden_arrays, 3.0).items()}
+    for array in arrays.values():
+        array.flags.writeable = False
+    whole = graph.search_graph(arrays, config, stored="float32").SerializeToString()
+    model, weights = graph.search_parts(arrays, config)
+    shared = [array for name, array in weights.items() if array is arrays.get(name)]
+    assert sum(array.nbytes for array in shared) > 0.7 * sum(array.nbytes for array in arrays.values())
+    assert model.ByteSize() < len(whole) / 8
+    session = decode.session(model.SerializeToString(), threads=1, weights=weights)
+    for array in arrays.values():
+        array.flags.writeable = True
+        array[...] = np.nan
+    del arrays, shared, weights
+    decode.release_memory()
+    segments = list(decoded["in/frames"])
+    ids = list(decode.generator(session, config)(segments))
+    for row, expected in zip(ids, decode.generator(decode.session(whole, threads=1), config)(segments), strict=True):
+        np.testing.assert_array_equal(row, expected)
 
 
 def with_eos_gain(arrays, gain: float) -> dict[str, np.ndarray]:
