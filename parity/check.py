@@ -15,7 +15,7 @@ from parity.compare.conditioning import Questions, excuse_ill_conditioned
 from parity.compare.original import compare_with_original
 from parity.compare.results import AGAINST, DIFFERENT, ORIGINAL, SAME, THIRD, Report, Row
 from parity.compare.taps import excuse_amplified
-from parity.compare.third import compare_decoding_with_third, compare_taps_with_third
+from parity.compare.third import cause_of_third, compare_decoding_with_third, compare_taps_with_third
 from parity.compare.traces import compare, compare_weights
 from parity.diagnosis import diagnose
 from parity.sides import perturbed, record
@@ -216,9 +216,8 @@ def name_causes(
         source: the checkpoint's arrays; the reference's if None.
     """
     if traces is None:
-        if all(section.startswith(THIRD) for section in report.differing):
-            row = next(row for row in report.rows if row.section.startswith(THIRD) and row.verdict != "same")
-            return [f"both twins are the same as each other: only {THIRD} differs, first at {row.name} ({row.note})"]
+        if (cause := cause_of_third(report)) is not None:
+            return [cause]
         if report.differing == [ORIGINAL]:
             return [f"both sides are the same as each other: only {ORIGINAL} differs, or could not be compared"]
         sections = ", ".join(report.differing)

@@ -1,6 +1,7 @@
 """The whole comparison of two sides of YourMT3+ with the same checkpoint, in one process; check.py is MT3's."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,10 +11,11 @@ from parity.check import give_back_memory, is_large
 from parity.compare.channels import compare_channel_notes, compare_channels, compare_fast_path
 from parity.compare.frontend_yourmt3 import FRONT_END, compare_front_end, cut, labelled
 from parity.compare.probes import compare_probes
-from parity.compare.results import AGAINST, DIFFERENT, SAME, Report
+from parity.compare.results import AGAINST, DIFFERENT, SAME, THIRD, Report, Row
 from parity.compare.routing import compare_routing, excuse_ties
 from parity.compare.statistics import compare_statistics
 from parity.compare.taps import excuse_amplified
+from parity.compare.third import cause_of_third, compare_channels_with_third, compare_yourmt3_taps_with_third
 from parity.compare.traces import compare, compare_weights
 from parity.compare.training import compare_yourmt3_training
 from parity.diagnosis.yourmt3 import name_faults
@@ -22,6 +24,9 @@ from parity.sides import record
 from parity.sides.side import YourMT3Side
 from parity.trace import inputs
 from parity.trace.trace import Trace, fingerprint, weights_digest
+
+if TYPE_CHECKING:
+    from parity.sides.onnx_yourmt3 import YourMT3Graphs
 
 # positions of the fast path: enough for its caches to grow once
 FAST_POSITIONS = 72
@@ -38,6 +43,7 @@ def check_yourmt3(
     num_segments: int | None = None,
     source: dict[str, np.ndarray] | None = None,
     precisions: tuple[str, ...] = ("float64", "float32"),
+    third: bool = False,
     say: Callable[[str], None] = lambda stage: None,
 ) -> tuple[Report, tuple[Trace, Trace] | None]:
     """Compare two sides that hold the same checkpoint; return the report, and their traces if they differ.
@@ -48,6 +54,7 @@ def check_yourmt3(
         num_segments: segments whose tokens and notes are compared; 2 if None, or 1 of a large network.
         source: the checkpoint's own arrays, which both sides must hold bit for bit.
         precisions: of taps and logits; the rest is compared in float64 and float32.
+        third: whether ONNX Runtime is compared with both, too.
         say: is told every stage as it begins.
     """
     settings = reference.config
@@ -60,12 +67,13 @@ def check_yourmt3(
     frames = np.stack([segment.frames for segment in segments])
     traced = draw_inputs(settings, frames[-1:] if large else frames[-2:], TRACED_LARGE if large else TRACED)
     say(f"comparing every module in {', '.join(precisions)}")
-    report, traces = _compare_traces(reference, candidate, traced, precisions, source)
+    graphs = _graphs(reference, source) if third else None
+    report, traces = _compare_traces(reference, candidate, traced, precisions, source, graphs)
     report.rows += front_end
     if not report.refusals:
         give_back_memory()
         say("comparing the fast path, tokens and notes")
-        report.rows += _search_rows(reference, candidate, segments[:count], SEARCHED_LARGE if large else None)
+        report.rows += _search_rows(reference, candidate, segments[:count], SEARCHED_LARGE if large else None, graphs)
         say("comparing silence, noise and other probes")
         names, batch = make_probes(settings, frames[0])
         report.rows += compare_probes(reference, candidate, names, batch)
@@ -127,6 +135,7 @@ def _compare_traces(
     traced: dict[str, np.ndarray],
     precisions: tuple[str, ...],
     source: dict[str, np.ndarray] | None,
+    graphs: "YourMT3Graphs | None" = None,
 ) -> tuple[Report, tuple[Trace, Trace] | None]:
     """Record and compare the traces of both sides, and both with the checkpoint; drop equal traces to save memory."""
     network = reference.config.network
@@ -143,16 +152,36 @@ def _compare_traces(
             for row in compare_weights(stored, trace.weights):
                 row.name = f"{row.name}{AGAINST}{side}"
                 report.rows.append(row)
-    return report, None if report.exit_code == SAME else traces
+    differ = report.exit_code != SAME
+    if graphs is not None and not report.refusals:
+        report.rows += compare_yourmt3_taps_with_third(graphs, traces, network)
+        report.sides[THIRD] = {"framework": THIRD, "environment": graphs.environment(), "modes": {}}
+    return report, traces if differ else None
 
 
-def _search_rows(reference: YourMT3Side, candidate: YourMT3Side, segments: list[Segment], max_tokens: int | None):
+def _graphs(reference: YourMT3Side, source: dict[str, np.ndarray] | None) -> "YourMT3Graphs":
+    # imported here: a comparison of the twins alone does without ONNX Runtime
+    from parity.sides.onnx_yourmt3 import YourMT3Graphs
+
+    return YourMT3Graphs(reference.arrays() if source is None else source, reference.config, reference.family)
+
+
+def _search_rows(
+    reference: YourMT3Side,
+    candidate: YourMT3Side,
+    segments: list[Segment],
+    max_tokens: int | None,
+    graphs: "YourMT3Graphs | None",
+) -> list[Row]:
     frames = np.stack([segment.frames for segment in segments])
     length = min(FAST_POSITIONS, reference.family.max_tokens)
     rows = compare_fast_path(reference, candidate, draw_inputs(reference.config, frames[:1], length, seed=1))
     ids = tuple(side.generate(list(frames), max_tokens) for side in (reference, candidate))
     tokens = compare_channels(reference, candidate, frames, (ids[0], ids[1]))
-    return rows + tokens + compare_channel_notes(reference.family, segments, (ids[0], ids[1]), tokens)
+    rows += tokens + compare_channel_notes(reference.family, segments, (ids[0], ids[1]), tokens)
+    if graphs is not None:
+        rows += compare_channels_with_third(graphs, reference, segments, ids[0], max_tokens)
+    return rows
 
 
 def _front_end_causes(report: Report, samples: np.ndarray, sides: tuple[YourMT3Side, YourMT3Side]) -> list[str]:
@@ -178,6 +207,8 @@ def _causes(
 ) -> list[str]:
     """Return the causes of the differences in sentences, or why there is none; as check.name_causes."""
     if traces is None:
+        if (cause := cause_of_third(report)) is not None:
+            return [cause]
         between = f"no module differs on the reference's own inputs: the fault lies in {', '.join(report.differing)}"
         return [between]
     arrays = reference.arrays() if source is None else source

@@ -90,3 +90,30 @@ def teacher_graph(
         graph.output(name, path, real, [None] * axes)
     graph.output(logits, "logits", real, ["b", *channels, "n", config.vocab_size])
     return graph.model("yourmt3_teacher")
+
+
+def logits_graph(
+    arrays: Mapping[str, np.ndarray],
+    config: YourMT3Config,
+    stored: str = "float32",
+    computed: str = "float32",
+    prefix: Sequence[int] = (),
+) -> onnx.ModelProto:
+    """Return a model of the logits that the search sees, behind all tokens of one segment at once.
+
+    Inputs of the model:
+        frames: (1, num_frames, num_bins) float.
+        decoder_input_tokens: (1, n) int64, or (1, c, n) with channels, which begin with id 0 and the prefix's.
+
+    Outputs of the model:
+        logits: (1, n, vocab_size), or (1, c, n, vocab_size).
+
+    Args and Raises: as search_graph.
+    """
+    graph = SearchBuilder(arrays, config, stored, computed, prefix)
+    channels = [config.num_channels] if config.decoder == "multi-t5" else []
+    frames = graph.input("frames", TYPES[computed], [1, config.num_frames, config.num_bins])
+    tokens = graph.input("decoder_input_tokens", TensorProto.INT64, [1, *channels, "n"])
+    logits = graph.head(graph.decode(graph.encode(graph.with_prefix(frames)), tokens))
+    graph.output(logits, "logits", TYPES[computed], [1, *channels, "n", config.vocab_size])
+    return graph.model("yourmt3_logits")

@@ -42,6 +42,13 @@ class SearchBuilder(YourMT3Builder, SearchLoops):
         self.cache_sizes = decoder.num_layers, decoder.num_heads, decoder.d_kv
         self.nodes = T5Nodes(self, "decoder.decoder", decoder)
 
+    def with_prefix(self, segment: str) -> str:
+        """Return frames (1, t, f) with the embedded ids of the task in front, as the encoders see them."""
+        if not self.prefix:
+            return segment
+        embedded = self.op("Unsqueeze", self.embedded(self.ints(self.prefix)), self.ints([0]))
+        return self.op("Concat", embedded, segment, axis=1)
+
     def encoded_keys_and_values(self, frames: str) -> list[str]:
         """Return keys (rows, h, d, t) and values (rows, h, t, d) of the encoder's output for each layer in turn."""
         config, num_layers = self.config, self.cache_sizes[0]
@@ -49,11 +56,8 @@ class SearchBuilder(YourMT3Builder, SearchLoops):
         heads, width = config.t5_decoder.num_heads, config.t5_decoder.d_kv
 
         def encode(segment: str) -> list[str]:
-            if self.prefix:
-                embedded = self.op("Unsqueeze", self.embedded(self.ints(self.prefix)), self.ints([0]))
-                segment = self.op("Concat", embedded, segment, axis=1)
             shape = self.ints([channels, length, config.t5_decoder.d_model])
-            encoded = self.op("Reshape", self.encode(segment), shape)
+            encoded = self.op("Reshape", self.encode(self.with_prefix(segment)), shape)
             results = []
             for number in range(num_layers):
                 path = f"decoder.decoder.block.{number}.layer.1.EncDecAttention"

@@ -119,7 +119,6 @@ def run_yourmt3(
     """Compare the twins of YourMT3+ on a checkpoint, and report."""
     for option, given in (
         ("--oracle", args.oracle is not None),
-        ("--third onnx", args.third == "onnx"),
         ("--counterexample", args.counterexample is not None),
         ("--positions", args.positions is not None),
     ):
@@ -137,7 +136,16 @@ def run_yourmt3(
             for name, device in zip(names, devices, strict=True)
         )
         source = read_yourmt3(named.path, preset)
-        report, _ = check_yourmt3(reference, candidate, args.audio, args.segments, source.arrays, precisions, say=say)
+        report, _ = check_yourmt3(
+            reference,
+            candidate,
+            args.audio,
+            args.segments,
+            source.arrays,
+            precisions,
+            third=has_third(args.third, precisions),
+            say=say,
+        )
     add_facts(report, named)
     report.facts["model"] = "YourMT3+"
     if source.notice:

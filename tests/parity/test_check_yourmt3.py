@@ -7,6 +7,8 @@ from yourmt3_toys import toy, write_toy
 
 from mt3_common.checkpoint.yourmt3_write import write_yourmt3
 from mt3_common.yourmt3_config import FrontEndConfig, T5StackConfig, YourMT3Config, YourMT3Settings
+from onnx_mt3.yourmt3.layers import YourMT3Layers
+from onnx_mt3.yourmt3.search import SearchBuilder
 from parity import check_yourmt3
 from parity.__main__ import main
 from parity.mutation.yourmt3_networks import random_checkpoint
@@ -94,6 +96,10 @@ def test_experts_channels_and_batch_norms_are_compared(checkpoint, tmp_path, cap
     assert ("tokens", "segment 0, channel 12") in names
     assert ("batch norm", "pre_encoder.0.blocks.0.bn1.running_var") in names
     assert ("gradients", "encoder.latent_array.latents") in names
+    assert ("onnx", "encoder/blocks_0/local_transformer_0/mlp/experts_2/w2") in names
+    assert ("onnx", "logits") in names
+    assert ("onnx tokens", "segment 0, channel 12") in names
+    assert report["sides"]["onnx"]["environment"].keys() == {"onnx", "onnxruntime"}
     assert "tokens: segment 0, channel 12" in capsys.readouterr().out
     assert "YourMT3+" in page.read_text()
 
@@ -125,7 +131,7 @@ def test_a_fault_of_a_front_end_and_a_wrong_array_are_named(checkpoint, tmp_path
         side.model.embed_tokens.weight.data[5] *= 2
 
     planted(monkeypatch, changed)
-    status, report = report_of(checkpoint, tmp_path)
+    status, report = report_of(checkpoint, tmp_path, "--third", "none")
     assert (status, report["causes"][0]) == (1, "front end of the candidate (torch): no known cause explains it")
     assert report["causes"][1].startswith("candidate (torch): embed_tokens: 64 of")
 
@@ -142,10 +148,37 @@ def test_a_batch_norm_that_counts_wrongly_differs(checkpoint, tmp_path, monkeypa
         side.train_pass = train_pass
 
     planted(monkeypatch, momentum)
-    status, report = report_of(checkpoint, tmp_path)
+    status, report = report_of(checkpoint, tmp_path, "--third", "none")
+    assert "onnx" not in report["sides"]
     wrong = {(row["section"], row["name"]) for row in report["rows"] if row["verdict"] != "same"}
     assert (status, wrong) == (1, {("batch norm", "pre_encoder.0.blocks.0.bn1.running_mean")})
     assert report["causes"] == ["no module differs on the reference's own inputs: the fault lies in batch norm"]
+
+
+def test_a_fault_of_the_third_side_is_its_own(checkpoint, tmp_path, monkeypatch):
+    """The graph lacks the scale of attention in Perceiver-TF: only ONNX Runtime differs, and is named."""
+    attend = YourMT3Layers.attend
+    monkeypatch.setattr(
+        YourMT3Layers, "attend", lambda self, query, key, value, bias, _scale=1.0: attend(self, query, key, value, bias)
+    )
+    status, report = report_of(checkpoint, tmp_path)
+    assert status == 1
+    assert {row["section"] for row in report["rows"] if row["verdict"] != "same"} <= {
+        "onnx",
+        "onnx tokens",
+        "onnx notes",
+    }
+    tap = "encoder/blocks_0/spectral_cross_attention/self"
+    sentence = f"both twins are the same as each other: only onnx differs, first at {tap} (onnx stands alone"
+    assert report["causes"][0].startswith(sentence)
+
+
+def test_the_third_side_takes_no_wrong_ids(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(SearchBuilder, "ends", lambda self, chosen, first: self.op("Equal", chosen, self.scalar(-1)))
+    status, report = report_of(checkpoint, tmp_path)
+    wrong = {row["section"] for row in report["rows"] if row["verdict"] != "same"}
+    assert (status, wrong) == (1, {"onnx tokens"})
+    assert "only onnx differs, first at segment 0, channel 0" in report["causes"][0]
 
 
 def refused(capsys, *arguments):
@@ -176,9 +209,7 @@ def test_an_array_too_many_is_refused_by_name(tmp_path, capsys):
     assert "encoder.more.weight" in refused(capsys, path, "--sides", "torch,torch")
 
 
-@pytest.mark.parametrize(
-    "option", [("--oracle",), ("--third", "onnx"), ("--counterexample", "folder"), ("--positions", "8")]
-)
+@pytest.mark.parametrize("option", [("--oracle",), ("--counterexample", "folder"), ("--positions", "8")])
 def test_what_is_for_mt3_alone_is_refused(checkpoint, capsys, option):
     assert "is a YourMT3+: leave it out" in refused(capsys, checkpoint, *option)
 
