@@ -41,9 +41,11 @@ class NoteDecoder:
         vocabulary: the vocabulary of the model that produced the ids.
         programs: allowed programs; None for all. A pitch of another program is invalid; program 0 is current until the
             first program token.
-        published: decode as MT3 does. False for two differences: a repeated onset of a note or drum at the same time is
-            invalid (in MT3, a network caught in a loop adds a note of MIN_NOTE_DURATION each turn); and notes tied by
-            the first segment begin with it (MT3 loses them, as no earlier segment began them).
+        published: decode as MT3 does. False for three differences: a repeated onset of a note or drum at the same time
+            is invalid (in MT3, a network caught in a loop adds a note of MIN_NOTE_DURATION each turn); notes tied by
+            the first segment begin with it (MT3 loses them, as no earlier segment began them); and a tie or offset of
+            a pitch that sounds under one other program alone is that note's (in MT3 it is invalid, so a note whose
+            instrument a later segment takes for another one ends with its segment, or goes on for too long).
 
     Attributes:
         invalid: number of tokens skipped so far.
@@ -221,10 +223,12 @@ class NoteDecoder:
         if self._in_tie_section:
             if self._ties_begin and time == self._segment_start and not self._is_repeat(key):
                 self._active[key] = (time, self.vocabulary.bin_to_velocity(self.vocabulary.config.num_velocity_bins))
+            key = self._sounding_key(key, self._tied)
             if key not in self._active or key in self._tied:
                 return False
             self._tied.add(key)
         elif self._velocity == 0:
+            key = self._sounding_key(key)
             if key not in self._active:
                 return False
             self._end(key, time)
@@ -235,6 +239,13 @@ class NoteDecoder:
                 self._end(key, time)
             self._active[key] = (time, self._velocity)
         return True
+
+    def _sounding_key(self, key: tuple[int, int], without: Container[tuple[int, int]] = ()) -> tuple[int, int]:
+        """Return the key of the only note of that pitch that sounds under another program, or else the given key."""
+        if self.published or key in self._active:
+            return key
+        others = [other for other in self._active if other[0] == key[0] and other not in without]
+        return others[0] if len(others) == 1 else key
 
     def _is_repeat(self, key: tuple[int, int | None]) -> bool:
         """Record an onset, and return True if it repeats one at the same time that must not be repeated."""

@@ -132,14 +132,16 @@ export class NoteDecoder {
 
   applyPitch(pitch, time) {
     if (this.programs && !this.programs.has(this.program)) return false;
-    const key = keyOf(pitch, this.program);
+    let key = keyOf(pitch, this.program);
     if (this.inTies) {
       if (this.tiesBegin && time === this.segmentStart && !this.isRepeat(key)) {
         this.active.set(key, [time, this.vocabulary.velocity(this.vocabulary.velocityBins)]);
       }
+      key = this.soundingKey(key, this.tied);
       if (!this.active.has(key) || this.tied.has(key)) return false;
       this.tied.add(key);
     } else if (this.velocity === 0) {
+      key = this.soundingKey(key, new Set());
       if (!this.active.has(key)) return false;
       this.end(key, time);
     } else if (this.isRepeat(key)) {
@@ -149,6 +151,13 @@ export class NoteDecoder {
       this.active.set(key, [time, this.velocity]);
     }
     return true;
+  }
+
+  // The key of the only note of that pitch that sounds under another program, or else the given key.
+  soundingKey(key, without) {
+    if (this.active.has(key)) return key;
+    const others = [...this.active.keys()].filter((other) => other % 128 === key % 128 && !without.has(other));
+    return others.length === 1 ? others[0] : key;
   }
 
   isRepeat(key) {

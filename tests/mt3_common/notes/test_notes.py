@@ -264,6 +264,42 @@ class TestNoteDecoder:
         assert decoder.feed(ids_of(C, ("program", 40), C, TIE), 32.04) == [Note(30.5, 32.04, 67, 127, 8)]
         assert decoder.sounding == [(60, 8)]
 
+    def test_a_note_that_another_program_ties_or_ends_goes_on_as_it_began(self):
+        """As MT3 has it, it ends where the next segment does not tie it under its own program."""
+        begin = ids_of(TIE, ("program", 40), ON, C, E, ("shift", 100), ("program", 0), G)
+        # the violin's C and E are taken for a reed's, and end as a reed's and a piano's
+        later = ids_of(("program", 64), C, E, TIE, ("shift", 50), OFF, C, ("shift", 60), ("program", 0), E)
+        published = NoteDecoder(MT3)
+        ended = published.feed(begin, 0.0, 2.04) + published.feed(later, 2.04)
+        assert [(note.offset, note.pitch, note.program) for note in ended] == [
+            (2.04, 60, 40),
+            (2.04, 64, 40),
+            (2.04, 67, 0),
+        ]
+        assert (published.sounding, published.invalid) == ([], 4)
+        decoder = NoteDecoder(MT3, published=False)
+        assert decoder.feed(begin, 0.0, 2.04) == []
+        ended = decoder.feed(later, 2.04)
+        # the piano's G is not tied by anyone
+        assert [(note.onset, note.pitch, note.program) for note in ended] == [
+            (1.0, 67, 0),
+            (0.0, 60, 40),
+            (0.0, 64, 40),
+        ]
+        assert [note.offset for note in ended] == pytest.approx([2.04, 2.54, 2.64])
+        assert (decoder.sounding, decoder.invalid) == ([], 0)
+
+    def test_a_pitch_under_two_other_programs_says_nothing_of_either(self):
+        decoder = NoteDecoder(MT3, published=False)
+        decoder.feed(ids_of(TIE, ON, ("program", 40), C, ("program", 48), C), 0.0, 2.04)
+        decoder.feed(
+            ids_of(("program", 40), C, ("program", 48), C, TIE, OFF, ("shift", 10), ("program", 8), C), 2.04, 4.08
+        )
+        assert (decoder.sounding, decoder.invalid) == ([(60, 40), (60, 48)], 1)
+        # one of them tied under its own name leaves the other one alone
+        decoder.feed(ids_of(("program", 48), C, ("program", 8), C, TIE), 4.08)
+        assert (decoder.sounding, decoder.invalid) == ([(60, 40), (60, 48)], 1)
+
     def test_refuses_a_segment_from_the_past(self):
         decoder = NoteDecoder(MT3)
         decoder.feed([], 2.04)
