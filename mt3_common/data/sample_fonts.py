@@ -12,7 +12,6 @@ import functools
 import itertools
 import math
 import re
-import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,16 +23,20 @@ import soundfile
 from mt3_common.formats.sf2 import (
     BAG,
     GENERATOR,
+    GUARD,
     INSTRUMENT,
     INSTRUMENT_HEADER,
     KEYS,
+    MODULATOR,
     PRESET_HEADER,
     SAMPLE,
     SAMPLE_HEADER,
     VELOCITIES,
     VORBIS,
     SoundfontError,
+    chunk,
     read_tables,
+    write,
 )
 from mt3_common.io import atomic
 
@@ -49,9 +52,6 @@ RELEASES = {0: 0.5, 1: 0.6, 2: 0.1, 3: 0.35, 4: 0.25, 5: 0.3, 6: 0.3, 7: 0.2, 8:
 RELEASE, DRUM_RELEASE = 0.25, 6.0
 # SoundFont generators: section 8.1.2 of the specification
 RELEASE_TIME, LOOPS, EXCLUSIVE, ROOT = 38, 54, 57, 58
-# samples of silence that the specification wants behind each sample
-GUARD = 46
-
 DRUM_BANK, NO_DRUM = 128, 127
 
 
@@ -221,18 +221,15 @@ def write_font(path: Path, name: str, program: int | None, notes: Sequence[Recor
     pdta = {
         b"phdr": np.array(presets, PRESET_HEADER),
         b"pbag": np.array([(0, 0), (1, 0)], BAG),
-        b"pmod": np.zeros(10, np.uint8),
+        b"pmod": np.zeros(1, MODULATOR),
         b"pgen": np.array([_amount(INSTRUMENT, 0), (0, 0, 0)], GENERATOR),
         b"inst": np.array([(label, 0), (b"EOI", len(bags))], INSTRUMENT_HEADER),
         b"ibag": np.array([*bags, (len(generators), 0)], BAG),
-        b"imod": np.zeros(10, np.uint8),
+        b"imod": np.zeros(1, MODULATOR),
         b"igen": np.array([*generators, (0, 0, 0)], GENERATOR),
         b"shdr": np.array([*headers, (b"EOS", *[0] * 9)], SAMPLE_HEADER),
     }
-    info = {b"ifil": struct.pack("<HH", 2, 1), b"isng": b"EMU8000\0", b"INAM": label + b"\0" * (1 + len(label) % 2)}
-    content = _list(b"INFO", info) + _list(b"sdta", {b"smpl": np.concatenate(pieces).tobytes()})
-    content += _list(b"pdta", {tag: array.tobytes() for tag, array in pdta.items()})
-    atomic.write(path, _chunk(b"RIFF", b"sfbk" + content))
+    write(path, label, pdta, np.concatenate(pieces))
 
 
 def _looped(note: RecordedNote) -> tuple[np.ndarray, tuple[int, int] | None]:
@@ -258,14 +255,6 @@ def _amount(operator: int, value: int) -> tuple[int, int, int]:
     return operator, value & 0xFF, value >> 8 & 0xFF
 
 
-def _chunk(tag: bytes, content: bytes) -> bytes:
-    return tag + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
-
-
-def _list(kind: bytes, chunks: Mapping[bytes, bytes]) -> bytes:
-    return _chunk(b"LIST", kind + b"".join(_chunk(tag, content) for tag, content in chunks.items()))
-
-
 def _tables(path: Path) -> dict[bytes, np.ndarray]:
     """Return the tables of a soundfont; NotesError if it is none."""
     try:
@@ -287,7 +276,7 @@ def as_drum_kit(path: Path, leave_out: Sequence[int]) -> None:
     tables = _tables(path)
     presets = tables[b"phdr"].copy()
     presets["bank"][:-1] = DRUM_BANK
-    content = path.read_bytes().replace(_chunk(b"phdr", tables[b"phdr"].tobytes()), _chunk(b"phdr", presets.tobytes()))
+    content = path.read_bytes().replace(chunk(b"phdr", tables[b"phdr"].tobytes()), chunk(b"phdr", presets.tobytes()))
     for tag in (b"pgen", b"igen"):
         generators = tables[tag].copy()
         silenced = (
@@ -296,7 +285,7 @@ def as_drum_kit(path: Path, leave_out: Sequence[int]) -> None:
             & np.isin(generators["low"], leave_out)
         )
         generators["low"][silenced] = generators["high"][silenced] = NO_DRUM
-        content = content.replace(_chunk(tag, tables[tag].tobytes()), _chunk(tag, generators.tobytes()))
+        content = content.replace(chunk(tag, tables[tag].tobytes()), chunk(tag, generators.tobytes()))
     atomic.write(path, content)
 
 

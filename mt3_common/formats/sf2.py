@@ -4,17 +4,23 @@ Tinysoundfont follows the indices of the tables without a look at their ends. A 
 by chunk as that library does, and what would lead beyond a table or to absurd amounts of memory is refused. Vorbis
 samples cannot be judged from the tables: such a font is loaded in a process of its own for a trial.
 
+Samples are 16-bit integers (.sf2), a Vorbis file each (.sf3), or one Vorbis stream of all (.sfo, tinysoundfont's own).
+
 Source of the file format: SoundFont technical specification 2.01, sections 4 to 8.
 """
 
+import io
 import os
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+
+from mt3_common.io import atomic
 
 # generators: section 8.1.2 of the specification
 INSTRUMENT, KEYS, VELOCITIES, SAMPLE = 41, 43, 44, 53
@@ -39,6 +45,13 @@ VORBIS, COMPRESSED = 0x10, 0x30
 MOST_PRESETS, MOST_REGIONS = 2**14, 2**21
 # s
 LONGEST_TRIAL = 120
+# samples of silence that the specification wants behind each sample
+GUARD = 46
+# Hz that a Vorbis stream of all samples states: at this rate the encoder spends fewest bits on the same error. The
+# samples have rates of their own, in their table.
+STREAM_RATE = 48000
+# samples that the Vorbis encoder gets at a time; whole minutes overflow its stack
+BLOCK = 2**16
 
 
 class SoundfontError(ValueError):
@@ -106,6 +119,113 @@ def _chunks(file: BinaryIO, position: int, stop: int) -> Iterator[tuple[bytes, i
         if begin > end or not b" " < tag[:1] < b"z":
             return
         yield tag, begin, end
+
+
+def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Read and decode the samples of a soundfont.
+
+    Returns:
+        (n,) int16, and the table shdr as it is for samples that are not compressed.
+
+    Raises:
+        SoundfontError: the file is no soundfont, or its samples cannot be decoded; the message is about "it".
+        OSError: it cannot be read.
+    """
+    font = read_tables(path)
+    headers = font.tables[b"shdr"].copy()
+    tag, content = _sample_chunk(path)
+    if tag == b"smpo":
+        return _decoded(content), headers
+    pieces: list[np.ndarray] = []
+    position = 0
+    for row in range(len(headers) - 1) if font.is_compressed else ():
+        header = headers[row]
+        first, last, is_vorbis = int(header["start"]), int(header["end"]), header["type"] & COMPRESSED
+        piece = _decoded(content[first:last]) if is_vorbis else np.frombuffer(content[2 * first : 2 * last], "<i2")
+        # a compressed sample's loop counts from its start, any other's from that of all samples
+        moved = position - (0 if is_vorbis else first)
+        header["start"], header["end"] = position, position + len(piece)
+        header["loop_start"], header["loop_end"] = int(header["loop_start"]) + moved, int(header["loop_end"]) + moved
+        header["type"] &= ~np.uint16(COMPRESSED)
+        pieces += [piece, np.zeros(GUARD, "<i2")]
+        position += len(piece) + GUARD
+    if font.is_compressed:
+        return np.concatenate(pieces), headers
+    return np.frombuffer(content[: len(content) // 2 * 2], "<i2"), headers
+
+
+def _sample_chunk(path: str | os.PathLike) -> tuple[bytes, bytes]:
+    """Return tag and content of the chunk of samples of a file that read_tables has read."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for kind, first, stop in _chunks(file, 12, size):
+            for tag, begin, end in _chunks(file, first, stop) if kind == b"sdta" else ():
+                if tag in (b"smpl", b"smpo"):
+                    file.seek(begin)
+                    return tag, file.read(end - begin)
+    raise SoundfontError("it has no samples")
+
+
+def _decoded(content: bytes) -> np.ndarray:
+    """Return the samples of a Vorbis stream: (n,) int16."""
+    import soundfile
+
+    try:
+        samples, _ = soundfile.read(io.BytesIO(content), dtype="int16")
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise SoundfontError(f"its compressed samples cannot be decoded: {error}") from error
+    return samples
+
+
+def write(
+    path: str | os.PathLike,
+    name: bytes,
+    tables: Mapping[bytes, np.ndarray],
+    samples: np.ndarray,
+    quality: float | None = None,
+) -> None:
+    """Write a soundfont; the file appears whole or not at all.
+
+    Args:
+        path: of the file.
+        name: of the font, at most 19 bytes.
+        tables: by the tag of their chunk, all of RECORDS.
+        samples: (n,) int16.
+        quality: of one Vorbis stream of all samples, 0 (smallest) to 1; None for the samples as they are.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    info = {b"ifil": struct.pack("<HH", 2, 1), b"isng": b"EMU8000\0", b"INAM": name + b"\0" * (1 + len(name) % 2)}
+    chunk_of_samples = {b"smpl": samples.astype("<i2").tobytes()} if quality is None else {}
+    if quality is not None:
+        chunk_of_samples[b"smpo"] = _encoded(samples, quality)
+    content = chunk_list(b"INFO", info) + chunk_list(b"sdta", chunk_of_samples)
+    content += chunk_list(b"pdta", {tag: tables[tag].tobytes() for tag in RECORDS})
+    atomic.write(path, chunk(b"RIFF", b"sfbk" + content))
+
+
+def _encoded(samples: np.ndarray, quality: float) -> bytes:
+    """Return (n,) int16 samples as a Vorbis stream, of an even number of bytes."""
+    import soundfile
+
+    stream = io.BytesIO()
+    how: dict[str, Any] = {"format": "OGG", "subtype": "VORBIS", "compression_level": 1 - quality}
+    with soundfile.SoundFile(stream, "w", STREAM_RATE, 1, **how) as file:
+        for first in range(0, len(samples), BLOCK):
+            file.write(samples[first : first + BLOCK])
+    content = stream.getvalue()
+    return content + b"\0" * (len(content) % 2)
+
+
+def chunk(tag: bytes, content: bytes) -> bytes:
+    """Return a RIFF chunk, padded to an even number of bytes."""
+    return tag + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+
+def chunk_list(kind: bytes, chunks: Mapping[bytes, bytes]) -> bytes:
+    """Return a RIFF chunk LIST of a kind, of chunks by their tags."""
+    return chunk(b"LIST", kind + b"".join(chunk(tag, content) for tag, content in chunks.items()))
 
 
 def check(path: str | os.PathLike, with_trial: bool = True) -> None:

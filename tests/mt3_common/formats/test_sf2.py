@@ -1,11 +1,13 @@
 """Damaged soundfonts are refused before a library that follows their indices without a look loads them."""
 
 import functools
+import io
 from pathlib import Path
 
 import numpy as np
 import pretty_midi
 import pytest
+import soundfile
 
 from mt3_common.data.sample_fonts import RecordedNote, write_font
 from mt3_common.formats import sf2, sonify
@@ -37,6 +39,63 @@ def changed(content: bytes, tag: bytes, **columns: tuple[int, int]) -> bytes:
     for column, (row, value) in columns.items():
         table[column][row] = value
     return content[:first] + table.tobytes() + content[first + size :]
+
+
+def compressed(content: bytes) -> bytes:
+    """Return a soundfont with its samples as Vorbis files, as .sf3 has them; the loops count from their starts."""
+    first = content.index(b"smpl") + 8
+    samples = np.frombuffer(content[first : first + int.from_bytes(content[first - 4 : first], "little")], "<i2")
+    table = content.index(b"shdr") + 8
+    size = int.from_bytes(content[table - 4 : table], "little")
+    headers = np.frombuffer(content[table : table + size], sf2.SAMPLE_HEADER).copy()
+    packed = b""
+    for row in range(len(headers) - 1):
+        start, end = int(headers["start"][row]), int(headers["end"][row])
+        stream = io.BytesIO()
+        soundfile.write(stream, samples[start:end], 24000, format="OGG", subtype="VORBIS", compression_level=0.0)
+        headers["start"][row], headers["end"][row] = len(packed), len(packed) + stream.tell()
+        headers["loop_start"][row] -= start
+        headers["loop_end"][row] -= start
+        headers["type"][row] |= sf2.VORBIS
+        packed += stream.getvalue()
+    packed += b"\0" * (len(packed) % 2)
+    tables = content[table - 8 : table] + headers.tobytes() + content[table + size :]
+    behind = content[first + len(samples) * 2 : table - 8]
+    return content[: first - 4] + len(packed).to_bytes(4, "little") + packed + behind + tables
+
+
+def fitting(content: bytes) -> bytes:
+    """Return a soundfont whose list of samples has the size of what is in it."""
+    chunk, tables = content.index(b"smpl"), content.index(b"pdta") - 8
+    head = content[: chunk - 8] + (tables - chunk + 4).to_bytes(4, "little")
+    return head + content[chunk - 4 :]
+
+
+def test_samples_of_every_kind_are_read_alike(tmp_path, content):
+    plain, sf3, sfo, again = (tmp_path / name for name in ("plain.sf2", "x.sf3", "x.sfo", "again.sf2"))
+    plain.write_bytes(content)
+    sf3.write_bytes(fitting(compressed(content)))
+    samples, headers = sf2.read_samples(plain)
+    tables = sf2.read_tables(plain).tables
+    sf2.write(sfo, b"x", tables, samples, quality=1.0)
+    assert sfo.stat().st_size < plain.stat().st_size
+    sf2.write(again, b"x", tables, samples)
+    assert again.read_bytes() == content
+    for path in (sf3, sfo):
+        decoded, table = sf2.read_samples(path)
+        for column in ("start", "end", "loop_start", "loop_end", "rate", "pitch", "type"):
+            np.testing.assert_array_equal(table[column], headers[column])
+        for row in headers[:-1]:
+            part = slice(int(row["start"]), int(row["end"]))
+            error = decoded[part].astype(float) - samples[part]
+            assert np.sqrt(np.mean(error**2)) < 0.05 * np.sqrt(np.mean(samples[part].astype(float) ** 2))
+
+
+def test_samples_that_are_no_vorbis_are_refused(tmp_path, content):
+    path = tmp_path / "x.sfo"
+    path.write_bytes(content.replace(b"smpl", b"smpo"))
+    with pytest.raises(sf2.SoundfontError, match="its compressed samples cannot be decoded"):
+        sf2.read_samples(path)
 
 
 @pytest.mark.parametrize(
