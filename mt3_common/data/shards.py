@@ -62,11 +62,23 @@ def write_shard(path: str | Path, examples: Iterable, config: Settings, seed: Se
     """
     rng = np.random.default_rng(seed)
     cutter = cutter_of(config)
-    segments = []
+    segments: list[tuple] = []
     for example in examples:
         segments += cutter.cut(example.audio, example.notes, rng)
     if not segments:
         raise ValueError(f"{path}: the examples gave no segment that max_target_length {cutter.max_ids} allows")
+    write_segments(path, segments, cutter)
+    return len(segments)
+
+
+def write_segments(
+    path: str | Path, segments: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], cutter: Cutter
+) -> None:
+    """Write segments, as the cutter of a network yields them, as one shard, atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     frames, ids, rolls = zip(*segments)
     arrays = {
         "frames": np.stack(frames),
@@ -76,7 +88,6 @@ def write_shard(path: str | Path, examples: Iterable, config: Settings, seed: Se
         "made_for": np.array(cutter.signature),
     }
     atomic.write(path, lambda file: np.savez(file, **arrays))
-    return len(segments)
 
 
 class Shards:
