@@ -1,4 +1,4 @@
-"""Notes as an instrument plays them: inside its compass, with vibrato and scoops, all drums on one kit."""
+"""Notes as an instrument plays them: inside its compass, detached, with vibrato and scoops, all drums on one kit."""
 
 import itertools
 import math
@@ -70,6 +70,23 @@ def bent(
                 steps = (times >= note.onset - BEND_STEP) & (times < note.onset + arrival)
                 bend[steps] -= deep * (1 - (times[steps] - note.onset) / arrival).clip(0, 1)
     return bend
+
+
+def detached(notes: Sequence[Note], share: float, rng: np.random.Generator) -> Sequence[Note]:
+    """The notes, in a share of the cases shortened, so that no offset tells the next onset.
+
+    All are shortened to one share of their length, 15 to 90 %, each with a deviation of a fifth, at least to 40 ms.
+
+    Args:
+        notes: of a stem.
+        share: of the stems that are shortened.
+        rng: of all draws; not touched where share is 0.
+    """
+    if not share or rng.random() >= share:
+        return notes
+    factors = rng.uniform(0.15, 0.9) * np.exp(rng.normal(0, 0.2, len(notes)))
+    lengths = [max(0.04, min(1.0, factor) * (note.offset - note.onset)) for note, factor in zip(notes, factors)]
+    return [note._replace(offset=min(note.offset, note.onset + length)) for note, length in zip(notes, lengths)]
 
 
 def one_kit(stems: list[Stem]) -> list[Stem]:

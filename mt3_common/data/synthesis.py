@@ -20,7 +20,7 @@ import numpy as np
 
 from mt3_common.config import Range, check_fields
 from mt3_common.data.augment import SAMPLE_RATE, degrade, equalize_stem
-from mt3_common.data.performance import BENDING, bent, in_compass, one_kit
+from mt3_common.data.performance import BENDING, bent, detached, in_compass, one_kit
 from mt3_common.data.songs import Song, Stem, random_drums, random_notes
 from mt3_common.data.soundfont import RENDER_RATE, Fonts
 from mt3_common.notes.note import Note, trim_overlapping
@@ -66,6 +66,7 @@ class Recipe:
             instrument of the stem's MIDI class.
         vibrato: share of the stems of strings, voices, brass, reeds and pipes that have vibrato.
         scoops: share of those whose lines without chords begin some notes from below.
+        detached: share of the pitched stems whose notes are shortened (see performance.detached).
         tones: share of the pitched stems that are added up from sine waves (see play_tones), which sound like none of
             the soundfonts' instruments.
         damage: stems get an equaliser, gains of -10 to 4 dB, other formants and a common detuning; mixes an equaliser,
@@ -85,12 +86,13 @@ class Recipe:
     recorded: float = 0.5
     vibrato: float = 0.4
     scoops: float = 0.2
+    detached: float = 0.0
     damage: bool = True
 
     def __post_init__(self):
         if min(self.shares().values()) < 0 or not sum(self.shares().values()):
             raise ValueError(f"the shares of a recipe must be 0 or more and one of them above it, not {self.shares()}")
-        shares = dict.fromkeys(("tones", "recorded", "vibrato", "scoops"), Range(0, 1, closed=True))
+        shares = dict.fromkeys(("tones", "recorded", "vibrato", "scoops", "detached"), Range(0, 1, closed=True))
         check_fields(self, {"seconds": Range(1), "settle": Range(0, 0.1, closed=True)} | shares)
 
     def shares(self) -> dict[str, float]:
@@ -141,6 +143,8 @@ class Generator:
         mix = np.zeros(count, np.float32)
         notes: list[Note] = []
         for stem in stems:
+            if not stem.is_drum:
+                stem = stem._replace(notes=tuple(detached(stem.notes, self.recipe.detached, rng)))
             shift = 0 if stem.is_drum else formant
             font, stem = self._cast(stem, shift, rng)
             audio = self._stem_audio(stem, font, shift, detune, rng)

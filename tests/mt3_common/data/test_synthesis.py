@@ -472,6 +472,32 @@ def test_vibrato_and_scoops_have_the_rates_depths_and_times_that_they_should():
     assert all(performance.bent(chord, 4.0, 0.0, 1.0, rng) is None for rng in draws(20))
 
 
+def test_detached_notes_end_early_and_nothing_else_changes():
+    line = [Note(number * 0.5, number * 0.5 + 0.5, 60 + number, 80) for number in range(8)]
+    rng = np.random.default_rng(0)
+    assert performance.detached(line, 0.0, rng) is line
+    assert rng.random() == np.random.default_rng(0).random()
+    played = [performance.detached(line, 0.5, rng) for rng in draws(400)]
+    shortened = [notes for notes in played if notes != line]
+    assert 160 < len(shortened) < 240
+    shares = np.array([[(note.offset - note.onset) / 0.5 for note in notes] for notes in shortened])
+    assert 0.08 <= shares.min() < 0.12
+    assert shares.max() == pytest.approx(1.0)
+    medians = np.median(shares, axis=1)
+    assert 0.1 < medians.min() < 0.25 < 0.8 < medians.max() <= 1
+    for notes in shortened:
+        assert [note._replace(offset=0) for note in notes] == [note._replace(offset=0) for note in line]
+    # a note that is shorter than 40 ms stays as it is
+    [short] = performance.detached([Note(0.0, 0.03, 60, 80)], 1.0, np.random.default_rng(0))
+    assert short.offset == 0.03
+
+
+def test_a_recipe_shortens_the_notes_it_renders(songs, flute):
+    generators = [synthesis.Generator(songs, [flute], recipe(solo=1.0, **more)) for more in ({}, {"detached": 1.0})]
+    long, short = (np.median([n.offset - n.onset for i in range(40) for n in g.example(i).notes]) for g in generators)
+    assert short < 0.9 * long
+
+
 def test_bends_are_heard_and_left_behind_with_the_stem(flute):
     fonts = soundfont.Fonts([flute])
 
