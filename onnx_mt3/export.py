@@ -24,6 +24,8 @@ from onnx_mt3.yourmt3 import graph as yourmt3_graph
 
 # what protobuf can write as one file (bytes)
 LARGEST = 2**31 - 1
+# arrays of YourMT3+ that are written in the computed dtype: positions, statistics of batch norms
+UNTRAINED = (".additive_pe.weight", ".freqs", ".inv_freq", ".running_mean", ".running_var", ".num_batches_tracked")
 GRAPHS = {"search": graph.search_graph, "teacher": graph.teacher_graph}
 
 
@@ -102,7 +104,8 @@ def export(
     if size > LARGEST:
         raise ValueError(f"{output} would have {size / 1e9:.1f} GB, and an ONNX file has 2.1 at most: store bfloat16")
     atomic.write(output, model.SerializeToString())
-    rounded = sorted(name for name, array in network.arrays.items() if _is_rounded(array, stored))
+    weights_of_file = {name: array for name, array in network.arrays.items() if not name.endswith(UNTRAINED)}
+    rounded = sorted(name for name, array in weights_of_file.items() if _is_rounded(array, stored))
     return {"bytes": size, "rounded": rounded, "config": network.config, "notice": network.notice}
 
 
@@ -118,7 +121,5 @@ def _read_yourmt3(checkpoint: NamedCheckpoint, kind: str, preset: str | None, co
 
 
 def _is_rounded(array: np.ndarray, stored: str) -> bool:
-    """Return whether a dtype does not have all of an array's values; whole numbers are not stored."""
-    if array.dtype.kind == "i":
-        return False
+    """Return whether a dtype does not have all of an array's values."""
     return not np.array_equal(array.astype(DTYPES[stored]).astype(np.float64), array.astype(np.float64))

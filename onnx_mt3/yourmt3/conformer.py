@@ -136,7 +136,7 @@ def encoder(graph: YourMT3Layers, frames: str) -> str:
     nodes = ConformerNodes(graph)
     if graph.config.conformer.position_encoding == "rotary":
         path, width = "encoder.embed_positions", nodes.head_dim // 2
-        graph.tap(path, graph.parameter(f"{path}.inv_freq", width), 1)
+        graph.tap_array(path, f"{path}.inv_freq", width)
     x = frames
     for number in range(graph.config.conformer.num_layers):
         x = nodes.layer(f"encoder.layers.{number}", x)

@@ -47,6 +47,15 @@ class YourMT3Layers(LayerBuilder):
         """Return the name of a weight that is stored as the checkpoint has it."""
         return self.weight(name, self.array(name, *shape))
 
+    def untrained(self, name: str, *shape: int) -> str:
+        """Return the name of an array that is no weight, such as sinusoids: it is not rounded to the stored dtype."""
+        return self.table(name, self.array(name, *shape))
+
+    def tap_array(self, path: str, name: str, *shape: int) -> None:
+        """Remember an array of a module that returns it as its output; without taps it is not in the graph."""
+        if self.taps is not None:
+            self.tap(path, self.untrained(name, *shape), len(shape))
+
     def matrix(self, path: str, in_dim: int, out_dim: int) -> str:
         """Return the name of the matrix of a product, which is stored as (in, out)."""
         name = f"{path}.weight"
@@ -125,8 +134,8 @@ class YourMT3Layers(LayerBuilder):
     def batch_norm(self, path: str, x: str, width: int, axes: int) -> str:
         """Return a batch norm of the last axis by its running statistics."""
         factor, summand = self.batch_norm_terms(path, width)
-        y = self.op("Mul", x, self.weight(f"{path}.factor", factor))
-        return self.tap(path, self.op("Add", y, self.weight(f"{path}.summand", summand)), axes)
+        y = self.op("Mul", x, self.table(f"{path}.factor", factor))
+        return self.tap(path, self.op("Add", y, self.table(f"{path}.summand", summand)), axes)
 
     def conv2d(self, path: str, x: str, in_dim: int, out_dim: int, kernel: tuple[int, int], bias: bool = False) -> str:
         """Convolve (b, t, f, in) with zeros around, to the same size: (b, t, f, out)."""

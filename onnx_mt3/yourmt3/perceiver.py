@@ -96,7 +96,7 @@ class PerceiverNodes:
         elif config.position_encoding == "alibit":
             name = f"{path}.alibi_bias"
             trained = self.graph.array(f"{name}.slopes", config.num_heads, 1, 1)
-            self.graph.tap(name, self.graph.weight(f"{name}.slopes", trained))
+            self.graph.tap_array(name, f"{name}.slopes", *trained.shape)
             slopes = 1.0 / (1.0 + np.exp(-trained[:, 0, 0].astype(np.float64)))
             slopes[config.num_heads if config.alibit_heads == "all" else 1 :] = 0.0
         else:
@@ -188,7 +188,7 @@ class PerceiverNodes:
             width = config.rotary_width // (2 if config.rope_partial else 1) // 2
             for axis in AXES:
                 path = f"encoder.rotary_emb_{axis}"
-                graph.tap(path, graph.parameter(f"{path}.freqs", width), 1)
+                graph.tap_array(path, f"{path}.freqs", width)
         tokens = graph.op("Reshape", tokens, graph.ints([-1, self.num_tokens, self.kv_dim]))
         for number in range(config.num_blocks):
             latents = self.block(f"encoder.blocks.{number}", latents, tokens, None if number else temporal)

@@ -56,7 +56,7 @@ def folded_block(
         factor, summand = graph.batch_norm_terms(f"{path}.bn{number}", out_dim)
         name = f"{path}.conv{number}.weight"
         array = graph.array(name, out_dim, in_dim, *kernel) * factor[:, np.newaxis, np.newaxis, np.newaxis]
-        weight, bias = graph.weight(f"{name}.folded", array), graph.weight(f"{path}.bn{number}.summand", summand)
+        weight, bias = graph.table(f"{name}.folded", array), graph.table(f"{path}.bn{number}.summand", summand)
         return graph.op("Conv", x, weight, bias, pads=[kernel[0] // 2, kernel[1] // 2] * 2)
 
     y = convolution(2, graph.op("Relu", convolution(1, x, in_dim)), out_dim)

@@ -98,9 +98,8 @@ class T5Nodes:
 
     def positions(self) -> str:
         """Return the stored table of sinusoids, (num_positions, d_model)."""
-        return self.graph.parameter(
-            f"{self.path}.additive_pe.weight", self.graph.config.num_positions, self.config.d_model
-        )
+        shape = self.graph.config.num_positions, self.config.d_model
+        return self.graph.untrained(f"{self.path}.additive_pe.weight", *shape)
 
     def bias_of(self, buckets: str) -> str:
         """Return the trained bias of buckets (q, k) as it is added to logits: (1, h, q, k)."""

@@ -1,4 +1,4 @@
-"""YourMT3+ checkpoints through the commands of both twins."""
+"""YourMT3+ checkpoints through the commands of both twins and of onnx_mt3."""
 
 import functools
 import importlib
@@ -23,7 +23,7 @@ from mt3_common.transcription.family import YourMT3Family
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.yourmt3_config import FrontEndConfig
 
-TWINS = ["torch_mt3", pytest.param("jax_mt3", marks=pytest.mark.compile)]
+TWINS = ["torch_mt3", "onnx_mt3", pytest.param("jax_mt3", marks=pytest.mark.compile)]
 STARTS = [0.0, 2.0479375, 4.095875]
 
 

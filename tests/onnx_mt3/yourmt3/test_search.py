@@ -119,6 +119,29 @@ def test_weights_are_stored_once_and_as_asked():
     assert sizes["float32"] - sizes["bfloat16"] == pytest.approx(bytes_of_weights / 2, rel=0.1)
 
 
+def test_weights_that_are_exact_are_not_rounded():
+    """Norms that are folded into convolutions, and positions, are in the computed dtype whatever the weights are in."""
+    case = golden("ptf_moe_multi")
+    positions = ("additive_pe.weight", "freqs", "running_mean", "running_var")
+    arrays = {
+        name: array if array.dtype != np.float32 or name.endswith(positions) else as_bfloat16(array)
+        for name, array in case.arrays.items()
+    }
+    logits = []
+    for stored in ("float32", "bfloat16"):
+        model = graph.logits_graph(arrays, case.config, stored=stored)
+        names = [tensor.name for tensor in model.graph.initializer]
+        assert not {name for name in names if name.endswith(".freqs")}
+        session = decode.session(model.SerializeToString(), threads=1)
+        inputs = {"frames": case.frames[:1], "decoder_input_tokens": case.tokens[:1]}
+        logits.append(np.asarray(session.run(["logits"], inputs)[0]))
+    np.testing.assert_array_equal(*logits)
+
+
+def as_bfloat16(array: np.ndarray) -> np.ndarray:
+    return array.astype("bfloat16").astype(np.float32)
+
+
 def first_ends(self, chosen, first):
     """The fault that EOS as a row's first id ends it."""
     return self.op("Equal", chosen, self.scalar(1))
