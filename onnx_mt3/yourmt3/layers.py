@@ -76,11 +76,14 @@ class YourMT3Layers(LayerBuilder):
     def layer_norm(self, path: str, x: str, width: int, axes: int = 3) -> str:
         """Return the layer norm of the last axis, with weight and bias."""
         scale, bias = self.parameter(f"{path}.weight", width), self.parameter(f"{path}.bias", width)
-        if self.computed == "float32":
-            return self.tap(path, self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-5), axes)
-        # ONNX Runtime's own rounds its statistics to float32
         centred = self.op("Sub", x, self.op("ReduceMean", x, self.ints([-1]), keepdims=1))
-        return self.tap(path, self.op("Add", self.rms_norm(centred, scale, 1e-5), bias), axes)
+        if self.computed == "float32":
+            # of values that are not centred, ONNX Runtime 1.20 loses digits of the variance
+            return self.tap(path, self.op("LayerNormalization", centred, scale, bias, axis=-1, epsilon=1e-5), axes)
+        # a square by Pow is what ONNX Runtime 1.20 fuses to its own norm, whose epsilon is rounded to float32
+        variance = self.op("ReduceMean", self.op("Mul", centred, centred), self.ints([-1]), keepdims=1)
+        root = self.op("Sqrt", self.op("Add", variance, self.real(1e-5)))
+        return self.tap(path, self.op("Add", self.op("Mul", self.op("Div", centred, root), scale), bias), axes)
 
     def scale_norm(self, path: str, x: str, width: int, epsilon: float, axes: int = 3) -> str:
         """Return x / sqrt(mean(x^2) + epsilon) * weight over the last axis."""
