@@ -94,8 +94,8 @@ def test_longer_searches_give_the_twins_ids(name, batch_size):
     rows = searched(other, max_steps=21, batch_size=batch_size)
     expected = torch_ids(other, frames, 21)
     assert_same_ids(rows, expected)
-    if batch_size == 5:
-        assert {row.shape for row in rows} == {expected.shape[1:]}
+    # each core's share of a batch ends with its own last row
+    assert max(row.shape[-1] for row in rows) == expected.shape[-1]
 
 
 @pytest.mark.parametrize("name", ["ymt3plus", "ptf_moe_multi"])
