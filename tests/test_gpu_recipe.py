@@ -120,3 +120,15 @@ def test_the_recipes_are_those_of_default_sh():
     script = (ROOT / "checkpoints" / "recipe" / "default.sh").read_text()
     assert session.MIXED in script
     assert session.CLEAN in script
+
+
+def test_the_packages_of_a_pack_stay_until_the_session_ends(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.setenv("MT3_GPU_SITE", str(site))
+    seen = []
+    # processes that the session starts must not remove them
+    monkeypatch.setattr(gpu, "train_command", lambda *_: seen.append((site.exists(), os.environ.get("MT3_GPU_SITE"))))
+    gpu.main(["train", "pack", "out"])
+    assert seen == [(True, None)]
+    assert not site.exists()

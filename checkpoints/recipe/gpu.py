@@ -144,6 +144,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 for an error or no improvement, 130 after Ctrl-C."""
     began = time.monotonic()
+    # where gpu.sh has put the packages of a pack, which the processes started here use too, but must not remove
+    site = os.environ.pop("MT3_GPU_SITE", None)
     options = parse(sys.argv[1:] if argv is None else argv)
 
     def start() -> int:
@@ -160,8 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(start, interrupted="interrupted; what was better than before is in the output folder")
     finally:
-        # where gpu.sh has put the packages of a pack
-        if site := os.environ.get("MT3_GPU_SITE"):
+        if site:
             shutil.rmtree(site, ignore_errors=True)
 
 

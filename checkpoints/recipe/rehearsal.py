@@ -66,7 +66,8 @@ def rehearse(folder: Path) -> int:
 
 def _call(command: list) -> int:
     """Run a command in the project's folder with this Python; return its exit status."""
-    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": paths}
     return subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, check=False).returncode
 
 
