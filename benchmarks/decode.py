@@ -35,7 +35,7 @@ from mt3_common.evaluation.metrics import program_score  # noqa: E402
 from mt3_common.notes.vocabulary import EOS_ID  # noqa: E402
 from mt3_common.training.initial import initial_arrays  # noqa: E402
 
-PARTS = ("decode", "search", "end", "spectrogram", "agreement", "start")
+PARTS = ("decode", "network", "search", "end", "spectrogram", "agreement", "start")
 TWINS = ("torch_mt3", "jax_mt3")
 EXAMPLE = ROOT / "audio" / "example.flac"
 DTYPES = ("float32", "bfloat16", "int8")
@@ -215,6 +215,8 @@ def twin(settings: dict[str, Any], package: str, dtype: str, search: str) -> Cal
     """Measure a twin: the given steps of the given rows, and the time to start them (s)."""
     from mt3_common.transcription.batching import SearchSettings
 
+    if package == "onnx_mt3":
+        return graph_of_onnx(settings, dtype)
     config, arrays = full_size(settings["quick"])
     decode, weights = prepared(package, config, arrays, dtype)
     rows, steps = settings["rows"], settings["steps"]
@@ -223,23 +225,60 @@ def twin(settings: dict[str, Any], package: str, dtype: str, search: str) -> Cal
 
     def measure() -> dict[str, float]:
         batch = decode.make_batch(weights, how, rows, config.input_frames)
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         batch.prefill(list(range(rows)), segments, [how.uniforms(0)] * rows)
         for half in getattr(batch, "halves", [batch]):
             # JAX computes on until it is asked for something
             float(half.cache.cross_values[-1][0, 0, 0, 0])
-        inserted = time.perf_counter()
+        inserted, cpu_inserted = time.perf_counter(), time.process_time()
         while not batch.advance().all():
             pass
-        ended = time.perf_counter()
+        ended, cpu_ended = time.perf_counter(), time.process_time()
         lengths = {np.count_nonzero(ids) for ids in batch.collect(list(range(rows)))}
         if lengths != {steps}:
             raise RuntimeError(f"segments of {lengths} tokens where all must have {steps}")
-        return {"tokens": rows * steps / (ended - inserted), "segments": rows / (inserted - began)}
+        figures = {"tokens": rows * steps / (ended - inserted), "segments": rows / (inserted - began)}
+        return figures | {"encoder": (cpu_inserted - cpu_began) / rows, "step": (cpu_ended - cpu_inserted) / steps}
 
     if package == "jax_mt3":
         # compiles
         measure()
+    return measure
+
+
+def graph_of_onnx(settings: dict[str, Any], dtype: str) -> Callable[[], dict[str, float]]:
+    """Measure onnx_mt3's graph as `twin` does; a run that may take no step is the time of the encoder."""
+    from onnx_mt3 import decode, graph
+
+    config, arrays = full_size(settings["quick"])
+    rows, steps = settings["rows"], settings["steps"]
+    config = dataclasses.replace(config, max_target_length=max(steps, config.max_target_length))
+    model, weights = graph.search_parts(arrays, config, dtype)
+    session = decode.session(model.SerializeToString(), settings["cores"], dtype, weights)
+    vocab_size = config.network.vocab_size
+    inputs = {
+        "frames": np.stack(frames_of(config, rows)).astype(dtype),
+        "allowed": np.zeros((1, vocab_size), dtype),
+        "prompt": np.zeros((rows, 0), np.int64),
+        "bias": np.zeros((rows, vocab_size), dtype),
+    }
+
+    def run(most: int) -> tuple[float, float, Any]:
+        began, cpu_began = time.perf_counter(), time.process_time()
+        (ids,) = session.run(["ids"], inputs | {"max_steps": np.array(most, np.int64)})
+        return time.perf_counter() - began, time.process_time() - cpu_began, ids
+
+    def measure() -> dict[str, float]:
+        encoding, cpu_encoding, _ = run(0)
+        whole, cpu_whole, ids = run(steps)
+        # whole blocks of steps
+        taken = ids.shape[1]
+        if ids.shape[0] != rows or taken < steps or (ids == EOS_ID).any():
+            raise RuntimeError(f"{ids.shape[0]} segments of {taken} tokens where {rows} must have {steps}")
+        figures = {"tokens": rows * taken / (whole - encoding), "segments": rows / encoding}
+        return figures | {"encoder": cpu_encoding / rows, "step": (cpu_whole - cpu_encoding) / taken}
+
+    run(0)
     return measure
 
 
@@ -509,6 +548,23 @@ def decode_part(settings: dict[str, Any]) -> None:
     show(table)
 
 
+def network_part(settings: dict[str, Any]) -> None:
+    """The network alone at MT3's size, by the time of the cores, which other programs change less than the clock."""
+    contenders = take_turns([f"twin:{twin}:float32:greedy" for twin in settings["twins"]], settings, settings["rounds"])
+    title = f"the network alone, {settings['rows']} segments of {settings['steps']} tokens, time of the cores"
+    table = Table(title, *(name.split(":")[1] for name in contenders))
+    rows: dict[str, list[str]] = {"encoder, ms a segment": [], "step of all rows, ms": [], "all, ms a segment": []}
+    for contender in contenders.values():
+        encoder, step = (1e3 * contender.median(key) for key in ("encoder", "step"))
+        for row, value in zip(
+            rows.values(), (encoder, step, encoder + step * settings["steps"] / settings["rows"]), strict=True
+        ):
+            row.append(f"{value:.1f}")
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    show(table)
+
+
 def search_part(settings: dict[str, Any]) -> None:
     """Compare the two searches."""
     names = [f"twin:{twin}:float32:{search}" for twin in settings["twins"] for search in ("greedy", "t5x")]
@@ -678,6 +734,7 @@ def main() -> None:
     for part in settings["parts"]:
         run = {
             "decode": decode_part,
+            "network": network_part,
             "search": search_part,
             "end": end_part,
             "spectrogram": spectrogram_part,

@@ -95,7 +95,7 @@ def generator(
         for row, segment in enumerate(prompted):
             prompt[row, : len(segment.prompt_ids)] = segment.prompt_ids
             bias[row] = segment.logit_bias
-        inputs = {"frames": frames.astype(dtype), "allowed": usable, "prompt": prompt, "bias": bias}
+        inputs = {"frames": frames.astype(dtype, copy=False), "allowed": usable, "prompt": prompt, "bias": bias}
         (ids,) = search.run(["ids"], inputs | {"max_steps": np.array(steps, np.int64)})
         return [until_eos(row) for row in np.asarray(ids)[:, :steps].astype(np.int32)]
 
