@@ -296,9 +296,13 @@ def test_folded_blocks_give_what_the_plain_ones_give(kind, num_bins, monkeypatch
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize(("kind", "num_bins"), BLOCKS[:3])
-def test_folded_blocks_of_the_jax_twin(kind, num_bins, monkeypatch, quick_compilation):
+@pytest.mark.parametrize(
+    ("kind", "num_bins", "backend"), [*((*block, "cpu") for block in BLOCKS[:4]), ("conv", 11, "gpu")]
+)
+def test_folded_blocks_of_the_jax_twin(kind, num_bins, backend, monkeypatch, quick_compilation):
+    """Some bins at a time by products, as on a CPU, or all bins by convolutions."""
     monkeypatch.setattr(jax_kernels, "BINS_TOGETHER", 4)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = pre_encoder_config(kind, num_bins)
     blocks = torch_blocks(config)
     x = np.random.default_rng(0).standard_normal((2, 5, num_bins))
