@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run benchmarks/yourmt3_speed.py beside the published code (PyPI yourmt3 0.1.4), which gets an environment of its own.
-#   benchmarks/yourmt3_speed.sh [--seconds 33 --eos 1,4]
+#   benchmarks/yourmt3_speed.sh [--seconds 33 --ends fitted,random] or [--parts]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
