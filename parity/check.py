@@ -1,9 +1,6 @@
 """The whole comparison of two sides with the same checkpoint, in one process."""
 
-import ctypes
 import dataclasses
-import gc
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
@@ -13,22 +10,20 @@ from mt3_common.config import Config
 from parity.compare import decoding, probes, training
 from parity.compare.conditioning import Questions, excuse_ill_conditioned
 from parity.compare.original import compare_with_original
-from parity.compare.results import AGAINST, DIFFERENT, ORIGINAL, SAME, THIRD, Report, Row
+from parity.compare.results import DIFFERENT, ORIGINAL, SAME, THIRD, Report, Row
 from parity.compare.taps import excuse_amplified
 from parity.compare.third import cause_of_third, compare_decoding_with_third, compare_taps_with_third
-from parity.compare.traces import compare, compare_weights
 from parity.diagnosis import diagnose
-from parity.sides import perturbed, record
+from parity.frame import compare_recorded, compare_stored, explain_sides, give_back_memory, is_large
+from parity.sides import perturbed
 from parity.sides.prefetch import Prefetch
-from parity.sides.side import ModuleSide, Side
+from parity.sides.side import Side
 from parity.trace import inputs
-from parity.trace.trace import Trace, fingerprint, weights_digest
+from parity.trace.trace import Trace
 
 if TYPE_CHECKING:
     from parity.sides.onnx_graphs import OnnxGraphs
 
-# Networks with more parameters are traced and decoded (see DECODE_POSITIONS) at fewer positions.
-LARGE = 10_000_000
 # Positions of the decode path in float64 for a large network: enough for the cache to grow and wrap around.
 DECODE_POSITIONS = 192
 
@@ -156,16 +151,8 @@ def _compare_traces(
     graphs: "OnnxGraphs | None" = None,
 ) -> tuple[Report, tuple[Trace, Trace] | None]:
     """Record and compare the traces of both sides, and both with the checkpoint; drop equal traces to save memory."""
-    recorded = record.record(reference, traced, precisions)
-    traces = (recorded, record.record(candidate, traced, precisions, reference=recorded))
-    report = compare(*traces)
-    if source is not None:
-        stored = fingerprint(source)
-        report.facts["weights"] = weights_digest(stored)
-        for side, trace in zip(("reference", "candidate"), traces, strict=True):
-            for row in compare_weights(stored, trace.weights):
-                row.name = f"{row.name}{AGAINST}{side}"
-                report.rows.append(row)
+    report, traces = compare_recorded(reference, candidate, traced, precisions)
+    compare_stored(report, traces, source)
     differ = report.exit_code != SAME
     if graphs is not None and not report.refusals:
         report.rows += compare_taps_with_third(graphs, traces)
@@ -224,28 +211,13 @@ def name_causes(
         between = f"no module differs on the reference's own inputs: the fault lies between modules, in {sections}"
         return [*decoding.explain_decode_path(report.rows), between]
     arrays = reference.arrays() if source is None else source
-    for label, trace, side in (("candidate", traces[1], candidate), ("reference", traces[0], reference)):
-        try:
-            findings = diagnose.name_faults(trace, arrays, reference.config, side.arrays())
-        except Exception as error:
-            # Whatever the diagnosis of a foreign network raises, the report must not be lost.
-            return [f"the diagnosis could not examine the {label} ({type(error).__name__}: {error})"]
-        if findings:
-            return [f"{label} ({side.framework}): {finding.sentence()}" for finding in findings]
-    return ["the diagnosis found no cause: alone, every module of both sides does what MT3's does"]
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system where the C library can; glibc keeps gigabytes of it in small pieces."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
-def is_large(side: ModuleSide) -> bool:
-    """Return whether a side's network has more than LARGE parameters."""
-    return sum(array.size for array in side.arrays().values()) > LARGE
+    return explain_sides(
+        traces,
+        reference,
+        candidate,
+        lambda trace, side: diagnose.name_faults(trace, arrays, reference.config, side.arrays()),
+        "MT3",
+    )
 
 
 def decode_inputs(

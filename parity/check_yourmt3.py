@@ -7,23 +7,21 @@ import numpy as np
 
 from mt3_common.audio.segments import Segment
 from mt3_common.yourmt3_config import YourMT3Settings
-from parity.check import give_back_memory, is_large
 from parity.compare.channels import compare_channel_notes, compare_channels, compare_fast_path
 from parity.compare.frontend_yourmt3 import FRONT_END, compare_front_end, cut, labelled
 from parity.compare.probes import compare_probes
-from parity.compare.results import AGAINST, DIFFERENT, SAME, THIRD, Report, Row
+from parity.compare.results import DIFFERENT, SAME, THIRD, Report, Row
 from parity.compare.routing import compare_routing, excuse_ties
 from parity.compare.statistics import compare_statistics
 from parity.compare.taps import excuse_amplified
 from parity.compare.third import cause_of_third, compare_channels_with_third, compare_yourmt3_taps_with_third
-from parity.compare.traces import compare, compare_weights
 from parity.compare.training import compare_yourmt3_training
 from parity.diagnosis.yourmt3 import name_faults
 from parity.diagnosis.yourmt3_frontend import explain
-from parity.sides import record
+from parity.frame import compare_recorded, compare_stored, explain_sides, give_back_memory, is_large
 from parity.sides.side import YourMT3Side
 from parity.trace import inputs
-from parity.trace.trace import Trace, fingerprint, weights_digest
+from parity.trace.trace import Trace
 
 if TYPE_CHECKING:
     from parity.sides.onnx_yourmt3 import YourMT3Graphs
@@ -139,19 +137,11 @@ def _compare_traces(
 ) -> tuple[Report, tuple[Trace, Trace] | None]:
     """Record and compare the traces of both sides, and both with the checkpoint; drop equal traces to save memory."""
     network = reference.config.network
-    recorded = record.record(reference, traced, precisions)
-    traces = (recorded, record.record(candidate, traced, precisions, reference=recorded))
-    report = compare(*traces)
+    report, traces = compare_recorded(reference, candidate, traced, precisions)
     if not report.refusals:
         report.rows += compare_routing(*traces, network)
         excuse_ties(report, *traces, network)
-    if source is not None:
-        stored = fingerprint(source)
-        report.facts["weights"] = weights_digest(stored)
-        for side, trace in zip(("reference", "candidate"), traces, strict=True):
-            for row in compare_weights(stored, trace.weights):
-                row.name = f"{row.name}{AGAINST}{side}"
-                report.rows.append(row)
+    compare_stored(report, traces, source)
     differ = report.exit_code != SAME
     if graphs is not None and not report.refusals:
         report.rows += compare_yourmt3_taps_with_third(graphs, traces, network)
@@ -212,8 +202,12 @@ def _causes(
         between = f"no module differs on the reference's own inputs: the fault lies in {', '.join(report.differing)}"
         return [between]
     arrays = reference.arrays() if source is None else source
-    for label, trace, side in (("candidate", traces[1], candidate), ("reference", traces[0], reference)):
-        findings = name_faults(trace.passes["float64"], traces[0].inputs, side.arrays(), arrays, reference.config)
-        if findings:
-            return [f"{label} ({side.framework}): {finding.sentence()}" for finding in findings]
-    return ["the diagnosis found no cause: alone, every module of both sides does what YourMT3+'s does"]
+    return explain_sides(
+        traces,
+        reference,
+        candidate,
+        lambda trace, side: name_faults(
+            trace.passes["float64"], traces[0].inputs, side.arrays(), arrays, reference.config
+        ),
+        "YourMT3+",
+    )

@@ -109,8 +109,7 @@ def run(args: argparse.Namespace) -> int:
     words = [word for word in (args.checkpoint, args.audio and f"--audio={args.audio}") if word]
     blindspots = shlex.join(["python", "-m", "parity", "blindspots", *words])
     report.facts["blind spots"] = f"which kinds of faults these inputs could not have shown: {blindspots}"
-    report.facts["seconds"] = round(time.monotonic() - began, 1)
-    return options.finish(report, args)
+    return finish(report, args, began)
 
 
 def run_yourmt3(
@@ -150,8 +149,7 @@ def run_yourmt3(
     report.facts["model"] = "YourMT3+"
     if source.notice:
         report.facts["checkpoint's notice"] = source.notice
-    report.facts["seconds"] = round(time.monotonic() - began, 1)
-    return options.finish(report, args)
+    return finish(report, args, began)
 
 
 def add_facts(report: Report, named: NamedCheckpoint) -> None:
@@ -159,6 +157,12 @@ def add_facts(report: Report, named: NamedCheckpoint) -> None:
     report.facts["checkpoint"] = named.path
     report.facts |= options.provenance()
     report.facts["replay"] = "python -m parity " + shlex.join(sys.argv[1:])
+
+
+def finish(report: Report, args: argparse.Namespace, began: float) -> int:
+    """Report, and return the exit status."""
+    report.facts["seconds"] = round(time.monotonic() - began, 1)
+    return options.finish(report, args)
 
 
 def has_third(asked: str | None, precisions: tuple[str, ...]) -> bool:
