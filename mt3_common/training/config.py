@@ -20,11 +20,16 @@ DTYPES = ("float32", "bfloat16", "float64")
 # JSON files of presets for models and training
 PRESETS = Path(__file__).parent / "presets"
 
+# settings of the training that are for MT3's networks alone, with the values that leave them out
+MT3_SETTINGS: dict[str, Any] = {
+    **{"auxiliary": 0.0, "pitch": 0.0, "row_classes": 0.0, "classes": 0.0, "alignment": 0.0, "contents": 0.0},
+    **{"auxiliary_steps": 0, "equalizer": 0.0, "arranged": False},
+}
 # what a YourMT3+ is trained with unless a preset or a file says otherwise; see TrainingConfig
 YOURMT3_TRAINING: dict[str, Any] = {
+    **MT3_SETTINGS,
     **{"steps": 100_000, "batch_size": 24, "optimizer": "adamw-scale", "learning_rate": 1e-2, "clip": 1.0},
-    **{"schedule": "yourmt3-cosine", "warmup_steps": 1000, "z_loss": 0.0, "auxiliary": 0.0, "equalizer": 0.0},
-    **{"arranged": False, "validate_every": 1000},
+    **{"schedule": "yourmt3-cosine", "warmup_steps": 1000, "z_loss": 0.0, "validate_every": 1000},
 }
 # characters of a file of settings
 LARGEST_SETTINGS = 2**20

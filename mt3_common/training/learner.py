@@ -8,7 +8,7 @@ import numpy as np
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch
 from mt3_common.notes.yourmt3_tasks import find_task
-from mt3_common.training.config import TrainingConfig, TrainingError
+from mt3_common.training.config import MT3_SETTINGS, TrainingConfig, TrainingError
 from mt3_common.training.labels import initial_heads
 from mt3_common.yourmt3_config import YourMT3Settings
 
@@ -110,20 +110,6 @@ def pack(
         prefix = f"param_states/{name}".replace("param_states/auxiliary/", "auxiliary_states/")
         slots |= {f"{prefix}/{slot}": array for slot, array in state.items()}
     return slots
-
-
-# settings of the training that are for MT3's networks alone
-MT3_SETTINGS = (
-    "auxiliary",
-    "pitch",
-    "row_classes",
-    "classes",
-    "alignment",
-    "contents",
-    "auxiliary_steps",
-    "equalizer",
-    "arranged",
-)
 
 
 def check_settings(config: Config | YourMT3Settings, settings: TrainingConfig) -> None:

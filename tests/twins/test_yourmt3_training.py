@@ -21,13 +21,14 @@ from jax_mt3.yourmt3 import checkpoint as jax_checkpoint
 from mt3_common.audio.yourmt3_frames import FrontEnd
 from mt3_common.checkpoint.yourmt3 import read_yourmt3
 from mt3_common.checkpoint.yourmt3_folder import read_folder
+from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.checkpoint.yourmt3_settings import network_arrays
 from mt3_common.data.segments import YourMT3Cutter
 from mt3_common.data.shards import Batch, Shards, write_shard
 from mt3_common.data.synthesis import Example
 from mt3_common.notes.note import Note
-from mt3_common.training.config import YOURMT3_TRAINING, TrainingConfig
-from mt3_common.training.learner import is_trained
+from mt3_common.training.config import MT3_SETTINGS, YOURMT3_TRAINING, TrainingConfig, TrainingError
+from mt3_common.training.learner import check_settings, is_trained
 from mt3_common.training.yourmt3_initial import drawn_arrays
 from mt3_common.yourmt3_config import (
     ConformerConfig,
@@ -68,6 +69,15 @@ def without_dropout(settings: YourMT3Settings) -> YourMT3Settings:
 
 def plan(**settings) -> TrainingConfig:
     return TrainingConfig(**(YOURMT3_TRAINING | {"warmup_steps": 2, "steps": 10, "batch_size": 4} | settings))
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_what_is_for_mt3_alone_is_left_out_unless_asked_for(name):
+    """Every default of TrainingConfig that a YourMT3+ refuses is overridden."""
+    check_settings(RELEASED[name].settings, TrainingConfig(**YOURMT3_TRAINING))
+    for setting, value in MT3_SETTINGS.items():
+        with pytest.raises(TrainingError, match=f"^{setting} is for MT3's networks"):
+            check_settings(RELEASED[name].settings, TrainingConfig(**(YOURMT3_TRAINING | {setting: type(value)(1)})))
 
 
 def music(seconds: float = 6.0, seed: int = 0) -> Example:
