@@ -1,0 +1,70 @@
+"""Segments whose ids change when noise that nobody hears is added to a recording.
+
+python benchmarks/noise.py FOLDER --checkpoint small FILE --decibels 60
+
+FOLDER holds recordings. White noise lies so many dB below each recording (root mean squares); a segment counts as
+changed if one of its ids, up to EOS, is another one. Both runs use the same network and the same search.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mt3_common.audio.files import read_audio
+from mt3_common.audio.segments import segments
+from mt3_common.formats import find_audio
+from mt3_common.transcription.pipeline import Transcriber
+
+EOS = 1
+
+
+def with_noise(samples: np.ndarray, decibels: float, seed: int) -> np.ndarray:
+    """Return the samples with white noise whose root mean square is `decibels` below theirs: (n,) float32."""
+    deviation = np.sqrt(np.mean(samples.astype(np.float64) ** 2)) * 10 ** (-decibels / 20)
+    return (samples + np.random.default_rng(seed).normal(0, deviation, len(samples))).astype(np.float32)
+
+
+def ids_of(transcriber: Transcriber, samples: np.ndarray) -> list[list[int]]:
+    """Return the ids of each segment, without what follows its EOS."""
+    rows = (np.asarray(row).tolist() for row in transcriber.generate(segments(samples, transcriber.config)))
+    return [row[: row.index(EOS)] if EOS in row else row for row in rows]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER")
+    add("--checkpoint", nargs="+", default=["small"], metavar="C", help="paths or names, a column each; default: small")
+    add("--twin", choices=("jax_mt3", "torch_mt3", "onnx_mt3"), default="torch_mt3")
+    add("--decibels", type=float, nargs="+", default=[60.0], metavar="D", help="rows; default: 60")
+    add("--seconds", type=float, default=60.0, metavar="S", help="of each recording; default: 60")
+    options = parser.parse_args(argv)
+    recordings = find_audio.recordings(options.folder)
+    if not recordings:
+        parser.error(f"{options.folder}: no recording here")
+    load = importlib.import_module(f"{options.twin}.infer").load
+    table = Table("noise", "segments", *(f"changed, {Path(name).name}" for name in options.checkpoint))
+    transcribers = [load(checkpoint=name, device="cpu") for name in options.checkpoint]
+    audios = [read_audio(path, duration=options.seconds) for path in recordings]
+    clean = [[ids_of(transcriber, audio) for audio in audios] for transcriber in transcribers]
+    for decibels in options.decibels:
+        row = []
+        for transcriber, expected in zip(transcribers, clean):
+            noisy = (ids_of(transcriber, with_noise(audio, decibels, seed)) for seed, audio in enumerate(audios))
+            changes = [one != other for pair in zip(expected, noisy) for one, other in zip(*pair, strict=True)]
+            row.append((sum(changes), len(changes)))
+        count = "/".join(sorted({str(total) for _, total in row}))
+        table.add_row(f"-{decibels:g} dB", count, *(f"{changed} ({changed / total:.0%})" for changed, total in row))
+    Console(width=120).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
