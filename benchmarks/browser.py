@@ -132,7 +132,7 @@ def equal_share(page: Page, recording: Path) -> float:
     with page.expect_download() as download:
         page.get_by_role("button", name="Save JSON").click()
     actual = {Note(**note) for note in json.loads(Path(download.value.path()).read_bytes())["notes"]}
-    expected = set(infer.load().transcribe(recording).notes)
+    expected = set(infer.load().transcribe(recording, velocity="auto").notes)
     return 2 * len(actual & expected) / (len(actual) + len(expected))
 
 

@@ -20,6 +20,7 @@ from mt3_common.io import atomic
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.transcription.family import MT3Family
+from mt3_common.transcription.reader import UNTOLD
 from mt3_common.web.facts import model_facts
 from mt3_common.web.runtime import LICENSES, MPG123, SCRIPT, WASM
 from mt3_common.web.strips import COLUMNS, PITCHES
@@ -169,6 +170,8 @@ def facts(
         },
         "rates": rates,
         "holdBias": HOLD_BIAS,
+        # of all notes, where the model says none
+        "velocity": None if MT3Family(config).tells_velocities else UNTOLD,
         "programNames": [pretty_midi.program_to_instrument_name(program) for program in range(128)],
     }
 

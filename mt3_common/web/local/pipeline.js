@@ -82,7 +82,7 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
       const ended = decoder.feed(ids, start, isLast ? null : startTime(index + 1, sizes));
       if (isLast) ended.push(...decoder.finish());
       continuity?.remember(ended);
-      notes.push(...ended);
+      notes.push(...(site.velocity ? ended.map((note) => ({ ...note, velocity: site.velocity })) : ended));
     }
     done += batch.length;
     batch = [];

@@ -32,6 +32,7 @@ from mt3_common.transcription.batching import PromptedSegment
 from mt3_common.transcription.continuity import HOLD_BIAS, InstrumentContinuity
 from mt3_common.transcription.family import MT3Family
 from mt3_common.transcription.pipeline import Transcriber
+from mt3_common.transcription.reader import AUTO_VELOCITY
 from mt3_common.transcription.result import Transcription
 from mt3_common.web.files import file_of
 from mt3_common.web.runtime import MPG123, SCRIPT, WASM, runtime_files
@@ -502,7 +503,7 @@ def test_a_recording_becomes_the_same_notes(node, tmp_path, settings):
     continuity = InstrumentContinuity(HOLD_BIAS, 1) if settings.get("hold") else None
     transcriber = Transcriber(CONFIG, generate, CHECKPOINT, instruments, continuity)
     tempo = float(settings["tempo"]) if "tempo" in settings else None
-    expected = transcriber.transcribe(path, tempo=tempo, meter=settings.get("meter"))
+    expected = transcriber.transcribe(path, tempo=tempo, meter=settings.get("meter"), velocity=AUTO_VELOCITY)
     events = node("transcribe", path=str(path), settings=settings, free=free, again=again)
     assert [note for event in events if event["type"] == "notes" for note in event["notes"]] == list(
         map(fields, expected.notes)

@@ -16,6 +16,7 @@ from fakes import CONFIG, names
 
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.cli import site as cli
+from mt3_common.config import PRESETS
 from mt3_common.web import runtime, site
 
 CHECKPOINT = NamedCheckpoint(Path("small"), "small", notice="a notice")
@@ -138,3 +139,9 @@ def test_front_ends_that_the_page_cannot_compute_are_refused():
     odd = dataclasses.replace(CONFIG.spectrogram, fft_size=1500)
     with pytest.raises(ValueError, match="powers of 2, not windows of 1500 samples"):
         site.front_end(odd)
+
+
+def test_velocities_that_a_model_says_are_left_as_they_are():
+    checkpoint = NamedCheckpoint(Path("small"), "small")
+    velocities = {name: site.facts(PRESETS[name], checkpoint, [], [])["velocity"] for name in ("mt3", "ismir2021")}
+    assert velocities == {"mt3": 100, "ismir2021": None}
