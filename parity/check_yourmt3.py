@@ -65,7 +65,7 @@ def check_yourmt3(
     frames = np.stack([segment.frames for segment in segments])
     traced = draw_inputs(settings, frames[-1:] if large else frames[-2:], TRACED_LARGE if large else TRACED)
     say(f"comparing every module in {', '.join(precisions)}")
-    graphs = _graphs(reference, source) if third else None
+    graphs = _graphs(reference, source, with_experts=not large) if third else None
     report, traces = _compare_traces(reference, candidate, traced, precisions, source, graphs)
     report.rows += front_end
     if not report.refusals:
@@ -149,11 +149,12 @@ def _compare_traces(
     return report, traces if differ else None
 
 
-def _graphs(reference: YourMT3Side, source: dict[str, np.ndarray] | None) -> "YourMT3Graphs":
+def _graphs(reference: YourMT3Side, source: dict[str, np.ndarray] | None, with_experts: bool) -> "YourMT3Graphs":
     # imported here: a comparison of the twins alone does without ONNX Runtime
     from parity.sides.onnx_yourmt3 import YourMT3Graphs
 
-    return YourMT3Graphs(reference.arrays() if source is None else source, reference.config, reference.family)
+    arrays = reference.arrays() if source is None else source
+    return YourMT3Graphs(arrays, reference.config, reference.family, with_experts)
 
 
 def _search_rows(

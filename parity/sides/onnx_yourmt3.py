@@ -21,13 +21,17 @@ class YourMT3Graphs:
         arrays: the checkpoint's, under their published names.
         settings: of the same checkpoint.
         family: of the same settings.
+        with_experts: whether the modules inside experts are among the outputs: of the largest networks they take 3 GB.
     """
 
     framework = "onnx"
 
-    def __init__(self, arrays: dict[str, np.ndarray], settings: YourMT3Settings, family: YourMT3Family):
+    def __init__(
+        self, arrays: dict[str, np.ndarray], settings: YourMT3Settings, family: YourMT3Family, with_experts: bool = True
+    ):
         self.config = settings
         self.family = family
+        self.with_experts = with_experts
         self._arrays = arrays
         self._prefix = family.task.prefix()
 
@@ -43,6 +47,10 @@ class YourMT3Graphs:
             precision: 'float64' or 'float32'.
         """
         model = graph.teacher_graph(self._arrays, self.config.network, stored=precision, computed=precision)
+        if not self.with_experts:
+            rest = [output for output in model.graph.output if "/experts_" not in output.name]
+            del model.graph.output[:]
+            model.graph.output.extend(rest)
         session = decode.session(model.SerializeToString(), computed=precision)
         names = [output.name for output in session.get_outputs()]
         arrays = map(np.asarray, session.run(names, _feed(inputs, precision)))

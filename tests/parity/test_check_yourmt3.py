@@ -173,6 +173,16 @@ def test_a_fault_of_the_third_side_is_its_own(checkpoint, tmp_path, monkeypatch)
     assert report["causes"][0].startswith(sentence)
 
 
+def test_of_a_large_network_experts_are_one_module_of_the_third_side(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(check_yourmt3, "is_large", lambda side: True)
+    monkeypatch.setattr(check_yourmt3, "SEARCHED_LARGE", 6)
+    status, report = report_of(checkpoint, tmp_path)
+    names = {row["name"] for row in report["rows"] if row["section"] == "onnx"}
+    assert status == 0
+    assert "encoder/blocks_0/local_transformer_0/mlp" in names
+    assert not [name for name in names if "experts_" in name]
+
+
 def test_the_third_side_takes_no_wrong_ids(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(SearchBuilder, "ends", lambda self, chosen, first: self.op("Equal", chosen, self.scalar(-1)))
     status, report = report_of(checkpoint, tmp_path)
