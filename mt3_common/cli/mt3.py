@@ -131,7 +131,8 @@ ACCELERATORS = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/accel0", "/dev/vfi
 def _by_preference(arguments: Sequence[str]) -> tuple[str, ...]:
     """Return the frameworks that transcribe, first the one to prefer of those that can do what the arguments ask for.
 
-    ONNX Runtime takes less time than the twins with the bundled model (docs/onnx.md); it uses no GPU.
+    ONNX Runtime takes less time than the twins with the bundled model, and not with every YourMT3+ (docs/onnx.md); it
+    uses no GPU.
     """
     twins_first = tuple(FRAMEWORKS)
     options = list(itertools.takewhile(lambda argument: argument != "--", arguments))
