@@ -1,11 +1,14 @@
 """checkpoints/recipe/gpu.sh: all three steps at toy size as its rehearsal takes them, and what each of them refuses."""
 
+import argparse
 import csv
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,3 +135,18 @@ def test_the_packages_of_a_pack_stay_until_the_session_ends(tmp_path, monkeypatc
     gpu.main(["train", "pack", "out"])
     assert seen == [(True, None)]
     assert not site.exists()
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        ('{"loss": 1.4, "device": "cpu", "kind": "cpu"}', "there is no GPU here that the trainer sees"),
+        ('{"loss": NaN, "device": "H200", "kind": "cuda"}', "torch_mt3 has a loss that is no number on H200"),
+    ],
+)
+def test_a_machine_on_which_training_makes_no_sense_is_refused(tmp_path, monkeypatch, result, reason):
+    options = argparse.Namespace(minutes=9, trainer="torch_mt3", device=None)
+    done = SimpleNamespace(returncode=0, stdout=f"{result}\n")
+    monkeypatch.setattr(session.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(travel.TravelError, match=reason):
+        session.Session(options, tmp_path, time.monotonic())._validate_pack()

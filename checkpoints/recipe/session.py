@@ -193,6 +193,10 @@ class Session:
         result = json.loads(done.stdout.splitlines()[-1])
         if result["kind"] == "cpu" and not self.options.device:
             raise TravelError("there is no GPU here that the trainer sees; --device cpu trains on the processor")
+        if not math.isfinite(result["loss"]):
+            raise TravelError(
+                f"{self.options.trainer} finds a loss that is no number on {result['device']}: take the other"
+            )
         self.device, self.before = result["device"], result["loss"]
         self.best = self.before
         self._publish(read_checkpoint(self.run / "last").arrays, 0)
