@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.data.synthesis import Recipe
 from mt3_common.formats.midi import read_midi
 
 ROOT = Path(__file__).parents[1]
@@ -120,9 +121,10 @@ def test_a_pack_above_the_limit_is_refused_with_its_sizes(tmp_path, capsys):
 
 
 def test_the_recipes_are_those_of_default_sh():
-    script = (ROOT / "checkpoints" / "recipe" / "default.sh").read_text()
-    assert session.MIXED in script
-    assert session.CLEAN in script
+    clean, mixed = (Recipe(**json.loads(session.recipe(pool))) for pool in ("clean", "mixed"))
+    assert not clean.damage
+    assert mixed.damage
+    assert mixed.settle == clean.settle == 0.02
 
 
 def test_the_packages_of_a_pack_stay_until_the_session_ends(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -34,12 +35,6 @@ from mt3_common.training.config import TrainingConfig, read_config
 from mt3_common.training.family import training_family
 from mt3_common.training.loop import validation_loss
 
-# as in default.sh; one of sixteen processes renders clean music
-MIXED = (
-    '{"settle": 0.02, "piano": 0.3, "band": 0.25, "solo": 0.16, "drums": 0.13, "dense": 0.14, "silence": 0.02, '
-    '"tones": 0.06}'
-)
-CLEAN = '{"piano": 0.8, "solo": 0.2, "damage": false, "settle": 0.02}'
 # shares of the time after the first shards, after which the trials of ways and the stretch at a constant rate end
 TRIALS_END, CONSTANT_END = 0.3, 0.6
 # a later way must be so many times faster in segments than the best one before: larger batches mean fewer steps
@@ -57,6 +52,14 @@ SETTINGS = "settings.json"
 
 # the command line, which this module calls for what needs a trainer
 PROGRAM = Path(__file__).with_name("gpu.py")
+
+
+def recipe(pool: str) -> str:
+    """Return the recipe of a pool of default.sh, as JSON."""
+    script = Path(__file__).with_name("default.sh").read_text()
+    stated = re.search(rf"^shards {pool} [^']*'({{[^']*}})'", script, re.MULTILINE)
+    assert stated, f"default.sh renders no pool {pool}"
+    return stated.group(1)
 
 
 class Way(NamedTuple):
@@ -170,7 +173,8 @@ class Session:
             command += ["--config", settings, "--shards", 10**6, "--examples", self.options.examples]
             # other music than in an earlier session from other weights
             command += ["--seed", 10_000 + 100 * self.cargo.manifest["step"] + number]
-            command += ["--recipe", CLEAN if number % 16 == 15 else MIXED]
+            # one of sixteen renders clean music
+            command += ["--recipe", recipe("clean" if number % 16 == 15 else "mixed")]
             command += ["--midi", *self.cargo.midi, "--fonts", *self.cargo.fonts]
             log = open(self.scratch / f"render-{number:02d}.log", "w")  # noqa: SIM115
             single = {**self.environment, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -195,7 +199,7 @@ class Session:
             raise TravelError("there is no GPU here that the trainer sees; --device cpu trains on the processor")
         if not math.isfinite(result["loss"]):
             raise TravelError(
-                f"{self.options.trainer} finds a loss that is no number on {result['device']}: take the other"
+                f"{self.options.trainer} has a loss that is no number on {result['device']}: try the other trainer"
             )
         self.device, self.before = result["device"], result["loss"]
         self.best = self.before
