@@ -303,6 +303,7 @@ class Session:
                 self._watch()
                 self._publish_best()
                 time.sleep(0.2)
+            has_failed = self.trainer.poll() not in (None, 0)
             # it finishes its step and saves
             self._end_processes([self.trainer])
         rows = self._rows()
@@ -313,8 +314,7 @@ class Session:
         rates = [float(row["segments_per_second"]) for row in rows if int(row["step"]) > before]
         # the first row holds what is done once
         rate = max(rates[1:] or rates, default=(self.step - before) * way.batch / seconds)
-        # a signal before the trainer listens to it ends it at once
-        fault = _last_line(log.read_text()) if self.trainer.returncode not in (0, 130, -signal.SIGTERM) else ""
+        fault = _last_line(log.read_text()) if has_failed else ""
         stretch = Stretch(way, self.step - before, seconds, rate if self.step > before else 0.0, fault)
         self.stretches.append(stretch)
         self._report()
