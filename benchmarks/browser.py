@@ -4,7 +4,7 @@ For each recording, in a browser of its own: seconds until the network is ready 
 first notes and until the last after the recording was chosen, x real time, the first notes and x real time by the
 processor's time of the worker's thread (which other programs do not change), the most memory of the page's process
 (RSS), and the longest time without a frame of the page, which plays the recording while it transcribes. --compare adds
-the share of notes that are those of onnx_mt3.
+the share of notes that are those of onnx_mt3, --browser-mp3 what the page would be without mpg123.
 """
 
 import argparse
@@ -142,11 +142,16 @@ def main() -> None:
     parser.add_argument("recordings", nargs="+", type=Path)
     parser.add_argument("--compare", action="store_true", help="transcribe with onnx_mt3, too, and compare the notes")
     parser.add_argument("--site", type=Path, help="folder that mt3 site wrote; default: written for this run")
+    parser.add_argument("--browser-mp3", action="store_true", help="let the browser decode MP3 files, not mpg123")
     arguments = parser.parse_args()
+    if arguments.browser_mp3 and arguments.site:
+        parser.error("--browser-mp3 changes the site that is written for this run; leave --site out")
     with tempfile.TemporaryDirectory() as folder:
         site_folder = arguments.site or Path(folder) / "site"
         if arguments.site is None and site.main([str(site_folder)]):
             raise SystemExit(1)
+        if arguments.browser_mp3:
+            (site_folder / "local" / "mp3.js").write_text("export const mp3Source = async () => null;\n")
         handler = functools.partial(Quiet, directory=site_folder)
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as started:
             threading.Thread(target=server.serve_forever, daemon=True).start()

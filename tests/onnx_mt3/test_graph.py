@@ -148,6 +148,19 @@ def with_eos_gain(arrays, gain: float) -> dict[str, np.ndarray]:
     return arrays | {"decoder/logits_dense/kernel": kernel}
 
 
+def test_every_batch_gives_its_memory_back(golden_arrays, config, decoded, monkeypatch):
+    """Keys and values of one batch are not kept for the next."""
+    model, weights = graph.search_parts(golden_arrays, config)
+    session = decode.session(model.SerializeToString(), threads=1, weights=weights)
+    runs, run = [], session.run
+    monkeypatch.setattr(
+        session, "run", lambda names, inputs, options: runs.append(options) or run(names, inputs, options)
+    )
+    assert len(list(decode.generator(session, config, batch_size=4)(list(decoded["in/frames"])))) == 6
+    assert len(runs) > 1
+    assert {options.get_run_config_entry("memory.enable_memory_arena_shrinkage") for options in runs} == {"cpu:0"}
+
+
 @pytest.mark.parametrize("gain", [1.0, 2.0, 3.0, 4.0])
 @pytest.mark.parametrize("batch_size", [4, 64])
 def test_greedy_tokens_are_those_of_the_published_code(golden_arrays, config, decoded, gain, batch_size):

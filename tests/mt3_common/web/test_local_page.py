@@ -110,7 +110,7 @@ def chords(seconds: float, rate: int, seed: int) -> np.ndarray:
 
 
 def test_the_bundled_recording_gives_the_same_files(page, tmp_path):
-    """Those that the command itself writes."""
+    """Files of the command itself."""
     assert infer.main([str(EXAMPLE), "-o", str(tmp_path), "--format", "json,mid,csv", "--quiet"]) == 0
     actual = result_of(page, EXAMPLE)
     assert len(json.loads(actual)["notes"]) > 20
