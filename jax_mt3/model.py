@@ -107,7 +107,9 @@ class Attention(nn.Module):
         logits = einsum(query, key, "b q h d, b k h d -> b h q k")
         if mask is not None:
             logits = logits + jnp.where(mask, 0.0, -1e10).astype(logits.dtype)
-        weights = self.dropout(nn.softmax(logits, axis=-1), train)
+        # XLA rounds a bfloat16 sum for the maximum and not for the exponentials: beside -1e10 they would all be 0
+        wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        weights = self.dropout(nn.softmax(wide, axis=-1).astype(logits.dtype), train)
         context = einsum(weights, value, "b h q k, b k h d -> b q h d")
         return self.out(rearrange(context, "b q h d -> b q (h d)"))
 

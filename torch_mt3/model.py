@@ -114,7 +114,8 @@ class Attention(nn.Module):
         logits = einsum(query, key, "b q h d, b k h d -> b h q k")
         if mask is not None:
             logits = logits + torch.where(mask, 0.0, -1e10).to(logits.dtype)
-        weights = self.dropout(F.softmax(logits, dim=-1), train)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        weights = self.dropout(F.softmax(wide, dim=-1).to(logits.dtype), train)
         context = einsum(weights, value, "b h q k, b k h d -> b q h d")
         return self.out(rearrange(context, "b q h d -> b q (h d)"))
 

@@ -13,6 +13,7 @@ from flax import traverse_util
 from jax_mt3 import checkpoint as jax_checkpoint
 from jax_mt3 import model as jax_model
 from mt3_common.config import NetworkConfig
+from mt3_common.training.initial import initial_arrays
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import model as torch_model
 
@@ -211,3 +212,29 @@ def test_sinusoids_are_mt3s_and_not_those_of_the_ports():
     port = jax_model.sinusoids(1024, 512, "port")
     assert np.abs(table[:256] - port[:256]).max() == pytest.approx(0.36, abs=0.01)
     assert np.abs(table - port).max() == pytest.approx(1.34, abs=0.01)
+
+
+def test_padding_beside_large_logits_stays_finite_in_bfloat16():
+    """XLA rounded a sum with the mask's -1e10 in one use and not in another: 0 / 0 where a position sees no key."""
+    config = NetworkConfig(
+        vocab_size=40, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=1, num_decoder_layers=2
+    )
+    arrays = {
+        name: array * 1000 if "self_attention/query" in name else array
+        for name, array in initial_arrays(config, 0).items()
+    }
+    rng = np.random.default_rng(0)
+    encoded = rng.normal(size=(64, 8, 32)).astype(np.float32)
+    targets = rng.integers(3, config.vocab_size, (64, 26))
+    targets[:, 20:] = 0
+    inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    params = jax.tree.map(lambda array: jnp.asarray(array, jnp.bfloat16), jax_checkpoint.to_params(arrays))
+    decode = jax.jit(lambda *values: jax_model.Transformer(config).apply(*values, method="decode"))
+    logits = decode({"params": params}, jnp.asarray(encoded, jnp.bfloat16), inputs, targets)
+    assert np.isfinite(np.asarray(logits, np.float32)).all()
+    module = torch_model.Transformer(config)
+    module.load_state_dict(torch_checkpoint.to_state_dict(arrays))
+    module.bfloat16().decoder.logits_dense.float()
+    with torch.no_grad():
+        logits = module.decoder(torch.from_numpy(encoded).bfloat16(), *map(torch.from_numpy, (inputs, targets)))
+    assert torch.isfinite(logits).all()
