@@ -38,8 +38,6 @@ def session(
         weights: of a model that only names them, as graph.search_parts returns both; None where it has them.
     """
     options = onnxruntime.SessionOptions()
-    # not of constants that its own optimization leaves unused
-    options.log_severity_level = 3
     if computed == "float64":
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     cores = num_cores()

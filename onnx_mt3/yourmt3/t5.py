@@ -115,19 +115,20 @@ class T5Nodes:
         most = graph.op("Min", distance, graph.scalar(MAX_DISTANCE))
         return graph.op("Gather", graph.constant("buckets", buckets), graph.op("Max", most, graph.scalar(0)), axis=0)
 
-    def stack(self, x: str, length: str, encoded: str | None, bias: str | None) -> str:
+    def stack(self, x: str, length: str | int, encoded: str | None, bias: str | None) -> str:
         """Return the blocks between positions and a norm.
 
         Args:
             x: (b, l, d_model).
-            length: (1,) int64, l.
+            length: l, a number or the name of (1,) int64.
             encoded: what a decoder sees, (b, t, d_model).
             bias: of the logits, which has the trained positions in it.
         """
         graph = self.graph
         if self.config.position_encoding == "sinusoidal":
             table = graph.tap(f"{self.path}.additive_pe", self.positions(), 2)
-            x = graph.op("Add", x, graph.op("Slice", table, graph.ints([0]), length, graph.ints([0])))
+            end = graph.ints([length]) if isinstance(length, int) else length
+            x = graph.op("Add", x, graph.op("Slice", table, graph.ints([0]), end, graph.ints([0])))
         for number in range(self.config.num_layers):
             x = self.block(number, x, encoded, bias)
         x = graph.tap(self.path, self.norm(f"{self.path}.final_layer_norm", x))
@@ -142,7 +143,7 @@ def encoder(graph: YourMT3Layers, frames: str) -> str:
         numbers = np.arange(graph.num_frames)
         buckets = relative_buckets(numbers - numbers[:, np.newaxis], both_ways=True)
         bias = nodes.bias_of(graph.constant("encoder_buckets", buckets))
-    return graph.tap("encoder", nodes.stack(frames, graph.ints([graph.num_frames]), None, bias))
+    return graph.tap("encoder", nodes.stack(frames, graph.num_frames, None, bias))
 
 
 def decoder(graph: YourMT3Layers, embedded: str, encoded: str, tokens: str) -> str:
@@ -154,21 +155,23 @@ def decoder(graph: YourMT3Layers, embedded: str, encoded: str, tokens: str) -> s
     """
     nodes = T5Nodes(graph, "decoder.decoder", graph.config.t5_decoder)
     with_channels = graph.config.decoder == "multi-t5"
-    width = graph.ints([nodes.config.d_model])
     length = graph.op("Shape", tokens, start=-1)
     if with_channels:
+        width = graph.ints([nodes.config.d_model])
         embedded = graph.op("Reshape", embedded, graph.op("Concat", graph.ints([-1]), length, width, axis=0))
         encoded = graph.op("Reshape", encoded, graph.ints([-1, graph.num_frames, nodes.config.d_model]))
     square = graph.op("Concat", length, length, axis=0)
     causal = graph.op("Trilu", graph.op("Expand", graph.scalar(1), square), upper=0)
-    bias = graph.real(0.0)
     if nodes.config.position_encoding == "trainable":
         numbers = graph.op("Range", graph.scalar(0), graph.op("Squeeze", length), graph.scalar(1))
         distance = graph.op("Sub", graph.op("Unsqueeze", numbers, graph.ints([1])), numbers)
         bias = nodes.bias_of(nodes.past_buckets(distance))
+    else:
+        bias = graph.real(0.0)
     masked = graph.real(float(np.finfo(DTYPES[graph.computed]).min))
     bias = graph.op("Where", graph.op("Cast", causal, to=TensorProto.BOOL), bias, masked)
     x = nodes.stack(embedded, length, encoded, bias)
     if with_channels:
-        x = graph.op("Reshape", x, graph.op("Concat", graph.op("Shape", tokens), width, axis=0))
+        shape = graph.op("Concat", graph.op("Shape", tokens), graph.ints([nodes.config.d_model]), axis=0)
+        x = graph.op("Reshape", x, shape)
     return graph.tap("decoder", x, 4 if with_channels else 3)
