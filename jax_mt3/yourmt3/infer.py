@@ -11,7 +11,7 @@ from jax_mt3.yourmt3.model import YourMT3
 from mt3_common.audio.yourmt3_frames import FrontEnd
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.checkpoint.user_config import StatedConfig, read_config
-from mt3_common.checkpoint.yourmt3 import read_yourmt3
+from mt3_common.checkpoint.yourmt3 import naming, read_yourmt3
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.family import YourMT3Family, segments_together
 from mt3_common.transcription.pipeline import Transcriber
@@ -33,11 +33,13 @@ def load(
     """
     stated = None if config is None else read_config(config)
     source = read_yourmt3(checkpoint.path, model or checkpoint.model or None, stated)
-    family = YourMT3Family(source.settings, FrontEnd(source.settings.front_end, source.front_end_arrays))
+    with naming(checkpoint.path):
+        family = YourMT3Family(source.settings, FrontEnd(source.settings.front_end, source.front_end_arrays))
+        loaded = to_variables(source.arrays, source.settings.network)
     only = None if instruments is None else parse_instruments(instruments)
     variables = jax.tree.map(
         lambda array: array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array,
-        to_variables(source.arrays, source.settings.network),
+        loaded,
     )
     generate = generator(
         YourMT3(source.settings.network),

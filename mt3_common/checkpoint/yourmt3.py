@@ -4,9 +4,10 @@ Arrays keep the names and the shapes of the published state dict in every layout
 part of a name between points is a level below `target`.
 """
 
+import contextlib
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +28,10 @@ from mt3_common.yourmt3_config import FAMILY, FrontEndConfig, YourMT3Settings
 
 # of a folder that training wrote
 MODEL_FILE = "model.safetensors"
-# an array that every network of the family has, and no MT3; its name in a tree
+# arrays that every network of the family has, and no MT3: one of them tells the family; their names in a tree
 MARK = "lm_head.lm_head.weight"
-TREE_MARK = "target/" + MARK.replace(".", "/")
+MARKS = (MARK, "decoder.decoder.block.0.layer.0.SelfAttention.q.weight")
+TREE_MARKS = tuple("target/" + mark.replace(".", "/") for mark in MARKS)
 # entries of training alone
 LEFT_OUT = ("pitchshift.", "validation_metrics.", "test_metrics.", "train_metrics.")
 
@@ -83,17 +85,22 @@ def is_yourmt3(path: str | os.PathLike) -> bool:
     if name.endswith(".safetensors"):
         with open(name, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            return size <= os.path.getsize(name) and MARK.encode() in file.read(size)
+            return size <= os.path.getsize(name) and _has_mark(file.read(size))
     if name.endswith(PICKLES) and zipfile.is_zipfile(name):
         try:
             with zipfile.ZipFile(name) as archive:
                 # PyTorch stores it as it is: a compressed one is not read here, which could fill the memory.
                 pickled = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
                 stored = [entry for entry in pickled if entry.compress_type == zipfile.ZIP_STORED]
-                return any(MARK.encode() in archive.read(entry) for entry in stored)
+                return any(_has_mark(archive.read(entry)) for entry in stored)
         except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
             return False
     return False
+
+
+def _has_mark(content: bytes) -> bool:
+    """Return whether the names in a file's header or pickle are of the family."""
+    return any(mark.encode() in content for mark in MARKS)
 
 
 def _is_folder_of_yourmt3(name: str) -> bool:
@@ -101,7 +108,8 @@ def _is_folder_of_yourmt3(name: str) -> bool:
         place = locate(name)
         if place.file:
             return is_yourmt3(str(place))
-        return TREE_MARK in open_source(place, optimizer=False).containers
+        containers = open_source(place, optimizer=False).containers
+        return any(mark in containers for mark in TREE_MARKS)
     except CheckpointError:
         # whoever reads it reports that
         return False
@@ -151,6 +159,15 @@ class _Content(NamedTuple):
     layout: str
 
 
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Put the file's name in front of errors about what is in it."""
+    try:
+        yield
+    except (CheckpointError, ConfigError) as error:
+        raise type(error)(f"{os.fspath(path)}: {error}") from error
+
+
 def read_yourmt3(
     path: str | os.PathLike, model: str | None = None, config: Mapping[str, Any] | None = None
 ) -> YourMT3Checkpoint:
@@ -175,7 +192,7 @@ def read_yourmt3(
         name = str(place)
     content = _read_content(name)
     if MARK not in content.arrays:
-        raise CheckpointError(f"{name} is no YourMT3+: it lacks {MARK}")
+        raise CheckpointError(f"{name} is no YourMT3+, or not a whole one: it lacks {MARK}")
     left_out = tuple(sorted(key for key in content.arrays if key.startswith(LEFT_OUT)))
     arrays = {key: array for key, array in content.arrays.items() if key not in left_out}
     for key, array in arrays.items():

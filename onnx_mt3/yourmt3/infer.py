@@ -3,7 +3,7 @@
 from mt3_common.audio.yourmt3_frames import FrontEnd
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.checkpoint.user_config import StatedConfig, read_config
-from mt3_common.checkpoint.yourmt3 import read_yourmt3
+from mt3_common.checkpoint.yourmt3 import naming, read_yourmt3
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.family import YourMT3Family, segments_together
 from mt3_common.transcription.pipeline import Transcriber
@@ -27,10 +27,11 @@ def load(
     """
     stated = None if config is None else read_config(config)
     source = read_yourmt3(checkpoint.path, model or checkpoint.model or None, stated)
-    family = YourMT3Family(source.settings, FrontEnd(source.settings.front_end, source.front_end_arrays))
+    with naming(checkpoint.path):
+        family = YourMT3Family(source.settings, FrontEnd(source.settings.front_end, source.front_end_arrays))
+        prefix = family.task.prefix()
+        graph = search_graph(source.arrays, source.settings.network, stored=dtype, computed=dtype, prefix=prefix)
     only = None if instruments is None else parse_instruments(instruments)
-    prefix = family.task.prefix()
-    graph = search_graph(source.arrays, source.settings.network, stored=dtype, computed=dtype, prefix=prefix)
     generate = generator(
         session(graph.SerializeToString(), computed=dtype),
         # as published, what is predicted last behind a prefix is never written

@@ -18,7 +18,7 @@ from jax_mt3.yourmt3.model import YourMT3
 from jax_mt3.yourmt3.search import with_prefix
 from mt3_common.audio.segments import Segment
 from mt3_common.audio.yourmt3_frames import LOG_OFFSET, RANGE_OFFSET, FrontEnd
-from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, read_yourmt3
+from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, naming, read_yourmt3
 from mt3_common.transcription.family import YourMT3Family
 from mt3_common.yourmt3_config import without_dropout
 from parity.sides.jax_side import Converter, ModuleSide, cast_array, compile_once, exact_mode, subtree
@@ -48,7 +48,9 @@ class Side(ModuleSide):
             ValueError: it cannot be read, or does not fit its settings or its task.
         """
         keep_compiled()
-        return cls(read_yourmt3(path, preset), device)
+        source = read_yourmt3(path, preset)
+        with naming(path):
+            return cls(source, device)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays as the framework holds them, under the published names and in the published shapes."""

@@ -9,7 +9,7 @@ from einops import rearrange
 
 from mt3_common.audio.segments import Segment
 from mt3_common.audio.yourmt3_frames import LOG_OFFSET, RANGE_OFFSET, FrontEnd
-from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, read_yourmt3
+from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, naming, read_yourmt3
 from mt3_common.transcription.family import YourMT3Family
 from mt3_common.yourmt3_config import without_dropout
 from parity.sides.torch_side import Converter, ModuleSide, exact_mode, torch_dtype
@@ -45,7 +45,9 @@ class Side(ModuleSide):
         Raises:
             ValueError: it cannot be read, or does not fit its settings or its task.
         """
-        return cls(read_yourmt3(path, preset), device)
+        source = read_yourmt3(path, preset)
+        with naming(path):
+            return cls(source, device)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays as the framework holds them, under the published names and in the published shapes."""

@@ -225,6 +225,10 @@ def lose(state):
     del state["decoder.decoder.final_layer_norm.weight"]
 
 
+def lose_head(state):
+    del state["lm_head.lm_head.weight"]
+
+
 def add(state):
     state["decoder.decoder.other.weight"] = torch.zeros(2)
 
@@ -242,6 +246,7 @@ def ruin(state):
     ("change", "config", "message"),
     [
         (lose, {}, "1 arrays are missing, the first is decoder.decoder.final_layer_norm.weight"),
+        (lose_head, {}, "or not a whole one: it lacks lm_head.lm_head.weight"),
         (add, {}, "1 arrays are no part of the network, the first is decoder.decoder.other.weight"),
         (reshape, {}, "encoder.latent_array.latents has shape (26, 16), the settings ask for (26, 32)"),
         (ruin, {}, "encoder.latent_array.latents has values that are not finite"),
@@ -257,6 +262,8 @@ def test_bad_files_and_configs_are_refused_in_a_sentence(twin, change, config, m
     assert run(twin, *arguments) == 2
     error = capsys.readouterr().err
     assert message in error
+    # what --config says wrong is not the file's fault
+    assert "last.ckpt" in error or "no task" in message or "--config" in message
     assert error.count("\n") == 1
     assert not (tmp_path / "a.json").exists()
 

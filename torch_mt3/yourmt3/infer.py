@@ -5,7 +5,7 @@ import torch
 from mt3_common.audio.yourmt3_frames import FrontEnd
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.checkpoint.user_config import StatedConfig, read_config
-from mt3_common.checkpoint.yourmt3 import read_yourmt3
+from mt3_common.checkpoint.yourmt3 import naming, read_yourmt3
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.family import YourMT3Family, segments_together
 from mt3_common.transcription.pipeline import Transcriber
@@ -30,10 +30,12 @@ def load(
     """
     stated = None if config is None else read_config(config)
     source = read_yourmt3(checkpoint.path, model or checkpoint.model or None, stated)
-    family = YourMT3Family(source.settings, FrontEnd(source.settings.front_end, source.front_end_arrays))
+    with naming(checkpoint.path):
+        family = YourMT3Family(source.settings, FrontEnd(source.settings.front_end, source.front_end_arrays))
+        state = to_state_dict(source.arrays, source.settings.network)
     only = None if instruments is None else parse_instruments(instruments)
     network = YourMT3(source.settings.network)
-    network.load_state_dict(to_state_dict(source.arrays, source.settings.network), strict=True)
+    network.load_state_dict(state, strict=True)
     generate = generator(
         network.to(device, getattr(torch, dtype)).eval(),
         family.max_tokens,
