@@ -24,8 +24,8 @@ import jax
 import jaxlib
 from jax.experimental import serialize_executable
 
-from jax_mt3.kernels import num_cores
 from mt3_common.io import atomic
+from mt3_common.io.cores import num_cores
 
 
 class Programs:

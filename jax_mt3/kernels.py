@@ -4,7 +4,6 @@ torch_mt3/kernels.py is its counterpart. This file alone may differ freely: it h
 """
 
 import functools
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from flax import traverse_util
 
 from jax_mt3.model import PreEncoder
 from mt3_common.config import NetworkConfig
+from mt3_common.io.cores import num_cores
 
 # slots that the ring may have: it grows to the next when a row outgrows it, and every length is compiled once
 LENGTHS = (64, 128, 192, 256, 384, 512, 768, 1024)
@@ -149,11 +149,6 @@ def longer_ring(length: int) -> int:
 def on_cpu(sharding: jax.sharding.Sharding) -> bool:
     """Tell whether all devices are CPUs."""
     return all(device.platform == "cpu" for device in sharding.device_set)
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_two_threads(device: jax.sharding.Sharding, num_rows: int) -> bool:

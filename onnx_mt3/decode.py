@@ -5,7 +5,6 @@ import concurrent.futures
 import contextlib
 import ctypes
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,16 +13,12 @@ import onnxruntime
 
 from mt3_common.audio.segments import Segment
 from mt3_common.config import Config
+from mt3_common.io.cores import num_cores
 from mt3_common.transcription.batching import PromptedSegment, until_eos
 
 # batches that are searched side by side, where there are as many cores: one that multiplies matrices and one that reads
 # keys and values do not wait for each other, and no core waits at the end of an operator
 MOST_BATCHES = 4
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def session(

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from mt3_common.cli.exit_status import SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.data.mixtures import MadeUp
 from mt3_common.io import atomic
+from mt3_common.io.cores import num_cores
 from mt3_common.training.config import PRESETS, read_config
 from mt3_common.training.profile import profile
 from mt3_common.yourmt3_config import YourMT3Settings
@@ -83,7 +83,7 @@ def measure(options: argparse.Namespace) -> int:
     made_up = MadeUp(settings.seed, options.recipe.seconds)
     generator = generator_of(options, "train", settings.seed) if named else made_up
     result = {
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
+        "machine": {"cores": num_cores(), "python": platform.python_version(), "system": platform.platform()},
         "data": list(map(str, named)) or "made up",
         "batch_size": settings.batch_size,
         "steps": options.steps,

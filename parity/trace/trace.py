@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from mt3_common.io.cores import num_cores
+
 
 @dataclasses.dataclass
 class Call:
@@ -85,8 +87,8 @@ def machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": processor(),
-        "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
+        "cores": num_cores(),
+        "threads": os.environ.get("OMP_NUM_THREADS") or num_cores(),
     }
 
 

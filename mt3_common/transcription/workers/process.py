@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mt3_common.audio.segments import Segment
+from mt3_common.io.cores import num_cores
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.workers.pool import Pool
 from mt3_common.transcription.workers.worker import describe, load_generate
@@ -139,9 +140,7 @@ def isolated_device(device: str, num_cpu: int) -> tuple[str, dict[str, str]]:
     """
     kind, _, number = device.partition(":")
     if kind == "cpu":
-        return device, {
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_cpu)))
-        }
+        return device, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, num_cores() // num_cpu)))}
     if kind not in ("gpu", "cuda") or not (number or "0").isdigit():
         return device, {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -18,6 +18,7 @@ from fakes import record
 from mt3_common.audio.segments import Segment
 from mt3_common.cli import infer as cli
 from mt3_common.formats import midi
+from mt3_common.transcription.workers import process
 from mt3_common.transcription.workers.pool import ATTEMPTS, Pool
 from mt3_common.transcription.workers.process import ProcessWorker, isolated_device, serve, split_devices
 from mt3_common.transcription.workers.ray import RedirectedStdout
@@ -249,7 +250,7 @@ def test_each_process_sees_its_own_gpu(stand_in, tmp_path, monkeypatch, pool_of)
     assert isolated_device("cuda:x", 0) == ("cuda:x", {})
     assert isolated_device("mps", 0) == ("mps", {})
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(process, "num_cores", lambda: 8)
     assert isolated_device("cpu", 3) == ("cpu", {"OMP_NUM_THREADS": "2"})
 
 
