@@ -50,6 +50,8 @@ GUARD = 46
 # Hz that a Vorbis stream of all samples states: at this rate the encoder spends fewest bits on the same error. The
 # samples have rates of their own, in their table.
 STREAM_RATE = 48000
+# of a sample, in the table shdr
+LARGEST_INDEX = 2**32 - 1
 # samples that the Vorbis encoder gets at a time; whole minutes overflow its stack
 BLOCK = 2**16
 
@@ -136,22 +138,27 @@ def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     tag, content = _sample_chunk(path)
     if tag == b"smpo":
         return _decoded(content), headers
+    plain = np.frombuffer(content[: len(content) // 2 * 2], "<i2")
+    if not font.is_compressed:
+        return plain, headers
     pieces: list[np.ndarray] = []
     position = 0
-    for row in range(len(headers) - 1) if font.is_compressed else ():
+    for row in range(len(headers) - 1):
         header = headers[row]
         first, last, is_vorbis = int(header["start"]), int(header["end"]), header["type"] & COMPRESSED
-        piece = _decoded(content[first:last]) if is_vorbis else np.frombuffer(content[2 * first : 2 * last], "<i2")
+        piece = _decoded(content[first:last]) if is_vorbis else plain[first:last]
         # a compressed sample's loop counts from its start, any other's from that of all samples
         moved = position - (0 if is_vorbis else first)
         header["start"], header["end"] = position, position + len(piece)
-        header["loop_start"], header["loop_end"] = int(header["loop_start"]) + moved, int(header["loop_end"]) + moved
+        for column in ("loop_start", "loop_end"):
+            # samples without a loop may state any numbers
+            header[column] = min(max(int(header[column]) + moved, 0), LARGEST_INDEX)
         header["type"] &= ~np.uint16(COMPRESSED)
         pieces += [piece, np.zeros(GUARD, "<i2")]
         position += len(piece) + GUARD
-    if font.is_compressed:
-        return np.concatenate(pieces), headers
-    return np.frombuffer(content[: len(content) // 2 * 2], "<i2"), headers
+    if not pieces:
+        raise SoundfontError("it has no samples")
+    return np.concatenate(pieces), headers
 
 
 def _sample_chunk(path: str | os.PathLike) -> tuple[bytes, bytes]:
@@ -174,6 +181,8 @@ def _decoded(content: bytes) -> np.ndarray:
         samples, _ = soundfile.read(io.BytesIO(content), dtype="int16")
     except (OSError, soundfile.LibsndfileError) as error:
         raise SoundfontError(f"its compressed samples cannot be decoded: {error}") from error
+    if samples.ndim > 1:
+        raise SoundfontError(f"a compressed sample has {samples.shape[1]} channels instead of one")
     return samples
 
 

@@ -91,6 +91,28 @@ def test_samples_of_every_kind_are_read_alike(tmp_path, content):
             assert np.sqrt(np.mean(error**2)) < 0.05 * np.sqrt(np.mean(samples[part].astype(float) ** 2))
 
 
+def test_loops_outside_of_the_numbers_of_the_table_are_cut_to_them(tmp_path, content):
+    """A sample without a loop may state any numbers; one that is not compressed may stand among compressed ones."""
+    path = tmp_path / "x.sf3"
+    content = fitting(compressed(content))
+    content = changed(content, b"shdr", type=(0, 1), start=(0, 100), end=(0, 200), loop_start=(0, 0))
+    path.write_bytes(changed(content, b"shdr", loop_end=(1, 2**32 - 1)))
+    samples, headers = sf2.read_samples(path)
+    assert headers["start"][:2].tolist() == [0, 100 + sf2.GUARD]
+    assert len(samples) == headers["end"][1] + sf2.GUARD
+    assert headers["loop_start"][0] == 0
+    assert headers["loop_end"][1] == 2**32 - 1
+
+
+def test_compressed_samples_of_two_channels_are_refused(tmp_path, content):
+    path, stream = tmp_path / "x.sfo", io.BytesIO()
+    soundfile.write(stream, np.zeros((4000, 2)), 24000, format="OGG", subtype="VORBIS")
+    packed = sf2.chunk_list(b"sdta", {b"smpo": stream.getvalue()})
+    path.write_bytes(content[:12] + packed + content[content.index(b"pdta") - 8 :])
+    with pytest.raises(sf2.SoundfontError, match="a compressed sample has 2 channels instead of one"):
+        sf2.read_samples(path)
+
+
 def test_samples_that_are_no_vorbis_are_refused(tmp_path, content):
     path = tmp_path / "x.sfo"
     path.write_bytes(content.replace(b"smpl", b"smpo"))
