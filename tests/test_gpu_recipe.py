@@ -90,6 +90,17 @@ def test_parts_are_joined_to_the_same_weights(tmp_path, trained, capsys):
         np.testing.assert_array_equal(joined.arrays[name], array)
 
 
+def test_more_than_ten_parts_are_joined_in_their_order(tmp_path, monkeypatch):
+    bundled = read_checkpoint(ROOT / "checkpoints" / "golden")
+    monkeypatch.setattr(travel, "PART_BYTES", sum(array.size for array in bundled.arrays.values()) * 4 // 11)
+    travel.write_parts(tmp_path, bundled.arrays, bundled.config(), {"step": 7})
+    assert (tmp_path / "weights-a10").exists()
+    travel.join_parts(tmp_path, tmp_path / "checkpoint")
+    joined = read_checkpoint(tmp_path / "checkpoint").arrays
+    for name, array in bundled.arrays.items():
+        np.testing.assert_array_equal(joined[name], array)
+
+
 def test_damaged_and_missing_parts_are_named(tmp_path, trained, capsys):
     folder, _ = trained
     part = folder / "weights-a1"

@@ -30,6 +30,7 @@ from checkpoints.recipe.travel import MIB, ROOT, TravelError, unpack_data, write
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.config import Config
 from mt3_common.io import atomic
+from mt3_common.io.cores import num_cores
 from mt3_common.training.batches import open_shards
 from mt3_common.training.config import TrainingConfig, read_config
 from mt3_common.training.family import training_family
@@ -164,7 +165,7 @@ class Session:
     def _start_rendering(self) -> None:
         """Start processes that render shards, one a core but those of the trainer."""
         workers = max(way.workers for way in self.options.ways)
-        cores = self.options.renderers or max(1, len(os.sched_getaffinity(0)) - 1 - workers)
+        cores = self.options.renderers or max(1, num_cores() - 1 - workers)
         settings = self.scratch / SETTINGS
         settings.write_text(json.dumps({name: self.cargo.manifest[name] for name in ("model", "training")}))
         (self.scratch / "pools").mkdir()
@@ -273,7 +274,7 @@ class Session:
             trained = measured[-1].steps / steps
             share = min(1.0, trained / measured[-1].seconds) if not self.options.most_steps else 1.0
             more = int(0.95 * share * steps * (self.end - time.monotonic()))
-            settings |= {"schedule": "linear", "steps": self.step + more, "decay_from": 0.0}
+            settings |= {"schedule": "linear", "steps": self.step + more}
             if more < 1:
                 return None
         if self.options.most_steps:
@@ -369,7 +370,7 @@ class Session:
         if (self.run / "metrics.csv").exists():
             atomic.write(self.options.out / "metrics.csv", (self.run / "metrics.csv").read_bytes())
         shards = len(self._shards())
-        lines = [f"# {self.device}", "", f"{platform.platform()}, {os.cpu_count()} cores, {self.options.trainer}, "]
+        lines = [f"# {self.device}", "", f"{platform.platform()}, {num_cores()} cores, {self.options.trainer}, "]
         lines[-1] += (
             f"{time.strftime('%Y-%m-%d')}, {time.monotonic() - self.began:.0f} s of {60 * self.options.minutes:g}"
         )

@@ -34,6 +34,7 @@ from mt3_common.data.songs import read_split
 from mt3_common.data.sources import is_test_only
 from mt3_common.formats import sf2
 from mt3_common.io import atomic
+from mt3_common.io.cores import num_cores
 from mt3_common.io.digests import file_sha256
 from mt3_common.training.batches import open_shards
 from mt3_common.training.config import TrainingConfig, read_config
@@ -300,7 +301,7 @@ def unpack_data(folder: Path, scratch: Path) -> Cargo:
         archive.extractall(scratch, filter="data")
     fonts = sorted((scratch / "fonts").glob("*.sfo"))
     # decoding releases Python's lock
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(num_cores()) as pool:
         plain = list(pool.map(_grow, fonts))
     config = Config.from_dict(manifest["model"])
     with np.load(scratch / "validation.npz") as stored:
@@ -368,7 +369,8 @@ def join_parts(folder: Path, checkpoint: Path) -> dict[str, Any]:
             raise TravelError(f"{folder / name} is missing or damaged: fetch it again")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "weights.safetensors"
-        path.write_bytes(b"".join((folder / name).read_bytes() for name in sorted(manifest["sha256"])))
+        # in the order in which they were written: by name, part 10 would stand before part 2
+        path.write_bytes(b"".join((folder / name).read_bytes() for name in manifest["sha256"]))
         weights = read_checkpoint(path)
         config = weights.config()
     _parent(checkpoint)
