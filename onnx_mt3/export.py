@@ -13,7 +13,7 @@ from mt3_common.checkpoint.digest import checkpoint_digest
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.checkpoint.user_config import StatedConfig, overrides_of_mt3, read_config
-from mt3_common.checkpoint.yourmt3 import is_yourmt3, mt3_preset, read_yourmt3
+from mt3_common.checkpoint.yourmt3 import is_yourmt3, mt3_preset, naming, read_yourmt3
 from mt3_common.config import Config
 from mt3_common.io import atomic
 from mt3_common.notes.yourmt3_tasks import find_task
@@ -92,7 +92,8 @@ def export(
         settings = source.config(mt3_preset(checkpoint.name, preset), overrides)
         model = functools.partial(GRAPHS[kind], source.arrays, settings)
         network = Network("mt3", source.arrays, settings, checkpoint.notice, model)
-    model = network.model(stored=stored, computed=computed)
+    with naming(checkpoint.path):
+        model = network.model(stored=stored, computed=computed)
     metadata = {
         "family": network.family,
         "config": json.dumps(network.config.to_dict(), sort_keys=True),

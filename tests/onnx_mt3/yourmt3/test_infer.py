@@ -182,7 +182,7 @@ def test_a_full_pass_is_written_and_rounding_is_said(checkpoint, tmp_path, capsy
             ["--scan-axis", "1"],
             "--scan-axis is for MT3's networks, and musical.safetensors is a YourMT3+: leave it out",
         ),
-        (["--model", "yptf-single"], "arrays are missing, the first is "),
+        (["--model", "yptf-single"], "musical.safetensors: 292 arrays are missing, the first is "),
         (["--config", "none.json"], "--config none.json: there is no such file"),
     ],
 )
