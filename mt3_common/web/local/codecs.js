@@ -69,18 +69,16 @@ function* boxes(view, from, to) {
   }
 }
 
-// The first sound of an MP4 or QuickTime file.
-export function mp4(view, from = 0, to = view.byteLength) {
+// The first sound of an MP4 or QuickTime file, which lies in boxes of these types, from the outermost to the innermost.
+export function mp4(view, from = 0, to = view.byteLength, path = ["moov", "trak", "mdia", "minf", "stbl", "stsd"]) {
   for (const [type, first, end] of boxes(view, from, to)) {
-    if (["moov", "trak", "mdia"].includes(type)) {
-      const sound = mp4(view, first, end);
+    if (type !== path[0]) continue;
+    const isSilent = type === "minf" && [...boxes(view, first, end)].some(([kind]) => ["vmhd", "gmhd", "nmhd"].includes(kind));
+    if (isSilent) continue; // a picture's, or a text's
+    if (path.length > 1) {
+      const sound = mp4(view, first, end, path.slice(1));
       if (sound) return sound;
-    } else if (type === "minf" && [...boxes(view, first, end)].some(([kind]) => ["vmhd", "gmhd", "nmhd"].includes(kind))) {
-      continue; // a picture's, or a text's
-    } else if (type === "minf" || type === "stbl") {
-      const sound = mp4(view, first, end);
-      if (sound) return sound;
-    } else if (type === "stsd") {
+    } else {
       for (const [codec, entry, last] of boxes(view, first + 8, end)) {
         const sound = soundEntry(view, codec, entry, last);
         if (sound) return sound;
@@ -133,8 +131,11 @@ function* elements(view, from, to) {
   }
 }
 
+// A whole number of the first 8 bytes at most; `value` is what stands before them.
 function number(view, start, end, value = 0) {
-  return start < end ? number(view, start + 1, end, value * 256 + view.getUint8(start)) : value;
+  let result = value;
+  for (let at = start; at < Math.min(end, start + 8); at += 1) result = result * 256 + view.getUint8(at);
+  return result;
 }
 
 function float(view, first, end) {
@@ -142,11 +143,11 @@ function float(view, first, end) {
   return end - first === 8 ? view.getFloat64(first) : null;
 }
 
-// The first sound of a Matroska or WebM file: in Segment, Tracks, TrackEntry.
-export function matroska(view, from = 0, to = view.byteLength) {
+// The first sound of a Matroska or WebM file, which lies in these elements: Segment, Tracks, TrackEntry.
+export function matroska(view, from = 0, to = view.byteLength, path = [0x18538067, 0x1654ae6b, 0xae]) {
   for (const [id, first, end] of elements(view, from, to)) {
-    if (![0x18538067, 0x1654ae6b, 0xae].includes(id)) continue;
-    const sound = id === 0xae ? track(view, first, end) : matroska(view, first, end);
+    if (id !== path[0]) continue;
+    const sound = path.length > 1 ? matroska(view, first, end, path.slice(1)) : track(view, first, end);
     if (sound) return sound;
   }
   return null;

@@ -411,6 +411,29 @@ def test_containers_state_the_bits_of_lossless_codings(node, tmp_path, codec, co
     assert node("rates", paths=[str(path)]) == [{"rate": 16000, "bits": bits, "isLossy": False, "numFrames": None}]
 
 
+def element(name: str, content: bytes) -> bytes:
+    """Return an element of Matroska, by the hexadecimal digits of its id."""
+    return bytes.fromhex(name) + (0x10000000 | len(content)).to_bytes(4, "big") + content
+
+
+def test_headers_that_are_nested_or_long_without_end_are_read_in_little_memory(node, tmp_path):
+    """Each level and each byte would take a call of its own, and 100,000 of these overflow the stack."""
+    depth = element("e1", element("6264", bytes(200_000)))
+    sound = element("1654ae6b", element("ae", element("86", b"A_PCM/INT/LIT") + depth))
+    boxes = b"".join((8 * (100_000 - level)).to_bytes(4, "big") + b"moov" for level in range(100_000))
+    files = {
+        "long.mkv": element("1a45dfa3", b"") + element("18538067", sound),
+        "nested.mkv": element("1a45dfa3", b"") + bytes.fromhex("18538067ff") * 100_000,
+        "nested.mp4": (8).to_bytes(4, "big") + b"ftyp" + boxes,
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    unknown = {"rate": None, "bits": None, "isLossy": False, "numFrames": None}
+    stated = node("rates", paths=[str(tmp_path / name) for name in files])
+    # a rate that is not stated is 8000 Hz
+    assert stated == [unknown | {"rate": 8000}, unknown, unknown]
+
+
 def test_a_film_states_the_rate_of_its_sound(node, tmp_path):
     """Its picture comes first, with numbers where a sound would have its rate."""
     av = pytest.importorskip("av")
