@@ -241,10 +241,10 @@ class YourMT3Layers(LayerBuilder):
             y = self.op("Mul", self.activation(activation, first), gate)
             results.append(self.op("MatMul", y, self.matrix(f"{name}.w2", inner, width)))
             pairs.append(own)
-        places = self.op("Unsqueeze", self.op("Concat", *pairs, axis=0), self.ints([1]))
+        indices = self.op("Unsqueeze", self.op("Concat", *pairs, axis=0), self.ints([1]))
         shape = self.op("Concat", self.op("Shape", flat), self.ints([width]), axis=0)
         blank = self.op("Expand", self.real(0.0), shape)
-        scattered = self.op("ScatterND", blank, places, self.op("Concat", *results, axis=0))
+        scattered = self.op("ScatterND", blank, indices, self.op("Concat", *results, axis=0))
         return self.op("Reshape", scattered, self.ints([-1, per_token, width]))
 
     def heads(self, x: str, count: int, width: int, transposed: bool = False) -> str:

@@ -8,22 +8,23 @@
 export const AAC_RATES = [96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350];
 export const OPUS_RATE = 48000;
 
-// bits of the codings of QuickTime and of AIFF: whole numbers; 0 for those that the header states, null for floats
+// Tables of the lossless codings: bits of a sample; 0 for those that the header states, null for floats and the like.
+// QuickTime, AIFF and CAF, by four letters.
 const QUICKTIME = {
   sowt: 0, twos: 0, NONE: 0, "raw ": 0, in24: 24, in32: 32, lpcm: 0, ipcm: 0, fl32: null, fl64: null, fpcm: null, FL32: null, FL64: null,
   "42ni": 24, "23ni": 32, ulaw: 16, alaw: 16, ULAW: 16, ALAW: 16, ima4: 16, "ms\0\x02": 16, "ms\0\x11": 16, fLaC: 0, flac: 0, alac: 0,
   dtsc: null, dtsh: null, dtsl: null, mlpa: null,
 };
-// the same of the format tags of WAV: whole numbers, floats, telephone codings, DTS, FLAC, WavPack
+// WAV, by format tag: whole numbers, floats, telephone codings, DTS, FLAC, WavPack.
 const WAVE = { 1: 0, 3: null, 2: 16, 6: 16, 7: 16, 17: 16, 0x2001: null, 0xf1ac: 0, 0x5756: null };
 const EXTENSIBLE = 0xfffe;
-// and of those of Matroska, whose names begin so
+// Matroska, by the beginning of the name.
 const MATROSKA = {
   "A_PCM/INT": 0, "A_PCM/FLOAT": null, A_FLAC: 0, A_ALAC: 0, A_WAVPACK4: null, A_TTA1: 0, A_TRUEHD: null, A_MLP: null, A_DTS: null,
 };
-// encodings of AU: whole numbers of 8 to 32 bits, floats, telephone codings
+// AU, by number: whole numbers of 8 to 32 bits, floats, telephone codings.
 const AU = { 1: 16, 2: 8, 3: 16, 4: 24, 5: 32, 6: null, 7: null, 23: 16, 27: 16 };
-// of the flags of CAF and of QuickTime's second version
+// flag of floats in CAF and in the second version of QuickTime's entries
 const IS_FLOAT = 1;
 
 const letters = (view, at) => String.fromCharCode(...[0, 1, 2, 3].map((index) => (at + index < view.byteLength ? view.getUint8(at + index) : 0)));
@@ -38,10 +39,10 @@ export function find(bytes, text, from = 0, to = bytes.length) {
   return -1;
 }
 
-// What a table says of a coding; `said` are the bits that the header states.
-function coding(table, name, rate, said) {
+// What a table says of a coding; statedBits are those of the header.
+function coding(table, name, rate, statedBits) {
   if (!(name in table)) return { rate, bits: null, isLossy: true };
-  return { rate, bits: table[name] === 0 ? said || null : table[name], isLossy: false };
+  return { rate, bits: table[name] === 0 ? statedBits || null : table[name], isLossy: false };
 }
 
 // A FLAC stream whose "fLaC" is at a position, or four other bytes; numFrames is null where it does not count them.
