@@ -707,7 +707,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}; default: all")
-    parser.add_argument("--twins", default=",".join(TWINS))
+    parser.add_argument("--twins", default=",".join(TWINS), help="of torch_mt3, jax_mt3, onnx_mt3; default: the twins")
     parser.add_argument("--dtypes", default=",".join(DTYPES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=64)
@@ -727,6 +727,8 @@ def main() -> None:
     settings = vars(arguments)
     for name in ("parts", "twins", "dtypes"):
         settings[name] = settings[name].split(",")
+    if "onnx_mt3" in settings["twins"] and "search" in settings["parts"]:
+        parser.error("onnx_mt3 searches greedily alone: leave the part search out of --parts")
     if arguments.quick:
         settings |= {"rounds": 1, "rows": 4, "steps": 16, "seconds": 5.0}
     cores = settings["cores"] or len(os.sched_getaffinity(0))
