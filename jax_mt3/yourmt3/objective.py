@@ -20,7 +20,7 @@ from jax_mt3.yourmt3.kernels import generator, group_experts
 from jax_mt3.yourmt3.model import YourMT3
 from mt3_common.audio.segments import Segment
 from mt3_common.data.shards import Batch
-from mt3_common.notes.yourmt3_tasks import find_task
+from mt3_common.notes.yourmt3_tasks import max_tokens
 from mt3_common.training.config import TrainingConfig
 from mt3_common.training.learner import is_trained
 from mt3_common.training.yourmt3_initial import drawn_arrays
@@ -91,9 +91,8 @@ class Objective:
 
     def transcribe(self, arrays: dict[str, np.ndarray], frames: np.ndarray) -> list[np.ndarray]:
         """Return the ids that a greedy search gives for segments (n, frames, bins)."""
-        task = find_task(self.config.task)
         variables = self._variables({name: jnp.asarray(array) for name, array in arrays.items()})
-        search = generator(self.network, variables, task.max_tokens, batch_size=len(frames))
+        search = generator(self.network, variables, max_tokens(self.config), batch_size=len(frames))
         return list(search(Segment(number, 0.0, row, len(row)) for number, row in enumerate(frames)))
 
     def inputs(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:

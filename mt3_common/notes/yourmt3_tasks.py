@@ -8,6 +8,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 from mt3_common.config import ConfigError
+from mt3_common.yourmt3_config import YourMT3Settings
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 SINGING, CHORUS = 100, 101
@@ -211,6 +212,12 @@ TASKS = {
         Task(classes=MT3_FULL_PLUS, **_EXCLUSIVE),
     )
 }
+
+
+def max_tokens(settings: YourMT3Settings) -> int:
+    """Return the ids of a channel at most: those of the task, and no more than a decoder's table has positions."""
+    most, network = find_task(settings.task).max_tokens, settings.network
+    return min(most, network.num_positions) if network.t5_decoder.position_encoding == "sinusoidal" else most
 
 
 def find_task(name: str) -> Task:

@@ -17,7 +17,7 @@ from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.notes.yourmt3_decoder import VOICES, YourMT3Decoder
-from mt3_common.notes.yourmt3_tasks import CHORUS, SINGING, Task, find_task
+from mt3_common.notes.yourmt3_tasks import CHORUS, SINGING, Task, find_task, max_tokens
 from mt3_common.transcription.velocity import VelocityEstimator
 from mt3_common.yourmt3_config import YourMT3Settings
 
@@ -142,7 +142,7 @@ class YourMT3Family:
         front_end: with the window and the mel matrix of the checkpoint.
 
     Raises:
-        ConfigError: the task has other ids or channels than the network.
+        ConfigError: the task has other ids or channels than the network, or the encoder has too few positions.
     """
 
     name = "yourmt3"
@@ -160,8 +160,12 @@ class YourMT3Family:
                 f"task {self.task.name} has {self.task.num_ids} ids and {self.task.num_channels} channels, the network "
                 f"has {network.vocab_size} and {network.num_channels}"
             )
+        length = network.num_frames + len(self.task.prefix())
+        has_table = network.encoder == "t5" and network.t5_encoder.position_encoding == "sinusoidal"
+        if has_table and length > network.num_positions:
+            raise ConfigError(f"the encoder sees {length} frames, but num_positions is {network.num_positions}")
         self.sample_rate = settings.front_end.sample_rate
-        self.max_tokens = self.task.max_tokens
+        self.max_tokens = max_tokens(settings)
         self.segment_samples = settings.front_end.input_frames
         self.hop_samples = settings.front_end.hop_length
 

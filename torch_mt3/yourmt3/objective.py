@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from mt3_common.audio.segments import Segment
 from mt3_common.data.shards import Batch
-from mt3_common.notes.yourmt3_tasks import find_task
+from mt3_common.notes.yourmt3_tasks import max_tokens
 from mt3_common.training.config import TrainingConfig
 from mt3_common.training.learner import is_trained
 from mt3_common.training.yourmt3_initial import drawn_arrays
@@ -115,10 +115,9 @@ class Objective:
     @torch.no_grad()
     def transcribe(self, arrays: dict[str, np.ndarray], frames: np.ndarray) -> list[np.ndarray]:
         """Return the ids that a greedy search gives for segments (n, frames, bins)."""
-        task = find_task(self.config.task)
         network = YourMT3(self.config.network)
         network.load_state_dict(to_state_dict(arrays, self.config.network))
-        search = generator(network.to(self.devices.device).eval(), task.max_tokens, batch_size=len(frames))
+        search = generator(network.to(self.devices.device).eval(), max_tokens(self.config), batch_size=len(frames))
         return list(search(Segment(number, 0.0, row, len(row)) for number, row in enumerate(frames)))
 
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,5 +1,6 @@
 """YourMT3+ through the command lines of onnx_mt3: transcription as the twin's, and files of mt3 export."""
 
+import dataclasses
 import importlib
 import json
 
@@ -10,10 +11,13 @@ import pytest
 import soundfile
 from yourmt3_toys import toy, write_toy
 
+from mt3_common.audio.yourmt3_frames import FrontEnd
 from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, read_yourmt3
+from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.checkpoint.yourmt3_write import write_yourmt3
 from mt3_common.cli import infer as cli
 from mt3_common.cli import mt3
+from mt3_common.config import ConfigError
 from mt3_common.transcription.family import YourMT3Family
 from mt3_common.yourmt3_config import YourMT3Settings
 from onnx_mt3 import builder, infer
@@ -89,6 +93,28 @@ def test_the_files_are_those_of_the_twin(checkpoint, song, options, tmp_path, mo
     for name in ("song.mid", "song.json"):
         assert (tmp_path / "onnx_mt3" / name).read_bytes() == (tmp_path / "torch_mt3" / name).read_bytes()
     assert len({note["pitch"] for note in notes(tmp_path / "onnx_mt3" / "song.json")}) > 3
+
+
+def test_a_search_ends_with_the_table_of_positions(song, tmp_path):
+    """The twin would fail at the sixth id, EOS, and the graph would stand at the fifth position."""
+    source, name = toy(), "decoder.decoder.additive_pe.weight"
+    network = dataclasses.replace(source.settings.network, num_positions=5)
+    settings = dataclasses.replace(source.settings, network=network)
+    arrays = source.arrays | {name: source.arrays[name][:5]}
+    write_yourmt3(tmp_path / "short.safetensors", source._replace(arrays=arrays, settings=settings))
+    for package in ("onnx_mt3", "torch_mt3"):
+        shared = (song, "--checkpoint", tmp_path / "short.safetensors", "--format", "json", "-o")
+        assert run(package, *shared, tmp_path / f"{package}.json") == 0
+    # all ids but EOS
+    assert {note["pitch"] for note in notes(tmp_path / "onnx_mt3.json")} == {60}
+    assert (tmp_path / "onnx_mt3.json").read_bytes() == (tmp_path / "torch_mt3.json").read_bytes()
+
+
+def test_an_encoder_with_too_few_positions_is_refused():
+    settings = RELEASED["ymt3-plus"].settings
+    short = dataclasses.replace(settings, network=dataclasses.replace(settings.network, num_positions=255))
+    with pytest.raises(ConfigError, match="the encoder sees 256 frames, but num_positions is 255"):
+        YourMT3Family(short, FrontEnd(settings.front_end))
 
 
 def test_the_command_takes_it(checkpoint, song, tmp_path):
