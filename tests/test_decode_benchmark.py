@@ -1,4 +1,4 @@
-"""What benchmarks/decode.py refuses."""
+"""The arguments that benchmarks/decode.py refuses."""
 
 import importlib.util
 import sys
