@@ -163,3 +163,17 @@ def test_a_machine_on_which_training_makes_no_sense_is_refused(tmp_path, monkeyp
     monkeypatch.setattr(session.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(travel.TravelError, match=reason):
         session.Session(options, tmp_path, time.monotonic())._validate_pack()
+
+
+def test_a_loss_that_is_no_number_hides_no_better_one(tmp_path, monkeypatch):
+    options = argparse.Namespace(minutes=9)
+    going = session.Session(options, tmp_path, time.monotonic())
+    going.run, going.best = tmp_path, 2.0
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "config.json").write_text('{"step": 8}')
+    (tmp_path / "metrics.csv").write_text("step,validation_loss\n2,nan\n4,\n8,1.5\n")
+    monkeypatch.setattr(session, "read_checkpoint", lambda _: SimpleNamespace(arrays={"a": np.zeros(1)}))
+    published = []
+    monkeypatch.setattr(going, "_publish", lambda arrays, step: published.append(step))
+    going._publish_best()
+    assert (published, going.best) == ([8], 1.5)

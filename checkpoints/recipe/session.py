@@ -342,7 +342,8 @@ class Session:
 
     def _publish_best(self) -> None:
         """Publish best/ if a validation was better than all before, those of the pack included."""
-        rows = [row for row in self._rows() if row["validation_loss"]]
+        # min() would return a loss that is no number if it is the first
+        rows = [row for row in self._rows() if math.isfinite(float(row["validation_loss"] or "nan"))]
         row = min(rows, key=lambda row: float(row["validation_loss"]), default=None)
         if row is None or float(row["validation_loss"]) >= self.best:
             return
