@@ -165,6 +165,21 @@ def test_a_machine_on_which_training_makes_no_sense_is_refused(tmp_path, monkeyp
         session.Session(options, tmp_path, time.monotonic())._validate_pack()
 
 
+@pytest.mark.process
+@pytest.mark.skipif(os.name != "posix", reason="a shell's script")
+def test_packages_that_cannot_be_installed_leave_nothing_behind(tmp_path):
+    (tmp_path / "pack" / "wheels").mkdir(parents=True)
+    (tmp_path / "pack" / "wheels" / "broken-1.0-py3-none-any.whl").write_bytes(b"no archive")
+    (tmp_path / "temporary").mkdir()
+    command = ["bash", str(ROOT / "checkpoints" / "recipe" / "gpu.sh"), "train", tmp_path / "pack", tmp_path / "out"]
+    environment = dict(os.environ, PYTHON=sys.executable, TMPDIR=str(tmp_path / "temporary"))
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert result.returncode == 1
+    assert "broken" in result.stderr
+    assert not list((tmp_path / "temporary").iterdir())
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_loss_that_is_no_number_hides_no_better_one(tmp_path, monkeypatch):
     options = argparse.Namespace(minutes=9)
     going = session.Session(options, tmp_path, time.monotonic())

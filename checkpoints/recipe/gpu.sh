@@ -10,8 +10,10 @@ python=${PYTHON:-$root/.venv/bin/python}
 export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3
 # the packages of a pack, which the Python program itself needs
 if [ "${1:-}" = train ] && compgen -G "${2:-}/wheels/*.whl" > /dev/null; then
-  export MT3_GPU_SITE=$(mktemp -d)
-  "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$MT3_GPU_SITE" "$2"/wheels/*.whl
+  MT3_GPU_SITE=$(mktemp -d)
+  export MT3_GPU_SITE
+  "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$MT3_GPU_SITE" "$2"/wheels/*.whl ||
+    { rm -rf "$MT3_GPU_SITE"; exit 1; }
   export PYTHONPATH=$MT3_GPU_SITE${PYTHONPATH:+:$PYTHONPATH}
 fi
 exec "$python" "$root/checkpoints/recipe/gpu.py" "$@"
