@@ -165,6 +165,23 @@ def test_a_machine_on_which_training_makes_no_sense_is_refused(tmp_path, monkeyp
         session.Session(options, tmp_path, time.monotonic())._validate_pack()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pack", "work", "pack", "--segments", "0"), "--segments must be a number above 0, not 0"),
+        (("pack", "work", "pack", "--limit", "nan"), "--limit must be a number above 0, not nan"),
+        (("train", "pack", "out", "--minutes", "inf"), "--minutes must be a number above 0, not inf"),
+        (("train", "pack", "out", "--renderers", "-3"), "--renderers must be a number above 0, not -3"),
+        (("train", "pack", "out", "--most-steps", "-5"), "--most-steps must be a number above 0, not -5"),
+        (("train", "pack", "out", "--ways", "0"), "0: a batch has at least one segment"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        gpu.parse(list(arguments))
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.process
 @pytest.mark.skipif(os.name != "posix", reason="a shell's script")
 def test_packages_that_cannot_be_installed_leave_nothing_behind(tmp_path):

@@ -1,6 +1,7 @@
 """Train the default model for minutes on a GPU: checkpoints/recipe/gpu.sh --help."""
 
 import argparse
+import math
 import os
 import shutil
 import signal
@@ -134,8 +135,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--trainer", choices=TRAINERS)
     add("--device")
     options = parser.parse_args(["rehearse", *argv[1:]] if argv[:1] == ["--rehearse"] else argv)
-    if options.command == "train" and not (options.minutes > 0 and options.examples > 0):
-        parser.error("--minutes and --examples must be more than 0")
+    for name in ("minutes", "limit", "segments", "renderers", "examples", "most_steps"):
+        number = getattr(options, name, None)
+        if number is not None and not 0 < number < math.inf:
+            parser.error(f"--{name.replace('_', '-')} must be a number above 0, not {number:g}")
     if options.command == "train" and options.trainer not in TRAINERS:
         parser.error(f"TRAINER is {options.trainer}; there are {', '.join(TRAINERS)}")
     return options
