@@ -131,6 +131,16 @@ def test_a_pack_above_the_limit_is_refused_with_its_sizes(tmp_path, capsys):
     assert not list(tmp_path.glob("*pack*"))
 
 
+def test_two_soundfonts_of_one_name_are_refused(tmp_path):
+    fonts = [tmp_path / "sources" / "soundfonts" / "violin.sf3", tmp_path / "fonts" / "train" / "violin.sf2"]
+    for path in fonts:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+    (tmp_path / "sources" / "midi" / "toy").mkdir(parents=True)
+    with pytest.raises(travel.TravelError, match="two soundfonts are called violin"):
+        travel._write_data(tmp_path, tmp_path / "data.tar.xz", rehearsal.CONFIG, 4)
+
+
 def test_the_recipes_are_those_of_default_sh():
     clean, mixed = (Recipe(**json.loads(session.recipe(pool))) for pool in ("clean", "mixed"))
     assert not clean.damage

@@ -203,6 +203,8 @@ def _write_data(work: Path, path: Path, config: Config, segments: int) -> dict[s
     for things, where in ((banks, "sources/soundfonts"), (fonts, "fonts/train"), (folders, "sources/midi")):
         if not things:
             raise TravelError(f"{work / where} is empty or missing: make train-default makes it")
+    if twice := [name for name, count in Counter(font.stem for font in banks + fonts).items() if count > 1]:
+        raise TravelError(f"two soundfonts are called {twice[0]}, and one would replace the other: rename one")
     try:
         validation = open_shards([work / "shards" / "validation-notes"], MT3Cutter(config))
     except ValueError as error:
