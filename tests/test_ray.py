@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fakes import record
+from yourmt3_toys import write_toy
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,12 +50,21 @@ def recordings(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("twin", "kill"), [("torch_mt3", "kill"), ("jax_mt3", "")])
-def test_a_cluster_writes_what_one_process_writes(recordings, talkative, tmp_path, twin, kill):
+@pytest.mark.parametrize(
+    ("twin", "kill", "family"),
+    [
+        ("torch_mt3", "kill", "mt3"),
+        ("jax_mt3", "", "mt3"),
+        ("torch_mt3", "", "yourmt3"),
+        ("jax_mt3", "", "yourmt3"),
+    ],
+)
+def test_a_cluster_writes_what_one_process_writes(recordings, talkative, tmp_path, twin, kill, family):
+    checkpoint = write_toy(tmp_path / "toy.safetensors") if family == "yourmt3" else talkative
     environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="")
     # Ray's workers are nice by default, and starve beside other tests
     environment |= {"RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "OMP_NUM_THREADS": "1"}
-    options = (str(recordings), "--batch-size", "2", "--checkpoint", str(talkative))
+    options = (str(recordings), "--batch-size", "2", "--checkpoint", str(checkpoint))
     command = [sys.executable, "-c", CLUSTER, twin, kill, *options, "-o", "ray", "--jsonl", "-"]
     command += ["--format", "mid,json"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
