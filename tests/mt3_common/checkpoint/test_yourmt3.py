@@ -157,7 +157,7 @@ def test_other_files_are_no_yourmt3(tmp_path):
     assert not is_yourmt3(tmp_path / "mt3.pth")
     assert not is_yourmt3(ROOT / "checkpoints" / "golden")
     assert not is_yourmt3(tmp_path / "missing.ckpt")
-    with pytest.raises(CheckpointError, match=r"is no YourMT3.: it lacks lm_head"):
+    with pytest.raises(CheckpointError, match=r"mt3.pth is no YourMT3., or not a whole one: it lacks lm_head"):
         read_yourmt3(tmp_path / "mt3.pth")
     with pytest.raises(CheckpointError, match="no such file"):
         read_yourmt3(tmp_path / "missing.ckpt")

@@ -9,8 +9,12 @@ class Quick(Stages):
     FIRST, REPEAT = 0.05, 0.1
 
 
+class Late(Stages):
+    FIRST = 60.0
+
+
 def test_what_is_over_quickly_says_nothing(capsys):
-    with Stages("parity") as say:
+    with Late("parity") as say:
         say("loading")
     assert capsys.readouterr().err == ""
 
