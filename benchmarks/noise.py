@@ -19,9 +19,8 @@ from rich.table import Table
 from mt3_common.audio.files import read_audio
 from mt3_common.audio.segments import segments
 from mt3_common.formats import find_audio
+from mt3_common.transcription.batching import until_eos
 from mt3_common.transcription.pipeline import Transcriber
-
-EOS = 1
 
 
 def with_noise(samples: np.ndarray, decibels: float, seed: int) -> np.ndarray:
@@ -32,8 +31,8 @@ def with_noise(samples: np.ndarray, decibels: float, seed: int) -> np.ndarray:
 
 def ids_of(transcriber: Transcriber, samples: np.ndarray) -> list[list[int]]:
     """Return the ids of each segment, without what follows its EOS."""
-    rows = (np.asarray(row).tolist() for row in transcriber.generate(segments(samples, transcriber.config)))
-    return [row[: row.index(EOS)] if EOS in row else row for row in rows]
+    rows = transcriber.generate(segments(samples, transcriber.config))
+    return [until_eos(np.asarray(row)).tolist() for row in rows]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

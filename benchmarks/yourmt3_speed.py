@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from mt3_common.io.cores import num_cores
+
 ROOT = Path(__file__).parents[1]
 NAME = "yptf-moe-multi"
 PUBLISHED = "published"
@@ -333,11 +335,6 @@ def measure(contender: str, options: list[Any], arguments: argparse.Namespace) -
     python = arguments.published_python if contender == PUBLISHED else sys.executable
     threads = [] if arguments.threads is None else ["--threads", arguments.threads]
     return in_process(python, list(map(str, ["--role", contender, *options, *threads])), arguments.threads)
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:

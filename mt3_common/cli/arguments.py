@@ -226,9 +226,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "and kept; default: the best bundled ones",
     )
     add("--offline", action="store_true", help="fetch nothing: take the checkpoint from the cache, or stop")
-    models = [*sorted(PRESETS, reverse=True), *RELEASED]
-    tells = f"the kind of network, where neither the checkpoint nor its name tells: {', '.join(models)}"
-    add("--model", choices=models, metavar="M", help=tells)
+    add_model_option(add)
     add(
         "--config",
         type=path_name,
@@ -262,6 +260,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "default: float32",
     )
     add("--batch-size", type=POSITIVE, default=64, metavar="N", help="segments decoded at once; default: 64")
+
+
+def add_model_option(add: Callable[..., object]) -> None:
+    """Add --model."""
+    models = [*sorted(PRESETS, reverse=True), *RELEASED]
+    tells = f"the kind of network, where neither the checkpoint nor its name tells: {', '.join(models)}"
+    add("--model", choices=models, metavar="M", help=tells)
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mt3_common.checkpoint.registry import find_checkpoint
-from mt3_common.checkpoint.yourmt3_released import RELEASED
-from mt3_common.cli.arguments import Parser, path_name
+from mt3_common.cli.arguments import Parser, add_model_option, path_name
 from mt3_common.cli.console import plural, say
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import UsageError
 from mt3_common.cli.run import run
-from mt3_common.config import PRESETS
 
 
 def parse(command: str, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -50,9 +48,7 @@ def parse(command: str, argv: Sequence[str] | None) -> argparse.Namespace:
         help="dtype of the weights in the file; default: bfloat16",
     )
     add("--computed", choices=("float32", "float64"), default="float32", help="dtype computed with; default: float32")
-    models = [*sorted(PRESETS, reverse=True), *RELEASED]
-    tells = f"the kind of network, where neither the checkpoint nor its name tells: {', '.join(models)}"
-    add("--model", choices=models, metavar="M", help=tells)
+    add_model_option(add)
     add(
         "--config",
         type=path_name,
