@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from mt3_common.io.plural import plural
+
 PAIRS_PER_SIZE = 4
 
 
@@ -136,7 +138,7 @@ def main() -> int:
                 file.write(json.dumps(outcome) + "\n")
         if outcome["verdict"] != "same":
             print(f"alarm: {json.dumps(outcome)}", flush=True)
-        print(f"{len(outcomes)} pairs, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        print(f"{plural(len(outcomes), 'pair')}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     alarms = sum(outcome["verdict"] != "same" for outcome in outcomes)
     excused = sum(outcome["excused"] > 0 for outcome in outcomes)
     print(f"clean pairs: {len(outcomes)}, alarms: {alarms}, of which rounding grew in {excused}")

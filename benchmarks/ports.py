@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import parity  # noqa: E402
+from mt3_common.io.plural import plural  # noqa: E402
 
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(2, 90, (2, 9))
@@ -353,8 +354,8 @@ def main() -> int:
     clean = [row for row in table if row[1] == "none"]
     counts = [sum(row[2] == "different" for row in planted), *(sum(row[i] == "yes" for row in planted) for i in (3, 4))]
     alarms = sum(row[2] != "same" for row in clean)
-    summary = f"{len(planted)} faults: {counts[0]} detected, {counts[1]} localised, {counts[2]} named; "
-    summary += f"{len(clean)} clean ports: {alarms} alarms"
+    summary = f"{plural(len(planted), 'fault')}: {counts[0]} detected, {counts[1]} localised, {counts[2]} named; "
+    summary += f"{plural(len(clean), 'clean port')}: {alarms} alarms"
     print(summary)
     if args.markdown:
         head = "| port | fault | verdict | localised | named | seconds | first cause |\n|---|---|---|---|---|---|---|\n"

@@ -15,6 +15,7 @@ from mt3_common.audio.segments import segments
 from mt3_common.config import Config
 from mt3_common.data.songs import read_split
 from mt3_common.data.synthesis import Generator, Recipe
+from mt3_common.io.plural import plural
 from mt3_common.transcription.velocity import velocity
 
 CONSTANTS = (127, 100, 90, 80)
@@ -56,7 +57,7 @@ def main() -> None:
     for name, pairs in everything.items():
         true, estimated = np.array(pairs, float).T
         errors = ", ".join(f"{constant}: {np.abs(true - constant).mean():.1f}" for constant in CONSTANTS)
-        print(f"{name}: {len(pairs)} notes; {errors}; estimate: {np.abs(true - estimated).mean():.1f}")
+        print(f"{name}: {plural(len(pairs), 'note')}; {errors}; estimate: {np.abs(true - estimated).mean():.1f}")
 
 
 if __name__ == "__main__":

@@ -259,7 +259,7 @@ class Config:
         if self.network.vocab_size < self.vocabulary.num_ids:
             raise ConfigError(
                 f"vocab_size {self.network.vocab_size} is too small for the {self.vocabulary.num_ids} ids of the "
-                f"vocabulary with {self.vocabulary.num_velocity_bins} velocity bins"
+                f"vocabulary with num_velocity_bins {self.vocabulary.num_velocity_bins}"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mt3_common.config import ConfigError, Range, check_fields
+from mt3_common.io.plural import plural
 
 ENCODERS = ("t5", "perceiver-tf", "conformer")
 DECODERS = ("t5", "multi-t5")
@@ -161,11 +162,14 @@ class PerceiverConfig:
         if len(self.rope_types) != 3 or set(self.rope_types) - set(ROTARY):
             raise ConfigError(f"perceiver-tf: rope_types must be three letters of 'p' and 'l', not {self.rope_types!r}")
         if self.d_latents % self.num_heads:
-            raise ConfigError(f"perceiver-tf: d_latents {self.d_latents} must be a multiple of {self.num_heads} heads")
+            raise ConfigError(
+                f"perceiver-tf: d_latents {self.d_latents} must be a multiple of {plural(self.num_heads, 'head')}"
+            )
         rotated = self.rotary_width // (2 if self.rope_partial else 1)
         if self.position_encoding == "rope" and not 4 <= rotated <= self.d_latents // self.num_heads:
             raise ConfigError(
-                f"perceiver-tf: {self.num_heads} heads of {self.d_latents // self.num_heads} features cannot be rotated"
+                f"perceiver-tf: {plural(self.num_heads, 'head')} of {self.d_latents // self.num_heads} features "
+                "cannot be rotated"
             )
         if not 1 <= self.experts_per_token <= self.num_experts:
             raise ConfigError(f"perceiver-tf: {self.experts_per_token} of {self.num_experts} experts cannot be taken")
@@ -262,7 +266,9 @@ class YourMT3Config:
         if (self.decoder == "multi-t5") != (self.pre_decoder == "mc_shared_linear"):
             raise ConfigError(f"decoder {self.decoder} does not go with pre-decoder {self.pre_decoder}")
         if self.decoder == "multi-t5" and self.perceiver.num_latents % self.num_channels:
-            raise ConfigError(f"{self.perceiver.num_latents} latents cannot be split into {self.num_channels} channels")
+            raise ConfigError(
+                f"{self.perceiver.num_latents} latents cannot be split into {plural(self.num_channels, 'channel')}"
+            )
 
 
 FAMILY = "yourmt3"

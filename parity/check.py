@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from mt3_common.config import Config
+from mt3_common.io.plural import plural
 from parity.compare import decoding, probes, training
 from parity.compare.conditioning import Questions, excuse_ill_conditioned
 from parity.compare.original import compare_with_original
@@ -179,9 +180,9 @@ def _original_rows(
 def _input_facts(path: str, frames: np.ndarray, num_segments: int, traced: dict[str, np.ndarray]) -> dict[str, str]:
     tokens, masked = traced["decoder_input_tokens"], int((traced["decoder_target_tokens"] == 0).sum())
     return {
-        "recording": f"{path}: {num_segments} segments of {frames.shape[1]} frames for tokens and notes",
-        "taps": f"{len(traced['frames'])} segments, {tokens.shape[1]} positions, "
-        f"{len(np.unique(tokens))} different ids, {masked} masked positions",
+        "recording": f"{path}: {plural(num_segments, 'segment')} of {frames.shape[1]} frames for tokens and notes",
+        "taps": f"{plural(len(traced['frames']), 'segment')}, {plural(tokens.shape[1], 'position')}, "
+        f"{plural(len(np.unique(tokens)), 'different id')}, {plural(masked, 'masked position')}",
     }
 
 

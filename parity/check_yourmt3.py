@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mt3_common.audio.segments import Segment
+from mt3_common.io.plural import plural
 from mt3_common.yourmt3_config import YourMT3Settings
 from parity.compare.channels import compare_channel_notes, compare_channels, compare_fast_path
 from parity.compare.frontend_yourmt3 import FRONT_END, compare_front_end, cut, labelled
@@ -87,9 +88,10 @@ def check_yourmt3(
             report.causes += _causes(report, traces, reference, candidate, source)
     tokens = traced["decoder_input_tokens"]
     report.facts |= {
-        "recording": f"{path}: {count} segments of {frames.shape[1]} frames for tokens and notes",
-        "taps": f"{len(traced['frames'])} segments, {tokens.shape[-1]} positions of {settings.network.num_channels} "
-        f"channels, {len(np.unique(tokens))} different ids, none masked",
+        "recording": f"{path}: {plural(count, 'segment')} of {frames.shape[1]} frames for tokens and notes",
+        "taps": f"{plural(len(traced['frames']), 'segment')}, {plural(tokens.shape[-1], 'position')} of "
+        f"{settings.network.num_channels} "
+        f"channels, {plural(len(np.unique(tokens)), 'different id')}, none masked",
         "task": settings.task,
     }
     return report, traces

@@ -19,6 +19,7 @@ from mt3_common.audio.segments import segments
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.evaluation import metrics
 from mt3_common.formats import midi, tables
+from mt3_common.io.plural import plural
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
@@ -76,7 +77,7 @@ def test_a_recording_becomes_files(written, twin):
     notes, metadata = tables.read_json(folder / "out" / "example.json")
     assert len(notes) > 50
     assert (metadata["checkpoint"], metadata["duration"], metadata["segments"]) == ("talkative", 6.0, 3)
-    assert f" {len(notes)} notes, " in out
+    assert f" {plural(len(notes), 'note')}, " in out
     assert len(midi.read_midi(folder / "out" / "example.mid")) > 50
 
 

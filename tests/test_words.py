@@ -1,4 +1,4 @@
-"""The check of docstrings and names sees planted violations and passes the project."""
+"""The check of docstrings, names and counts sees planted violations and passes the project."""
 
 import importlib.util
 from pathlib import Path
@@ -38,6 +38,10 @@ def to_do(tmp_path):
         ("lambda theirs: 1", "called 'theirs'"),
         ("self._said = 1", "called 'said'"),
         ("with open('x') as held: pass", "called 'held'"),
+        ("f'{len(names)} arrays: none'", "may say '1 arrays'"),
+        ("f'{len(names)} entries of training are out'", "may say '1 entries'"),
+        ("f'{a} of {len(names)} different notes'", "may say '1 different notes'"),
+        ("f'{len(names)} are there'", "may say '1 are'"),
     ],
 )
 def test_a_planted_violation_is_seen(words, to_do, tmp_path, capsys, source, sentence):
@@ -48,7 +52,17 @@ def test_a_planted_violation_is_seen(words, to_do, tmp_path, capsys, source, sen
 
 @pytest.mark.parametrize(
     "source",
-    ['"""Read a file."""', 'def f():\n    """Arrays by name."""', "x.found()", "print(kept)", '"""Whatever-free."""'],
+    [
+        '"""Read a file."""',
+        'def f():\n    """Arrays by name."""',
+        "x.found()",
+        "print(kept)",
+        '"""Whatever-free."""',
+        "f'{len(names)} of {names}'",
+        "f'{len(names)} with notes'",
+        "f'{names} arrays'",
+        "f'{len(names)} is less'",
+    ],
 )
 def test_good_words_pass(words, to_do, tmp_path, source):
     (tmp_path / "fine.py").write_text(source + "\n")

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from mt3_common.audio import mpeg
 from mt3_common.audio.byte_view import Piece, Span
+from mt3_common.io.plural import plural
 
 # Sizes that stand for "unknown" in 32 bits: programs that write into a pipe.
 _UNKNOWN = (range(0, 1), range(0x7FFFF000, 0x80000001), range(0xFFFFFF00, 0x100000000))
@@ -399,7 +400,8 @@ def _mpeg_links(data: mmap.mmap, first: int, stop: int) -> Iterator[Link]:
     for stream in streams:
         notice = ""
         if stream.num_skipped:
-            notice = f"{stream.num_skipped} bytes between its frames are no sound and were left out"
+            skipped = ("byte between its frames is no sound and was", "bytes between its frames are no sound and were")
+            notice = f"{plural(stream.num_skipped, *skipped)} left out"
         # An Info header may say how many samples an encoder added in front and behind: it stays where it is right.
         if stream.promised is not None and stream.info is not None and stream.promised >= stream.num_frames:
             is_plain = len(streams) == 1 and (first, stop) == (0, len(data)) and not stream.num_skipped

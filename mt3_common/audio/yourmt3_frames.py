@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Mapping
 import numpy as np
 
 from mt3_common.audio.segments import Segment
+from mt3_common.io.plural import plural
 from mt3_common.yourmt3_config import FrontEndConfig
 
 LOG_OFFSET = 1e-5
@@ -49,7 +50,10 @@ class FrontEnd:
         config = self.config
         half = config.n_fft // 2
         if len(samples) <= half:
-            raise ValueError(f"{len(samples)} samples are too few for a window of {config.n_fft}: at least {half + 1}")
+            raise ValueError(
+                f"{plural(len(samples), 'sample is', 'samples are')} too few for a window of {config.n_fft}: at "
+                f"least {half + 1}"
+            )
         padded = np.pad(np.asarray(samples, np.float64), half, mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)[:: config.hop_length]
         magnitude = np.abs(np.fft.rfft(windows * self.window, axis=-1))

@@ -27,6 +27,7 @@ from mt3_common.checkpoint.yourmt3_released import RELEASED, pinned_file
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
 from mt3_common.io.json_text import parse_json
+from mt3_common.io.plural import plural
 from mt3_common.io.transfer import (
     DownloadError,
     Passing,
@@ -282,7 +283,7 @@ def _list_bucket(address: str, base: str) -> list[Remote]:
     steps = {int(match[1]) for remote in remotes if (match := _STEP_FOLDER.match(remote.name[len(base) + 1 :]))}
     if len(steps) > 1:
         raise DownloadError(
-            f"{address} holds {len(steps)} checkpoints: name one, such as {address}/checkpoint_{max(steps)}"
+            f"{address} holds {plural(len(steps), 'checkpoint')}: name one, such as {address}/checkpoint_{max(steps)}"
         )
     return remotes
 

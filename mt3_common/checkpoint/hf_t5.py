@@ -11,6 +11,7 @@ import numpy as np
 from mt3_common.checkpoint.judgement import complete
 from mt3_common.checkpoint.names import CheckpointError, array_names
 from mt3_common.io.json_text import parse_json
+from mt3_common.io.plural import plural
 
 # MT3's name -> the name in HF-T5 style files; every kernel is transposed there
 NAMES = (
@@ -119,7 +120,7 @@ def mt3_names(keys: Mapping[str, Any]) -> dict[str, str]:
     missing, unknown = sorted(names.keys() - keys.keys()), sorted(keys.keys() - names.keys())
     if missing or unknown:
         raise CheckpointError(
-            f"not an HF-T5 style MT3: {len(missing)} entries missing ({', '.join(missing[:3])}), "
+            f"not an HF-T5 style MT3: {plural(len(missing), 'entry', 'entries')} missing ({', '.join(missing[:3])}), "
             f"{len(unknown)} unknown ({', '.join(unknown[:3])}); python -m parity diagnose says more"
         )
     return {key: names[key] for key in keys}

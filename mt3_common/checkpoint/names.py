@@ -10,6 +10,7 @@ import ml_dtypes  # noqa: F401 - teaches NumPy's isfinite bfloat16
 import numpy as np
 
 from mt3_common.config import BINS_PER_ROW, PITCH_ROWS, ROW_FEATURES, NetworkConfig
+from mt3_common.io.plural import plural
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -148,7 +149,7 @@ def array_sizes(arrays: Mapping[str, Any]) -> dict[str, int]:
                     votes[symbol][size] += 1
     if not votes:
         names = ", ".join(sorted(arrays)[:3]) or "none"
-        raise CheckpointError(f"these are not MT3's arrays ({len(arrays)} arrays: {names})")
+        raise CheckpointError(f"these are not MT3's arrays ({plural(len(arrays), 'array')}: {names})")
     least = sizes | {"num_encoder_layers": max(1, sizes["num_encoder_layers"])}
     for name, symbols in _symbolic_shapes(**least).items():
         if any(symbol not in votes for symbol in symbols if isinstance(symbol, str)):

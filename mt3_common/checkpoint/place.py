@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.checkpoint.storage import MARKERS, STATE, STEP, Folder, address
+from mt3_common.io.plural import plural
 
 # endings of files of weights, and of the index of several
 WEIGHTS = (".safetensors", ".npz", ".msgpack", ".pth", ".pt", ".ckpt", ".bin")
@@ -114,7 +115,8 @@ def _no_checkpoint(folder: Folder, names: Sequence[str]) -> str:
         )
     if arrays := [name for name in names if name.startswith("target.")]:
         return (
-            f"{folder} holds {len(arrays)} array folders but not the file `checkpoint`, which names the arrays and may "
+            f"{folder} holds {plural(len(arrays), 'array folder')} but not the file `checkpoint`, which names "
+            "the arrays and may "
             "hold some of them: fetch it too"
         )
     return (

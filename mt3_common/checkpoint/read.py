@@ -24,6 +24,7 @@ from mt3_common.checkpoint.sources import Source, open_source
 from mt3_common.checkpoint.storage import Entry
 from mt3_common.checkpoint.weights import Selection, read_entries, read_unnamed, select
 from mt3_common.config import Config
+from mt3_common.io.plural import plural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +267,9 @@ def _check_slots(source: Source, selection: Selection) -> None:
     prefix = "param_states/"
     owners = {name[len(prefix) :].rpartition("/")[0] for name in source.slots if name.startswith(prefix)}
     if owners and (odd := sorted(owners ^ set(selection.named.parts))):
-        raise CheckpointError(f"array {odd[0]} has no optimizer slots, or they have no array ({len(odd)} such names)")
+        raise CheckpointError(
+            f"array {odd[0]} has no optimizer slots, or they have no array ({plural(len(odd), 'such name')})"
+        )
 
 
 def _config_files(source: Source, notes: tuple[str, ...]) -> dict[str, str]:

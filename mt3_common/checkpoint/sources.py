@@ -18,6 +18,7 @@ from mt3_common.checkpoint.place import INDEX, Place
 from mt3_common.checkpoint.storage import STEP, Entry, Reference
 from mt3_common.checkpoint.zarr_arrays import read_zarr, zarr_entries
 from mt3_common.io.json_text import parse_json
+from mt3_common.io.plural import plural
 
 PICKLES = torch_pickle.PICKLES
 # a compressed file of arrays may declare so many bytes, or so many times its own size
@@ -143,7 +144,7 @@ def read_npz(where: str, data: bytes) -> dict[str, np.ndarray]:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > max(SMALL_BYTES, LARGEST_RATIO * len(data)):
             raise CheckpointError(
-                f"{where} has {len(data)} bytes and declares arrays of {size}, more than weights have"
+                f"{where} has {plural(len(data), 'byte')} and declares arrays of {size}, more than weights have"
             )
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {str(name): archive[name] for name in archive.files}
@@ -173,11 +174,11 @@ def _open_shards(place: Place) -> Source:
         expected = {name for name, owner in weight_map.items() if owner == file}
         shard = _read_shard(place._replace(file=file))
         if shard is None:
-            raise CheckpointError(f"{place} names {file}, which is missing ({len(expected)} arrays)")
+            raise CheckpointError(f"{place} names {file}, which is missing ({plural(len(expected), 'array')})")
         if odd := sorted(shard.keys() ^ expected):
             side = "lacks" if odd[0] in expected else "also holds"
             raise CheckpointError(
-                f"{place.folder}/{file} {side} {odd[0]}, unlike {place.file} says ({len(odd)} such names)"
+                f"{place.folder}/{file} {side} {odd[0]}, unlike {place.file} says ({plural(len(odd), 'such name')})"
             )
         arrays |= shard
     return _of_arrays(place, "safetensors" if ".safetensors." in place.file else "pth", arrays)

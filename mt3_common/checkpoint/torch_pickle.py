@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.io.plural import plural
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 
@@ -122,7 +123,7 @@ def copies(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> dict[str, 
         raise CheckpointError(f"{path}: holds no dictionary of tensors")
     if sum(array.nbytes for array in arrays.values()) > MOST_COPIES * (os.path.getsize(path) + 2**20):
         raise CheckpointError(
-            f"{path}: its {len(arrays)} tensors share their numbers, and are far larger than the file"
+            f"{path}: its tensors ({len(arrays)}) share their numbers, and are far larger than the file"
         )
     return {name: array.copy() for name, array in arrays.items()}
 
@@ -214,7 +215,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.nd
     array = storage.array
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if math.prod(size) > len(array) or (math.prod(size) and last >= len(array)):
-        raise pickle.UnpicklingError(f"a tensor of shape {tuple(size)} has a storage of {len(array)} numbers")
+        raise pickle.UnpicklingError(f"a tensor of shape {tuple(size)} has a storage of {plural(len(array), 'number')}")
     if not math.prod(size):
         return np.zeros(size, array.dtype)
     strides = [step * array.itemsize for step in stride]
@@ -319,7 +320,9 @@ def _read_zip(file: Any) -> Any:
     with zipfile.ZipFile(file) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise pickle.UnpicklingError(f"a zip file with {len(pickles)} entries data.pkl, where PyTorch writes one")
+            raise pickle.UnpicklingError(
+                f"a zip file with {plural(len(pickles), 'entry', 'entries')} data.pkl, where PyTorch writes one"
+            )
         root = pickles[0].removesuffix("data.pkl")
 
         def content(name: str) -> bytes:

@@ -22,6 +22,7 @@ from mt3_common.checkpoint.sources import Source
 from mt3_common.checkpoint.stacked import Layer, axes_of, joined_heads, take_apart
 from mt3_common.checkpoint.storage import Entry
 from mt3_common.checkpoint.zarr_arrays import read_zarr
+from mt3_common.io.plural import plural
 
 TABLE = "pos_emb.inv_freq"
 # names that a message lists
@@ -154,7 +155,7 @@ def _nothing(source: Source) -> str:
         return "there are no arrays below target or optimizer/target, nor anywhere else"
     if source.layout in ("t5x", "t5x-inline", "orbax-folders", "orbax-ocdbt"):
         return f"array {names[0]} is neither below target nor below state, nor has it one of MT3's names"
-    return f"these are not MT3's arrays ({len(names)} arrays: {', '.join(names[:SHOWN])})"
+    return f"these are not MT3's arrays ({plural(len(names), 'array')}: {', '.join(names[:SHOWN])})"
 
 
 def _equal(named: Named, other: WeightSet, source: Source, scan_axis: int | None) -> bool:
@@ -223,7 +224,7 @@ def _under_any_names(
 def _few(names: Sequence[str]) -> str:
     """Return the first names and the number of the others."""
     more = len(names) - SHOWN
-    return ", ".join([*names[:SHOWN], *([f"{more} more arrays"] if more > 0 else [])])
+    return ", ".join([*names[:SHOWN], *([f"{plural(more, 'more array')}"] if more > 0 else [])])
 
 
 def _named_or_none(one: WeightSet, source: Source, scan_axis: int | None) -> Named | None:

@@ -24,6 +24,7 @@ from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.checkpoint.yourmt3_settings import network_arrays, read_published_settings
 from mt3_common.config import ConfigError
 from mt3_common.io.json_text import parse_json
+from mt3_common.io.plural import plural
 from mt3_common.yourmt3_config import FAMILY, FrontEndConfig, YourMT3Settings
 
 # of a folder that training wrote
@@ -64,7 +65,8 @@ class YourMT3Checkpoint(NamedTuple):
         """Return what its user may want to know, '' for nothing."""
         if not self.left_out:
             return ""
-        return f"{len(self.left_out)} entries of training are left out, the first is {self.left_out[0]}"
+        entries = plural(len(self.left_out), "entry of training is", "entries of training are")
+        return f"{entries} left out, the first is {self.left_out[0]}"
 
     @property
     def published(self) -> dict[str, np.ndarray]:

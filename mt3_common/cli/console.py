@@ -73,11 +73,6 @@ def working(doing: str, quiet: bool) -> Iterator[None]:
         yield
 
 
-def plural(count: int, noun: str) -> str:
-    """Return '1 note', '2 notes'."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def sentence(error: Exception, program: str, names: Mapping[str, str] | None = None) -> str:
     """Describe an error in one line, with what to do where that is known.
 

@@ -25,6 +25,7 @@ from mt3_common.formats.sf2 import check
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
 from mt3_common.io.json_text import parse_json
+from mt3_common.io.plural import plural
 from mt3_common.training.config import read_config
 from mt3_common.yourmt3_config import YourMT3Settings
 
@@ -210,7 +211,7 @@ def write_data(options: argparse.Namespace) -> int:
         first = number * options.examples
         examples = in_order(generator.example, range(first, first + options.examples), options.workers)
         count = write_shard(path, examples, config, [options.seed, number])
-        print(f"{path}: {count} segments", file=sys.stderr, flush=True)
+        print(f"{path}: {plural(count, 'segment')}", file=sys.stderr, flush=True)
     return SUCCESS
 
 

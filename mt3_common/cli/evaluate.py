@@ -27,6 +27,7 @@ from mt3_common.evaluation.plot import write_comparison
 from mt3_common.formats import midi
 from mt3_common.formats.plot import library
 from mt3_common.io.notices import shown_by
+from mt3_common.io.plural import plural
 from mt3_common.transcription.pipeline import Transcriber
 
 # options of how recordings are read
@@ -97,7 +98,7 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
     if rows:
         print_summary(summarize(rows))
     if failed:
-        say(f"error: {len(failed)} of {len(pairs)} files failed: {', '.join(failed)}")
+        say(f"error: {len(failed)} of {plural(len(pairs), 'file')} failed: {', '.join(failed)}")
     return SOME_FAILED if failed else SUCCESS
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.cli.arguments import Parser, add_model_option, path_name
-from mt3_common.cli.console import plural, say
+from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import UsageError
 from mt3_common.cli.run import run
+from mt3_common.io.plural import plural
 
 
 def parse(command: str, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -19,7 +19,7 @@ from mt3_common.checkpoint.digest import checkpoint_digest
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.checkpoint.user_config import read_config
 from mt3_common.cli.arguments import LESSON, parse
-from mt3_common.cli.console import plural, say, sentence, working
+from mt3_common.cli.console import say, sentence, working
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import STDIN, Job, UsageError, is_file_name, listed, plan
 from mt3_common.cli.resume import Summary, describe_file
@@ -30,6 +30,7 @@ from mt3_common.formats import musicxml, note_sequence, plot, sonify
 from mt3_common.formats.registry import kind_of
 from mt3_common.io import atomic
 from mt3_common.io.notices import shown_by
+from mt3_common.io.plural import plural
 from mt3_common.transcription import beats
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.pipeline import Transcriber

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3_common.cli.console import plural, say, sentence
+from mt3_common.cli.console import say, sentence
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.data.catalogue import CatalogueError, Package, find_packages, packages
@@ -21,6 +21,7 @@ from mt3_common.data.install import (
     record_of,
     store_token,
 )
+from mt3_common.io.plural import plural
 
 EPILOG = """\
 examples:
@@ -125,7 +126,8 @@ def differences(package: Package, record: dict[str, Any]) -> list[str]:
     """Return sentences on numbers of recordings that are not as published."""
     own = record.get("recordings", {})
     return [
-        f"{package.name}{'/' + variant if variant else ''} has {own.get(variant, {}).get(split, 0)} recordings of the "
+        f"{package.name}{'/' + variant if variant else ''} has "
+        f"{plural(own.get(variant, {}).get(split, 0), 'recording')} of the "
         f"{split} split; {count} were published"
         for variant, splits in package.recordings.items()
         for split, count in splits.items()

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3_common.cli.console import RecordingsProgress, plural, printable, progress, report, say, sentence
+from mt3_common.cli.console import RecordingsProgress, printable, progress, report, say, sentence
 from mt3_common.cli.resume import Summary, SummaryError
 from mt3_common.cli.tasks import Task, closing_line, stream, took
+from mt3_common.io.plural import plural
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.reader import Request
@@ -125,7 +126,8 @@ class Runner:
                 self._totals.update(recordings=1, notes=len(transcription.notes), duration=transcription.duration)
                 if self.arguments.verbose:
                     stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in seconds.items())
-                    skipped = f"{transcription.invalid} invalid and {transcription.dropped} late tokens of the network"
+                    late = plural(transcription.dropped, "late token")
+                    skipped = f"{transcription.invalid} invalid and {late} of the network"
                     say(f"{task.job.shown}: {stages}; {skipped} left out")
                 if self.summary is not None:
                     self.summary.append(record | self.provenance)

@@ -8,6 +8,7 @@ from pathlib import Path
 from mt3_common.cli.exit_status import SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.data.sample_fonts import COLUMNS, build
+from mt3_common.io.plural import plural
 
 
 def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.sample_fonts") -> int:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
     def start() -> int:
         options = parser.parse_args(argv)
         fonts = build(options.notes, options.output, options.split)
-        print(f"{len(fonts)} soundfonts in {options.output}")
+        print(f"{plural(len(fonts), 'soundfont')} in {options.output}")
         return SUCCESS
 
     return run(start)

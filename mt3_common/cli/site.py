@@ -10,11 +10,12 @@ from pathlib import Path
 from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.checkpoint.yourmt3 import refuse_yourmt3
 from mt3_common.cli.arguments import Parser, path_name
-from mt3_common.cli.console import plural, say
+from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import UsageError
 from mt3_common.cli.run import run
 from mt3_common.config import PRESETS
+from mt3_common.io.plural import plural
 from mt3_common.web.runtime import PACKAGES, runtime_files
 from mt3_common.web.site import check_folder, visit_size, write_site
 

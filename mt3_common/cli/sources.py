@@ -11,6 +11,7 @@ from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.data.sources import MANIFEST, get_sources
+from mt3_common.io.plural import plural
 
 
 def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.sources") -> int:
@@ -53,7 +54,7 @@ def list_sources(options: argparse.Namespace, manifest: dict[str, Any]) -> int:
         say(f"note: {difference}")
     sources = json.loads((options.output / "sources.json").read_text())
     for name, source in sources.items():
-        print(f"{name}: {len(source['files'])} files in {source['folder']}, {source['licence']}")
+        print(f"{name}: {plural(len(source['files']), 'file')} in {source['folder']}, {source['licence']}")
     return SUCCESS
 
 

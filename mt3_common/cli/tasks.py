@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mt3_common.audio.levels import Mix
-from mt3_common.cli.console import plural, printable, report
+from mt3_common.cli.console import printable, report
 from mt3_common.cli.jobs import Job
 from mt3_common.cli.resume import describe_file
 from mt3_common.formats import plot, sealed, sonify, tables
 from mt3_common.formats.registry import EXTRAS, kind_of
+from mt3_common.io.plural import plural
 from mt3_common.notes.note import Note
 from mt3_common.transcription import beats
 from mt3_common.transcription.result import Transcription

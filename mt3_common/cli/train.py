@@ -26,6 +26,7 @@ from mt3_common.data.remix import Augmentation
 from mt3_common.data.shards import Settings, Shards, Stream
 from mt3_common.io import atomic
 from mt3_common.io.json_text import parse_json
+from mt3_common.io.plural import plural
 from mt3_common.training.batches import open_shards
 from mt3_common.training.config import PRESETS, TrainingConfig, TrainingError, read_config, stated_settings
 from mt3_common.training.family import TrainingFamily, YourMT3Training, training_family
@@ -170,7 +171,7 @@ def train(
     if options.augment is None and (options.recordings or options.data_preset):
         options.augment = stated_augmentation(options)
     if begin >= settings.steps:
-        print(f"note: {options.run} has its {settings.steps} steps; more with --max-steps", file=sys.stderr)
+        print(f"note: {options.run} has its {plural(settings.steps, 'step')}; more with --max-steps", file=sys.stderr)
     if note := other_schedule(options.run, settings, begin):
         print(f"note: {note}", file=sys.stderr)
     source = open_source(options, family.cutter, settings)
@@ -278,8 +279,9 @@ def other_schedule(folder: Path, settings: TrainingConfig, begin: int) -> str:
     if not begin or before.rate(begin) == settings.rate(begin):
         return ""
     return (
-        f"the schedule of {settings.steps} steps gives step {begin + 1} a learning rate of {settings.rate(begin):.3g}, "
-        f"that of {before.steps} steps, with which the run began, {before.rate(begin):.3g}"
+        f"the schedule of {plural(settings.steps, 'step')} gives step {begin + 1} a learning rate of "
+        f"{settings.rate(begin):.3g}, that of {plural(before.steps, 'step')}, with which the run began, "
+        f"{before.rate(begin):.3g}"
     )
 
 

@@ -35,6 +35,7 @@ from mt3_common.formats.find_audio import recordings as audio_files
 from mt3_common.formats.sealed import NoteFileError
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.optional import needed
+from mt3_common.io.plural import plural
 from mt3_common.notes.note import Note, trim_overlapping
 
 # MT3 draws a data set of n examples in proportion to n ** (1 / TEMPERATURE).
@@ -112,7 +113,7 @@ def recordings(folder: str | os.PathLike, split: str | None = None) -> list[Reco
     layout = listed[0].layout
     selected = [recording for recording in listed if split in (None, recording.split)]
     if not selected:
-        raise DatasetError(f"{folder}: of {len(listed)} recordings ({layout}) none is of the {split} split")
+        raise DatasetError(f"{folder}: of {plural(len(listed), 'recording')} ({layout}) none is of the {split} split")
     for recording in selected:
         for file in (recording.audio, *recording.notes):
             if not file.exists():
@@ -174,7 +175,7 @@ def read_tsv(path: Path) -> list[Note]:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is no table of notes: it is not text in UTF-8") from error
     if len(lines) > MAX_LINES:
-        raise DatasetError(f"{path} has {len(lines)} lines; a table of notes has {MAX_LINES} at most")
+        raise DatasetError(f"{path} has {plural(len(lines), 'line')}; a table of notes has {MAX_LINES} at most")
     with_velocities = _names_velocity(lines[0] if lines else "")
     for number, line in enumerate(lines, 1):
         fields = line.replace(",", "\t").split("\t")

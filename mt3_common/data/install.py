@@ -31,6 +31,7 @@ from mt3_common.data.sounds import build_fonts, build_kit
 from mt3_common.io import atomic
 from mt3_common.io.archives import Limits, unpack_tar
 from mt3_common.io.json_text import parse_json
+from mt3_common.io.plural import plural
 from mt3_common.io.progress import progress_bar
 from mt3_common.io.transfer import (
     AccessDenied,
@@ -244,7 +245,7 @@ def _prepare_recordings(package: Package, folder: Path, options: Options) -> dic
 
         def counted() -> Iterator[Any]:
             for number, piece in enumerate(PREPARE[package.prepare](folder), 1):
-                bar.update(task, description=f"preparing {package.name}: {number} recordings")
+                bar.update(task, description=f"preparing {package.name}: {plural(number, 'recording')}")
                 yield piece
 
         try:

@@ -18,6 +18,7 @@ from mt3_common.config import Config
 from mt3_common.data.mixtures import ExampleSource
 from mt3_common.data.segments import ROLL_COLUMNS, Cutter, cutter_of
 from mt3_common.io import atomic
+from mt3_common.io.plural import plural
 from mt3_common.yourmt3_config import YourMT3Settings
 
 
@@ -157,7 +158,7 @@ class Shards:
         """
         per_epoch = len(self) // size
         if not per_epoch:
-            raise ValueError(f"{len(self)} segments are too few for batches of {size}")
+            raise ValueError(f"{plural(len(self), 'segment is', 'segments are')} too few for batches of {size}")
         epoch, index = divmod(step, per_epoch)
         if self._order[0] != (epoch, size, seed):
             rng = np.random.default_rng([seed, epoch])
@@ -235,7 +236,7 @@ class Stream:
                 break
         else:
             raise ValueError(
-                f"{count} examples gave {len(segments)} segments that max_target_length "
+                f"{plural(count, 'example')} gave {plural(len(segments), 'segment')} that max_target_length "
                 f"{self._cutter.max_ids} allows: too few; longer targets or a sparser recipe give more"
             )
         frames, ids, rolls = zip(*segments)

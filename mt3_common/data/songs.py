@@ -12,6 +12,7 @@ import numpy as np
 from mt3_common.formats.midi import MIDI_SUFFIXES, read_midi_stems
 from mt3_common.formats.sealed import NoteFileError
 from mt3_common.io.notices import LOGGER
+from mt3_common.io.plural import plural
 from mt3_common.notes.note import Note
 
 
@@ -153,5 +154,5 @@ def read_split(folders: Sequence[Path], split: str) -> list[Song]:
     songs = [Song(f"{folder.name}/{song.name}", song.path) for folder in folders for song in read_songs(folder)]
     selected = [song for song in songs if split_of(song.name) == split]
     if not selected:
-        raise ValueError(f"of {len(songs)} songs none belongs to the {split} split")
+        raise ValueError(f"of {plural(len(songs), 'song')} none belongs to the {split} split")
     return selected

@@ -23,6 +23,7 @@ from typing import Any
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
 from mt3_common.io.optional import needed
+from mt3_common.io.plural import plural
 
 MANIFEST = Path(__file__).with_name("sources.json")
 
@@ -254,7 +255,7 @@ def take_abc(root: Path, tunes: Path, output: Path) -> list[Path]:
             target.unlink()
     written = sorted(output.glob("*.mid"))
     if not written:
-        raise SourceError(f"abc2midi plays none of the {len(sources)} files in {tunes}")
+        raise SourceError(f"abc2midi plays none of the {plural(len(sources), 'file')} in {tunes}")
     return written
 
 
@@ -283,7 +284,7 @@ def take_music21(composers: Sequence[str], output: Path) -> dict[Path, str]:
     for composer in composers:
         if composer not in works:
             raise SourceError(f"music21's corpus has no {composer}; it has {', '.join(sorted(works))}")
-        print(f"music21: {len(works[composer])} works of {composer}", file=sys.stderr, flush=True)
+        print(f"music21: {plural(len(works[composer]), 'work')} of {composer}", file=sys.stderr, flush=True)
         for path in works[composer]:
             parts = path.parts[path.parts.index("corpus") + 1 :]
             # Movements of a work differ after the last underscore, so they share a split, as versions of a song do.

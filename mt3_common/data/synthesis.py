@@ -23,6 +23,7 @@ from mt3_common.data.augment import SAMPLE_RATE, degrade, equalize_stem
 from mt3_common.data.performance import BENDING, bent, detached, in_compass, one_kit
 from mt3_common.data.songs import Song, Stem, random_drums, random_notes
 from mt3_common.data.soundfont import RENDER_RATE, Fonts
+from mt3_common.io.plural import plural
 from mt3_common.notes.note import Note, trim_overlapping
 
 # dB, range of a stem's gain
@@ -272,7 +273,7 @@ class Generator:
             if sum(len(stem.notes) for stem in selected) >= 5:
                 return selected
         if not any(song.stems for song in self.songs):
-            raise ValueError(f"none of {len(self.songs)} songs has notes; the first is {self.songs[0].path}")
+            raise ValueError(f"none of {plural(len(self.songs), 'song')} has notes; the first is {self.songs[0].path}")
         return []
 
     def _band(self, song: Song, stems: list[Stem], rng: np.random.Generator) -> list[Stem]:

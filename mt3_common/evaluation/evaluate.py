@@ -26,6 +26,7 @@ from mt3_common.evaluation import metrics
 from mt3_common.formats import midi
 from mt3_common.io import atomic
 from mt3_common.io.json_text import parse_json
+from mt3_common.io.plural import plural
 from mt3_common.notes.note import Note
 from mt3_common.transcription.pipeline import Transcriber
 
@@ -72,7 +73,9 @@ def check_fit(notes: Sequence[Note], path: Path, audio: Path) -> None:
         if seconds is None:
             return
         if len(notes) > MAX_NOTES_PER_SECOND * (seconds + 10):
-            raise ValueError(f"{path} has {len(notes)} notes, and {audio.name} lasts {seconds:.1f} s: not its notes")
+            raise ValueError(
+                f"{path} has {plural(len(notes), 'note')}, and {audio.name} lasts {seconds:.1f} s: not its notes"
+            )
         last = max((note.offset for note in notes), default=0.0)
         if last > 2 * seconds + MAX_SECONDS_AFTER:
             raise ValueError(f"{path}: a note ends at {last:.0f} s, and {audio.name} lasts {seconds:.1f} s")

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mt3_common.io.plural import plural
+
 # Events that one file may have; the longest classical works have some 200,000.
 MAX_EVENTS = 1_000_000
 # bytes before the header that are skipped: MacBinary's 128, mail headers
@@ -84,7 +86,7 @@ def parse_midi(content: bytes) -> MidiContent:
     if len(content) < position + 14:
         raise EOFError
     if length < 6:
-        raise ValueError(f"its header has {length} bytes in place of 6")
+        raise ValueError(f"its header has {plural(length, 'byte')} in place of 6")
     layout, num_tracks, division = (
         int.from_bytes(content[first : first + 2]) for first in range(position + 8, position + 14, 2)
     )
@@ -109,7 +111,7 @@ def parse_midi(content: bytes) -> MidiContent:
     ):
         raise EOFError
     if len(tracks) != num_tracks:
-        repairs[f"its header states {num_tracks} tracks, {len(tracks)} are there"] = 0
+        repairs[f"its header states {plural(num_tracks, 'track')}, {plural(len(tracks), 'is', 'are')} there"] = 0
     if layout > 2:
         repairs[f"format {layout} is read as format 1"] = 0
     return MidiContent(layout, division, tracks, phrases(repairs))

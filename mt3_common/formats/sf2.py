@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from mt3_common.io import atomic
+from mt3_common.io.plural import plural
 
 # generators: section 8.1.2 of the specification
 INSTRUMENT, KEYS, VELOCITIES, SAMPLE = 41, 43, 44, 53
@@ -283,7 +284,7 @@ def _fault(font: Soundfont) -> str:
     if font.num_bytes % 2 and not font.is_compressed:
         return "its samples are no 16-bit integers: their number of bytes is odd"
     if lengths["phdr"] > MOST_PRESETS:
-        return f"{lengths['phdr']} presets"
+        return plural(lengths["phdr"], "preset")
     for owner, column, table, last in (
         *((b"phdr", "bag", b"pbag", 1), (b"pbag", "generator", b"pgen", 0)),
         *((b"inst", "bag", b"ibag", 1), (b"ibag", "generator", b"igen", 0)),

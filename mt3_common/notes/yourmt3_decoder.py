@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from mt3_common.io.plural import plural
 from mt3_common.notes.note import Note
 from mt3_common.notes.yourmt3_events import NoteEvent
 from mt3_common.notes.yourmt3_tasks import CHORUS, DRUMS, SINGING, STEPS_PER_SECOND, Task
@@ -231,7 +232,7 @@ class YourMT3Decoder:
         """
         rows = np.atleast_2d(np.asarray(ids))
         if len(rows) != len(self.channels):
-            raise ValueError(f"ids of {len(rows)} channels, of a task with {len(self.channels)}")
+            raise ValueError(f"ids of {plural(len(rows), 'channel')}, of a task with {len(self.channels)}")
         for row, channel in zip(rows, self.channels):
             channel.feed(row, start_time)
         if next_start_time is None:

@@ -21,6 +21,7 @@ from mt3_common.config import (
     SpectrogramConfig,
 )
 from mt3_common.data.shards import Shards, Stream
+from mt3_common.io.plural import plural
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.training.config import TrainingConfig
 
@@ -69,7 +70,7 @@ def arranged_arrays(config: Config, frames: np.ndarray, seed: int = 0) -> dict[s
     network = config.network
     width = network.emb_dim
     if len(frames) < network.input_depth:
-        raise ValueError(f"{len(frames)} frames are too few for {network.input_depth} mel bins")
+        raise ValueError(f"{plural(len(frames), 'frame is', 'frames are')} too few for {network.input_depth} mel bins")
     if width <= POSITION_DIMS or network.head_dim < POSITION_DIMS:
         raise ValueError(
             f"emb_dim and head_dim must be above {POSITION_DIMS} for weights arranged for the data, not {width} "

@@ -7,6 +7,7 @@ import numpy as np
 
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch
+from mt3_common.io.plural import plural
 from mt3_common.notes.yourmt3_tasks import find_task
 from mt3_common.training.config import MT3_SETTINGS, TrainingConfig, TrainingError
 from mt3_common.training.labels import initial_heads
@@ -123,7 +124,8 @@ def check_settings(config: Config | YourMT3Settings, settings: TrainingConfig) -
         return
     if prefix := find_task(config.task).prefix():
         raise TrainingError(
-            f"task {config.task} begins with {len(prefix)} ids of its own, which training does not know: take "
+            f"task {config.task} begins with {plural(len(prefix), 'id')} of its own, which training does not "
+            "know: take "
             "mt3_full_plus or mc13_full_plus_256"
         )
     for name in MT3_SETTINGS:

@@ -12,6 +12,7 @@ from mt3_common.audio.spectrogram import bins_of, hertz
 from mt3_common.audio.yourmt3_frames import FrontEnd
 from mt3_common.config import Config, ConfigError
 from mt3_common.formats.plot import BRIGHTEST, DARKEST
+from mt3_common.io.plural import plural
 from mt3_common.notes.decoder import NoteDecoder
 from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
@@ -157,7 +158,8 @@ class YourMT3Family:
         network = settings.network
         if (network.vocab_size, network.num_channels) != (self.task.num_ids, self.task.num_channels):
             raise ConfigError(
-                f"task {self.task.name} has {self.task.num_ids} ids and {self.task.num_channels} channels, the network "
+                f"task {self.task.name} has {self.task.num_ids} ids and "
+                f"{plural(self.task.num_channels, 'channel')}, the network "
                 f"has {network.vocab_size} and {network.num_channels}"
             )
         length = network.num_frames + len(self.task.prefix())

@@ -8,6 +8,7 @@ import numpy as np
 
 from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.registry import NamedCheckpoint
+from mt3_common.io.plural import plural
 from mt3_common.notes.instruments import Instruments
 from mt3_common.transcription.batching import PromptedSegment
 from mt3_common.transcription.clock import STAGES, Clock
@@ -136,4 +137,4 @@ class Scheduler:
         if recording is None or not recording.start_times:
             return RuntimeError("the network left off before the last segment")
         missing = len(recording.start_times)
-        return RuntimeError(f"{missing} of {recording.num_decoded + missing} segments came back without ids")
+        return RuntimeError(f"{missing} of {plural(recording.num_decoded + missing, 'segment')} came back without ids")

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mt3_common.audio.files import audio_duration
+from mt3_common.io.plural import plural
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.notes.meter import parse_meter
 from mt3_common.notes.tempo import FASTEST, SLOWEST
@@ -106,7 +107,9 @@ class Server:
         except ValueError as error:
             raise Refusal(422, self.sentence(error, {})) from error
         if self.num_open >= self.limits.waiting:
-            raise Refusal(503, f"{self.num_open} recordings are waiting already; try again later")
+            raise Refusal(
+                503, f"{plural(self.num_open, 'recording is', 'recordings are')} waiting already; try again later"
+            )
         self.num_open += 1
         folder = tempfile.TemporaryDirectory(prefix="mt3-twins-")
         try:

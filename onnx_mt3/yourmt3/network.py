@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.io.plural import plural
 from mt3_common.yourmt3_config import YourMT3Config
 from onnx_mt3.yourmt3 import conformer, perceiver, t5
 from onnx_mt3.yourmt3.layers import YourMT3Layers
@@ -29,9 +30,13 @@ class YourMT3Builder(YourMT3Layers):
         """Refuse arrays that do not fit the config."""
         shapes = array_shapes(self.config)
         if missing := sorted(set(shapes) - set(arrays)):
-            raise CheckpointError(f"{len(missing)} arrays are missing, the first is {missing[0]}")
+            raise CheckpointError(
+                f"{plural(len(missing), 'array is', 'arrays are')} missing, the first is {missing[0]}"
+            )
         if extra := sorted(set(arrays) - set(shapes)):
-            raise CheckpointError(f"{len(extra)} arrays are no part of the network, the first is {extra[0]}")
+            raise CheckpointError(
+                f"{plural(len(extra), 'array is', 'arrays are')} no part of the network, the first is {extra[0]}"
+            )
         for name, shape in shapes.items():
             if arrays[name].shape != shape:
                 raise CheckpointError(f"{name} has shape {arrays[name].shape}, the settings ask for {shape}")

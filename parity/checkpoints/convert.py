@@ -23,6 +23,7 @@ from mt3_common.checkpoint.torch_pickle import PICKLES
 from mt3_common.checkpoint.write import write_safetensors, write_t5x
 from mt3_common.config import Config
 from mt3_common.io import atomic
+from mt3_common.io.plural import plural
 from parity.trace.trace import digest
 
 # ending of the folder of a conversion that is not finished
@@ -120,7 +121,7 @@ def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: boo
         wrong = differing(weights.arrays, back.arrays) + differing(weights.optimizer, back.optimizer)
         if wrong:
             raise ConvertError(
-                f"{target}: {len(wrong)} arrays came back different, first {wrong[0]}; nothing was written"
+                f"{target}: {plural(len(wrong), 'array')} came back different, first {wrong[0]}; nothing was written"
             )
         if layout == "pth":
             _agree_on_config(target, beside, weights, overwrite)

@@ -7,6 +7,7 @@ from typing import Any
 from mt3_common.checkpoint.place import INDEX, WEIGHTS
 from mt3_common.checkpoint.read import Inspection, inspect_checkpoint
 from mt3_common.checkpoint.yourmt3 import is_yourmt3
+from mt3_common.io.plural import plural
 from parity.checkpoints import yourmt3
 from parity.diagnosis.candidate import read_candidates
 
@@ -42,7 +43,7 @@ def describe(
         description["notes"] = list(candidate.notes)
         if len(candidates) > 1:
             description["notes"].append(
-                f"{len(candidates)} sets of weights with different numbers: {', '.join(candidates)}"
+                f"{plural(len(candidates), 'set')} of weights with different numbers: {', '.join(candidates)}"
             )
     else:
         listed = inspect_checkpoint(path, True, weights, scan_axis)

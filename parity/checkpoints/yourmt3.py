@@ -12,6 +12,7 @@ import numpy as np
 
 from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, read_yourmt3
 from mt3_common.checkpoint.yourmt3_write import tree_names, write_yourmt3, write_yourmt3_folder
+from mt3_common.io.plural import plural
 from parity.checkpoints.convert import ConvertError, differing, write_orbax, written_beside
 from parity.trace.trace import digest
 
@@ -40,7 +41,7 @@ def write(path: str | os.PathLike, checkpoint: YourMT3Checkpoint, layout: str, o
         back = read_yourmt3(beside)
         if wrong := differing(checkpoint.published, back.published):
             raise ConvertError(
-                f"{path}: {len(wrong)} arrays came back different, first {wrong[0]}; nothing was written"
+                f"{path}: {plural(len(wrong), 'array')} came back different, first {wrong[0]}; nothing was written"
             )
         if back.settings != checkpoint.settings:
             raise ConvertError(f"{path}: the settings came back different; nothing was written")

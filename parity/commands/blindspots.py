@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.io.plural import plural
 from parity.compare.results import DIFFERENT, SAME
 from parity.mutation.blindspots import LEVELS, input_sets, visible
 from parity.sides import record
@@ -49,7 +50,7 @@ def show(kinds_seen: dict[str, dict[str, str]], hidden: list[str], console: Cons
             table.add_row(kind, *levels.values())
     for level in LEVELS[::-1]:
         counts = [sum(levels[name] == level for levels in kinds_seen.values()) for name in names]
-        table.add_row(f"[bold]{level}[/bold], of {len(kinds_seen)} kinds", *[str(count) for count in counts])
+        table.add_row(f"[bold]{level}[/bold], of {plural(len(kinds_seen), 'kind')}", *[str(count) for count in counts])
     console.print(table)
     if hidden:
         console.print(f"no inputs show: {', '.join(hidden)}", markup=False)

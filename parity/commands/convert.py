@@ -7,6 +7,7 @@ from typing import Any
 from mt3_common.checkpoint.user_config import read_config
 from mt3_common.checkpoint.yourmt3 import is_yourmt3, read_yourmt3
 from mt3_common.checkpoint.yourmt3_released import RELEASED
+from mt3_common.io.plural import plural
 from parity.checkpoints import yourmt3
 from parity.checkpoints.convert import LAYOUTS, ConvertError, layout_of, mapping, read, write
 from parity.commands import options
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     turned = sum(row["transposed"] for row in rows)
     parameters = sum(math.prod(row["shape"]) for row in rows)
     print(
-        f"{args.target}: {len(rows)} arrays, {parameters:,} parameters from {origin} to {layout}, "
+        f"{args.target}: {plural(len(rows), 'array')}, {parameters:,} parameters from {origin} to {layout}, "
         f"{turned} transposed; read back, every bit the same"
     )
     for note in notes:

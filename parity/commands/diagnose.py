@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mt3_common.config import Config
+from mt3_common.io.plural import plural
 from parity.commands import options
 from parity.diagnosis.candidate import Candidate, read_candidates, read_original
 from parity.diagnosis.diagnose import diagnose
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
         diagnoses[prefix].notes += candidate.notes
     if len(candidates) > 1:
         names = ", ".join(candidates)
-        print(f"{args.candidate} holds {len(candidates)} sets of weights with different numbers, each judged: {names}")
+        sets = plural(len(candidates), "set")
+        print(f"{args.candidate} holds {sets} of weights with different numbers, each judged: {names}")
     for prefix, diagnosis in diagnoses.items():
         path = f"{args.candidate}: {prefix}" if len(candidates) > 1 else args.candidate
         print_diagnosis(diagnosis, path, args.against, args.mapping)

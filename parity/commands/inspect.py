@@ -3,6 +3,7 @@
 import argparse
 
 from mt3_common.checkpoint.yourmt3_released import RELEASED
+from mt3_common.io.plural import plural
 from parity.checkpoints.inspect import describe
 from parity.commands import options
 from parity.compare.results import SAME
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     dtypes = ", ".join(f"{count} {name}" for name, count in sorted(description["dtypes"].items()))
     print(
         f"{description['location']}: {description['layout']}, step {description['step']}, "
-        f"{len(description['arrays'])} arrays ({dtypes}), "
+        f"{plural(len(description['arrays']), 'array')} ({dtypes}), "
         f"{description['parameters']:,} parameters, {description['bytes']:,} bytes, {description['inline']} inline, "
         f"{description['optimizer']} optimizer slots"
     )

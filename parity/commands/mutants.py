@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.io.json_text import parse_json
+from mt3_common.io.plural import plural
 from parity.mutation import processors, yourmt3_mutants
 from parity.mutation.files import FileOutcome, judge_files, meets_file_targets, summarise_files
 from parity.mutation.mutants import (
@@ -161,7 +162,7 @@ def judge_all(args: argparse.Namespace) -> list[Outcome]:
             judge = functools.partial(bench.judge, mutant, size)
             outcomes += record(mutant.kind.name, mutant.site, mutant.seed, size, judge)
             if number % 20 == 0:
-                _progress(f"{size}: {number} of {len(chosen)} mutants, {time.monotonic() - started:.0f} s")
+                _progress(f"{size}: {number} of {plural(len(chosen), 'mutant')}, {time.monotonic() - started:.0f} s")
     count = args.clean if args.clean is not None else (20 if args.limit else CLEAN_PAIRS)
     return outcomes + (clean_pairs(count, _progress, record) if count else [])
 

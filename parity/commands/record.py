@@ -2,6 +2,7 @@
 
 import argparse
 
+from mt3_common.io.plural import plural
 from mt3_common.io.progress import Stages
 from parity.commands import options
 from parity.sides.record import FRAMEWORKS, load_side, record
@@ -37,5 +38,5 @@ def run(args: argparse.Namespace) -> int:
         recorded = record(side, arrays, precisions, reference)
         file.save(args.output, recorded)
     taps = sum(len(recorded_pass.outputs) for recorded_pass in recorded.passes.values())
-    print(f"{args.output}: {taps} taps in {', '.join(precisions)} by {side.framework} on {args.device}")
+    print(f"{args.output}: {plural(taps, 'tap')} in {', '.join(precisions)} by {side.framework} on {args.device}")
     return 0

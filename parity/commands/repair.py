@@ -2,6 +2,7 @@
 
 import argparse
 
+from mt3_common.io.plural import plural
 from parity.checkpoints import convert
 from parity.commands import options
 from parity.commands.diagnose import print_diagnosis
@@ -42,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
         return DIFFERENT
     convert.write(args.target, convert.Weights(fixed.arrays, config, None, "repaired"), layout, args.overwrite)
     print(
-        f"repaired: {args.target}: {len(fixed.restored)} arrays from the candidate, {len(fixed.taken)} from the "
-        f"original; {len(fixed.arrays)} of {len(original)} are the original's bits; the logits' error went from "
+        f"repaired: {args.target}: {plural(len(fixed.restored), 'array')} from the candidate, "
+        f"{len(fixed.taken)} from the original; {len(fixed.arrays)} of "
+        f"{plural(len(original), 'is', 'are')} the original's bits; the logits' error went from "
         f"{fixed.logits_before:.1e} to {fixed.logits_after:.0e}"
     )
     return SAME

@@ -3,6 +3,7 @@
 import numpy as np
 
 from mt3_common.audio.segments import Segment
+from mt3_common.io.plural import plural
 from mt3_common.transcription.family import YourMT3Family
 from parity.compare.budget import judge
 from parity.compare.decoding import first_parting, judge_notes, margin_rule, tie_rule
@@ -115,7 +116,7 @@ def compare_channels(
             if rows[-1].verdict != "same":
                 rule = other_rule(row, candidate_row, len(fed))
                 rows[-1].note += f"; {rule}" if rule else ""
-    note = f"{total - ties - len(real)} of {total} equal, {ties} ties, {len(real)} real"
+    note = f"{total - ties - len(real)} of {total} equal, {plural(ties, 'tie')}, {len(real)} real"
     note += f"; first at {real[0]}" if real else ""
     verdict = "different" if real or not total else "same"
     rows.append(Row("tokens", "next token on the reference's prefixes", verdict, "float32", note=note))
@@ -138,7 +139,7 @@ def _by_channel(logits: np.ndarray) -> np.ndarray:
 def _row(name: str, own: np.ndarray, other: np.ndarray, truth: np.ndarray, low: list[np.ndarray]) -> Row:
     parted = first_parting(own, other)
     if parted is None:
-        return Row("tokens", name, "same", "float32", note=f"{len(own)} tokens, equal")
+        return Row("tokens", name, "same", "float32", note=f"{plural(len(own), 'token')}, equal")
     if parted in (len(own), len(other)):
         note = f"parted at position {parted} of {len(own)}: real, one side ended there and the other did not"
         return Row("tokens", name, "different", "float32", note=note)
@@ -162,5 +163,5 @@ def compare_channel_notes(
             decoder.feed(array, segment.start_time)
         notes.append(decoder.finish())
     tokens = sum(array.size for array in ids[0])
-    detail = f"from {tokens} tokens of {family.task.num_channels} channels"
+    detail = f"from {plural(tokens, 'token')} of {plural(family.task.num_channels, 'channel')}"
     return [judge_notes(notes[0], notes[1], detail, token_rows)]

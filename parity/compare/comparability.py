@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from mt3_common.io.plural import plural
 from parity.compare.frames import explain_frames
 from parity.compare.results import Row
 from parity.trace.precision import PRODUCT_BITS, dtype_of
@@ -57,13 +58,13 @@ def comparability(reference: Trace, candidate: Trace) -> tuple[list[Row], list[s
         check(
             f"{precision}: dtypes",
             others[0] == others[1],
-            f"{len(one.outputs)} taps in {precision}, except {_listing(others[0] or {})}",
+            f"{plural(len(one.outputs), 'tap')} in {precision}, except {_listing(others[0] or {})}",
             f"{precision}: the sides computed in different dtypes: "
             f"{_listing(others[0] or {})} against {_listing(others[1] or {})}",
         )
         masks = (_masks(one), _masks(other))
         unseen = bool(masks[0]) and not masks[1]
-        note = f"{len(masks[0])} masks, same bytes" if masks[0] else "no masks"
+        note = f"{plural(len(masks[0]), 'mask')}, same bytes" if masks[0] else "no masks"
         check(
             f"{precision}: masks",
             masks[0] == masks[1] or unseen,

@@ -4,6 +4,7 @@ import numpy as np
 
 from mt3_common.config import Config
 from mt3_common.evaluation.metrics import program_score
+from mt3_common.io.plural import plural
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
@@ -148,7 +149,7 @@ def compare_tokens(
         ties += sum(tie for tie, _ in verdicts.values())
         real += [f"segment {index}, position {position}: {why}" for position, (tie, why) in verdicts.items() if not tie]
         if parted is None:
-            row = Row("tokens", f"segment {index}", "same", "float32", note=f"{len(own)} tokens, equal")
+            row = Row("tokens", f"segment {index}", "same", "float32", note=f"{plural(len(own), 'token')}, equal")
         elif parted in (len(own), len(other)):
             note = f"parted at position {parted} of {len(own)}: real, one side ended there and the other did not"
             row = Row("tokens", f"segment {index}", "different", "float32", note=note)
@@ -163,7 +164,7 @@ def compare_tokens(
             note = f"parted at position {parted} of {len(own)}: {'tie' if tie else 'real'}, {why}"
             row = Row("tokens", f"segment {index}", "same" if tie else "different", "float32", note=note)
         rows.append(row)
-    note = f"{total - ties - len(real)} of {total} equal, {ties} ties, {len(real)} real"
+    note = f"{total - ties - len(real)} of {total} equal, {plural(ties, 'tie')}, {len(real)} real"
     if real:
         note += f"; first at {real[0]}"
     verdict = "different" if real or not total else "same"
@@ -234,7 +235,7 @@ def compare_notes(
     )
     tokens = sum(len(segment) for segment in ids[0])
     ended = sum(bool(len(segment)) and int(segment[-1]) == EOS_ID for segment in ids[0])
-    detail = f"from {tokens} tokens; {ended} of {len(ids[0])} segments ended"
+    detail = f"from {plural(tokens, 'token')}; {ended} of {plural(len(ids[0]), 'segment')} ended"
     return [judge_notes(reference_notes, candidate_notes, detail, token_rows)]
 
 
@@ -246,10 +247,10 @@ def judge_notes(references: list[Note], candidates: list[Note], detail: str, tok
         token_rows: of the tokens that they were decoded from.
     """
     if references == candidates:
-        return Row("notes", "notes", "same", "float32", note=f"{len(references)} notes, equal, {detail}")
+        return Row("notes", "notes", "same", "float32", note=f"{plural(len(references), 'note')}, equal, {detail}")
     effect = ", ".join(f"{name} F1 {value:.3f}" for name, value in note_effect(references, candidates).items())
     tied = all(row.verdict == "same" for row in token_rows)
-    note = f"{len(references)} and {len(candidates)} notes: {effect}{' (ties only)' if tied else ''}"
+    note = f"{len(references)} and {plural(len(candidates), 'note')}: {effect}{' (ties only)' if tied else ''}"
     return Row("notes", "notes", "same" if tied else "different", "float32", note=note)
 
 

@@ -6,6 +6,7 @@ far more than any budget, and so has everything behind it: float32 says nothing 
 
 import numpy as np
 
+from mt3_common.io.plural import plural
 from mt3_common.yourmt3_config import YourMT3Config
 from parity.compare.results import Report, Row
 from parity.trace.trace import Pass, Trace
@@ -66,11 +67,11 @@ def _judge(tap: str, precision: str, arrays: tuple[np.ndarray, np.ndarray, np.nd
     # a wrong candidate has any amount of noise
     allowed = 2 * min(max(noise), ALLOWED * max(noise[0], np.spacing(np.abs(exact).max())))
     real = [token for token in differing if not margin[token] <= allowed]
-    note = f"{len(exact) - len(differing)} of {len(exact)} tokens take the same {count} experts"
+    note = f"{len(exact) - len(differing)} of {plural(len(exact), 'token')} take the same {plural(count, 'expert')}"
     note += f"; smallest margin to the next {margin.min():.2g}"
     if len(differing):
         token = int(real[0] if real else differing[0])
-        note += f"; {len(differing) - len(real)} ties, {len(real)} real; first token {token}: experts "
+        note += f"; {plural(len(differing) - len(real), 'tie')}, {len(real)} real; first token {token}: experts "
         note += f"{_listed(sides[0][token])} against {_listed(sides[1][token])}, margin {margin[token]:.2g}"
     return Row("routing", tap, "different" if real else "same", precision, note=note)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mt3_common.io.plural import plural
 from parity.compare.budget import AMPLIFIED, judge_short, measure, real_rows
 from parity.compare.results import Row, over, within
 from parity.trace.precision import EPSILON
@@ -176,7 +177,7 @@ def compare_logits(reference: Trace, candidate: Trace, precision: str) -> list[R
     noise = (reference.passes[low_name].logits - truth)[real] * (EPSILON[precision] / EPSILON[low_name])
     free = judge_short(truth[real], other.logits[real], noise, precision)
     moved = int((run.logits[real].argmax(-1) != other.logits[real].argmax(-1)).sum())
-    note = f"best token differs at {moved} of {int(real.sum())} positions"
+    note = f"best token differs at {moved} of {plural(int(real.sum()), 'position')}"
     if free.ratio is None:
         note += f"; {LOST}"
     return [Row("logits", "logits", "different" if over(free) else "same", precision, free, note=note)]

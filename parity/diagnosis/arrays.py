@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.config import NetworkConfig
+from mt3_common.io.plural import plural
 from parity.diagnosis import fibres
 from parity.diagnosis.finding import Finding, module_of_array
 from parity.diagnosis.grids import rounding_of, same_numbers
@@ -95,18 +96,17 @@ def _changed(array: np.ndarray, own: np.ndarray) -> tuple[str, str] | None:
     off = array.astype(np.float64) != own.astype(np.float64)
     count = int(off.sum())
     if own.ndim < 2:
-        text = f"{count} element{'s' * (count > 1)} changed"
+        text = f"{plural(count, 'element')} changed"
         return (text, text) if count <= max(1, own.size // 4) else None
     for axis, word in ((0, "row"), (1, "column")):
         lines = np.flatnonzero(off.any(axis=1 - axis))
         if len(lines) <= own.shape[axis] // 4 and count > len(lines):
             zeroed = not np.take(array, lines, axis).any()
-            plural = "s" * (len(lines) > 1)
             where = ", ".join(map(str, lines[:4])) + (", …" if len(lines) > 4 else "")
-            what = "zeroed" if zeroed else "changed"
-            return f"{len(lines)} {word}{plural} {what}", f"{len(lines)} {word}{plural} {what} ({where})"
+            text = f"{plural(len(lines), word)} {'zeroed' if zeroed else 'changed'}"
+            return text, f"{text} ({where})"
     if count <= own.size // 4:
-        text = f"{count} element{'s' * (count > 1)} changed"
+        text = f"{plural(count, 'element')} changed"
         return text, f"{text} (first at {tuple(int(i) for i in np.argwhere(off)[0])})"
     return None
 

@@ -11,6 +11,7 @@ from mt3_common.checkpoint.place import INDEX, WEIGHTS
 from mt3_common.checkpoint.read import read_any, read_checkpoint
 from mt3_common.config import Config
 from mt3_common.io.json_text import parse_json
+from mt3_common.io.plural import plural
 from parity.trace.file import load
 
 # files of settings that transformers writes beside config.json
@@ -59,8 +60,8 @@ def read_candidate(
     if len(candidates) > 1:
         first, *others = candidates
         raise CandidateError(
-            f"{path} holds {len(candidates)} sets of weights with different numbers, {first} and {', '.join(others)}: "
-            f"choose one with --weights {first}"
+            f"{path} holds {plural(len(candidates), 'set')} of weights with different numbers, "
+            f"{first} and {', '.join(others)}: choose one with --weights {first}"
         )
     return next(iter(candidates.values()))
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from mt3_common.checkpoint.settings import SIZE_KEYS, is_whole
 from mt3_common.config import Config
+from mt3_common.io.plural import plural
 from parity.diagnosis.arrays import compare_arrays
 from parity.diagnosis.candidate import Candidate, CandidateError
 from parity.diagnosis.config import check_config, flat_settings, unjudged
@@ -70,14 +71,17 @@ def diagnose_trace(candidate: Candidate, original: Mapping[str, np.ndarray], con
     if differing:
         shown = ", ".join(differing[:3]) + (", …" if len(differing) > 3 else "")
         diagnosis.notes.append(
-            f"{len(differing)} of {len(prints)} weights of the trace are not the original's bits ({shown}); "
+            f"{len(differing)} of {plural(len(prints), 'weight')} of the trace are not the original's bits ({shown}); "
             "diagnose the weights themselves too"
         )
     if unknown:
-        diagnosis.notes.append(f"{len(unknown)} weights of the trace have names that are not MT3's ({unknown[0]}, …)")
+        diagnosis.notes.append(
+            f"{plural(len(unknown), 'weight of the trace has a name', 'weights of the trace have names')} that "
+            f"are not MT3's ({unknown[0]}, …)"
+        )
     taps = {step.name for step in numpy_network.steps(config.network) if step.name and step.is_tap}
     seen = taps.intersection(*(run.outputs for run in trace.passes.values()))
-    diagnosis.coverage = f"{len(seen)} of {len(taps)} modules of MT3, and the logits"
+    diagnosis.coverage = f"{len(seen)} of {plural(len(taps), 'module')} of MT3, and the logits"
     diagnosis.findings = name_faults(trace, original, config)
     return diagnosis
 

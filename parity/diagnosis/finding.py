@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.config import NetworkConfig
+from mt3_common.io.plural import plural
 from parity.compare.results import DIFFERENT, REFUSED, SAME
 from parity.diagnosis import fibres
 from parity.sides.numpy_network import steps
@@ -109,14 +110,12 @@ class Diagnosis:
         if self.refusal:
             return f"refused: {self.refusal}"
         if self.surplus:
-            count = len(self.surplus)
-            what = f"{count} array{'s' * (count > 1)} that MT3 does not have"
-            return f"same, and the file holds {what}: {_listed(self.surplus)}"
+            arrays = plural(len(self.surplus), "array")
+            return f"same, and the file holds {arrays} that MT3 does not have: {_listed(self.surplus)}"
         if self.findings:
-            return f"different: {len(self.findings)} fault{'s' * (len(self.findings) > 1)}"
+            return f"different: {plural(len(self.findings), 'fault')}"
         if self.by_content:
-            count = len(self.by_content)
-            names = f"{count} names are" if count > 1 else "1 name is"
+            names = plural(len(self.by_content), "name is", "names are")
             return f"same by content: {names} not read for certain: {_listed(self.by_content)}"
         if self.unjudged:
             return f"same, but for settings that are not judged: {_listed(self.unjudged)}"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mt3_common.io.plural import plural
 from parity.diagnosis.finding import Diagnosis, Finding
 from parity.sides.frontend import MT3, FrontEnd, Recording, finish
 
@@ -128,7 +129,7 @@ def diagnose_frames(candidate: np.ndarray, recording: Recording, from_file: bool
         config = dataclasses.replace(recording.config, num_mel_bins=candidate.shape[1])
         recording = Recording(recording.audio, recording.rate, config, recording.segment)
     if len(candidate) < FEWEST:
-        raise ValueError(f"{len(candidate)} frames are too few to judge a front end")
+        raise ValueError(f"{plural(len(candidate), 'frame is', 'frames are')} too few to judge a front end")
     if not np.isfinite(candidate).all():
         share = float((~np.isfinite(candidate)).mean())
         diagnosis.findings.append(_finding("not finite", f"NaN or infinity in {share:.1%} of the values"))
@@ -166,10 +167,10 @@ def diagnose_frames(candidate: np.ndarray, recording: Recording, from_file: bool
         if len(candidate) == len(search.mel(unpadded)):
             finding = _finding("padding=none", TEXTS["padding"](unpadded))
         else:
-            finding = _finding(f"frames={len(candidate)}", f"{len(candidate)} frames in place of {count}")
+            finding = _finding(f"frames={len(candidate)}", f"{plural(len(candidate), 'frame')} in place of {count}")
         diagnosis.findings.append(finding)
     diagnosis.coverage = (
-        f"{min(len(candidate), count)} frames of {candidate.shape[1]} mel bins; "
+        f"{plural(min(len(candidate), count), 'frame')} of {candidate.shape[1]} mel bins; "
         f"mean error {before:.1e} deviations of the values"
     )
     return diagnosis

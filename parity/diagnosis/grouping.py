@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+from mt3_common.io.plural import plural
 from parity.diagnosis.finding import Finding, module_of_array
 
 _EXCHANGED = re.compile(r"exchanged with (\S+)")
@@ -24,7 +25,7 @@ def grouped(findings: Iterable[Finding]) -> list[Finding]:
         one.sites += [site for site in finding.sites if site not in one.sites]
         one.undoable = one.undoable and finding.undoable
         words = " and ".join("/".join(part).replace("layers_", "layer ") for part in zip(*key))
-        one.text = f"{one.cause}; {words} are exchanged in {len(one.sites) // 2} places in the same way"
+        one.text = f"{one.cause}; {words} are exchanged in {plural(len(one.sites) // 2, 'place')} in the same way"
     return merged
 
 

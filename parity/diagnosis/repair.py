@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mt3_common.config import Config
+from mt3_common.io.plural import plural
 from parity.diagnosis import fibres
 from parity.diagnosis.effect import probe
 from parity.diagnosis.finding import Diagnosis
@@ -73,7 +74,7 @@ def repair(
             lost.append(name)
     if lost and not from_original:
         raise RepairError(
-            f"{len(lost)} of {len(original)} arrays cannot be put right from the candidate's own numbers, "
+            f"{len(lost)} of {plural(len(original), 'array')} cannot be put right from the candidate's own numbers, "
             f"first {lost[0]}; add --from-original to take those from the original"
         )
     for name in lost:

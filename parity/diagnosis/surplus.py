@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mt3_common.io.plural import plural
 from parity.diagnosis import fibres
 from parity.diagnosis.conventions import ADAPTERS, BIASES, KINDS, LAYER_SCALE, RELATIVE, kind_of
 from parity.diagnosis.finding import Finding, module_of_array
@@ -130,7 +131,7 @@ def _layers(original: Mapping[str, np.ndarray], stack: str) -> set[int]:
 def _surplus(kind: str, keys: list[str], is_named: bool, layers, notes: list[str]) -> Finding | None:
     """The finding about arrays of one kind; None, and a note, for those that change nothing."""
     shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-    many = f"{len(keys)} array{'s' * (len(keys) > 1)} too many, which MT3 does not have (their effect is not computed)"
+    many = f"{plural(len(keys), 'array')} too many, which MT3 does not have (their effect is not computed)"
     if kind.startswith("positions="):
         table = "the ports' position table (2k/d)" if kind == "positions=port" else f"a position table ({kind[10:]})"
         return Finding(keys[0], kind, f"{table} in place of MT3's: {shown}", math.nan, sites=keys)
@@ -147,7 +148,7 @@ def _surplus(kind: str, keys: list[str], is_named: bool, layers, notes: list[str
         text = f"nothing of the original, and no name says what is meant ({len(keys)} in all: {shown})"
         return Finding(keys[0], "unexplained", text, math.nan, sites=keys)
     if kind and kind not in [words for words, _ in KINDS]:
-        notes.append(f"{len(keys)} array{'s' * (len(keys) > 1)} ({shown}): {kind}, no harm")
+        notes.append(f"{plural(len(keys), 'array')} ({shown}): {kind}, no harm")
         return None
     text = f"{many}: {shown}" + (f" ({kind})" if kind else "")
     return Finding(keys[0], "too many arrays", text, math.nan, sites=keys)

@@ -8,6 +8,7 @@ import numpy as np
 
 from mt3_common.checkpoint.settings import VOCABULARY
 from mt3_common.config import Config
+from mt3_common.io.plural import plural
 from parity.diagnosis import fibres
 from parity.diagnosis.arrays import compare_arrays, is_near
 from parity.diagnosis.candidate import Candidate, CandidateError
@@ -51,7 +52,10 @@ def diagnose_weights(
     matching = fibres.match(arrays, original, indices)
     equal = unrounded(matching, {key: arrays[key] for key in folded}, original)
     if equal:
-        diagnosis.notes.append(f"{len(equal)} kernels of weight_norm were folded: right to float32's rounding")
+        diagnosis.notes.append(
+            f"{plural(len(equal), 'kernel of weight_norm was', 'kernels of weight_norm were')} folded: right to "
+            "float32's rounding"
+        )
         arrays |= equal
         matching = fibres.match(arrays, original, indices)
     diagnosis.matched, diagnosis.duplicates, diagnosis.missing = matching, matching.duplicates, dict(matching.missing)
@@ -133,10 +137,12 @@ def _refusal(path, diagnosis, placed, original, readings) -> str:
     near = [name for name in same_shape if is_near(placed[name], original[name])]
     if len(near) * 2 > len(original):
         return ""
-    known = f"{len(original) - len(missing)} of {len(original)} arrays of the original are in it"
+    known = f"{len(original) - len(missing)} of {plural(len(original), 'array')} of the original are in it"
     if len(same_shape) > RECOGNISABLE * len(original):
         return f"{path}: the same network with other weights: {known}"
-    return f"{path}: not this model: {known}" + (f" ({recognised} names are known)" if recognised else "")
+    return f"{path}: not this model: {known}" + (
+        f" ({plural(recognised, 'name is', 'names are')} known)" if recognised else ""
+    )
 
 
 def _unexplained_findings(loaded: Loaded, matching: fibres.Matching, findings: list[Finding]) -> list[Finding]:
@@ -236,7 +242,7 @@ def _missing_findings(absent, original, arrays, matching, readings) -> list[Find
         if what == "norm scales":
             total = sum(name.endswith("scale") for name in original)
             text = (
-                f"{len(names)} of {total} norm scales are missing"
+                f"{len(names)} of {plural(total, 'norm scale')} are missing"
                 + (" (they lie inline in T5X's msgpack file, not in folders)" if len(names) == total else "")
                 + "; loading it needs strict=False, which leaves them at ones"
             )

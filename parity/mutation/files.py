@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
+from mt3_common.io.plural import plural
 from parity.diagnosis.candidate import Candidate
 from parity.diagnosis.finding import Diagnosis
 from parity.diagnosis.weights import diagnose_weights
@@ -86,7 +87,7 @@ def judge_files(
         isa = processors.instruction_set()
         outcomes.append(FileOutcome(convention, kind, size, isa, kind in clean, *marks, words))
         if number % 50 == 0:
-            progress(f"{size}: {number} of {len(chosen)} files")
+            progress(f"{size}: {number} of {plural(len(chosen), 'file')}")
     return outcomes
 
 

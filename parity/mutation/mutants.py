@@ -18,6 +18,7 @@ import numpy as np
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.io import atomic
 from mt3_common.io.json_text import parse_json
+from mt3_common.io.plural import plural
 from parity.mutation import processors
 from parity.mutation.faults import BLAMED, Mutant, kinds, modules_like
 from parity.sides import numpy_network
@@ -374,7 +375,7 @@ def clean_pairs(
 
         outcomes += record("clean", "", 1000 + seed, "clean", judge)
         seed += 1
-        progress(f"{len(outcomes)} clean pairs")
+        progress(f"{plural(len(outcomes), 'clean pair')}")
     return outcomes[:count]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.audio.yourmt3_frames import FrontEnd
+from mt3_common.io.plural import plural
 from mt3_common.yourmt3_config import YourMT3Settings
 from parity.compare.comparability import comparability
 from parity.compare.results import Report
@@ -192,7 +193,7 @@ def judge_all(
                 raise ValueError(f"the fault {kind.name!r} has no site in the network {network!r}")
             for site in sites:
                 outcomes += record(kind.name, site, seed, network, lambda k=kind, s=site, b=bench: b.judge(k, s))
-        progress(f"{network}: {len(outcomes)} outcomes")
+        progress(f"{network}: {plural(len(outcomes), 'outcome')}")
     return outcomes
 
 
@@ -206,7 +207,7 @@ def clean_pairs(count: int, record: Record, progress: Callable[[str], None] = la
             return Bench(random_settings(seed), seed, "clean").judge(None)
 
         outcomes += record("clean", "", seed, "clean", judge)
-        progress(f"{number + 1} of {count} clean pairs")
+        progress(f"{number + 1} of {plural(count, 'clean pair')}")
     return outcomes
 
 

@@ -3,6 +3,7 @@
 import math
 from html import escape
 
+from mt3_common.io.plural import plural
 from parity.compare.results import Row
 from parity.report.table import number
 
@@ -123,7 +124,7 @@ def histogram(counts: list[int], edges: list[float]) -> str:
         tall = (height - 24) * math.log1p(count) / math.log1p(top)
         parts.append(
             f"<rect x='{index * bar + 4:.1f}' y='{height - tall:.1f}' width='{bar - 8:.1f}' height='{tall:.1f}' "
-            f"fill='#3e63dd'><title>{count} values {label}</title></rect>"
+            f"fill='#3e63dd'><title>{plural(count, 'value')} {label}</title></rect>"
             f"<text class='thin' x='{index * bar + 6:.1f}' y='{height - tall - 4:.1f}'>{count}</text>"
             f"<text{thin} x='{index * bar + 6:.1f}' y='{height + 24}'>{label.replace('<', '&lt;')}</text>"
         )

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from mt3_common.io import atomic
+from mt3_common.io.plural import plural
 from parity.trace.precision import PRECISIONS
 from parity.trace.trace import Call, Pass, Trace, digest
 
@@ -129,7 +130,7 @@ def load(path: str | os.PathLike) -> Trace:
         raise TraceError(f"{path}: not a readable trace file ({error})") from error
     damaged = [name for name, array in arrays.items() if digest(array) != name]
     if damaged:
-        raise TraceError(f"{path}: {len(damaged)} of {len(arrays)} arrays are damaged; record it again")
+        raise TraceError(f"{path}: {len(damaged)} of {plural(len(arrays), 'array')} are damaged; record it again")
     try:
         trace = _assemble(header, arrays)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

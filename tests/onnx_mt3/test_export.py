@@ -12,6 +12,7 @@ import pytest
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.cli import mt3
 from mt3_common.config import Config
+from mt3_common.io.plural import plural
 from onnx_mt3 import builder, decode, export, graph
 from onnx_mt3.network import NetworkBuilder
 from parity.checkpoints import convert
@@ -57,7 +58,10 @@ def test_a_rounding_is_said_and_float64_rounds_nothing(tmp_path, capsys, golden_
     rounded = sorted(name for name, array in golden_arrays.items() if export._is_rounded(array, "bfloat16"))
     assert rounded
     assert mt3.main(["export", checkpoint, "-o", str(path), "--model", "mt3"]) == 0
-    assert f"bfloat16 rounds the weights of {len(rounded)} arrays; --stored float32 keeps" in capsys.readouterr().err
+    assert (
+        f"bfloat16 rounds the weights of {plural(len(rounded), 'array')}; --stored float32 keeps"
+        in capsys.readouterr().err
+    )
     options = ["--stored", "float64", "--computed", "float64", "--kind", "teacher", "--positions", "port"]
     assert mt3.main(["export", checkpoint, "-o", str(path), "--model", "mt3", *options]) == 0
     assert "rounds" not in capsys.readouterr().err

@@ -1,11 +1,13 @@
 """Check of docstrings and names, for `make lint`: python tests/tools/words.py [FILE...].
 
-A docstring opens with a verb or a noun phrase, not with a clause ("What ..."), and no variable is called by a pronoun
-or a participle. tests/tools/words.txt lists the files in which that is not done yet, with their numbers of violations;
-the sum may only shrink.
+A docstring opens with a verb or a noun phrase, not with a clause ("What ..."), no variable is called by a pronoun or
+a participle, and a message counts by mt3_common.io.plural, so that none says "1 arrays". tests/tools/words.txt lists
+the files in which that is not done yet, with their numbers of violations; the sum may only shrink.
 """
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 TO_DO = Path(__file__).with_suffix(".txt")
 OPENINGS = {"what", "whether", "where", "which", "those", "these", "nothing", "how", "who", "whose", "if", "when"}
 NAMES = {"found", "kept", "held", "said", "each", "mine", "theirs", "some", "about"}
+# behind a number in a message: at most two words, then a plural
+MANY = re.compile(r" (?!of |with )(?:[\w-]+ ){0,2}?(?:(?!(?:is|was|has|does|as|less|its)\b)[a-z]+s|are|were|have)\b")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -35,6 +39,18 @@ def violations(source: str) -> Iterator[tuple[int, str]]:
             name = node.attr.lstrip("_")
         if name in NAMES:
             yield line, f"a variable is called {name!r}: name it by a noun"
+        if isinstance(node, ast.JoinedStr):
+            yield from _bare_counts(node)
+
+
+def _bare_counts(text: ast.JoinedStr) -> Iterator[tuple[int, str]]:
+    """Yield the line and the sentence of each len(...) in a formatted text that a noun in the plural follows."""
+    for value, following in itertools.pairwise(text.values):
+        if isinstance(value, ast.FormattedValue) and isinstance(following, ast.Constant):
+            counts = isinstance(value.value, ast.Call) and ast.unparse(value.value.func) == "len"
+            if counts and (many := MANY.match(following.value)):
+                count = ast.unparse(value.value)
+                yield value.lineno, f"a message may say '1{many[0]}': plural({count}, ...) of mt3_common.io.plural"
 
 
 def tracked_files() -> list[Path]:

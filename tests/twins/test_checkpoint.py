@@ -136,11 +136,11 @@ def test_wrappers_and_prefixes_come_off(wrap, tmp_path, golden_arrays):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"lm_head.weight": None}, "1 entries missing (lm_head.weight)"),
+        ({"lm_head.weight": None}, "1 entry missing (lm_head.weight)"),
         ({"shared.weight": torch.zeros(3)}, "shared.weight should repeat decoder_embed_tokens.weight and does not"),
         ({"encoder.embed_tokens.weight": torch.zeros(48, 512)}, "should repeat proj.weight"),
         ({"encoder.pos_emb.inv_freq": torch.zeros(24)}, "neither MT3's sinusoid table nor"),
-        ({"proj.weight": None, "encoder.embed_tokens.weight": None}, "1 entries missing (proj.weight)"),
+        ({"proj.weight": None, "encoder.embed_tokens.weight": None}, "1 entry missing (proj.weight)"),
     ],
 )
 def test_a_pth_that_is_not_mt3_is_refused(changes, says, tmp_path, golden_arrays):

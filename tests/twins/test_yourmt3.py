@@ -382,9 +382,9 @@ def test_pre_encoders_with_windows(parts, name):
 def test_arrays_that_do_not_fit_are_refused(convert):
     golden = Case("ymt3plus")
     name = "decoder.decoder.final_layer_norm.weight"
-    with pytest.raises(CheckpointError, match=f"1 arrays are missing, the first is {name}"):
+    with pytest.raises(CheckpointError, match=f"1 array is missing, the first is {name}"):
         convert({key: array for key, array in golden.arrays.items() if key != name}, golden.config)
-    with pytest.raises(CheckpointError, match="1 arrays are no part of the network, the first is lora"):
+    with pytest.raises(CheckpointError, match="1 array is no part of the network, the first is lora"):
         convert(golden.arrays | {"lora": np.zeros(1)}, golden.config)
     with pytest.raises(CheckpointError, match=rf"{name} has shape \(3,\), the settings ask for \(24,\)"):
         convert(golden.arrays | {name: np.zeros(3)}, golden.config)

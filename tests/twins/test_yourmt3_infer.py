@@ -140,7 +140,7 @@ def test_a_lightning_file_is_transcribed_with_a_note(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(source.settings.to_dict()))
     audio = recording(tmp_path / "a.wav", 40000)
     assert run("torch_mt3", audio, "--checkpoint", tmp_path / "last.ckpt", "--format", "json") == 0
-    assert "note: 1 entries of training are left out, the first is pitchshift" in capsys.readouterr().err
+    assert "note: 1 entry of training is left out, the first is pitchshift" in capsys.readouterr().err
     assert notes(tmp_path / "a.json")
 
 
@@ -245,9 +245,9 @@ def ruin(state):
 @pytest.mark.parametrize(
     ("change", "config", "message"),
     [
-        (lose, {}, "1 arrays are missing, the first is decoder.decoder.final_layer_norm.weight"),
+        (lose, {}, "1 array is missing, the first is decoder.decoder.final_layer_norm.weight"),
         (lose_head, {}, "or not a whole one: it lacks lm_head.lm_head.weight"),
-        (add, {}, "1 arrays are no part of the network, the first is decoder.decoder.other.weight"),
+        (add, {}, "1 array is no part of the network, the first is decoder.decoder.other.weight"),
         (reshape, {}, "encoder.latent_array.latents has shape (26, 16), the settings ask for (26, 32)"),
         (ruin, {}, "encoder.latent_array.latents has values that are not finite"),
         (dict, {"task": "singing_v1"}, "task singing_v1 has 599 ids and 1 channels, the network has 596 and 13"),

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.io.plural import plural
 from mt3_common.yourmt3_config import YourMT3Config
 from torch_mt3.yourmt3.layers import Table
 from torch_mt3.yourmt3.model import YourMT3
@@ -28,9 +29,11 @@ def to_state_dict(arrays: Mapping[str, np.ndarray], config: YourMT3Config) -> di
     """
     shapes = template(config)
     if missing := sorted(set(shapes) - set(arrays)):
-        raise CheckpointError(f"{len(missing)} arrays are missing, the first is {missing[0]}")
+        raise CheckpointError(f"{plural(len(missing), 'array is', 'arrays are')} missing, the first is {missing[0]}")
     if extra := sorted(set(arrays) - set(shapes)):
-        raise CheckpointError(f"{len(extra)} arrays are no part of the network, the first is {extra[0]}")
+        raise CheckpointError(
+            f"{plural(len(extra), 'array is', 'arrays are')} no part of the network, the first is {extra[0]}"
+        )
     for name, tensor in shapes.items():
         if arrays[name].shape != tuple(tensor.shape):
             raise CheckpointError(f"{name} has shape {arrays[name].shape}, the settings ask for {tuple(tensor.shape)}")

@@ -44,7 +44,7 @@ def test_songs_without_notes_are_passed_over_and_missing_ones_are_said(songs, fo
     assert broken[0].stems == ()
     generator = synthesis.Generator(broken * 3 + songs, [font], recipe(piano=1.0))
     assert all(generator._stems("piano", rng) for rng in draws(10))
-    with pytest.raises(ValueError, match=r"none of 1 songs has notes; the first is .*broken\.mid"):
+    with pytest.raises(ValueError, match=r"none of 1 song has notes; the first is .*broken\.mid"):
         synthesis.Generator(broken, [font], recipe(piano=1.0)).example(0)
     gone = Song("gone.mid", tmp_path / "gone.mid")
     with pytest.raises(ValueError, match=r"gone\.mid cannot be read"):

@@ -195,7 +195,7 @@ class TestChunks:
     def test_a_wrong_number_of_tracks(self, read, stated):
         notes, message = read(header(1, stated) + track(program(3)) + track(*note()))
         assert notes == [ONE[0]._replace(program=3)]
-        assert message == f"its header states {stated} tracks, 2 are there"
+        assert message == f"its header states {stated} track{'s' * (stated != 1)}, 2 are there"
 
     @pytest.mark.parametrize("length", [0, 1, 5, 40, 0xFFFFFFFF])
     def test_a_wrong_length_of_a_track(self, read, length):
@@ -276,7 +276,7 @@ def test_a_file_is_reported_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "mt3_common"):
         read_midi(path)
         read_midi(path)
-    assert caplog.messages == [f"{path}: its header states 9 tracks, 1 are there"]
+    assert caplog.messages == [f"{path}: its header states 9 tracks, 1 is there"]
 
 
 def test_a_command_shows_notices_in_its_own_way(caplog):

@@ -148,7 +148,7 @@ def test_singers_get_voices_by_default():
 
 
 def test_bad_rows_are_refused():
-    with pytest.raises(ValueError, match="ids of 1 channels, of a task with 13"):
+    with pytest.raises(ValueError, match="ids of 1 channel, of a task with 13"):
         YourMT3Decoder(TASKS["mc13"]).feed(np.array([339, 1]), 0.0)
     with pytest.raises(ValueError, match="ids must be a row of whole numbers"):
         decode_segment(np.array([0.5]), 0.0, TASKS["mt3_full"])

@@ -127,7 +127,7 @@ def test_what_comes_back_different_is_not_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(convert, "write_safetensors", spoil)
     (tmp_path / "w.safetensors").write_bytes(b"kept")
-    with pytest.raises(convert.ConvertError, match="1 arrays came back different, first encoder/encoder_norm/scale"):
+    with pytest.raises(convert.ConvertError, match="1 array came back different, first encoder/encoder_norm/scale"):
         convert.write(tmp_path / "w.safetensors", weights, "safetensors", overwrite=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
     assert (tmp_path / "w.safetensors").read_bytes() == b"kept"

@@ -89,7 +89,7 @@ def test_nothing_is_written_if_it_reads_back_other(tmp_path, capsys, monkeypatch
 
     monkeypatch.setattr(yourmt3, "read_yourmt3", other)
     assert cli.main(["convert", str(LIGHTNING), str(tmp_path / "w.safetensors")]) == 3
-    assert "1 arrays came back different, first embed_tokens.weight; nothing was written" in capsys.readouterr().err
+    assert "1 array came back different, first embed_tokens.weight; nothing was written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

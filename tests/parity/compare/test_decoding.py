@@ -115,12 +115,12 @@ def test_a_tie_is_excused_and_the_rest_still_counts():
     rows = decoding.compare_tokens(Spoken(reference, exact), Spoken(candidate), FRAMES, ids)
     assert [row.verdict for row in rows] == ["same", "same"]
     assert rows[0].note.startswith("parted at position 0 of 3: tie")
-    assert rows[1].note == "2 of 3 equal, 1 ties, 0 real"
+    assert rows[1].note == "2 of 3 equal, 1 tie, 0 real"
     # the same tie, and behind it, on the same prefix, another token without any doubt
     candidate[2] = [0, 0, 7, 0]
     rows = decoding.compare_tokens(Spoken(reference, exact), Spoken(candidate), FRAMES, ids)
     assert [row.verdict for row in rows] == ["same", "different"]
-    assert "1 of 3 equal, 1 ties, 1 real; first at segment 0, position 2" in rows[1].note
+    assert "1 of 3 equal, 1 tie, 1 real; first at segment 0, position 2" in rows[1].note
 
 
 def test_a_wrong_candidate_cannot_make_its_own_noise():
@@ -224,4 +224,4 @@ def test_notes_row(sides):
     assert rows[0].verdict == "same"
     assert "ties only" in rows[0].note
     rows = decoding.compare_notes(config, [0.0], (ids[0], ids[0]), [])
-    assert rows[0].note == "2 notes, equal, from 6 tokens; 1 of 1 segments ended"
+    assert rows[0].note == "2 notes, equal, from 6 tokens; 1 of 1 segment ended"

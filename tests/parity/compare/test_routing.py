@@ -35,7 +35,7 @@ def test_the_same_experts_are_the_same_and_the_margin_is_shown():
 def test_another_expert_within_the_noise_is_a_tie():
     rows = compare_routing(trace(rounded(1, 1, 1e-8)), trace(rounded(1, 2, 3e-8)), NETWORK)
     assert [row.verdict for row in rows] == ["same", "same"]
-    assert "1 ties, 0 real; first token 1: experts 0, 1 against 0, 2" in rows[1].note
+    assert "1 tie, 0 real; first token 1: experts 0, 1 against 0, 2" in rows[1].note
 
 
 def test_another_expert_beyond_the_noise_is_real():
