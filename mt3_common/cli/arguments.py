@@ -170,7 +170,7 @@ def add_recording_options(parser: argparse.ArgumentParser) -> None:
         "--soundfont",
         type=path_name,
         metavar="FILE",
-        help="of --listen: an .sf2 or .sf3 file; default: the largest of this system, or else sine waves",
+        help="of --listen: an .sf2, .sf3 or .sfo file; default: the largest of this system, or else sine waves",
     )
     add(
         "--jsonl",

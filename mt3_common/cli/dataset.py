@@ -34,7 +34,7 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     """Add the arguments that name the sources of examples, see generator_of."""
     add = parser.add_argument
     several: dict[str, Any] = {"type": Path, "nargs": "+", "default": []}
-    add("--fonts", **several, metavar="FILE", help="soundfonts to play songs on, .sf2 or .sf3")
+    add("--fonts", **several, metavar="FILE", help="soundfonts to play songs on, .sf2, .sf3 or .sfo")
     add("--midi", **several, metavar="DIR", help="folders of songs (MIDI files) to play; default: music is made up")
     add(
         "--recipe",

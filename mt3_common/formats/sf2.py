@@ -1,4 +1,4 @@
-"""Tables of soundfonts (.sf2, .sf3), and the check of a file before a library that trusts it loads it.
+"""Tables of soundfonts (.sf2, .sf3, .sfo), and the check of a file before a library that trusts it loads it.
 
 Tinysoundfont follows the indices of the tables without a look at their ends. A font is therefore read here first, chunk
 by chunk as that library does, and what would lead beyond a table or to absurd amounts of memory is refused. Vorbis
@@ -68,11 +68,13 @@ class Soundfont(NamedTuple):
         tables: by the tag of their chunk, one of RECORDS.
         num_bytes: of the samples.
         is_compressed: at least one sample is not PCM.
+        is_one_stream: all samples are one Vorbis stream, whose samples the table shdr counts.
     """
 
     tables: dict[bytes, np.ndarray]
     num_bytes: int
     is_compressed: bool
+    is_one_stream: bool = False
 
 
 def read_tables(path: str | os.PathLike) -> Soundfont:
@@ -103,7 +105,8 @@ def read_tables(path: str | os.PathLike) -> Soundfont:
     missing = sorted(tag.decode() for tag in RECORDS.keys() - tables.keys())
     if missing or not num_bytes:
         raise SoundfontError(f"it is cut off or damaged: it has no {', '.join(missing or ['samples'])}")
-    return Soundfont(tables, num_bytes, is_one_stream or bool(np.any(tables[b"shdr"]["type"] & COMPRESSED)))
+    is_compressed = is_one_stream or bool(np.any(tables[b"shdr"]["type"] & COMPRESSED))
+    return Soundfont(tables, num_bytes, is_compressed, is_one_stream)
 
 
 def _chunks(file: BinaryIO, position: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
@@ -187,6 +190,19 @@ def _decoded(content: bytes) -> np.ndarray:
     return samples
 
 
+def _stream_length(content: bytes) -> int:
+    """Return the number of samples that a Vorbis stream has, decoded: it may state any other."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            if file.channels > 1:
+                raise SoundfontError(f"a compressed sample has {file.channels} channels instead of one")
+            return sum(len(block) for block in file.blocks(BLOCK, dtype="int16"))
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise SoundfontError(f"its compressed samples cannot be decoded: {error}") from error
+
+
 def write(
     path: str | os.PathLike,
     name: bytes,
@@ -250,6 +266,9 @@ def check(path: str | os.PathLike, with_trial: bool = True) -> None:
     """
     try:
         font = read_tables(path)
+        if font.is_one_stream:
+            # as the library has them in memory
+            font = font._replace(num_bytes=2 * _stream_length(_sample_chunk(path)[1]))
         fault = _fault(font)
     except SoundfontError as error:
         raise SoundfontError(f"{path} cannot be loaded as a soundfont: {error}") from error
@@ -301,7 +320,8 @@ def _fault(font: Soundfont) -> str:
     if np.any(samples >= lengths["shdr"]):
         return "an instrument has a sample that is not there"
     headers = tables[b"shdr"]
-    ends = headers["end"].astype(np.int64) * np.where(headers["type"] & COMPRESSED, 1, 2)
+    is_file = (headers["type"] & COMPRESSED).astype(bool) & (not font.is_one_stream)
+    ends = headers["end"].astype(np.int64) * np.where(is_file, 1, 2)
     if np.any(ends[np.unique(samples)] > font.num_bytes) or np.any(headers["start"] > font.num_bytes):
         return "a sample ends behind all samples"
     before = np.concatenate([[0], np.cumsum(tables[b"igen"]["operator"] == SAMPLE)])

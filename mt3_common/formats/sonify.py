@@ -243,7 +243,7 @@ def find_soundfont() -> Path | None:
     folders = [*(Path(folder).expanduser() for folder in FOLDERS), Path(pretty_midi.__file__).parent]
     fonts = []
     for folder in folders:
-        for path in sorted(folder.glob("*.[sS][fF][23]")):
+        for path in sorted(folder.glob("*.[sS][fF][23oO]")):
             with contextlib.suppress(OSError):
                 fonts.append((path.stat().st_size, path))
     return max((item for item in fonts if item[0] <= LARGEST_FONT), key=lambda item: item[0], default=(0, None))[1]
@@ -253,7 +253,7 @@ class FontPlayer:
     """Player of a soundfont.
 
     Args:
-        path: an .sf2 or .sf3 file.
+        path: an .sf2, .sf3 or .sfo file.
         with_trial: load it in a process of its own first, if its samples are compressed; see sf2.check.
 
     Raises:

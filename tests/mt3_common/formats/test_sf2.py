@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from mt3_common.data.sample_fonts import RecordedNote, write_font
+from mt3_common.data.soundfont import Fonts
 from mt3_common.formats import sf2, sonify
 from mt3_common.notes.note import Note
 
@@ -109,15 +110,48 @@ def test_compressed_samples_of_two_channels_are_refused(tmp_path, content):
     soundfile.write(stream, np.zeros((4000, 2)), 24000, format="OGG", subtype="VORBIS")
     packed = sf2.chunk_list(b"sdta", {b"smpo": stream.getvalue()})
     path.write_bytes(content[:12] + packed + content[content.index(b"pdta") - 8 :])
-    with pytest.raises(sf2.SoundfontError, match="a compressed sample has 2 channels instead of one"):
-        sf2.read_samples(path)
+    for read in (sf2.read_samples, sf2.check):
+        with pytest.raises(sf2.SoundfontError, match="a compressed sample has 2 channels instead of one"):
+            read(path)
 
 
 def test_samples_that_are_no_vorbis_are_refused(tmp_path, content):
     path = tmp_path / "x.sfo"
     path.write_bytes(content.replace(b"smpl", b"smpo"))
-    with pytest.raises(sf2.SoundfontError, match="its compressed samples cannot be decoded"):
-        sf2.read_samples(path)
+    for read in (sf2.read_samples, sf2.check):
+        with pytest.raises(sf2.SoundfontError, match="its compressed samples cannot be decoded"):
+            read(path)
+
+
+@pytest.fixture(scope="module")
+def one_stream(tmp_path_factory, content) -> Path:
+    """The same soundfont with one Vorbis stream of all samples."""
+    folder = tmp_path_factory.mktemp("one stream")
+    (folder / "x.sf2").write_bytes(content)
+    samples, _ = sf2.read_samples(folder / "x.sf2")
+    sf2.write(folder / "x.sfo", b"x", sf2.read_tables(folder / "x.sf2").tables, samples, quality=1.0)
+    return folder / "x.sfo"
+
+
+@pytest.mark.process
+def test_a_font_of_one_stream_is_played(one_stream):
+    pytest.importorskip("tinysoundfont")
+    blocks = list(sonify.find_player(one_stream).play(NOTES, 16000, 4000))
+    assert np.abs(np.concatenate(blocks)).max() > 0
+    assert Fonts([one_stream]).programs(0) == {40}
+
+
+def test_one_stream_has_as_many_samples_as_it_is_decoded_to(tmp_path, one_stream):
+    last = len(sf2.read_samples(one_stream)[0])
+    # bytes say nothing
+    assert sf2.read_tables(one_stream).num_bytes < 2 * last
+    path = tmp_path / "x.sfo"
+    path.write_bytes(changed(one_stream.read_bytes(), b"shdr", end=(0, last)))
+    sf2.check(path, with_trial=False)
+    for change in ({"end": (0, last + 1)}, {"end": (0, 2 * last), "type": (0, sf2.VORBIS | 1)}):
+        path.write_bytes(changed(one_stream.read_bytes(), b"shdr", **change))
+        with pytest.raises(sf2.SoundfontError, match="a sample ends behind all samples"):
+            sf2.check(path, with_trial=False)
 
 
 @pytest.mark.parametrize(

@@ -171,8 +171,14 @@ def test_the_largest_soundfont_that_is_not_too_large_is_found(tmp_path, monkeypa
     monkeypatch.setattr(sonify, "FOLDERS", (str(tmp_path), str(tmp_path / "absent")))
     monkeypatch.setattr(sonify, "LARGEST_FONT", 10_000_000)
     assert sonify.find_soundfont() == BUNDLED_FONT
-    for name, size in (("a.SF2", 7_000_000), ("b.sf3", 8_000_000), ("c.sf2", 11_000_000), ("d.wav", 9_000_000)):
+    for name, size in (
+        ("a.SF2", 7_000_000),
+        ("b.sf3", 8_000_000),
+        ("c.sf2", 11_000_000),
+        ("d.wav", 9_500_000),
+        ("e.sfo", 9_000_000),
+    ):
         (tmp_path / name).write_bytes(bytes(size))
-    assert sonify.find_soundfont() == tmp_path / "b.sf3"
+    assert sonify.find_soundfont() == tmp_path / "e.sfo"
     monkeypatch.setattr(sonify, "LARGEST_FONT", 1)
     assert isinstance(sonify.find_player(), sonify.TonePlayer)
