@@ -13,6 +13,7 @@ import numpy as np
 
 from mt3_common.checkpoint import safetensors, t5x, torch_pickle
 from mt3_common.checkpoint.config_files import find_config_files
+from mt3_common.checkpoint.damage import HEAD_BYTES, describe_damage
 from mt3_common.checkpoint.names import CheckpointError, reason_of
 from mt3_common.checkpoint.place import INDEX, Place
 from mt3_common.checkpoint.storage import STEP, Entry, Reference
@@ -123,7 +124,9 @@ def _parse_safetensors(where: str, data: bytes) -> safetensors.SafetensorsFile:
     try:
         file = safetensors.parse(data)
     except ValueError as error:
-        raise CheckpointError(f"{where} is truncated or no safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{where} is {describe_damage(data[:HEAD_BYTES], 'safetensors file', str(error))}"
+        ) from error
     for name, dtype in file.other_dtypes.items():
         raise CheckpointError(f"{where}: array {name} has dtype {dtype}, not a float")
     return file

@@ -9,6 +9,7 @@ import msgpack
 import numpy as np
 import tensorstore as ts
 
+from mt3_common.checkpoint.damage import HEAD_BYTES, describe_damage
 from mt3_common.checkpoint.names import CheckpointError, reason_of
 from mt3_common.checkpoint.place import markers
 from mt3_common.checkpoint.storage import CONTEXT, DTYPES, STATE, Folder, Reference, wait
@@ -167,7 +168,7 @@ def unpack(data: bytes, where: str) -> dict[str, Any]:
         raise
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
         reason = str(error) or type(error).__name__
-        raise CheckpointError(f"{where} is truncated or no msgpack file: {reason}") from error
+        raise CheckpointError(f"{where} is {describe_damage(data[:HEAD_BYTES], 'msgpack file', reason)}") from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{where} is no T5X checkpoint: it holds no tree")
     return tree

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mt3_common.checkpoint.damage import HEAD_BYTES, describe_damage
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.io.plural import plural
 
@@ -44,6 +45,10 @@ _HARMLESS = re.compile(
     r"|copy_reg\._reconstructor|_codecs\.encode|collections\.(deque|defaultdict)|functools\.partial|re\._compile"
     r"|datetime\.\w+|torch\._utils\._rebuild_\w+|torch\.(\w+\.)*_?get_\w+"
 )
+
+
+class UnsafePickleError(pickle.UnpicklingError):
+    """A pickle asks for what could run code."""
 
 
 def _may_be_named(module: str, name: str) -> bool:
@@ -96,13 +101,11 @@ def read_tree(path: str | os.PathLike) -> dict[Any, Any]:
             content = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:
         # a damaged pickle can raise almost anything
-        reason = str(error).splitlines()[0][:200] if str(error) else ""
-        if not re.search(r"[A-Za-z]{2}", reason):
-            # a number or a letter of the pickle alone
-            reason = f"damaged ({type(error).__name__} {reason})".replace(" )", ")")
-        raise CheckpointError(f"{path}: not a file of tensors that can be opened safely: {reason}") from error
+        raise CheckpointError(f"{path}{_describe(path, error)}") from error
     if isinstance(content, Opaque):
         raise CheckpointError(
             f"{path}: holds no dictionary of tensors but an object of {content.kind}, which only its own code can "
@@ -111,6 +114,20 @@ def read_tree(path: str | os.PathLike) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no dictionary of tensors")
     return content
+
+
+def _describe(path: str | os.PathLike, error: Exception) -> str:
+    """Return why a file is refused, behind its name, by its first bytes and by what reading it raised."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+        is_zip, is_whole = head.startswith(b"PK\x03\x04"), zipfile.is_zipfile(file)
+    reason = str(error).splitlines()[0][:200] if str(error) else ""
+    if not re.search(r"[A-Za-z]{2}", reason) or isinstance(error, LookupError | TypeError):
+        # a number or a letter of the pickle alone, or Python's own words
+        reason = f"its pickle cannot be read ({type(error).__name__} {reason})".replace(" )", ")")
+    if isinstance(error, UnsafePickleError) or (is_whole and not isinstance(error, zipfile.BadZipFile)):
+        return f": not a file of tensors that can be opened safely: {reason}"
+    return ": " + describe_damage(head, "PyTorch file", "its end is missing" if is_zip and not is_whole else reason)
 
 
 def copies(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -264,7 +281,7 @@ class _Unpickler(_Base):
         if (module, name) in _KNOWN:
             return _KNOWN[module, name]
         if "." in name or not _may_be_named(module, name):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise UnsafePickleError(f"it asks for {module}.{name}")
         return _Class(f"{module}.{name}")
 
     def _stand_in(self, kind: Any) -> Opaque:
@@ -272,7 +289,7 @@ class _Unpickler(_Base):
         name = kind.kind if isinstance(kind, _Class) else "what it made"
         is_class = name.rpartition(".")[2].lstrip("_")[:1].isupper()
         if not isinstance(kind, _Class) or not (is_class or _HARMLESS.fullmatch(name)):
-            raise pickle.UnpicklingError(f"it asks for a call of {name}")
+            raise UnsafePickleError(f"it asks for a call of {name}")
         return Opaque(name)
 
     def load_reduce(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 
+from mt3_common.checkpoint.damage import HEAD_BYTES, describe_damage
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.checkpoint.place import Place, locate
 from mt3_common.checkpoint.sources import open_source
@@ -255,8 +256,12 @@ def _read_safetensors(name: str) -> _Content:
         with safetensors.safe_open(name, "np") as file:
             metadata = file.metadata() or {}
         arrays = safetensors.numpy.load_file(name)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{name} is truncated or no safetensors file: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read: {error.strerror or error}") from error
+    except (ValueError, safetensors.SafetensorError) as error:
+        with open(name, "rb") as file:
+            damage = describe_damage(file.read(HEAD_BYTES), "safetensors file", str(error))
+        raise CheckpointError(f"{name} is {damage}") from error
     stated = _json_object(metadata.get("config", "{}"), f"{name}: its metadata 'config'")
     step = stated.get("step")
     return _Content(arrays, stated, step if type(step) is int else None, "safetensors")

@@ -250,7 +250,7 @@ def ruin(state):
         (add, {}, "1 array is no part of the network, the first is decoder.decoder.other.weight"),
         (reshape, {}, "encoder.latent_array.latents has shape (26, 16), the settings ask for (26, 32)"),
         (ruin, {}, "encoder.latent_array.latents has values that are not finite"),
-        (dict, {"task": "singing_v1"}, "task singing_v1 has 599 ids and 1 channels, the network has 596 and 13"),
+        (dict, {"task": "singing_v1"}, "task singing_v1 has 599 ids and 1 channel, the network has 596 and 13"),
         (dict, {"task": "mt4"}, "no task is called 'mt4'"),
         (dict, {"family": "mt3"}, "--config is no config of a YourMT3+"),
     ],

@@ -438,7 +438,7 @@ def test_an_entry_too_many_or_too_few_is_refused_in_every_wrapping(tmp_path):
     assert "1 unknown (encoder.block.0.layer.0.SelfAttention.q.bias)" in refusal(tmp_path / "x.pt")
     del entries["model.lm_head.weight"]
     torch.save({"net": entries}, tmp_path / "x.pt")
-    assert "1 entries missing (lm_head.weight)" in refusal(tmp_path / "x.pt")
+    assert "1 entry missing (lm_head.weight)" in refusal(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -488,11 +488,11 @@ def test_tied_embeddings_are_read_as_transformers_multiplies_them(stated, tmp_pa
     content = {name: array for name, array in hf_t5(arrays()).items() if name != "lm_head.weight"}
     content["shared.weight"] = content.pop(EMBEDDING)
     safetensors.numpy.save_file(content, tmp_path / "model.safetensors")
-    assert "1 entries missing (lm_head.weight)" in refusal(tmp_path)
+    assert "1 entry missing (lm_head.weight)" in refusal(tmp_path)
     sizes = {"d_model": 8, "d_kv": 5, "d_ff": 12, "num_heads": 2, "num_layers": 3, "num_decoder_layers": 2}
     settings = sizes | {"vocab_size": 1536, "feed_forward_proj": "gated-gelu"} | stated
     (tmp_path / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": False}))
-    assert "1 entries missing (lm_head.weight)" in refusal(tmp_path)
+    assert "1 entry missing (lm_head.weight)" in refusal(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(settings))
     for read in (read_checkpoint(tmp_path), read_any(tmp_path)[""]):
         hidden = np.random.default_rng(1).standard_normal(8).astype("f4")
@@ -603,7 +603,7 @@ def test_a_zip_bomb_takes_no_memory(tmp_path):
     # a number alone is no reason
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
         archive.writestr("archive/data.pkl", b"\0")
-    assert "safely: damaged (KeyError" in refusal(tmp_path / "x.pth")
+    assert "safely: its pickle cannot be read (KeyError" in refusal(tmp_path / "x.pth")
 
 
 def test_the_run_folder_of_training_is_its_best_checkpoint(tmp_path):

@@ -241,7 +241,7 @@ def test_what_is_installed_stays(server, home, capsys):
     assert "urmp: was installed before, 2 recordings (train 1, validation 1)" in output.out
     assert f"--recordings {home / 'urmp'}" in output.out
     # the tiny set lacks most of what was published, which is said and no error
-    assert "note: urmp has 1 recordings of the train split; 35 were published" in output.err
+    assert "note: urmp has 1 recording of the train split; 35 were published" in output.err
     assert len(server.requests) == 2
     assert not (home / ".downloads").exists()
 

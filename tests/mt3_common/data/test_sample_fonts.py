@@ -181,7 +181,7 @@ def test_what_cannot_be_read_is_said(notes, tmp_path, capsys):
     assert main([str(tmp_path), str(tmp_path / "out")]) == 1
     assert "no index.tsv" in capsys.readouterr().err
     assert main([str(notes), str(tmp_path / "out"), "--split", "heldout"]) == 0
-    assert capsys.readouterr().out == f"1 soundfonts in {tmp_path / 'out'}\n"
+    assert capsys.readouterr().out == f"1 soundfont in {tmp_path / 'out'}\n"
     (notes / "violin" / "a.wav").write_text("no sound")
     with pytest.raises(NotesError, match=r"a\.wav cannot be read"):
         sample_fonts.read_notes(notes, "train")
