@@ -419,7 +419,7 @@ def weights(bucket) -> bytes:
 def test_the_page_of_a_login_is_not_kept(bucket, weights, tmp_path):
     address = f"{bucket.url}/media/x.safetensors"
     bucket.faults["x.safetensors"] = ["text"]
-    with pytest.raises(download.DownloadError, match=r"and is not kept: x\.safetensors is truncated or no "):
+    with pytest.raises(download.DownloadError, match=r"and is not kept: x\.safetensors is damaged, truncated or no "):
         find_checkpoint(address, quiet=True)
     assert not files(tmp_path / "cache")
     path = Path(find_checkpoint(address, quiet=True).path)
