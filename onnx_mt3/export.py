@@ -19,13 +19,21 @@ from mt3_common.io import atomic
 from mt3_common.notes.yourmt3_tasks import find_task
 from mt3_common.yourmt3_config import FAMILY, YourMT3Settings
 from onnx_mt3 import graph
-from onnx_mt3.builder import DTYPES
+from onnx_mt3.builder import DTYPES, TYPES
 from onnx_mt3.yourmt3 import graph as yourmt3_graph
 
 # what protobuf can write as one file (bytes)
 LARGEST = 2**31 - 1
-# arrays of YourMT3+ that are written in the computed dtype: positions, statistics of batch norms
-UNTRAINED = (".additive_pe.weight", ".freqs", ".inv_freq", ".running_mean", ".running_var", ".num_batches_tracked")
+# arrays of YourMT3+ that are written in the computed dtype: positions, slopes of ALiBi, statistics of batch norms
+UNTRAINED = (
+    ".additive_pe.weight",
+    ".slopes",
+    ".freqs",
+    ".inv_freq",
+    ".running_mean",
+    ".running_var",
+    ".num_batches_tracked",
+)
 GRAPHS = {"search": graph.search_graph, "teacher": graph.teacher_graph}
 
 
@@ -105,8 +113,7 @@ def export(
     if size > LARGEST:
         raise ValueError(f"{output} would have {size / 1e9:.1f} GB, and an ONNX file has 2.1 at most: store bfloat16")
     atomic.write(output, model.SerializeToString())
-    weights_of_file = {name: array for name, array in network.arrays.items() if not name.endswith(UNTRAINED)}
-    rounded = sorted(name for name, array in weights_of_file.items() if _is_rounded(array, stored))
+    rounded = rounded_weights(model, network.arrays, stored, computed)
     return {"bytes": size, "rounded": rounded, "config": network.config, "notice": network.notice}
 
 
@@ -119,6 +126,22 @@ def _read_yourmt3(checkpoint: NamedCheckpoint, kind: str, preset: str | None, co
         prefix = find_task(source.settings.task).prefix()
         model = functools.partial(yourmt3_graph.search_graph, *given, prefix=prefix)
     return Network(FAMILY, source.arrays, source.settings, source.notice, model)
+
+
+def rounded_weights(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], stored: str, computed: str) -> list[str]:
+    """Return the names of the weights that a model has with other values than the checkpoint.
+
+    Batch norms, and the convolutions that they are folded into, are written in the computed dtype.
+    """
+    own = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TYPES[computed]}
+    exact = own if stored != computed else set()
+    return sorted(
+        name
+        for name, array in arrays.items()
+        if not name.endswith(UNTRAINED)
+        and not {name, f"{name}.folded", f"{name.rpartition('.')[0]}.summand"} & exact
+        and _is_rounded(array, stored)
+    )
 
 
 def _is_rounded(array: np.ndarray, stored: str) -> bool:
