@@ -1,7 +1,7 @@
 """Nodes, constants and weights of an ONNX graph that grows."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -133,6 +133,27 @@ class GraphBuilder:
         """Add a Loop node and return the names of the carried values after it."""
         outputs = [self.name("Loop") for _ in start]
         self._nodes.append(helper.make_node("Loop", [trips, self.boolean(True), *start], outputs, body=body))
+        return outputs
+
+    def either(
+        self, condition: str, first: Callable[[], list[str]], second: Callable[[], list[str]], kind: int, axes: int
+    ) -> list[str]:
+        """Add an If node and return the names of its outputs.
+
+        Args:
+            condition: () bool.
+            first, second: add the nodes of a branch, which may read what is outside, and return its outputs' names; as
+                many of both branches.
+            kind, axes: the outputs' type and number of axes.
+        """
+        branches = {}
+        for name, branch in (("then_branch", first), ("else_branch", second)):
+            with self.inside() as nodes:
+                results = branch()
+            infos = [helper.make_tensor_value_info(result, kind, [None] * axes) for result in results]
+            branches[name] = helper.make_graph(nodes, name, [], infos)
+        outputs = [self.name("If") for _ in branches["then_branch"].output]
+        self._nodes.append(helper.make_node("If", [condition], outputs, **branches))
         return outputs
 
     def scan(self, body: onnx.GraphProto, x: str, count: int) -> list[str]:

@@ -161,7 +161,7 @@ class SearchLoops(LayerBuilder):
             count = self.op("Shape", rows)
             blank = self.op("Expand", self.ints([0]), self.op("Concat", count, self.ints([0]), axis=0))
             start = [tokens, blank, self.op("Expand", self.boolean(False), count), *cache]
-            body = self.block(behind, count, values, pairs(cross))
+            body = self.block(blocks, behind, count, values, pairs(cross))
             last, chosen, ended, *cache = self.loop(body, self.op("Sub", blocks, behind), start)
             length = self.op("Shape", chosen, start=1, end=2)
             blank = self.op("Expand", self.ints([0]), self.op("Concat", num_rows, length, axis=0))
@@ -170,21 +170,28 @@ class SearchLoops(LayerBuilder):
             behind = self.op("Add", behind, self.op("Div", self.op("Squeeze", length), self.scalar(BLOCK_STEPS)))
             # nobody goes on after the last block
             going = self.op("And", self.op("Not", ended), self.op("Less", behind, blocks))
-            left = [self.op("Compress", array, going, axis=0) for array in (rows, last, *values, *cross, *cache)]
+            left = [self.op("Compress", array, going, axis=0) for array in (rows, last, *values, *cross)]
             left.insert(2 + num_values, behind)
+            left += cache
             most = self.op("ReduceMax", self.op("Cast", going, to=TensorProto.INT64), keepdims=0)
             some_go_on = self.op("Cast", most, to=TensorProto.BOOL)
         shapes = [["m"], ["m", 1], *[["m", None]] * num_values, []]
         shapes += [*[["m", None, None, None]] * len(arrays), ["n", None]]
         return loop_body(nodes, "batch", "batch_number", carried, [some_go_on, *left, ids], kinds, shapes)
 
-    def block(self, behind: str, count: str, values: Sequence[str], cross: Sequence[tuple[str, str]]) -> GraphProto:
+    def block(
+        self, blocks: str, behind: str, count: str, values: Sequence[str], cross: Sequence[tuple[str, str]]
+    ) -> GraphProto:
         """Return the body of the second loop: BLOCK_STEPS steps, whose keys and values are then appended to the cache.
+
+        At its end a loop copies what it carried, so a third cache would be in memory beside the last one and what that
+        was appended to. So the last round leaves only the rows that go on, and none of them behind the last block.
 
         Carried: last tokens (m, 1), ids since the loop began (m, j), which rows have ended (m,), the cache. What does
         not change is read from the outer loop: carrying it would copy it.
 
         Args:
+            blocks: () int64 at most.
             behind: () int64, blocks before the loop.
             count: (1,) int64, m.
             values, cross: see batches.
@@ -209,12 +216,23 @@ class SearchLoops(LayerBuilder):
             few_ended = self.op("Less", self.op("Mul", num_ended, self.scalar(ENDED_SHARE)), self.op("Squeeze", count))
             chosen = self.op("Concat", carried[1], chosen, axis=1)
             axes = [3, 2] * len(layers)
-            triples = zip(cache, fresh, axes, strict=True)
-            appended = [self.op("Concat", old, new, axis=axis) for old, new, axis in triples]
+            triples = list(zip(cache, fresh, axes, strict=True))
+            more = self.op("Less", self.op("Add", number, self.scalar(1)), blocks)
+            going = self.op("And", self.op("Not", ended), more)
+            loop_goes_on = self.op("And", few_ended, more)
+
+            def all_rows() -> list[str]:
+                return [self.op("Concat", old, new, axis=axis) for old, new, axis in triples]
+
+            def rows_that_go_on() -> list[str]:
+                parts = [[self.op("Compress", part, going, axis=0) for part in (old, new)] for old, new, _ in triples]
+                return [self.op("Concat", *pair, axis=axis) for pair, axis in zip(parts, axes, strict=True)]
+
+            appended = self.either(loop_goes_on, all_rows, rows_that_go_on, real, axes=4)
         kinds = [TensorProto.INT64] * 2 + [TensorProto.BOOL] + [real] * len(cache)
-        shapes = [["m", 1], ["m", None], ["m"], *[["m", None, None, None]] * len(cache)]
+        shapes = [["m", 1], ["m", None], ["m"], *[[None] * 4] * len(cache)]
         return loop_body(
-            nodes, "block", "block_number", carried, [few_ended, last, chosen, ended, *appended], kinds, shapes
+            nodes, "block", "block_number", carried, [loop_goes_on, last, chosen, ended, *appended], kinds, shapes
         )
 
     def steps(

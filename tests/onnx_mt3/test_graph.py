@@ -1,9 +1,12 @@
 """The ONNX graphs against the published code's numbers and the PyTorch twin; the search token for token."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -159,6 +162,27 @@ def test_every_batch_gives_its_memory_back(golden_arrays, config, decoded, monke
     assert len(list(decode.generator(session, config, batch_size=4)(list(decoded["in/frames"])))) == 6
     assert len(runs) > 1
     assert {options.get_run_config_entry("memory.enable_memory_arena_shrinkage") for options in runs} == {"cpu:0"}
+
+
+def test_no_loop_ends_with_keys_and_values_of_rows_that_have_ended(golden_arrays, config, decoded, tmp_path):
+    """A loop copies what it carried at its end: only what goes on may be in it, which is a block's at most here."""
+    kernel = golden_arrays["decoder/logits_dense/kernel"].copy()
+    kernel[:, EOS_ID] = 0.0
+    model, weights = graph.search_parts(golden_arrays | {"decoder/logits_dense/kernel": kernel}, config)
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    rows = list(decode.generator(session, config)(list(decoded["in/frames"])))
+    assert {len(row) for row in rows} == {config.max_target_length}
+    events = json.loads(Path(session.end_profiling()).read_text())
+    sizes = [int(event["args"]["output_size"]) for event in events if event.get("args", {}).get("op_name") == "Loop"]
+    network_config = config.network
+    position = 2 * 4 * network_config.num_heads * network_config.head_dim * network_config.num_decoder_layers
+    block = len(rows) * graph.BLOCK_STEPS * position
+    ids = len(rows) * config.max_target_length * 8
+    assert block < max(sizes) < block + 2 * ids < 2 * block
 
 
 @pytest.mark.parametrize("gain", [1.0, 2.0, 3.0, 4.0])
