@@ -52,6 +52,16 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def giving_back() -> onnxruntime.RunOptions:
+    """Return options of a run at whose end its memory goes back to the system.
+
+    Keys and values are most of it; they would stay with the session and grow from one batch to the next.
+    """
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
 def generator(
     search: onnxruntime.InferenceSession,
     config: Config,
@@ -89,10 +99,7 @@ def generator(
             prompt[row, : len(segment.prompt_ids)] = segment.prompt_ids
             bias[row] = segment.logit_bias
         inputs = {"frames": frames.astype(dtype, copy=False), "allowed": usable, "prompt": prompt, "bias": bias}
-        # keys and values are most of the memory, which would stay with the session and grow from one batch to the next
-        options = onnxruntime.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        (ids,) = search.run(["ids"], inputs | {"max_steps": np.array(steps, np.int64)}, options)
+        (ids,) = search.run(["ids"], inputs | {"max_steps": np.array(steps, np.int64)}, giving_back())
         return [until_eos(row) for row in np.asarray(ids)[:, :steps].astype(np.int32)]
 
     return side_by_side(ids_of, batch_size)

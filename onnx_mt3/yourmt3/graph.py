@@ -40,6 +40,25 @@ def search_graph(
         ValueError: a dtype is not one of these.
         CheckpointError: the arrays do not fit the config.
     """
+    return _searched(arrays, config, stored, computed, prefix).model("yourmt3_search")
+
+
+def search_parts(
+    arrays: Mapping[str, np.ndarray],
+    config: YourMT3Config,
+    computed: str = "float32",
+    prefix: Sequence[int] = (),
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Return the model of search_graph without its weights, and these by name, for decode.session.
+
+    Args and Raises: as search_graph.
+    """
+    return _searched(arrays, config, computed, computed, prefix).parts("yourmt3_search")
+
+
+def _searched(
+    arrays: Mapping[str, np.ndarray], config: YourMT3Config, stored: str, computed: str, prefix: Sequence[int]
+) -> SearchBuilder:
     graph = SearchBuilder(arrays, config, stored, computed, prefix)
     channels = [config.num_channels] if config.decoder == "multi-t5" else []
     real = TYPES[computed]
@@ -53,7 +72,7 @@ def search_graph(
         length = graph.op("Shape", ids, start=1, end=2)
         ids = graph.op("Reshape", ids, graph.op("Concat", graph.ints([-1, *channels]), length, axis=0))
     graph.output(ids, "ids", TensorProto.INT64, ["n", *channels, "t"])
-    return graph.model("yourmt3_search")
+    return graph
 
 
 def teacher_graph(

@@ -7,9 +7,9 @@ from mt3_common.checkpoint.yourmt3 import naming, read_yourmt3
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.family import YourMT3Family, segments_together
 from mt3_common.transcription.pipeline import Transcriber
-from onnx_mt3.decode import session
+from onnx_mt3.decode import release_memory, session
 from onnx_mt3.yourmt3.decode import generator
-from onnx_mt3.yourmt3.graph import search_graph
+from onnx_mt3.yourmt3.graph import search_parts
 
 
 def load(
@@ -30,13 +30,17 @@ def load(
     with naming(checkpoint.path):
         family = YourMT3Family(source.settings, FrontEnd(source.settings.front_end, source.front_end_arrays))
         prefix = family.task.prefix()
-        graph = search_graph(source.arrays, source.settings.network, stored=dtype, computed=dtype, prefix=prefix)
+        model, weights = search_parts(source.arrays, source.settings.network, dtype, prefix)
+    search, notice = session(model.SerializeToString(), computed=dtype, weights=weights), source.notice
+    # the session has its own copy, laid out for its products
+    del source, model, weights
+    release_memory()
     only = None if instruments is None else parse_instruments(instruments)
     generate = generator(
-        session(graph.SerializeToString(), computed=dtype),
+        search,
         # as published, what is predicted last behind a prefix is never written
         family.max_tokens - bool(prefix),
         segments_together(batch_size, family.task),
         None if only is None else family.allowed_ids(only),
     )
-    return Transcriber(family, generate, checkpoint._replace(notice=source.notice), only)
+    return Transcriber(family, generate, checkpoint._replace(notice=notice), only)

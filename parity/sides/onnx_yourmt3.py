@@ -65,9 +65,10 @@ class YourMT3Graphs:
 
     def generate(self, segments: list[np.ndarray], max_tokens: int | None = None) -> list[np.ndarray]:
         """Return the greedy ids of segments, (n,) or (channels, n), by the graph that `mt3` runs, in float32."""
-        model = graph.search_graph(self._arrays, self.config.network, stored="float32", prefix=self._prefix)
+        model, weights = graph.search_parts(self._arrays, self.config.network, prefix=self._prefix)
         limit = (self.family.max_tokens if max_tokens is None else max_tokens) - bool(self._prefix)
-        generate = yourmt3_decode.generator(decode.session(model.SerializeToString()), limit, batch_size=1)
+        session = decode.session(model.SerializeToString(), weights=weights)
+        generate = yourmt3_decode.generator(session, limit, batch_size=1)
         return list(generate(Segment(0, 0.0, frames, len(frames)) for frames in segments))
 
 

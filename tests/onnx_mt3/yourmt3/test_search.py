@@ -119,6 +119,24 @@ def test_weights_are_stored_once_and_as_asked():
     assert sizes["float32"] - sizes["bfloat16"] == pytest.approx(bytes_of_weights / 2, rel=0.1)
 
 
+@pytest.mark.parametrize("name", ["ymt3plus", "ptf_moe_multi"])
+def test_weights_apart_give_the_same_ids_and_batches_give_their_memory_back(name, monkeypatch):
+    case = golden(name)
+    model, weights = graph.search_parts(case.arrays, case.config, prefix=case.prefix)
+    assert sum(array.nbytes for array in weights.values()) > 0.9 * 4 * sum(a.size for a in case.arrays.values())
+    whole = graph.search_graph(case.arrays, case.config, stored="float32", prefix=case.prefix)
+    assert model.ByteSize() < whole.ByteSize() - 0.9 * sum(array.nbytes for array in weights.values())
+    session = decode.session(model.SerializeToString(), threads=1, weights=weights)
+    runs, run = [], session.run
+    monkeypatch.setattr(
+        session, "run", lambda names, inputs, options: runs.append(options) or run(names, inputs, options)
+    )
+    generate = yourmt3_decode.generator(session, MAX_TOKENS - bool(case.prefix))
+    rows = list(generate(Segment(0, 0.0, frames, len(frames)) for frames in case.frames))
+    assert_same_ids(rows, searched(case))
+    assert {options.get_run_config_entry("memory.enable_memory_arena_shrinkage") for options in runs} == {"cpu:0"}
+
+
 def test_weights_that_are_exact_are_not_rounded():
     """Norms that are folded into convolutions, and positions, are in the computed dtype whatever the weights are in."""
     case = golden("ptf_moe_multi")
