@@ -30,10 +30,10 @@ def load(
     with naming(checkpoint.path):
         family = YourMT3Family(source.settings, FrontEnd(source.settings.front_end, source.front_end_arrays))
         prefix = family.task.prefix()
-        model, weights = search_parts(source.arrays, source.settings.network, dtype, prefix)
-    search, notice = session(model.SerializeToString(), computed=dtype, weights=weights), source.notice
+        search_model, weights = search_parts(source.arrays, source.settings.network, dtype, prefix)
+    search, notice = session(search_model.SerializeToString(), computed=dtype, weights=weights), source.notice
     # the session has its own copy, laid out for its products
-    del source, model, weights
+    del source, search_model, weights
     release_memory()
     only = None if instruments is None else parse_instruments(instruments)
     generate = generator(
