@@ -183,9 +183,9 @@ def test_arrays_that_do_not_fit_are_refused():
     for arrays, message in (
         (
             {key: array for key, array in case.arrays.items() if key != name},
-            f"1 arrays are missing, the first is {name}",
+            f"1 array is missing, the first is {name}",
         ),
-        (case.arrays | {"lora": np.zeros(1)}, "1 arrays are no part of the network, the first is lora"),
+        (case.arrays | {"lora": np.zeros(1)}, "1 array is no part of the network, the first is lora"),
         (case.arrays | {name: np.zeros(3)}, rf"{name} has shape \(3,\), the settings ask for \(24,\)"),
     ):
         with pytest.raises(CheckpointError, match=message):
