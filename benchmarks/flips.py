@@ -27,6 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mt3_common.audio.segments import start_times
+from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.checkpoint.yourmt3 import is_yourmt3
 from mt3_common.evaluation import metrics
 from mt3_common.formats import find_audio, midi
 from mt3_common.notes.note import Note
@@ -98,15 +100,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", metavar="D")
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
     options = parser.parse_args(argv)
-    recordings = [audio for audio in find_audio.recordings(options.folder) if audio.with_suffix(".mid").exists()]
+    recordings = find_audio.recordings(options.folder) if options.folder.is_dir() else []
+    recordings = [audio for audio in recordings if audio.with_suffix(".mid").exists()]
     if not recordings:
         parser.error(f"{options.folder}: no recording here has its notes beside it (NAME.flac with NAME.mid)")
     references = [midi.read_midi(audio.with_suffix(".mid"), sustain=True) for audio in recordings]
+    try:
+        checkpoint = find_checkpoint(options.checkpoint)
+    except ValueError as error:
+        parser.error(str(error))
+    if is_yourmt3(checkpoint.path):
+        parser.error(f"{checkpoint.name} is a YourMT3+, which cannot hold instruments: name a checkpoint of MT3")
     load = importlib.import_module(f"{options.twin}.infer").load
     rows = []
     for hold in (None, *options.bias):
         transcriber = load(
-            checkpoint=options.checkpoint,
+            checkpoint=checkpoint,
             device=options.device,
             search=options.search,
             batch_size=options.batch_size,

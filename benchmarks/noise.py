@@ -3,7 +3,8 @@
 python benchmarks/noise.py FOLDER --checkpoint small FILE --decibels 60
 
 FOLDER holds recordings. White noise lies so many dB below each recording (root mean squares); a segment counts as
-changed if one of its ids, up to EOS, is another one. Both runs use the same network and the same search.
+changed if one of its ids, up to EOS, is another one. Both runs use the same network and the same search. The networks
+may be of MT3 and of YourMT3+, whose segments have other lengths.
 """
 
 import argparse
@@ -17,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from mt3_common.audio.files import read_audio
-from mt3_common.audio.segments import segments
 from mt3_common.formats import find_audio
 from mt3_common.transcription.batching import until_eos
 from mt3_common.transcription.pipeline import Transcriber
@@ -29,10 +29,10 @@ def with_noise(samples: np.ndarray, decibels: float, seed: int) -> np.ndarray:
     return (samples + np.random.default_rng(seed).normal(0, deviation, len(samples))).astype(np.float32)
 
 
-def ids_of(transcriber: Transcriber, samples: np.ndarray) -> list[list[int]]:
-    """Return the ids of each segment, without what follows its EOS."""
-    rows = transcriber.generate(segments(samples, transcriber.config))
-    return [until_eos(np.asarray(row)).tolist() for row in rows]
+def ids_of(transcriber: Transcriber, samples: np.ndarray) -> list[list[list[int]]]:
+    """Return the ids of each segment's channels (MT3 has one), without what follows an EOS."""
+    rows = transcriber.generate(transcriber.family.segments([samples]))
+    return [[until_eos(channel).tolist() for channel in np.atleast_2d(np.asarray(row))] for row in rows]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,21 +45,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--decibels", type=float, nargs="+", default=[60.0], metavar="D", help="rows; default: 60")
     add("--seconds", type=float, default=60.0, metavar="S", help="of each recording; default: 60")
     options = parser.parse_args(argv)
-    recordings = find_audio.recordings(options.folder)
+    recordings = find_audio.recordings(options.folder) if options.folder.is_dir() else []
     if not recordings:
         parser.error(f"{options.folder}: no recording here")
-    load = importlib.import_module(f"{options.twin}.infer").load
+    module = importlib.import_module(f"{options.twin}.infer")
     table = Table("noise", "segments", *(f"changed, {Path(name).name}" for name in options.checkpoint))
-    transcribers = [load(checkpoint=name, device="cpu") for name in options.checkpoint]
-    audios = [read_audio(path, duration=options.seconds) for path in recordings]
-    clean = [[ids_of(transcriber, audio) for audio in audios] for transcriber in transcribers]
+    try:
+        transcribers = [module.load(checkpoint=name, device="cpu") for name in options.checkpoint]
+        audios = [
+            [read_audio(path, transcriber.family.sample_rate, duration=options.seconds) for path in recordings]
+            for transcriber in transcribers
+        ]
+    except ValueError as error:
+        parser.error(str(error))
+    clean = [[ids_of(network, audio) for audio in own] for network, own in zip(transcribers, audios, strict=True)]
     for decibels in options.decibels:
         row = []
-        for transcriber, expected in zip(transcribers, clean):
-            noisy = (ids_of(transcriber, with_noise(audio, decibels, seed)) for seed, audio in enumerate(audios))
+        for transcriber, own, expected in zip(transcribers, audios, clean, strict=True):
+            noisy = (ids_of(transcriber, with_noise(audio, decibels, seed)) for seed, audio in enumerate(own))
             changes = [one != other for pair in zip(expected, noisy) for one, other in zip(*pair, strict=True)]
             row.append((sum(changes), len(changes)))
-        count = "/".join(sorted({str(total) for _, total in row}))
+        count = "/".join(dict.fromkeys(str(total) for _, total in row))
         table.add_row(f"-{decibels:g} dB", count, *(f"{changed} ({changed / total:.0%})" for changed, total in row))
     Console(width=120).print(table)
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from yourmt3_toys import write_toy
 
 from mt3_common.config import PRESETS
 from mt3_common.formats import midi
@@ -98,3 +99,13 @@ def test_a_folder_without_notes_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         flips.main([str(tmp_path)])
     assert "has its notes beside it" in capsys.readouterr().err
+
+
+def test_a_yourmt3_cannot_hold_instruments(tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", np.zeros(4000), 16000)
+    midi.write_midi([note(0.0, 0.1, 60, 8)], tmp_path / "a.mid")
+    write_toy(tmp_path / "toy.safetensors")
+    with pytest.raises(SystemExit) as stop:
+        flips.main([str(tmp_path), "--checkpoint", str(tmp_path / "toy.safetensors")])
+    assert stop.value.code == 2
+    assert "toy.safetensors is a YourMT3+, which cannot hold instruments" in capsys.readouterr().err
