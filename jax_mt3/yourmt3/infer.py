@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from jax_mt3.yourmt3.checkpoint import to_variables
 from jax_mt3.yourmt3.kernels import generator
 from jax_mt3.yourmt3.model import YourMT3
-from mt3_common.audio.yourmt3_frames import FrontEnd
 from mt3_common.checkpoint.registry import NamedCheckpoint
-from mt3_common.checkpoint.user_config import StatedConfig, read_config
-from mt3_common.checkpoint.yourmt3 import naming, read_yourmt3
-from mt3_common.notes.instruments import parse_instruments
-from mt3_common.transcription.family import YourMT3Family, segments_together
+from mt3_common.checkpoint.user_config import StatedConfig
+from mt3_common.checkpoint.yourmt3 import naming
+from mt3_common.transcription.family import segments_together
 from mt3_common.transcription.pipeline import Transcriber
+from mt3_common.transcription.yourmt3 import open_yourmt3
 
 
 def load(
@@ -31,12 +30,10 @@ def load(
     Raises:
         ValueError: the checkpoint or a setting is not usable; says what to do.
     """
-    stated = None if config is None else read_config(config)
-    source = read_yourmt3(checkpoint.path, model or checkpoint.model or None, stated)
+    source, opened = open_yourmt3(checkpoint, model, instruments, config)
+    family = opened.family
     with naming(checkpoint.path):
-        family = YourMT3Family(source.settings, FrontEnd(source.settings.front_end, source.front_end_arrays))
         loaded = to_variables(source.arrays, source.settings.network)
-    only = None if instruments is None else parse_instruments(instruments)
     variables = jax.tree.map(
         lambda array: array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array,
         loaded,
@@ -47,6 +44,6 @@ def load(
         family.max_tokens,
         family.task.prefix(),
         segments_together(batch_size, family.task),
-        None if only is None else family.allowed_ids(only),
+        opened.allowed,
     )
-    return Transcriber(family, generate, checkpoint._replace(notice=source.notice), only)
+    return opened.transcriber(generate)
