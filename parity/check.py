@@ -8,6 +8,7 @@ import numpy as np
 
 from mt3_common.config import Config
 from mt3_common.io.plural import plural
+from parity.check_common import compare_recorded, compare_stored, explain_sides, give_back_memory, is_large
 from parity.compare import decoding, probes, training
 from parity.compare.conditioning import Questions, excuse_ill_conditioned
 from parity.compare.original import compare_with_original
@@ -15,7 +16,6 @@ from parity.compare.results import DIFFERENT, ORIGINAL, SAME, THIRD, Report, Row
 from parity.compare.taps import excuse_amplified
 from parity.compare.third import cause_of_third, compare_decoding_with_third, compare_taps_with_third
 from parity.diagnosis import diagnose
-from parity.frame import compare_recorded, compare_stored, explain_sides, give_back_memory, is_large
 from parity.sides import perturbed
 from parity.sides.prefetch import Prefetch
 from parity.sides.side import Side

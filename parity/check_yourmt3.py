@@ -8,6 +8,7 @@ import numpy as np
 from mt3_common.audio.segments import Segment
 from mt3_common.io.plural import plural
 from mt3_common.yourmt3_config import YourMT3Settings
+from parity.check_common import compare_recorded, compare_stored, explain_sides, give_back_memory, is_large
 from parity.compare.channels import compare_channel_notes, compare_channels, compare_fast_path
 from parity.compare.frontend_yourmt3 import FRONT_END, compare_front_end, cut, labelled
 from parity.compare.probes import compare_probes
@@ -19,7 +20,6 @@ from parity.compare.third import cause_of_third, compare_channels_with_third, co
 from parity.compare.training import compare_yourmt3_training
 from parity.diagnosis.yourmt3 import name_faults
 from parity.diagnosis.yourmt3_frontend import explain
-from parity.frame import compare_recorded, compare_stored, explain_sides, give_back_memory, is_large
 from parity.sides.side import YourMT3Side
 from parity.trace import inputs
 from parity.trace.trace import Trace

@@ -1,4 +1,4 @@
-"""Steps that the comparisons of all families share: check.py is MT3's, check_yourmt3.py that of YourMT3+."""
+"""Steps that check.py (MT3) and check_yourmt3.py share: recording both sides, stored weights, causes, memory."""
 
 import ctypes
 import gc
