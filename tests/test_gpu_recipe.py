@@ -29,7 +29,7 @@ def test_the_rehearsal_packs_trains_unpacks_and_transcribes(tmp_path):
     pytest.importorskip("tinysoundfont")
     command = ["bash", str(ROOT / "checkpoints" / "recipe" / "gpu.sh"), "--rehearse", str(tmp_path)]
     environment = dict(os.environ, PYTHON=sys.executable, CUDA_VISIBLE_DEVICES="", JAX_PLATFORMS="cpu")
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1500)
     assert result.returncode == 0, result.stdout + result.stderr
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["validation"] < manifest["validation_before"]
@@ -51,6 +51,12 @@ def test_the_rehearsal_packs_trains_unpacks_and_transcribes(tmp_path):
     assert trained.step == manifest["step"]
     assert any((trained.arrays[name] != packed.arrays[name]).any() for name in packed.arrays)
     read_midi(tmp_path / "example.mid")
+
+
+def test_steps_end_the_rehearsal_and_not_its_time():
+    """A first stretch that its time ends has fewer steps; with four minutes it had 68 s, start included."""
+    for_trials = session.TRIALS_END * (60 * rehearsal.LIMIT_MINUTES - session.FOR_THE_END)
+    assert for_trials > 300
 
 
 def message(capsys, *arguments):
