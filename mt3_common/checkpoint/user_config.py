@@ -29,7 +29,9 @@ def read_config(config: StatedConfig) -> dict[str, Any]:
             values = json.load(file)
     except FileNotFoundError:
         raise ConfigError(f"--config {name}: there is no such file, and the names are {', '.join(RELEASED)}") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(f"--config {name} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise ConfigError(f"--config {name} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {name} holds no JSON object")

@@ -25,6 +25,8 @@ from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.transcription.reader import AUTO_VELOCITY, ESTIMATE, UNTOLD
 
+# s, of times: far beyond any recording, and few enough samples for 64 bits
+MOST_SECONDS = 1e9
 # dB, of --gain: more than any recorder's range
 MOST_GAIN = 150
 
@@ -439,10 +441,10 @@ def number(kind: type, description: str, accepted: Callable[[float], bool]) -> C
     return convert
 
 
-SECONDS = number(float, "a time of 0 s or more", lambda value: 0 <= value < math.inf)
+SECONDS = number(float, "a time of 0 s or more, up to 1e9", lambda value: 0 <= value <= MOST_SECONDS)
 
 
-DURATION = number(float, "a time above 0 s", lambda value: 0 < value < math.inf)
+DURATION = number(float, "a time above 0 s, up to 1e9", lambda value: 0 < value <= MOST_SECONDS)
 
 
 TEMPERATURE = number(float, f"a number from {LEAST:g} up", lambda value: LEAST <= value < math.inf)
@@ -461,7 +463,7 @@ SEED = number(int, "a whole number from 0 to 2^64 - 1", lambda value: 0 <= value
 
 
 def path_name(text: str) -> str:
-    """Return the text; refuse an empty one, such as an unset shell variable: it would mean the current folder."""
+    """Return the text; refuse an empty one, such as an unset shell variable: the current folder, or every address."""
     if not text:
         raise argparse.ArgumentTypeError("the name is empty")
     return text

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mt3_common.cli.arguments import POSITIVE
 from mt3_common.cli.exit_status import SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.data import corpora
@@ -175,8 +176,8 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
     add_arguments(parser)
     add("--config", type=Path, metavar="FILE", help="JSON with the model's settings, as for training; default: MT3")
     add("--split", choices=corpora.SPLITS, default="train", help="of the songs or recordings; default: train")
-    add("--shards", type=int, default=32, metavar="N", help="files to write; default: 32")
-    add("--examples", type=int, default=64, metavar="N", help="examples (of some 20 s) in each file; default: 64")
+    add("--shards", type=POSITIVE, default=32, metavar="N", help="files to write; default: 32")
+    add("--examples", type=POSITIVE, default=64, metavar="N", help="examples (of some 20 s) in each file; default: 64")
     add(
         "--pairs",
         action="store_true",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mt3_common.checkpoint.registry import find_checkpoint
-from mt3_common.cli.arguments import POSITIVE, Parser, number
+from mt3_common.cli.arguments import POSITIVE, Parser, number, path_name
 from mt3_common.cli.console import say, sentence
 from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
 from mt3_common.cli.run import run
@@ -52,6 +52,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--port", type=PORT, default=8222, metavar="N", help="0 for any that is free; default: 8222")
     add(
         "--host",
+        type=path_name,
         default="127.0.0.1",
         metavar="ADDRESS",
         help="address to listen on; any other than this machine's own, such as 0.0.0.0, lets others in who have the "

@@ -113,7 +113,9 @@ def read_notes(folder: Path, split: str) -> dict[str, tuple[int | None, list[Rec
     try:
         with open(folder / "index.tsv", newline="") as file:
             rows = [row for row in csv.DictReader(file, delimiter="\t") if row.get("split") == split]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise NotesError(f"{folder} has no index.tsv of recorded notes: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise NotesError(f"{folder} has no index.tsv of recorded notes: {error}") from error
     try:
         return _grouped(folder, rows, split)

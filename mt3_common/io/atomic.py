@@ -38,7 +38,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         path: of the file; its folder must exist.
 
     Raises:
-        OSError: the file cannot be written; an older one of that name is unchanged.
+        OSError: the file cannot be written, and is named; an older one of that name is unchanged.
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -46,6 +46,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) != os.fspath(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

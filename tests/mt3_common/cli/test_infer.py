@@ -81,6 +81,8 @@ def test_help_lists_options_and_exit_statuses(capsys):
         (("--search", "sample", "--seed", "-1"), "'-1' is not a whole number from 0 to 2^64 - 1"),
         (("--start", "-1"), "'-1' is not a time of 0 s or more"),
         (("--start", "nan"), "'nan' is not a time of 0 s or more"),
+        (("--start", "1e300"), "'1e300' is not a time of 0 s or more, up to 1e9"),
+        (("--duration", "1e300"), "'1e300' is not a time above 0 s, up to 1e9"),
         (("--duration", "0"), "'0' is not a time above 0 s"),
         (("--batch-size", "two"), "'two' is not a whole number from 1 up"),
         (("--model", "mt4"), "invalid choice: 'mt4'"),

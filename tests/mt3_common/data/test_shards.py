@@ -362,3 +362,11 @@ def test_the_command_makes_recordings_to_measure_on(tmp_path, font):
     # without a config, shards are MT3's
     assert main([str(tmp_path / "mt3"), *arguments[1:], "--shards", "1", "--examples", "2"]) == 0
     assert dataset.Shards([tmp_path / "mt3" / "00000.npz"], Config()).some(1).frames.shape == (1, 256, 512)
+
+
+@pytest.mark.parametrize("option", ["--shards", "--examples"])
+def test_less_than_one_shard_or_example_is_refused(tmp_path, capsys, option):
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "shards"), "--fonts", "x.sf2", option, "-1"])
+    assert stop.value.code == 2
+    assert "'-1' is not a whole number from 1 up" in capsys.readouterr().err

@@ -178,3 +178,12 @@ def test_files_and_folders_replace_one_another(tmp_path, new, old):
     atomic.replace(tmp_path / "new", tmp_path / "a")
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").is_dir() == (new == "folder")
+
+
+def test_errors_name_the_file_and_not_the_temporary_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path, kind in ((tmp_path / "folder", IsADirectoryError), (tmp_path / "none" / "x", FileNotFoundError)):
+        with pytest.raises(kind) as error:
+            atomic.write(path, b"x")
+        assert error.value.filename == str(path)
+        assert error.value.filename2 is None
