@@ -219,10 +219,11 @@ class Convolution(nn.Module):
         return convolve(x, self.kernel, padding, self.stride, self.dilation)
 
 
-def mean_square(x: jax.Array) -> jax.Array:
-    """The mean of x^2 over a segment, in float32 or wider: (b, l, r, c) -> (b, 1, 1, 1)."""
+def scaled_to_unit(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x / sqrt(mean(x^2) + 1e-6) * scale (c,), the mean over (l, r, c) in float32 or wider: (b, l, r, c)."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.mean(jnp.square(x.astype(wide)), axis=(1, 2, 3), keepdims=True)
+    mean_square = jnp.mean(jnp.square(x.astype(wide)), axis=(1, 2, 3), keepdims=True)
+    return x * (jax.lax.rsqrt(mean_square + 1e-6) * scale).astype(x.dtype)
 
 
 class SegmentNorm(nn.Module):
@@ -234,8 +235,7 @@ class SegmentNorm(nn.Module):
         self.scale = self.param("scale", nn.initializers.ones, (self.config.pre_encoder_dim,))
 
     def __call__(self, x):
-        factor = jax.lax.rsqrt(mean_square(x) + 1e-6) * self.scale
-        return x * factor.astype(x.dtype)
+        return scaled_to_unit(x, self.scale)
 
 
 class PitchLayer(nn.Module):

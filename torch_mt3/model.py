@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from mt3_common.checkpoint.names import HARMONICS, LOCAL, STEM
 from mt3_common.config import BINS_PER_ROW, PITCH_ROWS, ROW_BIAS, ROW_FEATURES, NetworkConfig
+from torch_mt3.gradients import ScaledToUnit
 
 
 @functools.lru_cache(maxsize=8)
@@ -225,13 +226,9 @@ class Convolution(nn.Module):
         return convolve(x, self.kernel, padding, self.stride, self.dilation)
 
 
-def mean_square(x: torch.Tensor) -> torch.Tensor:
-    """The mean of x^2 over a segment, in float32 or wider: (b, l, r, c) -> (b, 1, 1, 1)."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    if x.dtype == wide:
-        return (x * x).mean(dim=(1, 2, 3), keepdim=True)
-    # without an array of squares, but summed up less exactly: for training in 16 bits
-    return torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True, dtype=wide) ** 2 / x[0].numel()
+def scaled_to_unit(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + 1e-6) * scale (c,), the mean over (l, r, c) in float32 or wider: (b, l, r, c)."""
+    return ScaledToUnit.apply(x, scale)
 
 
 class SegmentNorm(nn.Module):
@@ -243,8 +240,7 @@ class SegmentNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(self.config.pre_encoder_dim))
 
     def forward(self, x):
-        factor = torch.rsqrt(mean_square(x) + 1e-6) * self.scale
-        return x * factor.to(x.dtype)
+        return scaled_to_unit(x, self.scale)
 
 
 class PitchLayer(nn.Module):

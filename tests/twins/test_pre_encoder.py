@@ -283,3 +283,34 @@ def test_columns_of_classes_weigh_what_the_setting_says():
     changed = np.flatnonzero(plain != heavy)
     assert changed.tolist() == list(range(384, ROLL_COLUMNS))
     assert set(heavy[changed]) == {8.0}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_norm_of_segments_has_the_gradient_that_autograd_finds(dtype):
+    rng = np.random.default_rng(1)
+    x, scale, weights = (
+        torch.tensor(rng.standard_normal(shape), dtype=getattr(torch, dtype))
+        for shape in ((2, 3, 4, 5), (5,), (2, 3, 4, 5))
+    )
+    leaves = [array.clone().requires_grad_() for array in (x, scale)]
+    expected = [array.clone().requires_grad_() for array in (x, scale)]
+    (torch_model.scaled_to_unit(*leaves) * weights).sum().backward()
+    root = torch.rsqrt((expected[0] ** 2).mean(dim=(1, 2, 3), keepdim=True) + 1e-6)
+    (expected[0] * root * expected[1] * weights).sum().backward()
+    tolerance = 100 * torch.finfo(x.dtype).eps
+    for one, other in zip(leaves, expected):
+        torch.testing.assert_close(one.grad, other.grad, rtol=tolerance, atol=tolerance)
+
+
+def test_the_norm_of_segments_has_nearly_its_gradient_in_16_bits():
+    rng = np.random.default_rng(2)
+    x, scale, weights = (
+        torch.tensor(rng.standard_normal(shape)).bfloat16() for shape in ((2, 8, 9, 6), (6,), (2, 8, 9, 6))
+    )
+    gradients = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        leaves = [array.to(dtype, copy=True).requires_grad_() for array in (x, scale)]
+        (torch_model.scaled_to_unit(*leaves) * weights.to(dtype)).sum().backward()
+        gradients[dtype] = [leaf.grad.double() for leaf in leaves]
+    for one, other in zip(*gradients.values()):
+        assert float((one - other).norm() / other.norm()) < 0.01
