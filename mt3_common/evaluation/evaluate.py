@@ -28,12 +28,13 @@ from mt3_common.io import atomic
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.plural import plural
 from mt3_common.notes.note import Note
+from mt3_common.notes.yourmt3_decoder import VOICES
 from mt3_common.transcription.pipeline import Transcriber
 
 # measures in the table; JSON and CSV hold all of them
 SHOWN = ("onset", "onset_offset", "frame", "onset_class", "program_full", "drum_onset", "drums")
-# Part of row_key: rows measured before the pedal counted in estimates are measured again.
-READING = 2
+# Part of row_key: rows measured before tables had singing, and the pedal counted in estimates, are measured again.
+READING = 3
 # notes of a recording that are believed: black MIDI has some 100 a second; and s after the end of the recording
 MAX_NOTES_PER_SECOND = 1000
 MAX_SECONDS_AFTER = 600.0
@@ -60,7 +61,16 @@ def read_estimates(path: Path) -> list[Note]:
     Raises:
         ValueError: the file cannot be read.
     """
-    return midi.read_midi(path, sustain=True) if has_velocities(path) else read_tsv(path)
+    return midi.read_midi(path, sustain=True) if has_velocities(path) else sung(read_tsv(path))
+
+
+def sung(notes: Sequence[Note]) -> list[Note]:
+    """Return the notes of a table with General MIDI's voices in place of 100 and 101.
+
+    Tables have singing as YourMT3+'s data sets do; as General MIDI they would be synthetic effects, and no
+    transcription with a voice could be right.
+    """
+    return [note if note.is_drum else note._replace(program=VOICES.get(note.program, note.program)) for note in notes]
 
 
 def check_fit(notes: Sequence[Note], path: Path, audio: Path) -> None:
@@ -102,6 +112,8 @@ def measure(
         ValueError, OSError: a file cannot be read, or is not of this recording.
     """
     references = read_notes(pair)
+    if pair.notes[0].suffix.lower() == ".tsv":
+        references = sung(references)
     check_fit(references, pair.notes[0], pair.audio)
     counts = {"invalid": 0, "dropped": 0}
     with_velocities = all(map(has_velocities, pair.notes[-1:]))

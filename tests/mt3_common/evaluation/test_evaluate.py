@@ -331,6 +331,20 @@ def test_the_pedal_counts_on_both_sides(pedal_folders, tmp_path, suffix):
         assert row[name] == 1, name
 
 
+@pytest.mark.parametrize(("program", "right"), [(100, 1), (101, 1), (96, 0)])
+def test_singing_of_a_table_is_a_voice_of_general_midi(program, right, folder, tmp_path):
+    """YourMT3+'s data sets have singing as 100 and choirs as 101, which are synthetic effects in General MIDI."""
+    (folder / "drums__two.tsv").write_text(HEADER + f"0.5\t1.5\t60\t{program}\t0\n")
+    (tmp_path / "estimates").mkdir()
+    midi.write_midi([Note(0.5, 1.5, 60, 100, 53)], tmp_path / "estimates" / "drums__two.mid")
+    (folder / "piano__one.mid").unlink()
+    (folder / "piano__one.flac").unlink()
+    arguments = [str(folder), "--estimates", str(tmp_path / "estimates"), "-o", str(tmp_path / "out")]
+    assert evaluate.main("torch_mt3", None, arguments) == 0
+    [row] = results_of(tmp_path / "out")
+    assert (row["onset"], row["onset_class"]) == (1, right)
+
+
 def test_missing_estimates_are_named(pedal_folders, tmp_path, capsys):
     references, estimates = pedal_folders
     (estimates / "song.mid").rename(estimates / "other.mid")
