@@ -267,7 +267,8 @@ def _too_large(repository: Mapping[str, int], sizes: Mapping[str, float], limit:
     return (
         f"the pack of {packed:.1f} MiB ({parts}) and the repository of {whole:.1f} MiB (its largest folders: "
         f"{', '.join(largest)}) are {packed + whole:.1f} MiB, more than the {limit:g} that travel; git sparse-checkout "
-        "set --no-cone '/*' '!/tests/golden/' '!/checkpoints/small/' leaves two folders out that training does not need"
+        "set --no-cone '/*' '!/tests/golden/' '!/checkpoints/small/' '!/checkpoints/default/' leaves out what training "
+        "does not need"
     )
 
 

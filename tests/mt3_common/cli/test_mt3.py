@@ -90,8 +90,8 @@ def test_without_arguments_it_explains_itself():
         (
             ("export", "no_such", "-o", "x.onnx"),
             "no checkpoint 'no_such': there is no such file or folder, the bundled "
-            "ones are: golden, small, and those to be fetched: mt3, ismir2021, ymt3-plus, yptf-single, yptf-multi-ps, "
-            "yptf-moe-multi, yptf-moe-multi-ps",
+            "ones are: golden, small, default, and those to be fetched: mt3, ismir2021, ymt3-plus, yptf-single, "
+            "yptf-multi-ps, yptf-moe-multi, yptf-moe-multi-ps",
         ),
         (("export", "small", "-o", "no/x.onnx"), "-o no/x.onnx: there is no such folder"),
         (("data",), "mt3 data must be followed by one of install, sources, fonts, shards, profile"),

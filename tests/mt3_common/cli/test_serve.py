@@ -23,7 +23,7 @@ def test_it_serves_until_ctrl_c(options, tmp_path):
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         printed = process.stdout.readline()
-        assert printed.startswith("small: http://")
+        assert printed.startswith("default: http://")
         address = urlsplit(printed.split()[1])
         token = address.fragment.removeprefix("token=")
         assert bool(token) == bool(options)
@@ -38,9 +38,9 @@ def test_it_serves_until_ctrl_c(options, tmp_path):
         connection.request("POST", "/transcriptions?name=a.flac", (ROOT / "audio/example.flac").read_bytes(), own)
         events = [json.loads(line) for line in connection.getresponse().read().splitlines()]
         connection.close()
-        assert events[-1]["metadata"] == {"audio": "a.flac", "start": 0.0, "checkpoint": "small"}
+        assert events[-1]["metadata"] == {"audio": "a.flac", "start": 0.0, "checkpoint": "default"}
         # as of mt3 audio/example.flac
-        assert sum(len(event["notes"]) for event in events if event["type"] == "notes") == 38
+        assert sum(len(event["notes"]) for event in events if event["type"] == "notes") == 40
     finally:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=600)
