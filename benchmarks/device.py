@@ -34,7 +34,7 @@ def sizes(folder: Path, rehearse: bool) -> dict[str, str]:
     config, arrays = speed.full_size(quick=False)
     path = folder / "full.safetensors"
     write_safetensors(path, arrays, dataclasses.replace(config, max_target_length=256))
-    return {"small": str(ROOT / "checkpoints" / "small"), "full": str(path)}
+    return {"small": str(ROOT / "checkpoints" / "default"), "full": str(path)}
 
 
 def parity_step(

@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER")
-    add("--checkpoint", nargs="+", default=["small"], metavar="C", help="paths or names, a column each; default: small")
+    columns = "paths or names, a column each; default: the default model"
+    add("--checkpoint", nargs="+", default=["default"], metavar="C", help=columns)
     add("--twin", choices=("jax_mt3", "torch_mt3", "onnx_mt3"), default="torch_mt3")
     add("--decibels", type=float, nargs="+", default=[60.0], metavar="D", help="rows; default: 60")
     add("--seconds", type=float, default=60.0, metavar="S", help="of each recording; default: 60")
