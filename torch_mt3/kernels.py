@@ -4,6 +4,7 @@ jax_mt3/kernels.py is its counterpart. This file alone may differ freely: it hol
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -366,10 +367,11 @@ def pre_encode(frames: torch.Tensor, arrays: dict[str, torch.Tensor], config: Ne
     """Return the pre-encoder's output for frames (b, f, input_depth): (b, f, emb_dim); arrays as Weights has them."""
     prefix = "encoder.pre_encoder."
     state = {state_dict_key(name)[0].removeprefix(prefix): array for name, array in arrays.items()}
-    return functional_call(_pre_encoder(config), state, frames)
+    return functional_call(_pre_encoder(config, threading.get_ident()), state, frames)
 
 
-@functools.lru_cache(maxsize=8)
-def _pre_encoder(config: NetworkConfig) -> PreEncoder:
+@functools.lru_cache(maxsize=32)
+def _pre_encoder(config: NetworkConfig, thread: int) -> PreEncoder:
+    """Return a thread's own module: while functional_call runs, the module has the arrays of that call."""
     with torch.device("meta"):
         return PreEncoder(config)

@@ -1,6 +1,8 @@
 """The pre-encoder that shares over pitch: twins, fast paths, oracle, checkpoints, losses, and what it is for."""
 
+import concurrent.futures
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from mt3_common.training.labels import LABEL_COLUMNS, NUM_CLASSES
 from parity.sides import numpy_network
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import decode as torch_decode
+from torch_mt3 import kernels
 from torch_mt3 import model as torch_model
 from torch_mt3 import train as torch_train
 from torch_mt3.weights import pack as torch_pack
@@ -314,3 +317,20 @@ def test_the_norm_of_segments_has_nearly_its_gradient_in_16_bits():
         gradients[dtype] = [leaf.grad.double() for leaf in leaves]
     for one, other in zip(*gradients.values()):
         assert float((one - other).norm() / other.norm()) < 0.01
+
+
+def test_threads_that_pre_encode_at_once_have_their_own_weights(arrays, frames):
+    """Two threads decode the halves of a batch."""
+    inputs = torch.from_numpy(frames)
+    packed = torch_pack(torch_network(arrays))
+    networks = [{name: (1 + number) * array for name, array in packed.pre_encoder.items()} for number in range(2)]
+    with torch.inference_mode():
+        expected = [kernels.pre_encode(inputs, network, NETWORK) for network in networks]
+
+    @torch.inference_mode()
+    def repeat(number: int) -> list[bool]:
+        encoded = (kernels.pre_encode(inputs, networks[number], NETWORK) for _ in range(100))
+        return [torch.equal(array, expected[number]) for array in encoded]
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        assert all(itertools.chain(*threads.map(repeat, range(2))))
