@@ -34,6 +34,11 @@ _SAMPLES_AT_ONCE = 2**22
 _SEEKABLE_FORMATS = {"AIFF", "AU", "CAF", "FLAC", "RF64", "W64", "WAV", "WAVEX"}
 
 
+# FFmpeg's formats that are lists of other files or addresses, pictures, or devices.
+NO_RECORDINGS = {
+    *("concat", "dash", "hls", "imf", "webm_dash_manifest", "rtsp", "sdp", "ffmetadata", "image2", "image2pipe", "tty"),
+    *("alsa", "fbdev", "jack", "kmsgrab", "lavfi", "oss", "pulse", "v4l2", "video4linux2,v4l2", "x11grab", "xcbgrab"),
+}
 # libsndfile's names of lossy codings, whose decoders agree only to float32's rounding.
 _LOSSY_SUBTYPES = {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "VORBIS", "OPUS"}
 
@@ -287,8 +292,8 @@ def _from_ffmpeg(file: Path, link: Link, stack: contextlib.ExitStack, refusal: U
             f'{refusal}); if other programs play it, `pip install "mt3-twins[audio]"` for FFmpeg\'s decoders'
         ) from error
     try:
-        # Local files only: a name may look like an address, and a playlist may hold some.
-        options = {"protocol_whitelist": "file"}
+        # Local files only, as a name may look like an address, and no playlists, which may name themselves or others.
+        options = {"protocol_whitelist": "file", "format_whitelist": ",".join(_formats())}
         name: Any = f"file:{file}"
         if link.pieces is not None:
             name = stack.enter_context(ByteView(file, link.pieces))
@@ -322,6 +327,13 @@ def _from_ffmpeg(file: Path, link: Link, stack: contextlib.ExitStack, refusal: U
         slack_frames=round(_FRAME_SLACK * rate),
         is_lossy=_is_lossy(container),
     )
+
+
+def _formats() -> list[str]:
+    """Return FFmpeg's formats of recordings: no lists of other files, no pictures, no devices."""
+    import av
+
+    return sorted(av.formats_available - NO_RECORDINGS)
 
 
 def _open_with_ffmpeg(name: Any, options: dict[str, str]) -> "InputContainer":

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def parse(command: str, argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="axis of the layers in MT3's arrays that hold all layers (T5X's scan_layers), where it cannot be told",
     )
+    add("--force", action="store_true", help="replace a file that is there")
     add("--offline", action="store_true", help="fetch nothing: take the checkpoint from the cache, or stop")
     return parser.parse_args(argv)
 
@@ -81,6 +83,9 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 export") -> int:
             arguments = parse(command, argv)
             if not Path(arguments.output).parent.is_dir():
                 raise UsageError(f"-o {arguments.output}: there is no such folder")
+            if os.path.lexists(arguments.output) and not (arguments.force and Path(arguments.output).is_file()):
+                advice = "--force replaces it" if Path(arguments.output).is_file() else "it is no file: name another"
+                raise UsageError(f"{arguments.output} is in the way; {advice}")
             missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
             if missing:
                 raise UsageError(f'{command} needs {missing[0]}: pip install "mt3-twins[onnx]"')

@@ -182,7 +182,7 @@ class Server:
         async for chunk in body_of(request, LONGEST_NOTES, "these are more notes than this server takes"):
             body += chunk
         try:
-            content = await asyncio.to_thread(file_of, kind, bytes(body))
+            content = await asyncio.to_thread(file_of, kind, bytes(body), 60 * self.limits.minutes)
         except (ValueError, OSError) as error:
             raise Refusal(422, self.sentence(error, {})) from error
         return Response(content, media_type=KINDS[kind])

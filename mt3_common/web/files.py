@@ -21,28 +21,31 @@ KINDS = {
 }
 # entries of metadata, and characters of one, that a file takes from a request
 MOST_METADATA, LONGEST_TEXT = 16, 4096
-MOST_NOTES, MOST_BEATS = 1_000_000, 1_000_000
+MOST_NOTES, MOST_BEATS_PER_SECOND = 1_000_000, 20
+# s that notes and beats may last beyond the longest recording
+GRACE = 60.0
 
 
-def file_of(kind: str, body: bytes) -> bytes:
+def file_of(kind: str, body: bytes, longest: float) -> bytes:
     """Return a file as the command line writes it.
 
     Args:
         kind: of KINDS.
         body: JSON with notes, and what work.described returns.
+        longest: s of the longest recording that the server takes: a score takes time and memory by its bars.
 
     Raises:
         ValueError: the body is something else, or a library is missing; says which.
     """
-    transcription = parsed(body)
+    transcription = parsed(body, longest)
     with tempfile.TemporaryDirectory(prefix="mt3-twins-") as folder:
         path = Path(folder) / f"notes.{kind}"
         transcription.write(path)
         return path.read_bytes()
 
 
-def parsed(body: bytes) -> Transcription:
-    """Return the transcription that a request describes.
+def parsed(body: bytes, longest: float) -> Transcription:
+    """Return the transcription that a request describes, of a recording of `longest` s at most.
 
     Raises:
         ValueError: it does not describe one.
@@ -55,6 +58,8 @@ def parsed(body: bytes) -> Transcription:
             raise ValueError(f"more than {MOST_NOTES} notes")
         notes = [json_note(item) for item in content["notes"]]
         check_notes(notes)
+        if any(note.offset > longest + GRACE for note in notes):
+            raise ValueError(f"a note ends after {longest:g} s, the longest recording that this server takes")
         counts = [content.get(name, 0) for name in ("segments", "invalid", "dropped")]
         duration = content.get("duration", 0)
         if not all(type(count) is int and count >= 0 for count in counts):
@@ -69,7 +74,7 @@ def parsed(body: bytes) -> Transcription:
             invalid,
             dropped,
             _metadata(content.get("metadata")),
-            tempo=_tempo(content.get("tempo")),
+            tempo=_tempo(content.get("tempo"), longest),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the request does not describe notes: {error}") from error
@@ -88,14 +93,16 @@ def _metadata(metadata: Any) -> dict[str, Any]:
     return metadata | {name: float(metadata[name]) for name in ("start", "held", "bpm") if name in metadata}
 
 
-def _tempo(tempo: Any) -> Tempo | None:
+def _tempo(tempo: Any, longest: float) -> Tempo | None:
     if tempo is None:
         return None
     beats, downbeat = tempo["beats"], tempo["downbeat"]
-    if not isinstance(beats, list) or not 2 <= len(beats) <= MOST_BEATS:
-        raise ValueError("a tempo has two beats or more")
+    if not isinstance(beats, list) or not 2 <= len(beats) <= MOST_BEATS_PER_SECOND * (longest + GRACE):
+        raise ValueError("a tempo has two beats or more, and twenty a second at most")
     if any(isinstance(beat, bool) or not isinstance(beat, int | float) or not math.isfinite(beat) for beat in beats):
         raise ValueError("beats must be numbers")
+    if beats[-1] > longest + GRACE:
+        raise ValueError(f"a beat comes after {longest:g} s, the longest recording that this server takes")
     if beats[0] < 0 or any(later <= earlier for earlier, later in itertools.pairwise(beats)):
         raise ValueError("beats must ascend from 0 s or later")
     if type(downbeat) is not int or not 0 <= downbeat < len(beats):

@@ -16,8 +16,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mt3_common.io.plural import plural
-
 PROJECTIONS = 8
 # of a fingerprint's entries, which are of size 1: exact copies and copies scaled in float32 ...
 TIGHT = 2e-6
@@ -440,7 +438,8 @@ def describe(match: Match, original: Mapping[str, np.ndarray], head_dim: int = 0
     usable = match.owner >= 0
     first = np.atleast_1d(original[match.owners[0]])
     if len(match.owners) > 1:
-        words.append(f"{plural(len(match.owners), 'array')} in one")
+        number = len(match.owners)
+        words.append(f"{number} arrays in one")
     if len(match.shape) > 2:
         words.append(f"split to {'x'.join(map(str, match.shape))}")
     if is_transposed(match, first.ndim):
@@ -461,7 +460,8 @@ def describe(match: Match, original: Mapping[str, np.ndarray], head_dim: int = 0
         words.append(f"times {factor:.6g}")
     lost = int((match.owner == -2).sum())
     if lost:
-        words.append(f"{lost} of {plural(len(match.owner), 'row or column', 'rows or columns')} changed")
+        total = len(match.owner)
+        words.append(f"{lost} of {total} rows or columns changed")
     return words
 
 
@@ -477,7 +477,7 @@ def _order(order, owner, first, match, head_dim) -> list[str]:
     elif len(owner) < count:
         words.append(f"cropped from {count} to {len(owner)}")
     elif len(zeros):
-        words.append(f"{len(zeros)} of {plural(count, 'row or column', 'rows or columns')} zeroed")
+        words.append(f"{len(zeros)} of {count} rows or columns zeroed")
     if (owner == -2).any() or len(order) < 2:
         return words
     place = np.flatnonzero(owner >= 0)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
-from mt3_common.io.plural import plural
 from parity.networks.expressions import EXPLAINED, FUNCTIONS, difference, error_of, explain
 from parity.networks.names import slashed
 from parity.networks.network import Kind, Weight
@@ -353,7 +352,7 @@ def _relations(
         for depth in range(1, 4):
             inner = wrong[(slice(None), *(slice(depth, -depth) for _ in range(a.ndim - 2)))]
             if inner.size and not inner.any():
-                yield "padding", f"padding: only the outer {plural(depth, 'position')} of each side differ", 0.0
+                yield "padding", f"padding: only the outer {depth} position{'s' * (depth > 1)} of each side differ", 0.0
                 break
     if a.ndim >= 2 and a.shape[1] > 2:
         for shift in (1, -1):

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from mt3_common.io.plural import plural
 from parity.compare.results import Report, Row, over
 from parity.networks.causes import find_break, name_break, site_of
 from parity.networks.names import NameMap, slashed
@@ -251,9 +250,7 @@ class Comparison:
                 rows.append(Row("logits", name, "different" if over(free) else "same", precision, free, note=note))
         extra = len(b) - len(matched)
         if extra and precision == "float64":
-            self.notes.append(
-                f"{extra} of the candidate's {plural(len(b), 'output')} without counterpart, not compared"
-            )
+            self.notes.append(f"not compared, without counterpart: {extra} of all {len(b)} of the candidate's outputs")
         if not a and precision == "float64":
             self.refusals.append("the reference has no output array")
         return rows

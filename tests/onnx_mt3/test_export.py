@@ -63,7 +63,7 @@ def test_a_rounding_is_said_and_float64_rounds_nothing(tmp_path, capsys, golden_
         in capsys.readouterr().err
     )
     options = ["--stored", "float64", "--computed", "float64", "--kind", "teacher", "--positions", "port"]
-    assert mt3.main(["export", checkpoint, "-o", str(path), "--model", "mt3", *options]) == 0
+    assert mt3.main(["export", checkpoint, "-o", str(path), "--model", "mt3", "--force", *options]) == 0
     assert "rounds" not in capsys.readouterr().err
     outputs = [output.name for output in onnx.load(path).graph.output]
     assert "encoder/layers_0/mlp" in outputs
@@ -107,7 +107,19 @@ def test_of_several_sets_of_weights_one_is_named(tmp_path, golden_arrays, golden
     sets = {"model": golden_arrays, "ema_model": {name: array / 2 for name, array in golden_arrays.items()}}
     np.savez(path, **{f"{name}/{key}": array for name, arrays in sets.items() for key, array in arrays.items()})
     output = tmp_path / "x.onnx"
-    command = ["export", str(path), "-o", str(output), "--stored", "float32", "--model", "mt3", "--kind", "teacher"]
+    command = [
+        "export",
+        str(path),
+        "-o",
+        str(output),
+        "--stored",
+        "float32",
+        "--model",
+        "mt3",
+        "--kind",
+        "teacher",
+        "--force",
+    ]
     (tmp_path / "config.json").write_text(json.dumps(Config(network=golden_config).to_dict()))
     with pytest.warns(UserWarning, match="other weights were left alone: ema_model"):
         assert mt3.main(command) == 0

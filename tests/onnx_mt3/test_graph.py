@@ -164,8 +164,11 @@ def test_every_batch_gives_its_memory_back(golden_arrays, config, decoded, monke
     assert {options.get_run_config_entry("memory.enable_memory_arena_shrinkage") for options in runs} == {"cpu:0"}
 
 
-def test_no_loop_ends_with_keys_and_values_of_rows_that_have_ended(golden_arrays, config, decoded, tmp_path):
+def test_no_loop_ends_with_keys_and_values_of_rows_that_have_ended(
+    golden_arrays, config, decoded, tmp_path, monkeypatch
+):
     """A loop copies what it carried at its end: only what goes on may be in it, which is a block's at most here."""
+    monkeypatch.setattr(decode, "num_cores", lambda: 1)
     kernel = golden_arrays["decoder/logits_dense/kernel"].copy()
     kernel[:, EOS_ID] = 0.0
     model, weights = graph.search_parts(golden_arrays | {"decoder/logits_dense/kernel": kernel}, config)

@@ -544,6 +544,17 @@ def test_a_playlist_opens_no_address(tmp_path):
             server.accept()
 
 
+@pytest.mark.parametrize("list_of_files", ["ffconcat version 1.0\nfile song\n", "#EXTM3U\n#EXTINF:3,\nsong\n"])
+def test_a_playlist_is_no_recording(list_of_files, tmp_path):
+    """One that names itself would be opened until there are no more files to open."""
+    pytest.importorskip("av")
+    (tmp_path / "song").write_text(list_of_files)
+    assert "Too many open files" not in refused(tmp_path / "song")
+    soundfile.write(tmp_path / "other.flac", np.zeros(1600), 16000)
+    (tmp_path / "song").write_text(list_of_files.replace("song", "other.flac"))
+    assert "is not audio that can be read" in refused(tmp_path / "song")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 def test_an_encoded_file_whose_name_is_no_text(tmp_path):
     path = encoded(tmp_path / "x.m4a", "m4a").rename(tmp_path / os.fsdecode(b"\xff\xfe.m4a"))

@@ -93,6 +93,7 @@ def test_without_arguments_it_explains_itself():
             "ones are: golden, small, default, and those to be fetched: mt3, ismir2021, ymt3-plus, yptf-single, "
             "yptf-multi-ps, yptf-moe-multi, yptf-moe-multi-ps",
         ),
+        (("export", "small", "-o", "/dev/null", "--force"), "/dev/null is in the way; it is no file: name another"),
         (("export", "small", "-o", "no/x.onnx"), "-o no/x.onnx: there is no such folder"),
         (("data",), "mt3 data must be followed by one of install, sources, fonts, shards, profile"),
         (
@@ -104,6 +105,15 @@ def test_without_arguments_it_explains_itself():
 def test_wrong_arguments(arguments, message, capsys):
     assert mt3.main(arguments) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_an_export_replaces_a_file_only_if_told(tmp_path, capsys):
+    (tmp_path / "diary.txt").write_text("mine")
+    assert mt3.main(["export", "golden", "-o", str(tmp_path / "diary.txt")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'diary.txt'} is in the way; --force replaces it\n"
+    assert (tmp_path / "diary.txt").read_text() == "mine"
+    assert mt3.main(["export", "golden", "-o", str(tmp_path / "diary.txt"), "--force"]) == 0
+    assert (tmp_path / "diary.txt").stat().st_size > 100_000
 
 
 def test_a_missing_recording_fails_as_with_the_twin(capfd):

@@ -144,6 +144,9 @@ def test_an_error_on_the_way_names_the_recording_as_its_user_does(client, song):
         b'{"notes": [{"onset": 0, "offset": 1, "pitch": 200, "velocity": 1, "program": 0, "is_drum": false}]}',
         b'{"notes": [], "tempo": {"beats": [1, 0], "downbeat": 0, "meter": "4/4", "start": null}}',
         b'{"notes": [], "tempo": {"beats": [0, 1e999], "downbeat": 0, "meter": "4/4", "start": null}}',
+        # a score of 10 million seconds
+        b'{"notes": [{"onset": 0, "offset": 1e7, "pitch": 1, "velocity": 1, "program": 0, "is_drum": false}]}',
+        b'{"notes": [], "tempo": {"beats": [0, 1e7], "downbeat": 0, "meter": "4/4", "start": null}}',
         b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 9, "meter": "4/4", "start": null}}',
         b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 0, "meter": "4/5", "start": null}}',
         b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 0, "meter": 4, "start": null}}',

@@ -201,7 +201,7 @@ def test_files_are_the_command_lines_byte_for_byte(node):
     for number, result in enumerate(results):
         body = json.dumps(result).encode()
         for offset, kind in enumerate(("mid", "json", "csv")):
-            assert base64.b64decode(actual[3 * number + offset]) == file_of(kind, body), (number, kind)
+            assert base64.b64decode(actual[3 * number + offset]) == file_of(kind, body, 60.0), (number, kind)
 
 
 def test_a_long_midi_file_has_coarser_ticks(node, tmp_path):

@@ -189,7 +189,7 @@ def test_a_full_pass_is_written_and_rounding_is_said(checkpoint, tmp_path, capsy
     assert mt3.main(command) == 0
     # all but counts of steps and zeros
     assert "note: bfloat16 rounds the weights of " in capsys.readouterr().err
-    assert mt3.main([*command, "--stored", "float64", "--computed", "float64"]) == 0
+    assert mt3.main([*command, "--stored", "float64", "--computed", "float64", "--force"]) == 0
     assert "rounds" not in capsys.readouterr().err
     outputs = [output.name for output in onnx.load(path).graph.output]
     assert "encoder/blocks_0/local_transformer_0/mlp/experts_2/w2" in outputs

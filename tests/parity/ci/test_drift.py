@@ -253,10 +253,10 @@ def test_make_drift_judges_a_copy_of_the_projects_ledger(tmp_path):
     assert status(report(weights="other")) == 2
     assert status({}) == 3
     accepted = next(record for record in reversed(drift.read_ledger(ledger)) if record["accepted"])
-    environments = {"reference": {}, "candidate": {}}
+    environments: dict[str, dict[str, str]] = {}
     for name, value in accepted["versions"].items():
         side, _, part = name.partition(" ")
-        environments[side][part] = value
+        environments.setdefault(side, {})[part] = value
     document = report(weights=accepted["weights"])
     document["sides"] = {
         side: {"environment": environments[side], "modes": accepted["precision"][side]} for side in environments
