@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_mt3.yourmt3.model import YourMT3
-from mt3_common.checkpoint.names import CheckpointError
-from mt3_common.io.plural import plural
+from mt3_common.checkpoint.names import CheckpointError, check_names
 from mt3_common.yourmt3_config import YourMT3Config
 
 # attributes that are lists of modules
@@ -50,12 +49,7 @@ def to_variables(arrays: Mapping[str, np.ndarray], config: YourMT3Config) -> dic
     shapes = template(config)
     flat = {}
     names = {path: published_name(path) for path in shapes}
-    if missing := sorted(set(names.values()) - set(arrays)):
-        raise CheckpointError(f"{plural(len(missing), 'array is', 'arrays are')} missing, the first is {missing[0]}")
-    if extra := sorted(set(arrays) - set(names.values())):
-        raise CheckpointError(
-            f"{plural(len(extra), 'array is', 'arrays are')} no part of the network, the first is {extra[0]}"
-        )
+    check_names(arrays, names.values())
     for path, shape in shapes.items():
         array = arrays[names[path]]
         array = array.T if path[-1] == "kernel" else array

@@ -32,10 +32,8 @@ _SLACK = 0.01
 _SAMPLES_AT_ONCE = 2**22
 # Ogg pages are found by bisection, which is inexact in libsndfile 1.2 (off by up to a page), and so may be MP3 frames.
 _SEEKABLE_FORMATS = {"AIFF", "AU", "CAF", "FLAC", "RF64", "W64", "WAV", "WAVEX"}
-
-
 # FFmpeg's formats that are lists of other files or addresses, pictures, or devices.
-NO_RECORDINGS = {
+_NO_RECORDINGS = {
     *("concat", "dash", "hls", "imf", "webm_dash_manifest", "rtsp", "sdp", "ffmetadata", "image2", "image2pipe", "tty"),
     *("alsa", "fbdev", "jack", "kmsgrab", "lavfi", "oss", "pulse", "v4l2", "video4linux2,v4l2", "x11grab", "xcbgrab"),
 }
@@ -333,7 +331,7 @@ def _formats() -> list[str]:
     """Return FFmpeg's formats of recordings: no lists of other files, no pictures, no devices."""
     import av
 
-    return sorted(av.formats_available - NO_RECORDINGS)
+    return sorted(av.formats_available - _NO_RECORDINGS)
 
 
 def _open_with_ffmpeg(name: Any, options: dict[str, str]) -> "InputContainer":

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes  # noqa: F401 - teaches NumPy's isfinite bfloat16
@@ -164,6 +164,17 @@ def check_arrays(arrays: Mapping[str, Any], config: NetworkConfig) -> None:
         CheckpointError: names the first missing, unexpected or wrongly shaped array and counts the others.
     """
     _check_shapes(arrays, array_shapes(config))
+
+
+def check_names(arrays: Iterable[str], expected: Iterable[str]) -> None:
+    """Raise CheckpointError unless the names are the expected ones; it counts the others and names the first."""
+    given, wanted = set(arrays), set(expected)
+    if missing := sorted(wanted - given):
+        raise CheckpointError(f"{plural(len(missing), 'array is', 'arrays are')} missing, the first is {missing[0]}")
+    if extra := sorted(given - wanted):
+        raise CheckpointError(
+            f"{plural(len(extra), 'array is', 'arrays are')} no part of the network, the first is {extra[0]}"
+        )
 
 
 def _check_shapes(arrays: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -224,7 +224,7 @@ def _under_any_names(
 def _few(names: Sequence[str]) -> str:
     """Return the first names and the number of the others."""
     more = len(names) - SHOWN
-    return ", ".join([*names[:SHOWN], *([f"{plural(more, 'more array')}"] if more > 0 else [])])
+    return ", ".join([*names[:SHOWN], *([plural(more, "more array")] if more > 0 else [])])
 
 
 def _named_or_none(one: WeightSet, source: Source, scan_axis: int | None) -> Named | None:

@@ -83,9 +83,8 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 export") -> int:
             arguments = parse(command, argv)
             if not Path(arguments.output).parent.is_dir():
                 raise UsageError(f"-o {arguments.output}: there is no such folder")
-            if os.path.lexists(arguments.output) and not (arguments.force and Path(arguments.output).is_file()):
-                advice = "--force replaces it" if Path(arguments.output).is_file() else "it is no file: name another"
-                raise UsageError(f"{arguments.output} is in the way; {advice}")
+            if os.path.lexists(arguments.output) and not arguments.force:
+                raise UsageError(f"{arguments.output} is in the way; --force replaces it")
             missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
             if missing:
                 raise UsageError(f'{command} needs {missing[0]}: pip install "mt3-twins[onnx]"')

@@ -38,9 +38,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         path: of the file; its folder must exist.
 
     Raises:
-        OSError: the file cannot be written, and is named; an older one of that name is unchanged.
+        OSError: the file cannot be written, and is named; an older one of that name, a device or a pipe is unchanged.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(errno.EEXIST, "a device or a pipe has this name", os.fspath(path))
     temporary = temporary_path(path)
     try:
         yield temporary

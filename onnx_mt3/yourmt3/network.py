@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mt3_common.checkpoint.names import CheckpointError
-from mt3_common.io.plural import plural
+from mt3_common.checkpoint.names import CheckpointError, check_names
 from mt3_common.yourmt3_config import YourMT3Config
 from onnx_mt3.yourmt3 import conformer, perceiver, t5
 from onnx_mt3.yourmt3.layers import YourMT3Layers
@@ -29,14 +28,7 @@ class YourMT3Builder(YourMT3Layers):
     def check(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Refuse arrays that do not fit the config."""
         shapes = array_shapes(self.config)
-        if missing := sorted(set(shapes) - set(arrays)):
-            raise CheckpointError(
-                f"{plural(len(missing), 'array is', 'arrays are')} missing, the first is {missing[0]}"
-            )
-        if extra := sorted(set(arrays) - set(shapes)):
-            raise CheckpointError(
-                f"{plural(len(extra), 'array is', 'arrays are')} no part of the network, the first is {extra[0]}"
-            )
+        check_names(arrays, shapes)
         for name, shape in shapes.items():
             if arrays[name].shape != shape:
                 raise CheckpointError(f"{name} has shape {arrays[name].shape}, the settings ask for {shape}")

@@ -250,7 +250,8 @@ class Comparison:
                 rows.append(Row("logits", name, "different" if over(free) else "same", precision, free, note=note))
         extra = len(b) - len(matched)
         if extra and precision == "float64":
-            self.notes.append(f"not compared, without counterpart: {extra} of all {len(b)} of the candidate's outputs")
+            outputs = f"{extra} of the candidate's outputs, {len(b)} in all,"
+            self.notes.append(f"{outputs} have no counterpart and were not compared")
         if not a and precision == "float64":
             self.refusals.append("the reference has no output array")
         return rows

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from mt3_common.checkpoint.names import CheckpointError
-from mt3_common.io.plural import plural
+from mt3_common.checkpoint.names import CheckpointError, check_names
 from mt3_common.yourmt3_config import YourMT3Config
 from torch_mt3.yourmt3.layers import Table
 from torch_mt3.yourmt3.model import YourMT3
@@ -28,12 +27,7 @@ def to_state_dict(arrays: Mapping[str, np.ndarray], config: YourMT3Config) -> di
         CheckpointError: an array is missing, one is too many, or a shape differs; names it.
     """
     shapes = template(config)
-    if missing := sorted(set(shapes) - set(arrays)):
-        raise CheckpointError(f"{plural(len(missing), 'array is', 'arrays are')} missing, the first is {missing[0]}")
-    if extra := sorted(set(arrays) - set(shapes)):
-        raise CheckpointError(
-            f"{plural(len(extra), 'array is', 'arrays are')} no part of the network, the first is {extra[0]}"
-        )
+    check_names(arrays, shapes)
     for name, tensor in shapes.items():
         if arrays[name].shape != tuple(tensor.shape):
             raise CheckpointError(f"{name} has shape {arrays[name].shape}, the settings ask for {tuple(tensor.shape)}")

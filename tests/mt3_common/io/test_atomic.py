@@ -187,3 +187,13 @@ def test_errors_name_the_file_and_not_the_temporary_one(tmp_path):
             atomic.write(path, b"x")
         assert error.value.filename == str(path)
         assert error.value.filename2 is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes that have names")
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", os.devnull):
+        with pytest.raises(FileExistsError, match="a device or a pipe has this name"):
+            atomic.write(path, b"new")
+    assert (tmp_path / "pipe").is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
