@@ -135,7 +135,7 @@ class GraphBuilder:
         self._nodes.append(helper.make_node("Loop", [trips, self.boolean(True), *start], outputs, body=body))
         return outputs
 
-    def either(
+    def if_else(
         self, condition: str, first: Callable[[], list[str]], second: Callable[[], list[str]], kind: int, axes: int
     ) -> list[str]:
         """Add an If node and return the names of its outputs.

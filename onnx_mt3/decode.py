@@ -52,7 +52,7 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def giving_back() -> onnxruntime.RunOptions:
+def memory_freeing_options() -> onnxruntime.RunOptions:
     """Return options of a run at whose end its memory goes back to the system.
 
     Keys and values are most of it; they would stay with the session and grow from one batch to the next.
@@ -99,7 +99,7 @@ def generator(
             prompt[row, : len(segment.prompt_ids)] = segment.prompt_ids
             bias[row] = segment.logit_bias
         inputs = {"frames": frames.astype(dtype, copy=False), "allowed": usable, "prompt": prompt, "bias": bias}
-        (ids,) = search.run(["ids"], inputs | {"max_steps": np.array(steps, np.int64)}, giving_back())
+        (ids,) = search.run(["ids"], inputs | {"max_steps": np.array(steps, np.int64)}, memory_freeing_options())
         return [until_eos(row) for row in np.asarray(ids)[:, :steps].astype(np.int32)]
 
     return side_by_side(ids_of, batch_size)

@@ -228,7 +228,7 @@ class SearchLoops(LayerBuilder):
                 parts = [[self.op("Compress", part, going, axis=0) for part in (old, new)] for old, new, _ in triples]
                 return [self.op("Concat", *pair, axis=axis) for pair, axis in zip(parts, axes, strict=True)]
 
-            appended = self.either(loop_goes_on, all_rows, rows_that_go_on, real, axes=4)
+            appended = self.if_else(loop_goes_on, all_rows, rows_that_go_on, real, axes=4)
         kinds = [TensorProto.INT64] * 2 + [TensorProto.BOOL] + [real] * len(cache)
         shapes = [["m", 1], ["m", None], ["m"], *[[None] * 4] * len(cache)]
         return loop_body(

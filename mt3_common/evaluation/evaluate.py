@@ -61,10 +61,10 @@ def read_estimates(path: Path) -> list[Note]:
     Raises:
         ValueError: the file cannot be read.
     """
-    return midi.read_midi(path, sustain=True) if has_velocities(path) else sung(read_tsv(path))
+    return midi.read_midi(path, sustain=True) if has_velocities(path) else with_voices(read_tsv(path))
 
 
-def sung(notes: Sequence[Note]) -> list[Note]:
+def with_voices(notes: Sequence[Note]) -> list[Note]:
     """Return the notes of a table with General MIDI's voices in place of 100 and 101.
 
     Tables have singing as YourMT3+'s data sets do; as General MIDI they would be synthetic effects, and no
@@ -113,7 +113,7 @@ def measure(
     """
     references = read_notes(pair)
     if pair.notes[0].suffix.lower() == ".tsv":
-        references = sung(references)
+        references = with_voices(references)
     check_fit(references, pair.notes[0], pair.audio)
     counts = {"invalid": 0, "dropped": 0}
     with_velocities = all(map(has_velocities, pair.notes[-1:]))

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 
 from mt3_common.audio.segments import Segment
-from onnx_mt3.decode import giving_back, side_by_side
+from onnx_mt3.decode import memory_freeing_options, side_by_side
 
 
 def generator(
@@ -33,7 +33,7 @@ def generator(
             "allowed": usable,
             "max_steps": np.array(max_steps, np.int64),
         }
-        (ids,) = search.run(["ids"], inputs, giving_back())
+        (ids,) = search.run(["ids"], inputs, memory_freeing_options())
         return list(np.asarray(ids).astype(np.int32))
 
     return side_by_side(ids_of, batch_size)
