@@ -22,6 +22,8 @@ def describe_damage(head: bytes, kind: str, reason: str) -> str:
         reason = "it is a web page; fetch the file itself"
     elif not head.strip(b"\0"):
         reason = f"it begins with zeros, as an unfinished download does; {AGAIN}"
+    elif head.startswith(b"\x1f\x8b"):
+        reason = "it is compressed with gzip; unpack it first"
     elif head.startswith(b"PK\x03\x04") and kind == "safetensors file":
         reason = "it is a zip file, such as PyTorch and NumPy write; give it a name that ends in .pth or .npz"
     elif head[8:9] == b"{" and head[9:10] in b'"}' and kind != "safetensors file":

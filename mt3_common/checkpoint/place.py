@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from mt3_common.checkpoint import exported
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.checkpoint.storage import MARKERS, STATE, STEP, Folder, address
 from mt3_common.io.plural import plural
@@ -98,6 +99,11 @@ def _only_one(folder: Folder) -> Place:
         raise CheckpointError(f"{folder} holds several files of weights ({', '.join(weights)}): name one")
     if weights:
         return Place(folder, weights[0])
+    # no checkpoints either, and whoever reads them says what they are
+    if networks := [name for name in names if name.endswith(exported.ENDINGS)]:
+        return Place(folder, networks[0])
+    if folder.below(exported.SITE_FOLDER).having([exported.SITE_FILE]):
+        return Place(folder.below(exported.SITE_FOLDER), exported.SITE_FILE)
     raise CheckpointError(_no_checkpoint(folder, names))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from mt3_common.checkpoint import safetensors, t5x, torch_pickle
 from mt3_common.checkpoint.config_files import find_config_files
 from mt3_common.checkpoint.damage import HEAD_BYTES, describe_damage
+from mt3_common.checkpoint.exported import refuse_exported, refuse_exported_file
 from mt3_common.checkpoint.names import CheckpointError, reason_of
 from mt3_common.checkpoint.place import INDEX, Place
 from mt3_common.checkpoint.storage import STEP, Entry, Reference
@@ -60,7 +61,7 @@ def open_source(place: Place, optimizer: bool) -> Source:
         optimizer: list the optimizer's slots too.
 
     Raises:
-        CheckpointError: parts are missing, doubled, damaged or contradictory.
+        CheckpointError: parts are missing, doubled, damaged or contradictory, or it is an exported network.
     """
     name = place.file.lower()
     if not name:
@@ -70,6 +71,7 @@ def open_source(place: Place, optimizer: bool) -> Source:
     if name.endswith(PICKLES):
         return _open_pickle(place)
     data = place.folder.read(place.file) or b""
+    refuse_exported(str(place), data)
     if name.endswith(".safetensors"):
         return _open_safetensors(place, data)
     if name.endswith(".npz"):
@@ -102,6 +104,7 @@ def _local(place: Place) -> str:
 
 def _open_pickle(place: Place) -> Source:
     path = _local(place)
+    refuse_exported_file(path)
     tensors = torch_pickle.read_tensors(path)
     return _of_arrays(place, "pth", tensors.arrays, containers=tensors.containers, left=tensors.left)
 

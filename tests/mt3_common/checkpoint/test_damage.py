@@ -1,5 +1,6 @@
 """Damaged files of weights, and other files under their names, are refused by a sentence that says what to do."""
 
+import gzip
 import io
 import zipfile
 
@@ -55,6 +56,7 @@ def turned(content: bytes) -> bytes:
         (lambda content: bytes(len(content)), "it begins with zeros, as an unfinished download does" + AGAIN),
         (lambda content: PAGE, "it is a web page; fetch the file itself"),
         (lambda content: POINTER, "it is a pointer of Git LFS, in place of which `git lfs pull` puts the file"),
+        (gzip.compress, "it is compressed with gzip; unpack it first"),
         (turned, "Bad CRC-32 for file '"),
     ],
 )
