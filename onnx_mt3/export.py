@@ -4,7 +4,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -55,9 +55,34 @@ class Network(NamedTuple):
     model: Callable[..., onnx.ModelProto]
 
 
-def export(
+class Exportable(NamedTuple):
+    """A network as an ONNX model, ready to be written.
+
+    Attributes:
+        model: with all that its user needs to know in the metadata.
+        size: of the file (bytes).
+        rounded: the arrays whose values the stored dtype does not have exactly.
+        config: of the network.
+        notice: of the checkpoint, '' for none.
+    """
+
+    model: onnx.ModelProto
+    size: int
+    rounded: list[str]
+    config: Config | YourMT3Settings
+    notice: str
+
+    def write(self, output: str | os.PathLike) -> None:
+        """Write the file; it appears whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        atomic.write(output, self.model.SerializeToString())
+
+
+def prepare(
     checkpoint: NamedCheckpoint,
-    output: str | os.PathLike,
     kind: str = "search",
     stored: str = "bfloat16",
     computed: str = "float32",
@@ -66,12 +91,11 @@ def export(
     config: StatedConfig | None = None,
     weights: str | None = None,
     scan_axis: int | None = None,
-) -> dict[str, Any]:
-    """Write a checkpoint's network as an ONNX file.
+) -> Exportable:
+    """Return a checkpoint's network as an ONNX model.
 
     Args:
         checkpoint: of the network.
-        output: the file; it appears whole or not at all.
         kind: 'search' (segments to token ids) or 'teacher' (a full pass); see search_graph and teacher_graph of
             graph.py and of yourmt3/graph.py.
         stored: dtype of the weights in the file, one of builder.STORED.
@@ -81,13 +105,9 @@ def export(
         config: settings where the checkpoint has none, or other ones, as infer.load takes them.
         weights, scan_axis: see read_checkpoint; of MT3 only.
 
-    Returns:
-        'bytes' of the file; 'rounded': the arrays whose values the stored dtype does not have exactly; 'config' of the
-        network; 'notice' of the checkpoint, '' for none.
-
     Raises:
         ValueError: the checkpoint or a setting is not usable, or the file would be too large.
-        OSError: the file cannot be written.
+        OSError: the checkpoint cannot be read.
     """
     if is_yourmt3(checkpoint.path):
         for option, value in (("--positions", positions), ("--weights", weights), ("--scan-axis", scan_axis)):
@@ -111,10 +131,9 @@ def export(
     onnx.helper.set_model_props(model, metadata)
     size = model.ByteSize()
     if size > LARGEST:
-        raise ValueError(f"{output} would have {size / 1e9:.1f} GB, and an ONNX file has 2.1 at most: store bfloat16")
-    atomic.write(output, model.SerializeToString())
+        raise ValueError(f"the file would have {size / 1e9:.1f} GB, and an ONNX file has 2.1 at most: store bfloat16")
     rounded = rounded_weights(model, network.arrays, stored, computed)
-    return {"bytes": size, "rounded": rounded, "config": network.config, "notice": network.notice}
+    return Exportable(model, size, rounded, network.config, network.notice)
 
 
 def _read_yourmt3(checkpoint: NamedCheckpoint, kind: str, preset: str | None, config: StatedConfig | None) -> Network:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.cli.arguments import Parser, add_model_option, path_name
-from mt3_common.cli.console import say
+from mt3_common.cli.console import say, sentence
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import UsageError
 from mt3_common.cli.run import run
@@ -81,35 +81,49 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 export") -> int:
     def start() -> int:
         try:
             arguments = parse(command, argv)
-            if not Path(arguments.output).parent.is_dir():
-                raise UsageError(f"-o {arguments.output}: there is no such folder")
-            if os.path.lexists(arguments.output) and not arguments.force:
-                raise UsageError(f"{arguments.output} is in the way; --force replaces it")
+            check_output(arguments.output, arguments.force)
             missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
             if missing:
                 raise UsageError(f'{command} needs {missing[0]}: pip install "mt3-twins[onnx]"')
             checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline)
-        except ValueError as error:
-            say(f"error: {error}")
+            network = importlib.import_module("onnx_mt3.export").prepare(
+                checkpoint,
+                kind=arguments.kind,
+                stored=arguments.stored,
+                computed=arguments.computed,
+                preset=arguments.model or checkpoint.model,
+                positions=arguments.positions,
+                config=arguments.config,
+                weights=arguments.weights,
+                scan_axis=arguments.scan_axis,
+            )
+        except (ValueError, OSError, MemoryError) as error:
+            say(f"error: {sentence(error, command)}")
             return NOT_STARTED
-        written = importlib.import_module("onnx_mt3.export").export(
-            checkpoint,
-            arguments.output,
-            kind=arguments.kind,
-            stored=arguments.stored,
-            computed=arguments.computed,
-            preset=arguments.model or checkpoint.model,
-            positions=arguments.positions,
-            config=arguments.config,
-            weights=arguments.weights,
-            scan_axis=arguments.scan_axis,
-        )
-        if written["notice"]:
-            say(f"note: {written['notice']}")
-        if written["rounded"]:
-            count = plural(len(written["rounded"]), "array")
+        network.write(arguments.output)
+        if network.notice:
+            say(f"note: {network.notice}")
+        if network.rounded:
+            count = plural(len(network.rounded), "array")
             say(f"note: {arguments.stored} rounds the weights of {count}; --stored float32 keeps them as they are")
-        print(f"{checkpoint.name} -> {arguments.output}: {written['bytes'] / 1e6:.1f} MB")
+        print(f"{checkpoint.name} -> {arguments.output}: {network.size / 1e6:.1f} MB")
         return SUCCESS
 
     return run(start, failed=SOME_FAILED)
+
+
+def check_output(output: str, force: bool) -> None:
+    """Check that a file of this name can be written.
+
+    Raises:
+        UsageError: its folder is missing, a folder, a device or a pipe has the name, or a file that is to stay.
+    """
+    path = Path(output)
+    if not path.parent.is_dir():
+        raise UsageError(f"-o {output}: there is no such folder")
+    if path.is_dir():
+        raise UsageError(f"-o {output} is a folder: name a file in it, as in -o {path / 'model.onnx'}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"-o {output} is a device or a pipe: name a file")
+    if os.path.lexists(output) and not force:
+        raise UsageError(f"{output} is in the way; --force replaces it")

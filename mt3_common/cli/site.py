@@ -3,14 +3,13 @@
 import argparse
 import importlib
 import importlib.util
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.checkpoint.yourmt3 import refuse_yourmt3
 from mt3_common.cli.arguments import Parser, path_name
-from mt3_common.cli.console import say
+from mt3_common.cli.console import say, sentence
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import UsageError
 from mt3_common.cli.run import run
@@ -70,23 +69,20 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 site") -> int:
             checkpoint = find_checkpoint(arguments.checkpoint, arguments.offline)
             refuse_yourmt3(checkpoint.path, checkpoint.name)
             runtime = runtime_files(arguments.runtime)
-        except ValueError as error:
-            say(f"error: {error}")
-            return NOT_STARTED
-        with tempfile.TemporaryDirectory(prefix="mt3-twins-") as temporary:
-            model = Path(temporary) / "model.onnx"
-            written = importlib.import_module("onnx_mt3.export").export(
+            network = importlib.import_module("onnx_mt3.export").prepare(
                 checkpoint,
-                model,
                 stored=arguments.stored,
                 preset=arguments.model or checkpoint.model,
                 positions=arguments.positions,
             )
-            sizes = write_site(folder, written["config"], checkpoint, model.read_bytes(), runtime)
+        except (ValueError, OSError, MemoryError) as error:
+            say(f"error: {sentence(error, command)}")
+            return NOT_STARTED
+        sizes = write_site(folder, network.config, checkpoint, network.model.SerializeToString(), runtime)
         if checkpoint.notice:
             say(f"note: {checkpoint.notice}")
-        if written["rounded"]:
-            count = plural(len(written["rounded"]), "array")
+        if network.rounded:
+            count = plural(len(network.rounded), "array")
             say(f"note: {arguments.stored} rounds the weights of {count}; --stored float32 keeps them as they are")
         visit = visit_size(sizes)
         print(f"{checkpoint.name} -> {folder}: {visit / 1e6:.1f} MB for a visitor")

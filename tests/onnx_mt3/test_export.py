@@ -1,5 +1,6 @@
 """mt3 export: the file as other programs see it, and the notes that ONNX Runtime makes with it alone."""
 
+import errno
 import json
 import warnings
 from pathlib import Path
@@ -142,11 +143,61 @@ def test_a_table_that_is_asked_for_is_written(talkative, tmp_path, monkeypatch):
     assert set(tables) == {"port"}
 
 
-def test_a_damaged_checkpoint_ends_in_one_sentence(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["broken.safetensors"], "broken.safetensors is damaged, truncated or no safetensors file"),
+        (["empty"], "empty is no checkpoint: expected a file"),
+        (["golden", "--model", "yptf-single"], "golden is no YourMT3+, which --model yptf-single would be"),
+        (["golden", "--config", "none.json"], "--config none.json: there is no such file"),
+        (["golden", "--weights", "ema"], "there are no weights called 'ema', only target"),
+    ],
+)
+def test_an_unusable_checkpoint_or_setting_starts_nothing(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
-    assert mt3.main(["export", str(tmp_path / "broken.safetensors"), "-o", str(tmp_path / "x.onnx")]) == 1
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    (tmp_path / "empty").mkdir()
+    assert mt3.main(["export", *arguments, "-o", "x.onnx"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_file_that_cannot_be_written_is_a_failure(tmp_path, capsys, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(export.atomic, "write", full)
+    assert mt3.main(["export", "golden", "-o", str(tmp_path / "x.onnx")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'x.onnx'}: No space left on device\n"
+
+
+def test_an_unusable_checkpoint_makes_no_site(written, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mt3.site, "runtime_files", lambda archives: {})
+    (tmp_path / "empty.npz").write_bytes(b"")
+    for checkpoint in (tmp_path / "empty.npz", written):
+        assert mt3.main(["site", str(tmp_path / "site"), "--checkpoint", str(checkpoint)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {checkpoint}")
+    assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.parametrize("command", ["export", "transcribe", "evaluate", "train"])
+def test_an_exported_network_is_no_checkpoint_of_any_command(command, written, tmp_path, capsys):
+    """Whatever reads checkpoints: with the status that it has for those that are none."""
+    for name in ("NAME.wav", "NAME.mid"):
+        (tmp_path / name).write_bytes(b"")
+    arguments = {
+        "export": [str(written), "-o", str(tmp_path / "x.onnx")],
+        "transcribe": ["audio/example.flac", "--checkpoint", str(written), "-o", str(tmp_path / "x.mid")],
+        "evaluate": [str(tmp_path), "--checkpoint", str(written)],
+        "train": [str(tmp_path / "run"), "--warm-start", str(written), "--data", str(tmp_path)],
+    }
+    assert mt3.main([command, *arguments[command]]) == (1 if command == "train" else 2)
+    assert capsys.readouterr().err == (
+        f"error: {written} is a network exported as ONNX by mt3 export, which commands do not read: give the "
+        "checkpoint that it was made from, called 'talkative'\n"
+    )
 
 
 def test_without_onnx_it_says_what_to_install(tmp_path, capsys, monkeypatch):

@@ -93,7 +93,8 @@ def test_without_arguments_it_explains_itself():
             "ones are: golden, small, default, and those to be fetched: mt3, ismir2021, ymt3-plus, yptf-single, "
             "yptf-multi-ps, yptf-moe-multi, yptf-moe-multi-ps",
         ),
-        (("export", "small", "-o", "/dev/null"), "/dev/null is in the way; --force replaces it"),
+        (("export", "small", "-o", "/dev/null"), "-o /dev/null is a device or a pipe: name a file"),
+        (("export", "small", "-o", ".", "--force"), "-o . is a folder: name a file in it, as in -o model.onnx"),
         (("export", "small", "-o", "no/x.onnx"), "-o no/x.onnx: there is no such folder"),
         (("data",), "mt3 data must be followed by one of install, sources, fonts, shards, profile"),
         (

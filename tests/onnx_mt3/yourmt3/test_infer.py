@@ -213,7 +213,7 @@ def test_a_full_pass_is_written_and_rounding_is_said(checkpoint, tmp_path, capsy
     ],
 )
 def test_what_cannot_be_exported_is_said(options, message, checkpoint, tmp_path, capsys):
-    assert mt3.main(["export", str(checkpoint), "-o", str(tmp_path / "x.onnx"), *options]) in (1, 2)
+    assert mt3.main(["export", str(checkpoint), "-o", str(tmp_path / "x.onnx"), *options]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
