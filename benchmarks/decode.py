@@ -633,7 +633,11 @@ def agreement_part(settings: dict[str, Any]) -> None:
             def transcribe(dtype, infer=infer):
                 """Return for each path the ids of every segment, and the notes."""
                 transcriber = infer.load(
-                    settings["checkpoint"], device=settings["device"], dtype=dtype, batch_size=settings["rows"]
+                    settings["checkpoint"],
+                    device=settings["device"],
+                    dtype=dtype,
+                    batch_size=settings["rows"],
+                    instrument_prior=False,
                 )
                 generate, results = transcriber.generate, []
                 for path in paths:

@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(f"{options.twin}.infer")
     table = Table("noise", "segments", *(f"changed, {Path(name).name}" for name in options.checkpoint))
     try:
-        transcribers = [module.load(checkpoint=name, device="cpu") for name in options.checkpoint]
+        transcribers = [
+            module.load(checkpoint=name, device="cpu", instrument_prior=False) for name in options.checkpoint
+        ]
         audios = [
             [read_audio(path, transcriber.family.sample_rate, duration=options.seconds) for path in recordings]
             for transcriber in transcribers

@@ -35,10 +35,12 @@ from jax_mt3.kernels import (
     rms_norm,
     row_count,
     take_along,
+    to_numpy,
 )
 from jax_mt3.search import BeamState, empty_state, finalize, reset_rows, search_step
 from jax_mt3.weights import Weights, pack
 from mt3_common.config import Config
+from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription import batching
 from mt3_common.transcription.batching import PromptedSegment, SearchSettings
 
@@ -386,6 +388,10 @@ class Batch:
         """Return the token ids (max_steps,) int32 of ended rows, zeros behind their end."""
         return list(finalize(self.settings, self.state)[0][self._indices[rows], -1])
 
+    def program_logits(self, rows: list[int]) -> list[np.ndarray]:
+        """Return the logits (max_steps, 128) float32 of the programs that were recorded of ended rows."""
+        return list(to_numpy(self.state.program_logits)[self._indices[rows]])
+
     def compact(self, rows: list[int]) -> None:
         """Drop all rows but the given ones, which stay in this order; the others have ended."""
         # arrays stay larger than the batch rather than compile for every size
@@ -418,8 +424,9 @@ def generator(
     allowed: np.ndarray | None = None,
     hold: bool = False,
     int8: bool = False,
+    program_logits: bool = False,
     folder: str | os.PathLike | None = None,
-) -> Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]:
+) -> Callable[[Iterable[Any]], Iterator[Any]]:
     """Return the function that turns segments into token ids.
 
     Args:
@@ -430,14 +437,25 @@ def generator(
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
         hold: whether segments come with prompts, as batching.PromptedSegment.
         int8: quantise, see pack.
+        program_logits: whether the logits of programs come out beside the ids ('greedy' only).
         folder: for compiled programs, see compiled.Programs; None to keep them in memory only.
 
     Returns:
         Called with segments, (input_frames, input_depth) float32 each, which are taken as rows become free, yields the
-        ids of each in their order: (n,) int32 up to and including EOS, or max_steps of them.
+        ids of each in their order: (n,) int32 up to and including EOS, or max_steps of them; batching.SegmentTokens
+        with program_logits.
     """
+    first_program = Vocabulary(config.vocabulary).first_id("program") if program_logits else 0
     settings = SearchSettings(
-        search, num_decodes, alpha, max_steps or config.max_target_length, temperature, top_k, top_p, seed
+        search,
+        num_decodes,
+        alpha,
+        max_steps or config.max_target_length,
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        first_program,
     )
     weights = pack(params, config.network, int8)
 
@@ -451,7 +469,7 @@ def generator(
     expected.expect("reset", rows)
     expected.expect("advance", rows, min(LENGTHS[0], settings.max_steps))
 
-    def generate(segments: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def generate(segments: Iterable[Any]) -> Iterator[Any]:
         return batching.decode_continuously(make, segments, settings, batch_size)
 
     return generate

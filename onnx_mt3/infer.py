@@ -35,6 +35,7 @@ def load(
     positions: str | None = None,
     instruments: str | None = None,
     hold: float | None = None,
+    instrument_prior: bool = True,
     config: StatedConfig | None = None,
 ) -> Transcriber:
     """Return a Transcriber: the network of a checkpoint as an ONNX graph, run on the CPU.
@@ -50,6 +51,8 @@ def load(
         positions: 'mt3' or 'port': the sinusoids that the weights were trained on; None to believe the checkpoint.
         instruments: the only ones that may be heard, such as 'piano,bass,drums' (see parse_instruments); None for all.
         hold: keep instruments from one segment to the next, with this bias; None to decode each segment alone.
+        instrument_prior: choose instruments by their share of the recording so far, too (see InstrumentPrior), where
+            instruments are not held and notes are not decoded as published.
         config: settings where the checkpoint has none, or other ones: a config.json, its content, or the name of a
             released YourMT3+; None to believe the checkpoint.
 

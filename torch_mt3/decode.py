@@ -16,6 +16,7 @@ from einops import rearrange
 from torch.nn import functional as F
 
 from mt3_common.config import Config
+from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription import batching
 from mt3_common.transcription.batching import PromptedSegment, SearchSettings
 from torch_mt3.kernels import (
@@ -283,6 +284,10 @@ class Batch:
         """Return the token ids (max_steps,) int32 of ended rows, zeros behind their end."""
         return list(finalize(self.settings, self.state)[0][rows, -1].astype(np.int32))
 
+    def program_logits(self, rows: list[int]) -> list[np.ndarray]:
+        """Return the logits (max_steps, 128) float32 of the programs that were recorded of ended rows."""
+        return list(self.state.program_logits[rows].cpu().numpy())
+
     def compact(self, rows: list[int]) -> None:
         """Drop all rows but the given ones, which stay in this order; the others have ended."""
         self.num_rows = len(rows)
@@ -314,7 +319,8 @@ def generator(
     allowed: np.ndarray | None = None,
     hold: bool = False,
     int8: bool = False,
-) -> Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]:
+    program_logits: bool = False,
+) -> Callable[[Iterable[Any]], Iterator[Any]]:
     """Return the function that turns segments into token ids.
 
     Args:
@@ -325,20 +331,31 @@ def generator(
         allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
         hold: whether segments come with prompts, as batching.PromptedSegment.
         int8: quantise, see pack.
+        program_logits: whether the logits of programs come out beside the ids ('greedy' only).
 
     Returns:
         Called with segments, (input_frames, input_depth) float32 each, which are taken as rows become free, yields the
-        ids of each in their order: (n,) int32 up to and including EOS, or max_steps of them.
+        ids of each in their order: (n,) int32 up to and including EOS, or max_steps of them; batching.SegmentTokens
+        with program_logits.
     """
+    first_program = Vocabulary(config.vocabulary).first_id("program") if program_logits else 0
     settings = SearchSettings(
-        search, num_decodes, alpha, max_steps or config.max_target_length, temperature, top_k, top_p, seed
+        search,
+        num_decodes,
+        alpha,
+        max_steps or config.max_target_length,
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        first_program,
     )
     weights = pack(model, int8)
 
     def make(num_rows: int) -> batching.RunningBatch:
         return make_batch(weights, settings, num_rows, config.input_frames, allowed, hold)
 
-    def generate(segments: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def generate(segments: Iterable[Any]) -> Iterator[Any]:
         return batching.decode_continuously(make, segments, settings, batch_size)
 
     return generate

@@ -16,6 +16,7 @@ from mt3_common.cli import infer as cli
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
 from mt3_common.transcription.continuity import InstrumentContinuity
 from mt3_common.transcription.family import check_yourmt3_options
+from mt3_common.transcription.instrument_prior import takes_prior
 from mt3_common.transcription.pipeline import Transcriber
 
 
@@ -34,6 +35,7 @@ def load(
     positions: str | None = None,
     instruments: str | None = None,
     hold: float | None = None,
+    instrument_prior: bool = True,
     config: StatedConfig | None = None,
 ) -> Transcriber:
     """A Transcriber: the network of a checkpoint, on its device, with a way to search.
@@ -54,6 +56,8 @@ def load(
         instruments: the only ones that may be heard, such as 'piano,bass,drums' (see parse_instruments); None for all.
         hold: keep instruments from one segment to the next with this bias (see InstrumentContinuity); None to decode
             each segment alone.
+        instrument_prior: choose instruments by their share of the recording so far, too (see InstrumentPrior), where
+            the search is greedy, instruments are not held and notes are not decoded as published.
         config: settings where the checkpoint has none, or other ones: a config.json, its content, or the name of a
             released YourMT3+; None to believe the checkpoint.
 
@@ -98,6 +102,7 @@ def load(
         allowed=None if only is None else allowed_tokens(only, network),
         hold=hold is not None,
         int8=dtype == "int8",
+        program_logits=instrument_prior and takes_prior(network, search, hold),
     )
     continuity = None if hold is None else InstrumentContinuity(hold, batch_size)
     return Transcriber(network, generate, checkpoint=checkpoint, instruments=only, continuity=continuity)

@@ -27,6 +27,8 @@ class BeamState(NamedTuple):
         uniforms: (b, max_steps) float32 in [0, 1), the draws of 'sample'.
         prompt_ids: (b, max_steps) int, ids to be chosen, 0 where the choice is free; (b, 0) if no row has a prompt.
         logit_bias: (b, vocab_size) float32, added to the logits; (b, 0) if no row has a prompt.
+        program_logits: (b, max_steps, 128) float32, the logits of the programs at each step; (b, max_steps, 0) if the
+            settings have no first_program.
         done: (b,) bool.
     """
 
@@ -38,6 +40,7 @@ class BeamState(NamedTuple):
     uniforms: torch.Tensor
     prompt_ids: torch.Tensor
     logit_bias: torch.Tensor
+    program_logits: torch.Tensor
     done: torch.Tensor
 
 
@@ -57,6 +60,7 @@ def empty_state(weights: Weights, settings: SearchSettings, num_rows: int, num_b
         uniforms=np.zeros((num_rows, settings.max_steps), np.float32),
         prompt_ids=np.zeros((num_rows, settings.max_steps if num_biased else 0), TOKEN_DTYPE),
         logit_bias=np.zeros((num_rows, num_biased), np.float32),
+        program_logits=np.zeros((num_rows, settings.max_steps, settings.num_recorded), np.float32),
         done=np.ones(num_rows, bool),
     )
     return BeamState(*(on_device(array, device_of(weights.embedding), copy=True) for array in state))
@@ -80,6 +84,7 @@ def reset_rows(
         uniforms=put(state.uniforms, rows, uniforms),
         prompt_ids=put(state.prompt_ids, rows, prompt_ids),
         logit_bias=put(state.logit_bias, rows, logit_bias),
+        program_logits=state.program_logits,
         done=put(state.done, rows, False),
     )
 
@@ -122,8 +127,13 @@ def search_step(
     gain = take_along(log_probs[:, 0], token, 1)
     written = torch.where(live, token.to(state.tokens.dtype), take_along(state.tokens[:, 0], index, 1))
     ended = (token[:, 0] == EOS_ID) | (age + 1 >= settings.max_steps)
+    rows = count_up(len(age), age)
+    if settings.first_program:
+        programs = logits[:, 0, settings.first_program : settings.first_program + settings.num_recorded]
+        recorded = torch.where(live, programs, state.program_logits[rows, index[:, 0]])
+        state = state._replace(program_logits=put(state.program_logits, (rows, index[:, 0]), recorded))
     state = state._replace(
-        tokens=put(state.tokens, (count_up(len(age), age), 0, index[:, 0]), written[:, 0]),
+        tokens=put(state.tokens, (rows, 0, index[:, 0]), written[:, 0]),
         scores=torch.where(live, state.scores + gain, state.scores),
         done=state.done | ended,
     )

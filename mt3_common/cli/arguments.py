@@ -128,6 +128,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--hold-bias belongs to --hold-instruments")
     bias = HOLD_BIAS if arguments.hold_bias is None else arguments.hold_bias
     arguments.hold = bias if arguments.hold_instruments else None
+    arguments.instrument_prior = not arguments.no_instrument_prior
     return arguments
 
 
@@ -328,6 +329,12 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help=f"of --hold-instruments: how much less likely (nats) a program becomes that has just not played; default: "
         f"{HOLD_BIAS}; 0: only what sounds is held",
+    )
+    add(
+        "--no-instrument-prior",
+        action="store_true",
+        help="choose instruments by each segment of some two seconds alone; default: one that has played much of the "
+        "recording so far is likelier, but with --search t5x or sample, --hold-instruments and --as-published",
     )
     add(
         "--velocity",

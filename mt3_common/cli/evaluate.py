@@ -70,10 +70,17 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
     if options.baseline:
         transcriber = BasicPitch(options.baseline_command)
     elif options.estimates is None:
-        transcriber = load(checkpoint=options.checkpoint, device=options.device, search=options.search)
+        transcriber = load(
+            checkpoint=options.checkpoint,
+            device=options.device,
+            search=options.search,
+            instrument_prior=not options.no_instrument_prior,
+        )
     rows, failed = [], {}
     reading = {name: value for name in READING_OPTIONS if (value := getattr(options, name)) is not None}
-    transcriber_key = f"{options.baseline or fingerprint(transcriber)} {options.search}"
+    transcriber_key = (
+        f"{options.baseline or fingerprint(transcriber)} {options.search} {not options.no_instrument_prior}"
+    )
     if reading:
         transcriber_key += f" {sorted(reading.items())}"
     done = previous_rows(options)
@@ -173,6 +180,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         default="greedy",
         help="how tokens are chosen, as of mt3 transcribe; default: greedy",
     )
+    add("--no-instrument-prior", action="store_true", help="as of mt3 transcribe")
     add("--device", metavar="D", help="cpu, gpu, …; default: a GPU if there is one")
     add_mix_options(add)
     add(

@@ -24,12 +24,10 @@ from mt3_common.data.performance import BENDING, bent, detached, in_compass, one
 from mt3_common.data.songs import Song, Stem, random_drums, random_notes
 from mt3_common.data.soundfont import RENDER_RATE, Fonts
 from mt3_common.io.plural import plural
-from mt3_common.notes.note import Note, trim_overlapping
+from mt3_common.notes.note import CLASS_SIZE, Note, trim_overlapping
 
 # dB, range of a stem's gain
 GAIN, CLEAN_GAIN = (-10.0, 4.0), (-6.0, 0.0)
-# Programs of one MIDI class are 8 neighbours (0..7 pianos, 8..15 chromatic percussion, ...).
-CLASS_SIZE = 8
 # Share of a stem's notes that a font's instrument should have; fonts that have fewer are drawn if no other has more.
 IN_COMPASS = 0.9
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mt3_common.io.optional import needed
-from mt3_common.notes.note import Note
+from mt3_common.notes.note import CLASS_SIZE, Note
 
 # s; mir_eval's default, which all published figures use
 ONSET_TOLERANCE = 0.05
@@ -19,8 +19,6 @@ FRAME_RATE = 62.5
 FRAME_VELOCITY = 30
 # shortest duration of a note in the frame measure (s)
 FRAME_MIN_DURATION = 0.05
-# programs of one MIDI class
-CLASS_SIZE = 8
 GRANULARITIES = ("flat", "midi_class", "full")
 
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 # MIDI's tenth channel, which general MIDI keeps for drums.
 DRUM_INSTRUMENT = 9
+# programs of one MIDI class, which are neighbours (0..7 pianos, 8..15 chromatic percussion, ...)
+CLASS_SIZE = 8
 
 
 class Note(NamedTuple):

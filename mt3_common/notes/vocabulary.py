@@ -17,6 +17,7 @@ PAD_ID = 0
 EOS_ID = 1
 UNK_ID = 2
 SPECIAL_IDS = 3
+NUM_PROGRAMS = 128
 EXTRA_IDS = 100
 
 # What decode() puts where there is no codec index.
@@ -56,7 +57,7 @@ class Vocabulary:
             "pitch": 128,
             "velocity": config.num_velocity_bins + 1,
             "tie": 1,
-            "program": 128,
+            "program": NUM_PROGRAMS,
             "drum": 128,
         }
         self.ranges: dict[str, tuple[int, int]] = {}
@@ -80,6 +81,10 @@ class Vocabulary:
         if not 0 <= value <= last - first:
             raise ValueError(f"{kind} must be in 0..{last - first}, not {value}")
         return first + value
+
+    def first_id(self, kind: str) -> int:
+        """Return the model id of the event of that kind with value 0."""
+        return SPECIAL_IDS + self.ranges[kind][0]
 
     def event(self, index: int) -> Event:
         """Return the event of a codec index.

@@ -14,7 +14,7 @@ import numpy as np
 
 from mt3_common.audio.segments import Segment
 from mt3_common.config import Range, check_fields
-from mt3_common.notes.vocabulary import EOS_ID
+from mt3_common.notes.vocabulary import EOS_ID, NUM_PROGRAMS
 
 # a smaller batch has so many times fewer rows
 FEWER = 4
@@ -37,6 +37,8 @@ class SearchSettings:
         top_p: 'sample' keeps the likeliest tokens until their probabilities reach it; 1.0 keeps all.
         seed: 'sample' draws from it; a segment's draws depend on the seed and its index alone, and both twins draw the
             same numbers.
+        first_program: id of program 0, where 'greedy' records the logits of the 128 programs at every step, so that
+            segments come out as SegmentTokens; 0 to record none.
 
     Raises:
         ValueError: a setting is out of range, or two of them contradict each other.
@@ -52,6 +54,7 @@ class SearchSettings:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    first_program: int = 0
 
     def __post_init__(self):
         if isinstance(self.temperature, (int, float)) and not self.temperature >= LEAST:
@@ -64,10 +67,18 @@ class SearchSettings:
             "top_k": Range(0),
             "top_p": Range(LEAST, 1, closed=True),
             "seed": Range(0, 2**64),
+            "first_program": Range(0),
         }
         check_fields(self, ranges, {"search": ("greedy", "t5x", "sample")})
         if self.num_decodes > 1 and self.search != "t5x":
             raise ValueError(f"{self.num_decodes} beams need search 't5x'; {self.search!r} follows one")
+        if self.first_program and self.search != "greedy":
+            raise ValueError(f"logits of programs are recorded by search 'greedy', not by {self.search!r}")
+
+    @property
+    def num_recorded(self) -> int:
+        """Count the logits that are recorded at every step."""
+        return NUM_PROGRAMS if self.first_program else 0
 
     def uniforms(self, index: int) -> np.ndarray:
         """The numbers that 'sample' draws for segment index: (max_steps,) float32 in [0, 1); zeros otherwise."""
@@ -91,6 +102,35 @@ class PromptedSegment(NamedTuple):
     logit_bias: np.ndarray
 
 
+class SegmentTokens(NamedTuple):
+    """The tokens of a segment, with what the network thought of other instruments.
+
+    Attributes:
+        ids: (n,) int32, up to and including EOS, or as many as a segment may have.
+        program_logits: (k, 128) float32, of the programs at each of the k program tokens among ids, in order; -inf for
+            one that may not be chosen.
+    """
+
+    ids: np.ndarray
+    program_logits: np.ndarray
+
+    @classmethod
+    def of_row(cls, ids: np.ndarray, logits: np.ndarray, first_program: int) -> "SegmentTokens":
+        """Return the tokens of a row.
+
+        Args:
+            ids: (n,) int32, up to and including EOS.
+            logits: (t, 128), t >= n, of the programs at each step.
+            first_program: id of program 0.
+        """
+        return cls(ids, logits[program_positions(ids, first_program)].astype(np.float32))
+
+
+def program_positions(ids: np.ndarray, first_program: int) -> np.ndarray:
+    """Return the indices of the program tokens among ids (n,): (k,) int64."""
+    return np.flatnonzero((ids >= first_program) & (ids < first_program + NUM_PROGRAMS))
+
+
 class RunningBatch(Protocol):
     """Rows that are decoded side by side, as each framework implements them."""
 
@@ -112,6 +152,10 @@ class RunningBatch(Protocol):
 
     def collect(self, rows: list[int]) -> list[np.ndarray]:
         """Return the token ids of ended rows, best hypothesis, each as long as the search left it."""
+        ...
+
+    def program_logits(self, rows: list[int]) -> list[np.ndarray]:
+        """Return the logits (max_steps, 128) that were recorded of ended rows; see SearchSettings.first_program."""
         ...
 
     def compact(self, rows: list[int]) -> None:
@@ -177,11 +221,22 @@ class TwoThreadBatch:
 
     def collect(self, rows: list[int]) -> list[np.ndarray]:
         """See RunningBatch.collect."""
-        ids: dict[int, np.ndarray] = {}
+        return self._of_rows(rows, lambda batch, half_rows: batch.collect(half_rows))
+
+    def program_logits(self, rows: list[int]) -> list[np.ndarray]:
+        """See RunningBatch.program_logits."""
+        return self._of_rows(rows, lambda batch, half_rows: batch.program_logits(half_rows))
+
+    def _of_rows(
+        self, rows: list[int], results_of: Callable[[RunningBatch, list[int]], list[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """Return the result of each row, which results_of returns for rows of one half."""
+        results: dict[int, np.ndarray] = {}
         for batch, indices in zip(self.halves, self._split(rows), strict=True):
             if indices:
-                ids |= zip(indices, batch.collect([self._halves_and_rows[rows[i]][1] for i in indices]), strict=True)
-        return [ids[i] for i in range(len(rows))]
+                half_rows = [self._halves_and_rows[rows[i]][1] for i in indices]
+                results |= zip(indices, results_of(batch, half_rows), strict=True)
+        return [results[i] for i in range(len(rows))]
 
     def compact(self, rows: list[int]) -> None:
         """See RunningBatch.compact."""
@@ -212,7 +267,7 @@ def decode_continuously(
     segments: Iterable[np.ndarray | Segment | PromptedSegment | None],
     settings: SearchSettings,
     batch_size: int,
-) -> Iterator[np.ndarray]:
+) -> Iterator[Any]:
     """Token ids of each segment, in the segments' order, whatever order they end in.
 
     Segments are taken from the iterable only when a row is free, and an ended segment waits only for those before it;
@@ -227,7 +282,8 @@ def decode_continuously(
         batch_size: rows at most.
 
     Yields:
-        (n,) int32 ids up to and including EOS, or max_steps of them.
+        (n,) int32 ids up to and including EOS, or max_steps of them; SegmentTokens where the settings have a
+        first_program.
     """
     arriving = iter(segments)
     numbers = itertools.count()
@@ -252,7 +308,7 @@ def decode_continuously(
     batch = make_batch(size)
     batches = {size: batch}
     in_row: dict[int, int] = {}
-    ended: dict[int, np.ndarray] = {}
+    ended: dict[int, np.ndarray | SegmentTokens] = {}
     next_out = 0
     while waiting or in_row:
         if not in_row:
@@ -274,8 +330,13 @@ def decode_continuously(
             waiting = []
         done = batch.advance()
         rows = [row for row in in_row if done[row]]
-        for row, ids in zip(rows, batch.collect(rows) if rows else [], strict=True):
-            ended[in_row.pop(row)] = until_eos(ids)
+        ids_of_rows = [until_eos(ids) for ids in batch.collect(rows)] if rows else []
+        if settings.first_program and rows:
+            pairs = zip(ids_of_rows, batch.program_logits(rows), strict=True)
+            tokens = [SegmentTokens.of_row(ids, logits, settings.first_program) for ids, logits in pairs]
+        else:
+            tokens = ids_of_rows
+        ended.update(zip((in_row.pop(row) for row in rows), tokens, strict=True))
         while next_out in ended:
             yield ended.pop(next_out)
             next_out += 1

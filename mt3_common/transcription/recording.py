@@ -11,10 +11,11 @@ from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
-from mt3_common.transcription.batching import PromptedSegment
+from mt3_common.transcription.batching import PromptedSegment, SegmentTokens
 from mt3_common.transcription.clock import STAGES, Clock
 from mt3_common.transcription.continuity import ContinuityTracker, InstrumentContinuity
 from mt3_common.transcription.family import Family
+from mt3_common.transcription.instrument_prior import InstrumentPrior
 from mt3_common.transcription.reader import AUTO_VELOCITY, ESTIMATE, UNTOLD, Reader, Request
 from mt3_common.transcription.result import Transcription
 
@@ -54,6 +55,8 @@ class Recording:
         self._reader = Reader(request, family)
         self._decoder = family.decoder(instruments, request.published)
         self._tracker = continuity and ContinuityTracker(continuity, self._decoder, family.max_tokens)
+        # from the first segment with the logits of programs on
+        self._prior: InstrumentPrior | None = None
         self._velocity = request.velocity
         if self._velocity == AUTO_VELOCITY:
             self._velocity = None if family.tells_velocities or request.published else UNTOLD
@@ -96,16 +99,25 @@ class Recording:
         retry, self._tracker.retry = self._tracker.retry, None
         return retry
 
-    def add(self, ids: np.ndarray, is_retry: bool = False) -> None:
+    def add(self, tokens: np.ndarray | SegmentTokens, is_retry: bool = False) -> None:
         """Turn the ids of a segment into notes, or keep them until a segment before it has been decoded again.
 
         Args:
-            ids: (n,), or (channels, n), of the next segment that the network was given.
+            tokens: ids (n,), or (channels, n), of the next segment that the network was given; or SegmentTokens, whose
+                instruments are chosen by the recording so far, too, unless notes are decoded as published.
             is_retry: whether it was the one of take_retry.
         """
         with self._clock.running("notes"):
+            ids = self._with_prior(tokens) if isinstance(tokens, SegmentTokens) else tokens
             for settled in [ids] if self._tracker is None else self._tracker.add(ids, is_retry):
                 self._decode(settled)
+
+    def _with_prior(self, tokens: SegmentTokens) -> np.ndarray:
+        """Return the ids of the next segment."""
+        if self.request.published:
+            return tokens.ids
+        self._prior = self._prior or InstrumentPrior(self._decoder.vocabulary)
+        return self._prior.choose(tokens)
 
     def _decode(self, ids: np.ndarray) -> None:
         """Append the notes that the next segment ended, and hand them to on_notes."""

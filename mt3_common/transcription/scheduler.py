@@ -4,8 +4,6 @@ import collections
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
 from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.io.plural import plural
@@ -18,8 +16,8 @@ from mt3_common.transcription.reader import Request
 from mt3_common.transcription.recording import Recording
 from mt3_common.transcription.result import Transcription
 
-# segments (or prompted segments, and None for "not yet") to the ids of each
-Generate = Callable[[Iterable[Any]], Iterator[np.ndarray]]
+# segments (or prompted segments, and None for "not yet") to the ids or batching.SegmentTokens of each
+Generate = Callable[[Iterable[Any]], Iterator[Any]]
 
 
 class Scheduler:
@@ -57,7 +55,7 @@ class Scheduler:
     def results(self, generate: Generate) -> Iterator[Transcription | Exception]:
         """Yield the result of each recording in order; a failure of the network becomes the last result."""
         failure: Exception | None = None
-        ids_of_segments: Iterator[np.ndarray] | None = None
+        ids_of_segments: Iterator[Any] | None = None
         try:
             while True:
                 try:
