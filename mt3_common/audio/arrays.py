@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from mt3_common.io.shown_names import shown_as
+
+# name of the recording in messages and metadata
+NAME = "samples"
 # more channels than any recording has: the array is turned round
 MOST_CHANNELS = 64
 # bytes that a WAV header can tell
@@ -16,7 +20,7 @@ LARGEST_WAV = 2**31
 
 @contextlib.contextmanager
 def written(samples: np.ndarray, sample_rate: int | None) -> Iterator[Path]:
-    """Write samples to a temporary file, which is removed at the end.
+    """Write samples to a temporary file, which is removed at the end; messages show NAME in place of its path.
 
     Args:
         samples: (n,) or (n, channels), floats (1.0 is full scale) or int16 or int32.
@@ -27,6 +31,7 @@ def written(samples: np.ndarray, sample_rate: int | None) -> Iterator[Path]:
 
     Raises:
         ValueError: the array is no recording; says why.
+        OSError: there is no room for the file.
     """
     if sample_rate is None:
         raise ValueError("an array of samples needs its sample_rate")
@@ -44,5 +49,13 @@ def written(samples: np.ndarray, sample_rate: int | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mt3-twins-") as folder:
         path = Path(folder) / "array.wav"
         kind = "WAV" if samples.nbytes < LARGEST_WAV else "RF64"
-        soundfile.write(path, samples, int(sample_rate), subtype="FLOAT", format=kind)
-        yield path
+        try:
+            soundfile.write(path, samples, int(sample_rate), subtype="FLOAT", format=kind)
+        except soundfile.LibsndfileError as error:
+            size = f"{samples.nbytes / 1e6:.0f} MB"
+            raise OSError(
+                f"the samples, {size}, cannot be written to {tempfile.gettempdir()}, the folder of temporary files: "
+                f"{error.error_string}"
+            ) from error
+        with shown_as(path, NAME):
+            yield path

@@ -95,7 +95,10 @@ def sentence(error: Exception, program: str, names: Mapping[str, str] | None = N
     if is_out_of_memory(error):
         return "not enough memory; a smaller --batch-size needs less"
     if isinstance(error, OSError) and error.strerror:
-        return f"{printable(os.fsdecode(error.filename))}: {error.strerror}" if error.filename else error.strerror
+        if not error.filename:
+            return error.strerror
+        name = os.fsdecode(error.filename)
+        return f"{shown.get(name) or printable(name)}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
         return text
     return f"{type(error).__name__}: {text}; --debug shows where"

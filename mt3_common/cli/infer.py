@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from mt3_common.formats.registry import kind_of
 from mt3_common.io import atomic
 from mt3_common.io.notices import shown_by
 from mt3_common.io.plural import plural
+from mt3_common.io.shown_names import shown_as
 from mt3_common.transcription import beats
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.pipeline import Transcriber
@@ -135,21 +136,12 @@ def infer(
     if work.jobs:
         tasks = [Task(job, arguments, work.summary is not None) for job in work.jobs]
         runner = Runner(transcriber, tasks, work.summary, work.provenance, program)
-        names = {str(job.audio): job.shown for job in work.jobs}
-        with shown_by(lambda message: say(f"note: {with_names(message, names)}")):
+        with shown_by(lambda message: say(f"note: {message}")):
             runner.run()
         failed = failed | runner.failed
     if failed and work.num_inputs > 1:
         say(f"error: {len(failed)} of {work.num_inputs} inputs failed: {', '.join(map(str, failed))}")
     return SOME_FAILED if failed else SUCCESS
-
-
-def with_names(message: str, names: Mapping[str, str]) -> str:
-    """Return a message that begins with the path of a recording with the name that messages show instead."""
-    for path, name in names.items():
-        if message.startswith(f"{path}: "):
-            return name + message.removeprefix(path)
-    return message
 
 
 def prepare(program: str, command: str, argv: Sequence[str], stack: contextlib.ExitStack) -> Preparation:
@@ -166,6 +158,7 @@ def prepare(program: str, command: str, argv: Sequence[str], stack: contextlib.E
     stdin = None
     if STDIN in arguments.audio:
         stdin = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt3-twins-"))) / "stdin"
+        stack.enter_context(shown_as(stdin, stdin.name))
     streamed_only = arguments.jsonl and arguments.output is None and arguments.formats is None
     formats = () if streamed_only else arguments.formats
     extras = [".png"] * arguments.plot + [".played.wav", ".compared.wav"] * arguments.listen

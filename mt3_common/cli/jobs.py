@@ -123,18 +123,18 @@ def plan(
         jobs.append(Job(file, tuple(named.values()), "stdin" if file == stdin else ""))
 
     audio_by_path = {os.path.realpath(job.audio): job.audio for job in jobs}
-    audio_by_output: dict[str, Path] = {}
+    name_by_output: dict[str, str] = {}
     for job in jobs:
         for path in job.outputs:
             real = os.path.realpath(path)
             if real in audio_by_path:
                 raise UsageError(f"{path} would replace a recording; give -o another name")
-            if real in audio_by_output:
+            if real in name_by_output:
                 raise UsageError(
-                    f"{audio_by_output[real]} and {job.audio} would both be written to {path}; "
+                    f"{name_by_output[real]} and {job.called} would both be written to {path}; "
                     "do them one by one, with -o"
                 )
-            audio_by_output[real] = job.audio
+            name_by_output[real] = job.called
     return jobs, failed
 
 

@@ -17,6 +17,7 @@ from mt3_common.cli.console import say, sentence
 from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.config import PRESETS
+from mt3_common.io.notices import shown_by
 from mt3_common.io.optional import needed
 from mt3_common.transcription.pipeline import Transcriber
 
@@ -108,6 +109,8 @@ def main(
             print(f"{checkpoint.name}: {address} (Ctrl-C ends it)", flush=True)
             if arguments.open:
                 webbrowser.open(address)
+            # names of uploads are their users': say makes them printable
+            stack.enter_context(shown_by(lambda message: say(f"note: {message}")))
             app.http_server(app.create_app(server, names, token)).run(sockets=[listener])
         return SUCCESS
 

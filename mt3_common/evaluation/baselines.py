@@ -1,5 +1,6 @@
 """Other transcribers, to compare with MT3."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from mt3_common.audio.files import audio_duration
 from mt3_common.formats import midi
+from mt3_common.io.shown_names import shown_as
 from mt3_common.transcription.result import Transcription
 
 
@@ -37,7 +39,7 @@ class BasicPitch:
             [*written] = Path(folder).glob("*.mid")
             if result.returncode or not written:
                 message = (result.stderr.strip() or result.stdout.strip() or "nothing").splitlines()[-1]
-                raise ValueError(f"{path}: basic-pitch failed: {message}")
-            return Transcription(
-                midi.read_midi(written[0], sustain=True), audio_duration(path) or 0.0, 0, invalid=0, dropped=0
-            )
+                raise ValueError(f"{path}: basic-pitch failed: {message.replace(folder + os.sep, '')}")
+            with shown_as(written[0], f"{path}, as basic-pitch hears it"):
+                notes = midi.read_midi(written[0], sustain=True)
+            return Transcription(notes, audio_duration(path) or 0.0, 0, invalid=0, dropped=0)

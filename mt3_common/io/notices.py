@@ -1,16 +1,28 @@
 """Notices: sentences about input that was read although something is odd, each reported once.
 
 They go to the logger "mt3_common": a program without logging shows them on stderr, the commands as lines "note: …".
+Temporary files have the names that their users know, see shown_names.py.
 """
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
+from mt3_common.io.shown_names import with_shown_names
+
 LOGGER = logging.getLogger("mt3_common")
 # Sentences are remembered so that a file that is read twice is reported once; beyond this number they are forgotten.
 _REMEMBERED = 10_000
 _reported: set[str] = set()
+
+
+def _name_files(record: logging.LogRecord) -> bool:
+    """Put the names of temporary files into a message of any level, for logging.Filterer."""
+    record.msg, record.args = with_shown_names(record.getMessage()), ()
+    return True
+
+
+LOGGER.addFilter(_name_files)
 
 
 def notice(message: str) -> None:

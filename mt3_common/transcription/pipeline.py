@@ -81,7 +81,8 @@ class Transcriber:
         """Transcribe a recording.
 
         Args:
-            audio: path of a file; or samples, (n,) or (n, channels), floats (1.0 is full scale), int16 or int32.
+            audio: path of a file; or samples, (n,) or (n, channels), floats (1.0 is full scale), int16 or int32,
+                which messages and metadata call "samples".
             start, duration, on_progress, on_notes, velocity, published, min_note, only, channel, gain: see Request.
             tempo: for the files written of it: beats per minute, or 'auto' to find them; None for 120, and no bars.
             sample_rate: of samples (1/s).

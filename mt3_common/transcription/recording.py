@@ -2,13 +2,13 @@
 
 import collections
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.registry import NamedCheckpoint
+from mt3_common.io.shown_names import shown_name
 from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
 from mt3_common.transcription.batching import PromptedSegment, SegmentTokens
@@ -154,7 +154,7 @@ class Recording:
         """
         if self._reader.error is not None:
             return self._reader.error
-        metadata: dict[str, Any] = {"audio": Path(self.request.path).name, "start": self.request.start}
+        metadata: dict[str, Any] = {"audio": shown_name(self.request.path), "start": self.request.start}
         if checkpoint is not None:
             metadata["checkpoint"] = checkpoint.name
         if self.instruments is not None:

@@ -47,9 +47,9 @@ class Transcription:
 
     @property
     def title(self) -> str | None:
-        """Name of the recording without its ending; None for a recording without a name, such as stdin."""
-        name = Path(self.metadata.get("audio", "")).stem
-        return None if name in ("", "stdin") else name
+        """Name of the recording without its ending; None for one without a name, such as stdin or samples."""
+        name = self.metadata.get("audio", "")
+        return None if name in ("", "stdin", "samples") else Path(name).stem
 
     def with_tempo(self, tempo: Tempo, quantise: bool = False) -> "Transcription":
         """Return a copy with beats and bars; quantise is as is_quantised."""

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from mt3_common.audio.files import audio_duration
 from mt3_common.io.plural import plural
+from mt3_common.io.shown_names import shown_as
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.notes.meter import parse_meter
 from mt3_common.notes.tempo import FASTEST, SLOWEST
@@ -40,6 +41,7 @@ SILENCE = 30.0
 # bytes that come in this time at least
 LEAST_BYTES = 30_000
 LONGEST_NAME = 255
+NO_ROOM = "this server cannot store the file ({reason}): try again later"
 
 
 class Limits(NamedTuple):
@@ -111,9 +113,10 @@ class Server:
                 503, f"{plural(self.num_open, 'recording is', 'recordings are')} waiting already; try again later"
             )
         self.num_open += 1
-        folder = tempfile.TemporaryDirectory(prefix="mt3-twins-")
+        resources = contextlib.ExitStack()
         try:
-            path = Path(folder.name) / "recording"
+            path = self.room(resources) / "recording"
+            resources.enter_context(shown_as(path, name))
             await self.receive(request, path)
             names = {str(path): name}
             try:
@@ -125,10 +128,21 @@ class Server:
             work = Work(self.networks, path, name, settings, 60 * self.limits.minutes)
         except BaseException:
             self.num_open -= 1
-            folder.cleanup()
+            resources.close()
             raise
         # only now: whoever is slow to send keeps nobody waiting
-        return Stream(self, work, folder, names)
+        return Stream(self, work, resources, names)
+
+    def room(self, resources: contextlib.ExitStack) -> Path:
+        """Return a temporary folder, which the resources remove.
+
+        Raises:
+            Refusal: there is no room for one.
+        """
+        try:
+            return Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="mt3-twins-")))
+        except OSError as error:
+            raise Refusal(507, NO_ROOM.format(reason=error.strerror)) from error
 
     def settings_of(self, request: Request) -> Settings:
         """Return the settings that a request asks for.
@@ -162,14 +176,17 @@ class Server:
         """Write the body of a request to a file while it comes, and count it.
 
         Raises:
-            Refusal: it is empty, too large, or stops coming.
+            Refusal: it is empty, too large, or stops coming, or there is no room for it.
         """
         reason = f"the file is larger than {self.limits.megabytes:g} MB, which is as much as this server takes"
         is_empty = True
-        with open(path, "wb") as file:
-            async for chunk in body_of(request, int(self.limits.megabytes * 1e6), reason):
-                is_empty = False
-                file.write(chunk)
+        try:
+            with open(path, "wb") as file:
+                async for chunk in body_of(request, int(self.limits.megabytes * 1e6), reason):
+                    is_empty = False
+                    file.write(chunk)
+        except OSError as error:
+            raise Refusal(507, NO_ROOM.format(reason=error.strerror)) from error
         if is_empty:
             raise Refusal(415, "the file is empty")
 
@@ -232,7 +249,7 @@ class Stream(StreamingResponse):
     Args:
         server: whose line it is in.
         work: to do when its turn comes.
-        folder: of the recording, removed at the end.
+        resources: the recording's folder and name, given back at the end.
         names: names of files -> names to show in errors.
     """
 
@@ -240,14 +257,14 @@ class Stream(StreamingResponse):
         self,
         server: Server,
         work: Work,
-        folder: tempfile.TemporaryDirectory,
+        resources: contextlib.ExitStack,
         names: dict[str, str],
     ):
         super().__init__(self.lines(), media_type="application/x-ndjson")
         self.server = server
         self.work = work
         self.ticket = server.line.join()
-        self.folder = folder
+        self.resources = resources
         self.names = names
 
     async def __call__(self, scope, receive, send) -> None:
@@ -264,7 +281,7 @@ class Stream(StreamingResponse):
             await self.work.ended.wait()
             self.server.line.leave(self.ticket)
             self.server.num_open -= 1
-            self.folder.cleanup()
+            self.resources.close()
 
     async def lines(self) -> AsyncIterator[bytes]:
         """Yield a line for each event: first those of waiting, then those of the work, or an error."""

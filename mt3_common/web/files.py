@@ -8,6 +8,7 @@ from typing import Any
 
 from mt3_common.formats.tables import json_note
 from mt3_common.io.json_text import parse_json
+from mt3_common.io.shown_names import shown_as
 from mt3_common.notes.meter import parse_meter
 from mt3_common.notes.note import check_notes
 from mt3_common.notes.tempo import Tempo
@@ -40,8 +41,9 @@ def file_of(kind: str, body: bytes, longest: float) -> bytes:
     transcription = parsed(body, longest)
     with tempfile.TemporaryDirectory(prefix="mt3-twins-") as folder:
         path = Path(folder) / f"notes.{kind}"
-        transcription.write(path)
-        return path.read_bytes()
+        with shown_as(path, path.name):
+            transcription.write(path)
+            return path.read_bytes()
 
 
 def parsed(body: bytes, longest: float) -> Transcription:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.config import PRESETS, Config
+from mt3_common.io.shown_names import shown_as
 from parity.commands.diagnose import print_diagnosis
 from parity.diagnosis.frontend import diagnose_frames
 from parity.report.files import write_json
@@ -115,7 +116,8 @@ def _called(function: Callable[..., Any], argument: Recording | np.ndarray, name
             with tempfile.TemporaryDirectory() as folder:
                 file = str(Path(folder) / "recording.wav")
                 soundfile.write(file, argument.audio.astype(np.float32), argument.rate, subtype="FLOAT")
-                frames = function(file)
+                with shown_as(file, "recording.wav"):
+                    frames = function(file)
     except Exception as error:
         raise ValueError(f"{name} failed on the recording ({type(error).__name__}: {error})") from error
     return _checked(frames, name)

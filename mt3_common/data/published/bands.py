@@ -11,6 +11,7 @@ import mido
 from mt3_common.data.corpora import slakh_stems
 from mt3_common.data.published.index import SPLITS, DatasetError, Piece, Stem, locate
 from mt3_common.formats import midi
+from mt3_common.io.shown_names import shown_as
 from mt3_common.notes.note import Note, trim_overlapping
 
 BASSES = range(32, 40)
@@ -146,7 +147,8 @@ def rwc_notes(path: Path, rules: list[dict[str, Any]]) -> list[Note]:
     with TemporaryDirectory() as folder:
         corrected = Path(folder) / path.name
         song.save(corrected)
-        return trim_overlapping(midi.read_midi(corrected, sustain=True))
+        with shown_as(corrected, str(path)):
+            return trim_overlapping(midi.read_midi(corrected, sustain=True))
 
 
 def _rule(name: str, rules: list[dict[str, Any]]) -> dict[str, Any] | None:

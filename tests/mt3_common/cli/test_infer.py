@@ -14,7 +14,7 @@ import mido
 import numpy as np
 import pytest
 import soundfile
-from fakes import CONFIG, IDS, WRITTEN, first_segment_only, infer, names, record
+from fakes import CONFIG, IDS, WRITTEN, first_segment_only, infer, names, noise, record
 
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.cli import console, tasks
@@ -711,6 +711,26 @@ def test_a_recording_on_stdin(folder, monkeypatch, capsys):
     Path("list.txt").write_text("-\n")
     assert infer("--list", "list.txt") == SOME_FAILED
     assert "no such file" in capsys.readouterr().err
+
+
+def test_stdin_is_called_so_in_every_message(folder, monkeypatch, capsys):
+    half = noise(3.0)[:, 0]
+    soundfile.write("a.wav", np.column_stack([half, -half]), 16000, subtype="FLOAT")
+    piped(monkeypatch, Path("a.wav").read_bytes())
+    assert infer("-", "-o", "x.mid") == SUCCESS
+    assert capsys.readouterr().err.startswith("note: stdin: its channels cancel each other out")
+    piped(monkeypatch, b"")
+    assert infer("-", "in/stdin", "-o", "out") == NOT_STARTED
+    assert "stdin and in/stdin would both be written to out/stdin.mid" in capsys.readouterr().err
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(tasks, "describe_file", full)
+    piped(monkeypatch, Path("a.wav").read_bytes())
+    assert infer("-", "-o", "x.mid", "--summary", "s.jsonl") == SOME_FAILED
+    assert capsys.readouterr().err.startswith("error: stdin: No space left on device\n")
+    assert json.loads(Path("s.jsonl").read_text())["error"] == "stdin: No space left on device"
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"", "stdin: is empty"), (b"no sound", "stdin: is not audio")])

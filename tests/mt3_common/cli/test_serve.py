@@ -1,6 +1,7 @@
 """mt3 serve as a process: its address, the bundled model, Ctrl-C; and its arguments."""
 
 import http.client
+import io
 import json
 import signal
 import socket
@@ -10,10 +11,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import soundfile
+from fakes import noise
 
 from mt3_common.cli import mt3, serve
 
 ROOT = Path(__file__).parents[3]
+
+
+def quiet() -> bytes:
+    """Return a recording at -80 dB of full scale."""
+    file = io.BytesIO()
+    soundfile.write(file, noise(0.5, amplitude=1e-4), 16000, format="WAV", subtype="FLOAT")
+    return file.getvalue()
 
 
 @pytest.mark.process
@@ -41,11 +51,16 @@ def test_it_serves_until_ctrl_c(options, tmp_path):
         assert events[-1]["metadata"] == {"audio": "a.flac", "start": 0.0, "checkpoint": "default"}
         # as of mt3 audio/example.flac
         assert sum(len(event["notes"]) for event in events if event["type"] == "notes") == 40
+        connection.request("POST", "/transcriptions?name=%1b[2Jquiet.wav", quiet(), own)
+        assert b'"end"' in connection.getresponse().read()
+        connection.close()
     finally:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=600)
     assert process.returncode in (0, 130)
     assert "Traceback" not in errors
+    # whatever an upload is called, its name does nothing to the terminal
+    assert errors.startswith("note: \\x1b[2Jquiet.wav: its peak is ")
 
 
 @pytest.mark.parametrize(

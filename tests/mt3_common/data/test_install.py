@@ -9,6 +9,7 @@ import stat
 import sys
 import tarfile
 
+import mido
 import numpy as np
 import pytest
 import soundfile
@@ -20,7 +21,7 @@ from mt3_common.cli import mt3
 from mt3_common.config import Config
 from mt3_common.data import catalogue, corpora
 from mt3_common.data import install as installation
-from mt3_common.data.published import chamber
+from mt3_common.data.published import bands, chamber
 from mt3_common.data.published.index import DatasetError, Piece, read_index, write_dataset
 from mt3_common.data.shards import Stream
 from mt3_common.io import transfer
@@ -185,6 +186,14 @@ def test_cmedia_has_ends_that_were_lost(server, home):
     [(split, notes, _)] = installed("cmedia", home).values()
     assert split == "train"
     assert [(note.onset, note.offset) for note in notes] == [(0.5, 0.7), (0.7, 1.0), (1.5, 1.505), (3.5, 4.0)]
+
+
+def test_a_song_of_rwc_pop_that_is_repaired_is_named(tmp_path, caplog):
+    hit = mido.Message("note_on", channel=9, note=36, velocity=90, time=10)
+    song = mido.MidiFile(tracks=[mido.MidiTrack(), mido.MidiTrack([mido.MetaMessage("track_name", name="DRUMS"), hit])])
+    song.save(tmp_path / "song.mid")
+    assert len(bands.rwc_notes(tmp_path / "song.mid", json.loads(bands.TRACKS.read_text()))) == 1
+    assert caplog.messages == [f"{tmp_path / 'song.mid'}: drum hits without an end, read as 10 ms: 1"]
 
 
 def test_rwc_pop_has_programs_by_the_names_of_tracks(server, home):

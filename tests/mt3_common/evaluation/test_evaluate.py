@@ -222,18 +222,23 @@ if "piano" in audio:
     shutil.copy({midi!r}, output + "/piano__one_basic_pitch.mid")
 else:
     print("first", file=sys.stderr)
-    sys.exit("no good")
+    sys.exit("no " + output + "/good.mid")
 """
 
 
 def test_basic_pitch_is_run_by_its_command(folder, tmp_path, capsys):
     midi.write_midi(PIANO[:1], tmp_path / "found.mid")
+    content = (tmp_path / "found.mid").read_bytes()
+    # a wrong number of tracks, which is repaired and reported
+    (tmp_path / "found.mid").write_bytes(content[:11] + b"\x09" + content[12:])
     command = tmp_path / "basic-pitch"
     command.write_text(STAND_IN.format(python=sys.executable, midi=str(tmp_path / "found.mid")))
     command.chmod(0o755)
     arguments = [str(folder), "-o", str(tmp_path / "out"), "--baseline", "basic-pitch", "--baseline-command"]
     assert evaluate.main("jax_mt3", None, [*arguments, str(command)]) == 1
-    assert "drums__two.flac: basic-pitch failed: no good" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "drums__two.flac: basic-pitch failed: no good.mid" in err
+    assert "piano__one.flac, as basic-pitch hears it: " in err
     [row] = json.loads((tmp_path / "out" / "results.json").read_text())["files"]
     assert (row["name"], row["estimates"], row["onset_recall"]) == ("piano__one", 1, pytest.approx(1 / 3))
     assert evaluate.main("jax_mt3", None, [*arguments, str(tmp_path / "nowhere")]) == 2

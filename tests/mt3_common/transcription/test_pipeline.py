@@ -619,7 +619,7 @@ def test_an_array_of_samples_is_transcribed_as_its_file_is(tmp_path, dtype):
         spectra.append([])
         results.append(transcriber.transcribe(**source))
     assert results[0].notes == results[1].notes
-    assert (results[1].duration, results[1].metadata["audio"]) == (SECONDS, "array.wav")
+    assert (results[1].duration, results[1].metadata["audio"]) == (SECONDS, "samples")
     # 32-bit integers have more digits than the floats that are read of either
     for one, other in zip(*spectra, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
@@ -639,6 +639,30 @@ def test_an_array_of_samples_is_transcribed_as_its_file_is(tmp_path, dtype):
 def test_arrays_that_are_no_recording_are_refused(samples, rate, message):
     with pytest.raises(ValueError, match=message):
         Transcriber(CONFIG, answering([])).transcribe(samples, sample_rate=rate)
+
+
+def test_messages_about_an_array_name_no_file(caplog):
+    """One array after the other: what is odd about the second is reported, too."""
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 16000 * 3).astype(np.float32)
+    transcriber = transcriber_of(ids_of(NOTES))
+    for _ in range(2):
+        result = transcriber.transcribe(np.column_stack([samples, -samples]), sample_rate=16000)
+        [message] = caplog.messages
+        assert message.startswith("samples: its channels cancel each other out")
+        caplog.clear()
+    assert (result.metadata["audio"], result.title) == ("samples", None)
+    with pytest.raises(AudioError, match=r"^samples: start 9 s is at or past the end \(3\.00 s\)$"):
+        transcriber.transcribe(samples, start=9, sample_rate=16000)
+
+
+def test_an_array_that_there_is_no_room_for(monkeypatch):
+    def full(path, *_, **options):
+        raise soundfile.LibsndfileError(2, f"Error opening {str(path)!r}: ")
+
+    monkeypatch.setattr(soundfile, "write", full)
+    with pytest.raises(OSError, match=r"the samples, 4 MB, cannot be written to [^ ]+, the folder of tem") as error:
+        transcriber_of([]).transcribe(np.zeros(1_000_000), sample_rate=16000)
+    assert "array.wav" not in str(error.value)
 
 
 def test_notes_that_are_too_short_are_left_out_but_no_drums(audio):

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import io
 import json
 import select
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from fakes import IDS, first_segment_only, infer, record
+from fakes import IDS, first_segment_only, infer, noise, record
 from serving import served
 
 from mt3_common.transcription.continuity import HOLD_BIAS
@@ -128,6 +129,34 @@ def test_an_error_on_the_way_names_the_recording_as_its_user_does(client, song):
     events = client.events(song[: len(song) // 2], "name=my%20song.wav")
     assert events[-1]["type"] == "error"
     assert events[-1]["message"].startswith("my song.wav: truncated or damaged")
+
+
+def test_a_notice_names_the_recording_as_its_user_does(client, caplog):
+    half = noise(3.0)[:, 0]
+    file = io.BytesIO()
+    soundfile.write(file, np.column_stack([half, -half]), 16000, format="WAV", subtype="FLOAT")
+    for _ in range(2):
+        assert client.events(file.getvalue(), "name=my%20song.wav")[-1]["type"] == "end"
+        [message] = caplog.messages
+        assert message.startswith("my song.wav: its channels cancel each other out")
+        caplog.clear()
+
+
+def test_a_full_disk_is_said_without_a_path(client, song, monkeypatch):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    body = body_of(client.events(song))
+    monkeypatch.setattr(files.Transcription, "write", lambda self, path: full(path))
+    status, _, content = client.ask("POST", "/files/json", body)
+    assert (status, json.loads(content)) == (422, {"error": "notes.json: No space left on device"})
+    monkeypatch.setattr(app, "open", full, raising=False)
+    sentence = "this server cannot store the file (No space left on device): try again later"
+    for _ in range(2):
+        status, _, content = client.ask("POST", "/transcriptions", song)
+        assert (status, json.loads(content)) == (507, {"error": sentence})
+        monkeypatch.setattr(app.tempfile, "TemporaryDirectory", lambda prefix: full(prefix))
+    assert client.server.num_open == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Front ends with planted slips, each named from its frames alone; and right ones of other makers."""
 
+import tempfile
+
 import numpy as np
 import pytest
 import scipy.signal
@@ -136,15 +138,18 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         "def of_samples(x): return log_mel_spectrogram(x, SpectrogramConfig())\n"
         "def of_file(path): return of_samples(read_audio(path, 16000))\n"
         "def broken(x): raise RuntimeError('no')\n"
+        "def failing(path): raise OSError(5, 'no', path)\n"
         "def integers(x): return x.astype(int)\n"
     )
     monkeypatch.chdir(tmp_path)
     for name in ("of_samples", "of_file"):
         assert cli.main(["frontend", f"their_front_end:{name}", *audio]) == 0
     capsys.readouterr()
-    wrong = ["their_front_end:broken", "their_front_end:integers", "their_front_end:nothing", "nowhere", "absent.npy"]
+    names = ("broken", "failing", "integers", "nothing")
+    wrong = [*(f"their_front_end:{name}" for name in names), "nowhere", "absent.npy"]
     for name in wrong:
         assert cli.main(["frontend", name, *audio]) == 3
         error = capsys.readouterr().err
         assert error.startswith("parity: ")
         assert error.count("\n") == 1
+        assert tempfile.gettempdir() not in error.replace(str(tmp_path), "")
