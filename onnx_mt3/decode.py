@@ -5,7 +5,7 @@ import concurrent.futures
 import contextlib
 import ctypes
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import onnxruntime
 from mt3_common.audio.segments import Segment
 from mt3_common.config import Config
 from mt3_common.io.cores import num_cores
-from mt3_common.transcription.batching import PromptedSegment, until_eos
+from mt3_common.notes.vocabulary import Vocabulary
+from mt3_common.transcription.batching import PromptedSegment, SegmentTokens, program_positions, until_eos
 
 # batches that are searched side by side, where there are as many cores: one that multiplies matrices and one that reads
 # keys and values do not wait for each other, and no core waits at the end of an operator
@@ -68,7 +69,8 @@ def generator(
     batch_size: int = 64,
     max_steps: int | None = None,
     allowed: np.ndarray | None = None,
-) -> Callable[[Iterable[np.ndarray | Segment | PromptedSegment | None]], Iterator[np.ndarray]]:
+    program_logits: bool = False,
+) -> Callable[[Iterable[np.ndarray | Segment | PromptedSegment | None]], Iterator[Any]]:
     """Return a function from segments to their token ids, in the segments' order.
 
     Args:
@@ -77,10 +79,12 @@ def generator(
         batch_size: segments searched side by side at most, in as many batches as there are cores, or MOST_BATCHES.
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         allowed: (vocab_size,) bool, tokens that may be chosen; None for all.
+        program_logits: whether the logits of programs come out beside the ids.
 
     Returns:
         A function that takes segments as batching.decode_continuously does, (input_frames, input_depth) float32 each,
-        and yields (n,) int32 ids up to and including EOS, or max_steps of them.
+        and yields (n,) int32 ids up to and including EOS, or max_steps of them; batching.SegmentTokens with
+        program_logits.
     """
     steps = max_steps or config.max_target_length
     vocab_size = config.network.vocab_size
@@ -89,7 +93,10 @@ def generator(
     if allowed is not None:
         usable[:, ~allowed] = -np.inf
 
-    def ids_of(batch: list[np.ndarray | Segment | PromptedSegment]) -> list[np.ndarray]:
+    outputs = ["ids", "program_logits"] if program_logits else ["ids"]
+    first_program = Vocabulary(config.vocabulary).first_id("program")
+
+    def tokens_of(batch: list[np.ndarray | Segment | PromptedSegment]) -> list[Any]:
         prompted = [segment for segment in batch if isinstance(segment, PromptedSegment)]
         plain = [segment.segment if isinstance(segment, PromptedSegment) else segment for segment in batch]
         frames = np.stack([segment.frames if isinstance(segment, Segment) else segment for segment in plain])
@@ -99,33 +106,55 @@ def generator(
             prompt[row, : len(segment.prompt_ids)] = segment.prompt_ids
             bias[row] = segment.logit_bias
         inputs = {"frames": frames.astype(dtype, copy=False), "allowed": usable, "prompt": prompt, "bias": bias}
-        (ids,) = search.run(["ids"], inputs | {"max_steps": np.array(steps, np.int64)}, memory_freeing_options())
-        return [until_eos(row) for row in np.asarray(ids)[:, :steps].astype(np.int32)]
+        inputs |= {"max_steps": np.array(steps, np.int64)}
+        ids, *logits = map(np.asarray, search.run(outputs, inputs, memory_freeing_options()))
+        rows = [until_eos(row) for row in ids[:, :steps].astype(np.int32)]
+        return segment_tokens(rows, ids, logits[0], first_program) if logits else rows
 
-    return side_by_side(ids_of, batch_size)
+    return side_by_side(tokens_of, batch_size)
+
+
+def segment_tokens(
+    rows: Sequence[np.ndarray], ids: np.ndarray, logits: np.ndarray, first_program: int
+) -> list[SegmentTokens]:
+    """Return the tokens of each segment.
+
+    Args:
+        rows: of each segment, the first of its ids, which have a meaning, (up to t,) int32.
+        ids: (n, t) int64, all ids that the search gave.
+        logits: (k, 128) float, of the programs at each of the k program tokens among all ids, row by row.
+        first_program: id of program 0.
+    """
+    counts = [len(program_positions(row, first_program)) for row in ids]
+    starts = np.cumsum([0, *counts[:-1]])
+    ends = starts + [len(program_positions(row, first_program)) for row in rows]
+    return [
+        SegmentTokens(row, logits[start:end].astype(np.float32))
+        for row, start, end in zip(rows, starts, ends, strict=True)
+    ]
 
 
 def side_by_side(
-    ids_of: Callable[[list[Any]], list[np.ndarray]], batch_size: int
-) -> Callable[[Iterable[Any]], Iterator[np.ndarray]]:
-    """Return a function from segments to their ids, in the segments' order, which searches batches in threads.
+    tokens_of: Callable[[list[Any]], list[Any]], batch_size: int
+) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """Return a function from segments to the tokens of each, in their order, which searches batches in threads.
 
     Args:
-        ids_of: from a batch to the ids of each of its segments.
+        tokens_of: from a batch to the tokens of each of its segments: ids, or SegmentTokens.
         batch_size: segments at most, in as many batches as there are cores, or MOST_BATCHES.
     """
 
-    def generate(segments: Iterable[Any]) -> Iterator[np.ndarray]:
+    def generate(segments: Iterable[Any]) -> Iterator[Any]:
         arriving = iter(segments)
         num_threads = min(num_cores(), MOST_BATCHES)
-        running: collections.deque[concurrent.futures.Future[list[np.ndarray]]] = collections.deque()
+        running: collections.deque[concurrent.futures.Future[list[Any]]] = collections.deque()
         pool = concurrent.futures.ThreadPoolExecutor(num_threads)
         try:
             is_last = False
             while not is_last:
                 batch, must_wait = take(arriving, batch_size)
                 is_last = not must_wait and len(batch) < batch_size
-                running.extend(pool.submit(ids_of, part) for part in parts(batch, num_threads))
+                running.extend(pool.submit(tokens_of, part) for part in parts(batch, num_threads))
                 # while the next batch is read, there is work for every thread
                 while len(running) > (0 if must_wait or is_last else num_threads):
                     yield from running.popleft().result()

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from mt3_common.config import Config
+from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
 from onnx_mt3.builder import TYPES
 from onnx_mt3.network import NetworkBuilder
 from onnx_mt3.search import BLOCK_STEPS, SearchLoops
@@ -30,6 +31,8 @@ def search_graph(
 
     Outputs of the model:
         ids: (n, t) int64; what follows a row's first EOS has no meaning. t ends with the longest row.
+        program_logits: (k, 128) float, of the k program tokens in ids, row by row: the logits of all programs' tokens
+            that each was chosen from, `bias` and `allowed` added.
 
     Args:
         arrays: the checkpoint's arrays under MT3's names.
@@ -68,8 +71,9 @@ def _searched(arrays: Mapping[str, np.ndarray], config: Config, stored: str, com
     num_rows = graph.op("Shape", frames, start=0, end=1)
     # a 0 behind the prompts: the network chooses there
     values = [graph.op("Pad", prompt, graph.ints([0, 0, 0, 1])), bias]
-    ids = graph.search(num_rows, values, graph.encoded_keys_and_values(frames), max_steps)
+    ids, program_logits = graph.search(num_rows, values, graph.encoded_keys_and_values(frames), max_steps)
     graph.output(ids, "ids", TensorProto.INT64, ["n", "t"])
+    graph.output(program_logits, "program_logits", real, ["k", 128])
     return graph
 
 
@@ -116,6 +120,8 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
         super().__init__(arrays, config, stored, computed)
         self.cache_sizes = self.network.num_decoder_layers, self.network.num_heads, self.network.head_dim
         self.values_of_rows = (("prompts", TensorProto.INT64), ("biases", TYPES[computed]))
+        first, last = (SPECIAL_IDS + index for index in Vocabulary(config.vocabulary).ranges["program"])
+        self.recorded_ids = first, last + 1
 
     def encoded_keys_and_values(self, frames: str) -> list[str]:
         """Return what the decoder layers see of the encoder's output: keys and values of each in turn."""
@@ -168,10 +174,14 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
         logits = self.dense("decoder/logits_dense", self.norm("decoder/decoder_norm", x))
         return self.op("Squeeze", logits, self.ints([1])), grown
 
+    def adjusted(self, logits: str, values: Sequence[str]) -> str:
+        """See SearchLoops."""
+        _, biases = values
+        return self.op("Add", self.op("Add", logits, biases), self.allowed)
+
     def choose(self, age: str, logits: str, values: Sequence[str]) -> tuple[str, str]:
         """See SearchLoops."""
-        prompts, biases = values
-        logits = self.op("Add", self.op("Add", logits, biases), self.allowed)
+        prompts, _ = values
         best = self.op("ArgMax", logits, axis=1, keepdims=1)
         width = self.op("Squeeze", self.op("Shape", prompts, start=1, end=2))
         position = self.op("Min", age, self.op("Sub", width, self.scalar(1)))

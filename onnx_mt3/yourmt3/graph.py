@@ -67,7 +67,8 @@ def _searched(
     max_steps = graph.input("max_steps", TensorProto.INT64, [])
     cross = graph.encoded_keys_and_values(frames)
     num_rows = graph.op("Shape", cross[0], start=0, end=1)
-    ids = graph.written(graph.search(num_rows, (), cross, max_steps), max_steps)
+    (ids,) = graph.search(num_rows, (), cross, max_steps)
+    ids = graph.written(ids, max_steps)
     if channels:
         length = graph.op("Shape", ids, start=1, end=2)
         ids = graph.op("Reshape", ids, graph.op("Concat", graph.ints([-1, *channels]), length, axis=0))

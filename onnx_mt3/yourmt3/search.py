@@ -111,9 +111,13 @@ class SearchBuilder(YourMT3Builder, SearchLoops):
         logits = self.head(nodes.norm("decoder.decoder.final_layer_norm", x))
         return self.op("Squeeze", logits, self.ints([1])), grown
 
+    def adjusted(self, logits: str, values: Sequence[str]) -> str:
+        """See SearchLoops."""
+        return self.op("Add", logits, self.allowed)
+
     def choose(self, age: str, logits: str, values: Sequence[str]) -> tuple[str, str]:
         """See SearchLoops; what is fed at first is given, and what is predicted there is written."""
-        best = self.op("ArgMax", self.op("Add", logits, self.allowed), axis=1, keepdims=1)
+        best = self.op("ArgMax", logits, axis=1, keepdims=1)
         if len(self.fed) == 1:
             return best, best
         following = self.op("Add", age, self.scalar(1))

@@ -13,7 +13,7 @@ import torch
 from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
-from mt3_common.notes.vocabulary import EOS_ID
+from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
 from mt3_common.training.initial import initial_arrays
 from mt3_common.transcription.batching import PromptedSegment, until_eos
 from onnx_mt3 import builder, decode, graph, network
@@ -231,6 +231,46 @@ def test_prompts_biases_and_allowed_tokens_are_those_of_the_twin(golden_arrays, 
     assert len(ids) == len(expected) == 6
     for row, tokens in zip(ids, expected, strict=True):
         np.testing.assert_array_equal(row, tokens)
+
+
+@pytest.mark.parametrize(("computed", "bound"), [("float32", 5e-6), ("float64", 1e-7)])
+def test_logits_of_programs_are_the_twins_at_the_programs_tokens(golden_arrays, config, decoded, twin, computed, bound):
+    """Behind the same tokens, with a mask, biases and prompts; rows end at different steps, one at the limit."""
+    rng = np.random.default_rng(1)
+    frames, network = decoded["in/frames"].astype(computed), config.network
+    first = Vocabulary(config.vocabulary).first_id("program")
+    segments = []
+    for number, (frame, length) in enumerate(zip(frames, [0, 7, 0, 30, 0, 0], strict=True)):
+        bias = rng.normal(0, 3, network.vocab_size).astype(np.float32)
+        # about a third of the tokens are programs
+        bias[first : first + 128] += 3
+        bias[EOS_ID] += 4 * number - 4
+        prompt = rng.integers(first - 4, first + 128, length).astype(np.int32)
+        segments.append(PromptedSegment(Segment(number, 0.0, frame, len(frame)), prompt, bias))
+    mask = rng.random(network.vocab_size) < 0.5
+    mask[EOS_ID] = True
+    model, weights = graph.search_parts(golden_arrays, config, computed)
+    session = decode.session(model.SerializeToString(), threads=1, computed=computed, weights=weights)
+    how = {"allowed": mask, "max_steps": 45}
+    tokens = list(decode.generator(session, config, program_logits=True, **how)(segments))
+    plain = decode.generator(session, config, **how)(segments)
+    assert len({len(ids) for ids, _ in tokens}) > 2
+    model = twin.double() if computed == "float64" else twin
+    for (ids, logits), alone, segment in zip(tokens, plain, segments, strict=True):
+        np.testing.assert_array_equal(ids, alone)
+        given = torch.from_numpy(np.append(0, ids[:-1]).astype(np.int64))[None]
+        with torch.no_grad():
+            expected = model(torch.from_numpy(segment.segment.frames)[None], given, torch.ones_like(given))[0].numpy()
+        expected += np.where(mask, 0, -np.inf) + segment.logit_bias
+        positions = np.flatnonzero((ids >= first) & (ids < first + 128))
+        chosen = positions[positions >= len(segment.prompt_ids)]
+        np.testing.assert_array_equal(expected[chosen].argmax(axis=1), ids[chosen])
+        largest = np.abs(expected[np.isfinite(expected)]).max()
+        assert logits.dtype == np.float32
+        # where one is not allowed, both are -inf
+        np.testing.assert_allclose(logits, expected[positions, first : first + 128], rtol=0, atol=bound * largest)
+    twin.float()
+    assert sum(len(logits) for _, logits in tokens) > 20
 
 
 def test_weights_are_stored_once_and_as_asked(golden_arrays, config):
