@@ -12,7 +12,9 @@ from typing import Any
 from mt3_common.cli.console import RecordingsProgress, printable, progress, report, say, sentence
 from mt3_common.cli.resume import Summary, SummaryError
 from mt3_common.cli.tasks import Task, closing_line, stream, took
+from mt3_common.io import atomic
 from mt3_common.io.plural import plural
+from mt3_common.io.threads import Threads, is_finished
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.reader import Request
@@ -59,8 +61,8 @@ class Runner:
         arguments = self.arguments
         with contextlib.ExitStack() as stack:
             show = stack.enter_context(progress(len(self.tasks), arguments.quiet))
-            writers = stack.enter_context(concurrent.futures.ThreadPoolExecutor(arguments.jobs))
-            stack.callback(self._close)
+            stack.push(self._close_rest)
+            writers = stack.enter_context(Threads(arguments.jobs))
             requests = [self._request(number, task, show) for number, task in enumerate(self.tasks)]
             results = stack.enter_context(
                 contextlib.closing(self.transcriber.transcribe_many(requests, arguments.jobs))
@@ -70,6 +72,7 @@ class Runner:
                 self._writing.append((task, writers.submit(self._write, task, result, stage)))
                 # Bounds the transcriptions that wait in memory.
                 self._close(2 * arguments.jobs)
+            self._close()
         if len(self.tasks) > 1 and self._totals and not arguments.quiet:
             recordings = plural(self._totals["recordings"], "recording")
             notes = plural(self._totals["notes"], "note")
@@ -117,6 +120,7 @@ class Runner:
     def _close(self, at_most: int = 0) -> None:
         """Close tasks whose files are written, and wait until at most so many are being written."""
         while self._writing and (len(self._writing) > at_most or self._writing[0][1].done()):
+            concurrent.futures.wait([self._writing[0][1]])
             task, future = self._writing.popleft()
             try:
                 transcription, record, seconds = future.result()
@@ -133,6 +137,17 @@ class Runner:
                     self.summary.append(record | self.provenance)
             except Exception as error:
                 self._fail(task, error)
+
+    def _close_rest(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the tasks that are left when the writers have ended; after Ctrl-C, those whose files they wrote."""
+        if kind is not None and not issubclass(kind, Exception):
+            for task, future in self._writing:
+                if not is_finished(future):
+                    # the thread removes them itself, unless it was ended while it did
+                    for output in task.job.outputs:
+                        atomic.temporary_path(output).unlink(missing_ok=True)
+            self._writing = collections.deque(entry for entry in self._writing if is_finished(entry[1]))
+        self._close()
 
     def _fail(self, task: Task, error: Exception) -> None:
         """Report a task that failed; with --debug, raise the error instead."""

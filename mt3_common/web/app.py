@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from mt3_common.audio.files import audio_duration
 from mt3_common.io.plural import plural
 from mt3_common.io.shown_names import shown_as
+from mt3_common.io.threads import Threads
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.notes.meter import parse_meter
 from mt3_common.notes.tempo import FASTEST, SLOWEST
@@ -41,6 +42,8 @@ SILENCE = 30.0
 # bytes that come in this time at least
 LEAST_BYTES = 30_000
 LONGEST_NAME = 255
+# files of notes that are made at once
+WRITERS = 4
 NO_ROOM = "this server cannot store the file ({reason}): try again later"
 
 
@@ -88,6 +91,7 @@ class Server:
         self.limits = limits or Limits()
         self.line = Line()
         self.num_open = 0
+        self.writing = asyncio.Semaphore(WRITERS)
 
     async def about(self, request: Request) -> Response:
         """Return what the page needs to know of the model and of the server."""
@@ -199,7 +203,13 @@ class Server:
         async for chunk in body_of(request, LONGEST_NOTES, "these are more notes than this server takes"):
             body += chunk
         try:
-            content = await asyncio.to_thread(file_of, kind, bytes(body), 60 * self.limits.minutes)
+            # a score takes minutes: Ctrl-C, which cancels this, ends its thread
+            async with self.writing:
+                with Threads(1) as thread:
+                    work = thread.submit(file_of, kind, bytes(body), 60 * self.limits.minutes)
+                    content = await asyncio.wrap_future(work)
+        except asyncio.CancelledError as error:
+            raise Refusal(503, "this server has ended") from error
         except (ValueError, OSError) as error:
             raise Refusal(422, self.sentence(error, {})) from error
         return Response(content, media_type=KINDS[kind])

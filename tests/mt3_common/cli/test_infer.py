@@ -6,8 +6,11 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import mido
@@ -20,7 +23,7 @@ from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.cli import console, tasks
 from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.jobs import Job, UsageError, plan
-from mt3_common.formats import midi, tables
+from mt3_common.formats import midi, musicxml, plot, sonify, tables
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.clock import STAGES
 from mt3_common.transcription.continuity import HOLD_BIAS
@@ -430,6 +433,38 @@ def test_ctrl_c_while_writing_leaves_nothing(folder, monkeypatch):
     monkeypatch.setattr(os, "replace", interrupted)
     assert infer("a.wav") == INTERRUPTED
     assert names(folder) == ["a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "name"),
+    [
+        (("--format", "mid,musicxml"), musicxml, "_bar"),
+        (("--plot",), plot, "_drawn"),
+        (("--listen",), sonify, "limited"),
+        (("--tempo", "120"), tasks.beats, "tempo_for"),
+    ],
+)
+def test_ctrl_c_ends_what_takes_long_behind_the_network(folder, monkeypatch, capsys, arguments, module, name):
+    record("a.wav", 3.0)
+    record("b.wav", 3.0)
+    assert infer("b.wav", "--quiet", "-o", "out", *arguments) == SUCCESS
+    before = {path: path.read_bytes() for path in (folder / "out").iterdir()}
+
+    def long(*_):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        for _ in range(6000):
+            time.sleep(0.01)
+
+    monkeypatch.setattr(module, name, long)
+    began = time.monotonic()
+    assert infer("a.wav", "b.wav", "-o", "out", *arguments, "--jobs", "1") == INTERRUPTED
+    assert time.monotonic() - began < 30
+    assert capsys.readouterr().err.endswith("interrupted: what was finished is written, nothing is half-written\n")
+    after = {path: path.read_bytes() for path in (folder / "out").iterdir()}
+    assert {path.name for path in after.keys() - before.keys()} <= {"a.mid"}
+    assert {path: after[path] for path in before} == before
+    # a recording without all of its files has no line
+    assert not Path("out/summary.jsonl").exists()
 
 
 def test_ctrl_c_while_loading(folder, capsys):

@@ -142,6 +142,29 @@ def test_a_notice_names_the_recording_as_its_user_does(client, caplog):
         caplog.clear()
 
 
+def test_the_end_of_the_server_ends_a_score(song, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    begun, answers = threading.Event(), []
+
+    def long(self, path):
+        begun.set()
+        for _ in range(6000):
+            time.sleep(0.01)
+
+    with served() as client:
+        body = body_of(client.events(song))
+        monkeypatch.setattr(files.Transcription, "write", long)
+        asking = threading.Thread(target=lambda: answers.append(client.ask("POST", "/files/musicxml", body)))
+        asking.start()
+        assert begun.wait(60)
+        began = time.monotonic()
+    assert time.monotonic() - began < 15
+    asking.join()
+    [(status, _, content)] = answers
+    assert (status, json.loads(content)) == (503, {"error": "this server has ended"})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_is_said_without_a_path(client, song, monkeypatch):
     def full(path, *_):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
