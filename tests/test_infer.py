@@ -16,13 +16,16 @@ import soundfile
 
 from mt3_common.audio.files import read_audio
 from mt3_common.audio.segments import segments
+from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.registry import NamedCheckpoint
+from mt3_common.checkpoint.write import write_t5x
 from mt3_common.evaluation import metrics
 from mt3_common.formats import midi, tables
 from mt3_common.io.plural import plural
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.note import Note
-from mt3_common.notes.vocabulary import Vocabulary
+from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
+from mt3_common.transcription.instrument_prior import InstrumentPrior
 from mt3_common.transcription.reader import Request
 
 ROOT = Path(__file__).parents[1]
@@ -145,11 +148,61 @@ def test_in_blocks_it_writes_what_the_whole_at_once_gives(written, talkative, tw
     folder, _ = written[twin]
     transcriber = importlib.import_module(f"{twin}.infer").load(talkative, device="cpu", batch_size=3)
     cut = list(segments(read_audio(EXAMPLE, duration=6.0), transcriber.config))
-    ids = list(transcriber.generate(cut))
+    ids = [tokens.ids for tokens in transcriber.generate(cut)]
     vocabulary = Vocabulary(transcriber.config.vocabulary)
     decoded = decode_segments(zip([segment.start_time for segment in cut], ids), vocabulary)
     midi.write_midi(decoded.notes, tmp_path / "once.mid")
     assert (tmp_path / "once.mid").read_bytes() == (folder / "out" / "example.mid").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undecided(tmp_path_factory):
+    """A checkpoint of random weights that gives notes of the example to several programs."""
+    source = read_checkpoint(BUNDLED)
+    config = source.config()
+    vocabulary = Vocabulary(config.vocabulary)
+    kernel = source.arrays["decoder/logits_dense/kernel"].copy()
+    kernel[:, SPECIAL_IDS + 15 : SPECIAL_IDS + vocabulary.max_shift_steps + 1] = 0.0
+    for kind in ("program", "pitch"):
+        kernel[:, vocabulary.first_id(kind) :][:, :128] *= 2.5
+    path = tmp_path_factory.mktemp("checkpoint") / "undecided"
+    write_t5x(path, source.arrays | {"decoder/logits_dense/kernel": kernel}, source.step, config=config)
+    return path
+
+
+def test_the_recording_so_far_chooses_instruments_in_both_twins_but_where_it_must_not(undecided):
+    """The prior's notes against its own on the ids; none of it as published, nor by the option."""
+
+    def notes(twin, published=False, **settings):
+        infer_module = importlib.import_module(f"{twin}.infer")
+        transcriber = infer_module.load(undecided, device="cpu", batch_size=3, **settings)
+        return transcriber.transcribe(EXAMPLE, duration=6.0, published=published).notes
+
+    with_prior = [notes(twin) for twin in TWINS]
+    without = [notes(twin, instrument_prior=False) for twin in TWINS]
+    assert with_prior[0] == with_prior[1]
+    assert without[0] == without[1]
+    assert {note.program for note in with_prior[0]} != {note.program for note in without[0]}
+    assert notes("torch_mt3", published=True) == notes("torch_mt3", published=True, instrument_prior=False)
+    assert notes("torch_mt3", hold=2.0) == notes("torch_mt3", hold=2.0, instrument_prior=False)
+    transcriber = importlib.import_module("torch_mt3.infer").load(undecided, device="cpu", batch_size=3)
+    prior = InstrumentPrior(Vocabulary(transcriber.config.vocabulary))
+    cut = list(segments(read_audio(EXAMPLE, duration=6.0), transcriber.config))
+    ids = [prior.choose(tokens) for tokens in transcriber.generate(cut)]
+    decoded = decode_segments(
+        zip([segment.start_time for segment in cut], ids), Vocabulary(transcriber.config.vocabulary), published=False
+    )
+    assert decoded.notes == with_prior[0]
+
+
+def test_the_option_leaves_the_prior_out(undecided, tmp_path):
+    options = ("--duration", "6", "--batch-size", "2", "--checkpoint", undecided)
+    for name, option in (("with", ()), ("without", ("--no-instrument-prior",))):
+        assert infer("torch_mt3", EXAMPLE, "-o", f"{name}.json", *options, *option, folder=tmp_path)[0] == 0
+    programs = {
+        name: {note.program for note in tables.read_json(tmp_path / f"{name}.json")[0]} for name in ("with", "without")
+    }
+    assert programs["with"] != programs["without"]
 
 
 @pytest.mark.parametrize(("twin", "search"), [("jax_mt3", "greedy"), ("torch_mt3", "sample")])

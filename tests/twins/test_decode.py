@@ -15,7 +15,7 @@ from jax_mt3 import search as jax_search
 from jax_mt3 import weights as jax_weights
 from mt3_common.audio.segments import Segment
 from mt3_common.config import Config
-from mt3_common.notes.vocabulary import EOS_ID
+from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
 from mt3_common.transcription import batching
 from mt3_common.transcription.batching import PromptedSegment, SearchSettings
 from torch_mt3 import checkpoint as torch_checkpoint
@@ -138,6 +138,53 @@ def test_tokens_that_are_not_allowed_never_come_in_either_twin(search, golden_co
     assert not banned & {token for row in restricted[0] for token in row}
     for twin in TWINS:
         assert generate(*TWINS[twin][:2], np.ones(1536, bool)) == free
+
+
+def full_pass_logits(model, frames, ids):
+    """Logits (len(ids), vocab_size) of the full pass of a torch model when it is given the ids."""
+    targets = torch.tensor(np.asarray(ids)[None], dtype=torch.int64)
+    inputs = torch.nn.functional.pad(targets[:, :-1], (1, 0))
+    with torch.no_grad():
+        encoded = model.encoder(torch.from_numpy(frames[None]))
+        return model.decoder(encoded, inputs, torch.ones_like(targets)).numpy()[0]
+
+
+@pytest.mark.parametrize("batch_size", [3, 64])
+@pytest.mark.parametrize("twin", TWINS)
+def test_the_logits_of_programs_are_those_of_a_full_pass(twin, batch_size, golden_config, golden_arrays, decoded):
+    """Some rows end early and others at max_steps; with 3 rows, each has several segments one after the other."""
+    decode, build, _ = TWINS[twin]
+    arrays = with_eos_gain(golden_arrays, 2.0)
+    config = dataclasses.replace(Config(), network=golden_config, max_target_length=16)
+    first = Vocabulary(config.vocabulary).first_id("program")
+    # programs but for one class, and EOS, so that many are chosen; the rest of the mask is for pitches 60 to 69
+    allowed = np.zeros(1536, bool)
+    allowed[[EOS_ID, *range(1064, 1074), *range(first, first + 40), *range(first + 48, first + 128)]] = True
+    segments = noisy_segments(decoded, 64 if batch_size == 64 else 20)
+    model = build(golden_config, arrays)
+    how = {"batch_size": batch_size, "allowed": allowed}
+    results = list(decode.generate(model, config, segments, program_logits=True, **how))
+    free = decode.generate(model, config, segments, **how)
+    reference = torch_model_of(golden_config, arrays)
+    lengths = set()
+    for frames, tokens, ids in zip(segments, results, free, strict=True):
+        np.testing.assert_array_equal(tokens.ids, ids)
+        positions = batching.program_positions(ids, first)
+        assert tokens.program_logits.shape == (len(positions), 128)
+        assert tokens.program_logits.dtype == np.float32
+        np.testing.assert_array_equal(tokens.program_logits.argmax(1), ids[positions] - first)
+        assert np.isneginf(tokens.program_logits[:, 40:48]).all()
+        expected = full_pass_logits(reference, frames, ids)[positions, first : first + 128]
+        usable = allowed[first : first + 128]
+        np.testing.assert_allclose(tokens.program_logits[:, usable], expected[:, usable], rtol=0, atol=2e-4)
+        lengths.add(len(ids))
+    assert len(lengths) > 1
+    assert max(lengths) == 16
+
+
+def test_only_a_greedy_search_records_logits():
+    with pytest.raises(ValueError, match="logits of programs are recorded by search 'greedy', not by 't5x'"):
+        SearchSettings("t5x", first_program=1000)
 
 
 def held(segments, forced, bias):
