@@ -1,9 +1,9 @@
-"""Flips of instruments between segments, and the effect of --hold-instruments on them and on the score.
+"""Flips of instruments between segments, and the effect of the recording so far and of --hold-instruments on them.
 
 python benchmarks/flips.py FOLDER --checkpoint C --twin torch_mt3 --bias 0 1 2 4
 
 FOLDER holds recordings with their notes beside them, NAME.flac with NAME.mid. The table has sums over all recordings
-for each setting:
+for each segment alone (--no-instrument-prior), with the recording so far (greedy search only), and held:
 
 - stream flips: each instrument of the reference, drums excepted, is followed through the segments by its matched notes
   (onset within 50 ms, same pitch). A flip is a segment in which most of them have another program than in the last
@@ -113,13 +113,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{checkpoint.name} is a YourMT3+, which cannot hold instruments: name a checkpoint of MT3")
     load = importlib.import_module(f"{options.twin}.infer").load
     rows = []
-    for hold in (None, *options.bias):
+    settings = [
+        (False, None),
+        *[(True, None)] * (options.search == "greedy"),
+        *((False, bias) for bias in options.bias),
+    ]
+    for has_prior, hold in settings:
         transcriber = load(
             checkpoint=checkpoint,
             device=options.device,
             search=options.search,
             batch_size=options.batch_size,
             hold=hold,
+            instrument_prior=has_prior,
         )
         began = time.perf_counter()
         totals = np.zeros(len(Flips._fields), int)
@@ -131,20 +137,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             totals += flips(reference, result.notes, start_times(result.num_segments, transcriber.config)[1:])
             values = metrics.evaluate(reference, result.notes)
             scores.append([values[name] for name in MEASURES])
-        row = {"hold": hold, **dict(zip(Flips._fields, totals.tolist()))}
+        name = f"held, bias {hold:g}" if hold is not None else "recording so far" if has_prior else "segment alone"
+        row = {"instruments by": name, **dict(zip(Flips._fields, totals.tolist()))}
         row |= dict(zip(MEASURES, np.mean(scores, axis=0).tolist()))
         rows.append(row | {"seconds": time.perf_counter() - began})
-    table = Table("hold", "stream flips", "of", "cut notes", f"notes over {LONG:.0f} s", *MEASURES, "seconds")
+    table = Table("instruments by", "stream flips", "of", "cut notes", f"notes over {LONG:.0f} s", *MEASURES, "seconds")
     for row in rows:
-        hold, flipped, chances, cut, long, *measures, seconds = row.values()
-        name = "no" if hold is None else f"bias {hold:g}"
+        name, flipped, chances, cut, long, *measures, seconds = row.values()
         table.add_row(
             name, *map(str, (flipped, chances, cut, long)), *(f"{f1:.4f}" for f1 in measures), f"{seconds:.1f}"
         )
     Console(width=140).print(table)
     if options.json:
-        settings = {"folder": str(options.folder), "recordings": len(recordings), "checkpoint": options.checkpoint}
-        options.json.write_text(json.dumps(settings | {"twin": options.twin, "search": options.search, "rows": rows}))
+        about = {"folder": str(options.folder), "recordings": len(recordings), "checkpoint": options.checkpoint}
+        options.json.write_text(json.dumps(about | {"twin": options.twin, "search": options.search, "rows": rows}))
     return 0
 
 

@@ -13,7 +13,7 @@ from mt3_common.config import PRESETS
 from mt3_common.formats import midi
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
-from mt3_common.transcription.batching import PromptedSegment
+from mt3_common.transcription.batching import PromptedSegment, SegmentTokens
 from mt3_common.transcription.continuity import InstrumentContinuity
 from mt3_common.transcription.pipeline import Transcriber
 
@@ -60,11 +60,14 @@ def test_long_notes_are_counted():
 
 
 def test_the_command_shows_each_way_to_decode(tmp_path, capsys, monkeypatch):
-    """The network's stand-in flips unless it is held: it says the program that nothing speaks against."""
+    """The network's stand-in flips unless it is held: it says the program that nothing speaks against.
+
+    It is sure of program 0, but not of the other one, which the recording so far corrects.
+    """
     config = PRESETS["mt3"]
     vocabulary = Vocabulary(config.vocabulary)
 
-    def load(hold, **settings):
+    def load(hold, instrument_prior, **settings):
         def generate(segments):
             for item in segments:
                 if item is None:
@@ -76,7 +79,10 @@ def test_the_command_shows_each_way_to_decode(tmp_path, capsys, monkeypatch):
                     program = 40 - program
                 events = [("tie", 0), ("shift", 100), ("program", program), ("velocity", 1), ("pitch", 60)]
                 events += [("shift", 150), ("velocity", 0), ("pitch", 60)]
-                yield vocabulary.encode([vocabulary.index(*event) for event in events])
+                ids = vocabulary.encode([vocabulary.index(*event) for event in events])
+                logits = np.full((1, 128), -30.0, np.float32)
+                logits[0, [0, 40]] = np.log([0.45, 0.55] if program else [0.9, 0.1])
+                yield SegmentTokens(ids, logits) if instrument_prior else ids
 
         return Transcriber(config, generate, continuity=None if hold is None else InstrumentContinuity(hold, 2))
 
@@ -87,10 +93,11 @@ def test_the_command_shows_each_way_to_decode(tmp_path, capsys, monkeypatch):
     assert flips.main([str(argument) for argument in argv]) == 0
     assert "bias 2" in capsys.readouterr().out
     rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
-    assert [(row["hold"], row["stream_flips"], row["chances"], row["onset"]) for row in rows] == [
-        (None, 3, 3, 1.0),
-        (1.0, 3, 3, 1.0),
-        (2.0, 0, 3, 1.0),
+    assert [(row["instruments by"], row["stream_flips"], row["chances"], row["onset"]) for row in rows] == [
+        ("segment alone", 3, 3, 1.0),
+        ("recording so far", 0, 3, 1.0),
+        ("held, bias 1", 3, 3, 1.0),
+        ("held, bias 2", 0, 3, 1.0),
     ]
 
 
