@@ -17,6 +17,7 @@ from mt3_common.io.optional import needed
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
 from mt3_common.transcription.continuity import InstrumentContinuity
 from mt3_common.transcription.family import check_yourmt3_options
+from mt3_common.transcription.instrument_prior import takes_prior
 from mt3_common.transcription.pipeline import Transcriber
 
 
@@ -89,6 +90,7 @@ def load(
         network,
         batch_size=batch_size,
         allowed=None if programs is None else allowed_tokens(programs, network),
+        program_logits=instrument_prior and takes_prior(network, search, hold),
     )
     continuity = None if hold is None else InstrumentContinuity(hold, batch_size)
     return Transcriber(network, generate, checkpoint=named, instruments=programs, continuity=continuity)

@@ -216,4 +216,4 @@ export class NoteDecoder {
   }
 }
 
-export { EOS, PAD, partsOf };
+export { EOS, PAD, SPECIAL, partsOf };

@@ -4,6 +4,7 @@ import { Continuity } from "./continuity.js";
 import { floatText } from "./files.js";
 import { monoBlocks } from "./mix.js";
 import { NoteDecoder, Vocabulary, untilEnd } from "./notes.js";
+import { InstrumentPrior } from "./prior.js";
 import { Resampler } from "./resample.js";
 import { numSegments, segments, startTime, strip } from "./spectrogram.js";
 import { USUAL_BPM, constant, interval, meterText, parsedMeter } from "./tempo.js";
@@ -55,7 +56,8 @@ async function* resampled(source, name, resampler) {
 
 // Yields the events of a recording, the last of type "end".
 // source: see wav.js; site: of site.json; logMel, table: of its rate; isStopped(): whether nobody waits any more;
-// search(items): ids of each of {frames, prompt, bias}, without prompt and bias where the network decides alone.
+// search(items, allowed): {ids, programLogits} of each of {frames, prompt, bias}, without prompt and bias where the
+// network decides alone.
 export async function* transcribe({ source, name, settings, site, logMel, table, search, isStopped = () => false }) {
   const { sizes, about } = site;
   const { instruments, hold, tempo } = parsedSettings(settings, about);
@@ -63,22 +65,27 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
   const vocabulary = new Vocabulary(sizes);
   const decoder = new NoteDecoder(vocabulary, instruments?.programs ?? null);
   const continuity = hold ? new Continuity(site.holdBias, decoder, sizes.maxTokens) : null;
+  const prior = hold || !sizes.usePrograms ? null : new InstrumentPrior(vocabulary);
   const allowed = instruments ? vocabulary.allowed(instruments) : new Float32Array(sizes.vocabSize);
   const resampler = new Resampler(table);
   const expected = numSegments(Math.ceil((source.heldFrames * sizes.sampleRate) / source.rate), sizes);
   let [done, batch] = [0, []];
-  const idsOf = async (items) => (await search(items, allowed)).map((ids) => untilEnd(ids.slice(0, sizes.maxTokens)));
+  const tokensOf = async (items) => {
+    const answers = await search(items, allowed);
+    return answers.map(({ ids, programLogits }) => ({ ids: untilEnd(ids.slice(0, sizes.maxTokens)), programLogits }));
+  };
   for await (const segment of segments(resampled(source, name, resampler), sizes, logMel)) {
     yield strip(segment, sizes, site.strip);
     batch.push(segment);
     if (!segment.isLast && batch.length < (done ? BATCH : FIRST_BATCH)) continue;
     if (isStopped()) return;
-    const answers = await idsOf(batch);
+    const answers = await tokensOf(batch);
     const notes = [];
     for (const [number, { index, start, frames, isLast }] of batch.entries()) {
-      let ids = answers[number];
+      let { ids } = answers[number];
+      if (prior) ids = prior.choose(ids, answers[number].programLogits);
       const retry = continuity?.retry(index, ids);
-      if (retry) [ids] = await idsOf([{ frames, ...retry }]);
+      if (retry) [{ ids }] = await tokensOf([{ frames, ...retry }]);
       const ended = decoder.feed(ids, start, isLast ? null : startTime(index + 1, sizes));
       if (isLast) ended.push(...decoder.finish());
       continuity?.remember(ended);

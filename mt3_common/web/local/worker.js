@@ -6,7 +6,9 @@
 
 import { mp3Source } from "./mp3.js";
 import * as ort from "./onnxruntime.js";
+import { SPECIAL } from "./notes.js";
 import { transcribe } from "./pipeline.js";
+import { PROGRAMS } from "./prior.js";
 import { interpolatedTable, parsedTable } from "./resample.js";
 import { LogMel } from "./spectrogram.js";
 import { wavSource } from "./wav.js";
@@ -64,8 +66,21 @@ async function tableOf(rate, { sizes, rates }) {
   return tables.get(rate);
 }
 
-// A function from segments to their ids.
-function searchOf(session, { frames, bins, vocabSize, maxTokens }) {
+// The tokens of each row, and the logits of programs at its program tokens, which stand one after the other.
+function rowsOf({ ids, program_logits: logits }, [first, last]) {
+  const [count, width] = ids.dims;
+  let at = 0;
+  return Array.from({ length: count }, (_, row) => {
+    const tokens = Array.from(ids.data.subarray(row * width, (row + 1) * width), Number);
+    const start = at;
+    at += PROGRAMS * tokens.filter((id) => id >= first && id <= last).length;
+    return { ids: tokens, programLogits: logits.data.subarray(start, at) };
+  });
+}
+
+// A function from segments to their tokens.
+function searchOf(session, { frames, bins, vocabSize, maxTokens, ranges }) {
+  const programs = ranges.program.map((index) => SPECIAL + index);
   return async (items, allowed) => {
     const count = items.length;
     const longest = Math.max(...items.map(({ prompt = [] }) => prompt.length));
@@ -77,15 +92,14 @@ function searchOf(session, { frames, bins, vocabSize, maxTokens }) {
       (item.prompt ?? []).forEach((id, column) => (prompts[row * longest + column] = BigInt(id)));
       if (item.bias) biases.set(item.bias, row * vocabSize);
     });
-    const { ids } = await session.run({
+    const outputs = await session.run({
       frames: new ort.Tensor("float32", inputs, [count, frames, bins]),
       allowed: new ort.Tensor("float32", allowed, [1, vocabSize]),
       prompt: new ort.Tensor("int64", prompts, [count, longest]),
       bias: new ort.Tensor("float32", biases, [count, vocabSize]),
       max_steps: new ort.Tensor("int64", BigInt64Array.of(BigInt(maxTokens)), []),
     });
-    const width = ids.dims[1];
-    return items.map((_, row) => Array.from(ids.data.subarray(row * width, (row + 1) * width), Number));
+    return rowsOf(outputs, programs);
   };
 }
 

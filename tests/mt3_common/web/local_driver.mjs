@@ -4,8 +4,8 @@ import { readFileSync } from "node:fs";
 
 const [folder, mode] = process.argv.slice(2);
 const load = (name) => import(`file://${folder}/${name}.js`);
-const [resample, spectrogram, notes, files, mix, wav, mp3, rates, pipeline] = await Promise.all(
-  ["resample", "spectrogram", "notes", "files", "mix", "wav", "mp3", "rates", "pipeline"].map(load),
+const [resample, spectrogram, notes, files, mix, wav, mp3, rates, pipeline, prior] = await Promise.all(
+  ["resample", "spectrogram", "notes", "files", "mix", "wav", "mp3", "rates", "pipeline", "prior"].map(load),
 );
 
 const floats = (text) => {
@@ -59,6 +59,14 @@ const MODES = {
       return { notes: [...ended, ...decoder.finish()], invalid: decoder.invalid, dropped: decoder.dropped };
     });
   },
+  prior({ recordings }) {
+    const vocabulary = new notes.Vocabulary(site().sizes);
+    return recordings.map((segments) => {
+      const chooser = new prior.InstrumentPrior(vocabulary);
+      const ids = segments.map(([given, logits]) => chooser.choose(notes.untilEnd(given), floats(logits)));
+      return { ids, counts: [...chooser.counts] };
+    });
+  },
   async files({ results }) {
     const { programNames } = site();
     const written = [];
@@ -95,16 +103,16 @@ const MODES = {
   rates({ paths }) {
     return paths.map((path) => rates.stated(Uint8Array.from(readFileSync(path)).buffer));
   },
-  async transcribe({ path, settings, free, again }) {
+  async transcribe({ path, settings, free, again, logits }) {
     const facts = site();
     const source = await wav.wavSource(new File([readFileSync(path)], "song.wav"));
     const events = [];
     let first = 0;
     const search = (items) =>
       items.map(({ prompt, bias }) => {
-        if (prompt) return [...prompt, ...again[(bias.filter((value) => value < 0).length + prompt.length) % again.length], 1, 7];
+        if (prompt) return { ids: [...prompt, ...again[(bias.filter((value) => value < 0).length + prompt.length) % again.length], 1, 7] };
         first += 1;
-        return [...free[first - 1], 1, 1060];
+        return { ids: [...free[first - 1], 1, 1060], programLogits: floats(logits[first - 1]) };
       });
     try {
       const all = pipeline.transcribe({ source, name: "song.wav", settings, site: facts, logMel: logMelOf(facts), table: null, search });

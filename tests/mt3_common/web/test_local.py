@@ -27,10 +27,11 @@ from mt3_common.notes.instruments import parse_instruments
 from mt3_common.notes.meter import Meter
 from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import Tempo, constant
-from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
-from mt3_common.transcription.batching import PromptedSegment
+from mt3_common.notes.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
+from mt3_common.transcription.batching import PromptedSegment, SegmentTokens, until_eos
 from mt3_common.transcription.continuity import HOLD_BIAS, InstrumentContinuity
 from mt3_common.transcription.family import MT3Family
+from mt3_common.transcription.instrument_prior import InstrumentPrior
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.reader import AUTO_VELOCITY
 from mt3_common.transcription.result import Transcription
@@ -157,6 +158,41 @@ def random_ids(rng: np.random.Generator) -> list[int]:
 
     ties = [SPECIAL_IDS + VOCABULARY.index("pitch", int(pitch)) for pitch in rng.integers(60, 65, rng.integers(0, 3))]
     return [*ties, SPECIAL_IDS + VOCABULARY.index("tie", 0), *(one() for _ in range(rng.integers(0, 40)))]
+
+
+def random_logits(rng: np.random.Generator, ids: list[int]) -> np.ndarray:
+    """Return logits of programs for each program token among ids, (k, 128) float32; a few may not be chosen."""
+    first = VOCABULARY.first_id("program")
+    count = sum(first <= token < first + 128 for token in ids)
+    logits = rng.normal(0, 3, (count, 128)).astype(np.float32)
+    logits[rng.random(logits.shape) < 0.1] = -np.inf
+    return logits
+
+
+def test_instruments_are_chosen_by_the_recording_so_far(node):
+    """Programs of many classes, so that choices change; velocities of 0 begin no notes."""
+    rng = np.random.default_rng(8)
+    recordings, changes = [], 0
+    for _ in range(40):
+        recording = []
+        for _ in range(rng.integers(1, 12)):
+            ids = random_ids(rng)
+            first = VOCABULARY.first_id("program")
+            ids = [int(rng.integers(first, first + 128)) if first <= token < first + 128 else token for token in ids]
+            if rng.random() < 0.7:
+                ids.append(EOS_ID)
+            ids = until_eos(np.array(ids, np.int32))
+            recording.append((ids, random_logits(rng, ids)))
+        recordings.append(recording)
+    answers = node("prior", recordings=[[(ids.tolist(), text(rows)) for ids, rows in part] for part in recordings])
+    for recording, answer in zip(recordings, answers, strict=True):
+        prior = InstrumentPrior(VOCABULARY)
+        for (ids, logits), actual in zip(recording, answer["ids"], strict=True):
+            chosen = prior.choose(SegmentTokens(ids, logits))
+            assert actual == chosen[chosen != EOS_ID].tolist()
+            changes += int((chosen != ids).sum())
+        np.testing.assert_allclose(answer["counts"], prior.counts, rtol=1e-9)
+    assert changes > 100
 
 
 def test_notes_of_any_ids(node):
@@ -504,6 +540,7 @@ def test_a_recording_becomes_the_same_notes(node, tmp_path, settings):
     rng = np.random.default_rng(7)
     free, again = ([random_ids(rng) for _ in range(count)] for count in (30, 5))
     free, again = ([[token for token in ids if token != 1] for ids in answers] for answers in (free, again))
+    logits = [random_logits(rng, ids) for ids in free]
     instruments = None
     if "instruments" in settings:
         instruments = parse_instruments(settings["instruments"])
@@ -521,13 +558,15 @@ def test_a_recording_becomes_the_same_notes(node, tmp_path, settings):
                 yield np.array([*item.prompt_ids, *again[number], 1])
             else:
                 first += 1
-                yield np.array([*free[first - 1], 1])
+                ids = np.array([*free[first - 1], 1])
+                yield ids if "hold" in settings else SegmentTokens(ids, logits[first - 1])
 
     continuity = InstrumentContinuity(HOLD_BIAS, 1) if settings.get("hold") else None
     transcriber = Transcriber(CONFIG, generate, CHECKPOINT, instruments, continuity)
     tempo = float(settings["tempo"]) if "tempo" in settings else None
     expected = transcriber.transcribe(path, tempo=tempo, meter=settings.get("meter"), velocity=AUTO_VELOCITY)
-    events = node("transcribe", path=str(path), settings=settings, free=free, again=again)
+    encoded = [text(rows) for rows in logits]
+    events = node("transcribe", path=str(path), settings=settings, free=free, again=again, logits=encoded)
     assert [note for event in events if event["type"] == "notes" for note in event["notes"]] == list(
         map(fields, expected.notes)
     )
@@ -540,9 +579,9 @@ def test_a_recording_becomes_the_same_notes(node, tmp_path, settings):
 def test_settings_that_cannot_be_meant_are_refused(node, tmp_path):
     path = tmp_path / "song.wav"
     soundfile.write(path, noise(1.0), 16000)
-    (event,) = node("transcribe", path=str(path), settings={"tempo": "5"}, free=[[]], again=[[]])
+    (event,) = node("transcribe", path=str(path), settings={"tempo": "5"}, free=[[]], again=[[]], logits=[""])
     assert event == {"type": "error", "message": "5.0 is neither auto nor a number from 10 to 1000"}
-    (event,) = node("transcribe", path=str(path), settings={"instruments": "lyre"}, free=[[]], again=[[]])
+    (event,) = node("transcribe", path=str(path), settings={"instruments": "lyre"}, free=[[]], again=[[]], logits=[""])
     assert event["message"].startswith("no instrument 'lyre'; there are piano, ")
-    (event,) = node("transcribe", path=str(path), settings={"meter": "3/5"}, free=[[]], again=[[]])
+    (event,) = node("transcribe", path=str(path), settings={"meter": "3/5"}, free=[[]], again=[[]], logits=[""])
     assert event["message"] == "'3/5' is no meter, such as 4/4, 3/4, 2/4 or 6/8"
