@@ -1,11 +1,7 @@
-"""Options of infer's command line.
-
-Longer than 500 lines by a few: the options are read in one piece, in the order of --help.
-"""
+"""Options of infer's command line, and the parsers of all command lines."""
 
 import argparse
 import contextlib
-import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -13,20 +9,19 @@ from typing import NoReturn
 from mt3_common.audio.levels import CHANNELS, TARGET_PEAK
 from mt3_common.checkpoint.registry import checkpoint_names
 from mt3_common.checkpoint.yourmt3_released import RELEASED
-from mt3_common.cli.console import report
+from mt3_common.cli.console import printable, report
+from mt3_common.cli.exit_status import NOT_STARTED
 from mt3_common.cli.jobs import STDIN, UsageError
+from mt3_common.cli.ranges import BIAS, DURATION, POSITIVE, PROBABILITY, SECONDS, SEED, TEMPERATURE, WORKERS_OR_ONE
 from mt3_common.config import PRESETS
 from mt3_common.formats.registry import FORMATS
 from mt3_common.notes import tempo
 from mt3_common.notes.instruments import instrument_list, parse_instruments
 from mt3_common.notes.meter import parse_meter
-from mt3_common.transcription.batching import LEAST
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.transcription.reader import AUTO_VELOCITY, ESTIMATE, UNTOLD
 
-# s, of times: far beyond any recording, and few enough samples for 64 bits
-MOST_SECONDS = 1e9
 # dB, of --gain: more than any recorder's range
 MOST_GAIN = 150
 
@@ -80,6 +75,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; {self.prog} --help lists the options")
+
+
+class SentenceParser(argparse.ArgumentParser):
+    """ArgumentParser that ends the process, with its errors as one sentence, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(NOT_STARTED, f"error: {printable(message)}; {self.prog} --help lists the options\n")
 
 
 class InstrumentList(argparse.Action):
@@ -214,7 +216,13 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
         "are several",
     )
     add("--resume", action="store_true", help="leave out what the summary and the files themselves prove to be done")
-    add("--jobs", type=POSITIVE, default=2, metavar="N", help="recordings to read, and to write, at once; default: 2")
+    add(
+        "--jobs",
+        type=WORKERS_OR_ONE,
+        default=2,
+        metavar="N",
+        help="recordings to read and to write at once; default: 2",
+    )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -431,42 +439,6 @@ def check_search(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         elif arguments.search != kind:
             option = "--" + name.replace("_", "-")
             parser.error(f"{option} belongs to --search {kind}, not to --search {arguments.search}")
-
-
-def number(kind: type, description: str, accepted: Callable[[float], bool]) -> Callable[[str], float]:
-    """Return a converter of arguments to numbers of a kind, whose error says what the description says."""
-
-    def convert(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not accepted(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
-        return value
-
-    return convert
-
-
-SECONDS = number(float, "a time of 0 s or more, up to 1e9", lambda value: 0 <= value <= MOST_SECONDS)
-
-
-DURATION = number(float, "a time above 0 s, up to 1e9", lambda value: 0 < value <= MOST_SECONDS)
-
-
-TEMPERATURE = number(float, f"a number from {LEAST:g} up", lambda value: LEAST <= value < math.inf)
-
-
-BIAS = number(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
-
-
-PROBABILITY = number(float, f"a number from {LEAST:g} to 1", lambda value: LEAST <= value <= 1)
-
-
-POSITIVE = number(int, "a whole number from 1 up", lambda value: value >= 1)
-
-
-SEED = number(int, "a whole number from 0 to 2^64 - 1", lambda value: 0 <= value < 2**64)
 
 
 def path_name(text: str) -> str:

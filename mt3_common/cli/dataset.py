@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3_common.cli.arguments import POSITIVE
+from mt3_common.cli.arguments import SentenceParser
 from mt3_common.cli.exit_status import SUCCESS
+from mt3_common.cli.ranges import EXAMPLES, SEED, SPREAD, WORKERS
 from mt3_common.cli.run import run
 from mt3_common.data import corpora
 from mt3_common.data.augment import SAMPLE_RATE
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     )
     add(
         "--temperature",
-        type=float,
+        type=SPREAD,
         default=corpora.TEMPERATURE,
         metavar="T",
         help="of several --recordings: 1 draws from each in proportion to its size, more evens them out; default: 10/3",
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
     Shards that are there already are left alone: several processes can share a folder, and an interrupted one resumes.
     Each example depends on the seed and its number alone.
     """
-    parser = argparse.ArgumentParser(
+    parser = SentenceParser(
         prog=command,
         description=main.__doc__,
         epilog=f"{command} shards/ --midi midi/ --fonts piano.sf2 --shards 8   then   mt3 train RUN --data shards/",
@@ -176,15 +177,15 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
     add_arguments(parser)
     add("--config", type=Path, metavar="FILE", help="JSON with the model's settings, as for training; default: MT3")
     add("--split", choices=corpora.SPLITS, default="train", help="of the songs or recordings; default: train")
-    add("--shards", type=POSITIVE, default=32, metavar="N", help="files to write; default: 32")
-    add("--examples", type=POSITIVE, default=64, metavar="N", help="examples (of some 20 s) in each file; default: 64")
+    add("--shards", type=EXAMPLES, default=32, metavar="N", help="files to write; default: 32")
+    add("--examples", type=EXAMPLES, default=64, metavar="N", help="examples (of some 20 s) in each file; default: 64")
     add(
         "--pairs",
         action="store_true",
         help="write recordings for evaluation instead, KIND__NNNNN.flac and .mid, --examples in all",
     )
-    add("--seed", type=int, default=0, metavar="N", help="another number draws other examples; default: 0")
-    add("--workers", type=int, default=0, metavar="N", help="processes that make examples; default: this one")
+    add("--seed", type=SEED, default=0, metavar="N", help="another number draws other examples; default: 0")
+    add("--workers", type=WORKERS, default=0, metavar="N", help="processes that make examples; default: this one")
     return run(lambda: write_data(parser.parse_args(argv)))
 
 

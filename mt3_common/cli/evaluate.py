@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3_common.audio.levels import Mix
-from mt3_common.cli.arguments import add_mix_options
+from mt3_common.cli.arguments import SentenceParser, add_mix_options
 from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.run import run
@@ -146,7 +146,7 @@ exit status: 0 all files were measured; 1 some could not be; 2 nothing was start
 
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments."""
-    parser = argparse.ArgumentParser(
+    parser = SentenceParser(
         prog=command,
         description="Transcribe recordings whose notes are known, and measure how many are right (F1).",
         epilog=EPILOG.format(command=command),

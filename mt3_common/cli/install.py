@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mt3_common.cli.arguments import SentenceParser
 from mt3_common.cli.console import say, sentence
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.run import run
@@ -39,7 +40,7 @@ HOME/NAME. docs/data.md has the table of sets, their licences, splits and varian
 
 def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.install") -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = SentenceParser(
         prog=command,
         description="Install published data sets and sets of sounds, ready for mt3 train --recordings and --fonts.",
         epilog=EPILOG,

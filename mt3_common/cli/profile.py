@@ -8,8 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mt3_common.cli.arguments import SentenceParser
 from mt3_common.cli.dataset import add_arguments, generator_of
 from mt3_common.cli.exit_status import SUCCESS
+from mt3_common.cli.ranges import EXAMPLES, WORKERS
 from mt3_common.cli.run import run
 from mt3_common.data.mixtures import MadeUp
 from mt3_common.io import atomic
@@ -31,7 +33,7 @@ figures worthless.
 
 def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.profile") -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = SentenceParser(
         prog=command,
         description="Measure what token ids cost and how many segments a second the loader makes, as JSON.",
         epilog=EPILOG,
@@ -43,27 +45,13 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
     presets = sorted(path.stem for path in PRESETS.glob("*.json"))
     add("--preset", choices=presets, metavar="NAME", help=f"settings to start from: {', '.join(presets)}")
     add("--config", type=Path, metavar="FILE", help='JSON: {"model": {...}, "training": {...}}; default: MT3')
-    add("--batch-size", type=int, metavar="N", help="segments of a batch; default: the preset's")
-    add("--workers", type=_count, nargs="+", default=[0, 1, 2], metavar="N", help="processes; default: 0 1 2")
-    add("--mixes", type=_positive, nargs="+", default=[1, 2, 4], metavar="N", help="examples at once; default: 1 2 4")
-    add("--steps", type=_positive, default=20, metavar="N", help="batches of each measurement; default: 20")
-    add("--together", type=_positive, default=1, metavar="N", help="batches made at once, see docs/training.md")
+    add("--batch-size", type=EXAMPLES, metavar="N", help="segments of a batch; default: the preset's")
+    add("--workers", type=WORKERS, nargs="+", default=[0, 1, 2], metavar="N", help="processes; default: 0 1 2")
+    add("--mixes", type=EXAMPLES, nargs="+", default=[1, 2, 4], metavar="N", help="examples at once; default: 1 2 4")
+    add("--steps", type=EXAMPLES, default=20, metavar="N", help="batches of each measurement; default: 20")
+    add("--together", type=EXAMPLES, default=1, metavar="N", help="batches made at once, see docs/training.md")
     add("-o", "--output", type=Path, metavar="FILE", help="write the JSON there; default: standard output")
     return run(lambda: measure(parser.parse_args(argv)))
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be 1 at least")
-    return value
 
 
 def measure(options: argparse.Namespace) -> int:

@@ -1,10 +1,10 @@
 """Build soundfonts from a folder of recorded notes: python -m mt3_common.cli.sample_fonts NOTES DIR."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mt3_common.cli.arguments import SentenceParser
 from mt3_common.cli.exit_status import SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.data.sample_fonts import COLUMNS, build
@@ -13,7 +13,7 @@ from mt3_common.io.plural import plural
 
 def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.sample_fonts") -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = SentenceParser(
         prog=command,
         description="Build soundfonts from a folder of recorded single notes with an index.tsv, which has a line per "
         f"note: {', '.join(COLUMNS)}.",

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mt3_common.checkpoint.registry import find_checkpoint
-from mt3_common.cli.arguments import POSITIVE, Parser, number, path_name
+from mt3_common.cli.arguments import Parser, path_name
 from mt3_common.cli.console import say, sentence
 from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
+from mt3_common.cli.ranges import POSITIVE, number
 from mt3_common.cli.run import run
 from mt3_common.config import PRESETS
 from mt3_common.io.notices import shown_by

@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mt3_common.cli.arguments import SentenceParser
 from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import SUCCESS
+from mt3_common.cli.ranges import whole
 from mt3_common.cli.run import run
 from mt3_common.data.sources import MANIFEST, get_sources
 from mt3_common.io.plural import plural
 
+SONGS = whole(0, 1000)
+
 
 def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common.cli.sources") -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = SentenceParser(
         prog=command,
         description="Get songs and soundfonts for training data out of Debian packages.",
         allow_abbrev=False,
@@ -29,7 +33,7 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
     )
     parser.add_argument("--pop909", type=Path, metavar="DIR", help="folder with POP909; default: do without")
     parser.add_argument(
-        "--mma", type=int, default=0, metavar="N", help="N songs for each of MMA's 272 files of grooves"
+        "--mma", type=SONGS, default=0, metavar="N", help="N songs for each of MMA's 272 files of grooves"
     )
     parser.add_argument("--abc", type=Path, metavar="DIR", help="folder with tunes in ABC notation, for abc2midi")
     parser.add_argument(

@@ -17,8 +17,10 @@ from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, is_yourmt3, read_yourmt3
 from mt3_common.checkpoint.yourmt3_folder import read_folder
 from mt3_common.checkpoint.yourmt3_released import RELEASED
+from mt3_common.cli.arguments import SentenceParser
 from mt3_common.cli.dataset import add_arguments, augmentation_of, generator_of, write_sources
 from mt3_common.cli.exit_status import SUCCESS
+from mt3_common.cli.ranges import STEPS, WORKERS
 from mt3_common.cli.run import run
 from mt3_common.cli.yourmt3_arguments import translate
 from mt3_common.config import Config, ConfigError
@@ -91,7 +93,7 @@ or SIGTERM, which save first
 
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments."""
-    parser = argparse.ArgumentParser(
+    parser = SentenceParser(
         prog=command,
         description="Train an MT3 network or a YourMT3+ on shards (mt3 data shards), on songs that are played as "
         "needed, or on recordings.\nThe same command goes on with an interrupted run.",
@@ -127,9 +129,15 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         choices=("mt3", "ismir2021", *RELEASED),
         help="model of the warm start, if neither files nor name say so",
     )
-    add("--max-steps", type=int, metavar="N", help="steps in all, instead of the settings'")
-    add("--val-every", type=int, metavar="N", help="steps between validations and saves, instead of the settings'")
-    add("--workers", type=int, default=0, metavar="N", help="processes that make batches ahead of time; default: none")
+    add("--max-steps", type=STEPS, metavar="N", help="steps in all, instead of the settings'")
+    add("--val-every", type=STEPS, metavar="N", help="steps between validations and saves, instead of the settings'")
+    add(
+        "--workers",
+        type=WORKERS,
+        default=0,
+        metavar="N",
+        help="processes that make batches ahead; default: none",
+    )
     add("--device", metavar="D", help="cpu, gpu, gpu:1, …; default: all GPUs (PyTorch: one per process), else the CPU")
     add(
         "--distributed",

@@ -32,14 +32,16 @@ class Threads(contextlib.AbstractContextManager):
 
     def __init__(self, count: int):
         self._tasks: queue.SimpleQueue[tuple[concurrent.futures.Future, Callable[[], Any]] | None] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
+        self._count = count
+        self._threads: list[threading.Thread] = []
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
         """Run a function when a thread is free, and return the future of its result."""
         future: concurrent.futures.Future = concurrent.futures.Future()
         self._tasks.put((future, lambda: function(*arguments)))
+        if len(self._threads) < self._count:
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
         return future
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
