@@ -155,6 +155,36 @@ def test_generated_recordings_give_the_same_notes(page, network, tmp_path, name,
     clear(page)
 
 
+def plucked(seconds: float, rate: int) -> np.ndarray:
+    """Return tones of odd harmonics that die away, two at a time, (n,) in [-1, 1]: of no instrument in particular."""
+    rng = np.random.default_rng(1)
+    times = np.arange(round(seconds * rate)) / rate
+    sound = np.zeros(len(times))
+    for onset in np.arange(0, seconds - 0.5, 0.35):
+        age = np.maximum(times - onset, 0)
+        envelope = ((age > 0) & (age < 0.34)) * np.exp(-3 * age) * np.minimum(age / 0.01, 1)
+        for pitch in rng.integers(55, 80, 2):
+            hertz = 440 * 2 ** ((pitch - 69) / 12)
+            sound += 0.15 * envelope * sum(np.sin(2 * np.pi * k * hertz * age) / k**2 for k in (1, 3, 5, 7))
+    return sound
+
+
+def test_instruments_are_chosen_by_the_recording_so_far(page, network, tmp_path):
+    """Without that, the network changes its mind from segment to segment."""
+    path = tmp_path / "plucked.wav"
+    soundfile.write(path, plucked(8.0, 16000), 16000)
+    expected = network.transcribe(path, velocity=AUTO_VELOCITY)
+    alone = infer.load(instrument_prior=False).transcribe(path, velocity=AUTO_VELOCITY)
+    assert len(set(expected.notes) & set(alone.notes)) < 0.8 * len(expected.notes)
+    expected.write(tmp_path / "plucked.json")
+    assert result_of(page, path) == (tmp_path / "plucked.json").read_bytes()
+    clear(page)
+    # nor does a recording without any program need one
+    soundfile.write(path, np.zeros(16000), 16000)
+    assert json.loads(result_of(page, path))["notes"] == network.transcribe(path).notes == []
+    clear(page)
+
+
 @pytest.mark.parametrize(
     ("codec", "container", "stored", "error"),
     [
