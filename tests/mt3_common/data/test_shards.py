@@ -369,4 +369,4 @@ def test_less_than_one_shard_or_example_is_refused(tmp_path, capsys, option):
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / "shards"), "--fonts", "x.sf2", option, "-1"])
     assert stop.value.code == 2
-    assert "'-1' is not a whole number from 1 up" in capsys.readouterr().err
+    assert "'-1' is not a whole number from 1 to 1000000" in capsys.readouterr().err
