@@ -149,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     Console(width=140).print(table)
     if options.json:
-        about = {"folder": str(options.folder), "recordings": len(recordings), "checkpoint": options.checkpoint}
-        options.json.write_text(json.dumps(about | {"twin": options.twin, "search": options.search, "rows": rows}))
+        header = {"folder": str(options.folder), "recordings": len(recordings), "checkpoint": options.checkpoint}
+        options.json.write_text(json.dumps(header | {"twin": options.twin, "search": options.search, "rows": rows}))
     return 0
 
 
