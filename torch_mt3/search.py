@@ -51,19 +51,20 @@ def empty_state(weights: Weights, settings: SearchSettings, num_rows: int, num_b
         num_biased: logits that have a bias: vocab_size where rows have prompts, else 0.
     """
     shape = (num_rows, settings.num_decodes)
-    state = BeamState(
-        tokens=np.zeros((*shape, settings.max_steps), TOKEN_DTYPE),
-        scores=np.zeros(shape, np.float32),
-        finished_tokens=np.zeros((*shape, settings.max_steps), TOKEN_DTYPE),
-        finished_scores=np.full(shape, NEG_INF, np.float32),
-        finished=np.zeros(shape, bool),
-        uniforms=np.zeros((num_rows, settings.max_steps), np.float32),
-        prompt_ids=np.zeros((num_rows, settings.max_steps if num_biased else 0), TOKEN_DTYPE),
-        logit_bias=np.zeros((num_rows, num_biased), np.float32),
-        program_logits=np.zeros((num_rows, settings.max_steps, settings.num_recorded), np.float32),
-        done=np.ones(num_rows, bool),
-    )
-    return BeamState(*(on_device(array, device_of(weights.embedding), copy=True) for array in state))
+    arrays = {
+        "tokens": np.zeros((*shape, settings.max_steps), TOKEN_DTYPE),
+        "scores": np.zeros(shape, np.float32),
+        "finished_tokens": np.zeros((*shape, settings.max_steps), TOKEN_DTYPE),
+        "finished_scores": np.full(shape, NEG_INF, np.float32),
+        "finished": np.zeros(shape, bool),
+        "uniforms": np.zeros((num_rows, settings.max_steps), np.float32),
+        "prompt_ids": np.zeros((num_rows, settings.max_steps if num_biased else 0), TOKEN_DTYPE),
+        "logit_bias": np.zeros((num_rows, num_biased), np.float32),
+        "program_logits": np.zeros((num_rows, settings.max_steps, settings.num_recorded), np.float32),
+        "done": np.ones(num_rows, bool),
+    }
+    device = device_of(weights.embedding)
+    return BeamState(**{name: on_device(array, device, copy=True) for name, array in arrays.items()})
 
 
 def reset_rows(
