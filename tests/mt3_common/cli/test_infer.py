@@ -116,6 +116,7 @@ def test_settings_reach_load(folder):
 
     chosen = ("--checkpoint", "a/b", "--model", "ismir2021", "--device", "cpu", "--dtype", "bfloat16")
     chosen += ("--search", "sample", "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9", "--seed", "3")
+    chosen += ("--no-instrument-prior",)
     assert infer("song.wav", *chosen, "--batch-size", "2", "--positions", "port", load=load) == SUCCESS
     assert got == {
         "checkpoint": NamedCheckpoint("a/b", "b"),
@@ -133,6 +134,7 @@ def test_settings_reach_load(folder):
         "config": None,
         "instruments": None,
         "hold": None,
+        "instrument_prior": False,
     }
     assert infer("song.wav", "--search", "t5x", "--beams", "4", load=load) == SUCCESS
     assert (got["search"], got["beams"], got["checkpoint"].name, got["top_k"]) == ("t5x", 4, DEFAULT, 0)
