@@ -26,6 +26,7 @@ import platformdirs
 from mt3_common.checkpoint.yourmt3_released import RELEASED, pinned_file
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
+from mt3_common.io.folders import make_folder
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.plural import plural
 from mt3_common.io.transfer import (
@@ -120,7 +121,7 @@ def fetch(
             folder.rename(partial)
             for name in damaged:
                 (partial / name).unlink(missing_ok=True)
-        partial.mkdir(parents=True, exist_ok=True)
+        make_folder(partial)
         try:
             _fill(checkpoint, address, partial, pins, released and released.num_bytes, quiet)
         except DownloadError:
@@ -203,7 +204,7 @@ def _lock(folder: Path, quiet: bool) -> Iterator[None]:
     """Lock a folder of the cache against other processes; a folder that cannot be written needs no lock."""
     lock = filelock.FileLock(f"{folder}.lock")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         lock.acquire(timeout=0)
     except filelock.Timeout:
         if not quiet:

@@ -26,6 +26,7 @@ from mt3_common.formats import midi
 from mt3_common.formats.sf2 import check
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
+from mt3_common.io.folders import check_folder, make_folder
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.plural import plural
 from mt3_common.training.config import read_config
@@ -195,8 +196,9 @@ def write_data(options: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: the music cannot be read, or the data cannot be written.
     """
+    check_folder(options.output)
     generator = generator_of(options, options.split, options.seed)
-    options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output)
     write_sources(options.output / "sources.json", generator, options, options.split)
     if options.pairs:
         write_pairs(options.output, generator, options.examples, options.workers)

@@ -26,6 +26,7 @@ from mt3_common.evaluation.evaluate import (
 from mt3_common.evaluation.plot import write_comparison
 from mt3_common.formats import midi
 from mt3_common.formats.plot import library
+from mt3_common.io.folders import make_folder
 from mt3_common.io.notices import shown_by
 from mt3_common.io.plural import plural
 from mt3_common.transcription.pipeline import Transcriber
@@ -112,7 +113,7 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
 def estimates_path(output: Path, name: str) -> Path:
     """Return where the estimated notes of a recording go, below the folder of results; make the folder."""
     path = output / "estimates" / f"{name}.mid"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     return path
 
 

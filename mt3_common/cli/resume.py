@@ -12,6 +12,7 @@ from typing import Any
 
 from mt3_common.formats.registry import kind_of
 from mt3_common.io.digests import file_sha256
+from mt3_common.io.folders import FolderError, make_folder
 from mt3_common.io.json_text import parse_json
 
 HEAD = '{"format": "mt3-twins summary", '
@@ -75,7 +76,7 @@ class Summary:
         """
         line = HEAD + json.dumps(record, ensure_ascii=True, allow_nan=False)[1:] + "\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             with open(self.path, "a+b", buffering=0) as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - 1))
@@ -84,7 +85,8 @@ class Summary:
                     raise SummaryError(f"{self.path} cannot be written whole: is the disk full?")
                 os.fsync(file.fileno())
         except OSError as error:
-            raise SummaryError(f"{self.path} cannot be written: {error.strerror}") from error
+            reason = error if isinstance(error, FolderError) else error.strerror
+            raise SummaryError(f"{self.path} cannot be written: {reason}") from error
         self._remember(record)
 
 

@@ -14,6 +14,7 @@ from mt3_common.cli.jobs import Job
 from mt3_common.cli.resume import describe_file
 from mt3_common.formats import plot, sealed, sonify, tables
 from mt3_common.formats.registry import EXTRAS, kind_of
+from mt3_common.io.folders import make_folder
 from mt3_common.io.plural import plural
 from mt3_common.notes.note import Note
 from mt3_common.transcription import beats
@@ -86,9 +87,9 @@ class Task:
         written: list[str] = []
         for kind, output in by_kind.items():
             try:
-                output.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(output.parent)
             except OSError as error:
-                raise ValueError(f"{output} cannot be written: {error.filename}: {error.strerror}") from error
+                raise ValueError(f"{output} cannot be written: {error}") from error
             stage(STAGES.get(kind or "", f"writing {output.name}"))
             try:
                 if kind == "plot":

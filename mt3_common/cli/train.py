@@ -27,6 +27,7 @@ from mt3_common.config import Config, ConfigError
 from mt3_common.data.remix import Augmentation
 from mt3_common.data.shards import Settings, Shards, Stream
 from mt3_common.io import atomic
+from mt3_common.io.folders import check_folder, make_folder
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.plural import plural
 from mt3_common.training.batches import open_shards
@@ -159,6 +160,7 @@ def train(
         ValueError: the arguments, the data or the checkpoint are unusable, or the loss is no longer finite.
     """
     if os.environ.get("RANK", "0") == "0":
+        check_folder(options.run)
         recover(options.run)
     if options.distributed:
         # returns once all processes have started
@@ -188,7 +190,7 @@ def train(
         arrays = drawn_arrays(config, settings, source)
     learner = make_learner(config, settings, arrays, slots, options.device)
     if learner.writer:
-        options.run.mkdir(parents=True, exist_ok=True)
+        make_folder(options.run)
         text = json.dumps(run_description(program, config, settings, options), indent=1, default=str)
         atomic.write(options.run / "run.json", text)
         if isinstance(source, Stream):

@@ -30,6 +30,7 @@ from mt3_common.data.sample_fonts import as_drum_kit
 from mt3_common.data.sounds import build_fonts, build_kit
 from mt3_common.io import atomic
 from mt3_common.io.archives import Limits, unpack_tar
+from mt3_common.io.folders import make_folder
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.plural import plural
 from mt3_common.io.progress import progress_bar
@@ -98,7 +99,7 @@ def install(package: Package, options: Options) -> dict[str, Any]:
         OSError: the home folder cannot be written.
     """
     home = options.home
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     folder = home / package.name
     with _lock(home / f".{package.name}.lock", options.quiet):
         record = record_of(folder)
@@ -141,7 +142,7 @@ def fetch_archives(package: Package, options: Options) -> list[Path]:
                 if digests[kind] != digest:
                     raise InstallError(f"{path} has the {kind} {digests[kind]} instead of {digest}: it is another file")
         return paths
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     secret = f"&token={options.token(package)}" if package.restricted else ""
     remotes = [_remote(source, secret) for source in package.files]
     try:
@@ -258,7 +259,7 @@ def _install_debian(package: Package, folder: Path, options: Options) -> dict[st
     """Take soundfonts or drum kits out of a package of Debian."""
     name = package.debian["package"]
     archives = options.home / DOWNLOADS / package.name
-    archives.mkdir(parents=True, exist_ok=True)
+    make_folder(archives)
     present = sorted(archives.glob(f"{name}_*.deb"))
     if not present and not options.download:
         raise InstallError(f"{archives} has no {name}_*.deb and --no-download forbids to fetch it: bring it there")

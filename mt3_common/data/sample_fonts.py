@@ -39,6 +39,7 @@ from mt3_common.formats.sf2 import (
     write,
 )
 from mt3_common.io import atomic
+from mt3_common.io.folders import make_folder
 
 RATE = 24000
 # MIDI keys that a recorded note is played up or down by at most, between its neighbours and beyond the last ones
@@ -357,7 +358,7 @@ def build(notes: Path, output: Path, split: str) -> list[Path]:
     Raises:
         NotesError: as read_notes.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     written = []
     for name, (program, recorded) in read_notes(notes, split).items():
         path = output / f"{name}.sf2"

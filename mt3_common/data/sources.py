@@ -22,6 +22,7 @@ from typing import Any
 
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
+from mt3_common.io.folders import make_folder
 from mt3_common.io.optional import needed
 from mt3_common.io.plural import plural
 
@@ -112,7 +113,7 @@ def take_package(name: str, entry: dict[str, Any], root: Path, output: Path, see
         SourceError: the package lacks a file.
     """
     folder = output / entry["folder"]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = []
     for pattern in entry.get("files", ()):
         paths = sorted(root.glob(pattern))
@@ -146,7 +147,7 @@ def take_pop909(folder: Path, output: Path) -> list[Path]:
     songs = {path.name: path for path in sorted(folder.rglob("*.mid")) if re.fullmatch(r"\d{3}\.mid", path.name)}
     if not songs:
         raise SourceError(f"{folder} holds no song of POP909 (001.mid, 002.mid, …)")
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     return [Path(shutil.copyfile(path, output / name)) for name, path in songs.items()]
 
 
@@ -170,7 +171,7 @@ def take_mma(root: Path, output: Path, count: int) -> list[Path]:
         SourceError: MMA does not run or plays no groove.
     """
     home = root / "usr" / "share" / "mma"
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
 
     def mma(*arguments: str | Path) -> bool:
         command = [sys.executable, root / "usr" / "bin" / "mma", "-w", *arguments]
@@ -242,7 +243,7 @@ def take_abc(root: Path, tunes: Path, output: Path) -> list[Path]:
     sources = sorted(tunes.rglob("*.abc"))
     if not sources:
         raise SourceError(f"{tunes} holds no tunes (*.abc)")
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     for number, path in enumerate(sources):
         # abc2midi appends the tunes' numbers to this name.
         target = output / f"{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}_{number}_.abc"
@@ -279,7 +280,7 @@ def take_music21(composers: Sequence[str], output: Path) -> dict[Path, str]:
         # Analyses (.rntxt) have no notes; music21 converts one tune (.abc) per second, abc2midi hundreds.
         if path.suffix in (".krn", ".musicxml", ".mxl", ".xml"):
             works.setdefault(path.parts[path.parts.index("corpus") + 1], []).append(path)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     written = {}
     for composer in composers:
         if composer not in works:
@@ -341,7 +342,7 @@ def get_sources(
         SourceError: a source is unavailable.
     """
     manifest = json.loads(MANIFEST.read_text())
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     contents: dict[str, Any] = {}
     differing: list[str] = []
     seen: set[str] = set()

@@ -25,6 +25,7 @@ from mt3_common.data.corpora import Recording, find_notes, has_velocities, read_
 from mt3_common.evaluation import metrics
 from mt3_common.formats import midi
 from mt3_common.io import atomic
+from mt3_common.io.folders import make_folder
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.plural import plural
 from mt3_common.notes.note import Note
@@ -171,7 +172,7 @@ def write_results(rows: Sequence[dict[str, Any]], folder: Path | None) -> None:
     """Write results.json (files and summary) and results.csv (files), each atomically; None writes nothing."""
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0])
     writer.writeheader()

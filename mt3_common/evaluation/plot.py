@@ -23,6 +23,7 @@ from mt3_common.formats.plot import (
     png_bytes,
     spectrogram_image,
 )
+from mt3_common.io.folders import make_folder
 from mt3_common.notes.note import Note
 
 # kinds of bars in a comparison: legend, colour, height in semitones
@@ -65,7 +66,7 @@ def write_comparison(
     image = spectrogram_image(audio, 0.0, seconds, columns_for(seconds), mix)
     with DRAWING:
         content = png_bytes(_compared(references, estimates, image, seconds))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     sealed.write_sealed(path, content)
 
 

@@ -17,6 +17,7 @@ from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.config import Config, SpectrogramConfig
 from mt3_common.formats.plot import BRIGHTEST, DARKEST
 from mt3_common.io import atomic
+from mt3_common.io.folders import make_folder
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.transcription.family import MT3Family
@@ -72,7 +73,7 @@ def write_site(
     """
     check_folder(folder)
     files = site_files(config, checkpoint, model, runtime)
-    (folder / LOCAL.name).mkdir(parents=True, exist_ok=True)
+    make_folder(folder / LOCAL.name)
     # the mark first: what was interrupted can be written again
     for name in [FACTS, *(name for name in files if name != FACTS)]:
         atomic.write(folder / name, files[name])

@@ -23,6 +23,7 @@ from mt3_common.checkpoint.torch_pickle import PICKLES
 from mt3_common.checkpoint.write import write_safetensors, write_t5x
 from mt3_common.config import Config
 from mt3_common.io import atomic
+from mt3_common.io.folders import make_folder
 from mt3_common.io.plural import plural
 from parity.trace.trace import digest
 
@@ -142,7 +143,8 @@ def written_beside(path: str | os.PathLike, overwrite: bool) -> Iterator[Path]:
     scratch = target.with_name(f"{atomic.temporary_prefix(target)}{os.getpid()}{SCRATCH}")
     beside = scratch / target.name
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
+        scratch.mkdir(exist_ok=True)
         yield beside
         atomic.replace(beside, target)
     finally:

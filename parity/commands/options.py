@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.io.folders import make_folder
 from parity.compare.results import Report
 from parity.report.files import to_json, to_junit, to_markdown, write
 from parity.report.html import page
@@ -129,7 +130,7 @@ def finish(report: Report, args: argparse.Namespace) -> int:
         write(args.junit, to_junit(report))
     if args.markdown:
         # GitHub's step summary is one file that several steps append to.
-        Path(args.markdown).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(args.markdown).parent)
         with open(args.markdown, "a", encoding="utf-8") as file:
             file.write(to_markdown(report))
     return report.exit_code

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.io import atomic
+from mt3_common.io.folders import make_folder
 from parity.compare.budget import judge
 from parity.compare.results import Report, over, within
 from parity.report.files import write
@@ -182,7 +183,7 @@ def _first_head(tap: str, expected: np.ndarray, actual: np.ndarray, network: dic
 def save(folder: str | os.PathLike, example: Counterexample, reference: Side, candidate: Side) -> list[Path]:
     """Write counterexample.npz and a script for each framework; return their paths."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     arrays: dict[str, np.ndarray] = {"expected": example.expected, "found": example.actual}
     args = []
     for index, value in enumerate(example.call.args):

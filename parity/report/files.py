@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from mt3_common.io import atomic
+from mt3_common.io.folders import make_folder
 from parity.compare.results import Measure, Report, Row
 from parity.report.table import cells, columns, describe, grouped, headline, shown_causes, worst_verdict
 
@@ -21,7 +22,7 @@ SCHEMA_VERSION = 1
 def write(path: str | os.PathLike, text: str) -> None:
     """Write a text file, whole or not at all, and the folders above it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     atomic.write(path, text)
 
 

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from mt3_common.io import atomic
+from mt3_common.io.folders import make_folder
 from mt3_common.io.plural import plural
 from parity.trace.precision import PRECISIONS
 from parity.trace.trace import Call, Pass, Trace, digest
@@ -101,7 +102,7 @@ def save(path: str | os.PathLike, trace: Trace) -> None:
         "created": trace.created,
     }
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with atomic.replacing(path) as temporary:
         safetensors.numpy.save_file(arrays, temporary, metadata={"header": json.dumps(header)})
 

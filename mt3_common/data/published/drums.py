@@ -12,6 +12,7 @@ from mt3_common.audio.files import read_audio
 from mt3_common.data.augment import SAMPLE_RATE
 from mt3_common.data.published.index import SPLITS, DatasetError, Piece, Stem, locate
 from mt3_common.formats import midi
+from mt3_common.io.folders import make_folder
 from mt3_common.notes.note import Note
 
 # names of ENST-drums -> General MIDI keys; 0 to 3, below the drums of General MIDI, for sounds that have no key
@@ -101,7 +102,7 @@ def write_mix(path: Path, drums: Path, music: Path, share: float) -> None:
     mix = np.zeros(length)
     for part, weight in zip(parts, (1 - share, share)):
         mix[: len(part)] += weight * part / max(1e-9, float(np.abs(part).max(initial=0.0)))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     soundfile.write(path, mix / max(1e-9, np.abs(mix).max(initial=0.0)), SAMPLE_RATE, subtype="PCM_16")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mt3_common.io import atomic
+from mt3_common.io.folders import make_folder
 from mt3_common.io.json_text import parse_json
 from mt3_common.notes.note import Note
 
@@ -99,7 +100,7 @@ def write_dataset(folder: Path, dataset: str, pieces: Iterable[Piece], velocitie
             if not audio.is_file():
                 raise DatasetError(f"{dataset}: {audio.relative_to(folder)} is missing; the rest of the set is there")
         if piece.labels not in written:
-            table.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(table.parent)
             table.write_text(table_of(piece.notes, velocities), encoding="utf-8")
             written.add(piece.labels)
         entries = listed.setdefault(piece.variant, {})
