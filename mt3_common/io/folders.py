@@ -18,7 +18,8 @@ def check_folder(folder: str | os.PathLike) -> None:
     for path in (folder, *folder.parents):
         if os.path.isdir(path):
             return
-        if os.path.lexists(path):
+        # asked once more: another process may have made the folder since
+        if os.path.lexists(path) and not os.path.isdir(path):
             kind = "a file" if path.is_file() else "a link to nothing" if path.is_symlink() else "a device or a pipe"
             wanted = "the folder" if path == folder else f"the folder {folder}"
             raise FolderError(

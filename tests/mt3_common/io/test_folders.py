@@ -18,6 +18,21 @@ def test_folders_are_made_unless_they_are_there(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_that_another_process_makes_meanwhile_is_not_in_the_way(tmp_path, monkeypatch):
+    looks, isdir = [], os.path.isdir
+
+    def other_process_makes_it(path):
+        looks.append(path)
+        if len(looks) == 1:
+            os.mkdir(path)
+            return False
+        return isdir(path)
+
+    monkeypatch.setattr(os.path, "isdir", other_process_makes_it)
+    make_folder(tmp_path / "cache")
+    assert len(looks) > 1
+
+
 @pytest.mark.parametrize("below", ["", "x", "x/y"])
 @pytest.mark.parametrize(
     ("kind", "make"),
