@@ -32,7 +32,7 @@ def search_graph(
     Outputs of the model:
         ids: (n, t) int64; what follows a row's first EOS has no meaning. t ends with the longest row.
         program_logits: (k, 128) float, of the k program tokens in ids, row by row: the logits of all programs' tokens
-            that each was chosen from, `bias` and `allowed` added.
+            that each was chosen from, or would have been without the prompt, `bias` and `allowed` added.
 
     Args:
         arrays: the checkpoint's arrays under MT3's names.

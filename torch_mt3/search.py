@@ -27,8 +27,8 @@ class BeamState(NamedTuple):
         uniforms: (b, max_steps) float32 in [0, 1), the draws of 'sample'.
         prompt_ids: (b, max_steps) int, ids to be chosen, 0 where the choice is free; (b, 0) if no row has a prompt.
         logit_bias: (b, vocab_size) float32, added to the logits; (b, 0) if no row has a prompt.
-        program_logits: (b, max_steps, 128) float32, the logits of the programs at each step; (b, max_steps, 0) if the
-            settings have no first_program.
+        program_logits: (b, max_steps, 128) float32, the logits of the programs at each step, with mask and bias, within
+            the prompt as behind it; (b, max_steps, 0) if the settings have no first_program.
         done: (b,) bool.
     """
 
@@ -112,10 +112,12 @@ def search_step(
     index = age.clip(max=settings.max_steps - 1)[:, None]
     if allowed is not None:
         logits = torch.where(allowed, logits, -torch.inf)
+    free = logits
     if state.prompt_ids.shape[1]:
         prompt = take_along(state.prompt_ids, index, 1)[:, :, None]
         only = torch.where(count_up(logits.shape[-1], logits) == prompt, 0.0, -torch.inf)
-        logits = torch.where(prompt > 0, only, logits + state.logit_bias[:, None])
+        free = logits + state.logit_bias[:, None]
+        logits = torch.where(prompt > 0, only, free)
     logits = logits.to(torch.float32)
     log_probs = log_softmax(logits, -1)
     if settings.search == "t5x":
@@ -130,7 +132,8 @@ def search_step(
     ended = (token[:, 0] == EOS_ID) | (age + 1 >= settings.max_steps)
     rows = count_up(len(age), age)
     if settings.first_program:
-        programs = logits[:, 0, settings.first_program : settings.first_program + settings.num_recorded]
+        end = settings.first_program + settings.num_recorded
+        programs = free[:, 0, settings.first_program : end].to(torch.float32)
         recorded = torch.where(live, programs, state.program_logits[rows, index[:, 0]])
         state = state._replace(program_logits=put(state.program_logits, (rows, index[:, 0]), recorded))
     state = state._replace(

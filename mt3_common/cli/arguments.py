@@ -130,7 +130,9 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--hold-bias belongs to --hold-instruments")
     bias = HOLD_BIAS if arguments.hold_bias is None else arguments.hold_bias
     arguments.hold = bias if arguments.hold_instruments else None
-    arguments.instrument_prior = not arguments.no_instrument_prior
+    # the same settings for --resume where the option changes nothing
+    is_off = arguments.no_instrument_prior or arguments.hold_instruments or arguments.as_published
+    arguments.instrument_prior = arguments.search == "greedy" and not is_off
     return arguments
 
 
@@ -342,7 +344,7 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
         "--no-instrument-prior",
         action="store_true",
         help="choose instruments by each segment of some two seconds alone; default: one that has played much of the "
-        "recording so far is likelier, but with --search t5x or sample, --hold-instruments and --as-published",
+        "recording so far is likelier, except with --search t5x or sample, --hold-instruments or --as-published",
     )
     add(
         "--velocity",

@@ -68,6 +68,7 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
         library("--pictures need")
     pairs = [pair for folder in options.datasets for pair in select_recordings(folder, options.split)]
     transcriber: Any = None
+    has_prior = options.search == "greedy" and not options.no_instrument_prior
     if options.baseline:
         transcriber = BasicPitch(options.baseline_command)
     elif options.estimates is None:
@@ -75,13 +76,11 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
             checkpoint=options.checkpoint,
             device=options.device,
             search=options.search,
-            instrument_prior=not options.no_instrument_prior,
+            instrument_prior=has_prior,
         )
     rows, failed = [], {}
     reading = {name: value for name in READING_OPTIONS if (value := getattr(options, name)) is not None}
-    transcriber_key = (
-        f"{options.baseline or fingerprint(transcriber)} {options.search} {not options.no_instrument_prior}"
-    )
+    transcriber_key = f"{options.baseline or fingerprint(transcriber)} {options.search} {has_prior}"
     if reading:
         transcriber_key += f" {sorted(reading.items())}"
     done = previous_rows(options)

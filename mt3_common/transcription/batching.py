@@ -107,8 +107,9 @@ class SegmentTokens(NamedTuple):
 
     Attributes:
         ids: (n,) int32, up to and including EOS, or as many as a segment may have.
-        program_logits: (k, 128) float32, of the programs at each of the k program tokens among ids, in order; -inf for
-            one that may not be chosen.
+        program_logits: (k, 128) float32, of the programs at each of the k program tokens among ids, in order, with mask
+            and bias; -inf for one that may not be chosen. Of a token of the prompt, too, they say what the network
+            thought.
     """
 
     ids: np.ndarray

@@ -32,7 +32,8 @@ class Transcriber:
         config: of the network's checkpoint, or its family.
         generate: takes an iterable of spectrogram.Segment and yields the (n,) int32 ids of each, in order; it may take
             several segments before it yields the first ids. A segment's index begins anew with each recording. Where it
-            yields batching.SegmentTokens, instruments are chosen by the recording so far, too (see InstrumentPrior).
+            yields batching.SegmentTokens, instruments are chosen by the recording so far, too (see InstrumentPrior),
+            unless they are kept by `continuity` or notes are decoded as published.
         checkpoint: where the network came from, for notices and metadata.
         instruments: the only ones that may play, where generate is restricted to them.
         continuity: how to keep instruments from one segment to the next, where generate takes

@@ -104,7 +104,8 @@ class Recording:
 
         Args:
             tokens: ids (n,), or (channels, n), of the next segment that the network was given; or SegmentTokens, whose
-                instruments are chosen by the recording so far, too, unless notes are decoded as published.
+                instruments are chosen by the recording so far, too, unless instruments are kept from one segment to the
+                next, or notes are decoded as published.
             is_retry: whether it was the one of take_retry.
         """
         with self._clock.running("notes"):
@@ -114,7 +115,8 @@ class Recording:
 
     def _with_prior(self, tokens: SegmentTokens) -> np.ndarray:
         """Return the ids of the next segment."""
-        if self.request.published:
+        # kept instruments: segments come twice, and the first answer does not stand
+        if self.request.published or self._tracker is not None:
             return tokens.ids
         self._prior = self._prior or InstrumentPrior(self._decoder.vocabulary)
         return self._prior.choose(tokens)

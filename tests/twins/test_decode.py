@@ -182,6 +182,29 @@ def test_the_logits_of_programs_are_those_of_a_full_pass(twin, batch_size, golde
     assert max(lengths) == 16
 
 
+@pytest.mark.parametrize("twin", TWINS)
+def test_within_prompts_the_logits_of_programs_are_what_the_network_thought(
+    twin, golden_config, golden_arrays, decoded
+):
+    """With mask and bias, as of the tokens behind the prompt, and as the ONNX graph gives them."""
+    decode, build, _ = TWINS[twin]
+    config = dataclasses.replace(Config(), network=golden_config, max_target_length=16)
+    first = Vocabulary(config.vocabulary).first_id("program")
+    forced = [[], [first + 5], [first + 2, 1064, first + 90], [first + 7, first + 7, first + 3]]
+    segments = noisy_segments(decoded, len(forced))
+    bias = np.random.default_rng(0).normal(0, 2, 1536).astype(np.float32)
+    allowed = np.ones(1536, bool)
+    allowed[first + 40 : first + 48] = False
+    model, reference = (of(golden_config, golden_arrays) for of in (build, torch_model_of))
+    how = {"batch_size": 4, "allowed": allowed, "hold": True, "program_logits": True}
+    results = list(decode.generate(model, config, held(segments, forced, bias), **how))
+    for frames, begins, (ids, logits) in zip(segments, forced, results, strict=True):
+        assert ids[: len(begins)].tolist() == begins
+        expected = full_pass_logits(reference, frames, ids) + np.where(allowed, bias, -np.inf)
+        positions = batching.program_positions(ids, first)
+        np.testing.assert_allclose(logits, expected[positions, first : first + 128], rtol=0, atol=2e-4)
+
+
 def test_only_a_greedy_search_records_logits():
     with pytest.raises(ValueError, match="logits of programs are recorded by search 'greedy', not by 't5x'"):
         SearchSettings("t5x", first_program=1000)

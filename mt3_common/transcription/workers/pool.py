@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mt3_common.audio.segments import Segment
+from mt3_common.transcription.batching import SegmentTokens
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.workers.worker import Worker, WorkerError
 
@@ -60,8 +61,8 @@ class Pool:
         transcriber.generate = self.generate
         return transcriber
 
-    def generate(self, segments: Iterable[Any]) -> Iterator[np.ndarray]:
-        """Yield the ids of each segment in order; a segment goes to the worker with the fewest.
+    def generate(self, segments: Iterable[Any]) -> Iterator[np.ndarray | SegmentTokens]:
+        """Yield the tokens of each segment in order; a segment goes to the worker with the fewest.
 
         A worker that dies is started again, and left out after it has died ATTEMPTS times while loading its network.
 
@@ -75,7 +76,7 @@ class Pool:
         requeued: collections.deque[tuple[int, Segment]] = collections.deque()
         attempts: collections.Counter[int] = collections.Counter()
         failures: collections.Counter[Worker] = collections.Counter()
-        answered: dict[int, np.ndarray] = {}
+        answered: dict[int, np.ndarray | SegmentTokens] = {}
         number = 0
         for worker in self.workers:
             if worker.is_stopped:
@@ -122,8 +123,8 @@ class Pool:
                 if worker.assigned:
                     worker.stop()
 
-    def _receive(self, worker: Worker) -> dict[int, np.ndarray]:
-        """Return a worker's answer, number -> ids; an empty one if it reports that its network is loaded.
+    def _receive(self, worker: Worker) -> dict[int, np.ndarray | SegmentTokens]:
+        """Return a worker's answer, number -> tokens; an empty one if it reports that its network is loaded.
 
         Raises:
             EOFError: it died.

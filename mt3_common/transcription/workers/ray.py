@@ -12,6 +12,7 @@ import numpy as np
 
 from mt3_common.audio.segments import Segment
 from mt3_common.io.optional import needed
+from mt3_common.transcription.batching import SegmentTokens
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.workers.pool import Pool
 from mt3_common.transcription.workers.worker import describe, load_generate
@@ -184,14 +185,14 @@ class RayNetwork:
     def __init__(self, load: Callable[..., Transcriber], settings: Mapping[str, Any]):
         self._load = load
         self._settings = settings
-        self._generate: Callable[[Iterable[Segment]], Iterator[np.ndarray]] | None = None
+        self._generate: Callable[[Iterable[Segment]], Iterator[np.ndarray | SegmentTokens]] | None = None
 
     def load(self) -> tuple[Transcriber, list[str]] | str:
         """Load the network; return Worker.loaded, or the text of an error."""
         self._generate, loaded = load_generate(self._load, self._settings)
         return loaded
 
-    def decode(self, lot: Sequence[tuple[int, Segment]]) -> dict[int, np.ndarray] | str:
+    def decode(self, lot: Sequence[tuple[int, Segment]]) -> dict[int, np.ndarray | SegmentTokens] | str:
         """Return number -> ids, or the text of an error."""
         assert self._generate is not None, "load comes first"
         numbers = [number for number, _ in lot]

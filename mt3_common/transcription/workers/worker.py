@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mt3_common.audio.segments import Segment
+from mt3_common.transcription.batching import SegmentTokens
 from mt3_common.transcription.pipeline import Transcriber
 
 
@@ -74,7 +75,7 @@ def load_generate(load: Callable[..., Transcriber], settings: Mapping[str, Any])
     return generate, (transcriber, [str(warning.message) for warning in warned if warning.category is UserWarning])
 
 
-def no_network(segments: Iterable[Any]) -> Iterator[np.ndarray]:
+def no_network(segments: Iterable[Any]) -> Iterator[np.ndarray | SegmentTokens]:
     """Stand for the network of a Transcriber that goes to another process."""
     raise WorkerError("this Transcriber has no network: it is in another process")
 

@@ -819,6 +819,28 @@ def test_instruments_are_part_of_what_resume_verifies(folder):
     assert asked == ["32,33,34,35,36,37,38,39,drums", "32,33,34,35,36,37,38,39", None]
 
 
+def test_the_recording_so_far_is_part_of_what_resume_verifies_where_it_counts(folder):
+    """Not with searches and decoders that leave it out themselves."""
+    record("a.wav")
+    asked = []
+
+    def load(**settings):
+        asked.append((settings["search"], settings["hold"], settings["instrument_prior"]))
+        return Transcriber(CONFIG, first_segment_only)
+
+    for chosen in ((), ("--as-published",), ("--search", "t5x"), ("--search", "sample"), ("--hold-instruments",)):
+        for more in ((), ("--no-instrument-prior",)):
+            assert infer("a.wav", "-o", "out", "--resume", *chosen, *more, load=load) == SUCCESS
+    assert asked == [
+        ("greedy", None, True),
+        ("greedy", None, False),
+        ("greedy", None, False),
+        ("t5x", None, False),
+        ("sample", None, False),
+        ("greedy", HOLD_BIAS, False),
+    ]
+
+
 def test_holding_instruments_is_part_of_what_resume_verifies(folder):
     record("a.wav")
     asked = []

@@ -215,6 +215,29 @@ def test_a_checkpoint_that_changed_under_its_name_is_measured_again(folder, tmp_
     assert evaluation.fingerprint(load_named()) not in result
 
 
+def test_the_recording_so_far_is_part_of_what_is_not_measured_again_where_it_counts(folder, tmp_path):
+    """Not with t5x's search, which leaves it out itself."""
+    asked = []
+
+    class Counted(Oracle):
+        def __init__(self, search, instrument_prior):
+            self.chosen = search, instrument_prior
+
+        def transcribe(self, path):
+            asked.append(self.chosen)
+            return super().transcribe(path)
+
+    def load_counted(search, instrument_prior, **others):
+        return Counted(search, instrument_prior)
+
+    (folder / "drums__two.tsv").unlink()
+    for chosen in ([], ["--search", "t5x"]):
+        for more in ([], [], ["--no-instrument-prior"], ["--no-instrument-prior"]):
+            arguments = [str(folder), "-o", str(tmp_path / "out"), *chosen, *more]
+            assert evaluate.main("torch_mt3", load_counted, arguments) == 0
+    assert asked == [("greedy", True), ("greedy", False), ("t5x", False)]
+
+
 STAND_IN = """#!{python}
 import shutil, sys
 output, audio = sys.argv[1:]

@@ -26,6 +26,7 @@ from mt3_common.notes.instruments import parse_instruments
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription import batching, pipeline, reader
+from mt3_common.transcription.batching import SegmentTokens, program_positions
 from mt3_common.transcription.continuity import InstrumentContinuity
 from mt3_common.transcription.family import MT3Family
 from mt3_common.transcription.pipeline import Transcriber
@@ -507,6 +508,25 @@ def test_held_recordings_come_out_as_if_alone_whatever_runs_beside_them(tmp_path
     *together, missing = transcriber.transcribe_many(map(Request, [*paths, tmp_path / "missing"]))
     assert [result.notes for result in together] == alone
     assert isinstance(missing, AudioError)
+
+
+def test_held_recordings_do_not_heed_the_recording_so_far(audio):
+    """Their segments come twice, so they would count twice; every answer here comes with what would change it."""
+    vocabulary = Vocabulary(CONFIG.vocabulary)
+    generate = holding(ids_of(NOTES, 9.0), 2)
+
+    def with_logits(segments):
+        for ids in generate(segments):
+            positions = program_positions(ids, vocabulary.first_id("program"))
+            yield SegmentTokens(ids, np.eye(128, dtype=np.float32)[np.full(len(positions), 100)] * 50)
+
+    def programs(generate, continuity=None):
+        transcriber = Transcriber(CONFIG, generate, continuity=continuity)
+        return {note.program for note in transcriber.transcribe(audio).notes}
+
+    policy = InstrumentContinuity(1.0, 2)
+    assert programs(with_logits, policy) == programs(generate, policy)
+    assert 100 not in programs(generate, policy)
 
 
 def test_held_recordings_go_through_a_running_batch(tmp_path):
