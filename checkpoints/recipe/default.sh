@@ -4,7 +4,7 @@
 #   make train-default WORK=folder NOTES=folder POP909=folder
 #
 # WORK    everything that is made: sources, fonts, shards, the run; kept between calls
-# NOTES   recorded single notes with an index.tsv (docs/training.md); more are fetched from npm, once (docs/data.md)
+# NOTES   recorded single notes with an index.tsv (docs/training.md); more sounds are fetched from npm and Debian, once (docs/data.md)
 # POP909  a clone of github.com/music-x-lab/POP909-Dataset
 # PYTHON  the interpreter; THREADS, for PyTorch; STEPS, to stop there and go on another day; SHARDS, of 21 minutes each
 set -euo pipefail
@@ -19,13 +19,14 @@ for split in train heldout; do
   [ -e "$WORK/fonts/$split" ] || mt3 data fonts "$NOTES" "$WORK/fonts/$split" --split $split
 done
 
-[ -e "$WORK/sounds/salamander/installed.json" ] || mt3 data install --home "$WORK/sounds" tonejs salamander
+[ -e "$WORK/sounds/hydrogen/installed.json" ] || mt3 data install --home "$WORK/sounds" tonejs salamander avldrums forzee hydrogen
 
 songs=(--midi "$sources"/midi/freedoom "$sources"/midi/openmsx "$sources"/midi/pop909)
 banks=("$sources"/soundfonts/{FluidR3Mono_GM.sf3,TimGM6mb.sf2,GeneralUser-v1.47.sf2})
 # second players of instruments; not tonejs's saxophone, which is held out, nor its electric guitar and bass, which may be
 players=("$WORK"/sounds/tonejs/{bassoon,cello,clarinet,contrabass,flute,french-horn,guitar-acoustic,guitar-nylon,harmonium,harp,organ,piano}.sf2)
 players+=("$WORK"/sounds/tonejs/{trombone,trumpet,tuba,violin,xylophone}.sf2 "$WORK/sounds/salamander/salamander.sf2")
+kits=("$WORK"/sounds/{avldrums,forzee,hydrogen}/*.sf2)
 preset=$("$PYTHON" -c 'from mt3_common.training.config import PRESETS; print(PRESETS / "default.json")')
 # shards NAME SPLIT SEED COUNT EXAMPLES RECIPE FONT...: what is there is left alone
 shards() {
@@ -39,7 +40,7 @@ shards clean train 31 6 32 '{"piano": 0.8, "solo": 0.2, "damage": false, "settle
 # a recipe that names one kind of example has no other that it does not name
 shards mixed train 33 "$SHARDS" 64 \
   '{"settle": 0.02, "piano": 0.3, "band": 0.25, "solo": 0.16, "drums": 0.13, "dense": 0.14, "silence": 0.02, "tones": 0.06, "detached": 0.3}' \
-  "${banks[@]}" "$WORK"/fonts/train/*.sf2 "${players[@]}"
+  "${banks[@]}" "$WORK"/fonts/train/*.sf2 "${players[@]}" "${kits[@]}"
 
 limit=()
 [ "$STEPS" = 0 ] || limit=(--max-steps "$STEPS")
