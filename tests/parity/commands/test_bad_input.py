@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from mt3_common.checkpoint.write import write_safetensors
 from mt3_common.config import Config, NetworkConfig
+from parity.__main__ import main
 from parity.sides import numpy_network
 from parity.trace.file import save
 from parity.trace.trace import Call, Pass, Trace
@@ -172,3 +173,14 @@ def test_two_checkpoints_of_different_sizes(tmp_path):
     write_safetensors(small, numpy_network.random_arrays(SMALL, 0), config=Config(network=SMALL))
     status, message = parity("diagnose", small, "--against", GOLDEN)
     assert status == 2, message
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "least"),
+    [("--limit", "0", 1), ("--clean", "-1", 0), ("--seed", "-1", 0), ("--seed", "9" * 50, 0), ("--sites", "x", 1)],
+)
+def test_numbers_of_mutants_have_ranges(capsys, option, text, least):
+    with pytest.raises(SystemExit) as stop:
+        main(["mutants", option, text])
+    assert stop.value.code == 2
+    assert f"argument {option}: {text[:40]!r} is not a whole number from {least} up" in capsys.readouterr().err
