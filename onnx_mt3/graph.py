@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from mt3_common.config import Config
-from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
+from mt3_common.notes.vocabulary import NUM_PROGRAMS, Vocabulary
 from onnx_mt3.builder import TYPES
 from onnx_mt3.network import NetworkBuilder
 from onnx_mt3.search import BLOCK_STEPS, SearchLoops
@@ -120,8 +120,8 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
         super().__init__(arrays, config, stored, computed)
         self.cache_sizes = self.network.num_decoder_layers, self.network.num_heads, self.network.head_dim
         self.values_of_rows = (("prompts", TensorProto.INT64), ("biases", TYPES[computed]))
-        first, last = (SPECIAL_IDS + index for index in Vocabulary(config.vocabulary).ranges["program"])
-        self.recorded_ids = first, last + 1
+        first = Vocabulary(config.vocabulary).first_id("program")
+        self.recorded_ids = first, first + NUM_PROGRAMS
 
     def encoded_keys_and_values(self, frames: str) -> list[str]:
         """Return what the decoder layers see of the encoder's output: keys and values of each in turn."""

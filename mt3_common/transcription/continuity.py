@@ -9,7 +9,7 @@ import numpy as np
 from mt3_common.audio.segments import Segment
 from mt3_common.notes.decoder import NoteDecoder
 from mt3_common.notes.note import Note
-from mt3_common.notes.vocabulary import SPECIAL_IDS
+from mt3_common.notes.vocabulary import NUM_PROGRAMS
 from mt3_common.transcription.batching import PromptedSegment
 
 # default of InstrumentContinuity.bias (nats)
@@ -109,6 +109,6 @@ class ContinuityTracker:
             return None
         prompt = self._decoder.tie_section(self._max_target_length // 2, changed | (ties & sounding))
         bias = np.zeros(vocabulary.num_embeddings, np.float32)
-        first, last = (SPECIAL_IDS + index for index in vocabulary.ranges["program"])
-        bias[first : last + 1] = np.where(np.isin(np.arange(128), list(self._programs)), 0.0, -self.policy.bias)
+        first, programs = vocabulary.first_id("program"), np.arange(NUM_PROGRAMS)
+        bias[first : first + NUM_PROGRAMS] = np.where(np.isin(programs, list(self._programs)), 0.0, -self.policy.bias)
         return PromptedSegment(segment, prompt, bias)

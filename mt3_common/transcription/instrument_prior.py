@@ -7,7 +7,7 @@ from mt3_common.notes.note import CLASS_SIZE
 from mt3_common.notes.vocabulary import NUM_PROGRAMS, Vocabulary
 from mt3_common.transcription.batching import SegmentTokens, program_positions
 
-# turns of expectation-maximization; the shares change by less than 0.01 afterwards
+# turns of expectation-maximization in each segment
 TURNS = 5
 NUM_CLASSES = NUM_PROGRAMS // CLASS_SIZE
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from mt3_common.cli.ranges import MOST_EXAMPLES, SEED, whole
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.plural import plural
-from parity.commands.options import whole
 from parity.mutation import processors, yourmt3_mutants
 from parity.mutation.files import FileOutcome, judge_files, meets_file_targets, summarise_files
 from parity.mutation.mutants import (
@@ -41,11 +41,13 @@ YOURMT3_CLEAN_PAIRS = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `parity mutants`."""
     parser.add_argument("--size", choices=("small", "full", "both"), default="small")
-    parser.add_argument("--limit", type=whole(1), metavar="N", help="judge N mutants only, spread over all kinds")
     parser.add_argument(
-        "--clean", type=whole(0), default=None, metavar="N", help=f"clean pairs (default: {CLEAN_PAIRS})"
+        "--limit", type=whole(1, MOST_EXAMPLES), metavar="N", help="judge N mutants only, spread over all kinds"
     )
-    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument(
+        "--clean", type=whole(0, MOST_EXAMPLES), default=None, metavar="N", help=f"clean pairs (default: {CLEAN_PAIRS})"
+    )
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument(
         "--family",
         choices=("mt3", "yourmt3"),
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sites",
-        type=whole(1),
+        type=whole(1, MOST_EXAMPLES),
         default=yourmt3_mutants.SITES,
         metavar="N",
         help="with --family yourmt3: modules in which each kind is planted, at most (default: %(default)s)",

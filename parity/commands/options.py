@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 from mt3_common.checkpoint.registry import find_checkpoint
@@ -20,21 +19,6 @@ from parity.trace.trace import machine
 
 # where the user names none; a YourMT3+ has the first two only
 PRECISIONS_DEFAULT = "float64,float32,bfloat16"
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """Return a converter of arguments to whole numbers from `least` up, below 2^63."""
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value < 2**63:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {least} up")
-        return value
-
-    return convert
 
 
 def add_precisions(parser: argparse.ArgumentParser) -> None:
