@@ -21,7 +21,15 @@ from mt3_common.config import Config, NetworkConfig
 from mt3_common.data.shards import Batch
 from mt3_common.training.batches import pad_batch
 from mt3_common.training.config import TrainingConfig
-from mt3_common.training.learner import check_settings, check_share, initial_average, is_trained, pack, unpack
+from mt3_common.training.learner import (
+    check_settings,
+    check_share,
+    gradients_of_step,
+    initial_average,
+    is_trained,
+    pack,
+    unpack,
+)
 from mt3_common.yourmt3_config import YourMT3Settings
 
 apply_gradients = jax.jit(optimizers.apply_gradients, static_argnums=0)
@@ -108,6 +116,7 @@ class Learner:
             self.weights |= statistics
             gradients = {name: gradients[name] + of_batch[name] for name in of_batch} if gradients else of_batch
             totals += [float(loss) for loss in losses]
+        gradients = gradients_of_step(self.settings, gradients, step)
         trained = {name: self.weights[name] for name in gradients}
         states = {name: self.states[name] for name in gradients}
         weights, states, norm = apply_gradients(self.settings, trained, gradients, states, step, learning_rate)

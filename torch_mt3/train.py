@@ -15,7 +15,15 @@ from mt3_common.config import Config
 from mt3_common.data.shards import Batch
 from mt3_common.training.batches import pad_batch
 from mt3_common.training.config import TrainingConfig
-from mt3_common.training.learner import check_settings, check_share, initial_average, is_trained, pack, unpack
+from mt3_common.training.learner import (
+    check_settings,
+    check_share,
+    gradients_of_step,
+    initial_average,
+    is_trained,
+    pack,
+    unpack,
+)
 from mt3_common.yourmt3_config import YourMT3Settings
 from torch_mt3.devices import Devices, join
 from torch_mt3.kernels import to_numpy
@@ -104,6 +112,7 @@ class Learner:
             gradients = {name: gradients[name] + of_batch[name] for name in of_batch} if gradients else of_batch
             totals += [float(loss) for loss in losses]
         totals = self.devices.sum_up(gradients, totals)
+        gradients = gradients_of_step(self.settings, gradients, step)
         trained = {name: self.weights[name] for name in gradients}
         states = {name: self.states[name] for name in gradients}
         weights, states, norm = apply_gradients(self.settings, trained, gradients, states, step, learning_rate)

@@ -23,7 +23,7 @@ PRESETS = Path(__file__).parent / "presets"
 # settings of the training that are for MT3's networks alone, with the values that leave them out
 MT3_SETTINGS: dict[str, Any] = {
     **{"auxiliary": 0.0, "pitch": 0.0, "row_classes": 0.0, "classes": 0.0, "alignment": 0.0, "contents": 0.0},
-    **{"auxiliary_steps": 0, "equalizer": 0.0, "arranged": False},
+    **{"auxiliary_steps": 0, "head_steps": 0, "equalizer": 0.0, "arranged": False},
 }
 # what a YourMT3+ is trained with unless a preset or a file says otherwise; see TrainingConfig
 YOURMT3_TRAINING: dict[str, Any] = {
@@ -74,6 +74,8 @@ class TrainingConfig:
             current event, and the frame of the next one; 0 for none. With `alignment` a small decoder learns to read
             the encoder in a tenth of the steps.
         auxiliary_steps: initial steps that train with the encoder's auxiliary loss alone, without the decoder.
+        head_steps: initial steps, before the warm-up, in which the layers of the auxiliary losses learn and nothing
+            else; for a warm start, as weights to use have no such layers, and drawn ones would spoil the others.
         dtype: of the computation; state is float32 at least.
         equalizer: deviation of smooth random curves that are added to natural-log magnitudes; 0 for none.
         arranged: start from arranged weights (mt3_common/training/initial.py) instead of MT3's draws.
@@ -103,6 +105,7 @@ class TrainingConfig:
     alignment: float = 0.0
     contents: float = 0.0
     auxiliary_steps: int = 0
+    head_steps: int = 0
     dtype: str = "float32"
     equalizer: float = 0.35
     arranged: bool = True
@@ -116,7 +119,7 @@ class TrainingConfig:
         ranges: dict[str, Range] = {}
         for allowed, names in (
             (Range(1), ("steps", "batch_size", "accumulate", "warmup_steps", "validate_every")),
-            (Range(0), ("auxiliary_steps", "patience", "seed")),
+            (Range(0), ("auxiliary_steps", "head_steps", "patience", "seed")),
             (Range(0, 1), ("decay_from", "ema")),
         ):
             ranges |= dict.fromkeys(names, allowed)
@@ -142,12 +145,15 @@ class TrainingConfig:
             begin = math.ceil(0.9 * self.steps)
             highest = min(self.learning_rate, max(1, min(step, begin)) ** -0.5)
             return highest * min(1.0, max(0.0, (self.steps - step) / max(1, self.steps - begin)))
+        if step < self.head_steps:
+            return self.learning_rate
+        step, steps = step - self.head_steps, self.steps - self.head_steps
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         if self.schedule == "rsqrt":
             return self.learning_rate * math.sqrt(self.warmup_steps / step)
-        begin = max(self.warmup_steps, self.decay_from * self.steps)
-        progress = min(1.0, max(0.0, (step - begin) / max(1.0, self.steps - begin)))
+        begin = max(self.warmup_steps, self.decay_from * steps)
+        progress = min(1.0, max(0.0, (step - begin) / max(1.0, steps - begin)))
         factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return self.learning_rate * factors[self.schedule]
 

@@ -1,7 +1,7 @@
 """The protocol of a framework's Learner, and the arrays that it starts from and returns."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -90,6 +90,13 @@ def unpack(
     return weights, states
 
 
+def gradients_of_step(settings: TrainingConfig, gradients: dict[str, Any], step: int) -> dict[str, Any]:
+    """Return the gradients that a step applies: those of the auxiliary losses' layers alone in the first head_steps."""
+    if step >= settings.head_steps:
+        return gradients
+    return {name: gradient for name, gradient in gradients.items() if name.startswith("auxiliary/")}
+
+
 def initial_average(
     settings: TrainingConfig, arrays: Mapping[str, np.ndarray], slots: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -121,6 +128,8 @@ def check_settings(config: Config | YourMT3Settings, settings: TrainingConfig) -
                 "pitch and row_classes are losses on the pre-encoder, which this network has not: "
                 "pre_encoder_layers is 0"
             )
+        if settings.head_steps and not (settings.auxiliary or settings.row_classes or settings.contents):
+            raise TrainingError("head_steps leaves nothing to learn: auxiliary, row_classes and contents are all 0")
         return
     if prefix := find_task(config.task).prefix():
         raise TrainingError(

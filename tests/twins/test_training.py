@@ -174,6 +174,38 @@ def test_nothing_is_computed_for_losses_of_no_weight(twin, shards, monkeypatch):
     assert not any("auxiliary" in name for name in learner.slots())
 
 
+def test_the_auxiliary_layers_of_a_warm_start_learn_first(shards):
+    settings = TrainingConfig(
+        steps=10, batch_size=4, dtype="float64", warmup_steps=4, decay_from=0.5, contents=0.1, head_steps=3, ema=0.9
+    )
+    peak = settings.learning_rate
+    assert [settings.rate(step) / peak for step in range(8)] == pytest.approx([1, 1, 1, 1 / 4, 2 / 4, 3 / 4, 1, 1])
+    assert settings.rate(9) == pytest.approx(peak / 3)
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, num_decoder_layers=2))
+    arrays = initial_arrays(config.network, 1)
+    learners = {twin: learner(config, settings, arrays, {}, "cpu") for twin, learner in LEARNERS.items()}
+    heads = {twin: learner.slots() for twin, learner in learners.items()}
+    for step in range(5):
+        batches = [make_batch(shards, settings, step, 0)]
+        rows = [learner.update(batches, step, settings.rate(step)) for learner in learners.values()]
+        assert rows[0] == pytest.approx(rows[1], rel=1e-10), step
+        for twin, learner in learners.items():
+            weights, averaged, slots = learner.arrays(), learner.averaged(), learner.slots()
+            moved = [name for name in arrays if not np.array_equal(weights[name], arrays[name])]
+            assert (not moved) == (step < 3), (twin, step)
+            assert step >= 3 or all(np.array_equal(averaged[name], arrays[name]) for name in arrays)
+            for name in ("auxiliary/kernel", "auxiliary/kernel_0"):
+                assert not np.array_equal(slots[name], heads[twin][name]), (twin, step, name)
+            heads[twin] = slots
+
+
+def test_steps_in_which_nothing_would_learn_are_refused():
+    settings = TrainingConfig(auxiliary=0.0, head_steps=5)
+    for learner in LEARNERS.values():
+        with pytest.raises(TrainingError, match="head_steps leaves nothing to learn"):
+            learner(CONFIG, settings, initial_arrays(CONFIG.network, 1), {}, "cpu")
+
+
 @pytest.mark.parametrize("twin", LEARNERS)
 def test_accumulated_batches_are_one_batch(twin, shards):
     whole = TrainingConfig(batch_size=8, equalizer=0.0)
