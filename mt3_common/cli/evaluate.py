@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from mt3_common.cli.arguments import SentenceParser, add_mix_options
 from mt3_common.cli.console import say
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.run import run
-from mt3_common.data.corpora import PUBLISHED, SPLITS, Recording, read_notes, recordings
+from mt3_common.data.corpora import PUBLISHED, SPLITS, DatasetError, Recording, read_notes, recordings
 from mt3_common.evaluation import metrics
 from mt3_common.evaluation.baselines import BasicPitch
 from mt3_common.evaluation.evaluate import (
@@ -66,7 +67,7 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
     metrics.library()
     if options.pictures:
         library("--pictures need")
-    pairs = [pair for folder in options.datasets for pair in select_recordings(folder, options.split)]
+    pairs = distinct_recordings(options.datasets, options.split)
     transcriber: Any = None
     has_prior = options.search == "greedy" and not options.no_instrument_prior
     if options.baseline:
@@ -114,6 +115,31 @@ def estimates_path(output: Path, name: str) -> Path:
     path = output / "estimates" / f"{name}.mid"
     make_folder(path.parent)
     return path
+
+
+def distinct_recordings(folders: Sequence[str], split: str | None) -> list[Recording]:
+    """Select the recordings of several data sets, as select_recordings; no two have the same name.
+
+    Names that are in several data sets get their folder in front: a/song and b/song.
+
+    Raises:
+        DatasetError: a data set has none, or is named twice.
+    """
+    selected: dict[Path, list[Recording]] = {}
+    for folder in folders:
+        path = Path(folder).resolve()
+        if path in selected:
+            raise DatasetError(f"{folder} is named twice; name each data set once")
+        selected[path] = select_recordings(folder, split)
+    counts = Counter(recording.name for listed in selected.values() for recording in listed)
+    alike = [path for path, listed in selected.items() if any(counts[recording.name] > 1 for recording in listed)]
+    depth = 1
+    while len({path.parts[-depth:] for path in alike}) < len(alike):
+        depth += 1
+    for path in alike:
+        heading = "/".join(path.parts[-depth:])
+        selected[path] = [item._replace(name=f"{heading}/{item.name}") for item in selected[path]]
+    return [recording for listed in selected.values() for recording in listed]
 
 
 def select_recordings(folder: str, split: str | None) -> list[Recording]:

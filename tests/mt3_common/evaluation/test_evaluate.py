@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import sys
 
 import matplotlib.colors
@@ -493,6 +494,41 @@ def test_recordings_of_one_stem_keep_their_suffixes(folder, tmp_path):
     soundfile.write(folder / "piano__one.wav", np.zeros(48000), 16000)
     assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(tmp_path / "out")]) == 0
     assert [row["name"] for row in results_of(tmp_path / "out")] == ["drums__two", "piano__one.flac", "piano__one.wav"]
+
+
+def test_recordings_of_one_name_in_several_data_sets_are_told_apart(folder, tmp_path, capsys):
+    sets = [tmp_path / "one" / "songs", tmp_path / "two" / "songs", tmp_path / "others", tmp_path / "pianos"]
+    for path in sets[:3]:
+        shutil.copytree(folder, path)
+    # the second data set knows other notes, and its estimates are others
+    midi.write_midi(PIANO[:1], sets[1] / "piano__one.mid")
+    sets[3].mkdir()
+    for name in ("piano__one.flac", "piano__one.mid"):
+        shutil.copy(folder / name, sets[3] / name.replace("one", "three"))
+    out, names = tmp_path / "out", ["one/songs", "two/songs", "tmp/others"]
+    names[2] = f"{tmp_path.name}/others"
+    assert evaluate.main("torch_mt3", load, [*map(str, sets), "-o", str(out), "--pictures"]) == 0
+    rows = {row["name"]: row for row in json.loads((out / "results.json").read_text())["files"]}
+    expected = [f"{name}/{song}" for name in names for song in ("drums__two", "piano__one")] + ["piano__three"]
+    assert list(rows) == expected
+    assert {row["group"] for row in rows.values()} == {"drums", "piano"}
+    assert rows["two/songs/piano__one"]["onset_precision"] == 1 / 2
+    for name in expected:
+        assert (out / "estimates" / f"{name}.mid").exists()
+        assert (out / f"{name}.png").exists()
+    # estimates of a folder are those of their own data set, too
+    midi.write_midi([], out / "estimates" / "one" / "songs" / "piano__one.mid")
+    other = tmp_path / "other"
+    arguments = [*map(str, sets[:2]), "--estimates", str(out / "estimates" / "one"), "-o", str(other)]
+    assert evaluate.main("torch_mt3", load, arguments) == 1
+    assert "no estimates for two/songs/piano__one" in capsys.readouterr().err
+    arguments = [*map(str, sets), "--estimates", str(out / "estimates"), "-o", str(tmp_path / "again")]
+    assert evaluate.main("torch_mt3", load, arguments) == 0
+    again = {row["name"]: row for row in json.loads((tmp_path / "again" / "results.json").read_text())["files"]}
+    assert again["one/songs/piano__one"]["onset"] == 0
+    assert again["two/songs/piano__one"]["onset"] == rows["two/songs/piano__one"]["onset"] > 0
+    assert evaluate.main("torch_mt3", load, [str(folder), f"{folder}/../data"]) == 2
+    assert "is named twice" in capsys.readouterr().err
 
 
 def test_one_file_has_no_interval_in_the_table(folder, capsys):
