@@ -100,6 +100,13 @@ def encode(weights: Weights, frames: jax.Array) -> jax.Array:
     return rms_norm(x, weights.encoder_norm)
 
 
+@jax.jit
+def pitch_activations(weights: Weights, frames: jax.Array) -> jax.Array:
+    """Return how much each pitch sounds, and begins: frames (b, f, input_depth) -> (b, f, PITCH_ROWS, 2) float32."""
+    frames = frames.astype(weights.embedding.dtype)
+    return pre_encode(frames, weights.pre_encoder, weights.config, activations=True)[..., :2].astype(jnp.float32)
+
+
 def prefill(weights: Weights, cache: Cache, rows: jax.Array, frames: jax.Array) -> Cache:
     """Begin segments in the given rows (r,): encode their frames (r, f, input_depth), set their age to 0.
 
@@ -281,6 +288,7 @@ def compiled_functions(
         "prefill": Function(lambda shape, *inputs: prefill_rows.lower(*inputs), (weights, prefilled, 0, 0), prefilled),
         "reset": Function(lambda shape, *inputs: reset_rows.lower(*inputs), (state, 0, 0, 0, 0), state),
         "advance": Function(lower_advance, (weights, cache, state, allowed), (cache, state)),
+        "activations": Function(lambda shape, *inputs: pitch_activations.lower(*inputs), (weights, 0), 0),
         "grow": Function(lambda shape, cache: grow.lower(cache, shape[-1]), (cache,), cache),
         "select": Function(lower_select_rows, (cache, state, 0, 0), (cache, state)),
     }
@@ -392,6 +400,15 @@ class Batch:
         """Return the logits (max_steps, 128) float32 of the programs that were recorded of ended rows."""
         return list(to_numpy(self.state.program_logits)[self._indices[rows]])
 
+    def activations(self, contexts: list[np.ndarray]) -> list[np.ndarray]:
+        """Return how much each pitch of segments with their contexts sounds, and begins; see pitch_activations."""
+        result: list[np.ndarray] = []
+        for begin in range(0, len(contexts), ENCODED_TOGETHER):
+            part = contexts[begin : begin + ENCODED_TOGETHER]
+            frames = np.stack(part + [np.zeros_like(contexts[0])] * (ENCODED_TOGETHER - len(part)))
+            result += list(to_numpy(self._compiled("activations", (), self.weights, frames)))[: len(part)]
+        return result
+
     def compact(self, rows: list[int]) -> None:
         """Drop all rows but the given ones, which stay in this order; the others have ended."""
         # arrays stay larger than the batch rather than compile for every size
@@ -425,6 +442,7 @@ def generator(
     hold: bool = False,
     int8: bool = False,
     program_logits: bool = False,
+    activations: bool = False,
     folder: str | os.PathLike | None = None,
 ) -> Callable[[Iterable[Any]], Iterator[Any]]:
     """Return the function that turns segments into token ids.
@@ -438,12 +456,13 @@ def generator(
         hold: whether segments come with prompts, as batching.PromptedSegment.
         int8: quantise, see pack.
         program_logits: whether the logits of programs come out beside the ids ('greedy' only).
+        activations: whether the pre-encoder's activations of Segment.context come out beside the ids.
         folder: for compiled programs, see compiled.Programs; None to keep them in memory only.
 
     Returns:
         Called with segments, (input_frames, input_depth) float32 each, which are taken as rows become free, yields the
         ids of each in their order: (n,) int32 up to and including EOS, or max_steps of them; batching.SegmentTokens
-        with program_logits.
+        with program_logits or activations.
     """
     first_program = Vocabulary(config.vocabulary).first_id("program") if program_logits else 0
     settings = SearchSettings(
@@ -456,6 +475,7 @@ def generator(
         top_p,
         seed,
         first_program,
+        activations,
     )
     weights = pack(params, config.network, int8)
 
@@ -467,6 +487,8 @@ def generator(
     rows = row_count((batch_size + 1) // 2 if has_two_threads(device_of(weights.embedding), batch_size) else batch_size)
     expected.expect("prefill", rows)
     expected.expect("reset", rows)
+    if activations:
+        expected.expect("activations")
     expected.expect("advance", rows, min(LENGTHS[0], settings.max_steps))
 
     def generate(segments: Iterable[Any]) -> Iterator[Any]:

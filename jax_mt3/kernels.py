@@ -200,9 +200,15 @@ def rms_norm(x: jax.Array, scale: jax.Array, axis: int = -1) -> jax.Array:
     return normed * jnp.expand_dims(scale, axis + 1)
 
 
-def pre_encode(frames: jax.Array, arrays: dict[str, jax.Array], config: NetworkConfig) -> jax.Array:
-    """Return the pre-encoder's output for frames (b, f, input_depth): (b, f, emb_dim); arrays as Weights has them."""
+def pre_encode(
+    frames: jax.Array, arrays: dict[str, jax.Array], config: NetworkConfig, activations: bool = False
+) -> jax.Array:
+    """Return the pre-encoder's output for frames (b, f, input_depth): (b, f, emb_dim); arrays as Weights has them.
+
+    Args:
+        activations: return (b, f, PITCH_ROWS, ROW_FEATURES) instead, see PreEncoder.
+    """
     prefix = "encoder/pre_encoder/"
     turned = {name: array.T if name.endswith("/kernel") else array for name, array in arrays.items()}
     params = traverse_util.unflatten_dict({n.removeprefix(prefix): array for n, array in turned.items()}, sep="/")
-    return PreEncoder(config).apply({"params": params}, frames)
+    return PreEncoder(config).apply({"params": params}, frames, activations)

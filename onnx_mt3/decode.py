@@ -70,6 +70,7 @@ def generator(
     max_steps: int | None = None,
     allowed: np.ndarray | None = None,
     program_logits: bool = False,
+    activations: bool = False,
 ) -> Callable[[Iterable[np.ndarray | Segment | PromptedSegment | None]], Iterator[Any]]:
     """Return a function from segments to their token ids, in the segments' order.
 
@@ -80,11 +81,12 @@ def generator(
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         allowed: (vocab_size,) bool, tokens that may be chosen; None for all.
         program_logits: whether the logits of programs come out beside the ids.
+        activations: whether the pre-encoder's activations of Segment.context come out beside the ids.
 
     Returns:
         A function that takes segments as batching.decode_continuously does, (input_frames, input_depth) float32 each,
         and yields (n,) int32 ids up to and including EOS, or max_steps of them; batching.SegmentTokens with
-        program_logits.
+        program_logits or activations.
     """
     steps = max_steps or config.max_target_length
     vocab_size = config.network.vocab_size
@@ -93,7 +95,8 @@ def generator(
     if allowed is not None:
         usable[:, ~allowed] = -np.inf
 
-    outputs = ["ids", "program_logits"] if program_logits else ["ids"]
+    outputs = ["ids", *["program_logits"] * program_logits, *["activations"] * activations]
+    shapes = {value.name: value.shape for value in search.get_inputs()}
     first_program = Vocabulary(config.vocabulary).first_id("program")
 
     def tokens_of(batch: list[np.ndarray | Segment | PromptedSegment]) -> list[Any]:
@@ -107,9 +110,24 @@ def generator(
             bias[row] = segment.logit_bias
         inputs = {"frames": frames.astype(dtype, copy=False), "allowed": usable, "prompt": prompt, "bias": bias}
         inputs |= {"max_steps": np.array(steps, np.int64)}
-        ids, *logits = map(np.asarray, search.run(outputs, inputs, memory_freeing_options()))
+        if "context" in shapes:
+            silence = np.zeros(shapes["context"][1:], dtype)
+            contexts = [getattr(segment, "context", None) for segment in plain]
+            inputs["context"] = np.stack([silence if c is None else c for c in contexts]).astype(dtype, copy=False)
+        arrays = map(np.asarray, search.run(outputs, inputs, memory_freeing_options()))
+        results = dict(zip(outputs, arrays, strict=True))
+        ids = results["ids"]
         rows = [until_eos(row) for row in ids[:, :steps].astype(np.int32)]
-        return segment_tokens(rows, ids, logits[0], first_program) if logits else rows
+        tokens: list[Any] = rows
+        if program_logits:
+            tokens = segment_tokens(rows, ids, results["program_logits"], first_program)
+        elif activations:
+            tokens = [SegmentTokens(row) for row in rows]
+        for number, segment in enumerate(plain if activations else []):
+            if isinstance(segment, Segment) and segment.context is not None:
+                heard = results["activations"][number].astype(np.float32)
+                tokens[number] = tokens[number]._replace(activations=heard)
+        return tokens
 
     return side_by_side(tokens_of, batch_size)
 

@@ -10,8 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from mt3_common.config import Config
+from mt3_common.audio.segments import CONTEXT_FRAMES
+from mt3_common.config import PITCH_ROWS, Config
 from mt3_common.notes.vocabulary import NUM_PROGRAMS, Vocabulary
+from mt3_common.transcription.activations import has_activations
 from onnx_mt3.builder import TYPES
 from onnx_mt3.network import NetworkBuilder
 from onnx_mt3.search import BLOCK_STEPS, SearchLoops
@@ -28,11 +30,15 @@ def search_graph(
         prompt: (n, p) int64, p >= 0 ids that the tokens begin with; from a row's first 0 on, the network chooses.
         bias: (n, vocab_size) float, added to the logits of every token that the network chooses.
         max_steps: () int64, tokens at most, rounded up to a multiple of BLOCK_STEPS.
+        context: (n, input_frames + 2 * CONTEXT_FRAMES, input_depth) float, Segment.context of each segment; only where
+            the network has pitch activations (activations.has_activations).
 
     Outputs of the model:
         ids: (n, t) int64; what follows a row's first EOS has no meaning. t ends with the longest row.
         program_logits: (k, 128) float, of the k program tokens in ids, row by row: the logits of all programs' tokens
             that each was chosen from, or would have been without the prompt, `bias` and `allowed` added.
+        activations: (n, input_frames + 2 * CONTEXT_FRAMES, PITCH_ROWS, 2) float, that each pitch sounds, and that it
+            begins, in each frame of the context; where there is one.
 
     Args:
         arrays: the checkpoint's arrays under MT3's names.
@@ -74,6 +80,10 @@ def _searched(arrays: Mapping[str, np.ndarray], config: Config, stored: str, com
     ids, program_logits = graph.search(num_rows, values, graph.encoded_keys_and_values(frames), max_steps)
     graph.output(ids, "ids", TensorProto.INT64, ["n", "t"])
     graph.output(program_logits, "program_logits", real, ["k", 128])
+    if has_activations(config):
+        length = config.input_frames + 2 * CONTEXT_FRAMES
+        context = graph.input("context", real, ["n", length, network.input_depth])
+        graph.output(graph.heard(context, length), "activations", real, ["n", length, PITCH_ROWS, 2])
     return graph
 
 
@@ -139,6 +149,17 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
 
         shapes = [[heads, width, length], [heads, length, width]] * self.network.num_decoder_layers
         return self.of_segments(frames, [length, self.network.input_depth], encode, shapes)
+
+    def heard(self, context: str, length: int) -> str:
+        """Return how much each pitch sounds, and begins, in frames (n, length, depth): (n, length, PITCH_ROWS, 2)."""
+
+        def hear(segment: str) -> list[str]:
+            rows = self.activations("encoder/pre_encoder", segment, length)
+            two = self.op("Slice", rows, self.ints([0]), self.ints([2]), self.ints([3]))
+            return [self.op("Squeeze", two, self.ints([0]))]
+
+        [result] = self.of_segments(context, [length, self.network.input_depth], hear, [[length, PITCH_ROWS, 2]])
+        return result
 
     def step(
         self,

@@ -65,8 +65,8 @@ class NetworkBuilder(LayerBuilder):
         context = self.op("MatMul", self.op("Softmax", logits, axis=-1), value)
         return self.tap(path, self.dense(f"{path}/out", self.joined(context)))
 
-    def convolution(self, path: str, x: str, stride: int = 1, dilation: int = 1) -> str:
-        """Convolve over frames and rows, edges padded with zeros: (n, l, r, in) -> (n, l, r / stride, out)."""
+    def convolution(self, path: str, x: str, length: int, stride: int = 1, dilation: int = 1) -> str:
+        """Convolve over frames and rows, with zeros around: (n, length, r, in) -> (n, length, r / stride, out)."""
         kernel = self.arrays[f"{path}/kernel"]
         size = kernel.shape[:2]
         padding = (size[0] // 2, dilation * (size[1] - stride) // 2)
@@ -82,7 +82,7 @@ class NetworkBuilder(LayerBuilder):
         for frame in range(size[0]):
             for row in range(size[1]):
                 start = [frame, row * dilation]
-                end = [frame + self.config.input_frames, row * dilation + rows]
+                end = [frame + length, row * dilation + rows]
                 part = self.op(
                     "Slice", padded, self.ints(start), self.ints(end), self.ints([1, 2]), self.ints([1, stride])
                 )
@@ -96,23 +96,27 @@ class NetworkBuilder(LayerBuilder):
         root = self.op("Sqrt", self.op("Add", mean, self.real(1e-6)))
         return self.tap(path, self.op("Mul", x, self.op("Div", self.weight(f"{path}/scale"), root)), 4)
 
-    def pre_encoder(self, path: str, frames: str) -> str:
-        """Return what the layers that share their weights over pitch add to the projected frames, (n, l, emb_dim)."""
+    def activations(self, path: str, frames: str, length: int) -> str:
+        """Return the probabilities of the pre-encoder's rows: (n, length, PITCH_ROWS, ROW_FEATURES)."""
         centred = self.op("Sub", frames, self.op("ReduceMean", frames, self.ints([1, 2]), keepdims=1))
         x = self.op("Unsqueeze", self.dense(f"{path}/bins", centred), self.ints([3]))
-        x = self.convolution(f"{path}/stem", x, stride=BINS_PER_ROW)
+        x = self.convolution(f"{path}/stem", x, length, stride=BINS_PER_ROW)
         x = self.op("Relu", self.segment_norm(f"{path}/stem_norm", x))
         for layer in range(self.network.pre_encoder_layers):
             name = f"{path}/layers_{layer}"
             heard = [
-                self.convolution(f"{name}/{harmonic}", x, dilation=dilation)
+                self.convolution(f"{name}/{harmonic}", x, length, dilation=dilation)
                 for harmonic, (_, dilation) in HARMONICS.items()
             ]
             y = functools.reduce(lambda left, right: self.op("Add", left, right), heard)
             x = self.op("Relu", self.op("Add", x, self.segment_norm(f"{name}/harmonic_norm", y)))
-            y = self.segment_norm(f"{name}/local_norm", self.convolution(f"{name}/local", x))
+            y = self.segment_norm(f"{name}/local_norm", self.convolution(f"{name}/local", x, length))
             x = self.tap(name, self.op("Relu", self.op("Add", x, y)), 4)
-        x = self.op("Sigmoid", self.op("Add", self.dense(f"{path}/rolls", x, 4), self.real(ROW_BIAS)))
+        return self.op("Sigmoid", self.op("Add", self.dense(f"{path}/rolls", x, 4), self.real(ROW_BIAS)))
+
+    def pre_encoder(self, path: str, frames: str) -> str:
+        """Return what the layers that share their weights over pitch add to the projected frames, (n, l, emb_dim)."""
+        x = self.activations(path, frames, self.config.input_frames)
         x = self.op("Reshape", x, self.ints([0, 0, PITCH_ROWS * ROW_FEATURES]))
         return self.tap(path, self.dense(f"{path}/out", x))
 

@@ -97,6 +97,13 @@ def encode(weights: Weights, frames: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
+def pitch_activations(weights: Weights, frames: torch.Tensor) -> torch.Tensor:
+    """Return how much each pitch sounds, and begins: frames (b, f, input_depth) -> (b, f, PITCH_ROWS, 2) float32."""
+    frames = frames.to(weights.embedding.dtype)
+    return pre_encode(frames, weights.pre_encoder, weights.config, activations=True)[..., :2].to(torch.float32)
+
+
+@torch.inference_mode()
 def prefill(weights: Weights, cache: Cache, rows: torch.Tensor, frames: torch.Tensor) -> Cache:
     """Begin segments in the given rows (r,): encode their frames (r, f, input_depth), set their age to 0."""
     for begin in range(0, len(rows), ENCODED_TOGETHER):
@@ -288,6 +295,14 @@ class Batch:
         """Return the logits (max_steps, 128) float32 of the programs that were recorded of ended rows."""
         return list(self.state.program_logits[rows].cpu().numpy())
 
+    def activations(self, contexts: list[np.ndarray]) -> list[np.ndarray]:
+        """Return how much each pitch of segments with their contexts sounds, and begins; see pitch_activations."""
+        result: list[np.ndarray] = []
+        for begin in range(0, len(contexts), ENCODED_TOGETHER):
+            frames = torch.from_numpy(np.stack(contexts[begin : begin + ENCODED_TOGETHER]))
+            result += list(pitch_activations(self.weights, frames.to(self.weights.embedding.device)).cpu().numpy())
+        return result
+
     def compact(self, rows: list[int]) -> None:
         """Drop all rows but the given ones, which stay in this order; the others have ended."""
         self.num_rows = len(rows)
@@ -320,6 +335,7 @@ def generator(
     hold: bool = False,
     int8: bool = False,
     program_logits: bool = False,
+    activations: bool = False,
 ) -> Callable[[Iterable[Any]], Iterator[Any]]:
     """Return the function that turns segments into token ids.
 
@@ -332,11 +348,12 @@ def generator(
         hold: whether segments come with prompts, as batching.PromptedSegment.
         int8: quantise, see pack.
         program_logits: whether the logits of programs come out beside the ids ('greedy' only).
+        activations: whether the pre-encoder's activations of Segment.context come out beside the ids.
 
     Returns:
         Called with segments, (input_frames, input_depth) float32 each, which are taken as rows become free, yields the
         ids of each in their order: (n,) int32 up to and including EOS, or max_steps of them; batching.SegmentTokens
-        with program_logits.
+        with program_logits or activations.
     """
     first_program = Vocabulary(config.vocabulary).first_id("program") if program_logits else 0
     settings = SearchSettings(
@@ -349,6 +366,7 @@ def generator(
         top_p,
         seed,
         first_program,
+        activations,
     )
     weights = pack(model, int8)
 

@@ -14,6 +14,7 @@ from mt3_common.checkpoint.user_config import StatedConfig, overrides_of_mt3
 from mt3_common.checkpoint.yourmt3 import is_yourmt3, mt3_preset
 from mt3_common.cli import infer as cli
 from mt3_common.notes.instruments import allowed_tokens, parse_instruments
+from mt3_common.transcription.activations import has_activations
 from mt3_common.transcription.continuity import InstrumentContinuity
 from mt3_common.transcription.family import check_yourmt3_options
 from mt3_common.transcription.instrument_prior import takes_prior
@@ -36,6 +37,7 @@ def load(
     instruments: str | None = None,
     hold: float | None = None,
     instrument_prior: bool = True,
+    activations: bool = True,
     config: StatedConfig | None = None,
 ) -> Transcriber:
     """A Transcriber: the network of a checkpoint, on its device, with a way to search.
@@ -58,6 +60,8 @@ def load(
             each segment alone.
         instrument_prior: choose instruments by their share of the recording so far, too (see InstrumentPrior), where
             the search is greedy, instruments are not held and notes are not decoded as published.
+        activations: correct onsets and offsets by the pre-encoder's pitch activations, where the network has them and
+            notes are not decoded as published (see ActivationCorrector).
         config: settings where the checkpoint has none, or other ones: a config.json, its content, or the name of a
             released YourMT3+; None to believe the checkpoint.
 
@@ -103,6 +107,7 @@ def load(
         hold=hold is not None,
         int8=dtype == "int8",
         program_logits=instrument_prior and takes_prior(network, search, hold),
+        activations=activations and has_activations(network),
     )
     continuity = None if hold is None else InstrumentContinuity(hold, batch_size)
     return Transcriber(network, generate, checkpoint=checkpoint, instruments=only, continuity=continuity)

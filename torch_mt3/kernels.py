@@ -363,11 +363,17 @@ def rms_norm(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, scale.shape, scale, eps=1e-6)
 
 
-def pre_encode(frames: torch.Tensor, arrays: dict[str, torch.Tensor], config: NetworkConfig) -> torch.Tensor:
-    """Return the pre-encoder's output for frames (b, f, input_depth): (b, f, emb_dim); arrays as Weights has them."""
+def pre_encode(
+    frames: torch.Tensor, arrays: dict[str, torch.Tensor], config: NetworkConfig, activations: bool = False
+) -> torch.Tensor:
+    """Return the pre-encoder's output for frames (b, f, input_depth): (b, f, emb_dim); arrays as Weights has them.
+
+    Args:
+        activations: return (b, f, PITCH_ROWS, ROW_FEATURES) instead, see PreEncoder.
+    """
     prefix = "encoder.pre_encoder."
     state = {state_dict_key(name)[0].removeprefix(prefix): array for name, array in arrays.items()}
-    return functional_call(_pre_encoder(config, threading.get_ident()), state, frames)
+    return functional_call(_pre_encoder(config, threading.get_ident()), state, (frames, activations))
 
 
 @functools.lru_cache(maxsize=32)

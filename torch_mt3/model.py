@@ -268,7 +268,8 @@ class PreEncoder(nn.Module):
     """Sounds heard in each row of a semitone, learned once for all pitches: (b, l, input_depth) -> (b, l, emb_dim).
 
     The frames' mean is taken off, so that loudness alone changes nothing. What a row says are probabilities, three of
-    which training can teach: that the pitch sounds, begins, ends.
+    which training can teach: that the pitch sounds, begins, ends. With
+    `activations` they are what is returned: (b, l, PITCH_ROWS, ROW_FEATURES).
 
     Source: no paper; the idea of layers that share over pitch and look at harmonics is that of harmonic convolutions
     (Wei et al., HarmoF0) and of Basic Pitch's harmonic stacking.
@@ -284,13 +285,13 @@ class PreEncoder(nn.Module):
         self.rolls = dense(self.config.pre_encoder_dim, ROW_FEATURES)
         self.out = dense(PITCH_ROWS * ROW_FEATURES, self.config.emb_dim)
 
-    def forward(self, frames):
+    def forward(self, frames, activations=False):
         x = self.bins(frames - frames.mean(dim=(1, 2), keepdim=True))
         x = F.relu(self.stem_norm(self.stem(rearrange(x, "b l r -> b l r 1"))))
         for layer in self.layers:
             x = layer(x)
         x = F.sigmoid(self.rolls(x) + ROW_BIAS)
-        return self.out(rearrange(x, "b l r k -> b l (r k)"))
+        return x if activations else self.out(rearrange(x, "b l r k -> b l (r k)"))
 
 
 class Encoder(nn.Module):

@@ -8,6 +8,9 @@ import numpy as np
 from mt3_common.audio.spectrogram import check_samples, log_mel_spectrogram
 from mt3_common.config import Config
 
+# frames before and after a segment that a pre-encoder hears with it
+CONTEXT_FRAMES = 8
+
 
 class Segment(NamedTuple):
     """One input of the network.
@@ -17,12 +20,16 @@ class Segment(NamedTuple):
         start_time: s, the first frame's time rounded down to a shift step as published (2.048 -> 2.04).
         frames: (input_frames, num_mel_bins) float32; rows from num_frames on are 0.0 (not the logarithm of silence).
         num_frames: rows that hold audio.
+        context: (input_frames + 2 * CONTEXT_FRAMES, num_mel_bins) float32, the segment's frames with those before and
+            after it, none of which is cut off at the segment's end, silence outside of the recording; None for a
+            network without a pre-encoder.
     """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.index)
     start_time: float
     frames: np.ndarray
     num_frames: int
+    context: np.ndarray | None = None
 
 
 def num_segments(num_samples: int, config: Config) -> int:
@@ -62,8 +69,24 @@ def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Gene
     overlap.
     """
     hop = config.spectrogram.hop_width
-    buffer = np.empty(config.input_frames * hop, np.float32)
+    size = config.input_frames * hop
+    context = _Context(config) if config.network.pre_encoder_layers else None
+    ahead = context.samples_ahead if context else 0
+    buffer = np.empty(size + ahead, np.float32)
     index = filled = position = 0
+
+    def first_segment(count: int) -> Segment:
+        """Take the first `count` samples out of the buffer, and zeros from there to the end of the segment's hop."""
+        nonlocal index, filled
+        buffer[filled:] = 0
+        segment = _segment(buffer[:count], index, config)
+        if context:
+            segment = segment._replace(context=context.around(segment, buffer))
+        index += 1
+        filled = max(0, filled - count)
+        buffer[:ahead] = buffer[size:].copy()
+        return segment
+
     for block in [samples] if isinstance(samples, np.ndarray) else samples:
         block = check_samples(block, position, config.spectrogram)
         position += len(block)
@@ -73,13 +96,11 @@ def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Gene
             filled += len(part)
             block = block[len(part) :]
             if filled == len(buffer):
-                yield _segment(buffer, index, config)
-                index += 1
-                filled = 0
+                yield first_segment(size)
+    while filled >= size:
+        yield first_segment(size)
     # The published padding: up to the end of the hop, and a whole hop of silence where the last one is full.
-    padded = (filled // hop + 1) * hop
-    buffer[filled:padded] = 0
-    yield _segment(buffer[:padded], index, config)
+    yield first_segment((filled // hop + 1) * hop)
 
 
 def _segment(samples: np.ndarray, index: int, config: Config) -> Segment:
@@ -89,6 +110,39 @@ def _segment(samples: np.ndarray, index: int, config: Config) -> Segment:
     frames[: len(log_mel)] = log_mel
     start_time = _rounded_down(index * config.input_frames / config.spectrogram.frames_per_second, config)
     return Segment(index, start_time, frames, len(log_mel))
+
+
+class _Context:
+    """The frames around the segments of one recording, in order; only those that no segment has whole are computed.
+
+    Attributes:
+        samples_ahead: behind a segment that its context needs.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        hop, window = config.spectrogram.hop_width, config.spectrogram.fft_size
+        self.samples_ahead = CONTEXT_FRAMES * hop + window - hop
+        # the first frame of a segment whose window reaches behind it
+        self._first_cut = max(0, (config.input_frames * hop - window) // hop + 1)
+        self._before: np.ndarray | None = None
+
+    def around(self, segment: Segment, samples: np.ndarray) -> np.ndarray:
+        """Return the context of the next segment, given its samples and samples_ahead more."""
+        hop, length = self._config.spectrogram.hop_width, self._config.input_frames
+        if self._before is None:
+            beginning = np.concatenate([np.zeros(CONTEXT_FRAMES * hop, np.float32), samples])
+            self._before = self._log_mel(beginning, CONTEXT_FRAMES)
+        whole = segment.frames[: min(self._first_cut, segment.num_frames)]
+        rest = self._log_mel(samples[len(whole) * hop :], length + CONTEXT_FRAMES - len(whole))
+        context = np.concatenate([self._before, whole, rest])
+        self._before = context[length : length + CONTEXT_FRAMES].copy()
+        return context
+
+    def _log_mel(self, samples: np.ndarray, num_frames: int) -> np.ndarray:
+        """Return the first frames of samples."""
+        needed = (num_frames - 1) * self._config.spectrogram.hop_width + self._config.spectrogram.fft_size
+        return log_mel_spectrogram(samples[:needed], self._config.spectrogram, graph=True)[:num_frames]
 
 
 def _rounded_down(times, config: Config):

@@ -133,6 +133,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     # the same settings for --resume where the option changes nothing
     is_off = arguments.no_instrument_prior or arguments.hold_instruments or arguments.as_published
     arguments.instrument_prior = arguments.search == "greedy" and not is_off
+    arguments.activations = not (arguments.no_activations or arguments.as_published)
     return arguments
 
 
@@ -345,6 +346,13 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="choose instruments by each segment of some two seconds alone; default: one that has played much of the "
         "recording so far is likelier, except with --search t5x or sample, --hold-instruments or --as-published",
+    )
+    add(
+        "--no-activations",
+        action="store_true",
+        help="leave onsets and offsets as the decoder wrote them; default: in a network with a pre-encoder, as the "
+        "bundled default has, onsets that this does not hear are dropped, clear ones that are missing are added, and "
+        "notes last while it hears them, except with --as-published",
     )
     add(
         "--velocity",

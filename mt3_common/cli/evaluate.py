@@ -78,10 +78,12 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
             device=options.device,
             search=options.search,
             instrument_prior=has_prior,
+            activations=not options.no_activations,
         )
     rows, failed = [], {}
     reading = {name: value for name in READING_OPTIONS if (value := getattr(options, name)) is not None}
-    transcriber_key = f"{options.baseline or fingerprint(transcriber)} {options.search} {has_prior}"
+    has_activations = not options.no_activations
+    transcriber_key = f"{options.baseline or fingerprint(transcriber)} {options.search} {has_prior} {has_activations}"
     if reading:
         transcriber_key += f" {sorted(reading.items())}"
     done = previous_rows(options)
@@ -207,6 +209,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         help="how tokens are chosen, as of mt3 transcribe; default: greedy",
     )
     add("--no-instrument-prior", action="store_true", help="as of mt3 transcribe")
+    add("--no-activations", action="store_true", help="as of mt3 transcribe")
     add("--device", metavar="D", help="cpu, gpu, …; default: a GPU if there is one")
     add_mix_options(add)
     add(

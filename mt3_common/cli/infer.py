@@ -40,7 +40,7 @@ from mt3_common.transcription.workers.ray import start_on_ray
 
 # the arguments of infer that a network is loaded with and that its notes depend on
 LOADING = ("model", "positions", "dtype", "search", "beams", "temperature", "top_k", "top_p", "seed")
-LOADING += ("instruments", "hold", "instrument_prior")
+LOADING += ("instruments", "hold", "instrument_prior", "activations")
 # all that the notes depend on, for the summary
 SETTINGS = (*LOADING, "velocity", "min_note", "only", "tempo", "meter", "first_downbeat", "quantise", "as_published")
 SETTINGS += ("soundfont", "start", "duration", "channel", "gain")

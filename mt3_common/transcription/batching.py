@@ -39,6 +39,8 @@ class SearchSettings:
             same numbers.
         first_program: id of program 0, where 'greedy' records the logits of the 128 programs at every step, so that
             segments come out as SegmentTokens; 0 to record none.
+        activations: whether the pre-encoder's activations of the segments' contexts come out beside the ids, as
+            SegmentTokens.
 
     Raises:
         ValueError: a setting is out of range, or two of them contradict each other.
@@ -55,6 +57,7 @@ class SearchSettings:
     top_p: float = 1.0
     seed: int = 0
     first_program: int = 0
+    activations: bool = False
 
     def __post_init__(self):
         if isinstance(self.temperature, (int, float)) and not self.temperature >= LEAST:
@@ -103,28 +106,20 @@ class PromptedSegment(NamedTuple):
 
 
 class SegmentTokens(NamedTuple):
-    """The tokens of a segment, with what the network thought of other instruments.
+    """The tokens of a segment, with what the network thought of other instruments, and heard of each pitch.
 
     Attributes:
         ids: (n,) int32, up to and including EOS, or as many as a segment may have.
         program_logits: (k, 128) float32, of the programs at each of the k program tokens among ids, in order, with mask
             and bias; -inf for one that may not be chosen. Of a token of the prompt, too, they say what the network
-            thought.
+            thought. None where they were not recorded.
+        activations: (f, PITCH_ROWS, 2) float32, of the frames of Segment.context: that the pitch sounds, and that it
+            begins. None for a network without a pre-encoder, or where nobody asked.
     """
 
     ids: np.ndarray
-    program_logits: np.ndarray
-
-    @classmethod
-    def of_row(cls, ids: np.ndarray, logits: np.ndarray, first_program: int) -> "SegmentTokens":
-        """Return the tokens of a row.
-
-        Args:
-            ids: (n,) int32, up to and including EOS.
-            logits: (t, 128), t >= n, of the programs at each step.
-            first_program: id of program 0.
-        """
-        return cls(ids, logits[program_positions(ids, first_program)].astype(np.float32))
+    program_logits: np.ndarray | None = None
+    activations: np.ndarray | None = None
 
 
 def program_positions(ids: np.ndarray, first_program: int) -> np.ndarray:
@@ -157,6 +152,10 @@ class RunningBatch(Protocol):
 
     def program_logits(self, rows: list[int]) -> list[np.ndarray]:
         """Return the logits (max_steps, 128) that were recorded of ended rows; see SearchSettings.first_program."""
+        ...
+
+    def activations(self, contexts: list[np.ndarray]) -> list[np.ndarray]:
+        """Return SegmentTokens.activations of each context; any of a network with a pre-encoder will do."""
         ...
 
     def compact(self, rows: list[int]) -> None:
@@ -228,6 +227,13 @@ class TwoThreadBatch:
         """See RunningBatch.program_logits."""
         return self._of_rows(rows, lambda batch, half_rows: batch.program_logits(half_rows))
 
+    def activations(self, contexts: list[np.ndarray]) -> list[np.ndarray]:
+        """See RunningBatch.activations."""
+        middle = (len(contexts) + 1) // 2
+        parts = [contexts[:middle], contexts[middle:]]
+        first, second = self._in_both(lambda half, batch: batch.activations(parts[half]) if parts[half] else [])
+        return [*first, *second]
+
     def _of_rows(
         self, rows: list[int], results_of: Callable[[RunningBatch, list[int]], list[np.ndarray]]
     ) -> list[np.ndarray]:
@@ -284,7 +290,7 @@ def decode_continuously(
 
     Yields:
         (n,) int32 ids up to and including EOS, or max_steps of them; SegmentTokens where the settings have a
-        first_program.
+        first_program or activations.
     """
     arriving = iter(segments)
     numbers = itertools.count()
@@ -310,6 +316,7 @@ def decode_continuously(
     batches = {size: batch}
     in_row: dict[int, int] = {}
     ended: dict[int, np.ndarray | SegmentTokens] = {}
+    heard: dict[int, np.ndarray] = {}
     next_out = 0
     while waiting or in_row:
         if not in_row:
@@ -328,16 +335,23 @@ def decode_continuously(
             else:
                 batch.prefill(free, arrays, uniforms)
             in_row.update(zip(free, (number for number, _ in waiting), strict=True))
+            if settings.activations:
+                contexts = {n: s.context for n, s in plain if isinstance(s, Segment) and s.context is not None}
+                heard.update(zip(contexts, batch.activations(list(contexts.values())), strict=True))
             waiting = []
         done = batch.advance()
         rows = [row for row in in_row if done[row]]
         ids_of_rows = [until_eos(ids) for ids in batch.collect(rows)] if rows else []
+        tokens: list[Any] = ids_of_rows
         if settings.first_program and rows:
             pairs = zip(ids_of_rows, batch.program_logits(rows), strict=True)
-            tokens = [SegmentTokens.of_row(ids, logits, settings.first_program) for ids, logits in pairs]
-        else:
-            tokens = ids_of_rows
-        ended.update(zip((in_row.pop(row) for row in rows), tokens, strict=True))
+            first = settings.first_program
+            tokens = [SegmentTokens(ids, of[program_positions(ids, first)].astype(np.float32)) for ids, of in pairs]
+        elif settings.activations:
+            tokens = [SegmentTokens(ids) for ids in ids_of_rows]
+        for row, token in zip(rows, tokens, strict=True):
+            number = in_row.pop(row)
+            ended[number] = token._replace(activations=heard.pop(number)) if number in heard else token
         while next_out in ended:
             yield ended.pop(next_out)
             next_out += 1

@@ -19,6 +19,7 @@ from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.notes.yourmt3_decoder import VOICES, YourMT3Decoder
 from mt3_common.notes.yourmt3_tasks import CHORUS, SINGING, Task, find_task, max_tokens
+from mt3_common.transcription.activations import ActivationCorrector
 from mt3_common.transcription.velocity import VelocityEstimator
 from mt3_common.yourmt3_config import YourMT3Settings
 
@@ -77,6 +78,10 @@ class Family(Protocol):
         """Yield the segments of a recording."""
         ...
 
+    def corrector(self) -> ActivationCorrector:
+        """Return what corrects the ids of one recording, where the network has pitch activations."""
+        ...
+
     def decoder(self, instruments: Instruments | None, published: bool) -> Any:
         """Return a Decoder of a recording."""
         ...
@@ -120,6 +125,10 @@ class MT3Family:
     def segments(self, blocks: Iterable[np.ndarray]) -> Generator[Segment, None, None]:
         """See Family."""
         return mt3_segments.segments(blocks, self.config)
+
+    def corrector(self) -> ActivationCorrector:
+        """See Family."""
+        return ActivationCorrector(self.config)
 
     def decoder(self, instruments: Instruments | None, published: bool) -> NoteDecoder:
         """See Family."""
@@ -178,6 +187,10 @@ class YourMT3Family:
     def segments(self, blocks: Iterable[np.ndarray]) -> Generator[Segment, None, None]:
         """See Family."""
         return self.front_end.segments(blocks)
+
+    def corrector(self) -> ActivationCorrector:
+        """See Family."""
+        raise NotImplementedError("YourMT3+ has no pitch activations")
 
     def decoder(self, instruments: Instruments | None, published: bool) -> YourMT3Decoder:
         """See Family."""

@@ -11,6 +11,7 @@ from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.io.shown_names import shown_name
 from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
+from mt3_common.transcription.activations import ActivationCorrector
 from mt3_common.transcription.batching import PromptedSegment, SegmentTokens
 from mt3_common.transcription.clock import STAGES, Clock
 from mt3_common.transcription.continuity import ContinuityTracker, InstrumentContinuity
@@ -55,8 +56,11 @@ class Recording:
         self._reader = Reader(request, family)
         self._decoder = family.decoder(instruments, request.published)
         self._tracker = continuity and ContinuityTracker(continuity, self._decoder, family.max_tokens)
-        # from the first segment with the logits of programs on
+        # from the first segment with the logits of programs on, and from the first one with activations
         self._prior: InstrumentPrior | None = None
+        self._corrector: ActivationCorrector | None = None
+        # of the segments whose ids have not become notes
+        self._activations: collections.deque[np.ndarray] = collections.deque()
         self._velocity = request.velocity
         if self._velocity == AUTO_VELOCITY:
             self._velocity = None if family.tells_velocities or request.published else UNTOLD
@@ -103,20 +107,26 @@ class Recording:
         """Turn the ids of a segment into notes, or keep them until a segment before it has been decoded again.
 
         Args:
-            tokens: ids (n,), or (channels, n), of the next segment that the network was given; or SegmentTokens, whose
-                instruments are chosen by the recording so far, too, unless instruments are kept from one segment to the
-                next, or notes are decoded as published.
+            tokens: ids (n,), or (channels, n), of the next segment that the network was given; or SegmentTokens. By
+                their logits instruments are chosen by the recording so far, too, unless instruments are kept from one
+                segment to the next; by their activations onsets and offsets are corrected; neither where notes are
+                decoded as published.
             is_retry: whether it was the one of take_retry.
         """
         with self._clock.running("notes"):
-            ids = self._with_prior(tokens) if isinstance(tokens, SegmentTokens) else tokens
+            if isinstance(tokens, SegmentTokens):
+                if tokens.activations is not None and not is_retry and not self.request.published:
+                    self._activations.append(tokens.activations)
+                ids = self._with_prior(tokens)
+            else:
+                ids = tokens
             for settled in [ids] if self._tracker is None else self._tracker.add(ids, is_retry):
                 self._decode(settled)
 
     def _with_prior(self, tokens: SegmentTokens) -> np.ndarray:
         """Return the ids of the next segment."""
         # kept instruments: segments come twice, and the first answer does not stand
-        if self.request.published or self._tracker is not None:
+        if self.request.published or self._tracker is not None or tokens.program_logits is None:
             return tokens.ids
         self._prior = self._prior or InstrumentPrior(self._decoder.vocabulary)
         return self._prior.choose(tokens)
@@ -124,6 +134,9 @@ class Recording:
     def _decode(self, ids: np.ndarray) -> None:
         """Append the notes that the next segment ended, and hand them to on_notes."""
         start, next_start = self.start_times.popleft()
+        if self._activations:
+            self._corrector = self._corrector or self.family.corrector()
+            ids = self._corrector.correct(ids, self._activations.popleft())
         ended = self._decoder.feed(ids, start, next_start)
         if next_start is None:
             ended = ended + self._decoder.finish()

@@ -1,0 +1,296 @@
+"""Onsets and offsets corrected by the pitch activations of the pre-encoder."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mt3_common.audio.segments import CONTEXT_FRAMES
+from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config
+from mt3_common.notes.vocabulary import EOS_ID, UNK_ID, Vocabulary
+
+# the columns of activations
+SOUNDING, ONSET = 0, 1
+
+# an onset of less is dropped, one of more is added
+LEAST_ONSET, CLEAR_ONSET = 0.3, 0.8
+# a pitch of less does not sound
+LEAST_SOUNDING = 0.5
+# frames between the decoder's onset and its activation at most
+REACH = 2
+# frames that a note must sound on to be tied
+LEAST_TIE = 2
+# s: onsets of a pitch that are no farther apart are one
+SAME_ONSET = 0.075
+# the nearest onset: that many seconds are as far as an octave
+SECONDS_OF_OCTAVE, OCTAVE = 0.5, 12
+
+
+def has_activations(config: Config) -> bool:
+    """Tell whether a network has pitch activations, and a tie section, without which there is nothing to correct."""
+    return bool(config.network.pre_encoder_layers) and config.vocabulary.use_ties
+
+
+class Event(NamedTuple):
+    """An onset, an offset or a drum.
+
+    Attributes:
+        kind: 'onset', 'offset' or 'drum'.
+        step: from the start of the segment.
+        pitch: of a note, or a drum's key.
+        program, velocity: current at the event, the velocity as its bin; None before the first one.
+    """
+
+    kind: str
+    step: int
+    pitch: int
+    program: int | None
+    velocity: int | None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Pitch and program."""
+        return self.pitch, self.program or 0
+
+
+class State(NamedTuple):
+    """The current program and velocity bin; None before the first one."""
+
+    program: int | None = None
+    velocity: int | None = None
+
+
+class ActivationCorrector:
+    """Corrects the onsets and offsets of a recording, segment by segment, by its pitch activations.
+
+    A decoder that writes one token after the other misses notes in dense music, invents some, and hears little of what
+    lies at the edges of its segment. The pre-encoder hears each pitch for itself, and is given CONTEXT_FRAMES more on
+    both sides. So onsets of low activation are dropped; clear ones that the decoder missed are added, under the program
+    of the nearest onset; and a note that the decoder ends, or does not tie, while its pitch sounds on lasts until it
+    does not. Drums and programs stay the decoder's.
+
+    Args:
+        config: of a network with a pre-encoder.
+
+    Source: none in MT3. The thresholds were chosen on validation recordings, see checkpoints/README.md.
+    """
+
+    def __init__(self, config: Config):
+        self.vocabulary = Vocabulary(config.vocabulary)
+        steps_per_second = config.vocabulary.steps_per_second
+        self._steps_per_frame = steps_per_second / config.spectrogram.frames_per_second
+        self._num_frames = config.input_frames
+        self._num_steps = round(config.input_frames * self._steps_per_frame)
+        self._same = round(SAME_ONSET * steps_per_second)
+        self._octave = SECONDS_OF_OCTAVE * steps_per_second
+        # after the last id of the decoder, and after the last corrected one
+        self._heard = self._written = State()
+        # onsets of the segment before, at steps below 0
+        self._before: list[Event] = []
+        # keys of the notes that sound at its end; None before the first segment
+        self._sounding: set[tuple[int, int]] | None = None
+
+    def correct(self, ids: np.ndarray, activations: np.ndarray) -> np.ndarray:
+        """Return the corrected ids of the next segment: (n,) int32. Those without a tie token stay as they are.
+
+        Args:
+            ids: (n,) of the decoder.
+            activations: (input_frames + 2 * CONTEXT_FRAMES, PITCH_ROWS, 2 or more): SOUNDING, ONSET, in 0..1.
+        """
+        ends = np.flatnonzero(ids == EOS_ID)
+        length = int(ends[0]) if len(ends) else len(ids)
+        ends_of_ties = np.flatnonzero(ids[:length] == self.vocabulary.first_id("tie"))
+        # the ids are meant for what the decoder's own ids before them left behind
+        written = self._state_ids(self._heard)
+        if not len(ends_of_ties):
+            self._parse(ids[:length])
+            self._written, self._before, self._sounding = self._heard, [], set()
+            return np.array([*written, *ids.tolist()], np.int32)
+        section, body = ids[: ends_of_ties[0]], ids[ends_of_ties[0] + 1 : length]
+        ties, _ = self._parse(section)
+        self._written = self._heard
+        events, num_skipped = self._parse(body)
+        onsets = [*self._before, *(event for event in events if event.kind == "onset")]
+        added = self._missed(onsets, ties, activations)
+        sounding, held = self._split(ties, activations)
+        kept = [*self._kept(events, sounding, activations), *added]
+        sounding |= set(held)
+        events = self._lengthened(kept, held, added, activations)
+        written += section.tolist()
+        for pitch, program in held:
+            written += [*self._state_ids(self._written._replace(program=program)), self._id("pitch", pitch)]
+        written += [int(ids[ends_of_ties[0]]), *[UNK_ID] * num_skipped]
+        step = 0
+        for event in events:
+            if event.step > step:
+                step = event.step
+                written += self._shift_ids(step)
+            state = self._written._replace(velocity=event.velocity)
+            written += self._state_ids(state if event.kind == "drum" else state._replace(program=event.program))
+            written.append(self._id("drum" if event.kind == "drum" else "pitch", event.pitch))
+            if event.kind == "onset":
+                sounding.add(event.key)
+            elif event.kind == "offset":
+                sounding.discard(event.key)
+        self._sounding = sounding
+        self._before = [event._replace(step=event.step - self._num_steps) for event in [*onsets, *added]]
+        self._before = [event for event in self._before if event.step >= -self._num_steps]
+        return np.array([*written, *ids[length:].tolist()], np.int32)
+
+    def _parse(self, ids: np.ndarray) -> tuple[list[Event], int]:
+        """Return the events among ids, and how many ids decoding skips; follow program and velocity."""
+        events: list[Event] = []
+        steps = time = latest = num_skipped = 0
+        for token in self.vocabulary.decode(ids).tolist():
+            kind, value = self.vocabulary.events[token] if token >= 0 else ("none", 0)
+            if kind == "shift":
+                # consecutive shifts add up; each run of shifts counts from the start of the segment
+                steps += value
+                time = steps
+                continue
+            if kind != "none":
+                steps = 0
+            if kind in ("none", "tie") or time < latest:
+                num_skipped += 1
+                continue
+            latest = time
+            if kind in ("program", "velocity"):
+                self._heard = self._heard._replace(**{kind: value})
+            elif kind == "drum":
+                events.append(Event("drum", time, value, *self._heard))
+            else:
+                events.append(Event("onset" if self._heard.velocity != 0 else "offset", time, value, *self._heard))
+        return events, num_skipped
+
+    def _split(
+        self, ties: Sequence[Event], activations: np.ndarray
+    ) -> tuple[set[tuple[int, int]], list[tuple[int, int]]]:
+        """Return the keys of the notes that are tied, and of those that are not and sound on, by pitch and program."""
+        if self._sounding is None:
+            return {tie.key for tie in ties}, []
+        tied: set[tuple[int, int]] = set()
+        for tie in ties:
+            others = [key for key in self._sounding - tied if key[0] == tie.pitch]
+            if tie.key in self._sounding:
+                tied.add(tie.key)
+            elif len(others) == 1:
+                tied.add(others[0])
+        untied = sorted(self._sounding - tied)
+        return tied, [key for key in untied if self._end_of(key[0], 0, activations) >= LEAST_TIE]
+
+    def _kept(self, events: Sequence[Event], sounding: set[tuple[int, int]], activations: np.ndarray) -> list[Event]:
+        """Return the events without the onsets that the pre-encoder does not hear, and without their offsets."""
+        playing, silent = set(sounding), set[tuple[int, int]]()
+        kept = []
+        for event in events:
+            if event.kind == "onset":
+                if not self._is_heard(event, activations):
+                    silent |= {event.key} - playing
+                    continue
+                playing.add(event.key)
+                silent.discard(event.key)
+            elif event.kind == "offset":
+                if event.key in silent:
+                    silent.discard(event.key)
+                    continue
+                playing.discard(event.key)
+            kept.append(event)
+        return kept
+
+    def _is_heard(self, onset: Event, activations: np.ndarray) -> bool:
+        """Tell whether an onset has an activation near it; one outside of the rows or behind the segment does."""
+        row, frame = onset.pitch - LOWEST_PITCH, CONTEXT_FRAMES + int(onset.step / self._steps_per_frame)
+        if not 0 <= row < PITCH_ROWS or onset.step > self._num_steps:
+            return True
+        return bool(activations[frame - REACH : frame + REACH + 1, row, ONSET].max() >= LEAST_ONSET)
+
+    def _missed(self, onsets: Sequence[Event], ties: Sequence[Event], activations: np.ndarray) -> list[Event]:
+        """Return the onsets that are clear and that the decoder has not, by step and pitch.
+
+        Those of the frames from REACH before the segment to REACH before its end: at a boundary it takes the onsets of
+        both segments to know that one is missing.
+
+        Args:
+            onsets: the decoder's of this segment, and all of the one before it.
+            ties: of this segment.
+            activations: as of correct.
+        """
+        missed: list[Event] = []
+        known = [*onsets, *ties]
+        first = CONTEXT_FRAMES - REACH
+        heights = activations[first - 1 : first + self._num_frames + 1, :, ONSET].astype(np.float64)
+        before, middle, after = heights[:-2], heights[1:-1], heights[2:]
+        peaks = (middle >= CLEAR_ONSET) & (middle >= before) & (middle > after)
+        for frame, row in np.argwhere(peaks).tolist() if known else []:
+            a, b, c = before[frame, row], middle[frame, row], after[frame, row]
+            # the top of the parabola through the three
+            top = frame - REACH + (a - c) / (a - b + c - b) / 2
+            pitch, step = LOWEST_PITCH + row, max(0, int(top * self._steps_per_frame + 0.5))
+            if any(event.pitch == pitch and abs(event.step - step) <= self._same for event in [*onsets, *missed]):
+                continue
+            nearest = min(
+                known, key=lambda event: abs(event.step - step) / self._octave + abs(event.pitch - pitch) / OCTAVE
+            )
+            velocity = nearest.velocity or self.vocabulary.config.num_velocity_bins
+            missed.append(Event("onset", step, pitch, nearest.program, velocity))
+        return missed
+
+    def _lengthened(
+        self,
+        events: Sequence[Event],
+        held: Sequence[tuple[int, int]],
+        added: Sequence[Event],
+        activations: np.ndarray,
+    ) -> list[Event]:
+        """Return the events by step, with offsets where the pitches cease to sound, or begin anew.
+
+        Args:
+            events: those of the decoder that are kept, and the added ones.
+            held: pitch and program of the notes that are tied here and not by the decoder.
+            added: the onsets that the decoder has not.
+            activations: as of correct.
+        """
+        onsets = [event for event in events if event.kind == "onset"]
+        offsets = [event for event in events if event.kind == "offset"]
+        # offsets that the decoder has not, at the earliest; they last as long as their pitches sound
+        starts = [Event("offset", 0, pitch, program, 0) for pitch, program in held]
+        for event in added:
+            after = [other for other in [*onsets, *offsets] if other.pitch == event.pitch and other.step > event.step]
+            if not after or min(after, key=lambda other: other.step).kind == "onset":
+                starts.append(event._replace(kind="offset", step=event.step + round(self._steps_per_frame), velocity=0))
+        placed = [event for event in events if event.kind != "offset"]
+        for offset in [*offsets, *starts]:
+            frame = self._end_of(offset.pitch, int(offset.step / self._steps_per_frame + 0.5), activations)
+            step = max(offset.step, int(frame * self._steps_per_frame + 0.5))
+            again = [onset.step for onset in onsets if onset.pitch == offset.pitch and onset.step >= offset.step]
+            if again and min(again) < step:
+                step = min(again)
+            elif frame == self._num_frames:
+                # it sounds on: whether it ends is the next segment's to say
+                continue
+            placed.append(offset._replace(step=step))
+        return sorted(placed, key=lambda event: (event.step, event.kind != "offset"))
+
+    def _end_of(self, pitch: int, frame: int, activations: np.ndarray) -> int:
+        """Return the frame of the segment from which on a pitch does not sound; the given one outside of the rows."""
+        row = pitch - LOWEST_PITCH
+        if not 0 <= row < PITCH_ROWS or frame >= self._num_frames:
+            return frame
+        sounding = activations[CONTEXT_FRAMES + frame : CONTEXT_FRAMES + self._num_frames, row, SOUNDING]
+        quiet = np.flatnonzero(sounding < LEAST_SOUNDING)
+        return frame + int(quiet[0]) if len(quiet) else self._num_frames
+
+    def _id(self, kind: str, value: int) -> int:
+        return self.vocabulary.first_id(kind) + value
+
+    def _shift_ids(self, step: int) -> list[int]:
+        """Return the ids that add up to a step."""
+        whole, rest = divmod(step, self.vocabulary.max_shift_steps)
+        return [self._id("shift", self.vocabulary.max_shift_steps)] * whole + [self._id("shift", rest)] * (rest > 0)
+
+    def _state_ids(self, state: State) -> list[int]:
+        """Return the ids that make a state the current one, and take it for written."""
+        pairs = zip(State._fields, state, self._written, strict=True)
+        ids = [self._id(kind, value) for kind, value, old in pairs if value is not None and value != old]
+        self._written = state
+        return ids
