@@ -7,7 +7,7 @@ import numpy as np
 
 from mt3_common.audio.segments import CONTEXT_FRAMES
 from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config
-from mt3_common.notes.vocabulary import EOS_ID, UNK_ID, Vocabulary
+from mt3_common.notes.vocabulary import DECODED_EOS, UNK_ID, Vocabulary
 
 # the columns of activations
 SOUNDING, ONSET = 0, 1
@@ -21,7 +21,7 @@ REACH = 2
 # frames that a note must sound on to be tied
 LEAST_TIE = 2
 # s: onsets of a pitch that are no farther apart are one
-SAME_ONSET = 0.075
+SAME_ONSET = 0.07
 # the nearest onset: that many seconds are as far as an octave
 SECONDS_OF_OCTAVE, OCTAVE = 0.5, 12
 
@@ -44,20 +44,41 @@ class Event(NamedTuple):
     kind: str
     step: int
     pitch: int
-    program: int | None
+    program: int
     velocity: int | None
 
     @property
     def key(self) -> tuple[int, int]:
         """Pitch and program."""
-        return self.pitch, self.program or 0
+        return self.pitch, self.program
 
 
 class State(NamedTuple):
-    """The current program and velocity bin; None before the first one."""
+    """The current program, 0 at first, and velocity bin; None before the first one."""
 
-    program: int | None = None
+    program: int = 0
     velocity: int | None = None
+
+
+class _Parsed(NamedTuple):
+    """What a segment's ids say.
+
+    Attributes:
+        ties: pitches in front of the tie token, as events.
+        tie, end: positions of the tie token and of EOS, or of the end.
+        step: of the tie token.
+        state: after the tie token.
+        events: behind the tie token.
+        num_skipped: ids behind the tie token that decoding skips.
+    """
+
+    ties: list[Event]
+    tie: int
+    end: int
+    step: int
+    state: State
+    events: Sequence[Event] = ()
+    num_skipped: int = 0
 
 
 class ActivationCorrector:
@@ -95,33 +116,26 @@ class ActivationCorrector:
 
         Args:
             ids: (n,) of the decoder.
-            activations: (input_frames + 2 * CONTEXT_FRAMES, PITCH_ROWS, 2 or more): SOUNDING, ONSET, in 0..1.
+            activations: (input_frames + 2 * CONTEXT_FRAMES, PITCH_ROWS, 2): SOUNDING and ONSET, in 0..1.
         """
-        ends = np.flatnonzero(ids == EOS_ID)
-        length = int(ends[0]) if len(ends) else len(ids)
-        ends_of_ties = np.flatnonzero(ids[:length] == self.vocabulary.first_id("tie"))
         # the ids are meant for what the decoder's own ids before them left behind
         written = self._state_ids(self._heard)
-        if not len(ends_of_ties):
-            self._parse(ids[:length])
+        parsed = self._parse(ids)
+        if parsed is None:
             self._written, self._before, self._sounding = self._heard, [], set()
             return np.array([*written, *ids.tolist()], np.int32)
-        section, body = ids[: ends_of_ties[0]], ids[ends_of_ties[0] + 1 : length]
-        ties, _ = self._parse(section)
-        self._written = self._heard
-        events, num_skipped = self._parse(body)
-        onsets = [*self._before, *(event for event in events if event.kind == "onset")]
-        added = self._missed(onsets, ties, activations)
-        sounding, held = self._split(ties, activations)
-        kept = [*self._kept(events, sounding, activations), *added]
+        self._written = parsed.state
+        onsets = [*self._before, *(event for event in parsed.events if event.kind == "onset")]
+        added = self._missed(onsets, parsed.ties, activations)
+        sounding, held = self._split(parsed.ties, activations)
+        kept = [*self._kept(parsed.events, sounding, activations), *added]
         sounding |= set(held)
-        events = self._lengthened(kept, held, added, activations)
-        written += section.tolist()
+        written += ids[: parsed.tie].tolist()
         for pitch, program in held:
             written += [*self._state_ids(self._written._replace(program=program)), self._id("pitch", pitch)]
-        written += [int(ids[ends_of_ties[0]]), *[UNK_ID] * num_skipped]
-        step = 0
-        for event in events:
+        written += [int(ids[parsed.tie]), *[UNK_ID] * parsed.num_skipped]
+        step = parsed.step
+        for event in self._lengthened(kept, held, added, activations):
             if event.step > step:
                 step = event.step
                 written += self._shift_ids(step)
@@ -135,32 +149,40 @@ class ActivationCorrector:
         self._sounding = sounding
         self._before = [event._replace(step=event.step - self._num_steps) for event in [*onsets, *added]]
         self._before = [event for event in self._before if event.step >= -self._num_steps]
-        return np.array([*written, *ids[length:].tolist()], np.int32)
+        return np.array([*written, *ids[parsed.end :].tolist()], np.int32)
 
-    def _parse(self, ids: np.ndarray) -> tuple[list[Event], int]:
-        """Return the events among ids, and how many ids decoding skips; follow program and velocity."""
+    def _parse(self, ids: np.ndarray) -> "_Parsed | None":
+        """Return what a segment's ids say, and follow program and velocity; None without a tie token."""
         events: list[Event] = []
+        parsed = None
         steps = time = latest = num_skipped = 0
-        for token in self.vocabulary.decode(ids).tolist():
-            kind, value = self.vocabulary.events[token] if token >= 0 else ("none", 0)
+        tokens = self.vocabulary.decode(ids).tolist()
+        end = tokens.index(DECODED_EOS) if DECODED_EOS in tokens else len(tokens)
+        for position, token in enumerate(tokens[:end]):
+            if token < 0:
+                num_skipped += 1
+                continue
+            kind, value = self.vocabulary.events[token]
             if kind == "shift":
                 # consecutive shifts add up; each run of shifts counts from the start of the segment
                 steps += value
                 time = steps
                 continue
-            if kind != "none":
-                steps = 0
-            if kind in ("none", "tie") or time < latest:
+            steps = 0
+            is_past, latest = time < latest, max(time, latest)
+            if kind == "tie" and parsed is None and not is_past:
+                ties = [event for event in events if event.kind != "drum"]
+                parsed = _Parsed(ties, position, end, time, self._heard)
+                events, num_skipped = [], 0
+            elif is_past or kind == "tie":
                 num_skipped += 1
-                continue
-            latest = time
-            if kind in ("program", "velocity"):
+            elif kind in ("program", "velocity"):
                 self._heard = self._heard._replace(**{kind: value})
             elif kind == "drum":
                 events.append(Event("drum", time, value, *self._heard))
             else:
                 events.append(Event("onset" if self._heard.velocity != 0 else "offset", time, value, *self._heard))
-        return events, num_skipped
+        return parsed and parsed._replace(events=events, num_skipped=num_skipped)
 
     def _split(
         self, ties: Sequence[Event], activations: np.ndarray
@@ -258,18 +280,23 @@ class ActivationCorrector:
             after = [other for other in [*onsets, *offsets] if other.pitch == event.pitch and other.step > event.step]
             if not after or min(after, key=lambda other: other.step).kind == "onset":
                 starts.append(event._replace(kind="offset", step=event.step + round(self._steps_per_frame), velocity=0))
-        placed = [event for event in events if event.kind != "offset"]
-        for offset in [*offsets, *starts]:
-            frame = self._end_of(offset.pitch, int(offset.step / self._steps_per_frame + 0.5), activations)
-            step = max(offset.step, int(frame * self._steps_per_frame + 0.5))
-            again = [onset.step for onset in onsets if onset.pitch == offset.pitch and onset.step >= offset.step]
-            if again and min(again) < step:
-                step = min(again)
-            elif frame == self._num_frames:
-                # it sounds on: whether it ends is the next segment's to say
-                continue
-            placed.append(offset._replace(step=step))
-        return sorted(placed, key=lambda event: (event.step, event.kind != "offset"))
+        # an offset that moves comes before what was there at its step
+        placed: list[tuple[int, bool, Event]] = []
+        for event in [*starts, *events]:
+            step = event.step
+            if event.kind == "offset":
+                frame = int(step / self._steps_per_frame + 0.5)
+                end = self._end_of(event.pitch, frame, activations)
+                if end > frame:
+                    step = max(step, int(end * self._steps_per_frame + 0.5))
+                again = [onset.step for onset in onsets if onset.pitch == event.pitch and onset.step >= event.step]
+                if again and min(again) < step:
+                    step = min(again)
+                elif frame < end == self._num_frames:
+                    # it sounds on: whether it ends is the next segment's to say
+                    continue
+            placed.append((step, step == event.step, event._replace(step=step)))
+        return [event for _, _, event in sorted(placed, key=lambda entry: entry[:2])]
 
     def _end_of(self, pitch: int, frame: int, activations: np.ndarray) -> int:
         """Return the frame of the segment from which on a pitch does not sound; the given one outside of the rows."""
@@ -290,7 +317,8 @@ class ActivationCorrector:
 
     def _state_ids(self, state: State) -> list[int]:
         """Return the ids that make a state the current one, and take it for written."""
+        if state.velocity is None and self._written.velocity is not None:
+            state = state._replace(velocity=self.vocabulary.config.num_velocity_bins)
         pairs = zip(State._fields, state, self._written, strict=True)
-        ids = [self._id(kind, value) for kind, value, old in pairs if value is not None and value != old]
         self._written = state
-        return ids
+        return [self._id(kind, value) for kind, value, old in pairs if value is not None and value != old]

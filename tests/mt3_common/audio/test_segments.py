@@ -1,5 +1,6 @@
 """Segments against what the published code computed (golden/README.md), and against their own contract."""
 
+import dataclasses
 import platform
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt3_common.audio import segments
+from mt3_common.audio.spectrogram import log_mel_spectrogram
 from mt3_common.config import PRESETS, Config, NetworkConfig, SpectrogramConfig
 
 SEGMENTS = np.load(Path(__file__).parents[2] / "golden" / "features" / "segments.npz")
@@ -155,6 +157,44 @@ def test_a_segment_is_ready_as_soon_as_its_samples_are():
     stream = segments.segments(endless(), SMALL)
     assert [next(stream).index for _ in range(1000)] == list(range(1000))
     assert drawn == 1000 * SMALL.input_frames * SMALL.spectrogram.hop_width // 10
+
+
+# as SMALL, with a pre-encoder, and windows that reach into the next segment but one
+CONTEXTUAL = dataclasses.replace(SMALL, network=NetworkConfig(input_depth=12, pre_encoder_layers=1, pre_encoder_dim=2))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 300), st.lists(st.integers(0, 300), max_size=12), st.sampled_from([1, 5, 12]), st.integers(0, 9))
+def test_the_context_is_the_recording_around_a_segment(count, cuts, length, seed):
+    config = dataclasses.replace(CONTEXTUAL, input_frames=length)
+    samples = noise(count, seed)
+    blocks = np.split(samples, sorted(min(cut, count) for cut in cuts))
+    results = list(segments.segments(iter(blocks), config))
+    plain = list(segments.segments(samples, dataclasses.replace(config, network=NetworkConfig(input_depth=12))))
+    assert same(results, plain)
+    hop, around = config.spectrogram.hop_width, segments.CONTEXT_FRAMES
+    silence = np.zeros((around + length) * hop + config.spectrogram.fft_size, np.float32)
+    whole = log_mel_spectrogram(np.concatenate([silence[: around * hop], samples, silence]), config.spectrogram, True)
+    for result, other in zip(results, plain, strict=True):
+        assert other.context is None
+        first = result.index * length
+        assert result.context.shape == (length + 2 * around, 12)
+        np.testing.assert_allclose(result.context, whole[first : first + length + 2 * around], rtol=0, atol=1e-5)
+
+
+def test_a_segment_with_its_context_is_ready_as_soon_as_its_samples_are():
+    drawn = 0
+
+    def endless():
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield noise(8, drawn)
+
+    stream = segments.segments(endless(), CONTEXTUAL)
+    assert [next(stream).index for _ in range(100)] == list(range(100))
+    # hops of the segments, of the context, and of the window of its last frame
+    assert drawn == 100 * CONTEXTUAL.input_frames + segments.CONTEXT_FRAMES + 64 // 8 - 1
 
 
 def test_segments_name_the_time_of_a_bad_sample():

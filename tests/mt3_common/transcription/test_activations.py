@@ -1,0 +1,243 @@
+"""Onsets and offsets corrected by activations: each rule on notes, and ids that must stay what they mean."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mt3_common.audio.segments import CONTEXT_FRAMES
+from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config, NetworkConfig, SpectrogramConfig, VocabularyConfig
+from mt3_common.notes.decoder import NoteDecoder
+from mt3_common.notes.note import Note
+from mt3_common.notes.vocabulary import EOS_ID, UNK_ID, Vocabulary
+from mt3_common.transcription.activations import ONSET, SOUNDING, ActivationCorrector, has_activations
+
+# 64 frames of 20 ms, 128 steps a segment
+CONFIG = Config(
+    network=NetworkConfig(pre_encoder_layers=2, pre_encoder_dim=6),
+    spectrogram=SpectrogramConfig(hop_width=320),
+    input_frames=64,
+)
+SECONDS = 1.28
+VOCABULARY = Vocabulary(CONFIG.vocabulary)
+
+
+def ids_of(*events, eos=True):
+    """Model ids of (kind, value) pairs, and EOS."""
+    ids = VOCABULARY.encode([VOCABULARY.index(kind, value) for kind, value in events])
+    return np.append(ids, EOS_ID).astype(np.int32) if eos else ids
+
+
+def activations(heard=(), onset=0.0):
+    """Activations of a segment: (pitch, first frame, end) sound, and begin where they have a fourth number."""
+    rows = np.zeros((64 + 2 * CONTEXT_FRAMES, PITCH_ROWS, 2), np.float32)
+    rows[..., ONSET] = onset
+    for pitch, first, end, *height in heard:
+        row = rows[:, pitch - LOWEST_PITCH]
+        row[CONTEXT_FRAMES + first : CONTEXT_FRAMES + end, SOUNDING] = 0.9
+        for number in height:
+            row[CONTEXT_FRAMES + first, ONSET] = number
+    return rows
+
+
+def corrected(*segments, config=CONFIG):
+    """Notes of (ids, activations) of segments, onsets and offsets in frames, and the number of invalid ids."""
+    corrector, decoder = ActivationCorrector(config), NoteDecoder(Vocabulary(config.vocabulary), published=False)
+    notes = []
+    for number, (ids, rows) in enumerate(segments):
+        result = corrector.correct(ids, rows)
+        assert result.dtype == np.int32
+        notes += decoder.feed(result, number * SECONDS, (number + 1) * SECONDS)
+    notes += decoder.finish()
+    return [
+        (round(note.onset / 0.02, 6), round(note.offset / 0.02, 6), note.pitch, note.program) for note in sorted(notes)
+    ], decoder.invalid
+
+
+def note(pitch, first, end, program=0):
+    """Events of a note from one frame to another."""
+    begin = [("shift", 2 * first)] * (first > 0)
+    start = [*begin, ("program", program), ("velocity", 1), ("pitch", pitch)]
+    return [*start, ("shift", 2 * end), ("velocity", 0), ("pitch", pitch)]
+
+
+QUIET = ids_of(("tie", 0))
+
+
+def test_an_onset_that_is_not_heard_goes_and_takes_its_offset_along():
+    ids = ids_of(("tie", 0), *note(60, 10, 20), *note(64, 30, 40, 7))
+    assert corrected((ids, activations([(60, 10, 20, 0.2), (64, 30, 40, 0.4)]))) == ([(30, 40, 64, 7)], 0)
+    # two frames away are near enough, three are not
+    assert corrected((ids, activations([(60, 12, 20, 0.4), (64, 33, 40, 0.4)]))) == ([(10, 20, 60, 0)], 0)
+    # the frames before and after the segment count
+    edges = ids_of(("tie", 0), *note(60, 0, 20), *note(64, 63, 64))
+    heard = [(60, -1, 20, 0.4), (64, 65, 70, 0.4)]
+    assert corrected((edges, activations(heard))) == ([(0, 20, 60, 0), (63, 64, 64, 0)], 0)
+
+
+def test_an_onset_that_is_not_heard_does_not_cut_the_note_that_sounds():
+    first = ids_of(("tie", 0), ("velocity", 1), ("pitch", 60))
+    second = ids_of(("pitch", 60), ("tie", 0), *note(60, 10, 20))
+    heard = activations([(60, 0, 64, 0.9)])
+    notes, _ = corrected((first, heard), (second, activations([(60, 0, 20)])))
+    assert notes == [(0, 84, 60, 0)]
+    notes, _ = corrected((first, heard), (second, activations([(60, 0, 20), (60, 10, 20, 0.5)])))
+    assert notes == [(0, 74, 60, 0), (74, 84, 60, 0)]
+
+
+def test_a_clear_onset_is_added_under_the_program_of_the_nearest():
+    ids = ids_of(("tie", 0), *note(60, 10, 20), *note(84, 40, 50, 73))
+    heard = [(60, 10, 20, 0.9), (84, 40, 50, 0.9)]
+    # nearer in pitch, nearer in time, and by both together
+    for pitch, frame, program in ((86, 25, 73), (58, 25, 0), (74, 12, 0), (70, 40, 73)):
+        notes, invalid = corrected((ids, activations([*heard, (pitch, frame, frame + 8, 0.85)])))
+        assert (frame, frame + 8, pitch, program) in notes
+        assert len(notes) == 3
+        assert invalid == 0
+    assert len(corrected((ids, activations([*heard, (70, 30, 40, 0.79)])))[0]) == 2
+    # within 70 ms of an onset of its pitch it is that one
+    for frame, count in ((13, 2), (14, 3)):
+        assert len(corrected((ids, activations([*heard, (60, frame, 20, 0.9)])))[0]) == count
+    # without any note there is no program
+    assert corrected((QUIET, activations([(60, 10, 20, 0.9)]))) == ([], 0)
+
+
+def test_the_top_of_an_onset_lies_between_frames():
+    rows = activations([(60, 10, 20, 0.9), (72, 30, 40, 0.9)])
+    rows[CONTEXT_FRAMES + 31, 72 - LOWEST_PITCH, ONSET] = 0.89
+    notes, _ = corrected((ids_of(("tie", 0), *note(60, 10, 20)), rows))
+    assert notes == [(10, 20, 60, 0), (30.5, 40, 72, 0)]
+
+
+def test_a_missing_onset_at_a_boundary_is_the_next_segments_to_add():
+    one, other = ids_of(("tie", 0), *note(60, 10, 20, 3)), ids_of(("tie", 0), *note(62, 0, 20, 3))
+    heard = activations([(60, 10, 20, 0.9), (62, 62, 80, 0.9), (65, 62, 80, 0.9)])
+    # the second segment sees the same onsets, two frames before its first; one is the decoder's
+    after = activations([(62, -2, 20, 0.9), (65, -2, 15, 0.9)])
+    notes, _ = corrected((one, heard), (other, after))
+    assert notes == [(10, 20, 60, 3), (64, 79, 65, 3), (64, 84, 62, 3)]
+
+
+def test_a_note_lasts_while_it_sounds():
+    ids = ids_of(("tie", 0), *note(60, 10, 20), *note(64, 30, 40))
+    heard = activations([(60, 10, 27, 0.9), (64, 30, 38, 0.9)])
+    assert corrected((ids, heard))[0] == [(10, 27, 60, 0), (30, 40, 64, 0)]
+    # but no longer than to its next onset
+    again = ids_of(("tie", 0), *note(60, 10, 20), *note(60, 24, 30, 5))
+    heard = activations([(60, 10, 30, 0.9), (60, 24, 30, 0.9)])
+    assert corrected((again, heard))[0] == [(10, 24, 60, 0), (24, 30, 60, 5)]
+
+
+def test_a_note_that_is_not_tied_goes_on_while_it_sounds():
+    first = ids_of(("tie", 0), *note(60, 10, 60, 3))
+    heard = activations([(60, 10, 80, 0.9)])
+    assert corrected((first, heard), (QUIET, activations([(60, -8, 30)])))[0] == [(10, 94, 60, 3)]
+    # over a whole segment, too
+    through = activations([(60, -8, 72)])
+    notes = corrected((first, heard), (QUIET, through), (QUIET, activations([(60, -8, 5)])))[0]
+    assert notes == [(10, 133, 60, 3)]
+    # one frame is not enough
+    assert corrected((first, heard), (QUIET, activations([(60, -8, 1)])))[0] == [(10, 64, 60, 3)]
+    # nor is it held beside the same pitch that the decoder ties under another program
+    tied = ids_of(("program", 9), ("pitch", 60), ("tie", 0), ("shift", 20), ("velocity", 0), ("pitch", 60))
+    assert corrected((first, heard), (tied, activations([(60, -8, 10)])))[0] == [(10, 74, 60, 3)]
+
+
+def test_what_the_pre_encoder_does_not_hear_of_stays():
+    drums = [("velocity", 1), ("drum", 36), ("shift", 20), ("drum", 38)]
+    low = [("shift", 40), ("program", 33), ("pitch", 10), ("shift", 60), ("velocity", 0), ("pitch", 10)]
+    ids = ids_of(("tie", 0), *drums, *low)
+    notes, invalid = corrected((ids, activations()))
+    assert [entry[2] for entry in notes] == [36, 38, 10]
+    assert notes[2][:2] == (20, 30)
+    assert invalid == 0
+
+
+def test_velocities_of_added_notes_are_those_of_the_nearest():
+    config = dataclasses.replace(CONFIG, vocabulary=VocabularyConfig(num_velocity_bins=127))
+    vocabulary = Vocabulary(config.vocabulary)
+    events = [("tie", 0), ("shift", 20), ("velocity", 40), ("pitch", 60), ("shift", 40), ("velocity", 0), ("pitch", 60)]
+    ids = vocabulary.encode([vocabulary.index(*event) for event in events])
+    rows = activations([(60, 10, 20, 0.9), (65, 12, 20, 0.9)])
+    notes = NoteDecoder(vocabulary, published=False).feed(ActivationCorrector(config).correct(ids, rows), 0.0)
+    assert sorted(notes) == [Note(0.2, 0.4, 60, 40, 0, False), Note(0.24, 0.4, 65, 40, 0, False)]
+
+
+ANY_EVENT = st.one_of(
+    st.tuples(st.just("shift"), st.integers(0, 140)),
+    st.tuples(st.just("pitch"), st.integers(0, 127)),
+    st.tuples(st.just("pitch"), st.integers(60, 63)),
+    st.tuples(st.just("velocity"), st.integers(0, 1)),
+    st.tuples(st.just("program"), st.integers(0, 5)),
+    st.tuples(st.just("drum"), st.integers(35, 40)),
+    st.tuples(st.just("tie"), st.just(0)),
+)
+ANY_ID = st.one_of(st.integers(0, 3), st.integers(1391, 1535))
+
+
+@st.composite
+def any_segment(draw):
+    """Ids of a segment: mostly in order, mostly with a tie token, sometimes ids without meaning."""
+    events = draw(st.lists(ANY_EVENT, max_size=40))
+    if draw(st.booleans()):
+        events = sorted(events, key=lambda event: event[0] == "shift" and event[1])
+    if draw(st.integers(0, 4)):
+        events.insert(draw(st.integers(0, min(4, len(events)))), ("tie", 0))
+    # before the first velocity of a recording MT3 has one of its own, which no token says
+    events.insert(0, ("velocity", 1))
+    ids = ids_of(*events, eos=draw(st.booleans())).tolist()
+    for number in draw(st.lists(ANY_ID, max_size=2)):
+        ids.insert(draw(st.integers(0, len(ids))), number)
+    return np.array(ids, np.int32)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(any_segment(), min_size=1, max_size=4))
+def test_without_a_reason_to_correct_notes_stay_as_they_are(segments):
+    """All onsets are half heard and no pitch sounds: nothing is dropped, added, or made longer."""
+    corrector = ActivationCorrector(CONFIG)
+    decoders = [NoteDecoder(VOCABULARY, published=False) for _ in range(2)]
+    results = [[], []]
+    for number, ids in enumerate(segments):
+        times = number * SECONDS, (number + 1) * SECONDS
+        for decoder, notes, own in zip(decoders, results, (ids, corrector.correct(ids, activations(onset=0.5)))):
+            notes.append(sorted(decoder.feed(own, *times)))
+            # onsets of one moment may change places with offsets
+        assert {key for key, _ in decoders[0].begun.items()} == {key for key, _ in decoders[1].begun.items()}
+    assert results[0] == results[1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(any_segment(), min_size=1, max_size=4), st.integers(0, 1000))
+def test_any_ids_and_activations_make_notes_within_their_segments(segments, seed):
+    rng = np.random.default_rng(seed)
+    corrector, decoder = ActivationCorrector(CONFIG), NoteDecoder(VOCABULARY, published=False)
+    for number, ids in enumerate(segments):
+        rows = np.clip(rng.normal(0.4, 0.4, (64 + 2 * CONTEXT_FRAMES, PITCH_ROWS, 2)), 0, 1).astype(np.float32)
+        result = corrector.correct(ids, rows)
+        assert (result == EOS_ID).sum() == (ids == EOS_ID).sum()
+        for entry in decoder.feed(result, number * SECONDS, (number + 1) * SECONDS):
+            assert 0 <= entry.onset < entry.offset <= (number + 1) * SECONDS + 0.02
+
+
+def test_ids_that_decoding_skips_are_counted_still():
+    ids = ids_of(("tie", 0), *note(60, 10, 20), ("shift", 10), ("velocity", 1), ("pitch", 61)).tolist()
+    ids.insert(3, 1500)
+    plain = NoteDecoder(VOCABULARY, published=False)
+    plain.feed(ids, 0.0)
+    result = ActivationCorrector(CONFIG).correct(np.array(ids, np.int32), activations([(60, 10, 20, 0.9)]))
+    decoder = NoteDecoder(VOCABULARY, published=False)
+    assert [entry.pitch for entry in decoder.feed(result, 0.0)] == [60]
+    assert decoder.invalid == plain.invalid == 3
+    assert (result == UNK_ID).sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("network", "vocabulary", "expected"),
+    [({"pre_encoder_layers": 1, "pre_encoder_dim": 4}, {}, True), ({}, {}, False)],
+)
+def test_networks_with_a_pre_encoder_have_activations(network, vocabulary, expected):
+    config = Config(network=NetworkConfig(**network), vocabulary=VocabularyConfig(**vocabulary))
+    assert has_activations(config) is expected
