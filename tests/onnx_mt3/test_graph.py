@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from mt3_common.audio.segments import Segment
+from mt3_common.audio.segments import Segment, segments
 from mt3_common.checkpoint.names import CheckpointError
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
@@ -254,9 +254,9 @@ def test_logits_of_programs_are_the_twins_at_the_programs_tokens(golden_arrays, 
     how = {"allowed": mask, "max_steps": 45}
     tokens = list(decode.generator(session, config, program_logits=True, **how)(segments))
     plain = decode.generator(session, config, **how)(segments)
-    assert len({len(ids) for ids, _ in tokens}) > 2
+    assert len({len(row.ids) for row in tokens}) > 2
     model = twin.double() if computed == "float64" else twin
-    for (ids, logits), alone, segment in zip(tokens, plain, segments, strict=True):
+    for (ids, logits, _), alone, segment in zip(tokens, plain, segments, strict=True):
         np.testing.assert_array_equal(ids, alone)
         given = torch.from_numpy(np.append(0, ids[:-1]).astype(np.int64))[None]
         with torch.no_grad():
@@ -270,7 +270,7 @@ def test_logits_of_programs_are_the_twins_at_the_programs_tokens(golden_arrays, 
         # where one is not allowed, both are -inf
         np.testing.assert_allclose(logits, expected[positions, first : first + 128], rtol=0, atol=bound * largest)
     twin.float()
-    assert sum(len(logits) for _, logits in tokens) > 20
+    assert sum(len(row.program_logits) for row in tokens) > 20
 
 
 def test_weights_are_stored_once_and_as_asked(golden_arrays, config):
@@ -359,3 +359,25 @@ def test_a_search_with_a_pre_encoder_gives_the_twins_tokens(pitched):
     expected = list(torch_decode.generate(model.eval(), config, frames, max_steps=40))
     for row, tokens in zip(rows, expected, strict=True):
         np.testing.assert_array_equal(row, tokens)
+
+
+@pytest.mark.parametrize(("computed", "bound"), [("float32", 5e-5), ("float64", 1e-7)])
+def test_activations_of_the_context_are_the_twins(pitched, computed, bound):
+    arrays, config, _ = pitched
+    arrays = {name: array.astype(computed) for name, array in arrays.items()}
+    cut = list(segments(np.random.default_rng(3).uniform(-0.3, 0.3, 5 * 5120).astype(np.float32), config))
+    twin = Transformer(config.network).double()
+    twin.load_state_dict(torch_checkpoint.to_state_dict(arrays))
+    expected = list(torch_decode.generator(twin, config, activations=True, max_steps=32)(cut))
+    model, weights = graph.search_parts(arrays, config, computed)
+    session = decode.session(model.SerializeToString(), threads=1, computed=computed, weights=weights)
+    for given in ({"activations": True}, {"activations": True, "program_logits": True}, {}):
+        results = list(decode.generator(session, config, batch_size=4, max_steps=32, **given)(cut))
+        for tokens, twins in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(tokens.ids if given else tokens, twins.ids)
+            if given:
+                assert tokens.activations.dtype == np.float32
+                np.testing.assert_allclose(tokens.activations, twins.activations, rtol=0, atol=bound)
+                assert (tokens.program_logits is None) == (len(given) == 1)
+    [alone] = decode.generator(session, config, activations=True, max_steps=32)([cut[0].frames])
+    assert alone.activations is None

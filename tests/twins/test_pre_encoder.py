@@ -15,15 +15,17 @@ from jax_mt3 import decode as jax_decode
 from jax_mt3 import model as jax_model
 from jax_mt3 import train as jax_train
 from jax_mt3.weights import pack as jax_pack
+from mt3_common.audio.segments import segments
 from mt3_common.checkpoint import names
 from mt3_common.checkpoint.config_files import resolve
 from mt3_common.checkpoint.write import write_t5x
-from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config, ConfigError, NetworkConfig, SpectrogramConfig
+from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, ROW_BIAS, Config, ConfigError, NetworkConfig, SpectrogramConfig
 from mt3_common.data.shards import ROLL_COLUMNS, Batch
 from mt3_common.training import labels
 from mt3_common.training.config import TrainingConfig, TrainingError
 from mt3_common.training.initial import initial_arrays, pitch_bins
 from mt3_common.training.labels import LABEL_COLUMNS, NUM_CLASSES
+from mt3_common.transcription.batching import PromptedSegment
 from parity.sides import numpy_network
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import decode as torch_decode
@@ -97,6 +99,40 @@ def test_twins_fast_paths_and_the_oracle_agree(arrays, frames):
         np.testing.assert_allclose(encoded, reference, rtol=0, atol=1e-13 * np.abs(reference).max(), err_msg=name)
     without = {name: 0 * array if "pre_encoder/out" in name else array for name, array in arrays.items()}
     assert np.abs(jax_encoded(without, frames) - reference).max() > 0.01
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("twin", ["jax", "torch"])
+def test_activations_of_the_context_come_out_beside_the_ids(twin, hold, batch_size, arrays):
+    """For every segment in order, however many rows share a batch; they are the model's, and change no id."""
+    cut = list(segments(np.random.default_rng(3).uniform(-0.3, 0.3, 13 * 5120).astype(np.float32), CONFIG))
+    assert len(cut) == 14
+    prompt = np.zeros(0, np.int32), np.zeros(NETWORK.vocab_size, np.float32)
+    arriving = [PromptedSegment(segment, *prompt) for segment in cut] if hold else cut
+    network = torch_network(arrays)
+    if twin == "torch":
+        decode, model = torch_decode, network
+    else:
+        decode, model = jax_decode, jax_checkpoint.to_params(arrays)
+    how = {"batch_size": batch_size, "max_steps": 8, "hold": hold}
+    results = list(decode.generator(model, CONFIG, activations=True, **how)(arriving))
+    rows = []
+    network.encoder.pre_encoder.rolls.register_forward_hook(lambda _m, _i, output: rows.append(output))
+    network.encoder.pre_encoder(torch.from_numpy(np.stack([segment.context for segment in cut]).astype(np.float64)))
+    expected = torch.sigmoid(rows[0] + ROW_BIAS)[..., :2].detach().numpy()
+    assert expected.std() > 1e-3
+    for tokens, ids, activations in zip(
+        results, decode.generator(model, CONFIG, **how)(arriving), expected, strict=True
+    ):
+        np.testing.assert_array_equal(tokens.ids, ids)
+        assert tokens.program_logits is None
+        assert tokens.activations.dtype == np.float32
+        np.testing.assert_allclose(tokens.activations, activations, rtol=0, atol=1e-7)
+    # frames alone have no context, and the logits of programs come out all the same
+    for tokens in decode.generator(model, CONFIG, activations=True, program_logits=True, max_steps=8)([cut[0].frames]):
+        assert tokens.activations is None
+        assert tokens.program_logits.shape[1:] == (128,)
 
 
 def test_every_step_of_the_oracle_is_a_tap_of_both_twins(arrays, frames):

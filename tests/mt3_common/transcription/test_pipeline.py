@@ -16,9 +16,9 @@ import soundfile
 from fakes import record
 
 from mt3_common.audio.files import AudioError
-from mt3_common.audio.segments import segments, start_times
+from mt3_common.audio.segments import CONTEXT_FRAMES, segments, start_times
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
-from mt3_common.config import PRESETS
+from mt3_common.config import PITCH_ROWS, PRESETS
 from mt3_common.formats import midi, tables
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.encoder import encode_segments
@@ -527,6 +527,31 @@ def test_held_recordings_do_not_heed_the_recording_so_far(audio):
     policy = InstrumentContinuity(1.0, 2)
     assert programs(with_logits, policy) == programs(generate, policy)
     assert 100 not in programs(generate, policy)
+
+
+@pytest.mark.parametrize("hold", [None, 1.0])
+def test_each_segment_is_corrected_by_its_own_activations_but_not_as_published(audio, hold):
+    """Only the third segment hears its onsets; every answer has activations, also those that come a second time."""
+    answers = ids_of(NOTES, 9.0)
+    shape = CONFIG.input_frames + 2 * CONTEXT_FRAMES, PITCH_ROWS, 2
+    numbers = []
+
+    def generate(arriving):
+        numbers.clear()
+
+        def noted():
+            for segment in arriving:
+                if segment is not None:
+                    numbers.append(segment.segment.index if hold else segment.index)
+                yield segment
+
+        for turn, ids in enumerate((holding(answers, 2) if hold else answering(answers))(noted())):
+            yield SegmentTokens(ids, None, np.full(shape, 0.5 * (numbers[turn] == 2), np.float32))
+
+    transcriber = Transcriber(CONFIG, generate, continuity=hold and InstrumentContinuity(hold, 2))
+    assert {note.pitch for note in transcriber.transcribe(audio, published=True).notes} == {36, 60, 64, 67}
+    assert {note.pitch for note in transcriber.transcribe(audio).notes} == {36, 67}
+    assert (len(numbers) > len(set(numbers))) == bool(hold)
 
 
 def test_held_recordings_go_through_a_running_batch(tmp_path):
