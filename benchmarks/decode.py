@@ -638,6 +638,7 @@ def agreement_part(settings: dict[str, Any]) -> None:
                     dtype=dtype,
                     batch_size=settings["rows"],
                     instrument_prior=False,
+                    activations=False,
                 )
                 generate, results = transcriber.generate, []
                 for path in paths:

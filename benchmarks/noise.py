@@ -1,10 +1,12 @@
-"""Segments whose ids change when noise that nobody hears is added to a recording.
+"""Segments whose ids change, and notes, when noise that nobody hears is added to a recording.
 
 python benchmarks/noise.py FOLDER --checkpoint small FILE --decibels 60
 
 FOLDER holds recordings. White noise lies so many dB below each recording (root mean squares); a segment counts as
-changed if one of its ids, up to EOS, is another one. Both runs use the same network and the same search. The networks
-may be of MT3 and of YourMT3+, whose segments have other lengths.
+changed if one of its ids, up to EOS, is another one. The notes are those that a user gets, with all that corrects them;
+one has changed if the other run has none of its pitch within 50 ms, drums as well (1 - F1, over all recordings). Both
+runs use the same network and the same search. The networks may be of MT3 and of YourMT3+, whose segments have other
+lengths.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mt3_common.audio.files import read_audio
+from mt3_common.evaluation.metrics import matched_notes
 from mt3_common.formats import find_audio
 from mt3_common.transcription.batching import until_eos
 from mt3_common.transcription.pipeline import Transcriber
@@ -35,6 +38,16 @@ def ids_of(transcriber: Transcriber, samples: np.ndarray) -> list[list[list[int]
     return [[until_eos(channel).tolist() for channel in np.atleast_2d(np.asarray(row))] for row in rows]
 
 
+def change_of_notes(transcriber: Transcriber, clean: Sequence[np.ndarray], noisy: Sequence[np.ndarray]) -> float:
+    """Return the share of notes that change, 1 - F1, from recordings to the same ones with noise."""
+    matched = total = 0
+    for pair in zip(clean, noisy, strict=True):
+        notes = [transcriber.transcribe(audio, sample_rate=transcriber.family.sample_rate).notes for audio in pair]
+        matched += len(matched_notes(*notes))
+        total += sum(map(len, notes))
+    return 1 - 2 * matched / total if total else 0.0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,11 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not recordings:
         parser.error(f"{options.folder}: no recording here")
     module = importlib.import_module(f"{options.twin}.infer")
-    table = Table("noise", "segments", *(f"changed, {Path(name).name}" for name in options.checkpoint))
+    names = [Path(name).name for name in options.checkpoint]
+    table = Table("noise", "segments", *(f"{what}, {name}" for name in names for what in ("segments", "notes")))
     try:
-        transcribers = [
-            module.load(checkpoint=name, device="cpu", instrument_prior=False) for name in options.checkpoint
-        ]
+        alone = {"instrument_prior": False, "activations": False}
+        transcribers = [module.load(checkpoint=name, device="cpu", **alone) for name in options.checkpoint]
+        users = [module.load(checkpoint=name, device="cpu") for name in options.checkpoint]
         audios = [
             [read_audio(path, transcriber.family.sample_rate, duration=options.seconds) for path in recordings]
             for transcriber in transcribers
@@ -63,13 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     clean = [[ids_of(network, audio) for audio in own] for network, own in zip(transcribers, audios, strict=True)]
     for decibels in options.decibels:
-        row = []
-        for transcriber, own, expected in zip(transcribers, audios, clean, strict=True):
-            noisy = (ids_of(transcriber, with_noise(audio, decibels, seed)) for seed, audio in enumerate(own))
-            changes = [one != other for pair in zip(expected, noisy) for one, other in zip(*pair, strict=True)]
-            row.append((sum(changes), len(changes)))
-        count = "/".join(dict.fromkeys(str(total) for _, total in row))
-        table.add_row(f"-{decibels:g} dB", count, *(f"{changed} ({changed / total:.0%})" for changed, total in row))
+        cells, counts = [], []
+        for transcriber, user, own, expected in zip(transcribers, users, audios, clean, strict=True):
+            noisy = [with_noise(audio, decibels, seed) for seed, audio in enumerate(own)]
+            answers = (ids_of(transcriber, audio) for audio in noisy)
+            changes = [one != other for pair in zip(expected, answers) for one, other in zip(*pair, strict=True)]
+            counts.append(str(len(changes)))
+            cells += [f"{sum(changes)} ({sum(changes) / len(changes):.0%})"]
+            cells += [f"{change_of_notes(user, own, noisy):.1%}"]
+        table.add_row(f"-{decibels:g} dB", "/".join(dict.fromkeys(counts)), *cells)
     Console(width=120).print(table)
     return 0
 

@@ -10,11 +10,13 @@ import soundfile
 from yourmt3_toys import write_toy
 
 from mt3_common.config import Config
-from mt3_common.transcription.family import MT3Family
+from mt3_common.notes.vocabulary import Vocabulary
+from mt3_common.transcription.pipeline import Transcriber
 
 SPEC = importlib.util.spec_from_file_location("noise", Path(__file__).parents[1] / "benchmarks" / "noise.py")
 noise = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(noise)
+TIE, PITCH = (Vocabulary(Config().vocabulary).first_id(kind) for kind in ("tie", "pitch"))
 
 
 def test_noise_lies_so_many_decibels_below():
@@ -25,7 +27,10 @@ def test_noise_lies_so_many_decibels_below():
 
 
 def test_segments_whose_ids_change_are_counted(tmp_path, monkeypatch, capsys):
-    """A network that hears whether the second half of a segment is exactly 0; ids after EOS mean nothing."""
+    """A network that hears whether the second half of a segment is exactly 0; ids after EOS mean nothing.
+
+    It says a note in every segment, of another pitch in the two that are silent: half of the notes change.
+    """
     config = Config()
     samples = np.zeros(config.input_frames * config.spectrogram.hop_width * 4 - 1, np.float32)
     half = len(samples) // 2
@@ -35,12 +40,14 @@ def test_segments_whose_ids_change_are_counted(tmp_path, monkeypatch, capsys):
     def generate(parts):
         for number, part in enumerate(parts):
             silent = np.ptp(part.frames) == 0
-            yield np.array([5 if silent else 6, 1, number if silent else 9])
+            yield np.array([TIE, 5, PITCH if silent else PITCH + 1, 1, number if silent else 9])
 
-    fake = SimpleNamespace(load=lambda **_: SimpleNamespace(family=MT3Family(config), generate=generate))
+    fake = SimpleNamespace(load=lambda **_: Transcriber(config, generate))
     monkeypatch.setattr(noise, "importlib", SimpleNamespace(import_module=lambda _: fake))
     assert noise.main([str(tmp_path), "--checkpoint", "small", "--decibels", "60"]) == 0
-    assert "2 (50%)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 (50%)" in printed
+    assert "50.0%" in printed
 
 
 def test_a_yourmt3_is_measured(tmp_path, capsys):
@@ -49,10 +56,11 @@ def test_a_yourmt3_is_measured(tmp_path, capsys):
     arguments = [str(tmp_path), "--checkpoint", str(tmp_path / "toy.safetensors"), "--twin", "onnx_mt3"]
     assert noise.main(arguments) == 0
     # the toy says the same whatever it hears; two segments
-    assert [cell.strip() for cell in capsys.readouterr().out.splitlines()[3].split("│")[1:4]] == [
+    assert [cell.strip() for cell in capsys.readouterr().out.splitlines()[3].split("│")[1:5]] == [
         "-60 dB",
         "2",
         "0 (0%)",
+        "0.0%",
     ]
 
 
