@@ -61,7 +61,7 @@ class State(NamedTuple):
 
 
 class _Parsed(NamedTuple):
-    """What a segment's ids say.
+    """The content of a segment's ids.
 
     Attributes:
         ties: pitches in front of the tie token, as events.
@@ -127,15 +127,15 @@ class ActivationCorrector:
         self._written = parsed.state
         onsets = [*self._before, *(event for event in parsed.events if event.kind == "onset")]
         added = self._missed(onsets, parsed.ties, activations)
-        sounding, held = self._split(parsed.ties, activations)
-        kept = [*self._kept(parsed.events, sounding, activations), *added]
-        sounding |= set(held)
+        sounding, held_notes = self._split(parsed.ties, activations)
+        kept_events = [*self._kept(parsed.events, sounding, activations), *added]
+        sounding |= set(held_notes)
         written += ids[: parsed.tie].tolist()
-        for pitch, program in held:
+        for pitch, program in held_notes:
             written += [*self._state_ids(self._written._replace(program=program)), self._id("pitch", pitch)]
         written += [int(ids[parsed.tie]), *[UNK_ID] * parsed.num_skipped]
         step = parsed.step
-        for event in self._lengthened(kept, held, added, activations):
+        for event in self._lengthened(kept_events, held_notes, added, activations):
             if event.step > step:
                 step = event.step
                 written += self._shift_ids(step)
@@ -203,7 +203,7 @@ class ActivationCorrector:
     def _kept(self, events: Sequence[Event], sounding: set[tuple[int, int]], activations: np.ndarray) -> list[Event]:
         """Return the events without the onsets that the pre-encoder does not hear, and without their offsets."""
         playing, silent = set(sounding), set[tuple[int, int]]()
-        kept = []
+        kept_events = []
         for event in events:
             if event.kind == "onset":
                 if not self._is_heard(event, activations):
@@ -216,8 +216,8 @@ class ActivationCorrector:
                     silent.discard(event.key)
                     continue
                 playing.discard(event.key)
-            kept.append(event)
-        return kept
+            kept_events.append(event)
+        return kept_events
 
     def _is_heard(self, onset: Event, activations: np.ndarray) -> bool:
         """Tell whether an onset has an activation near it; one outside of the rows or behind the segment does."""
@@ -260,7 +260,7 @@ class ActivationCorrector:
     def _lengthened(
         self,
         events: Sequence[Event],
-        held: Sequence[tuple[int, int]],
+        held_notes: Sequence[tuple[int, int]],
         added: Sequence[Event],
         activations: np.ndarray,
     ) -> list[Event]:
@@ -268,14 +268,14 @@ class ActivationCorrector:
 
         Args:
             events: those of the decoder that are kept, and the added ones.
-            held: pitch and program of the notes that are tied here and not by the decoder.
+            held_notes: pitch and program of the notes that are tied here and not by the decoder.
             added: the onsets that the decoder has not.
             activations: as of correct.
         """
         onsets = [event for event in events if event.kind == "onset"]
         offsets = [event for event in events if event.kind == "offset"]
         # offsets that the decoder has not, at the earliest; they last as long as their pitches sound
-        starts = [Event("offset", 0, pitch, program, 0) for pitch, program in held]
+        starts = [Event("offset", 0, pitch, program, 0) for pitch, program in held_notes]
         for event in added:
             after = [other for other in [*onsets, *offsets] if other.pitch == event.pitch and other.step > event.step]
             if not after or min(after, key=lambda other: other.step).kind == "onset":
