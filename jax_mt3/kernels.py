@@ -211,4 +211,5 @@ def pre_encode(
     prefix = "encoder/pre_encoder/"
     turned = {name: array.T if name.endswith("/kernel") else array for name, array in arrays.items()}
     params = traverse_util.unflatten_dict({n.removeprefix(prefix): array for n, array in turned.items()}, sep="/")
-    return PreEncoder(config).apply({"params": params}, frames, activations)
+    result: Any = PreEncoder(config).apply({"params": params}, frames, activations)
+    return result

@@ -50,7 +50,7 @@ class InstrumentPrior:
         """
         ids = tokens.ids.copy()
         positions = program_positions(ids, self.first_program)
-        if not len(positions):
+        if tokens.program_logits is None or not len(positions):
             return ids
         logits = tokens.program_logits.astype(np.float64)
         probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -198,7 +198,7 @@ def test_within_prompts_the_logits_of_programs_are_what_the_network_thought(
     model, reference = (of(golden_config, golden_arrays) for of in (build, torch_model_of))
     how = {"batch_size": 4, "allowed": allowed, "hold": True, "program_logits": True}
     results = list(decode.generate(model, config, held(segments, forced, bias), **how))
-    for frames, begins, (ids, logits) in zip(segments, forced, results, strict=True):
+    for frames, begins, (ids, logits, _) in zip(segments, forced, results, strict=True):
         assert ids[: len(begins)].tolist() == begins
         expected = full_pass_logits(reference, frames, ids) + np.where(allowed, bias, -np.inf)
         positions = batching.program_positions(ids, first)

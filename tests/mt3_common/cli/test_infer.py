@@ -116,7 +116,7 @@ def test_settings_reach_load(folder):
 
     chosen = ("--checkpoint", "a/b", "--model", "ismir2021", "--device", "cpu", "--dtype", "bfloat16")
     chosen += ("--search", "sample", "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9", "--seed", "3")
-    chosen += ("--no-instrument-prior",)
+    chosen += ("--no-instrument-prior", "--no-activations")
     assert infer("song.wav", *chosen, "--batch-size", "2", "--positions", "port", load=load) == SUCCESS
     assert got == {
         "checkpoint": NamedCheckpoint("a/b", "b"),
@@ -135,6 +135,7 @@ def test_settings_reach_load(folder):
         "instruments": None,
         "hold": None,
         "instrument_prior": False,
+        "activations": False,
     }
     assert infer("song.wav", "--search", "t5x", "--beams", "4", load=load) == SUCCESS
     assert (got["search"], got["beams"], got["checkpoint"].name, got["top_k"]) == ("t5x", 4, DEFAULT, 0)
@@ -839,6 +840,20 @@ def test_the_recording_so_far_is_part_of_what_resume_verifies_where_it_counts(fo
         ("sample", None, False),
         ("greedy", HOLD_BIAS, False),
     ]
+
+
+def test_the_correction_by_activations_is_part_of_what_resume_verifies_where_it_counts(folder):
+    record("a.wav")
+    asked = []
+
+    def load(**settings):
+        asked.append(settings["activations"])
+        return Transcriber(CONFIG, first_segment_only)
+
+    for chosen in ((), ("--no-activations",), ("--as-published",), ("--as-published", "--no-activations")):
+        assert infer("a.wav", "-o", "out", "--resume", *chosen, load=load) == SUCCESS
+    # the last one changes nothing
+    assert asked == [True, False, False]
 
 
 def test_holding_instruments_is_part_of_what_resume_verifies(folder):

@@ -50,7 +50,7 @@ def test_it_serves_until_ctrl_c(options, tmp_path):
         connection.close()
         assert events[-1]["metadata"] == {"audio": "a.flac", "start": 0.0, "checkpoint": "default"}
         # as of mt3 audio/example.flac
-        assert sum(len(event["notes"]) for event in events if event["type"] == "notes") == 40
+        assert sum(len(event["notes"]) for event in events if event["type"] == "notes") == 41
         connection.request("POST", "/transcriptions?name=%1b[2Jquiet.wav", quiet(), own)
         assert b'"end"' in connection.getresponse().read()
         connection.close()
