@@ -11,14 +11,16 @@ import numpy as np
 import pretty_midi
 import soxr
 
+from mt3_common.audio.segments import CONTEXT_FRAMES
 from mt3_common.audio.spectrogram import bins_of, mel_matrix
 from mt3_common.audio.tensorflow_rounding import hann_window
 from mt3_common.checkpoint.registry import NamedCheckpoint
-from mt3_common.config import Config, SpectrogramConfig
+from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config, SpectrogramConfig
 from mt3_common.formats.plot import BRIGHTEST, DARKEST
 from mt3_common.io import atomic
 from mt3_common.io.folders import make_folder
 from mt3_common.notes.vocabulary import Vocabulary
+from mt3_common.transcription import activations
 from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.transcription.family import MT3Family
 from mt3_common.transcription.reader import UNTOLD
@@ -154,6 +156,8 @@ def facts(
             "fft": spectrogram.fft_size,
             "bins": spectrogram.num_mel_bins,
             "frames": config.input_frames,
+            # before and after a segment; 0 where onsets and offsets are not corrected
+            "contextFrames": CONTEXT_FRAMES if activations.has_activations(config) else 0,
             "maxTokens": config.max_target_length,
             "vocabSize": config.network.vocab_size,
             "ranges": vocabulary.ranges,
@@ -171,6 +175,18 @@ def facts(
         },
         "rates": rates,
         "holdBias": HOLD_BIAS,
+        "activations": {
+            "rows": PITCH_ROWS,
+            "lowestPitch": LOWEST_PITCH,
+            "leastOnset": activations.LEAST_ONSET,
+            "clearOnset": activations.CLEAR_ONSET,
+            "leastSounding": activations.LEAST_SOUNDING,
+            "reach": activations.REACH,
+            "leastTie": activations.LEAST_TIE,
+            "sameOnset": activations.SAME_ONSET,
+            "secondsOfOctave": activations.SECONDS_OF_OCTAVE,
+            "octave": activations.OCTAVE,
+        },
         # of all notes, where the model says none
         "velocity": None if MT3Family(config).tells_velocities else UNTOLD,
         "programNames": [pretty_midi.program_to_instrument_name(program) for program in range(128)],

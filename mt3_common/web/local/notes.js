@@ -2,6 +2,7 @@
 
 const PAD = 0;
 const EOS = 1;
+const UNK = 2;
 const SPECIAL = 3;
 // s; a drum's length, and what a note that ends where it began is given
 const SHORTEST = 0.01;
@@ -216,4 +217,4 @@ export class NoteDecoder {
   }
 }
 
-export { EOS, PAD, SPECIAL, partsOf };
+export { EOS, PAD, SPECIAL, UNK, partsOf };

@@ -1,5 +1,6 @@
 // A recording to the events of its transcription, those that mt3_common/web/work.py sends.
 
+import { ActivationCorrector } from "./activations.js";
 import { Continuity } from "./continuity.js";
 import { floatText } from "./files.js";
 import { monoBlocks } from "./mix.js";
@@ -56,8 +57,8 @@ async function* resampled(source, name, resampler) {
 
 // Yields the events of a recording, the last of type "end".
 // source: see wav.js; site: of site.json; logMel, table: of its rate; isStopped(): whether nobody waits any more;
-// search(items, allowed): {ids, programLogits} of each of {frames, prompt, bias}, without prompt and bias where the
-// network decides alone.
+// search(items, allowed): {ids, programLogits, activations} of each of {frames, context, prompt, bias}, without prompt and
+// bias where the network decides alone, without activations where it takes no context.
 export async function* transcribe({ source, name, settings, site, logMel, table, search, isStopped = () => false }) {
   const { sizes, about } = site;
   const { instruments, hold, tempo } = parsedSettings(settings, about);
@@ -66,13 +67,14 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
   const decoder = new NoteDecoder(vocabulary, instruments?.programs ?? null);
   const continuity = hold ? new Continuity(site.holdBias, decoder, sizes.maxTokens) : null;
   const prior = hold || !sizes.usePrograms ? null : new InstrumentPrior(vocabulary);
+  const corrector = sizes.contextFrames ? new ActivationCorrector(vocabulary, sizes, site.activations) : null;
   const allowed = instruments ? vocabulary.allowed(instruments) : new Float32Array(sizes.vocabSize);
   const resampler = new Resampler(table);
   const expected = numSegments(Math.ceil((source.heldFrames * sizes.sampleRate) / source.rate), sizes);
   let [done, batch] = [0, []];
   const tokensOf = async (items) => {
     const answers = await search(items, allowed);
-    return answers.map(({ ids, programLogits }) => ({ ids: untilEnd(ids.slice(0, sizes.maxTokens)), programLogits }));
+    return answers.map((answer) => ({ ...answer, ids: untilEnd(answer.ids.slice(0, sizes.maxTokens)) }));
   };
   for await (const segment of segments(resampled(source, name, resampler), sizes, logMel)) {
     yield strip(segment, sizes, site.strip);
@@ -81,11 +83,13 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
     if (isStopped()) return;
     const answers = await tokensOf(batch);
     const notes = [];
-    for (const [number, { index, start, frames, isLast }] of batch.entries()) {
+    for (const [number, { index, start, frames, context, isLast }] of batch.entries()) {
       let { ids } = answers[number];
-      if (prior) ids = prior.choose(ids, answers[number].programLogits);
+      const { programLogits, activations } = answers[number];
+      if (prior) ids = prior.choose(ids, programLogits);
       const retry = continuity?.retry(index, ids);
-      if (retry) [{ ids }] = await tokensOf([{ frames, ...retry }]);
+      if (retry) [{ ids }] = await tokensOf([{ frames, context, ...retry }]);
+      if (corrector) ids = corrector.correct(ids, activations);
       const ended = decoder.feed(ids, start, isLast ? null : startTime(index + 1, sizes));
       if (isLast) ended.push(...decoder.finish());
       continuity?.remember(ended);

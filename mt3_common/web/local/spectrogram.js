@@ -21,10 +21,9 @@ export class LogMel {
     });
   }
 
-  // (ceil(n / hop), bins) float32 of (n,) samples; what comes after them counts as zeros.
-  rows(samples, output) {
+  // Writes (count, bins) float32 of (n,) samples; what comes after them counts as zeros.
+  rows(samples, output, count = Math.ceil(samples.length / this.sizes.hop)) {
     const { hop, bins } = this.sizes;
-    const count = Math.ceil(samples.length / hop);
     for (let row = 0; row < count; row += 1) {
       const start = row * hop;
       // a row of real samples as half as many complex ones
@@ -100,35 +99,67 @@ export function startTime(index, { frames, hop, sampleRate, steps }) {
   return time - (time % (1 / steps));
 }
 
-// Yields {index, start, frames, numFrames, isLast} of blocks of samples (an async iterable).
+// The frames around the segments of one recording, in order; only those that no segment has whole are computed.
+class Context {
+  constructor(sizes, logMel) {
+    const { hop, fft, frames, contextFrames } = sizes;
+    Object.assign(this, { sizes, logMel, before: null });
+    // samples behind a segment that its context needs
+    this.ahead = contextFrames * hop + fft - hop;
+    // the first frame of a segment whose window reaches behind it
+    this.firstCut = Math.max(0, Math.floor((frames * hop - fft) / hop) + 1);
+  }
+
+  // (frames + 2 contextFrames, bins) float32 around the next segment, given its samples and `ahead` more.
+  around({ frames, numFrames }, samples) {
+    const { hop, bins, frames: length, contextFrames } = this.sizes;
+    const context = new Float32Array((length + 2 * contextFrames) * bins);
+    if (this.before) {
+      context.set(this.before);
+    } else {
+      const beginning = new Float32Array(contextFrames * hop + samples.length);
+      beginning.set(samples, contextFrames * hop);
+      this.logMel.rows(beginning, context, contextFrames);
+    }
+    const whole = Math.min(this.firstCut, numFrames);
+    context.set(frames.subarray(0, whole * bins), contextFrames * bins);
+    const rest = context.subarray((contextFrames + whole) * bins);
+    this.logMel.rows(samples.subarray(whole * hop), rest, length + contextFrames - whole);
+    this.before = context.slice(length * bins, (length + contextFrames) * bins);
+    return context;
+  }
+}
+
+// Yields {index, start, frames, numFrames, context, isLast} of blocks of samples (an async iterable); context is null
+// where the network takes none.
 export async function* segments(blocks, sizes, logMel) {
   const length = sizes.frames * sizes.hop;
-  let buffer = new Float32Array(length);
+  const surroundings = sizes.contextFrames ? new Context(sizes, logMel) : null;
+  const buffer = new Float32Array(length + (surroundings?.ahead ?? 0));
   let [filled, index] = [0, 0];
-  const segment = (samples, isLast) => {
+  // Takes the first samples out of the buffer, and zeros from what fills it to the end of the segment's hop.
+  const segment = (count, isLast) => {
+    buffer.fill(0, filled);
     const frames = new Float32Array(sizes.frames * sizes.bins);
-    const numFrames = logMel.rows(samples, frames);
+    const numFrames = logMel.rows(buffer.subarray(0, count), frames);
+    const context = surroundings?.around({ frames, numFrames }, buffer) ?? null;
     index += 1;
-    return { index: index - 1, start: startTime(index - 1, sizes), frames, numFrames, isLast };
+    filled = Math.max(0, filled - count);
+    buffer.copyWithin(0, length);
+    return { index: index - 1, start: startTime(index - 1, sizes), frames, numFrames, context, isLast };
   };
   for await (let block of blocks) {
     while (block.length) {
-      const part = block.subarray(0, length - filled);
+      const part = block.subarray(0, buffer.length - filled);
       buffer.set(part, filled);
       filled += part.length;
       block = block.subarray(part.length);
-      if (filled === length) {
-        yield segment(buffer, false);
-        filled = 0;
-      }
+      if (filled === buffer.length) yield segment(length, false);
     }
   }
+  while (filled >= length) yield segment(length, false);
   // The published padding: up to the end of the hop, and a whole hop of silence where the last one is full.
-  const padded = (Math.floor(filled / sizes.hop) + 1) * sizes.hop;
-  const samples = new Float32Array(padded);
-  samples.set(buffer.subarray(0, filled));
-  buffer = null;
-  yield segment(samples, true);
+  yield segment((Math.floor(filled / sizes.hop) + 1) * sizes.hop, true);
 }
 
 // A segment's strip of the picture, as mt3_common/web/strips.py makes it.

@@ -66,40 +66,47 @@ async function tableOf(rate, { sizes, rates }) {
   return tables.get(rate);
 }
 
-// The tokens of each row, and the logits of programs at its program tokens, which stand one after the other.
-function rowsOf({ ids, program_logits: logits }, [first, last]) {
+// The tokens of each row, the logits of programs at its program tokens, which stand one after the other, and the
+// activations, where the network has them.
+function rowsOf({ ids, program_logits: logits, activations }, [first, last]) {
   const [count, width] = ids.dims;
+  const size = (activations?.data.length ?? 0) / count;
   let at = 0;
   return Array.from({ length: count }, (_, row) => {
     const tokens = Array.from(ids.data.subarray(row * width, (row + 1) * width), Number);
     const start = at;
     at += PROGRAMS * tokens.filter((id) => id >= first && id <= last).length;
-    return { ids: tokens, programLogits: logits.data.subarray(start, at) };
+    const heard = activations?.data.subarray(row * size, (row + 1) * size);
+    return { ids: tokens, programLogits: logits.data.subarray(start, at), activations: heard };
   });
 }
 
 // A function from segments to their tokens.
-function searchOf(session, { frames, bins, vocabSize, maxTokens, ranges }) {
+function searchOf(session, { frames, contextFrames, bins, vocabSize, maxTokens, ranges }) {
+  const length = frames + 2 * contextFrames;
   const programs = ranges.program.map((index) => SPECIAL + index);
   return async (items, allowed) => {
     const count = items.length;
     const longest = Math.max(...items.map(({ prompt = [] }) => prompt.length));
-    const inputs = new Float32Array(count * frames * bins);
+    const rows = new Float32Array(count * frames * bins);
+    const contexts = contextFrames ? new Float32Array(count * length * bins) : null;
     const prompts = new BigInt64Array(count * longest);
     const biases = new Float32Array(count * vocabSize);
     items.forEach((item, row) => {
-      inputs.set(item.frames, row * frames * bins);
+      rows.set(item.frames, row * frames * bins);
+      contexts?.set(item.context, row * length * bins);
       (item.prompt ?? []).forEach((id, column) => (prompts[row * longest + column] = BigInt(id)));
       if (item.bias) biases.set(item.bias, row * vocabSize);
     });
-    const outputs = await session.run({
-      frames: new ort.Tensor("float32", inputs, [count, frames, bins]),
+    const inputs = {
+      frames: new ort.Tensor("float32", rows, [count, frames, bins]),
       allowed: new ort.Tensor("float32", allowed, [1, vocabSize]),
       prompt: new ort.Tensor("int64", prompts, [count, longest]),
       bias: new ort.Tensor("float32", biases, [count, vocabSize]),
       max_steps: new ort.Tensor("int64", BigInt64Array.of(BigInt(maxTokens)), []),
-    });
-    return rowsOf(outputs, programs);
+      ...(contexts && { context: new ort.Tensor("float32", contexts, [count, length, bins]) }),
+    };
+    return rowsOf(await session.run(inputs), programs);
   };
 }
 

@@ -4,8 +4,8 @@ import { readFileSync } from "node:fs";
 
 const [folder, mode] = process.argv.slice(2);
 const load = (name) => import(`file://${folder}/${name}.js`);
-const [resample, spectrogram, notes, files, mix, wav, mp3, rates, pipeline, prior] = await Promise.all(
-  ["resample", "spectrogram", "notes", "files", "mix", "wav", "mp3", "rates", "pipeline", "prior"].map(load),
+const [resample, spectrogram, notes, files, mix, wav, mp3, rates, pipeline, prior, activations] = await Promise.all(
+  ["resample", "spectrogram", "notes", "files", "mix", "wav", "mp3", "rates", "pipeline", "prior", "activations"].map(load),
 );
 
 const floats = (text) => {
@@ -18,6 +18,14 @@ const tableFile = (rate) => Uint8Array.from(readFileSync(`${folder}/resample-${r
 function logMelOf({ sizes, filters }) {
   const front = Uint8Array.from(readFileSync(`${folder}/front.bin`)).buffer;
   return new spectrogram.LogMel(sizes, filters, new Float32Array(front, 0, sizes.fft), new Float32Array(front, 4 * sizes.fft));
+}
+
+// A function that returns the next activations of a file of float32, those of one segment.
+function activationsOf(path, { sizes: { frames, contextFrames }, activations: { rows } }) {
+  const all = new Float32Array(Uint8Array.from(readFileSync(path)).buffer);
+  const size = (frames + 2 * contextFrames) * rows * 2;
+  let at = 0;
+  return () => all.subarray(at, (at += size));
 }
 
 async function* inParts(samples, lengths) {
@@ -40,13 +48,23 @@ const MODES = {
     output.push(...resampler.finish());
     return text(Float32Array.from(output));
   },
-  async segments({ samples }) {
+  async segments({ samples, lengths = [1, 30000, 500] }) {
     const facts = site();
+    const logMel = logMelOf(facts);
     const output = [];
-    for await (const segment of spectrogram.segments(inParts(floats(samples), [1, 30000, 500]), facts.sizes, logMelOf(facts))) {
-      output.push({ ...segment, frames: text(segment.frames), strip: spectrogram.strip(segment, facts.sizes, facts.strip) });
+    for await (const segment of spectrogram.segments(inParts(floats(samples), lengths), facts.sizes, logMel)) {
+      const strip = spectrogram.strip(segment, facts.sizes, facts.strip);
+      output.push({ ...segment, frames: text(segment.frames), context: segment.context && text(segment.context), strip });
     }
     return output;
+  },
+  // how many frames are computed
+  async frames({ samples }) {
+    const facts = site();
+    const logMel = logMelOf(facts);
+    let count = 0;
+    const counting = { rows: (...given) => ((more) => ((count += more), more))(logMel.rows(...given)) };
+    for await (const segment of spectrogram.segments([floats(samples)], facts.sizes, counting)) if (segment.isLast) return count;
   },
   starts({ count }) {
     return Array.from({ length: count }, (_, index) => spectrogram.startTime(index, site().sizes));
@@ -65,6 +83,17 @@ const MODES = {
       const chooser = new prior.InstrumentPrior(vocabulary);
       const ids = segments.map(([given, logits]) => chooser.choose(notes.untilEnd(given), floats(logits)));
       return { ids, counts: [...chooser.counts] };
+    });
+  },
+  // of segments of so many frames
+  corrected({ recordings, path, frames }) {
+    const facts = site();
+    facts.sizes.frames = frames;
+    const vocabulary = new notes.Vocabulary(facts.sizes);
+    const next = activationsOf(path, facts);
+    return recordings.map((segments) => {
+      const corrector = new activations.ActivationCorrector(vocabulary, facts.sizes, facts.activations);
+      return segments.map((ids) => corrector.correct(ids, next()));
     });
   },
   async files({ results }) {
@@ -103,16 +132,19 @@ const MODES = {
   rates({ paths }) {
     return paths.map((path) => rates.stated(Uint8Array.from(readFileSync(path)).buffer));
   },
-  async transcribe({ path, settings, free, again, logits }) {
+  async transcribe({ path, settings, free, again, logits, activations: heard }) {
     const facts = site();
+    const { frames, contextFrames, bins } = facts.sizes;
+    const next = heard && activationsOf(heard, facts);
     const source = await wav.wavSource(new File([readFileSync(path)], "song.wav"));
     const events = [];
     let first = 0;
     const search = (items) =>
-      items.map(({ prompt, bias }) => {
+      items.map(({ context, prompt, bias }) => {
+        if (contextFrames && context.length !== (frames + 2 * contextFrames) * bins) throw new Error("no context");
         if (prompt) return { ids: [...prompt, ...again[(bias.filter((value) => value < 0).length + prompt.length) % again.length], 1, 7] };
         first += 1;
-        return { ids: [...free[first - 1], 1, 1060], programLogits: floats(logits[first - 1]) };
+        return { ids: [...free[first - 1], 1, 1060], programLogits: floats(logits[first - 1]), activations: next?.() };
       });
     try {
       const all = pipeline.transcribe({ source, name: "song.wav", settings, site: facts, logMel: logMelOf(facts), table: null, search });

@@ -1,10 +1,14 @@
 """Results of the scripts that browsers run by themselves, held to Python's: in Node.js, without a browser."""
 
 import base64
+import collections
 import contextlib
+import dataclasses
+import functools
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,9 @@ from fakes import CONFIG, encode, noise
 from mt3_common.audio import decoders
 from mt3_common.audio.decoders import open_source
 from mt3_common.audio.files import AudioError, read_audio
-from mt3_common.audio.segments import segments, start_times
+from mt3_common.audio.segments import CONTEXT_FRAMES, segments, start_times
 from mt3_common.checkpoint.registry import NamedCheckpoint
+from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config
 from mt3_common.formats.midi import write_midi
 from mt3_common.formats.tables import fields
 from mt3_common.notes.decoder import NoteDecoder
@@ -28,6 +33,7 @@ from mt3_common.notes.meter import Meter
 from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import Tempo, constant
 from mt3_common.notes.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
+from mt3_common.transcription.activations import ONSET, SOUNDING, ActivationCorrector
 from mt3_common.transcription.batching import PromptedSegment, SegmentTokens, until_eos
 from mt3_common.transcription.continuity import HOLD_BIAS, InstrumentContinuity
 from mt3_common.transcription.family import MT3Family
@@ -48,25 +54,49 @@ CHECKPOINT = NamedCheckpoint(Path("small"), "small")
 VOCABULARY = Vocabulary(CONFIG.vocabulary)
 
 
+# networks with a pre-encoder: of 0.8 and of 2 steps a frame, the latter with the sizes of the bundled default
+HEARING = dataclasses.replace(
+    CONFIG, network=dataclasses.replace(CONFIG.network, pre_encoder_layers=2, pre_encoder_dim=32)
+)
+CONFIGS = {
+    "mt3": CONFIG,
+    "hearing": HEARING,
+    "default": dataclasses.replace(
+        HEARING, spectrogram=dataclasses.replace(HEARING.spectrogram, hop_width=320), input_frames=64
+    ),
+}
+
+
 @pytest.fixture(scope="module")
-def node(tmp_path_factory):
-    """A function that runs a mode of the driver on the scripts of a site, without a network."""
-    folder = tmp_path_factory.mktemp("local")
-    decoder = runtime_files(RUNTIME)[MPG123] if HAS_RUNTIME else b""
-    written = site_files(CONFIG, CHECKPOINT, b"", {SCRIPT: b"", WASM: b"", MPG123: decoder})
-    for name, content in written.items():
-        if name == "site.json" or name.startswith("local/"):
-            (folder / Path(name).name).write_bytes(content)
-    (folder / "package.json").write_text('{"type": "module"}')
+def node_of(tmp_path_factory):
+    """A function from one of CONFIGS to one that runs a mode of the driver on the scripts of its site."""
 
-    def run(mode: str, **payload: Any) -> Any:
-        done = subprocess.run(
-            [str(NODE), DRIVER, folder, mode], input=json.dumps(payload), text=True, capture_output=True
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+    @functools.cache
+    def of(name: str) -> Callable[..., Any]:
+        folder = tmp_path_factory.mktemp("local")
+        decoder = runtime_files(RUNTIME)[MPG123] if HAS_RUNTIME else b""
+        written = site_files(CONFIGS[name], CHECKPOINT, b"", {SCRIPT: b"", WASM: b"", MPG123: decoder})
+        for file, content in written.items():
+            if file == "site.json" or file.startswith("local/"):
+                (folder / Path(file).name).write_bytes(content)
+        (folder / "package.json").write_text('{"type": "module"}')
 
-    return run
+        def run(mode: str, **payload: Any) -> Any:
+            done = subprocess.run(
+                [str(NODE), DRIVER, folder, mode], input=json.dumps(payload), text=True, capture_output=True
+            )
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout)
+
+        return run
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def node(node_of):
+    """A function that runs a mode of the driver on the scripts of a site of MT3."""
+    return node_of("mt3")
 
 
 def text(samples: np.ndarray) -> str:
@@ -129,14 +159,51 @@ def test_frames_segments_and_strips(node, num_samples):
     assert [segment["isLast"] for segment in actual] == [False] * (len(expected) - 1) + [True]
     for answer, segment in zip(actual, expected, strict=True):
         assert (answer["index"], answer["start"], answer["numFrames"]) == (*segment[:2], segment.num_frames)
-        frames = floats(answer["frames"]).reshape(segment.frames.shape)
-        loud = segment.frames > np.log(0.05)
-        np.testing.assert_allclose(frames[loud], segment.frames[loud], atol=2e-4)
-        np.testing.assert_allclose(frames, segment.frames, atol=0.03)
+        assert answer["context"] is segment.context is None
+        assert_frames_close(answer["frames"], segment.frames)
         picture = strip(segment, MT3Family(CONFIG))
         levels = [np.frombuffer(base64.b64decode(item.pop("levels")), np.uint8) for item in (picture, answer["strip"])]
         np.testing.assert_allclose(levels[0].astype(int), levels[1], atol=1)
         assert answer["strip"] == picture
+
+
+def assert_frames_close(encoded: str, expected: np.ndarray) -> None:
+    """Hold log-mel frames to Python's: closely where they are loud."""
+    frames = floats(encoded).reshape(expected.shape)
+    loud = expected > np.log(0.05)
+    np.testing.assert_allclose(frames[loud], expected[loud], atol=2e-4)
+    np.testing.assert_allclose(frames, expected, atol=0.03)
+
+
+@pytest.mark.parametrize("lengths", [[1, 30000, 500], [1_000_000], [3, 6001, 20480, 1]])
+@pytest.mark.parametrize("name", ["hearing", "default"])
+def test_the_frames_around_segments(node_of, name, lengths):
+    """Recordings of no sample, of one, and around the length of a segment, without and with what its context needs."""
+    config = CONFIGS[name]
+    spectrogram = config.spectrogram
+    size = config.input_frames * spectrogram.hop_width
+    ahead = (CONTEXT_FRAMES - 1) * spectrogram.hop_width + spectrogram.fft_size
+    sound = music(7)
+    for num_samples in (0, 1, size - 1, size, size + 1, size + ahead, size + ahead + 1, 2 * size + 100, len(sound)):
+        samples = sound[:num_samples]
+        expected = list(segments(samples, config))
+        actual = node_of(name)("segments", samples=text(samples), lengths=lengths)
+        assert len(expected) == num_samples // size + 1
+        for answer, segment in zip(actual, expected, strict=True):
+            assert (answer["numFrames"], answer["start"]) == (segment.num_frames, segment.start_time)
+            assert_frames_close(answer["frames"], segment.frames)
+            assert_frames_close(answer["context"], segment.context)
+
+
+def test_frames_are_computed_once_where_no_segment_ends(node_of):
+    samples = music(7)
+    count = len(samples) // 320 + 1
+    # of each segment those whose window reaches behind it, and eight more; and eight before the first
+    cut = 2048 // 320
+    num_segments = -(-count // 64)
+    last = count - 64 * (num_segments - 1)
+    expected = count + 8 + (num_segments - 1) * (cut + 8) + (64 + 8 - min(last, 64 - cut))
+    assert node_of("default")("frames", samples=text(samples)) == expected
 
 
 def test_start_times_round_as_published(node):
@@ -193,6 +260,133 @@ def test_instruments_are_chosen_by_the_recording_so_far(node):
             changes += int((chosen != ids).sum())
         np.testing.assert_allclose(answer["counts"], prior.counts, rtol=1e-9)
     assert changes > 100
+
+
+# of the test of corrections: few, so that notes repeat; below, at both ends of, and above the rows of the pre-encoder
+SOME_PITCHES = [12, LOWEST_PITCH - 1, LOWEST_PITCH, 60, 61, 62, 72, 100, LOWEST_PITCH + PITCH_ROWS - 1, 117, 125]
+
+
+def timed_ids(rng: np.random.Generator, num_steps: int) -> list[int]:
+    """Return ids of a segment: most events in order, some in the past or without meaning; some without a tie token."""
+
+    def token(kind: str, value: Any) -> int:
+        return SPECIAL_IDS + VOCABULARY.index(kind, int(value))
+
+    def program() -> list[int]:
+        return [token("program", rng.choice([0, 1, 40]))] * (rng.random() < 0.6)
+
+    def pitch() -> int:
+        return token("pitch", 60 if rng.random() < 0.2 else rng.choice(SOME_PITCHES))
+
+    ids = []
+    for _ in range(rng.integers(0, 6)):
+        ids += [*program(), pitch()]
+    if rng.random() < 0.05:
+        ids += [token("shift", 9), token("drum", 38), token("shift", rng.integers(0, 19)), *program()]
+    if rng.random() < 0.92:
+        ids.append(token("tie", 0))
+    step = 0
+    for _ in range(rng.integers(0, 30)):
+        chance = rng.random()
+        if chance < 0.6:
+            step = int(rng.integers(0, num_steps)) if chance < 0.05 else step + int(rng.integers(0, num_steps // 5))
+            shifts = [step // 2, step - step // 2] if chance < 0.15 else [step]
+            ids += [token("shift", min(shift, VOCABULARY.max_shift_steps)) for shift in shifts]
+        ids += program()
+        if rng.random() < 0.7:
+            ids.append(token("velocity", rng.random() < 0.5))
+        ids.append(pitch())
+        if rng.random() < 0.1:
+            ids.append(token("drum", rng.integers(35, 40)))
+        if rng.random() < 0.1:
+            ids.append(int(rng.choice([0, 2, 1459, 1500, 1535, token("tie", 0)])))
+    if rng.random() < 0.02:
+        ids += [*[token("shift", 900)] * 2, token("pitch", 60), *[token("shift", 1000)] * 2]
+        ids += [token("velocity", 0), token("pitch", 60)]
+    if rng.random() < 0.5:
+        ids.append(EOS_ID)
+    return ids + [token("pitch", 60)] * (rng.random() < 0.05)
+
+
+def random_activations(rng: np.random.Generator, config: Config) -> np.ndarray:
+    """Return activations of a segment, (frames, rows, 2) float32: many equal ones, many at the thresholds."""
+    frames = config.input_frames + 2 * CONTEXT_FRAMES
+    activations = np.zeros((frames, PITCH_ROWS, 2), np.float32)
+    for pitch in {60, *rng.choice(SOME_PITCHES, 5).tolist()} & set(range(LOWEST_PITCH, LOWEST_PITCH + PITCH_ROWS)):
+        heights = rng.random(frames) ** 2 * (rng.random(frames) < rng.choice([0.02, 0.1, 0.5]))
+        levels = np.repeat(rng.random(frames // 4 + 1), 4)[:frames] + rng.choice([-0.3, 0, 0.3, 0.6])
+        columns = np.clip(np.stack([levels, 1.25 * heights], axis=1), 0, 1)
+        if rng.random() < 0.7:
+            columns = np.round(columns, 1)
+        activations[:, pitch - LOWEST_PITCH, [SOUNDING, ONSET]] = columns
+    return activations
+
+
+class CountingCorrector(ActivationCorrector):
+    """Counts what it corrects."""
+
+    def __init__(self, config: Config, counts: collections.Counter[str]):
+        super().__init__(config)
+        self.counts = counts
+
+    def _parse(self, ids):
+        parsed = super()._parse(ids)
+        self.counts["skipped" if parsed else "without a tie token"] += parsed.num_skipped if parsed else 1
+        return parsed
+
+    def _split(self, ties, activations):
+        tied, others = super()._split(ties, activations)
+        self.counts["held"] += len(others)
+        self.counts["tied under another program"] += len(tied - {tie.key for tie in ties})
+        return tied, others
+
+    def _kept(self, events, sounding, activations):
+        rest = super()._kept(events, sounding, activations)
+        for kind in ("onset", "offset"):
+            self.counts[f"dropped {kind}"] += sum(event.kind == kind for event in events)
+            self.counts[f"dropped {kind}"] -= sum(event.kind == kind for event in rest)
+        return rest
+
+    def _missed(self, onsets, ties, activations):
+        missed = super()._missed(onsets, ties, activations)
+        self.counts["added"] += len(missed)
+        return missed
+
+    def _lengthened(self, events, *others):
+        lengthened = super()._lengthened(events, *others)
+        offsets = [event for event in events if event.kind == "offset"]
+        changed = [event for event in lengthened if event.kind == "offset"]
+        self.counts["lengthened"] += len(set(changed) - set(offsets))
+        self.counts["left to the next segment"] += max(0, len(offsets) - len(changed))
+        onsets = {(event.pitch, event.step) for event in events if event.kind == "onset"}
+        self.counts["ended by the next onset"] += sum((event.pitch, event.step) in onsets for event in changed)
+        return lengthened
+
+
+@pytest.mark.parametrize("name", ["hearing", "default"])
+def test_onsets_and_offsets_are_corrected_by_activations(node_of, tmp_path, name):
+    """Short segments, so that many notes sound from one to the next."""
+    config = dataclasses.replace(CONFIGS[name], input_frames=40)
+    num_steps = round(config.input_frames * config.vocabulary.steps_per_second / config.spectrogram.frames_per_second)
+    rng = np.random.default_rng(9)
+    recordings = [[timed_ids(rng, num_steps) for _ in range(rng.integers(1, 12))] for _ in range(250)]
+    counts = collections.Counter[str]()
+    expected = []
+    with open(tmp_path / "activations", "wb") as file:
+        for recording in recordings:
+            corrector = CountingCorrector(config, counts)
+            expected.append([])
+            for ids in recording:
+                activations = random_activations(rng, config)
+                file.write(activations.tobytes())
+                expected[-1].append(corrector.correct(np.array(ids, np.int32), activations).tolist())
+    path = str(tmp_path / "activations")
+    actual = node_of(name)("corrected", recordings=recordings, path=path, frames=config.input_frames)
+    for number, segment_ids in enumerate(expected):
+        assert actual[number] == segment_ids, number
+    assert sum(map(len, recordings)) > 1400
+    assert len(counts) == 10
+    assert min(counts.values()) > 50, counts
 
 
 def test_notes_of_any_ids(node):
@@ -530,20 +724,27 @@ def test_samples_of_8_bits_are_taken_back_too(node):
     np.testing.assert_array_equal(floats(node("restored", samples=text(decoded))), (whole / 128).astype(np.float32))
 
 
+@pytest.mark.parametrize("name", ["mt3", "hearing"])
 @pytest.mark.parametrize(
     "settings", [{}, {"instruments": "piano,drums", "tempo": "97.5"}, {"hold": "1", "meter": "6/8"}]
 )
-def test_a_recording_becomes_the_same_notes(node, tmp_path, settings):
+def test_a_recording_becomes_the_same_notes(node_of, tmp_path, settings, name):
     """The whole way with a stand-in for the network, which answers prompts with other notes."""
+    node, config = node_of(name), CONFIGS[name]
     path = tmp_path / "song.wav"
     soundfile.write(path, noise(41.0), 16000)
     rng = np.random.default_rng(7)
     free, again = ([random_ids(rng) for _ in range(count)] for count in (30, 5))
     free, again = ([[token for token in ids if token != 1] for ids in answers] for answers in (free, again))
     logits = [random_logits(rng, ids) for ids in free]
+    heard = [random_activations(rng, config) for _ in free] if name == "hearing" else None
+    heard_file = tmp_path / "activations"
+    heard_file.write_bytes(b"".join(activations.tobytes() for activations in heard or []))
     instruments = None
     if "instruments" in settings:
         instruments = parse_instruments(settings["instruments"])
+        for rows in logits:
+            rows[:, 8:] = -np.inf
     retries = 0
 
     def generate(items):
@@ -559,14 +760,20 @@ def test_a_recording_becomes_the_same_notes(node, tmp_path, settings):
             else:
                 first += 1
                 ids = np.array([*free[first - 1], 1])
-                yield ids if "hold" in settings else SegmentTokens(ids, logits[first - 1])
+                activations = heard[first - 1] if heard and corrects else None
+                yield SegmentTokens(ids, None if "hold" in settings else logits[first - 1], activations)
 
     continuity = InstrumentContinuity(HOLD_BIAS, 1) if settings.get("hold") else None
-    transcriber = Transcriber(CONFIG, generate, CHECKPOINT, instruments, continuity)
+    transcriber = Transcriber(config, generate, CHECKPOINT, instruments, continuity)
     tempo = float(settings["tempo"]) if "tempo" in settings else None
+    corrects = False
+    uncorrected = transcriber.transcribe(path, velocity=AUTO_VELOCITY)
+    corrects, retries = True, 0
     expected = transcriber.transcribe(path, tempo=tempo, meter=settings.get("meter"), velocity=AUTO_VELOCITY)
+    assert (expected.notes != uncorrected.notes) == (name == "hearing")
     encoded = [text(rows) for rows in logits]
-    events = node("transcribe", path=str(path), settings=settings, free=free, again=again, logits=encoded)
+    answers = {"free": free, "again": again, "logits": encoded, "activations": str(heard_file) if heard else None}
+    events = node("transcribe", path=str(path), settings=settings, **answers)
     assert [note for event in events if event["type"] == "notes" for note in event["notes"]] == list(
         map(fields, expected.notes)
     )

@@ -185,6 +185,18 @@ def test_instruments_are_chosen_by_the_recording_so_far(page, network, tmp_path)
     clear(page)
 
 
+def test_onsets_and_offsets_are_corrected_by_activations(page, network, tmp_path):
+    """Without that, notes are missing, or end too early."""
+    path = tmp_path / "chords.wav"
+    soundfile.write(path, chords(8.0, 16000, 5), 16000)
+    expected = network.transcribe(path, velocity=AUTO_VELOCITY)
+    alone = infer.load(activations=False).transcribe(path, velocity=AUTO_VELOCITY)
+    assert len(set(expected.notes) & set(alone.notes)) < 0.8 * len(expected.notes)
+    expected.write(tmp_path / "chords.json")
+    assert result_of(page, path) == (tmp_path / "chords.json").read_bytes()
+    clear(page)
+
+
 @pytest.mark.parametrize(
     ("codec", "container", "stored", "error"),
     [
@@ -268,9 +280,13 @@ def test_options_reach_the_network(page, tmp_path):
     assert "find it" not in page.get_by_label("Meter").inner_text()
     page.get_by_label("Meter").select_option("3/4")
     actual = result_of(page, EXAMPLE)
-    expected = infer.load(instruments="strings", hold=2.0).transcribe(
-        EXAMPLE, tempo=90.0, meter="3/4", velocity=AUTO_VELOCITY
+    expected, alone = (
+        infer.load(instruments="strings", hold=2.0, activations=corrects).transcribe(
+            EXAMPLE, tempo=90.0, meter="3/4", velocity=AUTO_VELOCITY
+        )
+        for corrects in (True, False)
     )
+    assert alone.notes != expected.notes
     expected.write(tmp_path / "example.json")
     assert actual == (tmp_path / "example.json").read_bytes()
     expected.write(tmp_path / "example.mid")

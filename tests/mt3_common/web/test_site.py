@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from fakes import CONFIG, names
 
+from mt3_common.audio.segments import CONTEXT_FRAMES
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.cli import site as cli
 from mt3_common.config import PRESETS
+from mt3_common.transcription.activations import CLEAR_ONSET
 from mt3_common.web import runtime, site
 
 CHECKPOINT = NamedCheckpoint(Path("small"), "small", notice="a notice")
@@ -145,3 +147,12 @@ def test_velocities_that_a_model_says_are_left_as_they_are():
     checkpoint = NamedCheckpoint(Path("small"), "small")
     velocities = {name: site.facts(PRESETS[name], checkpoint, [], [])["velocity"] for name in ("mt3", "ismir2021")}
     assert velocities == {"mt3": 100, "ismir2021": None}
+
+
+def test_what_onsets_and_offsets_are_corrected_by_is_told():
+    checkpoint = NamedCheckpoint(Path("small"), "small")
+    hears = dataclasses.replace(CONFIG.network, pre_encoder_layers=2, pre_encoder_dim=32)
+    for network, frames in ((CONFIG.network, 0), (hears, CONTEXT_FRAMES)):
+        facts = site.facts(dataclasses.replace(CONFIG, network=network), checkpoint, [], [])
+        assert facts["sizes"]["contextFrames"] == frames
+        assert facts["activations"]["clearOnset"] == CLEAR_ONSET
