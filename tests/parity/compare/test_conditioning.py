@@ -83,10 +83,10 @@ def differing(rows):
 
 
 def test_gradients_by_another_formula_are_the_same(monkeypatch):
-    """Without the excuse, at least one of the networks is a false alarm."""
-    networks = [sharp(1, 3.5, 10.0), sharp(0, 3.0, 10.0)]
+    """Without the excuse, at least one of the networks is a false alarm; which one depends on the processor."""
+    networks = [sharp(seed, gain, 10.0) for seed, gain in ((1, 3.5), (0, 3.0), (4, 4.0), (1, 4.5), (5, 5.0))]
     sides = [(arrays, OtherSide(exact(arrays, CONFIG).model, CONFIG)) for arrays in networks]
-    assert [differing(compared(*side)) for side in sides] == [[], []]
+    assert not any(differing(compared(*side)) for side in sides)
     monkeypatch.setattr(parity.check, "excuse_ill_conditioned", lambda *arguments: None)
     assert any(differing(compared(*side)) for side in sides)
 
