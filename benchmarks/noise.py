@@ -22,7 +22,7 @@ from rich.table import Table
 from mt3_common.audio.files import read_audio
 from mt3_common.evaluation.metrics import matched_notes
 from mt3_common.formats import find_audio
-from mt3_common.transcription.batching import until_eos
+from mt3_common.transcription.batching import SegmentTokens, until_eos
 from mt3_common.transcription.pipeline import Transcriber
 
 
@@ -33,8 +33,9 @@ def with_noise(samples: np.ndarray, decibels: float, seed: int) -> np.ndarray:
 
 
 def ids_of(transcriber: Transcriber, samples: np.ndarray) -> list[list[list[int]]]:
-    """Return the ids of each segment's channels (MT3 has one), without what follows an EOS."""
-    rows = transcriber.generate(transcriber.family.segments([samples]))
+    """Return the ids of each segment's channels (MT3 has one) as the network chose them, up to EOS."""
+    answers = transcriber.generate(transcriber.family.segments([samples]))
+    rows = (answer.ids if isinstance(answer, SegmentTokens) else answer for answer in answers)
     return [[until_eos(channel).tolist() for channel in np.atleast_2d(np.asarray(row))] for row in rows]
 
 
@@ -66,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [Path(name).name for name in options.checkpoint]
     table = Table("noise", "segments", *(f"{what}, {name}" for name in names for what in ("segments", "notes")))
     try:
-        alone = {"instrument_prior": False, "activations": False}
-        transcribers = [module.load(checkpoint=name, device="cpu", **alone) for name in options.checkpoint]
-        users = [module.load(checkpoint=name, device="cpu") for name in options.checkpoint]
+        transcribers = [module.load(checkpoint=name, device="cpu") for name in options.checkpoint]
         audios = [
             [read_audio(path, transcriber.family.sample_rate, duration=options.seconds) for path in recordings]
             for transcriber in transcribers
@@ -78,13 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     clean = [[ids_of(network, audio) for audio in own] for network, own in zip(transcribers, audios, strict=True)]
     for decibels in options.decibels:
         cells, counts = [], []
-        for transcriber, user, own, expected in zip(transcribers, users, audios, clean, strict=True):
+        for transcriber, own, expected in zip(transcribers, audios, clean, strict=True):
             noisy = [with_noise(audio, decibels, seed) for seed, audio in enumerate(own)]
             answers = (ids_of(transcriber, audio) for audio in noisy)
             changes = [one != other for pair in zip(expected, answers) for one, other in zip(*pair, strict=True)]
             counts.append(str(len(changes)))
             cells += [f"{sum(changes)} ({sum(changes) / len(changes):.0%})"]
-            cells += [f"{change_of_notes(user, own, noisy):.1%}"]
+            cells += [f"{change_of_notes(transcriber, own, noisy):.1%}"]
         table.add_row(f"-{decibels:g} dB", "/".join(dict.fromkeys(counts)), *cells)
     Console(width=120).print(table)
     return 0

@@ -263,8 +263,8 @@ class PreEncoder(nn.Module):
     """Sounds heard in each row of a semitone, learned once for all pitches: (b, l, input_depth) -> (b, l, emb_dim).
 
     The frames' mean is taken off, so that loudness alone changes nothing. What a row says are probabilities, three of
-    which training can teach: that the pitch sounds, begins, ends. With
-    `activations` they are what is returned: (b, l, PITCH_ROWS, ROW_FEATURES).
+    which training can teach: that the pitch sounds, begins, ends. With `activations` these probabilities are returned:
+    (b, l, PITCH_ROWS, ROW_FEATURES).
 
     Source: no paper; the idea of layers that share over pitch and look at harmonics is that of harmonic convolutions
     (Wei et al., HarmoF0) and of Basic Pitch's harmonic stacking.

@@ -125,8 +125,8 @@ def generator(
             tokens = [SegmentTokens(row) for row in rows]
         for number, segment in enumerate(plain if activations else []):
             if isinstance(segment, Segment) and segment.context is not None:
-                heard = results["activations"][number].astype(np.float32)
-                tokens[number] = tokens[number]._replace(activations=heard)
+                of_segment = results["activations"][number].astype(np.float32)
+                tokens[number] = tokens[number]._replace(activations=of_segment)
         return tokens
 
     return side_by_side(tokens_of, batch_size)

@@ -83,7 +83,7 @@ def _searched(arrays: Mapping[str, np.ndarray], config: Config, stored: str, com
     if has_activations(config):
         length = config.input_frames + 2 * CONTEXT_FRAMES
         context = graph.input("context", real, ["n", length, network.input_depth])
-        graph.output(graph.heard(context, length), "activations", real, ["n", length, PITCH_ROWS, 2])
+        graph.output(graph.activations_of_segments(context, length), "activations", real, ["n", length, PITCH_ROWS, 2])
     return graph
 
 
@@ -150,15 +150,15 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
         shapes = [[heads, width, length], [heads, length, width]] * self.network.num_decoder_layers
         return self.of_segments(frames, [length, self.network.input_depth], encode, shapes)
 
-    def heard(self, context: str, length: int) -> str:
+    def activations_of_segments(self, context: str, length: int) -> str:
         """Return how much each pitch sounds, and begins, in frames (n, length, depth): (n, length, PITCH_ROWS, 2)."""
 
-        def hear(segment: str) -> list[str]:
+        def activations(segment: str) -> list[str]:
             rows = self.activations("encoder/pre_encoder", segment, length)
             two = self.op("Slice", rows, self.ints([0]), self.ints([2]), self.ints([3]))
             return [self.op("Squeeze", two, self.ints([0]))]
 
-        [result] = self.of_segments(context, [length, self.network.input_depth], hear, [[length, PITCH_ROWS, 2]])
+        [result] = self.of_segments(context, [length, self.network.input_depth], activations, [[length, PITCH_ROWS, 2]])
         return result
 
     def step(

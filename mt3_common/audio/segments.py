@@ -76,7 +76,7 @@ def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Gene
     index = filled = position = 0
 
     def first_segment(count: int) -> Segment:
-        """Take the first `count` samples out of the buffer, and zeros from there to the end of the segment's hop."""
+        """Return the segment of the buffer's first `count` samples, which leave it; unfilled ones count as zeros."""
         nonlocal index, filled
         buffer[filled:] = 0
         segment = _segment(buffer[:count], index, config)
@@ -113,10 +113,10 @@ def _segment(samples: np.ndarray, index: int, config: Config) -> Segment:
 
 
 class _Context:
-    """The frames around the segments of one recording, in order; only those that no segment has whole are computed.
+    """The contexts of the segments of one recording, in order; only frames that no segment has whole are computed.
 
     Attributes:
-        samples_ahead: behind a segment that its context needs.
+        samples_ahead: how many samples behind a segment its context needs.
     """
 
     def __init__(self, config: Config):

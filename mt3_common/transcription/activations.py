@@ -147,8 +147,9 @@ class ActivationCorrector:
             elif event.kind == "offset":
                 sounding.discard(event.key)
         self._sounding = sounding
-        self._before = [event._replace(step=event.step - self._num_steps) for event in [*onsets, *added]]
-        self._before = [event for event in self._before if event.step >= -self._num_steps]
+        self._before = [
+            event._replace(step=event.step - self._num_steps) for event in [*onsets, *added] if event.step >= 0
+        ]
         return np.array([*written, *ids[parsed.end :].tolist()], np.int32)
 
     def _parse(self, ids: np.ndarray) -> "_Parsed | None":

@@ -113,8 +113,9 @@ class SegmentTokens(NamedTuple):
         program_logits: (k, 128) float32, of the programs at each of the k program tokens among ids, in order, with mask
             and bias; -inf for one that may not be chosen. Of a token of the prompt, too, they say what the network
             thought. None where they were not recorded.
-        activations: (f, PITCH_ROWS, 2) float32, of the frames of Segment.context: that the pitch sounds, and that it
-            begins. None for a network without a pre-encoder, or where nobody asked.
+        activations: (f, PITCH_ROWS, 2) float32, for each frame of Segment.context and each pitch of the pre-encoder the
+            probabilities that it sounds, and that it begins. None for a network without a pre-encoder, or where nobody
+            asked.
     """
 
     ids: np.ndarray
@@ -155,7 +156,7 @@ class RunningBatch(Protocol):
         ...
 
     def activations(self, contexts: list[np.ndarray]) -> list[np.ndarray]:
-        """Return SegmentTokens.activations of each context; any of a network with a pre-encoder will do."""
+        """Return the pitch activations of each Segment.context; see SegmentTokens.activations."""
         ...
 
     def compact(self, rows: list[int]) -> None:
@@ -316,7 +317,7 @@ def decode_continuously(
     batches = {size: batch}
     in_row: dict[int, int] = {}
     ended: dict[int, np.ndarray | SegmentTokens] = {}
-    heard: dict[int, np.ndarray] = {}
+    activations: dict[int, np.ndarray] = {}
     next_out = 0
     while waiting or in_row:
         if not in_row:
@@ -337,21 +338,23 @@ def decode_continuously(
             in_row.update(zip(free, (number for number, _ in waiting), strict=True))
             if settings.activations:
                 contexts = {n: s.context for n, s in plain if isinstance(s, Segment) and s.context is not None}
-                heard.update(zip(contexts, batch.activations(list(contexts.values())), strict=True))
+                activations.update(zip(contexts, batch.activations(list(contexts.values())), strict=True))
             waiting = []
         done = batch.advance()
         rows = [row for row in in_row if done[row]]
         ids_of_rows = [until_eos(ids) for ids in batch.collect(rows)] if rows else []
         tokens: list[Any] = ids_of_rows
         if settings.first_program and rows:
-            pairs = zip(ids_of_rows, batch.program_logits(rows), strict=True)
             first = settings.first_program
-            tokens = [SegmentTokens(ids, of[program_positions(ids, first)].astype(np.float32)) for ids, of in pairs]
+            tokens = [
+                SegmentTokens(ids, logits[program_positions(ids, first)].astype(np.float32))
+                for ids, logits in zip(ids_of_rows, batch.program_logits(rows), strict=True)
+            ]
         elif settings.activations:
             tokens = [SegmentTokens(ids) for ids in ids_of_rows]
         for row, token in zip(rows, tokens, strict=True):
             number = in_row.pop(row)
-            ended[number] = token._replace(activations=heard.pop(number)) if number in heard else token
+            ended[number] = token if number not in activations else token._replace(activations=activations.pop(number))
         while next_out in ended:
             yield ended.pop(next_out)
             next_out += 1

@@ -19,7 +19,7 @@ from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.notes.yourmt3_decoder import VOICES, YourMT3Decoder
 from mt3_common.notes.yourmt3_tasks import CHORUS, SINGING, Task, find_task, max_tokens
-from mt3_common.transcription.activations import ActivationCorrector
+from mt3_common.transcription.activations import ActivationCorrector, has_activations
 from mt3_common.transcription.velocity import VelocityEstimator
 from mt3_common.yourmt3_config import YourMT3Settings
 
@@ -78,8 +78,8 @@ class Family(Protocol):
         """Yield the segments of a recording."""
         ...
 
-    def corrector(self) -> ActivationCorrector:
-        """Return what corrects the ids of one recording, where the network has pitch activations."""
+    def corrector(self) -> ActivationCorrector | None:
+        """Return a corrector for the ids of one recording; None for a network without pitch activations."""
         ...
 
     def decoder(self, instruments: Instruments | None, published: bool) -> Any:
@@ -126,9 +126,9 @@ class MT3Family:
         """See Family."""
         return mt3_segments.segments(blocks, self.config)
 
-    def corrector(self) -> ActivationCorrector:
+    def corrector(self) -> ActivationCorrector | None:
         """See Family."""
-        return ActivationCorrector(self.config)
+        return ActivationCorrector(self.config) if has_activations(self.config) else None
 
     def decoder(self, instruments: Instruments | None, published: bool) -> NoteDecoder:
         """See Family."""
@@ -188,9 +188,8 @@ class YourMT3Family:
         """See Family."""
         return self.front_end.segments(blocks)
 
-    def corrector(self) -> ActivationCorrector:
+    def corrector(self) -> None:
         """See Family."""
-        raise NotImplementedError("YourMT3+ has no pitch activations")
 
     def decoder(self, instruments: Instruments | None, published: bool) -> YourMT3Decoder:
         """See Family."""

@@ -11,7 +11,6 @@ from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.io.shown_names import shown_name
 from mt3_common.notes.instruments import Instruments
 from mt3_common.notes.note import Note
-from mt3_common.transcription.activations import ActivationCorrector
 from mt3_common.transcription.batching import PromptedSegment, SegmentTokens
 from mt3_common.transcription.clock import STAGES, Clock
 from mt3_common.transcription.continuity import ContinuityTracker, InstrumentContinuity
@@ -56,10 +55,10 @@ class Recording:
         self._reader = Reader(request, family)
         self._decoder = family.decoder(instruments, request.published)
         self._tracker = continuity and ContinuityTracker(continuity, self._decoder, family.max_tokens)
-        # from the first segment with the logits of programs on, and from the first one with activations
+        # from the first segment with the logits of programs on
         self._prior: InstrumentPrior | None = None
-        self._corrector: ActivationCorrector | None = None
-        # of the segments whose ids have not become notes
+        self._corrector = None if request.published else family.corrector()
+        # of the segments whose ids have not become notes, where they are corrected
         self._activations: collections.deque[np.ndarray] = collections.deque()
         self._velocity = request.velocity
         if self._velocity == AUTO_VELOCITY:
@@ -115,7 +114,7 @@ class Recording:
         """
         with self._clock.running("notes"):
             if isinstance(tokens, SegmentTokens):
-                if tokens.activations is not None and not is_retry and not self.request.published:
+                if self._corrector is not None and tokens.activations is not None and not is_retry:
                     self._activations.append(tokens.activations)
                 ids = self._with_prior(tokens)
             else:
@@ -134,8 +133,7 @@ class Recording:
     def _decode(self, ids: np.ndarray) -> None:
         """Append the notes that the next segment ended, and hand them to on_notes."""
         start, next_start = self.start_times.popleft()
-        if self._activations:
-            self._corrector = self._corrector or self.family.corrector()
+        if self._corrector is not None and self._activations:
             ids = self._corrector.correct(ids, self._activations.popleft())
         ended = self._decoder.feed(ids, start, next_start)
         if next_start is None:

@@ -80,8 +80,8 @@ export class ActivationCorrector {
       else if (kind === "offset") sounding.delete(keyOf(event));
     }
     this.sounding = sounding;
-    this.before = [...onsets, ...added].map((event) => ({ ...event, step: event.step - this.numSteps }));
-    this.before = this.before.filter((event) => event.step >= -this.numSteps);
+    const own = [...onsets, ...added].filter((event) => event.step >= 0);
+    this.before = own.map((event) => ({ ...event, step: event.step - this.numSteps }));
     return [...written, ...ids.slice(end)];
   }
 

@@ -99,7 +99,7 @@ export function startTime(index, { frames, hop, sampleRate, steps }) {
   return time - (time % (1 / steps));
 }
 
-// The frames around the segments of one recording, in order; only those that no segment has whole are computed.
+// The contexts of the segments of one recording, in order; only frames that no segment has whole are computed.
 class Context {
   constructor(sizes, logMel) {
     const { hop, fft, frames, contextFrames } = sizes;
@@ -137,7 +137,7 @@ export async function* segments(blocks, sizes, logMel) {
   const surroundings = sizes.contextFrames ? new Context(sizes, logMel) : null;
   const buffer = new Float32Array(length + (surroundings?.ahead ?? 0));
   let [filled, index] = [0, 0];
-  // Takes the first samples out of the buffer, and zeros from what fills it to the end of the segment's hop.
+  // The segment of the buffer's first `count` samples, which leave it; unfilled ones count as zeros.
   const segment = (count, isLast) => {
     buffer.fill(0, filled);
     const frames = new Float32Array(sizes.frames * sizes.bins);

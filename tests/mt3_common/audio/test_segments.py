@@ -25,6 +25,9 @@ SMALL = Config(
     input_frames=5,
 )
 
+# as SMALL, with a pre-encoder, and windows that reach into the next segment but one
+CONTEXTUAL = dataclasses.replace(SMALL, network=NetworkConfig(input_depth=12, pre_encoder_layers=1, pre_encoder_dim=2))
+
 
 def noise(count, seed=0):
     return np.random.default_rng(seed).uniform(-0.5, 0.5, count).astype(np.float32)
@@ -145,22 +148,20 @@ def test_blocks_give_the_same_bits_at_full_size(size):
     assert same(list(segments.segments(samples, MT3)), list(segments.segments(blocks, MT3)))
 
 
-def test_a_segment_is_ready_as_soon_as_its_samples_are():
-    drawn = 0
+@pytest.mark.parametrize("has_context", [False, True])
+def test_a_segment_is_ready_as_soon_as_its_samples_are(has_context):
+    config, drawn = CONTEXTUAL if has_context else SMALL, 0
 
     def endless():
         nonlocal drawn
         while True:
             drawn += 1
-            yield noise(10, drawn)
+            yield noise(8, drawn)
 
-    stream = segments.segments(endless(), SMALL)
+    stream = segments.segments(endless(), config)
     assert [next(stream).index for _ in range(1000)] == list(range(1000))
-    assert drawn == 1000 * SMALL.input_frames * SMALL.spectrogram.hop_width // 10
-
-
-# as SMALL, with a pre-encoder, and windows that reach into the next segment but one
-CONTEXTUAL = dataclasses.replace(SMALL, network=NetworkConfig(input_depth=12, pre_encoder_layers=1, pre_encoder_dim=2))
+    # hops of the segments; of the context, and of the window of its last frame
+    assert drawn == 1000 * config.input_frames + (segments.CONTEXT_FRAMES + 64 // 8 - 1) * has_context
 
 
 @settings(max_examples=100, deadline=None)
@@ -180,21 +181,6 @@ def test_the_context_is_the_recording_around_a_segment(count, cuts, length, seed
         first = result.index * length
         assert result.context.shape == (length + 2 * around, 12)
         np.testing.assert_allclose(result.context, whole[first : first + length + 2 * around], rtol=0, atol=1e-5)
-
-
-def test_a_segment_with_its_context_is_ready_as_soon_as_its_samples_are():
-    drawn = 0
-
-    def endless():
-        nonlocal drawn
-        while True:
-            drawn += 1
-            yield noise(8, drawn)
-
-    stream = segments.segments(endless(), CONTEXTUAL)
-    assert [next(stream).index for _ in range(100)] == list(range(100))
-    # hops of the segments, of the context, and of the window of its last frame
-    assert drawn == 100 * CONTEXTUAL.input_frames + segments.CONTEXT_FRAMES + 64 // 8 - 1
 
 
 def test_segments_name_the_time_of_a_bad_sample():

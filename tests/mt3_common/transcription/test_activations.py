@@ -236,7 +236,11 @@ def test_ids_that_decoding_skips_are_counted_still():
 
 @pytest.mark.parametrize(
     ("network", "vocabulary", "expected"),
-    [({"pre_encoder_layers": 1, "pre_encoder_dim": 4}, {}, True), ({}, {}, False)],
+    [
+        ({"pre_encoder_layers": 1, "pre_encoder_dim": 4}, {}, True),
+        ({"pre_encoder_layers": 1, "pre_encoder_dim": 4}, {"use_ties": False}, False),
+        ({}, {}, False),
+    ],
 )
 def test_networks_with_a_pre_encoder_have_activations(network, vocabulary, expected):
     config = Config(network=NetworkConfig(**network), vocabulary=VocabularyConfig(**vocabulary))
