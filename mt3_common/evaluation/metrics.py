@@ -119,15 +119,22 @@ def drum_onset_score(references: Sequence[Note], estimates: Sequence[Note]) -> S
     return score(matched, len(onsets), len(estimated))
 
 
-def matched_notes(references: Sequence[Note], estimates: Sequence[Note]) -> list[tuple[int, int]]:
+def matched_notes(
+    references: Sequence[Note], estimates: Sequence[Note], onset_tolerance: float = ONSET_TOLERANCE
+) -> list[tuple[int, int]]:
     """Match notes as the measures onset and drums do; return pairs of a reference's and an estimate's index.
 
     Pitched notes match by pitch and onset, drums by drum and onset, whatever the program.
+
+    Args:
+        references: true notes.
+        estimates: notes to judge.
+        onset_tolerance: largest difference of two onsets that match, in seconds.
     """
     matches = []
     for is_drum in (False, True):
         rows, columns = ([i for i, n in enumerate(notes) if n.is_drum == is_drum] for notes in (references, estimates))
-        pairs = _pairs([references[i] for i in rows], [estimates[j] for j in columns])
+        pairs = _pairs([references[i] for i in rows], [estimates[j] for j in columns], tolerance=onset_tolerance)
         matches += [(rows[i], columns[j]) for i, j in pairs]
     return sorted(matches)
 
@@ -148,7 +155,11 @@ def _match(
 
 
 def _pairs(
-    references: Sequence[Note], estimates: Sequence[Note], offsets: bool = False, velocities: bool = False
+    references: Sequence[Note],
+    estimates: Sequence[Note],
+    offsets: bool = False,
+    velocities: bool = False,
+    tolerance: float = ONSET_TOLERANCE,
 ) -> list[tuple[int, int]]:
     """Match notes one to one with mir_eval; return pairs of indices."""
     if not references or not estimates:
@@ -161,7 +172,7 @@ def _pairs(
         if velocities:
             arrays.append(np.array([n.velocity for n in notes]))
     match: Callable = mir_eval.transcription_velocity.match_notes if velocities else mir_eval.transcription.match_notes
-    return match(*arrays, onset_tolerance=ONSET_TOLERANCE, offset_ratio=0.2 if offsets else None)
+    return match(*arrays, onset_tolerance=tolerance, offset_ratio=0.2 if offsets else None)
 
 
 def _pitched(notes: Sequence[Note]) -> list[Note]:
