@@ -1,4 +1,4 @@
-"""How much of what onset F1 lacks is time: results of mt3 evaluate, judged again in three ways.
+"""The part of onset F1 that is lost to time alone: results of mt3 evaluate, judged again in three ways.
 
 mt3 evaluate FOLDER -o RESULTS && python benchmarks/onset_timing.py FOLDER RESULTS/estimates
 
