@@ -1,4 +1,4 @@
-"""Notes as an instrument plays them: inside its compass, detached, with vibrato and scoops, all drums on one kit."""
+"""Notes as an instrument plays them: in its register and compass, detached, with vibrato and scoops, on one kit."""
 
 import itertools
 import math
@@ -12,6 +12,59 @@ from mt3_common.notes.note import Note, trim_overlapping
 
 # Programs that can bend a note while it sounds: bowed strings, voices, brass, reeds, pipes.
 BENDING = (*range(40, 45), 52, 53, 54, *range(56, 80))
+# Lowest and highest sounding pitches that are usual on an instrument; other programs have those of a piano.
+REGISTERS: dict[int, tuple[int, int]] = {
+    **dict.fromkeys(range(16, 24), (36, 96)),
+    **dict(zip(range(8, 16), ((60, 108), (79, 108), (60, 96), (53, 89), (45, 96), (65, 108), (60, 77), (45, 93)))),
+    # accordion, harmonica, tango accordion
+    **{21: (41, 93), 22: (60, 96), 23: (41, 93)},
+    # guitars; basses
+    **dict.fromkeys(range(24, 32), (40, 86)),
+    **dict.fromkeys(range(32, 40), (28, 60)),
+    # violin, viola, cello, contrabass, tremolo and pizzicato of all, harp, timpani
+    **dict(zip(range(40, 48), ((55, 100), (48, 88), (36, 76), (28, 60), (28, 96), (28, 96), (24, 103), (38, 57)))),
+    # ensembles of strings; voices; orchestra hit
+    **dict.fromkeys(range(48, 52), (28, 96)),
+    **dict.fromkeys((52, 53, 54), (41, 84)),
+    55: (36, 84),
+    # trumpet, trombone, tuba, muted trumpet, horn, sections
+    **dict(zip(range(56, 61), ((54, 86), (40, 72), (28, 58), (54, 84), (34, 77)))),
+    **dict.fromkeys((61, 62, 63), (36, 84)),
+    # saxophones from soprano to baritone, oboe, English horn, bassoon, clarinet
+    **dict(zip(range(64, 72), ((56, 88), (49, 81), (44, 76), (36, 69), (58, 91), (52, 81), (34, 75), (50, 94)))),
+    # piccolo, flutes
+    **dict(zip(range(72, 80), ((74, 108), (60, 96), (60, 91), (60, 96), (60, 96), (55, 86), (60, 96), (60, 84)))),
+    # synthesizers
+    **dict.fromkeys(range(80, 104), (36, 96)),
+    # sitar, banjo, shamisen, koto, kalimba, bagpipe, fiddle, shanai
+    **dict(zip(range(104, 112), ((48, 77), (48, 84), (50, 79), (55, 84), (48, 79), (36, 77), (55, 96), (48, 72)))),
+}
+
+
+def in_register(notes: Sequence[Note], program: int, rng: np.random.Generator) -> list[Note]:
+    """The notes moved by octaves into the register of the program's instrument, where it plays most of them elsewhere.
+
+    Songs give a line to an instrument that never plays so high or low, where another one is drawn for it; what is heard
+    then is hardly that instrument. Notes of which nine in ten lie in the register stay. Others move together, by one of
+    the distances that bring three quarters as many into it as the best does; those still outside move by octaves of
+    their own.
+
+    Args:
+        notes: of a stem.
+        program: that plays them; see REGISTERS.
+        rng: of the distance.
+    """
+    if program not in REGISTERS or not notes:
+        return list(notes)
+    low, high = REGISTERS[program]
+    pitches = np.array([note.pitch for note in notes])
+    moved = pitches + 12 * np.arange(-6, 7)[:, None]
+    inside = ((moved >= low) & (moved <= high)).mean(axis=1)
+    near = np.flatnonzero(inside >= 0.75 * inside.max())
+    chosen = pitches if inside[6] >= 0.9 else moved[rng.choice(near)]
+    chosen = np.where(chosen < low, low + (chosen - low) % 12, chosen)
+    chosen = np.where(chosen > high, high - (high - chosen) % 12, chosen)
+    return trim_overlapping(sorted(note._replace(pitch=int(pitch)) for note, pitch in zip(notes, chosen, strict=True)))
 
 
 def in_compass(notes: Sequence[Note], longest: np.ndarray, shift: int = 0) -> list[Note]:

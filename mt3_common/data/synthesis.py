@@ -20,7 +20,7 @@ import numpy as np
 
 from mt3_common.config import Range, check_fields
 from mt3_common.data.augment import SAMPLE_RATE, degrade, equalize_stem
-from mt3_common.data.performance import BENDING, bent, detached, in_compass, one_kit
+from mt3_common.data.performance import BENDING, bent, detached, in_compass, in_register, one_kit
 from mt3_common.data.songs import Song, Stem, random_drums, random_notes
 from mt3_common.data.soundfont import RENDER_RATE, Fonts
 from mt3_common.io.plural import plural
@@ -66,6 +66,8 @@ class Recipe:
         vibrato: share of the stems of strings, voices, brass, reeds and pipes that have vibrato.
         scoops: share of those whose lines without chords begin some notes from below.
         detached: share of the pitched stems whose notes are shortened (see performance.detached).
+        register: share of the pitched stems whose notes move into the register of their instrument
+            (see performance.in_register).
         tones: share of the pitched stems that are added up from sine waves (see play_tones), which sound like none of
             the soundfonts' instruments.
         damage: stems get an equaliser, gains of -10 to 4 dB, other formants and a common detuning; mixes an equaliser,
@@ -86,12 +88,15 @@ class Recipe:
     vibrato: float = 0.4
     scoops: float = 0.2
     detached: float = 0.0
+    register: float = 0.0
     damage: bool = True
 
     def __post_init__(self):
         if min(self.shares().values()) < 0 or not sum(self.shares().values()):
             raise ValueError(f"the shares of a recipe must be 0 or more and one of them above it, not {self.shares()}")
-        shares = dict.fromkeys(("tones", "recorded", "vibrato", "scoops", "detached"), Range(0, 1, closed=True))
+        shares = dict.fromkeys(
+            ("tones", "recorded", "vibrato", "scoops", "detached", "register"), Range(0, 1, closed=True)
+        )
         check_fields(self, {"seconds": Range(1), "settle": Range(0, 0.1, closed=True)} | shares)
 
     def shares(self) -> dict[str, float]:
@@ -143,6 +148,8 @@ class Generator:
         notes: list[Note] = []
         for stem in stems:
             if not stem.is_drum:
+                if self.recipe.register and rng.random() < self.recipe.register:
+                    stem = stem._replace(notes=tuple(in_register(stem.notes, stem.program, rng)))
                 stem = stem._replace(notes=tuple(detached(stem.notes, self.recipe.detached, rng)))
             shift = 0 if stem.is_drum else formant
             font, stem = self._cast(stem, shift, rng)

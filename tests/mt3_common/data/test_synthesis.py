@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tinysoundfont")
 from mt3_common.data import augment, performance, sample_fonts, soundfont, synthesis
+from mt3_common.data.performance import REGISTERS
 from mt3_common.data.songs import Song, Stem, random_drums, random_notes, read_songs, split_of
 from mt3_common.formats.midi import write_midi
 from mt3_common.notes.note import Note, trim_overlapping
@@ -496,6 +497,47 @@ def test_a_recipe_shortens_the_notes_it_renders(songs, flute):
     generators = [synthesis.Generator(songs, [flute], recipe(solo=1.0, **more)) for more in ({}, {"detached": 1.0})]
     long, short = (np.median([n.offset - n.onset for i in range(40) for n in g.example(i).notes]) for g in generators)
     assert short < 0.9 * long
+
+
+def test_a_line_moves_by_octaves_into_the_register_of_its_instrument():
+    """A melody of C5 to C6 and a C4, on a bass (E1 to C4), a tuba (E1 to A#3), a violin and a piano."""
+    melody = [Note(number * 0.5, number * 0.5 + 0.4, pitch, 80) for number, pitch in enumerate((72, 74, 76, 84, 60))]
+
+    def played(program):
+        lines = {tuple(n.pitch for n in performance.in_register(melody, program, rng)) for rng in draws(40)}
+        return sorted(lines)
+
+    assert played(33) == [(36, 38, 40, 48, 36), (48, 50, 52, 60, 36)]
+    assert played(58) == [(36, 38, 40, 48, 36), (48, 50, 52, 48, 36)]
+    # what lies there already stays, also if one octave more would do
+    assert played(40) == played(0) == played(120) == [(72, 74, 76, 84, 60)]
+    times = [(n.onset, n.offset, n.velocity) for n in performance.in_register(melody, 33, np.random.default_rng(0))]
+    assert times == [(n.onset, n.offset, n.velocity) for n in melody]
+    assert performance.in_register([], 33, np.random.default_rng(0)) == []
+
+
+def test_notes_that_meet_on_one_pitch_in_the_register_do_not_overlap():
+    octaves = [Note(0.0, 1.0, pitch, 80) for pitch in (30, 42, 54, 66, 78)]
+    moved = performance.in_register(octaves, 32, np.random.default_rng(0))
+    assert len({(note.onset, note.pitch) for note in moved}) == len(moved) < len(octaves)
+    assert all(28 <= note.pitch <= 60 for note in moved)
+
+
+def test_registers_hold_an_octave_and_every_melodic_program_has_one():
+    assert all(0 <= low <= high - 11 and high <= 127 for low, high in REGISTERS.values())
+    assert set(REGISTERS) == set(range(8, 112))
+
+
+def test_a_recipe_moves_its_lines_into_registers(songs, tmp_path):
+    """A song of D3 to C#5 on a bass whose recordings reach as high: it is not played above C4 with the setting."""
+    samples = (0.3 * np.sin(np.arange(2 * sample_fonts.RATE) / 50)).astype(np.float32)
+    keys = [sample_fonts.RecordedNote(samples, float(key), key, 0.5, None) for key in range(28, 92, 2)]
+    sample_fonts.write_font(tmp_path / "bass.sf2", "bass", 33, keys)
+    highest = []
+    for more in ({}, {"register": 1.0}):
+        generator = synthesis.Generator(songs, [tmp_path / "bass.sf2"], recipe(solo=1.0, **more))
+        highest.append(max(note.pitch for index in range(60) for note in generator.example(index).notes))
+    assert highest[0] > 66 > 60 >= highest[1]
 
 
 def test_bends_are_heard_and_left_behind_with_the_stem(flute):
