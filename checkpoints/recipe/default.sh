@@ -39,7 +39,7 @@ shards validation-notes validation 102 2 24 '{"settle": 0.02, "solo": 0.3, "band
 shards clean train 31 6 32 '{"piano": 0.8, "solo": 0.2, "damage": false, "settle": 0.02}' "${banks[@]}" "$WORK"/fonts/train/*.sf2
 # a recipe that names one kind of example has no other that it does not name
 shards mixed train 33 "$SHARDS" 64 \
-  '{"settle": 0.02, "piano": 0.3, "band": 0.25, "solo": 0.16, "drums": 0.13, "dense": 0.14, "silence": 0.02, "tones": 0.06, "detached": 0.3}' \
+  '{"settle": 0.02, "piano": 0.2, "band": 0.28, "solo": 0.24, "drums": 0.13, "dense": 0.09, "silence": 0.01, "tones": 0.05, "detached": 0.3, "register": 0.95}' \
   "${banks[@]}" "$WORK"/fonts/train/*.sf2 "${players[@]}" "${kits[@]}"
 
 limit=()
