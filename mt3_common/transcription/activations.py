@@ -7,7 +7,7 @@ import numpy as np
 
 from mt3_common.audio.segments import CONTEXT_FRAMES
 from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config
-from mt3_common.notes.vocabulary import DECODED_EOS, UNK_ID, Vocabulary
+from mt3_common.notes.vocabulary import DECODED_EOS, EOS_ID, UNK_ID, Vocabulary
 
 # the columns of activations
 SOUNDING, ONSET = 0, 1
@@ -65,7 +65,8 @@ class _Parsed(NamedTuple):
 
     Attributes:
         ties: pitches in front of the tie token, as events.
-        tie, end: positions of the tie token and of EOS, or of the end.
+        tie: position of the tie token.
+        end: that of the shifts that lead past the segment, from which on decoding drops all, of EOS, or of the end.
         step: of the tie token.
         state: after the tie token.
         events: behind the tie token.
@@ -150,13 +151,19 @@ class ActivationCorrector:
         self._before = [
             event._replace(step=event.step - self._num_steps) for event in [*onsets, *added] if event.step >= 0
         ]
-        return np.array([*written, *ids[parsed.end :].tolist()], np.int32)
+        rest = ids[parsed.end :].tolist()
+        if rest and rest[0] != EOS_ID:
+            # a last segment has no end, and what lies behind it is decoded
+            written += self._state_ids(self._heard)
+        return np.array([*written, *rest], np.int32)
 
     def _parse(self, ids: np.ndarray) -> "_Parsed | None":
         """Return what a segment's ids say, and follow program and velocity; None without a tie token."""
         events: list[Event] = []
         parsed = None
         steps = time = latest = num_skipped = 0
+        # the position of the first shift of a run, and num_skipped there
+        run = (0, 0)
         tokens = self.vocabulary.decode(ids).tolist()
         end = tokens.index(DECODED_EOS) if DECODED_EOS in tokens else len(tokens)
         for position, token in enumerate(tokens[:end]):
@@ -166,7 +173,12 @@ class ActivationCorrector:
             kind, value = self.vocabulary.events[token]
             if kind == "shift":
                 # consecutive shifts add up; each run of shifts counts from the start of the segment
+                if not steps:
+                    run = position, num_skipped
                 steps += value
+                if steps > self._num_steps:
+                    end, num_skipped = run
+                    break
                 time = steps
                 continue
             steps = 0
@@ -183,7 +195,7 @@ class ActivationCorrector:
                 events.append(Event("drum", time, value, *self._heard))
             else:
                 events.append(Event("onset" if self._heard.velocity != 0 else "offset", time, value, *self._heard))
-        return parsed and parsed._replace(events=events, num_skipped=num_skipped)
+        return parsed and parsed._replace(events=events, num_skipped=num_skipped, end=end)
 
     def _split(
         self, ties: Sequence[Event], activations: np.ndarray
@@ -221,9 +233,9 @@ class ActivationCorrector:
         return kept_events
 
     def _is_heard(self, onset: Event, activations: np.ndarray) -> bool:
-        """Tell whether an onset has an activation near it; one outside of the rows or behind the segment does."""
+        """Tell whether an onset has an activation near it; one outside of the rows does."""
         row, frame = onset.pitch - LOWEST_PITCH, CONTEXT_FRAMES + int(onset.step / self._steps_per_frame)
-        if not 0 <= row < PITCH_ROWS or onset.step > self._num_steps:
+        if not 0 <= row < PITCH_ROWS:
             return True
         return bool(activations[frame - REACH : frame + REACH + 1, row, ONSET].max() >= LEAST_ONSET)
 

@@ -1,6 +1,6 @@
 // Onsets and offsets corrected by the pre-encoder's pitch activations, as mt3_common/transcription/activations.py does.
 
-import { UNK, untilEnd } from "./notes.js";
+import { EOS, UNK, untilEnd } from "./notes.js";
 import { roundHalfEven } from "./tempo.js";
 
 // the columns of activations
@@ -82,17 +82,24 @@ export class ActivationCorrector {
     this.sounding = sounding;
     const own = [...onsets, ...added].filter((event) => event.step >= 0);
     this.before = own.map((event) => ({ ...event, step: event.step - this.numSteps }));
-    return [...written, ...ids.slice(end)];
+    const rest = ids.slice(end);
+    // a last segment has no end, and what lies behind it is decoded
+    if (rest.length && rest[0] !== EOS) written.push(...this.stateIds(this.heard));
+    return [...written, ...rest];
   }
 
-  // What a segment's ids say: the pitches in front of the tie token as events, its position and that of EOS or the end, its
-  // step and the state after it, the events behind it, and how many ids there decoding skips; null without a tie token.
+  // What a segment's ids say: the pitches in front of the tie token as events, its position and that of the shifts that lead
+  // past the segment (from which on decoding drops all), of EOS or of the end, its step and the state after it, the events
+  // behind it, and how many ids there decoding skips; null without a tie token.
   // Follows program and velocity.
   parse(ids) {
     let parsed = null;
     let events = [];
     let [steps, time, latest, numSkipped] = [0, 0, 0, 0];
     const tokens = untilEnd(ids);
+    let end = tokens.length;
+    // the position of the first shift of a run, and numSkipped there
+    let run = [0, 0];
     for (const [position, id] of tokens.entries()) {
       const event = this.vocabulary.event(id);
       if (!event) {
@@ -102,7 +109,12 @@ export class ActivationCorrector {
       const [kind, value] = event;
       if (kind === "shift") {
         // shifts that follow one another add up; each run of them counts from the start of the segment
+        if (!steps) run = [position, numSkipped];
         steps += value;
+        if (steps > this.numSteps) {
+          [end, numSkipped] = run;
+          break;
+        }
         time = steps;
         continue;
       }
@@ -111,7 +123,7 @@ export class ActivationCorrector {
       latest = Math.max(time, latest);
       if (kind === "tie" && !parsed && !isPast) {
         const ties = events.filter((other) => other.kind !== "drum");
-        parsed = { ties, tie: position, end: tokens.length, step: time, state: this.heard };
+        parsed = { ties, tie: position, end, step: time, state: this.heard };
         [events, numSkipped] = [[], 0];
       } else if (isPast || kind === "tie") {
         numSkipped += 1;
@@ -122,7 +134,7 @@ export class ActivationCorrector {
         events.push({ kind: kind === "drum" ? "drum" : pitched, step: time, pitch: value, ...this.heard });
       }
     }
-    return parsed && { ...parsed, events, numSkipped };
+    return parsed && { ...parsed, events, numSkipped, end };
   }
 
   // Keys of the notes that are tied, a Set, and of those that are not and sound on, in order.
@@ -158,11 +170,11 @@ export class ActivationCorrector {
     });
   }
 
-  // Whether an onset has an activation near it; one outside of the rows or behind the segment does.
+  // Whether an onset has an activation near it; one outside of the rows does.
   isHeard({ pitch, step }, activations) {
     const { rows, lowestPitch, reach } = this.limits;
     const row = pitch - lowestPitch;
-    if (row < 0 || row >= rows || step > this.numSteps) return true;
+    if (row < 0 || row >= rows) return true;
     const frame = this.contextFrames + Math.trunc(step / this.stepsPerFrame);
     let most = -Infinity;
     for (let near = frame - reach; near <= frame + reach; near += 1) most = Math.max(most, this.at(activations, near, row, ONSET));

@@ -245,3 +245,15 @@ def test_ids_that_decoding_skips_are_counted_still():
 def test_networks_with_a_pre_encoder_have_activations(network, vocabulary, expected):
     config = Config(network=NetworkConfig(**network), vocabulary=VocabularyConfig(**vocabulary))
     assert has_activations(config) is expected
+
+
+def test_what_lies_behind_the_segment_leaves_nothing_for_the_next_one():
+    """Decoding drops a program behind the segment's end, so the next segment's note is not of it; EOS and all stay."""
+    first = ids_of(("tie", 0), ("shift", 100), ("shift", 60), ("program", 33), ("pitch", 50), eos=True)
+    second = ids_of(("tie", 0), ("shift", 20), ("pitch", 60), ("shift", 40), ("velocity", 0), ("pitch", 60), eos=True)
+    corrector, decoder = ActivationCorrector(CONFIG), NoteDecoder(VOCABULARY, published=False)
+    own = corrector.correct(first, activations(onset=0.5))
+    assert own.tolist()[-len(first) + 1 :] == first.tolist()[1:]
+    assert decoder.feed(own, 0.0, SECONDS) == []
+    notes = decoder.feed(corrector.correct(second, activations(onset=0.5)), SECONDS, 2 * SECONDS)
+    assert [(note.pitch, note.program) for note in notes] == [(60, 0)]
