@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     table = Table("group", "files", *COLUMNS)
     for group, rows in groups.items():
-        *f1, late, spread = np.nanmean(np.array(rows), axis=0)
+        columns = ([value for value in column if not np.isnan(value)] for column in zip(*rows, strict=True))
+        *f1, late, spread = (np.mean(column) if column else np.nan for column in columns)
         table.add_row(group, str(len(rows)), *(f"{value:.3f}" for value in f1), f"{late:.0f}", f"{spread:.0f}")
     Console(width=140).print(table)
     return 0

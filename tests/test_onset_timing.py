@@ -43,6 +43,16 @@ def test_no_match_has_no_times():
     assert np.isnan(row["late by, ms"])
 
 
+def test_a_group_without_a_match_has_no_times_and_no_warning(tmp_path, capsys):
+    (tmp_path / "estimates").mkdir()
+    soundfile.write(tmp_path / "song.wav", np.zeros(160000, np.float32), 16000)
+    midi.write_midi(REFERENCES, tmp_path / "song.mid")
+    midi.write_midi([Note(0.5, 0.7, 20, 100)], tmp_path / "estimates" / "song.mid")
+    assert timing.main([str(tmp_path), str(tmp_path / "estimates")]) == 0
+    [row] = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [cell.strip() for cell in row[2:-1]] == ["1", *["0.000"] * 5, "nan", "nan"]
+
+
 def test_groups_are_rows_and_missing_estimates_are_told(tmp_path, capsys):
     (tmp_path / "estimates").mkdir()
     for group in ("one", "other"):

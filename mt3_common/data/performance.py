@@ -12,11 +12,13 @@ from mt3_common.notes.note import Note, trim_overlapping
 
 # Programs that can bend a note while it sounds: bowed strings, voices, brass, reeds, pipes.
 BENDING = (*range(40, 45), 52, 53, 54, *range(56, 80))
-# Lowest and highest sounding pitches that are usual on an instrument; other programs have those of a piano.
+# Lowest and highest sounding pitches that are usual on the instruments of programs 8 to 111; pianos and sound effects
+# play any.
 REGISTERS: dict[int, tuple[int, int]] = {
-    **dict.fromkeys(range(16, 24), (36, 96)),
+    # celesta, glockenspiel, music box, vibraphone, marimba, xylophone, tubular bells, dulcimer
     **dict(zip(range(8, 16), ((60, 108), (79, 108), (60, 96), (53, 89), (45, 96), (65, 108), (60, 77), (45, 93)))),
-    # accordion, harmonica, tango accordion
+    # organs; accordion, harmonica, tango accordion
+    **dict.fromkeys(range(16, 21), (36, 96)),
     **{21: (41, 93), 22: (60, 96), 23: (41, 93)},
     # guitars; basses
     **dict.fromkeys(range(24, 32), (40, 86)),
@@ -42,17 +44,17 @@ REGISTERS: dict[int, tuple[int, int]] = {
 
 
 def in_register(notes: Sequence[Note], program: int, rng: np.random.Generator) -> list[Note]:
-    """The notes moved by octaves into the register of the program's instrument, where it plays most of them elsewhere.
+    """The notes of a stem moved by octaves into the register of its instrument.
 
-    Songs give a line to an instrument that never plays so high or low, where another one is drawn for it; what is heard
-    then is hardly that instrument. Notes of which nine in ten lie in the register stay. Others move together, by one of
-    the distances that bring three quarters as many into it as the best does; those still outside move by octaves of
-    their own.
+    A song's line is given to whatever instrument is drawn for it, also to one that never plays so high or low; what is
+    heard then is hardly that instrument. A line with nine tenths of its notes in the register stays where it is. Others
+    are moved as a whole, by an octave shift drawn among those that bring at least three quarters as many notes into the
+    register as the best one does. Single notes that are still outside are moved by octaves of their own.
 
     Args:
         notes: of a stem.
         program: that plays them; see REGISTERS.
-        rng: of the distance.
+        rng: draws the octave shift; not touched where the line stays.
     """
     if program not in REGISTERS or not notes:
         return list(notes)
@@ -60,8 +62,9 @@ def in_register(notes: Sequence[Note], program: int, rng: np.random.Generator) -
     pitches = np.array([note.pitch for note in notes])
     moved = pitches + 12 * np.arange(-6, 7)[:, None]
     inside = ((moved >= low) & (moved <= high)).mean(axis=1)
-    near = np.flatnonzero(inside >= 0.75 * inside.max())
-    chosen = pitches if inside[6] >= 0.9 else moved[rng.choice(near)]
+    fitting = np.flatnonzero(inside >= 0.75 * inside.max())
+    stays = np.mean((pitches >= low) & (pitches <= high)) >= 0.9
+    chosen = pitches if stays else moved[rng.choice(fitting)]
     chosen = np.where(chosen < low, low + (chosen - low) % 12, chosen)
     chosen = np.where(chosen > high, high - (high - chosen) % 12, chosen)
     return trim_overlapping(sorted(note._replace(pitch=int(pitch)) for note, pitch in zip(notes, chosen, strict=True)))

@@ -248,7 +248,7 @@ def test_networks_with_a_pre_encoder_have_activations(network, vocabulary, expec
 
 
 def test_what_lies_behind_the_segment_leaves_nothing_for_the_next_one():
-    """Decoding drops a program behind the segment's end, so the next segment's note is not of it; EOS and all stay."""
+    """Decoding drops a program token behind the segment's end, so the next note has another; the ids stay as given."""
     first = ids_of(("tie", 0), ("shift", 100), ("shift", 60), ("program", 33), ("pitch", 50), eos=True)
     second = ids_of(("tie", 0), ("shift", 20), ("pitch", 60), ("shift", 40), ("velocity", 0), ("pitch", 60), eos=True)
     corrector, decoder = ActivationCorrector(CONFIG), NoteDecoder(VOCABULARY, published=False)
