@@ -4,7 +4,6 @@ A subcommand is a module of parity/commands with `add_arguments(parser)` and `ru
 needed.
 """
 
-import argparse
 import difflib
 import importlib
 import os
@@ -12,8 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from mt3_common.checkpoint.registry import checkpoint_names
+from mt3_common.cli.console import report
 from mt3_common.cli.exit_status import INTERRUPTED
-from mt3_common.io.stdio import complete, finish, give_up
+from mt3_common.io.stdio import HelpParser, complete, finish, give_up
 from parity.compare.results import BAD_INPUT
 
 # Subcommand -> description.
@@ -59,10 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     complete()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in ("-h", "--help"):
-        print("usage: python -m parity [COMMAND] …\n\ncommands:")
-        for name, description in COMMANDS.items():
-            print(f"  {name:10} {description}")
-        print(f"\n`python -m parity COMMAND --help` says more; without COMMAND it is check.\n{EXIT}")
+        commands = "\n".join(f"  {name:10} {description}" for name, description in COMMANDS.items())
+        report(
+            f"usage: python -m parity [COMMAND] …\n\ncommands:\n{commands}\n\n"
+            f"`python -m parity COMMAND --help` says more; without COMMAND it is check.\n{EXIT}"
+        )
         return 0
     if argv and _is_typo(argv[0]):
         near = difflib.get_close_matches(argv[0], [*COMMANDS, *checkpoint_names()], 1)
@@ -71,9 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     name = argv.pop(0) if argv and argv[0] in COMMANDS else "check"
     description = COMMANDS[name]
-    parser = argparse.ArgumentParser(
-        prog=f"python -m parity {name}", description=description, epilog=EXITS.get(name, EXIT)
-    )
+    parser = HelpParser(prog=f"python -m parity {name}", description=description, epilog=EXITS.get(name, EXIT))
     try:
         command = importlib.import_module(f"parity.commands.{name}")
         command.add_arguments(parser)

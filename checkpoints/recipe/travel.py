@@ -34,6 +34,7 @@ from mt3_common.data.songs import read_split
 from mt3_common.data.sources import is_test_only
 from mt3_common.formats import sf2
 from mt3_common.io import atomic
+from mt3_common.io.archives import unpack_tar
 from mt3_common.io.cores import num_cores
 from mt3_common.io.digests import file_sha256
 from mt3_common.training.batches import open_shards
@@ -298,10 +299,10 @@ def unpack_data(folder: Path, scratch: Path) -> Cargo:
 
     Raises:
         TravelError: it did not arrive whole.
+        ArchiveError: its data would be written elsewhere, or are no files.
     """
     manifest = read_pack(folder)
-    with tarfile.open(folder / "data.tar.xz") as archive:
-        archive.extractall(scratch, filter="data")
+    unpack_tar(folder / "data.tar.xz", scratch)
     fonts = sorted((scratch / "fonts").glob("*.sfo"))
     # decoding releases Python's lock
     with ThreadPoolExecutor(num_cores()) as pool:

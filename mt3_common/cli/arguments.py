@@ -15,6 +15,7 @@ from mt3_common.cli.jobs import STDIN, UsageError
 from mt3_common.cli.ranges import BIAS, DURATION, POSITIVE, PROBABILITY, SECONDS, SEED, TEMPERATURE, WORKERS_OR_ONE
 from mt3_common.config import PRESETS
 from mt3_common.formats.registry import FORMATS
+from mt3_common.io.stdio import HelpParser
 from mt3_common.notes import tempo
 from mt3_common.notes.instruments import instrument_list, parse_instruments
 from mt3_common.notes.meter import parse_meter
@@ -70,14 +71,14 @@ exit status:
 """
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(HelpParser):
     """ArgumentParser that raises its errors."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; {self.prog} --help lists the options")
 
 
-class SentenceParser(argparse.ArgumentParser):
+class SentenceParser(HelpParser):
     """ArgumentParser that ends the process, with its errors as one sentence, as all others are."""
 
     def error(self, message: str) -> NoReturn:

@@ -13,7 +13,7 @@ from importlib import metadata
 from mt3_common.checkpoint.yourmt3 import is_yourmt3
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli import dataset, evaluate, export, infer, install, profile, sample_fonts, serve, site, sources, train
-from mt3_common.cli.console import say
+from mt3_common.cli.console import report, say
 from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
 
 # framework -> modules that it needs; the first that is there is the default. PyTorch comes before JAX: it transcribes a
@@ -63,11 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         framework = _take_framework(arguments)
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(HELP, end="", file=sys.stdout if arguments else sys.stderr)
-            return SUCCESS if arguments else NOT_STARTED
+        if not arguments:
+            print(HELP, end="", file=sys.stderr)
+            return NOT_STARTED
+        if arguments[0] in ("-h", "--help", "help"):
+            report(HELP.rstrip())
+            return SUCCESS
         if arguments[0] == "--version":
-            print(f"mt3-twins {metadata.version('mt3-twins')}")
+            report(f"mt3-twins {metadata.version('mt3-twins')}")
             return SUCCESS
         name = arguments.pop(0) if arguments[0] in COMMANDS else "transcribe"
         return COMMANDS[name](framework, arguments)
@@ -206,7 +209,7 @@ DATA: dict[str, Callable[..., int]] = {
 def _data(framework: str | None, arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else ""
     if name in ("-h", "--help"):
-        print(HELP, end="")
+        report(HELP.rstrip())
         return SUCCESS
     if name not in DATA:
         hint = difflib.get_close_matches(name, DATA, 1)

@@ -1,10 +1,11 @@
 """Standard streams that are closed, have no reader, or cannot encode every character."""
 
+import argparse
 import contextlib
 import io
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def complete() -> None:
@@ -22,6 +23,20 @@ def give_up(stream: TextIO) -> None:
     # A stream that a test has replaced has no file descriptor.
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class HelpParser(argparse.ArgumentParser):
+    """ArgumentParser whose help need not be read to its end, as in `--help | head`.
+
+    That of newer Pythons ignores a stdout that nobody reads, too; Python 3.11.2 raises BrokenPipeError.
+    """
+
+    def print_help(self, file: Any = None) -> None:
+        """Write the help to a stream, by default to stdout."""
+        try:
+            super().print_help(file)
+        except BrokenPipeError:
+            give_up(sys.stdout if file is None else file)
 
 
 def finish(stream: TextIO) -> None:

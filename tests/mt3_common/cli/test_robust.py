@@ -294,7 +294,17 @@ def test_a_stderr_that_nobody_reads(folder):
 
 
 @POSIX
-@pytest.mark.parametrize("command", [("torch_mt3.infer", "--help"), ("parity", "inspect", ROOT / "checkpoints/small")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("torch_mt3.infer", "--help"),
+        ("mt3_common.cli.mt3", "--help"),
+        ("mt3_common.cli.mt3", "evaluate", "--help"),
+        ("parity", "--help"),
+        ("parity", "drift", "--help"),
+        ("parity", "inspect", ROOT / "checkpoints/small"),
+    ],
+)
 @pytest.mark.process
 def test_a_stdout_that_nobody_reads(folder, command):
     read, write = os.pipe()
