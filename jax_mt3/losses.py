@@ -11,6 +11,7 @@ from jax.scipy.special import logsumexp
 
 from jax_mt3.kernels import as_array, count_up, take_along, zeros
 from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, ROW_BIAS, Config
+from mt3_common.notes.vocabulary import NUM_PROGRAMS
 from mt3_common.training import labels
 from mt3_common.training.config import TrainingConfig
 
@@ -30,6 +31,23 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, z_loss: float = 1e-4) -
     log_z = logsumexp(logits, -1)
     target_logits = take_along(logits, targets[..., None], -1)[..., 0]
     return ((log_z - target_logits + z_loss * log_z**2) * (targets > 0)).sum()
+
+
+def program_loss(logits: jax.Array, targets: jax.Array, first_program: int) -> jax.Array:
+    """Return the cross-entropy of program tokens among the programs alone, summed over them.
+
+    It teaches which instrument plays, and leaves alone how likely a program token is at all.
+
+    Args:
+        logits: (b, l, vocab_size).
+        targets: (b, l) ids.
+        first_program: id of program 0.
+    """
+    programs = targets - first_program
+    is_program = (programs >= 0) & (programs < NUM_PROGRAMS)
+    log_probabilities = log_softmax(logits[..., first_program : first_program + NUM_PROGRAMS], -1)
+    chosen = take_along(log_probabilities, (programs * is_program)[..., None], -1)[..., 0]
+    return -(chosen * is_program).sum()
 
 
 def auxiliary_losses(

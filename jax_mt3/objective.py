@@ -14,10 +14,11 @@ from flax import traverse_util
 from jax_mt3.checkpoint import to_params
 from jax_mt3.decode import generate
 from jax_mt3.devices import Devices
-from jax_mt3.losses import cross_entropy, decoder_losses, frame_losses
+from jax_mt3.losses import cross_entropy, decoder_losses, frame_losses, program_loss
 from jax_mt3.model import DecoderLayer, EncoderLayer, Transformer
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch
+from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.training import labels
 from mt3_common.training.config import TrainingConfig
 from mt3_common.training.initial import initial_arrays
@@ -176,6 +177,9 @@ class Objective:
                 )
                 token = cross_entropy(logits, targets, self.settings.z_loss) / count
             total += token
+            if with_decoder and self.settings.programs:
+                programs = program_loss(logits, targets, Vocabulary(self.config.vocabulary).first_id("program"))
+                total += self.settings.programs * programs / count
             if frame_targets is not None:
                 both = frame_losses(self.settings, weights, encoded, encoder_outputs.get(("rows", 0)), frame_targets)
                 auxiliary, of_rows = (losses.mean() / num_batches for losses in both)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch
+from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.training import labels
 from mt3_common.training.config import TrainingConfig
 from mt3_common.training.initial import initial_arrays
@@ -18,7 +19,7 @@ from torch_mt3.checkpoint import state_dict_key, to_state_dict
 from torch_mt3.decode import generate
 from torch_mt3.devices import Devices
 from torch_mt3.kernels import SLOW_BFLOAT16, is_slow_at
-from torch_mt3.losses import cross_entropy, decoder_losses, frame_losses
+from torch_mt3.losses import cross_entropy, decoder_losses, frame_losses, program_loss
 from torch_mt3.model import Transformer
 
 
@@ -156,6 +157,9 @@ class Objective:
                     )
                     / count
                 )
+            if self.settings.programs:
+                programs = program_loss(logits, targets, Vocabulary(self.config.vocabulary).first_id("program"))
+                supervised = supervised + self.settings.programs * programs / count
         total = token + supervised
         if self.settings.has_frame_losses:
             both = frame_losses(

@@ -23,7 +23,7 @@ PRESETS = Path(__file__).parent / "presets"
 # settings of the training that are for MT3's networks alone, with the values that leave them out
 MT3_SETTINGS: dict[str, Any] = {
     **{"auxiliary": 0.0, "pitch": 0.0, "row_classes": 0.0, "classes": 0.0, "alignment": 0.0, "contents": 0.0},
-    **{"auxiliary_steps": 0, "head_steps": 0, "equalizer": 0.0, "arranged": False},
+    **{"auxiliary_steps": 0, "head_steps": 0, "equalizer": 0.0, "arranged": False, "programs": 0.0},
 }
 # what a YourMT3+ is trained with unless a preset or a file says otherwise; see TrainingConfig
 YOURMT3_TRAINING: dict[str, Any] = {
@@ -73,6 +73,8 @@ class TrainingConfig:
         contents: weight of the frame-wise losses on each decoder layer but the last: the roll at the frame of the
             current event, and the frame of the next one; 0 for none. With `alignment` a small decoder learns to read
             the encoder in a tenth of the steps.
+        programs: weight of a further loss on program tokens: the cross-entropy of the program among all programs, so of
+            which instrument plays, not of whether one is named; 0 for none.
         auxiliary_steps: initial steps that train with the encoder's auxiliary loss alone, without the decoder.
         head_steps: initial steps, before the warm-up, in which the layers of the auxiliary losses learn and nothing
             else; for a warm start, as weights to use have no such layers, and drawn ones would spoil the others.
@@ -104,6 +106,7 @@ class TrainingConfig:
     next_event: float = 5.0
     alignment: float = 0.0
     contents: float = 0.0
+    programs: float = 0.0
     auxiliary_steps: int = 0
     head_steps: int = 0
     dtype: str = "float32"

@@ -6,10 +6,12 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
+from jax_mt3 import losses as jax_losses
 from jax_mt3 import objective as jax_objective
 from jax_mt3 import train as jax_train
 from mt3_common.checkpoint.read import read_checkpoint
@@ -18,6 +20,7 @@ from mt3_common.config import Config, ConfigError, NetworkConfig, SpectrogramCon
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
 from mt3_common.notes.note import Note
+from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.training import labels as training_labels
 from mt3_common.training import loop
 from mt3_common.training.batches import make_batch
@@ -33,6 +36,7 @@ from mt3_common.training.labels import (
 )
 from mt3_common.yourmt3_config import YourMT3Settings
 from torch_mt3 import checkpoint as torch_checkpoint
+from torch_mt3 import losses as torch_losses
 from torch_mt3 import model as torch_model
 from torch_mt3 import train as torch_train
 
@@ -139,6 +143,38 @@ def test_twenty_steps_agree_while_the_decoder_learns_to_read(dtype, tolerance, s
     assert 1 < extras[-1] < extras[0]
     ones, others = (learner.slots() for learner in learners)
     assert ones.keys() == others.keys() >= {"auxiliary/kernel_0", "auxiliary_states/kernel_1/m", "auxiliary/bias_1"}
+
+
+def test_the_choice_among_programs_has_a_loss_of_its_own(shards):
+    first = Vocabulary(CONFIG.vocabulary).first_id("program")
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2, 6, 1536))
+    # padding, the ids beside the programs, and programs 0, 40 and 127
+    targets = np.array([[0, first - 1, first, first + 127, first + 128, 1], [first + 40, 5, 0, 0, 0, 0]])
+    of_programs = logits[..., first : first + 128]
+    shares = np.exp(of_programs) / np.exp(of_programs).sum(-1, keepdims=True)
+    expected = -np.log([shares[0, 2, 0], shares[0, 3, 127], shares[1, 0, 40]]).sum()
+    one, slope = jax.value_and_grad(jax_losses.program_loss)(jnp.asarray(logits, jnp.float32), targets, first)
+    assert float(one) == pytest.approx(expected, rel=1e-6)
+    leaf = torch.tensor(logits, requires_grad=True)
+    torch_losses.program_loss(leaf, torch.tensor(targets), first).backward()
+    np.testing.assert_allclose(slope, leaf.grad, atol=1e-6)
+    # no other logits are taught, and none where another token is due
+    assert {tuple(place) for place in np.argwhere(np.any(slope != 0, axis=-1))} == {(0, 2), (0, 3), (1, 0)}
+    assert not np.any(slope[..., :first]) and not np.any(slope[..., first + 128 :])
+
+    rows = {}
+    for weight in (0.0, 0.5):
+        settings = TrainingConfig(batch_size=4, dtype="float64", auxiliary=0.0, programs=weight)
+        one, other = ([*losses(twin, settings, shards, 2)[0]] for twin in LEARNERS)
+        for step in range(2):
+            assert one[step] == pytest.approx(other[step], rel=1e-10)
+        rows[weight] = one
+    assert rows[0.0][0]["loss"] == rows[0.0][0]["token_loss"] == rows[0.5][0]["token_loss"]
+    # drawn weights know nothing of 128 programs
+    targets = make_batch(shards, settings, 0, 0).targets
+    share = ((targets >= first) & (targets < first + 128)).sum() / (targets > 0).sum()
+    assert rows[0.5][0]["loss"] - rows[0.5][0]["token_loss"] == pytest.approx(0.5 * share * np.log(128), rel=0.5)
 
 
 def test_where_each_token_is():
