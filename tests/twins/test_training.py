@@ -161,7 +161,8 @@ def test_the_choice_among_programs_has_a_loss_of_its_own(shards):
     np.testing.assert_allclose(slope, leaf.grad, atol=1e-6)
     # no other logits are taught, and none where another token is due
     assert {tuple(place) for place in np.argwhere(np.any(slope != 0, axis=-1))} == {(0, 2), (0, 3), (1, 0)}
-    assert not np.any(slope[..., :first]) and not np.any(slope[..., first + 128 :])
+    assert not np.any(slope[..., :first])
+    assert not np.any(slope[..., first + 128 :])
 
     rows = {}
     for weight in (0.0, 0.5):
@@ -174,7 +175,7 @@ def test_the_choice_among_programs_has_a_loss_of_its_own(shards):
     # drawn weights know nothing of 128 programs
     targets = make_batch(shards, settings, 0, 0).targets
     share = ((targets >= first) & (targets < first + 128)).sum() / (targets > 0).sum()
-    assert rows[0.5][0]["loss"] - rows[0.5][0]["token_loss"] == pytest.approx(0.5 * share * np.log(128), rel=0.5)
+    assert rows[0.5][0]["loss"] - rows[0.5][0]["token_loss"] == pytest.approx(0.5 * share * np.log(128), rel=0.1)
 
 
 def test_where_each_token_is():
