@@ -6,10 +6,10 @@
 # WORK    everything that is made: sources, fonts, shards, the run; kept between calls
 # NOTES   recorded single notes with an index.tsv (docs/training.md); more sounds are fetched from npm and Debian, once (docs/data.md)
 # POP909  a clone of github.com/music-x-lab/POP909-Dataset
-# PYTHON  the interpreter; THREADS, for PyTorch; STEPS, to stop there and go on another day; SHARDS, of 21 minutes each
+# PYTHON  the interpreter; THREADS, for PyTorch; STEPS in all and SHARDS of 21 minutes each, fewer for a rehearsal
 set -euo pipefail
 : "${WORK:?names the folder for everything that is made}" "${NOTES:?names the folder of recorded notes}"
-: "${POP909:?names the clone of POP909}" "${PYTHON:=python}" "${THREADS:=1}" "${STEPS:=0}" "${SHARDS:=160}"
+: "${POP909:?names the clone of POP909}" "${PYTHON:=python}" "${THREADS:=1}" "${STEPS:=60000}" "${SHARDS:=160}"
 export OMP_NUM_THREADS=$THREADS OPENBLAS_NUM_THREADS=$THREADS MKL_NUM_THREADS=$THREADS
 mt3() { "$PYTHON" -m mt3_common.cli.mt3 "$@"; }
 
@@ -42,7 +42,16 @@ shards mixed train 33 "$SHARDS" 64 \
   '{"settle": 0.02, "piano": 0.2, "band": 0.28, "solo": 0.24, "drums": 0.13, "dense": 0.09, "silence": 0.01, "tones": 0.05, "detached": 0.3, "register": 0.95}' \
   "${banks[@]}" "$WORK"/fonts/train/*.sf2 "${players[@]}" "${kits[@]}"
 
-limit=()
-[ "$STEPS" = 0 ] || limit=(--max-steps "$STEPS")
-exec "$PYTHON" -m torch_mt3.train "$WORK/run" --data "$WORK/shards/clean" "$WORK/shards/mixed" \
-  --validation "$WORK/shards/validation-notes" --preset default "${limit[@]}"
+# three quarters of the steps with the losses of the preset at a constant rate; then those losses that taught the decoder where to look
+# are left out, the choice of instruments weighs more, and the rate falls to 0 (checkpoints/README.md, Weights of the losses)
+before=$((STEPS * 3 / 4))
+echo "{\"training\": {\"steps\": $before, \"schedule\": \"constant\"}}" > "$WORK/most.json"
+echo "{\"training\": {\"steps\": $STEPS, \"decay_from\": 0.75, \"auxiliary\": 0.0125, \"classes\": 32, \"alignment\": 0, \"contents\": 0, \"programs\": 3}}" \
+  > "$WORK/end.json"
+train() {
+  "$PYTHON" -m torch_mt3.train "$WORK/run" --data "$WORK/shards/clean" "$WORK/shards/mixed" --validation "$WORK/shards/validation-notes" \
+    --preset default --config "$1"
+}
+reached=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["step"])' "$WORK/run/last/config.json" 2>/dev/null || echo 0)
+[ "$reached" -ge "$before" ] || train "$WORK/most.json"
+train "$WORK/end.json"
