@@ -9,14 +9,27 @@ The checkpoint of the tests was bundled by:
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from mt3_common.checkpoint.read import read_checkpoint
+import numpy as np
+
+from mt3_common.checkpoint.read import Checkpoint, read_checkpoint
 from mt3_common.checkpoint.write import write_t5x
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
 
 FOLDER = Path(__file__).parent
+
+
+def mean(stages: Sequence[Checkpoint]) -> dict[str, np.ndarray]:
+    """Return the mean of the arrays of checkpoints of one network; those of a single one as they are."""
+    if len(stages) == 1:
+        return stages[0].arrays
+    return {
+        name: np.mean([stage.arrays[name].astype(np.float64) for stage in stages], axis=0).astype(np.float32)
+        for name in stages[0].arrays
+    }
 
 
 def main() -> None:
@@ -25,7 +38,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("name", help="its name for --checkpoint")
-    parser.add_argument("checkpoint", help="path of the checkpoint")
+    parser.add_argument(
+        "checkpoints", nargs="+", metavar="checkpoint", help="its path; of several, stages of a run, their mean"
+    )
     parser.add_argument("--source", required=True, help="where the weights come from")
     parser.add_argument("--licence", required=True, help="licence of the weights")
     parser.add_argument("--notice", default="", help="message shown whenever it is used")
@@ -33,17 +48,19 @@ def main() -> None:
     parser.add_argument("--default", action="store_true", help="make it the default checkpoint")
     options = parser.parse_args()
 
-    checkpoint = read_checkpoint(options.checkpoint)
-    config = checkpoint.config()
+    stages = [read_checkpoint(path) for path in options.checkpoints]
+    config = stages[-1].config()
+    if any(stage.config() != config for stage in stages):
+        parser.error("the checkpoints are not of one network")
     folder = FOLDER / options.name
-    write_t5x(folder, checkpoint.arrays, checkpoint.step, dtype=options.dtype, config=config, overwrite=True)
+    write_t5x(folder, mean(stages), stages[-1].step, dtype=options.dtype, config=config, overwrite=True)
 
     manifest_file = FOLDER / "manifest.json"
     manifest = json.loads(manifest_file.read_text()) if manifest_file.exists() else {"default": "", "checkpoints": {}}
     manifest["checkpoints"][options.name] = {
         "source": options.source,
         "licence": options.licence,
-        "made": f"checkpoints/bundle.py from {Path(options.checkpoint).name}",
+        "made": f"checkpoints/bundle.py from {', '.join(Path(path).name for path in options.checkpoints)}",
         "notice": options.notice,
         "sha256": {
             file.relative_to(folder).as_posix(): file_sha256(file)
