@@ -46,7 +46,7 @@ shards mixed train 33 "$SHARDS" 64 \
 # are left out, the choice of instruments weighs more, and the rate falls to 0 (checkpoints/README.md, Weights of the losses)
 before=$((STEPS * 3 / 4))
 echo "{\"training\": {\"steps\": $before, \"schedule\": \"constant\"}}" > "$WORK/most.json"
-echo "{\"training\": {\"steps\": $STEPS, \"decay_from\": 0.75, \"auxiliary\": 0.0125, \"classes\": 32, \"alignment\": 0, \"contents\": 0, \"programs\": 3}}" \
+echo "{\"training\": {\"steps\": $STEPS, \"decay_from\": 0.75, \"auxiliary\": 0.0125, \"classes\": 32, \"alignment\": 0, \"contents\": 0, \"programs\": 3, \"ema\": 0.9998}}" \
   > "$WORK/end.json"
 train() {
   "$PYTHON" -m torch_mt3.train "$WORK/run" --data "$WORK/shards/clean" "$WORK/shards/mixed" --validation "$WORK/shards/validation-notes" \
