@@ -1,0 +1,57 @@
+"""checkpoints/bundle.py: what it writes, and the mean of several checkpoints."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mt3_common.checkpoint.read import read_checkpoint
+from mt3_common.checkpoint.write import write_t5x
+from mt3_common.io.digests import file_sha256
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))
+
+from checkpoints import bundle  # noqa: E402
+
+
+def run(monkeypatch, folder, *arguments):
+    monkeypatch.setattr(bundle, "FOLDER", folder)
+    monkeypatch.setattr(sys, "argv", ["bundle.py", *map(str, arguments), "--source", "a test", "--licence", "CC0-1.0"])
+    bundle.main()
+
+
+def test_stages_of_a_run_are_bundled_as_their_mean(tmp_path, monkeypatch):
+    golden = read_checkpoint(ROOT / "checkpoints" / "golden")
+    for step, shift in ((100, 0), (200, 1), (300, 5)):
+        arrays = {name: array + np.float32(shift) for name, array in golden.arrays.items()}
+        write_t5x(tmp_path / str(step), arrays, step, config=golden.config())
+    (tmp_path / "out").mkdir()
+    run(monkeypatch, tmp_path / "out", "average", *(tmp_path / str(step) for step in (100, 200, 300)), "--default")
+    result = read_checkpoint(tmp_path / "out" / "average")
+    assert result.step == 300
+    for name, array in golden.arrays.items():
+        np.testing.assert_allclose(result.arrays[name], array + 2, atol=1e-6)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["default"] == "average"
+    entry = manifest["checkpoints"]["average"]
+    assert entry["made"] == "checkpoints/bundle.py from 100, 200, 300"
+    for name, digest in entry["sha256"].items():
+        assert file_sha256(tmp_path / "out" / "average" / name) == digest
+
+
+def test_one_checkpoint_stays_as_it_is(tmp_path, monkeypatch):
+    golden = read_checkpoint(ROOT / "checkpoints" / "golden")
+    run(monkeypatch, tmp_path, "again", ROOT / "checkpoints" / "golden")
+    for name, array in read_checkpoint(tmp_path / "again").arrays.items():
+        np.testing.assert_array_equal(array, golden.arrays[name])
+
+
+def test_checkpoints_of_two_networks_have_no_mean(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as error:
+        run(monkeypatch, tmp_path, "both", ROOT / "checkpoints" / "golden", ROOT / "checkpoints" / "small")
+    assert error.value.code == 2
+    assert "the checkpoints are not of one network" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
