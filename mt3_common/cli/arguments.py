@@ -396,7 +396,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         type=SECONDS,
         metavar="S",
         help="where a bar begins (s), in the time of the notes, as in --first-downbeat 1.5; what is before it is a "
-        "pick-up; default: looked for with --tempo auto, 0 otherwise",
+        "pick-up; one after the end counts as many bars earlier; default: looked for with --tempo auto, 0 otherwise",
     )
     add(
         "--quantise",
