@@ -37,6 +37,8 @@ from mt3_common.transcription.pipeline import Transcriber
 
 # options of how recordings are read
 READING_OPTIONS = ("channel", "gain")
+# options of a checkpoint, which the estimates of others have no use for
+CHECKPOINT_OPTIONS = (*READING_OPTIONS, "search", "device", "no_instrument_prior", "no_activations")
 
 
 def main(
@@ -79,7 +81,7 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
     transcriber: Any = None
     has_prior = options.search == "greedy" and not options.no_instrument_prior
     if options.baseline:
-        transcriber = BasicPitch(options.baseline_command)
+        transcriber = BasicPitch(options.baseline_command or "basic-pitch")
     elif options.estimates is None:
         transcriber = load(
             checkpoint=options.checkpoint,
@@ -244,19 +246,19 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         choices=SPLITS,
         help="of data sets that have splits; default: test, or validation if there is none",
     )
-    add("--checkpoint", metavar="PATH|NAME", help="as of mt3 transcribe; default: the best bundled one")
-    add(
+    add_measured = parser.add_mutually_exclusive_group().add_argument
+    add_measured("--checkpoint", metavar="PATH|NAME", help="as of mt3 transcribe; default: the best bundled one")
+    add_measured(
         "--estimates",
         type=Path,
         metavar="DIR",
         help="evaluate the files NAME.mid (or .midi, .tsv) here instead of a checkpoint",
     )
-    add("--baseline", choices=("basic-pitch",), help="evaluate another transcriber instead of a checkpoint")
-    add("--baseline-command", default="basic-pitch", metavar="FILE", help="its command; default: the one on the PATH")
+    add_measured("--baseline", choices=("basic-pitch",), help="evaluate another transcriber instead of a checkpoint")
+    add("--baseline-command", metavar="FILE", help="its command; default: the one on the PATH")
     add(
         "--search",
         choices=("greedy", "t5x"),
-        default="greedy",
         help="how tokens are chosen, as of mt3 transcribe; default: greedy",
     )
     add("--no-instrument-prior", action="store_true", help="as of mt3 transcribe")
@@ -282,9 +284,14 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--force replaces files of --output")
     if options.pictures and options.output is None:
         parser.error("--pictures need --output")
-    for name in READING_OPTIONS:
-        if getattr(options, name) is not None and (options.baseline or options.estimates):
-            parser.error(
-                f"--{name} says how a checkpoint hears the recordings: leave it out, or the estimates of others"
-            )
+    if options.baseline_command is not None and not options.baseline:
+        parser.error("--baseline-command is the command of --baseline basic-pitch: give both")
+    if other := "--baseline" if options.baseline else "--estimates" if options.estimates else "":
+        for name in CHECKPOINT_OPTIONS:
+            if getattr(options, name) not in (None, False):
+                parser.error(
+                    f"--{name.replace('_', '-')} says how a checkpoint hears the recordings, and {other} takes none: "
+                    "leave one of the two out"
+                )
+    options.search = options.search or "greedy"
     return options

@@ -1,5 +1,6 @@
 """The evaluate command, with a transcriber that knows the answers and one that fails."""
 
+import contextlib
 import csv
 import json
 import re
@@ -15,7 +16,7 @@ import soundfile
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mt3_common.checkpoint.registry import NamedCheckpoint
-from mt3_common.cli import evaluate
+from mt3_common.cli import evaluate, mt3
 from mt3_common.config import Config
 from mt3_common.data import corpora as datasets
 from mt3_common.evaluation import evaluate as evaluation
@@ -543,6 +544,31 @@ def test_results_that_something_else_wrote_are_refused(folder, tmp_path, capsys)
     (tmp_path / "results.json").write_text('{"files": [1]}')
     assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(tmp_path)]) == 2
     assert "results.json is not as this program wrote it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--estimates E --checkpoint C", "argument --checkpoint: not allowed with argument --estimates"),
+        ("--estimates E --baseline basic-pitch", "argument --baseline: not allowed with argument --estimates"),
+        ("--checkpoint C --baseline basic-pitch", "argument --baseline: not allowed with argument --checkpoint"),
+        ("--estimates E --search greedy", "--search says how a checkpoint hears the recordings, and --estimates takes"),
+        ("--estimates E --device cuda:7", "--device says how"),
+        ("--estimates E --no-activations", "--no-activations says how"),
+        ("--baseline basic-pitch --no-instrument-prior", "--no-instrument-prior says how"),
+        ("--baseline basic-pitch --gain 3", "--gain says how a checkpoint hears the recordings, and --baseline takes"),
+        ("--estimates E --framework jax", "--framework computes a checkpoint, and --estimates takes none"),
+        ("--baseline=basic-pitch --framework=onnx", "--framework computes a checkpoint, and --baseline takes none"),
+        ("--baseline-command /bin/true", "--baseline-command is the command of --baseline basic-pitch: give both"),
+        ("--force", "--force replaces files of --output"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options, words, folder, capsys):
+    with contextlib.suppress(SystemExit):
+        assert mt3.main(["evaluate", str(folder), *options.split()]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
 
 
 # --- what an earlier run left in the folder of results
