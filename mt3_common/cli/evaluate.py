@@ -106,17 +106,7 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
         try:
             if pair.name not in done:
                 of = row_key(pair, transcriber_key, options.estimates)
-                outputs = output_paths(options, pair.name)
-                for path in outputs.values():
-                    make_folder(path.parent)
-                    if not options.force:
-                        check_replaceable(path)
-                row, notes = measure(pair, transcriber, options.estimates, reading)
-                if "estimates" in outputs:
-                    midi.write_midi(notes, outputs["estimates"])
-                if "picture" in outputs:
-                    write_comparison(read_notes(pair), notes, pair.audio, outputs["picture"], Mix(**reading))
-                rows[pair.name] = row | {"of": of, "drawn": "picture" in outputs}
+                rows[pair.name] = measure_and_write(pair, transcriber, options, reading) | {"of": of}
                 write_results(in_order(rows, pairs), options.output)
             say(f"{number} of {len(pairs)}: {pair.name}")
         except (ValueError, OSError) as error:
@@ -128,6 +118,27 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
     if failed:
         say(f"error: {len(failed)} of {plural(len(pairs), 'file')} failed: {', '.join(failed)}")
     return SOME_FAILED if failed else SUCCESS
+
+
+def measure_and_write(
+    pair: Recording, transcriber: Any, options: argparse.Namespace, reading: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Evaluate one recording, write the files that are asked for, and return its row.
+
+    Raises:
+        ValueError, OSError: a file cannot be read, is in the way, or cannot be written.
+    """
+    outputs = output_paths(options, pair.name)
+    for path in outputs.values():
+        make_folder(path.parent)
+        if not options.force:
+            check_replaceable(path)
+    row, notes = measure(pair, transcriber, options.estimates, reading)
+    if "estimates" in outputs:
+        midi.write_midi(notes, outputs["estimates"])
+    if "picture" in outputs:
+        write_comparison(read_notes(pair), notes, pair.audio, outputs["picture"], Mix(**reading))
+    return row | {"drawn": "picture" in outputs}
 
 
 def in_order(rows: Mapping[str, dict[str, Any]], pairs: Sequence[Recording]) -> list[dict[str, Any]]:
@@ -280,6 +291,13 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--force", action="store_true", help="replace files in the output that something else wrote or changed")
     options = parser.parse_args(argv)
+    check_options(parser, options)
+    options.search = options.search or "greedy"
+    return options
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse options that contradict each other."""
     if options.force and options.output is None:
         parser.error("--force replaces files of --output")
     if options.pictures and options.output is None:
@@ -293,5 +311,3 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
                     f"--{name.replace('_', '-')} says how a checkpoint hears the recordings, and {other} takes none: "
                     "leave one of the two out"
                 )
-    options.search = options.search or "greedy"
-    return options
