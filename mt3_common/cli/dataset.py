@@ -306,7 +306,8 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     words: list[str] = []
     # sources of pairs, and those of earlier versions, do not say how many examples a shard has
     ignored = {"examples"} - (before.keys() & after.keys())
-    for name in sorted(before.keys() | after.keys() - ignored):
+    # a recipe has many settings, and comes last
+    for name in sorted(before.keys() | after.keys(), key=lambda name: (name == "recipe", name)):
         one, other = before.get(name), after.get(name)
         if name in ignored or one == other:
             continue

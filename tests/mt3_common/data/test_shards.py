@@ -183,7 +183,7 @@ def test_shards_keep_the_sources_that_they_were_made_from(tmp_path, monkeypatch,
     written = {path.name: path.read_bytes() for path in out.iterdir()}
     capsys.readouterr()
     for more, words in (
-        (["--seed", "5"], "(band 0.0 in place of "),
+        (["--seed", "5"], "(seed 0 in place of 5, band 0.0 in place of "),
         (["--recipe", '{"piano": 1}', "--seed", "5"], f"{out} has data of other sources (seed 0 in place of 5): name"),
         (["--recipe", '{"piano": 1}', "--split", "validation"], "(split train in place of validation)"),
         (["--recipe", '{"piano": 1}', "--examples", "3"], "(examples 2 in place of 3)"),
