@@ -305,13 +305,13 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Return what differs between two results of sources_of, in a few words each."""
     words: list[str] = []
     # sources of pairs, and those of earlier versions, do not say how many examples a shard has
-    ignored = {"examples"} - (before.keys() & after.keys())
+    names = (before.keys() | after.keys()) - ({"examples"} - (before.keys() & after.keys()))
     # a recipe has many settings, and comes last
-    for name in sorted(before.keys() | after.keys(), key=lambda name: (name == "recipe", name)):
+    for name in sorted(names, key=lambda name: (name == "recipe", name)):
         one, other = before.get(name), after.get(name)
-        if name in ignored or one == other:
+        if one == other:
             continue
-        if name == "recipe":
+        if name == "recipe" and isinstance(one, dict) and isinstance(other, dict):
             fields = sorted(field for field in one.keys() | other.keys() if one.get(field) != other.get(field))
             words += [f"{field} {one.get(field)} in place of {other.get(field)}" for field in fields]
         elif isinstance(one, str | int | float) and isinstance(other, str | int | float):
