@@ -183,8 +183,8 @@ def write_results(rows: Sequence[dict[str, Any]], folder: Path | None) -> None:
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the text of results.csv."""
     text = io.StringIO()
-    names = [name for name in rows[0] if name != "drawn"] if rows else []
-    writer = csv.DictWriter(text, names, extrasaction="ignore")
+    # rows of earlier versions may lack some
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
