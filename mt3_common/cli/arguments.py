@@ -16,16 +16,12 @@ from mt3_common.cli.ranges import BIAS, DURATION, POSITIVE, PROBABILITY, SECONDS
 from mt3_common.config import PRESETS
 from mt3_common.formats.registry import FORMATS
 from mt3_common.io.stdio import HelpParser
-from mt3_common.notes import tempo
 from mt3_common.notes.instruments import instrument_list, parse_instruments
 from mt3_common.notes.meter import parse_meter
+from mt3_common.transcription import limits
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.transcription.reader import AUTO_VELOCITY, ESTIMATE, UNTOLD
-
-# dB, of --gain: more than any recorder's range
-MOST_GAIN = 150
-
 
 LESSON = """\
 Turns recordings of music into notes (MIDI, MusicXML, JSON, CSV) with an MT3 network.
@@ -396,7 +392,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         type=SECONDS,
         metavar="S",
         help="where a bar begins (s), in the time of the notes, as in --first-downbeat 1.5; what is before it is a "
-        "pick-up; default: looked for with --tempo auto, 0 otherwise",
+        "pick-up; one after the end counts as many bars earlier; default: looked for with --tempo auto, 0 otherwise",
     )
     add(
         "--quantise",
@@ -472,17 +468,17 @@ def gain(text: str) -> float | str:
     if text == AUTO:
         return text
     with contextlib.suppress(ValueError):
-        if abs(float(text)) <= MOST_GAIN:
+        if limits.GAIN.accepts(float(text)):
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is neither {AUTO} nor a number of dB from -{MOST_GAIN} to {MOST_GAIN}")
+    raise argparse.ArgumentTypeError(f"{text!r} is neither {AUTO} nor {limits.GAIN.description}")
 
 
 def velocity(text: str) -> int | str:
     """Convert '100' to 100; 'estimate' and 'auto' stay."""
     if text in (ESTIMATE, AUTO_VELOCITY):
         return text
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 127:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither {ESTIMATE} nor a whole number from 1 to 127")
+    if not text.isascii() or not text.isdigit() or not limits.VELOCITY.accepts(int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {ESTIMATE} nor {limits.VELOCITY.description}")
     return int(text)
 
 
@@ -490,11 +486,10 @@ def bpm(text: str) -> float | str:
     """Convert '96' to 96.0; 'auto' stays."""
     if text == AUTO:
         return text
-    low, high = tempo.SLOWEST, tempo.FASTEST
     with contextlib.suppress(ValueError):
-        if low <= float(text) <= high:
+        if limits.TEMPO.accepts(float(text)):
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is neither {AUTO} nor a number from {low} to {high}")
+    raise argparse.ArgumentTypeError(f"{text!r} is neither {AUTO} nor {limits.TEMPO.description}")
 
 
 def meter(text: str) -> str:

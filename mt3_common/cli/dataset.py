@@ -3,13 +3,14 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mt3_common.cli.arguments import SentenceParser
-from mt3_common.cli.exit_status import SUCCESS
+from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.ranges import EXAMPLES, SEED, SPREAD, WORKERS
 from mt3_common.cli.run import run
 from mt3_common.data import corpora
@@ -18,7 +19,7 @@ from mt3_common.data.data_presets import find_mixture, published_rates
 from mt3_common.data.install import default_home
 from mt3_common.data.mixtures import ExampleSource
 from mt3_common.data.remix import Augmentation, Remixer
-from mt3_common.data.shards import write_shard
+from mt3_common.data.shards import Shards, write_shard
 from mt3_common.data.songs import read_split
 from mt3_common.data.sources import is_test_only
 from mt3_common.data.synthesis import Generator, Recipe, in_order
@@ -119,6 +120,8 @@ def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generato
 
 # of --augment
 OFF = "off"
+# file of what data were made from
+SOURCES = "sources.json"
 
 
 def _augmentation(text: str) -> Augmentation | str:
@@ -187,27 +190,42 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
     )
     add("--seed", type=SEED, default=0, metavar="N", help="another number draws other examples; default: 0")
     add("--workers", type=WORKERS, default=0, metavar="N", help="processes that make examples; default: this one")
-    return run(lambda: write_data(parser.parse_args(argv)))
+    options = argparse.Namespace(begun=False)
+    return run(
+        lambda: write_data(parser.parse_args(argv, options)),
+        failed=lambda: SOME_FAILED if options.begun else NOT_STARTED,
+    )
 
 
 def write_data(options: argparse.Namespace) -> int:
     """Write the shards, or the recordings of --pairs, that are not there; return the exit status.
 
+    All arguments are checked before anything is written; `options.begun` becomes True then.
+
     Raises:
-        ValueError, OSError: the music cannot be read, or the data cannot be written.
+        ValueError, OSError: the music cannot be read, the folder has data of other sources, or the data cannot be
+            written.
     """
     check_folder(options.output)
+    config, _ = read_config(options.config)
+    if isinstance(config, YourMT3Settings) and not options.pairs:
+        # the task joins programs to classes itself
+        options.recipe = dataclasses.replace(options.recipe, midi_class=False)
     generator = generator_of(options, options.split, options.seed)
+    sources = sources_of(generator, options, options.split)
+    shards = sorted(options.output.glob("*.npz"))
+    if not options.pairs:
+        # a shard begins with the example behind those of the shards before it
+        sources["examples"] = options.examples
+        if shards:
+            Shards(shards[:1], config)
+    check_sources(options.output, sources, bool(shards) or any(options.output.glob("*__*.mid")))
     make_folder(options.output)
-    write_sources(options.output / "sources.json", generator, options, options.split)
+    write_json(options.output / SOURCES, sources)
+    options.begun = True
     if options.pairs:
         write_pairs(options.output, generator, options.examples, options.workers)
         return SUCCESS
-    config, _ = read_config(options.config)
-    if isinstance(config, YourMT3Settings):
-        # the task joins programs to classes itself
-        options.recipe = dataclasses.replace(options.recipe, midi_class=False)
-        generator = generator_of(options, options.split, options.seed)
     for number in range(options.shards):
         path = options.output / f"{number:05d}.npz"
         if path.exists():
@@ -231,9 +249,9 @@ def write_pairs(folder: Path, generator: ExampleSource, count: int, workers: int
         midi.write_midi(example.notes, path.with_suffix(".mid"))
 
 
-def write_sources(path: Path, generator: ExampleSource, options: argparse.Namespace, split: str) -> None:
-    """Write the sources of examples with their hashes, so that they can be made again."""
-    sources = {"seed": generator.seed, "split": split, "recipe": dataclasses.asdict(options.recipe)}
+def sources_of(generator: ExampleSource, options: argparse.Namespace, split: str) -> dict[str, Any]:
+    """Return the sources of examples with their hashes, by which they can be made again."""
+    sources: dict[str, Any] = {"seed": generator.seed, "split": split, "recipe": dataclasses.asdict(options.recipe)}
     if isinstance(generator, Generator):
         sources["fonts"] = {font.name: file_sha256(font) for font in options.fonts}
         sources["midi"] = {song.name: file_sha256(song.path) for song in generator.songs}
@@ -243,7 +261,64 @@ def write_sources(path: Path, generator: ExampleSource, options: argparse.Namesp
             sources["data_preset"] = options.data_preset
         if isinstance(generator, Remixer):
             sources["augmentation"] = dataclasses.asdict(generator.augmentation)
-    atomic.write(path, json.dumps(sources, indent=1) + "\n")
+    return sources
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of JSON, whole or not at all."""
+    atomic.write(path, json.dumps(content, indent=1) + "\n")
+
+
+def check_sources(folder: Path, sources: dict[str, Any], has_data: bool) -> None:
+    """Check that the data in a folder, if there are any, were made from the same sources.
+
+    Args:
+        folder: of the data.
+        sources: of sources_of, of the data to be made.
+        has_data: whether there are shards or pairs.
+
+    Raises:
+        ValueError: they were made from others, or nothing says from which.
+        OSError: their sources cannot be read.
+    """
+    path = folder / SOURCES
+    if not os.path.lexists(path):
+        if has_data:
+            raise ValueError(f"{folder} has data, and no {SOURCES} that says what made them: name another folder")
+        return
+    try:
+        before = parse_json(path.read_text())
+        if not isinstance(before, dict) or not isinstance(before["recipe"], dict):
+            raise TypeError
+        # what recipes did not have yet was not done
+        before["recipe"] = dataclasses.asdict(Recipe()) | before["recipe"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is no list of the sources of shards: name another folder") from None
+    if has_data and (differing := differences(before, json.loads(json.dumps(sources)))):
+        raise ValueError(
+            f"{folder} has data of other sources ({', '.join(differing[:3])}{', …' if differing[3:] else ''}): name "
+            f"another folder, or give what {path} says"
+        )
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return what differs between two results of sources_of, in a few words each."""
+    words: list[str] = []
+    # sources of pairs, and those of earlier versions, do not say how many examples a shard has
+    names = (before.keys() | after.keys()) - ({"examples"} - (before.keys() & after.keys()))
+    # a recipe has many settings, and comes last
+    for name in sorted(names, key=lambda name: (name == "recipe", name)):
+        one, other = before.get(name), after.get(name)
+        if one == other:
+            continue
+        if name == "recipe" and isinstance(one, dict) and isinstance(other, dict):
+            fields = sorted(field for field in one.keys() | other.keys() if one.get(field) != other.get(field))
+            words += [f"{field} {one.get(field)} in place of {other.get(field)}" for field in fields]
+        elif isinstance(one, str | int | float) and isinstance(other, str | int | float):
+            words.append(f"{name} {one} in place of {other}")
+        else:
+            words.append(f"other {name.replace('_', ' ')}")
+    return words
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The command line of both twins' evaluate: arguments, results, errors and the exit status."""
 
 import argparse
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mt3_common.data.corpora import PUBLISHED, SPLITS, DatasetError, Recording, 
 from mt3_common.evaluation import metrics
 from mt3_common.evaluation.baselines import BasicPitch
 from mt3_common.evaluation.evaluate import (
+    RESULTS,
     fingerprint,
     measure,
     previous_rows,
@@ -27,6 +29,7 @@ from mt3_common.evaluation.evaluate import (
 from mt3_common.evaluation.plot import write_comparison
 from mt3_common.formats import midi
 from mt3_common.formats.plot import library
+from mt3_common.formats.sealed import check_replaceable
 from mt3_common.io.folders import make_folder
 from mt3_common.io.notices import shown_by
 from mt3_common.io.plural import plural
@@ -34,6 +37,8 @@ from mt3_common.transcription.pipeline import Transcriber
 
 # options of how recordings are read
 READING_OPTIONS = ("channel", "gain")
+# options of a checkpoint, which the estimates of others have no use for
+CHECKPOINT_OPTIONS = (*READING_OPTIONS, "search", "device", "no_instrument_prior", "no_activations")
 
 
 def main(
@@ -67,11 +72,16 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
     metrics.library()
     if options.pictures:
         library("--pictures need")
+    if options.output:
+        make_folder(options.output)
     pairs = distinct_recordings(options.datasets, options.split)
+    before = previous_rows(options.output, options.force)
+    if not options.force:
+        check_covered(before, pairs, options.output)
     transcriber: Any = None
     has_prior = options.search == "greedy" and not options.no_instrument_prior
     if options.baseline:
-        transcriber = BasicPitch(options.baseline_command)
+        transcriber = BasicPitch(options.baseline_command or "basic-pitch")
     elif options.estimates is None:
         transcriber = load(
             checkpoint=options.checkpoint,
@@ -80,43 +90,97 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
             instrument_prior=has_prior,
             activations=not options.no_activations,
         )
-    rows, failed = [], {}
     reading = {name: value for name in READING_OPTIONS if (value := getattr(options, name)) is not None}
     has_activations = not options.no_activations
     transcriber_key = f"{options.baseline or fingerprint(transcriber)} {options.search} {has_prior} {has_activations}"
     if reading:
         transcriber_key += f" {sorted(reading.items())}"
-    done = previous_rows(options)
+    # by name; of earlier runs first, so that an interrupted one takes nothing away
+    rows = {
+        pair.name: row
+        for pair in pairs
+        if (row := before.get(pair.name)) and row["of"] == key_or_none(pair, transcriber_key, options.estimates)
+    }
+    done, failed = {name for name, row in rows.items() if is_complete(row, options)}, {}
     for number, pair in enumerate(pairs, 1):
         try:
-            of = row_key(pair, transcriber_key, options.estimates)
-            row = done.get((pair.name, of))
-            if row is None or options.pictures:
-                row, notes = measure(pair, transcriber, options.estimates, reading)
-                row["of"] = of
-                if options.output and options.estimates is None:
-                    midi.write_midi(notes, estimates_path(options.output, pair.name))
-                if options.pictures:
-                    picture = options.output / f"{pair.name}.png"
-                    write_comparison(read_notes(pair), notes, pair.audio, picture, Mix(**reading))
-            rows.append(row)
-            write_results(rows, options.output)
+            if pair.name not in done:
+                of = row_key(pair, transcriber_key, options.estimates)
+                rows[pair.name] = measure_and_write(pair, transcriber, options, reading) | {"of": of}
+                write_results(in_order(rows, pairs), options.output)
             say(f"{number} of {len(pairs)}: {pair.name}")
         except (ValueError, OSError) as error:
             failed[pair.name] = str(error)
             say(f"error: {pair.name}: {error}")
     if rows:
-        print_summary(summarize(rows))
+        write_results(in_order(rows, pairs), options.output)
+        print_summary(summarize(in_order(rows, pairs)))
     if failed:
         say(f"error: {len(failed)} of {plural(len(pairs), 'file')} failed: {', '.join(failed)}")
     return SOME_FAILED if failed else SUCCESS
 
 
-def estimates_path(output: Path, name: str) -> Path:
-    """Return where the estimated notes of a recording go, below the folder of results; make the folder."""
-    path = output / "estimates" / f"{name}.mid"
-    make_folder(path.parent)
-    return path
+def measure_and_write(
+    pair: Recording, transcriber: Any, options: argparse.Namespace, reading: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Evaluate one recording, write the files that are asked for, and return its row.
+
+    Raises:
+        ValueError, OSError: a file cannot be read, is in the way, or cannot be written.
+    """
+    outputs = output_paths(options, pair.name)
+    for path in outputs.values():
+        make_folder(path.parent)
+        if not options.force:
+            check_replaceable(path)
+    row, notes = measure(pair, transcriber, options.estimates, reading)
+    if "estimates" in outputs:
+        midi.write_midi(notes, outputs["estimates"])
+    if "picture" in outputs:
+        write_comparison(read_notes(pair), notes, pair.audio, outputs["picture"], Mix(**reading))
+    return row | {"drawn": "picture" in outputs}
+
+
+def in_order(rows: Mapping[str, dict[str, Any]], pairs: Sequence[Recording]) -> list[dict[str, Any]]:
+    """Return the rows in the order of the recordings."""
+    return [rows[pair.name] for pair in pairs if pair.name in rows]
+
+
+def key_or_none(pair: Recording, transcriber: str, estimates: Path | None) -> str | None:
+    """Return row_key, or None for a recording that it cannot be made of: measuring that reports why."""
+    try:
+        return row_key(pair, transcriber, estimates)
+    except (ValueError, OSError):
+        return None
+
+
+def output_paths(options: argparse.Namespace, name: str) -> dict[str, Path]:
+    """Return the files that are written of a recording, besides its row: "estimates" and "picture"."""
+    paths: dict[str, Path] = {}
+    if options.output and options.estimates is None:
+        paths["estimates"] = options.output / "estimates" / f"{name}.mid"
+    if options.pictures:
+        paths["picture"] = options.output / f"{name}.png"
+    return paths
+
+
+def is_complete(row: dict[str, Any], options: argparse.Namespace) -> bool:
+    """Return True if all that is asked for beside a row is there."""
+    outputs = output_paths(options, row["name"])
+    return all(map(os.path.exists, outputs.values())) and ("picture" not in outputs or bool(row.get("drawn")))
+
+
+def check_covered(before: Iterable[str], pairs: Sequence[Recording], output: Path) -> None:
+    """Check that results of earlier runs are of recordings of this one.
+
+    Raises:
+        ValueError: they are not, and would be lost.
+    """
+    if others := sorted(set(before) - {pair.name for pair in pairs}):
+        raise ValueError(
+            f"{output / RESULTS} has results of {plural(len(others), 'recording')} that this run leaves out, such as "
+            f"{others[0]}: give -o another folder, or drop them with --force"
+        )
 
 
 def distinct_recordings(folders: Sequence[str], split: str | None) -> list[Recording]:
@@ -193,19 +257,19 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         choices=SPLITS,
         help="of data sets that have splits; default: test, or validation if there is none",
     )
-    add("--checkpoint", metavar="PATH|NAME", help="as of mt3 transcribe; default: the best bundled one")
-    add(
+    add_measured = parser.add_mutually_exclusive_group().add_argument
+    add_measured("--checkpoint", metavar="PATH|NAME", help="as of mt3 transcribe; default: the best bundled one")
+    add_measured(
         "--estimates",
         type=Path,
         metavar="DIR",
         help="evaluate the files NAME.mid (or .midi, .tsv) here instead of a checkpoint",
     )
-    add("--baseline", choices=("basic-pitch",), help="evaluate another transcriber instead of a checkpoint")
-    add("--baseline-command", default="basic-pitch", metavar="FILE", help="its command; default: the one on the PATH")
+    add_measured("--baseline", choices=("basic-pitch",), help="evaluate another transcriber instead of a checkpoint")
+    add("--baseline-command", metavar="FILE", help="its command; default: the one on the PATH")
     add(
         "--search",
         choices=("greedy", "t5x"),
-        default="greedy",
         help="how tokens are chosen, as of mt3 transcribe; default: greedy",
     )
     add("--no-instrument-prior", action="store_true", help="as of mt3 transcribe")
@@ -225,12 +289,25 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="draw a picture of each recording in the output: spectrogram, and matched, missed and wrong notes",
     )
+    add("--force", action="store_true", help="replace files in the output that something else wrote or changed")
     options = parser.parse_args(argv)
+    check_options(parser, options)
+    options.search = options.search or "greedy"
+    return options
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse options that contradict each other."""
+    if options.force and options.output is None:
+        parser.error("--force replaces files of --output")
     if options.pictures and options.output is None:
         parser.error("--pictures need --output")
-    for name in READING_OPTIONS:
-        if getattr(options, name) is not None and (options.baseline or options.estimates):
-            parser.error(
-                f"--{name} says how a checkpoint hears the recordings: leave it out, or the estimates of others"
-            )
-    return options
+    if options.baseline_command is not None and not options.baseline:
+        parser.error("--baseline-command is the command of --baseline basic-pitch: give both")
+    if other := "--baseline" if options.baseline else "--estimates" if options.estimates else "":
+        for name in CHECKPOINT_OPTIONS:
+            if getattr(options, name) not in (None, False):
+                parser.error(
+                    f"--{name.replace('_', '-')} says how a checkpoint hears the recordings, and {other} takes none: "
+                    "leave one of the two out"
+                )

@@ -1,9 +1,9 @@
 """Exit statuses of all commands (docs/commands.md has the table).
 
 `mt3 transcribe` (also `python -m {jax,torch,onnx}_mt3.infer`), `evaluate`, `export`, `serve` and `site`: SUCCESS,
-SOME_FAILED, NOT_STARTED.
-`mt3 train` and `mt3 data`: SUCCESS; SOME_FAILED for any error after the arguments were read; NOT_STARTED for wrong
-arguments. `mt3-parity` has verdicts instead: 0 same, 1 different, 2 refused, 3 bad input (parity/compare/results.py).
+SOME_FAILED, NOT_STARTED. `mt3 train` and `mt3 data shards`, too: SOME_FAILED from the first step or shard on.
+Other `mt3 data`: SUCCESS; SOME_FAILED for any error after the arguments were read; NOT_STARTED for wrong arguments.
+`mt3-parity` has verdicts instead: 0 same, 1 different, 2 refused, 3 bad input (parity/compare/results.py).
 All of them: INTERRUPTED.
 """
 

@@ -174,6 +174,10 @@ def _train(framework: str | None, arguments: Sequence[str]) -> int:
 
 
 def _evaluate(framework: str | None, arguments: Sequence[str]) -> int:
+    options = itertools.takewhile(lambda argument: argument != "--", arguments)
+    others = {"--estimates", "--baseline"} & {argument.partition("=")[0] for argument in options}
+    if framework and others:
+        raise UsageError(f"--framework computes a checkpoint, and {min(others)} takes none: leave one of the two out")
     package = _package(framework, arguments, _by_preference(arguments))
     load = importlib.import_module(f"{package}.infer").load
     return evaluate.main(package, load, arguments, "mt3 evaluate")

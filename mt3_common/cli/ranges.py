@@ -4,10 +4,9 @@ import argparse
 import math
 from collections.abc import Callable
 
+from mt3_common.transcription import limits
 from mt3_common.transcription.batching import LEAST
 
-# s, of times: far beyond any recording, and few enough samples for 64 bits
-MOST_SECONDS = 1e9
 # processes or threads: more than machines have cores; files and examples, whose names have five digits or six
 MOST_WORKERS, MOST_EXAMPLES = 1024, 1_000_000
 # characters of an argument that are repeated
@@ -30,10 +29,10 @@ def number(kind: type, description: str, accepted: Callable[[float], bool]) -> C
     return convert
 
 
-SECONDS = number(float, "a time of 0 s or more, up to 1e9", lambda value: 0 <= value <= MOST_SECONDS)
+SECONDS = number(float, *limits.SECONDS)
 
 
-DURATION = number(float, "a time above 0 s, up to 1e9", lambda value: 0 < value <= MOST_SECONDS)
+DURATION = number(float, *limits.DURATION)
 
 
 TEMPERATURE = number(float, f"a number from {LEAST:g} up", lambda value: LEAST <= value < math.inf)

@@ -37,7 +37,7 @@ def no_interrupt_lost() -> Iterator[None]:
 def run(
     command: Callable[[], int],
     program: str = "",
-    failed: int = SOME_FAILED,
+    failed: int | Callable[[], int] = SOME_FAILED,
     interrupted: str | Callable[[], str] = "interrupted",
     memory_hint: str = "",
     debug: bool = False,
@@ -50,7 +50,7 @@ def run(
     Args:
         command: returns the exit status.
         program: package that is run, for messages; '' for none.
-        failed: the exit status for an error.
+        failed: the exit status for an error, or a function that returns it.
         interrupted: the sentence after Ctrl-C, or a function that returns it.
         memory_hint: the sentence for exhausted memory; '' for the one of transcription.
         debug: raise errors instead.
@@ -67,6 +67,6 @@ def run(
         if debug or not (exhausted or isinstance(error, ValueError | OSError)):
             raise
         say(f"error: {memory_hint if exhausted and memory_hint else sentence(error, program)}")
-        return failed
+        return failed if isinstance(failed, int) else failed()
     finally:
         finish(sys.stdout)

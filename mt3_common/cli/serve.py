@@ -65,12 +65,17 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
-        help="a name under which others open the page, with --host; addresses in digits need none",
+        help="a name under which others open the page, of a --host that lets them in; addresses in digits need none",
     )
     add("--max-megabytes", type=LIMIT, default=500.0, metavar="N", help="of a file; default: 500")
     add("--max-minutes", type=LIMIT, default=30.0, metavar="N", help="of a recording; default: 30")
     add("--open", action="store_true", help="open the page in the browser")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.name and is_local(arguments.host):
+        parser.error(
+            f"--name is for others, and --host {arguments.host} lets none in: give another --host, such as 0.0.0.0"
+        )
+    return arguments
 
 
 def main(

@@ -53,11 +53,8 @@ class Task:
             OSError: the recording cannot be read.
         """
         for output in self.job.outputs:
-            if os.path.lexists(output) and not self.arguments.force and not sealed.written_here(output):
-                raise ValueError(
-                    f"{output} is in the way: this program did not write it, or it was changed since; --force "
-                    "replaces it"
-                )
+            if not self.arguments.force:
+                sealed.check_replaceable(output)
         if self.summarised and self.job.audio.is_file():
             self._state = modified(self.job.audio)
             self.input = describe_file(self.job.audio)

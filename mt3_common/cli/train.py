@@ -18,8 +18,8 @@ from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, is_yourmt3, read_yo
 from mt3_common.checkpoint.yourmt3_folder import read_folder
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli.arguments import SentenceParser
-from mt3_common.cli.dataset import add_arguments, augmentation_of, generator_of, write_sources
-from mt3_common.cli.exit_status import SUCCESS
+from mt3_common.cli.dataset import add_arguments, augmentation_of, generator_of, sources_of, write_json
+from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.ranges import STEPS, WORKERS
 from mt3_common.cli.run import run
 from mt3_common.cli.yourmt3_arguments import translate
@@ -56,7 +56,7 @@ def main(
     argv: Sequence[str] | None = None,
     command: str | None = None,
 ) -> int:
-    """Run the command of a twin's training; return the exit status: 0, 1 for an error, 130 after Ctrl-C.
+    """Run the command of a twin's training; return the exit status: 0, 1 for an error, 2 before the first step, 130.
 
     Args:
         program: package of the twin.
@@ -78,7 +78,10 @@ def main(
             return f"interrupted; the same command goes on from {options.run / 'last'}"
         return "interrupted before the first step: nothing was saved"
 
-    return run(start, program, interrupted=interrupted, memory_hint=MEMORY_HINT)
+    def failed() -> int:
+        return SOME_FAILED if getattr(options, "begun", False) else NOT_STARTED
+
+    return run(start, program, failed, interrupted=interrupted, memory_hint=MEMORY_HINT)
 
 
 EPILOG = """\
@@ -87,8 +90,8 @@ examples:
   {command} runs/mine --recordings recordings/ --validation shards/ --warm-start mt3 --preset finetune
   mt3 song.wav --checkpoint runs/mine/best
 
-exit status: 0 all steps are done; 1 an error, after which the same command goes on from the last save; 130 after Ctrl-C
-or SIGTERM, which save first
+exit status: 0 all steps are done; 1 an error, after which the same command goes on from the last save; 2 nothing was
+started: wrong arguments, no usable data, checkpoint or device; 130 after Ctrl-C or SIGTERM, which save first
 """
 
 
@@ -196,11 +199,12 @@ def train(
         if isinstance(source, Stream):
             path = options.run / "sources.json"
             previous = path.read_text() if begin and path.exists() else None
-            write_sources(path, source.generator, options, "train")
+            write_json(path, sources_of(source.generator, options, "train"))
             if previous not in (None, path.read_text()):
                 print(f"note: {path} was another one: the run goes on with other music than it had", file=sys.stderr)
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(log) for log in open_logs(options, begin)] if learner.writer else []
+        options.begun = True
         run = options.run, begin, options.quiet, options.workers, logs, options.distributed
         fit(learner, family, settings, source, validation, *run)
 

@@ -30,6 +30,8 @@ from mt3_common.notes.note import CLASS_SIZE, Note, trim_overlapping
 GAIN, CLEAN_GAIN = (-10.0, 4.0), (-6.0, 0.0)
 # Share of a stem's notes that a font's instrument should have; fonts that have fewer are drawn if no other has more.
 IN_COMPASS = 0.9
+# s, of an example, which is made in memory
+LONGEST = 3600
 
 
 class Example(NamedTuple):
@@ -51,7 +53,7 @@ class Recipe:
     """Settings of synthetic examples.
 
     Attributes:
-        seconds: length of an example.
+        seconds: length of an example, from 1 to LONGEST.
         piano: share of examples that are a song's notes on a piano.
         band: share with a song's stems on their instruments, redrawn within their MIDI class.
         drums: share with drums alone, from songs or made up.
@@ -97,7 +99,7 @@ class Recipe:
         shares = dict.fromkeys(
             ("tones", "recorded", "vibrato", "scoops", "detached", "register"), Range(0, 1, closed=True)
         )
-        check_fields(self, {"seconds": Range(1), "settle": Range(0, 0.1, closed=True)} | shares)
+        check_fields(self, {"seconds": Range(1, LONGEST, closed=True), "settle": Range(0, 0.1, closed=True)} | shares)
 
     def shares(self) -> dict[str, float]:
         """Return kind -> share; shares need not add up to 1."""

@@ -5,12 +5,12 @@ beside them: NAME.flac with NAME.mid or NAME.tsv (columns onset, offset in secon
 part of NAME before a double underscore is its group.
 """
 
-import argparse
 import contextlib
 import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mt3_common.audio.files import AudioError, audio_duration
 from mt3_common.checkpoint.digest import checkpoint_digest
 from mt3_common.data.corpora import Recording, find_notes, has_velocities, read_notes, read_tsv
 from mt3_common.evaluation import metrics
-from mt3_common.formats import midi
+from mt3_common.formats import midi, sealed
 from mt3_common.io import atomic
 from mt3_common.io.folders import make_folder
 from mt3_common.io.json_text import parse_json
@@ -165,7 +165,9 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return summary
 
 
-_ABOUT = ("name", "group", "references", "estimates", "invalid", "dropped", "of")
+# "drawn" is whether the picture of a recording shows the notes that its row is about
+_ABOUT = ("name", "group", "references", "estimates", "invalid", "dropped", "of", "drawn")
+RESULTS, TABLE = "results.json", "results.csv"
 
 
 def write_results(rows: Sequence[dict[str, Any]], folder: Path | None) -> None:
@@ -173,24 +175,58 @@ def write_results(rows: Sequence[dict[str, Any]], folder: Path | None) -> None:
     if folder is None:
         return
     make_folder(folder)
+    results = json.dumps({"seal": sealed.UNSEALED, "summary": summarize(rows), "files": rows}, indent=1)
+    sealed.write_sealed(folder / RESULTS, results.encode())
+    atomic.write(folder / TABLE, _table(rows))
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the text of results.csv."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
+    # rows of earlier versions may lack some
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
     writer.writerows(rows)
-    results = json.dumps({"summary": summarize(rows), "files": rows}, indent=1)
-    for name, content in (("results.json", results), ("results.csv", text.getvalue())):
-        atomic.write(folder / name, content)
+    return text.getvalue()
 
 
-def previous_rows(options: argparse.Namespace) -> dict[tuple[str, str], dict[str, Any]]:
-    """Read the rows of earlier results, by recording and by row_key."""
-    path = options.output / "results.json" if options.output else None
-    if path is None or not path.exists():
+def previous_rows(folder: Path | None, force: bool = False) -> dict[str, dict[str, Any]]:
+    """Read the rows of earlier results, by the name of the recording.
+
+    Args:
+        folder: of the results; None for none.
+        force: whether files that this program did not write as they are may be replaced.
+
+    Raises:
+        ValueError: results.json or results.csv was changed, or is something else.
+        OSError: they cannot be read.
+    """
+    if folder is None:
         return {}
-    try:
-        return {(row["name"], row["of"]): row for row in parse_json(path.read_text())["files"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not as this program wrote it: move it away, or give -o another folder") from error
+    path, table = folder / RESULTS, folder / TABLE
+    rows: dict[str, dict[str, Any]] = {}
+    is_ours = True
+    if os.path.lexists(path):
+        try:
+            content = parse_json(path.read_text())
+            rows = {row["name"]: row for row in content["files"] if row["of"]}
+            # those of earlier versions have no seal
+            is_ours = "seal" not in content or sealed.written_here(path)
+        except (ValueError, KeyError, TypeError):
+            is_ours = False
+    if not is_ours and not force:
+        raise ValueError(
+            f"{path} is not as this program wrote it: move it away, give -o another folder, or replace it with --force"
+        )
+    if os.path.lexists(table) and not force:
+        # written after results.json, so that of an interrupted run it may lack lines that are there
+        lines = _table([*rows.values()]).splitlines()
+        if not set(table.read_text(errors="replace").splitlines()) <= set(lines):
+            raise ValueError(
+                f"{table} is not as this program wrote it: move it away, give -o another folder, or replace it with "
+                "--force"
+            )
+    return rows if is_ours else {}
 
 
 def print_summary(summary: dict[str, dict[str, Any]]) -> None:

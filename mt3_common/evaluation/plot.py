@@ -67,7 +67,8 @@ def write_comparison(
     with DRAWING:
         content = png_bytes(_compared(references, estimates, image, seconds))
     make_folder(Path(path).parent)
-    sealed.write_sealed(path, content)
+    # readers of PNG stop at its end
+    sealed.write_sealed(path, content + sealed.UNSEALED.encode())
 
 
 def _compared(references: Sequence[Note], estimates: Sequence[Note], image: np.ndarray, seconds: float) -> Any:

@@ -54,6 +54,18 @@ def written_here(path: str | os.PathLike) -> bool:
     return digest.hexdigest()[: len(seal)].encode() == seal != b""
 
 
+def check_replaceable(path: str | os.PathLike) -> None:
+    """Check that nothing is lost if a file is written under this name.
+
+    Raises:
+        NoteFileError: something is there that this project did not write, or that was changed since.
+    """
+    if os.path.lexists(path) and not written_here(path):
+        raise NoteFileError(
+            f"{path} is in the way: this program did not write it, or it was changed since; --force replaces it"
+        )
+
+
 def write_sealed(path: str | os.PathLike, content: bytes | Iterable[bytes]) -> None:
     """Write a file with its seal, whole or not at all.
 

@@ -66,6 +66,9 @@ def find_bars(
             meter = _three_or_two(halves, _find_downbeat(accents, Fraction(3), positions))
     if first_downbeat is not None:
         downbeat = max(0, round(float(beat_positions(times, [first_downbeat])[0])))
+        if downbeat >= len(times):
+            # among the first of the bars that begin on a beat: no beats are made up to a time behind the last one
+            downbeat %= (meter.bar / unit).numerator
     else:
         downbeat = _find_downbeat(accents, meter.bar / unit, positions)
     return _in_quarters(times, unit, downbeat, meter)

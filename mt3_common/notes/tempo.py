@@ -52,7 +52,8 @@ def constant(bpm: float, meter: Meter = FOUR_FOUR, first_downbeat: float | None 
     Args:
         bpm: quarters per minute.
         meter: of the bars.
-        first_downbeat: s, where a bar begins; None for a bar and a beat at 0 s.
+        first_downbeat: s, where a bar begins; None for a bar and a beat at 0 s. As bars are of one length, the beats
+            are those of the first bars alone, however late it is.
 
     Raises:
         ValueError: the tempo is not from SLOWEST to FASTEST.
@@ -65,6 +66,8 @@ def constant(bpm: float, meter: Meter = FOUR_FOUR, first_downbeat: float | None 
     interval = round(60e6 / bpm) * 1e-6
     before = math.floor((first_downbeat + NO_TIME) / interval)
     first = max(0.0, first_downbeat - before * interval)
+    # the first of the bars that begin on a beat
+    before %= meter.bar.numerator
     return Tempo(tuple(first + interval * number for number in range(max(before, 1) + 1)), before, meter)
 
 

@@ -15,11 +15,12 @@ import numpy as np
 from mt3_common.audio.arrays import written
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.config import Config
-from mt3_common.notes.instruments import Instruments
+from mt3_common.notes.instruments import Instruments, parse_instruments
 from mt3_common.notes.note import Note
 from mt3_common.transcription.beats import tempo_for
 from mt3_common.transcription.continuity import InstrumentContinuity
 from mt3_common.transcription.family import Family, family_of
+from mt3_common.transcription.limits import check_options
 from mt3_common.transcription.reader import Request
 from mt3_common.transcription.result import Transcription
 from mt3_common.transcription.scheduler import Generate, Scheduler
@@ -71,7 +72,7 @@ class Transcriber:
         tempo: float | str | None = None,
         published: bool = False,
         min_note: float = 0.0,
-        only: Instruments | None = None,
+        only: Instruments | str | None = None,
         sample_rate: int | None = None,
         meter: str | None = None,
         first_downbeat: float | None = None,
@@ -84,7 +85,8 @@ class Transcriber:
         Args:
             audio: path of a file; or samples, (n,) or (n, channels), floats (1.0 is full scale), int16 or int32,
                 which messages and metadata call "samples".
-            start, duration, on_progress, on_notes, velocity, published, min_note, only, channel, gain: see Request.
+            start, duration, on_progress, on_notes, velocity, published, min_note, only, channel, gain: see Request;
+                only also as text, such as 'piano,bass' (see parse_instruments).
             tempo: for the files written of it: beats per minute, or 'auto' to find them; None for 120, and no bars.
             sample_rate: of samples (1/s).
             meter: of all bars, such as '3/4', or 'auto' to look for it; None to look for it with tempo 'auto' alone.
@@ -93,8 +95,12 @@ class Transcriber:
 
         Raises:
             AudioError: the file cannot be read as audio; the message says why.
-            ValueError: the samples are no recording.
+            ValueError: an argument is out of its range (limits.py), or the samples are no recording.
         """
+        only = parse_instruments(only) if isinstance(only, str) else only
+        music = {"tempo": tempo, "meter": meter, "first_downbeat": first_downbeat, "quantise": quantise}
+        sound = {"channel": channel, "gain": gain, "sample_rate": sample_rate, "start": start, "duration": duration}
+        check_options(sound | music | {"velocity": velocity, "min_note": min_note, "only": only})
         with contextlib.ExitStack() as stack:
             path = stack.enter_context(written(audio, sample_rate)) if isinstance(audio, np.ndarray) else audio
             request = Request(

@@ -112,7 +112,7 @@ def test_eight_devices_train_as_one(arguments, tmp_path):
     (tmp_path / "odd.json").write_text(json.dumps(plan))
     process = start("jax", tmp_path / "odd", ["--config", str(tmp_path / "odd.json"), *arguments[2:]], **eight)
     output, _ = process.communicate(timeout=600)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "batch_size of 12 cannot be shared among 8 devices" in output
 
 
@@ -131,5 +131,5 @@ def test_distributed_without_a_launcher_is_said(arguments, tmp_path):
     result = subprocess.run(
         command, cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "--distributed needs torchrun" in result.stderr

@@ -142,7 +142,7 @@ def test_the_ports_sinusoids_are_spoken_of_and_can_be_asked_for(data, tmp_path, 
 def test_what_a_pickle_would_run_is_not_run(data, tmp_path, capsys):
     (tmp_path / "evil.pth").write_bytes(b"cos\nmkdir\n(S'" + str(tmp_path / "owned").encode() + b"'\ntR.")
     for twin in TWINS.values():
-        assert twin.main([str(tmp_path / "run"), "--data", str(data), "--warm-start", str(tmp_path / "evil.pth")]) == 1
+        assert twin.main([str(tmp_path / "run"), "--data", str(data), "--warm-start", str(tmp_path / "evil.pth")]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert "evil.pth: not a file of tensors that can be opened safely: it asks for os.mkdir" in error
@@ -168,7 +168,7 @@ def test_a_warm_start_keeps_the_checkpoints_config_but_for_what_is_asked_for(dat
     options = train.parse("torch_mt3", ["run", "--data", "x", *map(str, start)])
     with pytest.raises(ConfigError, match="contradict the arrays: emb_dim 64"):
         train.starting_point(options, Config())
-    assert torch_train.main(["run", "--data", str(data), "--warm-start", str(tmp_path / "nowhere")]) == 1
+    assert torch_train.main(["run", "--data", str(data), "--warm-start", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 

@@ -392,7 +392,7 @@ def test_gradients_are_clipped_to_their_norm(twin, clip, shards):
 def test_a_wrong_config_is_said(plan, message, twin, tmp_path, data, capsys):
     (tmp_path / "plan.json").write_text(plan)
     arguments = [str(tmp_path / "run"), "--config", str(tmp_path / "plan.json"), "--data", str(data)]
-    assert twin.main(arguments) == 1
+    assert twin.main(arguments) == 2
     assert message in capsys.readouterr().err
     with pytest.raises(ConfigError):
         read_config(tmp_path / "plan.json")

@@ -333,7 +333,7 @@ def test_shards_have_channels_and_other_networks_refuse_them(data, tmp_path, cap
     assert batch.targets.shape[:2] == (4, 13)
     assert (batch.inputs[..., 1:] == batch.targets[..., :-1]).all()
     assert not batch.inputs[..., 0].any()
-    assert torch_train.main([str(tmp_path / "run"), "--data", str(data / "train"), "--preset", "small"]) == 1
+    assert torch_train.main([str(tmp_path / "run"), "--data", str(data / "train"), "--preset", "small"]) == 2
     assert "was made for" in capsys.readouterr().err
 
 
@@ -360,11 +360,11 @@ def test_a_warm_start_keeps_arrays_window_and_settings(data, tmp_path, capsys):
         np.testing.assert_allclose(after.arrays[name], array, atol=1e-6)
     assert {name.rpartition("/")[2] for name in slots} == {"m", "v", "count"}
     # of the other family
-    assert torch_train.main([*arguments[:-3], "--preset", "small", "--quiet", "--device", "cpu"]) == 1
+    assert torch_train.main([*arguments[:-3], "--preset", "small", "--quiet", "--device", "cpu"]) == 2
     assert "a YourMT3+ has no setting" in capsys.readouterr().err
     golden = ROOT / "checkpoints" / "golden"
     other = [str(tmp_path / "new"), "--data", str(data / "train"), "--warm-start", str(golden)]
-    assert torch_train.main([*other, "--preset", "yptf-moe-multi"]) == 1
+    assert torch_train.main([*other, "--preset", "yptf-moe-multi"]) == 2
     assert "golden is no YourMT3+" in capsys.readouterr().err
 
 
@@ -397,7 +397,7 @@ def test_settings_that_cannot_be_are_refused_in_one_sentence(data, tmp_path, cap
         (tmp_path / "plan.json").write_text(json.dumps(settings))
         made_for = YourMT3Settings.from_dict({"task": task, **network})
         write_shard(shards / "0.npz", [example], made_for, [0, 0])
-    assert torch_train.main(arguments) == 1
+    assert torch_train.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error

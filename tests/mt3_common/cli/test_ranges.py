@@ -47,6 +47,13 @@ def test_a_temperature_of_data_sets_is_above_0(value, capsys):
     assert f"--temperature: {value!r} is not a number above 0; mt3 data shards" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seconds", ["1e9", "3601", "0.5"])
+def test_an_example_lasts_an_hour_at_most(seconds, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        mt3.main(["data", "shards", "DIR", "--recipe", f'{{"seconds": {seconds}}}'])
+    assert "seconds must be in [1, 3600]" in capsys.readouterr().err
+
+
 def test_the_largest_seed_draws_examples(tmp_path, font):
     seed = 2**64 - 1
     arguments = ["--fonts", str(font), "--recipe", '{"piano": 1, "seconds": 3}', "--seed", str(seed), "--pairs"]

@@ -69,6 +69,8 @@ def test_it_serves_until_ctrl_c(options, tmp_path):
         (("--port", "70000"), "argument --port: '70000' is not a port from 0 to 65535"),
         (("--max-minutes", "0"), "argument --max-minutes: '0' is not a number above 0"),
         (("--host", ""), "argument --host: the name is empty"),
+        (("--name", "studio"), "--name is for others, and --host 127.0.0.1 lets none in: give another --host"),
+        (("--host", "localhost", "--name", "studio"), "--host localhost lets none in"),
         (("--host", "203.0.113.1"), "cannot listen on 203.0.113.1 port 8222"),
         (("--checkpoint", "no_such", "--port", "0"), "no checkpoint 'no_such'"),
         (("song.wav",), "unrecognized arguments: song.wav"),

@@ -313,7 +313,7 @@ def test_the_command_makes_shards_of_published_data(published, tmp_path, capsys)
     assert batch.targets.shape[1] <= 64
     assert batch.rolls[..., :384].any()
     assert json.loads((tmp_path / "out" / "sources.json").read_text())["recordings"] == [published.name]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "give either --fonts, with --midi unless music is to be made up, or --recordings" in capsys.readouterr().err
 
 

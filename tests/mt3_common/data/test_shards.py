@@ -165,7 +165,49 @@ def test_the_command_makes_shards_and_goes_on(tmp_path, monkeypatch, font):
     sources = json.loads((tmp_path / "out" / "sources.json").read_text())
     assert len(sources["midi"]) == 3
     assert len(sources["fonts"][font.name]) == 64
-    assert main([*arguments[:2], str(tmp_path / "none"), *arguments[3:]]) == 1
+    assert main([*arguments[:2], str(tmp_path / "none"), *arguments[3:]]) == 2
+
+
+def test_shards_keep_the_sources_that_they_were_made_from(tmp_path, monkeypatch, font, capsys):
+    (tmp_path / "plan.json").write_text(json.dumps({"model": CONFIG.to_dict()}))
+    (tmp_path / "other.json").write_text(json.dumps({"model": {**CONFIG.to_dict(), "input_frames": 32}}))
+
+    class Silent(synthesis.Generator):
+        def example(self, index):
+            return Example(audio(2.0, index), NOTES[:1], "piano")
+
+    monkeypatch.setattr(command_line, "Generator", Silent)
+    out = tmp_path / "out"
+    arguments = [str(out), "--fonts", str(font), "--config", str(tmp_path / "plan.json"), "--examples", "2"]
+    assert main([*arguments, "--shards", "1", "--recipe", '{"piano": 1}']) == 0
+    written = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    for more, words in (
+        (["--seed", "5"], "(seed 0 in place of 5, band 0.0 in place of "),
+        (["--recipe", '{"piano": 1}', "--seed", "5"], f"{out} has data of other sources (seed 0 in place of 5): name"),
+        (["--recipe", '{"piano": 1}', "--split", "validation"], "(split train in place of validation)"),
+        (["--recipe", '{"piano": 1}', "--examples", "3"], "(examples 2 in place of 3)"),
+        (["--recipe", '{"piano": 1}', "--config", str(tmp_path / "other.json")], "00000.npz was made for"),
+        (["--seed", "9", "--config", str(tmp_path / "none.json")], "none.json"),
+        (["--seed", "9", "--pairs"], "seed 0 in place of 9"),
+    ):
+        assert main([*arguments, *more]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert words in line, line
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == written
+    # more of the same, also where an earlier version knew no --examples and fewer settings of recipes
+    sources = json.loads(written["sources.json"])
+    del sources["examples"], sources["recipe"]["damage"]
+    (out / "sources.json").write_text(json.dumps(sources))
+    assert main([*arguments, "--recipe", '{"piano": 1}', "--shards", "2"]) == 0
+    assert (out / "00000.npz").read_bytes() == written["00000.npz"]
+    assert (out / "sources.json").read_bytes() == written["sources.json"]
+    for content, words in (("[]", "is no list of the sources of shards"), (None, "and no sources.json that says what")):
+        (out / "sources.json").unlink()
+        if content is not None:
+            (out / "sources.json").write_text(content)
+        assert main([*arguments, "--recipe", '{"piano": 1}']) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_shards_stay_on_the_disk_and_go_to_other_processes(tmp_path):

@@ -1,5 +1,6 @@
 """The evaluate command, with a transcriber that knows the answers and one that fails."""
 
+import contextlib
 import csv
 import json
 import re
@@ -15,7 +16,7 @@ import soundfile
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mt3_common.checkpoint.registry import NamedCheckpoint
-from mt3_common.cli import evaluate
+from mt3_common.cli import evaluate, mt3
 from mt3_common.config import Config
 from mt3_common.data import corpora as datasets
 from mt3_common.evaluation import evaluate as evaluation
@@ -543,3 +544,126 @@ def test_results_that_something_else_wrote_are_refused(folder, tmp_path, capsys)
     (tmp_path / "results.json").write_text('{"files": [1]}')
     assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(tmp_path)]) == 2
     assert "results.json is not as this program wrote it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--estimates E --checkpoint C", "argument --checkpoint: not allowed with argument --estimates"),
+        ("--estimates E --baseline basic-pitch", "argument --baseline: not allowed with argument --estimates"),
+        ("--checkpoint C --baseline basic-pitch", "argument --baseline: not allowed with argument --checkpoint"),
+        ("--estimates E --search greedy", "--search says how a checkpoint hears the recordings, and --estimates takes"),
+        ("--estimates E --device cuda:7", "--device says how"),
+        ("--estimates E --no-activations", "--no-activations says how"),
+        ("--baseline basic-pitch --no-instrument-prior", "--no-instrument-prior says how"),
+        ("--baseline basic-pitch --gain 3", "--gain says how a checkpoint hears the recordings, and --baseline takes"),
+        ("--estimates E --framework jax", "--framework computes a checkpoint, and --estimates takes none"),
+        ("--baseline=basic-pitch --framework=onnx", "--framework computes a checkpoint, and --baseline takes none"),
+        ("--baseline-command /bin/true", "--baseline-command is the command of --baseline basic-pitch: give both"),
+        ("--force", "--force replaces files of --output"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options, words, folder, capsys):
+    with contextlib.suppress(SystemExit):
+        assert mt3.main(["evaluate", str(folder), *options.split()]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+
+
+# --- what an earlier run left in the folder of results
+
+
+class Interrupted(Oracle):
+    """Is interrupted at its last recordings, as by Ctrl-C, or transcribes them."""
+
+    def __init__(self, at=None):
+        self.at = at
+        self.asked = []
+
+    def transcribe(self, path):
+        self.asked.append(path.stem)
+        if path.stem == self.at:
+            raise KeyboardInterrupt
+        return super().transcribe(path)
+
+
+def test_an_interrupted_second_run_loses_no_results(folder, tmp_path):
+    arguments = [str(folder), "-o", str(tmp_path / "out")]
+    assert evaluate.main("torch_mt3", load, arguments) == 0
+    before = results_of(tmp_path / "out")
+    # the first recording is to be measured again, in which the run is interrupted; or it is, and the next one is
+    for missing, at in (["drums__two"], "drums__two"), (["drums__two", "piano__one"], "piano__one"):
+        for name in missing:
+            (tmp_path / "out" / "estimates" / f"{name}.mid").unlink(missing_ok=True)
+        assert evaluate.main("torch_mt3", lambda at=at, **options: Interrupted(at), arguments) == 130
+        assert results_of(tmp_path / "out") == before
+        assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 3
+
+
+def test_a_run_with_pictures_does_again_only_what_is_missing(folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = [str(folder), "-o", str(out)]
+
+    def asked_for(*more):
+        oracle = Interrupted()
+        assert evaluate.main("torch_mt3", lambda **options: oracle, [*arguments, *more]) == 0
+        return oracle.asked
+
+    assert asked_for() == ["drums__two", "piano__one"]
+    assert asked_for("--pictures") == ["drums__two", "piano__one"]
+    assert asked_for("--pictures") == asked_for() == []
+    (out / "piano__one.png").unlink()
+    assert asked_for() == []
+    assert asked_for("--pictures") == ["piano__one"]
+    (out / "estimates" / "drums__two.mid").unlink()
+    assert asked_for() == ["drums__two"]
+    # its picture is of the notes before
+    assert asked_for("--pictures") == ["drums__two"]
+
+
+def test_files_that_were_changed_are_not_replaced(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [str(folder), "-o", str(out), "--pictures"]
+    assert evaluate.main("torch_mt3", load, arguments) == 0
+    for number, (name, status, words) in enumerate(
+        (
+            ("estimates/piano__one.mid", 1, "piano__one.mid is in the way: this program did not write it, or it was "),
+            ("piano__one.png", 1, "piano__one.png is in the way: "),
+            ("results.csv", 2, "results.csv is not as this program wrote it: "),
+            ("results.json", 2, "results.json is not as this program wrote it: "),
+        )
+    ):
+        path = out / name
+        content = path.read_bytes()
+        changed = content.replace(b"drums", b"dreams") + b"\n"
+        path.write_bytes(changed)
+        # other notes: the recording is measured again
+        midi.write_midi(PIANO[: 1 + number % 2], folder / "piano__one.mid")
+        assert evaluate.main("torch_mt3", load, arguments) == status
+        assert words in capsys.readouterr().err
+        assert path.read_bytes() == changed
+        assert evaluate.main("torch_mt3", load, [*arguments, "--force"]) == 0
+        assert path.read_bytes() != changed
+        assert evaluate.main("torch_mt3", load, arguments) == 0
+
+
+def test_results_of_other_recordings_are_not_lost(folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for suffix in (".flac", ".mid"):
+        shutil.copy(folder / f"piano__one{suffix}", other / f"piano__three{suffix}")
+    out = tmp_path / "out"
+    assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(out)]) == 0
+    assert evaluate.main("torch_mt3", load, [str(other), "-o", str(out)]) == 2
+    assert "has results of 2 recordings that this run leaves out, such as drums__two: " in capsys.readouterr().err
+    assert evaluate.main("torch_mt3", load, [str(folder), str(other), "-o", str(out)]) == 0
+    assert [row["name"] for row in results_of(out)] == ["drums__two", "piano__one", "piano__three"]
+    assert evaluate.main("torch_mt3", load, [str(other), "-o", str(out), "--force"]) == 0
+    assert [row["name"] for row in results_of(out)] == ["piano__three"]
+
+
+def test_a_folder_of_results_that_cannot_be_made_is_said_before_the_network_is_loaded(folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert evaluate.main("torch_mt3", None, [str(folder), "-o", str(tmp_path / "file" / "sub")]) == 2
+    assert "a file has this name" in capsys.readouterr().err

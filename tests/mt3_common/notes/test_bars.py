@@ -188,3 +188,27 @@ def test_keys(pitches, key):
 def test_what_is_no_meter(text):
     with pytest.raises(ValueError, match="no meter"):
         parse_meter(text)
+
+
+@pytest.mark.parametrize("meter", ["4/4", "3/4", "9/8", "5/16"])
+def test_a_downbeat_long_after_the_end_takes_no_beats_up_to_it(meter):
+    notes = accompaniment(4, 4)
+    near, far = (tempo_for(112, "", notes, meter=meter, first_downbeat=time) for time in (0.8, 1e9))
+    assert max(len(near.beats), len(far.beats)) < 20
+    # 0.535714 s a quarter; as many bars later as are 9, 5 or 4 and 3 quarters
+    bars = 180 * 0.535714
+    same = tempo_for(112, "", notes, meter=meter, first_downbeat=0.8 + 1000 * bars)
+    assert same.downbeat == near.downbeat
+    assert same.beats == pytest.approx(near.beats, abs=1e-6)
+
+
+@pytest.mark.parametrize("meter", [None, Meter(3, 4), Meter(6, 8), Meter(9, 8)])
+def test_a_downbeat_long_after_the_last_of_the_beats_that_were_found_takes_no_more(meter):
+    beats = BEAT * np.arange(16)
+    # thirds of beats: those of compound meters are dotted quarters
+    notes = [Note(BEAT * i / 3, BEAT * i / 3 + 0.1, 60, 100) for i in range(45)]
+    near = find_bars(beats, notes, meter, first_downbeat=0.0)
+    far = find_bars(beats, notes, meter, first_downbeat=1e9)
+    later = find_bars(beats, notes, meter, first_downbeat=BEAT * 180)
+    assert len(far.beats) <= len(near.beats) + 1
+    assert later == near

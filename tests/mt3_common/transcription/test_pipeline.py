@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 import sys
 import threading
 import time
@@ -728,3 +729,40 @@ def test_only_the_notes_of_some_instruments_are_kept(audio, only, pitches):
     generate = answering(ids_of(NOTES))
     notes = Transcriber(CONFIG, generate).transcribe(audio, only=parse_instruments(only)).notes
     assert sorted(note.pitch for note in notes) == pitches
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channel": "center"}, "channel must be one of mean, left, right, not 'center'"),
+        ({"velocity": 200}, "velocity must be 'estimate', 'auto', or a whole number from 1 to 127, not 200"),
+        ({"velocity": 0}, "velocity must be"),
+        ({"velocity": 64.5}, "velocity must be"),
+        ({"velocity": True}, "velocity must be"),
+        ({"min_note": -5}, "min_note must be a time of 0 s or more, up to 1e9, not -5"),
+        ({"start": float("nan")}, "start must be a time of 0 s or more"),
+        ({"duration": 0}, "duration must be a time above 0 s, up to 1e9, not 0"),
+        ({"duration": "7"}, "duration must be a time above 0 s, up to 1e9, not '7'"),
+        ({"first_downbeat": -3}, "first_downbeat must be a time of 0 s or more, up to 1e9, not -3"),
+        ({"quantise": True}, "quantise moves notes to the beats of tempo: give tempo 'auto', or a number"),
+        ({"tempo": 1e9}, "tempo must be 'auto', or a number from 10 to 1000, not 1000000000.0"),
+        ({"tempo": "estimate"}, "tempo must be 'auto', or a number"),
+        ({"meter": 3}, "meter must be text such as '3/4', or 'auto', not 3"),
+        ({"meter": "3/5"}, "'3/5' is no meter"),
+        ({"only": "basss"}, "no instrument 'basss'"),
+        ({"only": ["bass"]}, "only must be instruments, such as 'piano,bass', not ['bass']"),
+        ({"gain": 1e9}, "gain must be 'auto', or a number of dB from -150 to 150, not 1000000000.0"),
+        ({"sample_rate": 0}, "sample_rate must be a whole number from 1 up, not 0"),
+        ({"sample_rate": 10**400}, "sample_rate must be a whole number from 1 up, not 1"),
+    ],
+)
+def test_arguments_out_of_their_ranges_are_refused_at_once(audio, options, message):
+    for recording in (audio, np.zeros(RATE)):
+        with pytest.raises(ValueError, match="^" + re.escape(message)) as error:
+            Transcriber(CONFIG, answering([])).transcribe(recording, **{"sample_rate": RATE, **options})
+        assert "\n" not in str(error.value)
+
+
+def test_instruments_may_be_named_in_text(audio):
+    result = Transcriber(CONFIG, answering(ids_of(NOTES))).transcribe(audio, only="violin", velocity=np.int64(5))
+    assert [(note.program, note.velocity) for note in result.notes] == [(40, 5)]
