@@ -246,5 +246,13 @@ def write_sources(path: Path, generator: ExampleSource, options: argparse.Namesp
     atomic.write(path, json.dumps(sources, indent=1) + "\n")
 
 
+def joins_programs(path: Path) -> bool | None:
+    """Return whether the file of write_sources says that programs are joined to MIDI classes; None if it says nothing."""
+    try:
+        return bool(parse_json(path.read_bytes())["recipe"]["midi_class"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,7 @@ from mt3_common.config import Config, ConfigError
 from mt3_common.formats.plot import BRIGHTEST, DARKEST
 from mt3_common.io.plural import plural
 from mt3_common.notes.decoder import NoteDecoder
-from mt3_common.notes.instruments import Instruments
+from mt3_common.notes.instruments import Instruments, written_program
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.notes.yourmt3_decoder import VOICES, YourMT3Decoder
@@ -86,6 +86,10 @@ class Family(Protocol):
         """Return a Decoder of a recording."""
         ...
 
+    def written_programs(self, program: int) -> set[int]:
+        """Return the programs of the notes that the network writes for a program of General MIDI."""
+        ...
+
     def picture(self, frames: np.ndarray, pitches: np.ndarray) -> np.ndarray:
         """Return how dark the frames (n, bins) are drawn at MIDI pitches (k,): (n, k) from 0 to 1."""
         ...
@@ -132,7 +136,14 @@ class MT3Family:
 
     def decoder(self, instruments: Instruments | None, published: bool) -> NoteDecoder:
         """See Family."""
-        return NoteDecoder(Vocabulary(self.config.vocabulary), instruments and instruments.programs, published)
+        programs = None
+        if instruments is not None:
+            programs = set[int]().union(*map(self.written_programs, instruments.programs))
+        return NoteDecoder(Vocabulary(self.config.vocabulary), programs, published)
+
+    def written_programs(self, program: int) -> set[int]:
+        """See Family."""
+        return {written_program(program, self.config.vocabulary)}
 
     def picture(self, frames: np.ndarray, pitches: np.ndarray) -> np.ndarray:
         """See Family."""
@@ -194,6 +205,10 @@ class YourMT3Family:
     def decoder(self, instruments: Instruments | None, published: bool) -> YourMT3Decoder:
         """See Family."""
         return YourMT3Decoder(self.task, published)
+
+    def written_programs(self, program: int) -> set[int]:
+        """See Family; choruses and singers are written as voices (52, 53)."""
+        return {self.task.first_of_class.get(program, program)} | ({program} & set(VOICES.values()))
 
     def picture(self, frames: np.ndarray, pitches: np.ndarray) -> np.ndarray:
         """See Family; frames have 1 where the segment is loudest, and half of that is nearly silent."""
