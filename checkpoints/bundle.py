@@ -88,8 +88,8 @@ def config_of(config: Config, source: Path, folder: Path, granularity: str | Non
         before = stated.get("program_granularity", "full")
         if before != config.vocabulary.program_granularity:
             raise ValueError(
-                f"{folder} has program_granularity {before}, and neither the config of {source} nor a sources.json beside "
-                f"it says so: give --granularity {before}, or the one that it was trained with"
+                f"{folder} has program_granularity {before}, and neither the config of {source} nor a sources.json "
+                f"beside it says so: give --granularity {before}, or the one that it was trained with"
             )
     return config
 

@@ -247,7 +247,7 @@ def write_sources(path: Path, generator: ExampleSource, options: argparse.Namesp
 
 
 def joins_programs(path: Path) -> bool | None:
-    """Return whether the file of write_sources says that programs are joined to MIDI classes; None if it says nothing."""
+    """Tell whether programs are joined to MIDI classes, by the file of write_sources; None if it does not say."""
     try:
         return bool(parse_json(path.read_bytes())["recipe"]["midi_class"])
     except (OSError, ValueError, KeyError, TypeError):
