@@ -218,7 +218,8 @@ class VocabularyConfig:
     num_velocity_bins: int = 1
     use_ties: bool = True
     use_programs: bool = True
-    program_granularity: str = "full"
+    # not in the text by which shards and compiled programs are told from others, as these do not depend on it
+    program_granularity: str = dataclasses.field(default="full", repr=False)
 
     def __post_init__(self):
         ranges = {"steps_per_second": Range(1, 10**5, closed=True), "max_shift_seconds": Range(1, 10**4, closed=True)}

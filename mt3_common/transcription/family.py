@@ -207,8 +207,13 @@ class YourMT3Family:
         return YourMT3Decoder(self.task, published)
 
     def written_programs(self, program: int) -> set[int]:
-        """See Family; choruses and singers are written as voices (52, 53)."""
-        return {self.task.first_of_class.get(program, program)} | ({program} & set(VOICES.values()))
+        """See Family; singers and choruses become voices (53, 52)."""
+        return {VOICES.get(encoded, encoded) for encoded in self._encoded(program)}
+
+    def _encoded(self, program: int) -> set[int]:
+        """Return the programs of the ids that stand for one of General MIDI."""
+        programs = {program} | {singer for singer in (SINGING, CHORUS) if VOICES[singer] == program}
+        return {self.task.first_of_class.get(program, program) for program in programs}
 
     def picture(self, frames: np.ndarray, pitches: np.ndarray) -> np.ndarray:
         """See Family; frames have 1 where the segment is loudest, and half of that is nearly silent."""
@@ -225,9 +230,7 @@ class YourMT3Family:
         A program stands for its class; those of voices (52, 53) also for choruses and singers.
         """
         allowed = np.ones(self.task.num_ids, bool)
-        programs = set(instruments.programs)
-        programs |= {singer for singer in (SINGING, CHORUS) if VOICES[singer] in programs}
-        programs = {self.task.first_of_class.get(program, program) for program in programs}
+        programs = set[int]().union(*map(self._encoded, instruments.programs))
 
         def ids(kind: str) -> np.ndarray:
             first, last = self.task.ranges[kind]

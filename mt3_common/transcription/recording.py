@@ -164,7 +164,7 @@ class Recording:
         if self._chosen is None:
             return notes
         if self.request.only is not None:
-            drums, programs = self._chosen.drums, self._names
+            drums, programs = self._chosen.drums, self._chosen.programs | self._names.keys()
             notes = [note for note in notes if (drums if note.is_drum else note.program in programs)]
         return [
             note if note.is_drum else note._replace(program=self._names.get(note.program, note.program))
