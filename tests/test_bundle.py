@@ -32,7 +32,7 @@ def test_the_granularity_is_the_runs_or_what_the_user_says(bundle, tmp_path):
 
 def test_another_granularity_than_before_has_to_be_meant(bundle, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CLASSES.to_dict()))
-    with pytest.raises(ValueError, match="has program_granularity midi_class, .* give --granularity midi_class"):
+    with pytest.raises(ValueError, match=r"has program_granularity midi_class, .* give --granularity midi_class"):
         bundle.config_of(Config(), tmp_path / "run" / "best", tmp_path, None)
     assert bundle.config_of(CLASSES, tmp_path / "run" / "best", tmp_path, None) == CLASSES
 
