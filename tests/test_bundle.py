@@ -1,4 +1,4 @@
-"""What checkpoints/bundle.py says of a checkpoint beside its arrays."""
+"""Facts that checkpoints/bundle.py adds to a checkpoint beside its arrays."""
 
 import importlib.util
 import json
