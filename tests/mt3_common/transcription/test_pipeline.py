@@ -784,4 +784,6 @@ def test_that_no_note_is_left_is_said_but_not_of_silence(audio, tmp_path, caplog
         transcriber = Transcriber(CONFIG, generate, instruments=organ if chosen == "instruments" else None)
         assert transcriber.transcribe(path, only=organ if chosen == "only" else None).notes == []
     sentences = [message for message in caplog.messages if "asked for" in message]
-    assert sentences == [f"{audio}: it is not silent, but no note is of the instruments that were asked for (organ, viola)"]
+    assert sentences == [
+        f"{audio}: it is not silent, but no note is of the instruments that were asked for (organ, viola)"
+    ]
