@@ -16,6 +16,8 @@ import numpy as np
 
 from mt3_common.checkpoint.read import Checkpoint, read_checkpoint
 from mt3_common.checkpoint.write import write_t5x
+from mt3_common.cli.dataset import joins_programs
+from mt3_common.config import GRANULARITIES, Config
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
 
@@ -45,14 +47,22 @@ def main() -> None:
     parser.add_argument("--licence", required=True, help="licence of the weights")
     parser.add_argument("--notice", default="", help="message shown whenever it is used")
     parser.add_argument("--dtype", help="round the weights to it; bfloat16 is half the size (default: as they are)")
+    parser.add_argument(
+        "--granularity",
+        choices=GRANULARITIES,
+        help="of the programs that it was trained with; default: what its config.json or the run's sources.json says",
+    )
     parser.add_argument("--default", action="store_true", help="make it the default checkpoint")
     options = parser.parse_args()
 
     stages = [read_checkpoint(path) for path in options.checkpoints]
-    config = stages[-1].config()
-    if any(stage.config() != config for stage in stages):
+    if any(stage.config() != stages[-1].config() for stage in stages):
         parser.error("the checkpoints are not of one network")
     folder = FOLDER / options.name
+    try:
+        config = config_of(stages[-1].config(), Path(options.checkpoints[-1]), folder, options.granularity)
+    except ValueError as error:
+        parser.error(str(error))
     write_t5x(folder, mean(stages), stages[-1].step, dtype=options.dtype, config=config, overwrite=True)
 
     manifest_file = FOLDER / "manifest.json"
@@ -71,6 +81,34 @@ def main() -> None:
     if options.default:
         manifest["default"] = options.name
     atomic.write(manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def config_of(config: Config, source: Path, folder: Path, granularity: str | None) -> Config:
+    """Return the config of a checkpoint with the granularity of the programs that it was trained with.
+
+    Args:
+        config: what the files beside it say.
+        source: path of the checkpoint, such as RUN/best.
+        folder: that it is bundled in; there may be an older checkpoint.
+        granularity: as the user says; None to look into the run's sources.json.
+
+    Raises:
+        ValueError: the checkpoint that it replaces has another one, and nothing says that this is meant.
+    """
+    joined = joins_programs(source.parent / "sources.json")
+    if granularity is None and joined is not None:
+        granularity = "midi_class" if joined else "full"
+    if granularity is not None:
+        return config.with_granularity(granularity)
+    if (folder / "config.json").exists():
+        stated = json.loads((folder / "config.json").read_text())
+        before = stated.get("program_granularity", "full")
+        if before != config.vocabulary.program_granularity:
+            raise ValueError(
+                f"{folder} has program_granularity {before}, and neither the config of {source} nor a sources.json "
+                f"beside it says so: give --granularity {before}, or the one that it was trained with"
+            )
+    return config
 
 
 if __name__ == "__main__":

@@ -163,23 +163,25 @@ class Objective:
             if self.settings.teaches_rows:
                 encoded, encoder_outputs = encoded
             token = auxiliary = total = jnp.zeros((), self.wide)
-            if with_decoder and decoder_targets is None:
-                logits = self._call(weights, "decode", encoded, ids, targets, True, rngs=rngs)
-                token = cross_entropy(logits, targets, self.settings.z_loss) / count
-            elif with_decoder:
-                logits, outputs = self._call(weights, "decode", encoded, ids, targets, True, rngs=rngs, supervised=True)
-                event_frames, decoder_labels = decoder_targets[:3], decoder_targets[3:]
-                total = (
-                    decoder_losses(
-                        self.config, self.settings, weights, outputs, targets > 0, event_frames, decoder_labels
-                    )
-                    / count
+            if with_decoder:
+                teaches_layers = decoder_targets is not None
+                logits = self._call(
+                    weights, "decode", encoded, ids, targets, True, rngs=rngs, supervised=teaches_layers
                 )
+                if teaches_layers:
+                    logits, outputs = logits
+                    event_frames, decoder_labels = decoder_targets[:3], decoder_targets[3:]
+                    total = (
+                        decoder_losses(
+                            self.config, self.settings, weights, outputs, targets > 0, event_frames, decoder_labels
+                        )
+                        / count
+                    )
                 token = cross_entropy(logits, targets, self.settings.z_loss) / count
+                if self.settings.programs:
+                    programs = program_loss(logits, targets, Vocabulary(self.config.vocabulary).first_id("program"))
+                    total += self.settings.programs * programs / count
             total += token
-            if with_decoder and self.settings.programs:
-                programs = program_loss(logits, targets, Vocabulary(self.config.vocabulary).first_id("program"))
-                total += self.settings.programs * programs / count
             if frame_targets is not None:
                 both = frame_losses(self.settings, weights, encoded, encoder_outputs.get(("rows", 0)), frame_targets)
                 auxiliary, of_rows = (losses.mean() / num_batches for losses in both)

@@ -88,6 +88,10 @@ def type_error(kind: Any, value: Any, allowed: Range | None = None, choices: Seq
 
 # settings that MT3 does not have, which are 0 for it and not written
 PRE_ENCODER = ("pre_encoder_layers", "pre_encoder_dim")
+# settings that are not written where they have the value of MT3's checkpoints
+UNWRITTEN = {**dict.fromkeys(PRE_ENCODER, 0), "program_granularity": "full"}
+# values of program_granularity
+GRANULARITIES = ("full", "midi_class")
 # rows of the pre-encoder, one a semitone from MIDI pitch LOWEST_PITCH up, and bins of its logarithmic axis for each
 PITCH_ROWS, LOWEST_PITCH, BINS_PER_ROW = 96, 21, 3
 # of each row in each frame: what the pre-encoder says (the first three: it sounds, begins, ends), and what is added to
@@ -196,7 +200,8 @@ class SpectrogramConfig:
 class VocabularyConfig:
     """Settings of the vocabulary: the meaning of the token ids.
 
-    Source: mt3/vocabularies.py, VocabularyConfig and build_codec.
+    Source: mt3/vocabularies.py, VocabularyConfig, build_codec and PROGRAM_GRANULARITIES, where 'flat' is use_programs
+    False.
 
     Attributes:
         steps_per_second: resolution of the shift events.
@@ -204,6 +209,8 @@ class VocabularyConfig:
         num_velocity_bins: velocity bins beside 0 (note off).
         use_ties: segments begin with the notes still sounding, closed by a tie token.
         use_programs: notes carry programs; otherwise everything is piano.
+        program_granularity: of the programs that the network was trained with: 'full' for all, 'midi_class' for the
+            first of each of General MIDI's families of 8 alone. It changes no id.
     """
 
     steps_per_second: int = 100
@@ -211,10 +218,13 @@ class VocabularyConfig:
     num_velocity_bins: int = 1
     use_ties: bool = True
     use_programs: bool = True
+    # not in the text by which shards and compiled programs are told from others, as these do not depend on it
+    program_granularity: str = dataclasses.field(default="full", repr=False)
 
     def __post_init__(self):
         ranges = {"steps_per_second": Range(1, 10**5, closed=True), "max_shift_seconds": Range(1, 10**4, closed=True)}
-        check_fields(self, ranges | {"num_velocity_bins": Range(1, 1024, closed=True)})
+        ranges |= {"num_velocity_bins": Range(1, 1024, closed=True)}
+        check_fields(self, ranges, {"program_granularity": GRANULARITIES})
 
     @property
     def num_ids(self) -> int:
@@ -262,8 +272,16 @@ class Config:
                 f"vocabulary with num_velocity_bins {self.vocabulary.num_velocity_bins}"
             )
 
+    def with_granularity(self, granularity: str) -> "Config":
+        """Return a copy with another program_granularity."""
+        vocabulary = dataclasses.replace(self.vocabulary, program_granularity=granularity)
+        return dataclasses.replace(self, vocabulary=vocabulary)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return every setting under its own name in one flat dict, ready for JSON (config.json)."""
+        """Return the settings under their own names in one flat dict, ready for JSON (config.json).
+
+        All but those that have their value of UNWRITTEN.
+        """
         values = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -272,7 +290,7 @@ class Config:
             else:
                 values[field.name] = value
         values["mlp_activations"] = list(values["mlp_activations"])
-        return {name: value for name, value in values.items() if value or name not in PRE_ENCODER}
+        return {name: value for name, value in values.items() if name not in UNWRITTEN or value != UNWRITTEN[name]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
@@ -281,7 +299,7 @@ class Config:
         Raises:
             ConfigError: a setting is missing, unknown or malformed. For files of others, read_settings and resolve.
         """
-        values = dict.fromkeys(PRE_ENCODER, 0) | dict(values)
+        values = UNWRITTEN | dict(values)
         if unknown := sorted(set(values) - set(FIELDS)):
             raise ConfigError(f"unknown settings: {', '.join(map(str, unknown))}")
         if missing := [name for name in FIELDS if name not in values]:

@@ -1,4 +1,4 @@
-"""checkpoints/bundle.py: what it writes, and the mean of several checkpoints."""
+"""checkpoints/bundle.py: the facts it adds, and the mean of several checkpoints."""
 
 import json
 import sys
@@ -9,9 +9,11 @@ import pytest
 
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.write import write_t5x
+from mt3_common.config import Config
 from mt3_common.io.digests import file_sha256
 
 ROOT = Path(__file__).parents[1]
+CLASSES = Config().with_granularity("midi_class")
 sys.path.append(str(ROOT))
 
 from checkpoints import bundle  # noqa: E402
@@ -55,3 +57,24 @@ def test_checkpoints_of_two_networks_have_no_mean(tmp_path, monkeypatch, capsys)
     assert error.value.code == 2
     assert "the checkpoints are not of one network" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_granularity_is_the_runs_or_what_the_user_says(tmp_path):
+    source, none = tmp_path / "best", tmp_path / "none"
+    assert bundle.config_of(Config(), source, none, "midi_class") == CLASSES
+    assert bundle.config_of(CLASSES, source, none, None) == CLASSES
+    (tmp_path / "sources.json").write_text(json.dumps({"recipe": {"midi_class": True}}))
+    assert bundle.config_of(Config(), source, none, None) == CLASSES
+    assert bundle.config_of(Config(), source, none, "full") == Config()
+
+
+def test_another_granularity_than_before_has_to_be_meant(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CLASSES.to_dict()))
+    with pytest.raises(ValueError, match=r"has program_granularity midi_class, .* give --granularity midi_class"):
+        bundle.config_of(Config(), tmp_path / "run" / "best", tmp_path, None)
+    assert bundle.config_of(CLASSES, tmp_path / "run" / "best", tmp_path, None) == CLASSES
+
+
+@pytest.mark.parametrize("name", ["default", "small"])
+def test_the_bundled_models_say_that_they_tell_families_apart(name):
+    assert read_checkpoint(ROOT / "checkpoints" / name).config().vocabulary.program_granularity == "midi_class"

@@ -143,6 +143,25 @@ def test_only_the_named_instruments_are_heard_by_both(written, talkative, tmp_pa
     assert not any(note.is_drum for note in tables.read_json(tmp_path / "piano.json")[0])
 
 
+@pytest.mark.parametrize(
+    ("options", "programs"),
+    [
+        (("--instruments", "cello,electric bass (finger),honky-tonk piano", "--batch-size", "1"), {3, 33, 42}),
+        (("--only", "3"), {3}),
+        (("--instruments", "alto sax", "--hold-instruments"), {65}),
+    ],
+)
+def test_of_the_default_model_a_program_stands_for_its_family_in_both(options, programs, tmp_path):
+    """Its training joined the programs of a family to the first: it never writes the others."""
+    for twin in TWINS:
+        status, _, err = infer(twin, EXAMPLE, "-o", f"{twin}.json", "--duration", "6", *options, folder=tmp_path)
+        assert (status, "the model tells families of instruments apart" in err) == (0, True)
+    assert len({(tmp_path / f"{twin}.json").read_bytes() for twin in TWINS}) == 1
+    notes = tables.read_json(tmp_path / "jax_mt3.json")[0]
+    assert len(notes) > 5
+    assert {note.program for note in notes} <= programs
+
+
 @pytest.mark.parametrize("twin", TWINS)
 def test_in_blocks_it_writes_what_the_whole_at_once_gives(written, talkative, twin, tmp_path):
     folder, _ = written[twin]

@@ -121,6 +121,8 @@ def read_settings(values: Mapping[str, Any], origin: str, strict: bool = False) 
             if value not in ("flat", "midi_class", "full"):
                 raise ConfigError(f"{origin}: PROGRAM_GRANULARITY must be flat, midi_class or full, not {shown(value)}")
             state("use_programs", value != "flat", key)
+            if value != "flat":
+                state("program_granularity", value, key)
         elif key == "TASK_FEATURE_LENGTHS":
             if not isinstance(value, Mapping) or not {"inputs", "targets"} <= set(value):
                 raise ConfigError(f"{origin}: TASK_FEATURE_LENGTHS must have inputs and targets, not {shown(value)}")
@@ -433,6 +435,8 @@ def _preset_settings(vocab_size: int, preset: str | None, bins: Setting | None) 
         same_bins = bins is None or bins.value == chosen.vocabulary.num_velocity_bins
         if vocab_size in _rows(name) and (preset or same_bins):
             values = dataclasses.asdict(chosen.vocabulary) | {"input_frames": chosen.input_frames}
+            # no array and no id tells how finely the programs of the training were drawn
+            del values["program_granularity"]
             origin = f"the preset {name}" if preset else f"{name}, by its vocab_size {vocab_size}"
             return {field: Setting(value, field, origin) for field, value in values.items()}
     return {}

@@ -119,6 +119,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     check_recordings(parser, arguments)
     check_search(parser, arguments)
+    check_instruments(parser, arguments)
     if arguments.soundfont is not None and not arguments.listen:
         parser.error("--soundfont belongs to --listen")
     if arguments.quantise and arguments.tempo is None:
@@ -308,8 +309,8 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
         metavar="I,…",
         help="give every note to one of these: for a recording in which nothing else plays, as the notes of others "
         "would go to them; families (piano, bass, synth lead, …), General MIDI's names or its numbers from 0 (violin, "
-        "40), and drums, as in --instruments piano,bass,drums; of a model that tells families apart, but not what is "
-        "in them, name the first of each",
+        "40), and drums, as in --instruments piano,bass,drums; with a model that tells families apart, but not what is "
+        "in them, an instrument stands for its family",
     )
     add(
         "--only",
@@ -446,6 +447,20 @@ def check_search(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         elif arguments.search != kind:
             option = "--" + name.replace("_", "-")
             parser.error(f"{option} belongs to --search {kind}, not to --search {arguments.search}")
+
+
+def check_instruments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse --only where --instruments leaves nothing of it.
+
+    Raises:
+        UsageError: says so.
+    """
+    if arguments.instruments is not None and arguments.only is not None:
+        both = parse_instruments(arguments.only).among(parse_instruments(arguments.instruments))
+        if not (both.programs or both.drums):
+            parser.error(
+                "--only names no instrument of --instruments, which gives every note to its own: no note could be left"
+            )
 
 
 def path_name(text: str) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ from mt3_common.io import atomic
 from mt3_common.io.notices import shown_by
 from mt3_common.io.plural import plural
 from mt3_common.io.shown_names import shown_as
+from mt3_common.notes.instruments import Instruments, joined_names, parse_instruments
 from mt3_common.transcription import beats
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.pipeline import Transcriber
@@ -129,6 +131,8 @@ def infer(
         say(f"{work.checkpoint.name} ({work.checkpoint.path}): loaded in {time.perf_counter() - start:.2f} s")
     if transcriber.checkpoint is not None and transcriber.checkpoint.notice:
         say(f"note: {transcriber.checkpoint.notice}")
+    if not arguments.quiet and (note := joined_note(arguments, transcriber)):
+        say(f"note: {note}")
     failed = work.failed
     for path, message in failed.items():
         say(f"error: {message}")
@@ -142,6 +146,16 @@ def infer(
     if failed and work.num_inputs > 1:
         say(f"error: {len(failed)} of {work.num_inputs} inputs failed: {', '.join(map(str, failed))}")
     return SOME_FAILED if failed else SUCCESS
+
+
+def joined_note(arguments: argparse.Namespace, transcriber: Transcriber) -> str:
+    """Return a sentence about instruments that were named and that the model does not tell from others; '' for none."""
+    texts = [text for text in (arguments.instruments, arguments.only) if text is not None]
+    if not texts:
+        return ""
+    chosen = functools.reduce(Instruments.among, map(parse_instruments, texts))
+    joined = joined_names(chosen, transcriber.family.written_programs)
+    return f"the model tells families of instruments apart, not all that is in them: {joined}" if joined else ""
 
 
 def prepare(program: str, command: str, argv: Sequence[str], stack: contextlib.ExitStack) -> Preparation:

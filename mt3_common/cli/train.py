@@ -18,7 +18,14 @@ from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, is_yourmt3, read_yo
 from mt3_common.checkpoint.yourmt3_folder import read_folder
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli.arguments import SentenceParser
-from mt3_common.cli.dataset import add_arguments, augmentation_of, generator_of, sources_of, write_json
+from mt3_common.cli.dataset import (
+    add_arguments,
+    augmentation_of,
+    generator_of,
+    joins_programs,
+    sources_of,
+    write_json,
+)
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.ranges import STEPS, WORKERS
 from mt3_common.cli.run import run
@@ -177,10 +184,12 @@ def train(
     if settings.patience and not options.validation:
         raise TrainingError("patience needs --validation: without it nothing says when to end")
     family, arrays, slots, begin = starting_point(options, config, start)
-    config = family.config
-    if isinstance(config, YourMT3Settings):
+    if isinstance(family.config, YourMT3Settings):
         # the task joins programs to classes itself
         options.recipe = dataclasses.replace(options.recipe, midi_class=False)
+    else:
+        family = training_family(with_granularity(family.config, options))
+    config = family.config
     if options.augment is None and (options.recordings or options.data_preset):
         options.augment = stated_augmentation(options)
     if begin >= settings.steps:
@@ -207,6 +216,20 @@ def train(
         options.begun = True
         run = options.run, begin, options.quiet, options.workers, logs, options.distributed
         fit(learner, family, settings, source, validation, *run)
+
+
+def with_granularity(config: Config, options: argparse.Namespace) -> Config:
+    """Return the config with the granularity of the programs that the run is trained with.
+
+    Of shards it is what the sources.json beside them says, 'full' if they differ; where one has none, the config stays
+    as it is.
+    """
+    joined = {options.recipe.midi_class}
+    if options.data:
+        joined = {joins_programs(folder / "sources.json") for folder in options.data}
+    if None in joined or not config.vocabulary.use_programs:
+        return config
+    return config.with_granularity("midi_class" if all(joined) else "full")
 
 
 def stated_augmentation(options: argparse.Namespace) -> Augmentation | None:

@@ -1,13 +1,14 @@
 """Instruments by name, and the tokens that a search may choose for a selection of them."""
 
 import re
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import pretty_midi
 
-from mt3_common.config import Config
-from mt3_common.notes.note import Note
+from mt3_common.config import Config, VocabularyConfig
+from mt3_common.notes.note import CLASS_SIZE
 from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
 
 # General MIDI's 16 families of 8 programs each, in order
@@ -22,9 +23,9 @@ class Instruments(NamedTuple):
     programs: frozenset[int]
     drums: bool
 
-    def plays(self, note: Note) -> bool:
-        """Return whether a note is of one of the instruments."""
-        return self.drums if note.is_drum else note.program in self.programs
+    def among(self, others: "Instruments") -> "Instruments":
+        """Return the instruments that are among others, too."""
+        return Instruments(self.programs & others.programs, self.drums and others.drums)
 
     def __str__(self) -> str:
         return ",".join([*map(str, sorted(self.programs)), *[DRUMS] * self.drums])
@@ -60,6 +61,15 @@ def parse_instruments(text: str) -> Instruments:
     return Instruments(frozenset(programs), drums)
 
 
+def instrument_names(instruments: Instruments) -> str:
+    """Return the names of instruments: families that are whole, programs, drums."""
+    names = []
+    for number, family in enumerate(FAMILIES):
+        programs = [program for program in sorted(instruments.programs) if program // CLASS_SIZE == number]
+        names += [family] if len(programs) == CLASS_SIZE else [PROGRAM_NAMES[program] for program in programs]
+    return ", ".join([*names, *[DRUMS] * instruments.drums])
+
+
 def instrument_list() -> str:
     """List the names that parse_instruments takes: a line per family, with its programs."""
     lines = [
@@ -69,10 +79,47 @@ def instrument_list() -> str:
     return "\n".join([*lines, DRUMS])
 
 
+def written_program(program: int, vocabulary: VocabularyConfig) -> int:
+    """Return the program that a network writes for one: the first of its MIDI class, or itself."""
+    return program - program % CLASS_SIZE if vocabulary.program_granularity == "midi_class" else program
+
+
+def named_programs(instruments: Instruments, written: Callable[[int], Iterable[int]]) -> dict[int, int]:
+    """Return for each program that a network writes for the instruments the one of theirs that its notes are given to.
+
+    That is the program itself if it is among them, or else the lowest of those that are written so.
+
+    Args:
+        instruments: as they were named.
+        written: returns the programs that the network writes for one.
+    """
+    names: dict[int, int] = {}
+    for program in sorted(instruments.programs):
+        for other in written(program):
+            names.setdefault(other, program)
+    return names | {program: program for program in names if program in instruments.programs}
+
+
+def joined_names(instruments: Instruments, written: Callable[[int], Iterable[int]]) -> str:
+    """Describe which of the instruments stand for others that a network does not tell from them; '' for none.
+
+    Args:
+        instruments, written: see named_programs.
+    """
+    sentences = []
+    for other, program in sorted(named_programs(instruments, written).items()):
+        alike = [number for number in range(128) if other in written(number)]
+        if not set(alike) <= instruments.programs:
+            names = instrument_names(Instruments(frozenset(alike), False))
+            sentences.append(f"{PROGRAM_NAMES[program]} stands for {names}")
+    return "; ".join(sentences)
+
+
 def allowed_tokens(instruments: Instruments, config: Config) -> np.ndarray:
     """Return a mask of the ids that a search may choose for these instruments: (num_embeddings,) bool.
 
-    Without programs, pitches are excluded too; ids that do not depend on instruments stay allowed.
+    A program stands for the one that the network writes for it. Without programs, pitches are excluded too; ids that do
+    not depend on instruments stay allowed.
 
     Raises:
         ValueError: the model does not tell instruments apart.
@@ -86,7 +133,8 @@ def allowed_tokens(instruments: Instruments, config: Config) -> np.ndarray:
         first, last = vocabulary.ranges[kind]
         return allowed[SPECIAL_IDS + first : SPECIAL_IDS + last + 1]
 
-    ids("program")[:] = np.isin(np.arange(128), list(instruments.programs))
+    programs = {written_program(program, config.vocabulary) for program in instruments.programs}
+    ids("program")[:] = np.isin(np.arange(128), list(programs))
     ids("pitch")[:] = bool(instruments.programs)
     ids("drum")[:] = instruments.drums
     return allowed

@@ -14,7 +14,7 @@ from mt3_common.config import Config, ConfigError
 from mt3_common.formats.plot import BRIGHTEST, DARKEST
 from mt3_common.io.plural import plural
 from mt3_common.notes.decoder import NoteDecoder
-from mt3_common.notes.instruments import Instruments
+from mt3_common.notes.instruments import Instruments, written_program
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.notes.yourmt3_decoder import VOICES, YourMT3Decoder
@@ -86,6 +86,10 @@ class Family(Protocol):
         """Return a Decoder of a recording."""
         ...
 
+    def written_programs(self, program: int) -> set[int]:
+        """Return the programs of the notes that the network writes for a program of General MIDI."""
+        ...
+
     def picture(self, frames: np.ndarray, pitches: np.ndarray) -> np.ndarray:
         """Return how dark the frames (n, bins) are drawn at MIDI pitches (k,): (n, k) from 0 to 1."""
         ...
@@ -132,7 +136,14 @@ class MT3Family:
 
     def decoder(self, instruments: Instruments | None, published: bool) -> NoteDecoder:
         """See Family."""
-        return NoteDecoder(Vocabulary(self.config.vocabulary), instruments and instruments.programs, published)
+        programs = None
+        if instruments is not None:
+            programs = set[int]().union(*map(self.written_programs, instruments.programs))
+        return NoteDecoder(Vocabulary(self.config.vocabulary), programs, published)
+
+    def written_programs(self, program: int) -> set[int]:
+        """See Family."""
+        return {written_program(program, self.config.vocabulary)}
 
     def picture(self, frames: np.ndarray, pitches: np.ndarray) -> np.ndarray:
         """See Family."""
@@ -195,6 +206,15 @@ class YourMT3Family:
         """See Family."""
         return YourMT3Decoder(self.task, published)
 
+    def written_programs(self, program: int) -> set[int]:
+        """See Family; singers and choruses become voices (53, 52)."""
+        return {VOICES.get(encoded, encoded) for encoded in self._encoded(program)}
+
+    def _encoded(self, program: int) -> set[int]:
+        """Return the programs of the ids that stand for one of General MIDI."""
+        programs = {program} | {singer for singer in (SINGING, CHORUS) if VOICES[singer] == program}
+        return {self.task.first_of_class.get(program, program) for program in programs}
+
     def picture(self, frames: np.ndarray, pitches: np.ndarray) -> np.ndarray:
         """See Family; frames have 1 where the segment is loudest, and half of that is nearly silent."""
         bins = self.front_end.bins_of(hertz(pitches))
@@ -210,9 +230,7 @@ class YourMT3Family:
         A program stands for its class; those of voices (52, 53) also for choruses and singers.
         """
         allowed = np.ones(self.task.num_ids, bool)
-        programs = set(instruments.programs)
-        programs |= {singer for singer in (SINGING, CHORUS) if VOICES[singer] in programs}
-        programs = {self.task.first_of_class.get(program, program) for program in programs}
+        programs = set[int]().union(*map(self._encoded, instruments.programs))
 
         def ids(kind: str) -> np.ndarray:
             first, last = self.task.ranges[kind]

@@ -20,6 +20,8 @@ from mt3_common.transcription.family import Family
 
 # segments of a recording that are read before the network asks for them: 16 MB
 QUEUED_SEGMENTS = 32
+# of samples; 60 dB below full scale, where notes are not expected
+AUDIBLE = 1e-3
 # Request.velocity for velocities that are estimated from the recording
 ESTIMATE = "estimate"
 # Request.velocity for what the model says, or UNTOLD where it says none: of the constants, the nearest to the
@@ -44,7 +46,8 @@ class Request(NamedTuple):
         before_reading: called first by the thread that will read; what it raises becomes the result.
         published: make notes of the ids exactly as MT3 does (see NoteDecoder), and one channel of several too.
         min_note: length (s) below which notes are left out; drums, which have no length, stay.
-        only: instruments whose notes are kept; None for all.
+        only: instruments whose notes are kept, under their programs where the network joins these to others; None for
+            all.
         channel, gain: see levels.Mix.
     """
 
@@ -77,6 +80,7 @@ class Reader:
     Attributes:
         error: why the recording could not be read (any further); known when `segments` has ended.
         num_samples: samples read so far.
+        has_sound: whether one of them was above AUDIBLE.
         total: segments of the part that will be read; None where the file does not tell its length.
         clock: time that the thread spent on audio and on spectrograms.
     """
@@ -86,6 +90,7 @@ class Reader:
         self.family = family
         self.error: Exception | None = None
         self.num_samples = 0
+        self.has_sound = False
         self.total: int | None = None
         self.clock = Clock(STAGES)
         self._queue: queue.Queue[tuple[Segment, float | None] | None] = queue.Queue(QUEUED_SEGMENTS)
@@ -145,6 +150,7 @@ class Reader:
         with contextlib.closing(samples):
             for block in self.clock.timed("audio", samples):
                 self.num_samples += len(block)
+                self.has_sound = self.has_sound or bool((np.abs(block) > AUDIBLE).any())
                 yield block
 
     def _num_segments(self) -> int | None:

@@ -8,8 +8,9 @@ import numpy as np
 
 from mt3_common.audio.segments import Segment
 from mt3_common.checkpoint.registry import NamedCheckpoint
+from mt3_common.io.notices import notice
 from mt3_common.io.shown_names import shown_name
-from mt3_common.notes.instruments import Instruments
+from mt3_common.notes.instruments import Instruments, instrument_names, named_programs
 from mt3_common.notes.note import Note
 from mt3_common.transcription.batching import PromptedSegment, SegmentTokens
 from mt3_common.transcription.clock import STAGES, Clock
@@ -54,6 +55,12 @@ class Recording:
         self._is_read = False
         self._reader = Reader(request, family)
         self._decoder = family.decoder(instruments, request.published)
+        chosen = request.only if instruments is None else instruments
+        if chosen is not None and request.only is not None:
+            chosen = chosen.among(request.only)
+        # the instruments whose notes stay, None for all, and the network's programs for theirs -> theirs
+        self._chosen = chosen
+        self._names = {} if chosen is None else named_programs(chosen, family.written_programs)
         self._tracker = continuity and ContinuityTracker(continuity, self._decoder, family.max_tokens)
         # from the first segment with the logits of programs on
         self._prior: InstrumentPrior | None = None
@@ -144,14 +151,25 @@ class Recording:
             ended = [note._replace(velocity=int(self._velocity)) for note in ended]
         if self._tracker is not None:
             self._tracker.remember(ended)
-        if self.request.only is not None:
-            ended = [note for note in ended if self.request.only.plays(note)]
+        ended = self._named(ended)
         if self.request.min_note:
             ended = [note for note in ended if note.is_drum or note.offset - note.onset >= self.request.min_note]
         self.num_decoded += 1
         self._notes.extend(ended)
         if ended and self.request.on_notes is not None:
             self.request.on_notes(ended)
+
+    def _named(self, notes: list[Note]) -> list[Note]:
+        """Return the notes of the instruments that were asked for, under the programs that these were named by."""
+        if self._chosen is None:
+            return notes
+        if self.request.only is not None:
+            drums, programs = self._chosen.drums, self._chosen.programs | self._names.keys()
+            notes = [note for note in notes if (drums if note.is_drum else note.program in programs)]
+        return [
+            note if note.is_drum else note._replace(program=self._names.get(note.program, note.program))
+            for note in notes
+        ]
 
     def report_progress(self) -> None:
         """Call on_progress with the segments done and their number."""
@@ -167,6 +185,11 @@ class Recording:
         """
         if self._reader.error is not None:
             return self._reader.error
+        if self._chosen is not None and not self._notes and self._reader.has_sound:
+            notice(
+                f"{self.request.path}: it is not silent, but no note is of the instruments that were asked "
+                f"for ({instrument_names(self._chosen) or 'none'})"
+            )
         metadata: dict[str, Any] = {"audio": shown_name(self.request.path), "start": self.request.start}
         if checkpoint is not None:
             metadata["checkpoint"] = checkpoint.name

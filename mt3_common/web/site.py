@@ -19,6 +19,7 @@ from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config, SpectrogramConfi
 from mt3_common.formats.plot import BRIGHTEST, DARKEST
 from mt3_common.io import atomic
 from mt3_common.io.folders import make_folder
+from mt3_common.notes.note import CLASS_SIZE
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription import activations
 from mt3_common.transcription.continuity import HOLD_BIAS
@@ -164,6 +165,7 @@ def facts(
             "steps": config.vocabulary.steps_per_second,
             "velocityBins": config.vocabulary.num_velocity_bins,
             "usePrograms": config.vocabulary.use_programs,
+            "programsTogether": CLASS_SIZE if config.vocabulary.program_granularity == "midi_class" else 1,
             "useTies": config.vocabulary.use_ties,
         },
         "filters": filters,

@@ -21,7 +21,7 @@ from mt3_common.checkpoint.hf_t5 import hf_t5_name
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.torch_pickle import PICKLES
 from mt3_common.checkpoint.write import write_safetensors, write_t5x
-from mt3_common.config import Config
+from mt3_common.config import UNWRITTEN, Config
 from mt3_common.io import atomic
 from mt3_common.io.folders import make_folder
 from mt3_common.io.plural import plural
@@ -248,7 +248,7 @@ def _agree_on_config(target: Path, written: Path, weights: Weights, overwrite: b
             config = read(written).config
         except ValueError as error:
             return str(error)
-        wanted, there = weights.config.to_dict(), config.to_dict()
+        wanted, there = (UNWRITTEN | settings.to_dict() for settings in (weights.config, config))
         return ", ".join(f"{name} {there[name]} for {wanted[name]}" for name in wanted if there[name] != wanted[name])
 
     old = settings.read_bytes() if settings.exists() else None

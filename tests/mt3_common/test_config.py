@@ -58,3 +58,13 @@ def test_the_number_of_embeddings_is_the_vocabularys_own(bins, steps, seconds):
 def test_settings_that_make_no_model_are_refused(kind, values, message):
     with pytest.raises(ConfigError, match=message):
         kind(**values)
+
+
+def test_the_granularity_of_programs_is_written_where_it_is_not_mt3s():
+    classes = Config().with_granularity("midi_class")
+    assert "program_granularity" not in Config().to_dict()
+    assert classes.to_dict() == Config().to_dict() | {"program_granularity": "midi_class"}
+    assert Config.from_dict(classes.to_dict()) == classes
+    assert Config.from_dict(Config().to_dict()) == Config()
+    with pytest.raises(ConfigError, match="program_granularity must be one of full, midi_class, not 'flat'"):
+        Config().with_granularity("flat")

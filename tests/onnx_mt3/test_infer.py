@@ -37,10 +37,13 @@ def test_the_files_are_those_of_the_twin(tmp_path, options, talkative):
     assert len(contents[0]) > 100
 
 
-def test_the_bundled_model_hears_the_example(tmp_path):
+@pytest.mark.parametrize("options", [(), ("--instruments", "cello"), ("--only", "celesta,honky-tonk piano")])
+def test_the_bundled_model_hears_the_example(tmp_path, options):
+    """Of its families, too, which a program stands for."""
     for package in ("onnx_mt3", "torch_mt3"):
-        assert infer(package, EXAMPLE, "-o", tmp_path / f"{package}.mid", folder=tmp_path).returncode == 0
+        assert infer(package, EXAMPLE, "-o", tmp_path / f"{package}.mid", *options, folder=tmp_path).returncode == 0
     assert (tmp_path / "onnx_mt3.mid").read_bytes() == (tmp_path / "torch_mt3.mid").read_bytes()
+    assert (tmp_path / "onnx_mt3.mid").stat().st_size > 100
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,8 @@ def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_happened(twin, command
     rows = exact_rows(tmp_path / "whole")
     assert [row["step"] for row in rows] == ["3", "6", "7"]
     assert exact_rows(tmp_path / "cut") == rows
+    granularity = read_checkpoint(tmp_path / "cut" / "last").config().vocabulary.program_granularity
+    assert granularity == "midi_class"
 
 
 def test_worker_processes_make_the_same_batches_from_any_step_on(songs, font):

@@ -11,8 +11,9 @@ const LOUDEST = 127;
 
 export class Vocabulary {
   // ranges: kind -> [first, last] index of events, without the special ids
-  constructor({ ranges, steps, velocityBins, usePrograms, useTies, vocabSize }) {
-    Object.assign(this, { ranges, steps, velocityBins, usePrograms, useTies, vocabSize });
+  // programsTogether: neighbouring programs that the network writes as the first of them, 1 for none
+  constructor({ ranges, steps, velocityBins, usePrograms, useTies, vocabSize, programsTogether = 1 }) {
+    Object.assign(this, { ranges, steps, velocityBins, usePrograms, useTies, vocabSize, programsTogether });
     this.events = [];
     for (const [kind, [first, last]] of Object.entries(ranges)) {
       for (let index = first; index <= last; index += 1) this.events[index] = [kind, index - first];
@@ -32,8 +33,14 @@ export class Vocabulary {
     return Math.floor((LOUDEST * bin) / this.velocityBins);
   }
 
+  // The programs, as a Set, that the network writes for a Set of them.
+  written(programs) {
+    return new Set([...programs].map((program) => program - (program % this.programsTogether)));
+  }
+
   // (vocabSize,) float32 to add to the logits: 0, or -Infinity for what other instruments would play.
-  allowed({ programs, drums }) {
+  allowed({ programs: named, drums }) {
+    const programs = this.written(named);
     const allowed = new Float32Array(this.vocabSize);
     for (let program = 0; program < 128; program += 1) if (!programs.has(program)) allowed[this.id("program", program)] = -Infinity;
     for (const [kind, isAllowed] of [["pitch", programs.size > 0], ["drum", drums]]) {

@@ -64,7 +64,7 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
   const { instruments, hold, tempo } = parsedSettings(settings, about);
   checkSource(source, name, about.minutes);
   const vocabulary = new Vocabulary(sizes);
-  const decoder = new NoteDecoder(vocabulary, instruments?.programs ?? null);
+  const decoder = new NoteDecoder(vocabulary, instruments && vocabulary.written(instruments.programs));
   const continuity = hold ? new Continuity(site.holdBias, decoder, sizes.maxTokens) : null;
   const prior = hold || !sizes.usePrograms ? null : new InstrumentPrior(vocabulary);
   const corrector = sizes.contextFrames ? new ActivationCorrector(vocabulary, sizes, site.activations) : null;

@@ -67,6 +67,7 @@ def test_help_lists_options_and_exit_statuses(capsys):
     ("argv", "message"),
     [
         (("--format", "wav"), "'wav' is not one of mid, json, csv, noteseq"),
+        (("--instruments", "piano,drums", "--only", "bass"), "--only names no instrument of --instruments"),
         (("--beams", "4"), "--beams belongs to --search t5x, not to --search greedy"),
         (("--search", "t5x", "--top-k", "4"), "--top-k belongs to --search sample, not to --search t5x"),
         (("--search", "sample", "--top-p", "1.5"), "'1.5' is not a number from 1e-06 to 1"),
@@ -803,6 +804,19 @@ def test_an_unknown_instrument_is_answered_with_those_that_there_are(folder, cap
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "no instrument 'kazoo'; there are piano, chromatic percussion, organ" in message
+
+
+def test_instruments_that_stand_for_others_are_said(folder, capsys):
+    record("a.wav")
+
+    def load(**settings):
+        return Transcriber(CONFIG.with_granularity("midi_class"), first_segment_only)
+
+    assert infer("a.wav", "--only", "drums,honky-tonk piano", load=load) == SUCCESS
+    note = "the model tells families of instruments apart, not all that is in them: honky-tonk piano stands for piano"
+    assert note in capsys.readouterr().err
+    assert infer("a.wav", "--force", "--only", "drums,piano", load=load) == SUCCESS
+    assert "tells families" not in capsys.readouterr().err
 
 
 def test_instruments_are_part_of_what_resume_verifies(folder):

@@ -1,11 +1,14 @@
 """Sentences that the training command prints before it trains."""
 
+import argparse
 import dataclasses
 import json
 
 import pytest
 
-from mt3_common.cli.train import other_schedule
+from mt3_common.cli.train import other_schedule, with_granularity
+from mt3_common.config import PRESETS, Config
+from mt3_common.data.synthesis import Recipe
 from mt3_common.training.config import TrainingConfig
 
 
@@ -34,3 +37,33 @@ def test_a_run_whose_record_cannot_be_read_goes_on(run, content):
     folder, settings = run
     (folder / "run.json").write_text(content)
     assert other_schedule(folder, dataclasses.replace(settings, steps=200), 75) == ""
+
+
+@pytest.mark.parametrize(
+    ("joined", "of_shards", "granularity"),
+    [
+        (True, None, "midi_class"),
+        (False, None, "full"),
+        (True, [False], "full"),
+        (False, [True, True], "midi_class"),
+        (True, [True, False], "full"),
+    ],
+)
+def test_the_config_says_which_programs_a_run_is_trained_with(tmp_path, joined, of_shards, granularity):
+    for number, value in enumerate(of_shards or []):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "sources.json").write_text(json.dumps({"recipe": {"midi_class": value}}))
+    data = [tmp_path / str(number) for number in range(len(of_shards))] if of_shards else None
+    options = argparse.Namespace(recipe=Recipe(midi_class=joined), data=data)
+    for config in (Config(), Config().with_granularity("midi_class")):
+        assert with_granularity(config, options) == Config().with_granularity(granularity)
+    assert with_granularity(PRESETS["ismir2021"], options) == PRESETS["ismir2021"]
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_shards_that_say_nothing_of_their_programs_change_no_config(tmp_path, content):
+    if content is not None:
+        (tmp_path / "sources.json").write_text(content)
+    options = argparse.Namespace(recipe=Recipe(), data=[tmp_path])
+    for config in (Config(), Config().with_granularity("midi_class")):
+        assert with_granularity(config, options) == config

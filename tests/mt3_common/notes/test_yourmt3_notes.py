@@ -11,11 +11,13 @@ import pytest
 
 from mt3_common.config import ConfigError
 from mt3_common.formats.yourmt3_midi import published_midi, write_published_midi
+from mt3_common.notes.instruments import Instruments, joined_names, named_programs, parse_instruments
 from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import Tempo
-from mt3_common.notes.yourmt3_decoder import ChannelDecoder, YourMT3Decoder, decode_segment, join_channels
+from mt3_common.notes.yourmt3_decoder import VOICES, ChannelDecoder, YourMT3Decoder, decode_segment, join_channels
 from mt3_common.notes.yourmt3_events import cut_events, encode_segment, note_events
 from mt3_common.notes.yourmt3_tasks import TASKS, find_task
+from mt3_common.transcription.family import YourMT3Family
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "yourmt3"
 NAMED = json.loads((GOLDEN / "tasks.json").read_text())
@@ -48,6 +50,28 @@ def test_tasks_are_the_published_ones(name):
     assert drums == golden["encode_drum"]
     channels = {int(program): entry["channel"] for program, entry in golden["program2channel"].items()}
     assert task.channel_of_program == channels
+
+
+@pytest.mark.parametrize("name", NAMED["tasks"])
+def test_the_programs_of_notes_are_those_of_the_ids_that_may_be_chosen(name):
+    family = YourMT3Family.__new__(YourMT3Family)
+    family.task = find_task(name)
+    first, last = family.task.ranges["program"]
+    for program in range(128):
+        allowed = family.allowed_ids(Instruments(frozenset({program}), False))[first : last + 1]
+        assert family.written_programs(program) == {
+            VOICES.get(int(other), int(other)) for other in np.flatnonzero(allowed)
+        }
+
+
+def test_an_instrument_stands_for_its_class():
+    family = YourMT3Family.__new__(YourMT3Family)
+    family.task = find_task("mt3_full_plus")
+    names = named_programs(parse_instruments("fretless bass,cello,tremolo strings,voice oohs"), family.written_programs)
+    assert names == {32: 35, 42: 42, 48: 44, 52: 53, 53: 53}
+    assert joined_names(parse_instruments("fretless bass,cello"), family.written_programs) == (
+        "fretless bass stands for acoustic bass, fretless bass"
+    )
 
 
 def test_all_tasks_are_there():

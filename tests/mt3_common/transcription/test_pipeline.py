@@ -766,3 +766,62 @@ def test_arguments_out_of_their_ranges_are_refused_at_once(audio, options, messa
 def test_instruments_may_be_named_in_text(audio):
     result = Transcriber(CONFIG, answering(ids_of(NOTES))).transcribe(audio, only="violin", velocity=np.int64(5))
     assert [(note.program, note.velocity) for note in result.notes] == [(40, 5)]
+
+
+CLASSES = CONFIG.with_granularity("midi_class")
+
+
+@pytest.mark.parametrize(
+    ("instruments", "only", "programs"),
+    [
+        ("cello", None, {64: 42}),
+        ("cello,violin", None, {64: 40}),
+        ("33,cello,piano", None, {60: 0, 64: 42, 67: 0}),
+        (None, "cello", {64: 42}),
+        (None, "celesta", {}),
+        (None, "harpsichord,cello", {60: 6, 64: 42, 67: 6}),
+        ("violin,cello", "cello,piano", {64: 42}),
+    ],
+)
+def test_of_a_model_of_families_an_instrument_stands_for_its_own(audio, instruments, only, programs):
+    """The network writes violins, as its training joined all strings to them."""
+    instruments, only = (name and parse_instruments(name) for name in (instruments, only))
+    streamed: list[Note] = []
+    transcriber = Transcriber(CLASSES, answering(ids_of(NOTES)), instruments=instruments)
+    result = transcriber.transcribe(audio, only=only, on_notes=streamed.extend)
+    assert {note.pitch: note.program for note in result.notes if not note.is_drum} == programs
+    assert streamed == result.notes
+
+
+def test_of_a_model_of_families_instruments_that_are_held_have_their_names(audio):
+    """Prompts and biases have the network's programs, the notes the one that was named."""
+    prompts = []
+
+    def generate(items):
+        answers = ids_of(NOTES)
+        for item in items:
+            if item is not None:
+                prompts.append(item.prompt_ids)
+                yield answers[item.segment.index]
+
+    chosen = parse_instruments("harpsichord,cello")
+    transcriber = Transcriber(CLASSES, generate, None, chosen, InstrumentContinuity(2.0, 1))
+    notes = [note for note in transcriber.transcribe(audio).notes if not note.is_drum]
+    assert {note.pitch: note.program for note in notes} == {60: 6, 64: 42, 67: 6}
+    first = Vocabulary(CLASSES.vocabulary).first_id("program")
+    assert {int(token) - first for prompt in prompts for token in prompt if 0 <= token - first < 128} == {40}
+
+
+@pytest.mark.parametrize("chosen", ["instruments", "only"])
+def test_that_no_note_is_left_is_said_but_not_of_silence(audio, tmp_path, caplog, chosen):
+    silence = tmp_path / "silence.wav"
+    soundfile.write(silence, np.zeros(7 * RATE), RATE)
+    organ = parse_instruments("organ,viola")
+    for path in (audio, silence):
+        generate = answering(ids_of([note for note in NOTES if not note.is_drum]))
+        transcriber = Transcriber(CONFIG, generate, instruments=organ if chosen == "instruments" else None)
+        assert transcriber.transcribe(path, only=organ if chosen == "only" else None).notes == []
+    sentences = [message for message in caplog.messages if "asked for" in message]
+    assert sentences == [
+        f"{audio}: it is not silent, but no note is of the instruments that were asked for (organ, viola)"
+    ]

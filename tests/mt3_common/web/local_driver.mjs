@@ -69,6 +69,10 @@ const MODES = {
   starts({ count }) {
     return Array.from({ length: count }, (_, index) => spectrogram.startTime(index, site().sizes));
   },
+  allowed({ programs, drums }) {
+    const vocabulary = new notes.Vocabulary(site().sizes);
+    return [...vocabulary.allowed({ programs: new Set(programs), drums })].map((addend) => addend === 0);
+  },
   notes({ recordings }) {
     const vocabulary = new notes.Vocabulary(site().sizes);
     return recordings.map(({ segments, programs }) => {

@@ -28,7 +28,7 @@ from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config
 from mt3_common.formats.midi import write_midi
 from mt3_common.formats.tables import fields
 from mt3_common.notes.decoder import NoteDecoder
-from mt3_common.notes.instruments import parse_instruments
+from mt3_common.notes.instruments import allowed_tokens, parse_instruments
 from mt3_common.notes.meter import Meter
 from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import Tempo, constant
@@ -61,6 +61,7 @@ HEARING = dataclasses.replace(
 CONFIGS = {
     "mt3": CONFIG,
     "hearing": HEARING,
+    "classes": CONFIG.with_granularity("midi_class"),
     "default": dataclasses.replace(
         HEARING, spectrogram=dataclasses.replace(HEARING.spectrogram, hop_width=320), input_frames=64
     ),
@@ -724,7 +725,7 @@ def test_samples_of_8_bits_are_taken_back_too(node):
     np.testing.assert_array_equal(floats(node("restored", samples=text(decoded))), (whole / 128).astype(np.float32))
 
 
-@pytest.mark.parametrize("name", ["mt3", "hearing"])
+@pytest.mark.parametrize("name", ["mt3", "hearing", "classes"])
 @pytest.mark.parametrize(
     "settings", [{}, {"instruments": "piano,drums", "tempo": "97.5"}, {"hold": "1", "meter": "6/8"}]
 )
@@ -781,6 +782,13 @@ def test_a_recording_becomes_the_same_notes(node_of, tmp_path, settings, name):
     assert [event["done"] for event in events if event["type"] == "progress"] == [8, 21]
     assert sum(event["type"] == "strip" for event in events) == expected.num_segments == 21
     assert bool(retries) == ("hold" in settings)
+
+
+@pytest.mark.parametrize("name", ["mt3", "classes"])
+def test_the_mask_of_instruments_is_the_command_lines(node_of, name):
+    chosen = parse_instruments("strings,piano")
+    allowed = node_of(name)("allowed", programs=sorted(chosen.programs), drums=False)
+    np.testing.assert_array_equal(np.array(allowed, bool), allowed_tokens(chosen, CONFIGS[name]))
 
 
 def test_settings_that_cannot_be_meant_are_refused(node, tmp_path):

@@ -51,6 +51,15 @@ def test_right_settings_are_no_fault(values):
     assert unjudged(values, CONFIG) == []
 
 
+@pytest.mark.parametrize("granularity", ["full", "midi_class"])
+def test_the_programs_of_the_training_are_no_fault(granularity):
+    """As a port converted from a checkpoint states them, or one of a checkpoint that does not."""
+    values = T5 | {"program_granularity": granularity}
+    for config in (CONFIG, CONFIG.with_granularity("midi_class")):
+        assert check_config(values, config, []) == check_config(T5, config, []) == []
+    assert unjudged(values, CONFIG) == []
+
+
 @pytest.mark.parametrize("missing", [key for key in T5 if key not in ("model_type", "num_decoder_layers")])
 def test_what_a_t5_config_leaves_out_has_t5s_default(missing):
     values = {key: value for key, value in T5.items() if key != missing}
