@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, help="training step to write, where the source does not say")
     parser.add_argument("--optimizer", action="store_true", help="carry the optimizer's slots (folders only)")
     options.add_weights(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there: a file, or a checkpoint's folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file, or a folder of a checkpoint")
     parser.add_argument("--report", metavar="FILE", help="write the parameter mapping as JSON")
 
 

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the original has no config")
     options.add_weights(parser)
     parser.add_argument("--from-original", action="store_true", help="take what cannot be undone from the original")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there: a file, or a checkpoint's folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file, or a folder of a checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:

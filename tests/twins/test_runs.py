@@ -29,6 +29,7 @@ from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
+from mt3_common.io import atomic
 from mt3_common.notes.note import Note
 from mt3_common.training import batches, initial, loop, run_folder
 from mt3_common.training.config import TrainingConfig
@@ -253,13 +254,13 @@ def test_an_interruption_before_the_first_step_says_that_nothing_was_saved(comma
 
 
 def test_recovering_takes_the_old_folder_where_the_new_one_is_gone(tmp_path):
-    old = tmp_path / ".last.writing-7-old"
+    old = tmp_path / ".last.writing-99999999-old"
     old.mkdir()
     (old / "mark").write_text("old")
     run_folder.recover(tmp_path)
     assert (tmp_path / "last" / "mark").read_text() == "old"
-    (tmp_path / ".last.writing-8").mkdir()
-    (tmp_path / ".metrics.csv.8.tmp").write_text("x")
+    (tmp_path / ".last.writing-99999998").mkdir()
+    (tmp_path / f"{atomic.temporary_prefix('metrics.csv')}99999998.tmp").write_text("x")
     run_folder.recover(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 

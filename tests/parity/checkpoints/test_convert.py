@@ -154,7 +154,7 @@ def contents(folder):
 @pytest.mark.parametrize(
     "name", ["a.jpg", "best/a.jpg", "config.json", ".hidden", "checkpoint/notes.txt", "target.encoder/notes.txt"]
 )
-def test_a_folder_of_other_things_is_not_replaced(written, tmp_path, capsys, layout, name):
+def test_a_folder_of_other_things_is_not_replaced(tmp_path, capsys, layout, name):
     folder = tmp_path / "folder"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text("mine")
