@@ -22,16 +22,25 @@ def is_checkpoint_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in MARKS)
 
 
+def check_is_checkpoint(folder: Path) -> None:
+    """Check that a folder that is to be replaced is one of a checkpoint; one without files may go too.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not is_checkpoint_folder(folder):
+        raise CheckpointError(f"{folder} is a folder that holds no checkpoint: name a new or an empty folder")
+
+
 def check_replaceable(folder: Path) -> None:
-    """Check that nothing but a checkpoint goes where a folder is replaced; a file, or nothing of the name, may go too.
+    """Check that nothing but a checkpoint goes where a folder is replaced; a file or a link to a folder may go too.
 
     Raises:
         CheckpointError: the folder holds something else.
     """
-    if not folder.is_dir() or folder.is_symlink() or not any(folder.iterdir()):
+    if not folder.is_dir() or folder.is_symlink():
         return
-    if not is_checkpoint_folder(folder):
-        raise CheckpointError(f"{folder} is a folder that holds no checkpoint: name a new or an empty folder")
+    check_is_checkpoint(folder)
     for above, _, names in os.walk(folder):
         for name in sorted(names):
             path = Path(above, name)

@@ -201,7 +201,7 @@ def train(
 
 
 class Plan(NamedTuple):
-    """What a run does, after all of it was checked.
+    """A run before it begins, with all of it checked.
 
     Attributes:
         family: of the network, with its config.

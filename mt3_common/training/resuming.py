@@ -1,4 +1,4 @@
-"""What a run that goes on may not change: its network, and the checkpoint that it began from."""
+"""Checks of a run that goes on: its network, and the checkpoint that it began from, may not be others."""
 
 import os
 from collections.abc import Mapping

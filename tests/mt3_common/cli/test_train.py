@@ -1,4 +1,4 @@
-"""What the training command checks, says and leaves alone before it trains."""
+"""Checks and sentences of the training command before it trains, and files that it leaves alone."""
 
 import contextlib
 import dataclasses
