@@ -184,15 +184,15 @@ def train(
             # returns once all processes have started
             join()
         plan = prepare(options)
+        config, arrays = plan.family.config, plan.arrays
+        if not arrays and isinstance(config, Config):
+            arrays = drawn_arrays(config, plan.settings, plan.source)
+        learner = make_learner(config, plan.settings, arrays, plan.slots, options.device)
         if writes:
             if not is_begun:
                 # until here nothing was written, not even a lock
                 make_run(options.run, stack)
             remove_leftovers(options.run)
-        config, arrays = plan.family.config, plan.arrays
-        if not arrays and isinstance(config, Config):
-            arrays = drawn_arrays(config, plan.settings, plan.source)
-        learner = make_learner(config, plan.settings, arrays, plan.slots, options.device)
         if learner.writer:
             write_record(program, plan, options)
         logs = [stack.enter_context(log) for log in open_logs(options, plan.begin)] if learner.writer else []

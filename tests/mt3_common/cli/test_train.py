@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import json
 import os
+import types
 
 import numpy as np
 import pytest
 
 from mt3_common.checkpoint.yourmt3_released import RELEASED
+from mt3_common.cli import train as command_line
 from mt3_common.cli.train import main, make_run, other_schedule
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data.shards import write_shard
@@ -59,11 +61,15 @@ def test_a_run_whose_record_cannot_be_read_goes_on(run, content):
 
 
 class Begins(ValueError):
-    """The network would be made now: all that comes before was accepted."""
+    """The first step would be taken now: all that comes before was accepted."""
+
+
+def begin(*_):
+    raise Begins("it begins")
 
 
 def make_no_learner(*_):
-    raise Begins("it begins")
+    return types.SimpleNamespace(writer=os.environ.get("RANK", "0") == "0")
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +82,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def command(tmp_path, data):
-    """A function of a run's folder, settings of the model and more arguments: status and sentences of the command."""
+def command(tmp_path, data, monkeypatch):
+    """A function of a run's folder, settings of the model and more arguments: the status of the command."""
+    monkeypatch.setattr(command_line, "fit", begin)
 
     def start(folder, model=None, *more, given=data):
         (tmp_path / "plan.json").write_text(
@@ -124,7 +131,7 @@ def test_what_is_not_of_a_run_stays_in_its_folder(tmp_path, command, capsys):
     assert files(folder) == set(OWN)
     assert command(folder) == 1
     assert "it begins" in capsys.readouterr().err
-    assert files(folder) == {*OWN, LOCK}
+    assert files(folder) == {*OWN, LOCK, "run.json"}
 
 
 def test_remains_of_killed_saves_go_and_those_of_living_processes_stay(begun, command, capsys):
