@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def begin(*_):
     raise Begins("it begins")
 
 
-def make_no_learner(*_):
+def make_no_learner(*_) -> Any:
     return types.SimpleNamespace(writer=os.environ.get("RANK", "0") == "0")
 
 
