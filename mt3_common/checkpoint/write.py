@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -13,6 +14,7 @@ import safetensors.numpy
 import tensorstore as ts
 
 from mt3_common.checkpoint.names import FLOATS, CheckpointError, check_all, check_arrays, check_values
+from mt3_common.checkpoint.own_folders import check_is_checkpoint
 from mt3_common.checkpoint.storage import CONTEXT, DTYPES, Folder, address, wait
 from mt3_common.checkpoint.t5x import NAME, NDARRAY, VERSION
 from mt3_common.config import Config
@@ -76,11 +78,11 @@ def write_t5x(
         optimizer: slots as read(…, optimizer=True) gives them: 'param_states/encoder/…/v' -> array.
         dtype: what to round the arrays to, such as 'bfloat16'; the optimizer keeps its own.
         config: written as config.json, and the arrays are checked against it.
-        overwrite: replace a folder that is there.
+        overwrite: replace a folder of a checkpoint that is there.
 
     Raises:
         CheckpointError: the arrays are not exactly those of an MT3 or not finite, the step is no number of steps, or
-            the folder is there.
+            the folder is there, or holds something else than a checkpoint.
 
     Source: t5x/checkpoints.py, Checkpointer.save and _choose_chunk_shape.
     """
@@ -112,7 +114,8 @@ def write_tree(
         config: written as config.json.
 
     Raises:
-        CheckpointError: the step is no number of steps, a slot is not finite or badly named, or the folder is there.
+        CheckpointError: the step is no number of steps, a slot is not finite or badly named, or the folder is there, or
+            holds something else than a checkpoint.
     """
     if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not 0 <= step < 2**31:
         raise CheckpointError(f"the step must be a whole number below 2**31, not {step!r}")
@@ -132,6 +135,7 @@ def write_tree(
         wait(folder.store.delete_range(ts.KvStore.KeyRange()), str(folder))
         _write_step(folder, arrays, int(step), optimizer, config)
         return
+    check_is_checkpoint(Path(str(folder)))
     temporary = folder.above.below(f".{folder.path.name}.writing-{os.getpid()}")
     shutil.rmtree(str(temporary), ignore_errors=True)
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.checkpoint.own_folders import check_is_checkpoint
 from mt3_common.checkpoint.yourmt3 import MODEL_FILE, YourMT3Checkpoint, read_yourmt3
 from mt3_common.checkpoint.yourmt3_write import write_yourmt3
 from mt3_common.io import atomic
@@ -29,11 +30,12 @@ def write_folder(
         optimizer: the slots of a Learner, with which a run resumes.
 
     Raises:
-        CheckpointError: an array is not finite, or the folder cannot be written.
+        CheckpointError: an array is not finite, the folder cannot be written, or it holds no checkpoint.
     """
     for name, array in checkpoint.published.items():
         if not np.isfinite(array).all():
             raise CheckpointError(f"{name} has values that are not finite")
+    check_is_checkpoint(path)
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -2,9 +2,11 @@
 
 import _thread
 import contextlib
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from mt3_common.cli.console import is_out_of_memory, say, sentence
 from mt3_common.cli.exit_status import INTERRUPTED, SOME_FAILED
@@ -34,6 +36,35 @@ def no_interrupt_lost() -> Iterator[None]:
         sys.unraisablehook = show
 
 
+@contextlib.contextmanager
+def terminations_raised(is_wanted: bool) -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt at SIGTERM and SIGHUP, so that temporary files are removed; yield the numbers received.
+
+    Signals that are ignored, as below nohup, or handled already, stay so; a thread that is not the main one gets none.
+
+    Args:
+        is_wanted: False to do nothing.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    previous = {}
+    if is_wanted and threading.current_thread() is threading.main_thread():
+        # Windows has no SIGHUP
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        for number in numbers:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                previous[number] = signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def run(
     command: Callable[[], int],
     program: str = "",
@@ -41,6 +72,7 @@ def run(
     interrupted: str | Callable[[], str] = "interrupted",
     memory_hint: str = "",
     debug: bool = False,
+    terminable: bool = False,
 ) -> int:
     """Run a command and return its exit status.
 
@@ -54,14 +86,16 @@ def run(
         interrupted: the sentence after Ctrl-C, or a function that returns it.
         memory_hint: the sentence for exhausted memory; '' for the one of transcription.
         debug: raise errors instead.
+        terminable: end at SIGTERM and SIGHUP as at Ctrl-C; the exit status is 128 + the signal's number.
     """
     complete()
+    received: list[int] = []
     try:
-        with no_interrupt_lost():
+        with terminations_raised(terminable) as received, no_interrupt_lost():
             return command()
     except KeyboardInterrupt:
         say(interrupted if isinstance(interrupted, str) else interrupted())
-        return INTERRUPTED
+        return 128 + received[0] if received else INTERRUPTED
     except Exception as error:
         exhausted = is_out_of_memory(error)
         if debug or not (exhausted or isinstance(error, ValueError | OSError)):

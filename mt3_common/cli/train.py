@@ -38,13 +38,29 @@ from mt3_common.io.folders import check_folder, make_folder
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.plural import plural
 from mt3_common.training.batches import open_shards
-from mt3_common.training.config import PRESETS, TrainingConfig, TrainingError, read_config, stated_settings
+from mt3_common.training.config import (
+    PRESETS,
+    TrainingConfig,
+    TrainingError,
+    read_config,
+    stated_model,
+    stated_settings,
+)
 from mt3_common.training.family import TrainingFamily, YourMT3Training, training_family
 from mt3_common.training.initial import drawn_arrays
 from mt3_common.training.learner import Learner
 from mt3_common.training.logs import Log, TensorBoard, WandB
 from mt3_common.training.loop import fit
-from mt3_common.training.run_folder import recover, run_description
+from mt3_common.training.resuming import check_same_model, check_warm_start
+from mt3_common.training.run_folder import (
+    RECORD,
+    check_run,
+    is_run,
+    locked,
+    remove_leftovers,
+    restore,
+    run_description,
+)
 from mt3_common.yourmt3_config import YourMT3Settings
 
 MEMORY_HINT = (
@@ -167,14 +183,90 @@ def train(
     """Train as the arguments say.
 
     Raises:
-        ValueError: the arguments, the data or the checkpoint are unusable, or the loss is no longer finite.
+        ValueError: the arguments, the data or the checkpoint are unusable, another process trains in the folder, or the
+            loss is no longer finite.
     """
-    if os.environ.get("RANK", "0") == "0":
-        check_folder(options.run)
-        recover(options.run)
-    if options.distributed:
-        # returns once all processes have started
-        join()
+    with contextlib.ExitStack() as stack:
+        # of several processes one writes, and alone may lock the folder
+        writes = not options.distributed or os.environ.get("RANK", "0") == "0"
+        is_begun = writes and open_run(options.run, stack)
+        if options.distributed:
+            # returns once all processes have started
+            join()
+        plan = prepare(options)
+        config, arrays = plan.family.config, plan.arrays
+        if not arrays and isinstance(config, Config):
+            arrays = drawn_arrays(config, plan.settings, plan.source)
+        learner = make_learner(config, plan.settings, arrays, plan.slots, options.device)
+        if writes:
+            if not is_begun:
+                # until here nothing was written, not even a lock
+                make_run(options.run, stack)
+            remove_leftovers(options.run)
+        if learner.writer:
+            write_record(program, plan, options)
+        logs = [stack.enter_context(log) for log in open_logs(options, plan.begin)] if learner.writer else []
+        options.begun = True
+        run = options.run, plan.begin, options.quiet, options.workers, logs, options.distributed
+        fit(learner, plan.family, plan.settings, plan.source, plan.validation, *run)
+
+
+class Plan(NamedTuple):
+    """A run before it begins, with all of it checked.
+
+    Attributes:
+        family: of the network, with its config.
+        settings: of the training.
+        arrays: to start from; empty: to be drawn.
+        slots: of the optimizer.
+        begin: first step.
+        source: segments to train on.
+        validation: segments to choose the best checkpoint with, or None.
+    """
+
+    family: TrainingFamily
+    settings: TrainingConfig
+    arrays: dict[str, np.ndarray]
+    slots: dict[str, np.ndarray]
+    begin: int
+    source: Shards | Stream
+    validation: Shards | None
+
+
+def open_run(folder: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock the folder of a run that was begun, put a save in its place that was killed, and return True; else False.
+
+    Raises:
+        TrainingError: another process trains there, or what is there would be replaced and is of no run.
+        FolderError: a file has the name.
+    """
+    check_folder(folder)
+    if is_begun := is_run(folder):
+        stack.enter_context(locked(folder))
+        restore(folder)
+    check_run(folder)
+    return is_begun
+
+
+def make_run(folder: Path, stack: contextlib.ExitStack) -> None:
+    """Make and lock the folder of a new run.
+
+    Raises:
+        TrainingError: another process trains there, or has since open_run.
+        FolderError: the folder cannot be made.
+    """
+    make_folder(folder)
+    stack.enter_context(locked(folder))
+    if is_run(folder):
+        raise TrainingError(f"{folder}: another process has begun a run there: give the command again to go on with it")
+
+
+def prepare(options: argparse.Namespace) -> Plan:
+    """Read settings, checkpoint and data, and say what the arguments may not have meant; nothing is written.
+
+    Raises:
+        ValueError: the arguments, the data or the checkpoint are unusable.
+    """
     start = yourmt3_start(options)
     translated = translated_arguments(options)
     settings_of_start = start.checkpoint.settings if start else None
@@ -184,6 +276,13 @@ def train(
     if settings.patience and not options.validation:
         raise TrainingError("patience needs --validation: without it nothing says when to end")
     family, arrays, slots, begin = starting_point(options, config, start)
+    last = options.run / "last"
+    if last.exists():
+        stated = stated_model(options.config, options.preset, translated)
+        check_same_model(options.run, family.config, config, stated)
+        if options.warm_start:
+            check_warm_start(options.run, options.warm_start)
+            print(f"note: {last} has step {begin}: the run goes on from there, not from --warm-start", file=sys.stderr)
     if isinstance(family.config, YourMT3Settings):
         # the task joins programs to classes itself
         options.recipe = dataclasses.replace(options.recipe, midi_class=False)
@@ -198,24 +297,19 @@ def train(
         print(f"note: {note}", file=sys.stderr)
     source = open_source(options, family.cutter, settings)
     validation = open_shards(options.validation, family.cutter) if options.validation else None
-    if not arrays and isinstance(config, Config):
-        arrays = drawn_arrays(config, settings, source)
-    learner = make_learner(config, settings, arrays, slots, options.device)
-    if learner.writer:
-        make_folder(options.run)
-        text = json.dumps(run_description(program, config, settings, options), indent=1, default=str)
-        atomic.write(options.run / "run.json", text)
-        if isinstance(source, Stream):
-            path = options.run / "sources.json"
-            previous = path.read_text() if begin and path.exists() else None
-            write_json(path, sources_of(source.generator, options, "train"))
-            if previous not in (None, path.read_text()):
-                print(f"note: {path} was another one: the run goes on with other music than it had", file=sys.stderr)
-    with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context(log) for log in open_logs(options, begin)] if learner.writer else []
-        options.begun = True
-        run = options.run, begin, options.quiet, options.workers, logs, options.distributed
-        fit(learner, family, settings, source, validation, *run)
+    return Plan(family, settings, arrays, slots, begin, source, validation)
+
+
+def write_record(program: str, plan: Plan, options: argparse.Namespace) -> None:
+    """Write run.json, and sources.json of a run that makes its segments itself."""
+    description = run_description(program, plan.family.config, plan.settings, options)
+    atomic.write(options.run / RECORD, json.dumps(description, indent=1, default=str))
+    if isinstance(plan.source, Stream):
+        path = options.run / "sources.json"
+        previous = path.read_text() if plan.begin and path.exists() else None
+        write_json(path, sources_of(plan.source.generator, options, "train"))
+        if previous not in (None, path.read_text()):
+            print(f"note: {path} was another one: the run goes on with other music than it had", file=sys.stderr)
 
 
 def with_granularity(config: Config, options: argparse.Namespace) -> Config:

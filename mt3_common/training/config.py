@@ -193,17 +193,26 @@ def read_config(
     Raises:
         ConfigError: a file cannot be read, or a setting is unknown or malformed.
     """
-    model: dict[str, Any] = {}
+    model = stated_model(path, preset, translated)
     training: dict[str, Any] = {}
-    stated = [*stated_settings(None, preset), translated or {}, *stated_settings(path, None)]
-    for values in stated:
-        model, training = merged(model, values.get("model", {})), training | values.get("training", {})
+    for values in [*stated_settings(None, preset), translated or {}, *stated_settings(path, None)]:
+        training |= values.get("training", {})
     try:
         if start is not None or model.get("family") == FAMILY:
             return yourmt3_settings(model, start), TrainingConfig(**(YOURMT3_TRAINING | training))
         return Config.from_dict(Config().to_dict() | model), TrainingConfig(**training)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{path or preset}: {error}") from error
+
+
+def stated_model(
+    path: Path | None, preset: str | None, translated: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Return the settings of the model that a preset, a translation and a file state; of two, the latter's."""
+    model: dict[str, Any] = {}
+    for values in [*stated_settings(None, preset), translated or {}, *stated_settings(path, None)]:
+        model = merged(model, values.get("model", {}))
+    return model
 
 
 def merged(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:

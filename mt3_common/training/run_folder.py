@@ -1,8 +1,9 @@
 """The run folder, from which an interrupted run resumes.
 
 It holds run.json (settings, arguments, versions), metrics.csv, partial.json (metrics since its last row, of an
-interrupted run), last/ (with the optimizer's state, to resume from) and best/ (lowest validation loss, to use). Random
-draws depend on the seed and the step alone, so a resumed run equals one that was never interrupted.
+interrupted run), last/ (with the optimizer's state, to resume from), best/ (lowest validation loss, to use) and
+training.lock. Random draws depend on the seed and the step alone, so a resumed run equals one that was never
+interrupted.
 """
 
 import argparse
@@ -11,14 +12,19 @@ import csv
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from mt3_common.checkpoint.names import CheckpointError
+from mt3_common.checkpoint.own_folders import is_checkpoint_folder
 from mt3_common.config import Config
 from mt3_common.io import atomic
 from mt3_common.io.json_text import parse_json
@@ -40,6 +46,13 @@ METRICS = (
 )
 # of a run that was interrupted between two rows of metrics.csv
 PARTIAL = "partial.json"
+RECORD = "run.json"
+# against a second training in the folder
+LOCK = "training.lock"
+# all that a run writes into its folder, but for the logs that are asked for
+FILES = (RECORD, "metrics.csv", PARTIAL, "sources.json")
+SAVES = ("last", "best")
+_SAVE = re.compile(rf"\.(?:{'|'.join(SAVES)})\.writing-(\d+)(?:-old)?")
 
 
 def save(learner: Learner, family: TrainingFamily, rows: Sequence[Mapping[str, str]], folder: Path, done: int) -> None:
@@ -90,20 +103,91 @@ def reraise_with_saved_state(done: int, folder: Path, since: int) -> Iterator[No
         ) from error
 
 
+def is_run(folder: Path) -> bool:
+    """Return True for the folder of a run that was begun, even if it was killed in the middle of a save."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        if "training" in parse_json((folder / RECORD).read_bytes()):
+            return True
+    return (folder / "last").exists() or any(path.name.startswith(".last.") for path, _ in _interrupted_saves(folder))
+
+
+def check_run(folder: Path) -> None:
+    """Check that what a run writes into its folder replaces nothing else.
+
+    Raises:
+        TrainingError: something that is not of a run has a name that a run uses.
+    """
+    if not is_run(folder):
+        if others := [name for name in (*FILES, *SAVES) if os.path.lexists(folder / name)]:
+            raise TrainingError(f"{folder / others[0]} is not of a training, which would replace it: name another RUN")
+        return
+    for path in (folder / name for name in SAVES):
+        if path.exists() and not (path.is_dir() and (is_checkpoint_folder(path) or not any(path.iterdir()))):
+            raise TrainingError(
+                f"{path} is no checkpoint, and the training would replace it: name another RUN, or move it away"
+            )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a run folder against other trainings; the file of the lock stays, as another process may wait for it.
+
+    Raises:
+        TrainingError: another process trains there.
+        OSError: the folder cannot be written.
+    """
+    lock = filelock.FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise TrainingError(
+            f"{folder}: another process trains there, and both would spoil it: name another RUN, or wait for its end"
+        ) from error
+    except NotImplementedError:
+        # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def recover(folder: Path) -> None:
-    """Repair a run folder after a process was killed in the middle of a save.
+    """Repair a run folder after a process was killed in the middle of a save; it must be locked."""
+    restore(folder)
+    remove_leftovers(folder)
+
+
+def restore(folder: Path) -> None:
+    """Give a save its name that was killed before it could.
 
     A save writes a folder under a temporary name (.NAME.writing-PID), renames the previous folder (….-old), then
-    renames the new one.
+    renames the new one. Whose PID it was does not matter: the lock is held by none of them, and a number may have been
+    given to another process since.
     """
-    for old in folder.glob(".*.writing-*-old"):
-        new = old.with_name(old.name.removesuffix("-old"))
-        target = folder / old.name[1:].partition(".writing-")[0]
-        if not target.exists():
+    for path, _ in _interrupted_saves(folder):
+        if not path.name.endswith("-old"):
+            continue
+        new, target = path.with_name(path.name.removesuffix("-old")), folder / path.name[1:].partition(".writing-")[0]
+        if not os.path.lexists(target):
             # The previous folder is renamed only once the new one is complete.
-            (new if new.exists() else old).rename(target)
-    for leftover in [*folder.glob(".*.writing-*"), *folder.glob(".*.tmp")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            (new if new.exists() else path).rename(target)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders of saves whose processes have ended; nothing else, hidden or not."""
+    for path, process in _interrupted_saves(folder):
+        # a process of this number before this one, as in containers
+        if process == os.getpid() or not atomic.is_alive(process):
+            shutil.rmtree(path)
+    atomic.remove_leftovers(folder / name for name in FILES)
+
+
+def _interrupted_saves(folder: Path) -> list[tuple[Path, int]]:
+    """List the temporary folders of saves, with the numbers of the processes that made them."""
+    matches = [(path, _SAVE.fullmatch(path.name)) for path in sorted(folder.glob(".*.writing-*"))]
+    return [(path, int(match[1])) for path, match in matches if match and path.is_dir() and not path.is_symlink()]
 
 
 def read_metrics(path: Path, step: int) -> list[dict[str, str]]:

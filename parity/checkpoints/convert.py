@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from mt3_common.checkpoint.config_files import doubts
 from mt3_common.checkpoint.hf_t5 import hf_t5_name
+from mt3_common.checkpoint.own_folders import check_replaceable
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.torch_pickle import PICKLES
 from mt3_common.checkpoint.write import write_safetensors, write_t5x
@@ -101,14 +102,25 @@ def read(
     return Weights(source.arrays, config, source.step, source.layout, source.optimizer, ports_table, notes)
 
 
-def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: bool = False) -> None:
+def write(
+    path: str | os.PathLike,
+    weights: Weights,
+    layout: str,
+    overwrite: bool = False,
+    sources: Sequence[str | os.PathLike] = (),
+) -> None:
     """Write weights in a layout, read them back, and give the file its name only if every bit is the same.
 
+    Args:
+        path, overwrite, sources: see written_beside.
+        weights: what to write.
+        layout: one of LAYOUTS.
+
     Raises:
-        ConvertError: the path exists, the weights read back differ, or a config.json in that folder describes another
-            network.
+        CheckpointError, ConvertError: the path may not be replaced, the weights read back differ, or a config.json in
+            that folder describes another network.
     """
-    with written_beside(path, overwrite) as beside:
+    with written_beside(path, overwrite, sources) as beside:
         target = Path(path)
         if layout == "t5x":
             write_t5x(beside, weights.arrays, weights.step or 0, weights.optimizer or None, config=weights.config)
@@ -129,16 +141,28 @@ def write(path: str | os.PathLike, weights: Weights, layout: str, overwrite: boo
 
 
 @contextlib.contextmanager
-def written_beside(path: str | os.PathLike, overwrite: bool) -> Iterator[Path]:
+def written_beside(
+    path: str | os.PathLike, overwrite: bool, sources: Sequence[str | os.PathLike] = ()
+) -> Iterator[Path]:
     """Yield a temporary path for a file or folder, which gets its name at the end; after an error, nothing is left.
 
+    Args:
+        path: of the file or folder.
+        overwrite: replace what is there: a file, an empty folder, or a checkpoint's that holds nothing else.
+        sources: what is converted, which must stay.
+
     Raises:
-        ConvertError: the path exists.
+        CheckpointError: the path is a folder that holds something else than a checkpoint.
+        ConvertError: the path exists, or is, contains or belongs to a source.
     """
     target = Path(path)
     recover(target)
-    if os.path.lexists(target) and not overwrite:
-        raise ConvertError(f"{target} is there already; add --overwrite to replace it")
+    if os.path.lexists(target):
+        if not overwrite:
+            raise ConvertError(f"{target} is there already; add --overwrite to replace it")
+        for source in sources:
+            _check_apart(target, source)
+        check_replaceable(target)
     # All that is not finished lies in a folder of its own, which the next conversion finds if this one is killed.
     scratch = target.with_name(f"{atomic.temporary_prefix(target)}{os.getpid()}{SCRATCH}")
     beside = scratch / target.name
@@ -146,9 +170,25 @@ def written_beside(path: str | os.PathLike, overwrite: bool) -> Iterator[Path]:
         make_folder(target.parent)
         scratch.mkdir(exist_ok=True)
         yield beside
+        if beside.is_dir() and os.path.lexists(target) and not target.is_dir():
+            raise ConvertError(f"{target} is a file, where a folder is to be written: name another, or move it away")
         atomic.replace(beside, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_apart(target: Path, source: str | os.PathLike) -> None:
+    """Check that a source does not go with the target that is replaced.
+
+    Raises:
+        ConvertError: it is the target or in it, or the target is a folder in it.
+    """
+    there, place = Path(os.path.realpath(source)), Path(os.path.realpath(target))
+    if place == there or place in there.parents:
+        where = "is" if place == there else "contains"
+        raise ConvertError(f"{target} {where} the source {os.fspath(source)}, which would be lost: name another target")
+    if there in place.parents and place.is_dir():
+        raise ConvertError(f"{target} belongs to the source {os.fspath(source)}: name another target")
 
 
 def recover(target: Path) -> None:

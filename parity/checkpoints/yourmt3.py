@@ -5,6 +5,7 @@ published code loads it, and so does anything that opens tensors only.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,24 @@ from parity.checkpoints.convert import ConvertError, differing, write_orbax, wri
 from parity.trace.trace import digest
 
 
-def write(path: str | os.PathLike, checkpoint: YourMT3Checkpoint, layout: str, overwrite: bool = False) -> None:
+def write(
+    path: str | os.PathLike,
+    checkpoint: YourMT3Checkpoint,
+    layout: str,
+    overwrite: bool = False,
+    sources: Sequence[str | os.PathLike] = (),
+) -> None:
     """Write a checkpoint in a layout, read it back, and give it its name only if every bit and setting is the same.
 
     Args:
-        path: file or folder.
+        path, overwrite, sources: see convert.written_beside.
         checkpoint: of read_yourmt3.
         layout: one of convert.LAYOUTS.
-        overwrite: replace what is there.
 
     Raises:
-        ConvertError: the path exists, or what is read back differs.
+        CheckpointError, ConvertError: the path may not be replaced, or what is read back differs.
     """
-    with written_beside(path, overwrite) as beside:
+    with written_beside(path, overwrite, sources) as beside:
         if layout == "t5x":
             write_yourmt3_folder(beside, checkpoint)
         elif layout == "orbax":

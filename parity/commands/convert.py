@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, help="training step to write, where the source does not say")
     parser.add_argument("--optimizer", action="store_true", help="carry the optimizer's slots (folders only)")
     options.add_weights(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file, or a folder of a checkpoint")
     parser.add_argument("--report", metavar="FILE", help="write the parameter mapping as JSON")
 
 
@@ -70,7 +70,7 @@ def convert_mt3(source: str, args: argparse.Namespace, layout: str) -> tuple[lis
     weights = read(source, args.model, args.optimizer, args.weights, args.scan_axis)
     if args.step is not None:
         weights.step = args.step
-    write(args.target, weights, layout, args.overwrite)
+    write(args.target, weights, layout, args.overwrite, [source])
     notes = list(weights.notes)
     if weights.ports_table:
         notes.append(
@@ -92,5 +92,5 @@ def convert_yourmt3(source: str, args: argparse.Namespace, layout: str) -> tuple
     checkpoint = read_yourmt3(source, args.model, read_config(args.config) if args.config else None)
     if args.step is not None:
         checkpoint = checkpoint._replace(step=args.step)
-    yourmt3.write(args.target, checkpoint, layout, args.overwrite)
+    yourmt3.write(args.target, checkpoint, layout, args.overwrite, [source])
     return yourmt3.mapping(checkpoint, layout), checkpoint.layout, [checkpoint.notice] if checkpoint.notice else []

@@ -22,13 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the original has no config")
     options.add_weights(parser)
     parser.add_argument("--from-original", action="store_true", help="take what cannot be undone from the original")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file, or a folder of a checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
     """Repair, write, prove; return 0 repaired, 1 not possible, 2 refused."""
     layout = convert.layout_of(args.target, args.to)
-    original, config = read_original(options.checkpoint_path(args.against), args.model)
+    against = options.checkpoint_path(args.against)
+    original, config = read_original(against, args.model)
     candidate = read_candidate(args.candidate, args.config, args.weights, args.scan_axis)
     if candidate.kind != "weights":
         raise RepairError(f"{args.candidate}: only weights can be repaired; this is a {candidate.kind}")
@@ -41,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     except RepairError as error:
         print(f"not repaired: {error}")
         return DIFFERENT
-    convert.write(args.target, convert.Weights(fixed.arrays, config, None, "repaired"), layout, args.overwrite)
+    repaired = convert.Weights(fixed.arrays, config, None, "repaired")
+    convert.write(args.target, repaired, layout, args.overwrite, [args.candidate, against])
     print(
         f"repaired: {args.target}: {plural(len(fixed.restored), 'array')} from the candidate, "
         f"{len(fixed.taken)} from the original; {len(fixed.arrays)} of "

@@ -29,6 +29,7 @@ from mt3_common.cli import train as command_line
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
+from mt3_common.io import atomic
 from mt3_common.notes.note import Note
 from mt3_common.training import batches, initial, loop, run_folder
 from mt3_common.training.config import TrainingConfig
@@ -253,13 +254,13 @@ def test_an_interruption_before_the_first_step_says_that_nothing_was_saved(comma
 
 
 def test_recovering_takes_the_old_folder_where_the_new_one_is_gone(tmp_path):
-    old = tmp_path / ".last.writing-7-old"
+    old = tmp_path / ".last.writing-99999999-old"
     old.mkdir()
     (old / "mark").write_text("old")
     run_folder.recover(tmp_path)
     assert (tmp_path / "last" / "mark").read_text() == "old"
-    (tmp_path / ".last.writing-8").mkdir()
-    (tmp_path / ".metrics.csv.8.tmp").write_text("x")
+    (tmp_path / ".last.writing-99999998").mkdir()
+    (tmp_path / f"{atomic.temporary_prefix('metrics.csv')}99999998.tmp").write_text("x")
     run_folder.recover(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
@@ -293,9 +294,9 @@ def test_frames_that_are_no_numbers_are_said(twin, command, data, tmp_path, caps
 
 @pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
 def test_missing_data_is_said(twin, command, tmp_path, capsys):
-    assert twin.main(command("missing", training_data=tmp_path / "nowhere")) == 1
+    assert twin.main(command("missing", training_data=tmp_path / "nowhere")) == 2
     assert "nowhere: there are no shards here" in capsys.readouterr().err
-    assert twin.main(command("impatient", patience=1, validation=False)) == 1
+    assert twin.main(command("impatient", patience=1, validation=False)) == 2
     assert "patience needs --validation" in capsys.readouterr().err
 
 
@@ -504,7 +505,7 @@ def test_tensorboard_gets_curves_and_pictures(twin, command, tmp_path):
 @pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
 def test_wandb_gets_the_same_when_it_is_installed(twin, command, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert twin.main(command("w", "--wandb", "project")) == 1
+    assert twin.main(command("w", "--wandb", "project")) == 2
     assert "--wandb needs wandb" in capsys.readouterr().err
     logged = []
 

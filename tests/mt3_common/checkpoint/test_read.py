@@ -651,6 +651,18 @@ def test_nothing_is_overwritten_unless_asked(tmp_path, full):
         write_t5x(tmp_path / "file", full.arrays, 2)
 
 
+def test_a_folder_without_a_checkpoint_is_never_overwritten(tmp_path, full):
+    (tmp_path / "photos").mkdir()
+    write_t5x(tmp_path / "photos", full.arrays, 1, overwrite=True)
+    shutil.rmtree(tmp_path / "photos")
+    (tmp_path / "photos" / "last").mkdir(parents=True)
+    (tmp_path / "photos" / "a.jpg").write_text("mine")
+    with pytest.raises(CheckpointError, match="photos is a folder that holds no checkpoint: name a new or an empty"):
+        write_t5x(tmp_path / "photos", full.arrays, 2, overwrite=True)
+    assert (tmp_path / "photos" / "a.jpg").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["photos"]
+
+
 @pytest.mark.parametrize(
     ("owner", "moment", "interruption"),
     [

@@ -391,6 +391,21 @@ def test_killed_again_and_again(album, tmp_path, jobs):
 
 
 @POSIX
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.process
+def test_other_ends_leave_no_temporary_files(album, tmp_path, name):
+    number = getattr(signal, name)
+    process = begun(album / "in", "-o", tmp_path / "out", "--format", "mid,json", "--jobs", 2)
+    while process.poll() is None and not list((tmp_path / "out").glob("*.mid")):
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode in (SUCCESS, 128 + number), err
+    assert not list((tmp_path / "out").glob(".*"))
+    assert notes_in(tmp_path / "out").items() <= notes_in(album / "whole").items()
+
+
+@POSIX
 @pytest.mark.process
 def test_ctrl_c_at_any_moment(album, tmp_path):
     # a Ctrl-C while open() is at work leaves a file that nobody holds: Python closes it, and warns where asked to

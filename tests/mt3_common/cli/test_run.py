@@ -1,6 +1,8 @@
 """One way to run a command: statuses and sentences of what is raised."""
 
 import gc
+import os
+import signal
 import sys
 import time
 
@@ -8,6 +10,7 @@ import pytest
 
 from mt3_common.cli.exit_status import INTERRUPTED, NOT_STARTED, SOME_FAILED
 from mt3_common.cli.run import run
+from mt3_common.io import atomic
 
 
 def raising(error: BaseException):
@@ -45,6 +48,34 @@ def test_an_error_is_one_sentence(error, sentence, capsys):
 def test_ctrl_c_has_a_status_of_its_own(capsys):
     assert run(raising(KeyboardInterrupt()), interrupted="interrupted: all is written") == INTERRUPTED == 130
     assert capsys.readouterr().err == "interrupted: all is written\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_ends_leave_nothing_half_written_either(tmp_path, capsys, name):
+    number = getattr(signal, name)
+
+    def command() -> int:
+        with atomic.replacing(tmp_path / "song.mid") as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        return 0
+
+    before = signal.getsignal(number)
+    assert run(command, interrupted="ended", terminable=True) == 128 + number
+    assert capsys.readouterr().err == "ended\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_signals_that_are_ignored_stay_so(capsys):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(lambda: os.kill(os.getpid(), signal.SIGHUP) or 0, terminable=True) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_a_command_says_of_memory(capsys):

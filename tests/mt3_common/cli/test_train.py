@@ -1,15 +1,38 @@
-"""Sentences that the training command prints before it trains."""
+"""Checks and sentences of the training command before it trains, and files that it leaves alone."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
+import types
+from typing import Any
 
+import numpy as np
 import pytest
 
-from mt3_common.cli.train import other_schedule, with_granularity
-from mt3_common.config import PRESETS, Config
-from mt3_common.data.synthesis import Recipe
-from mt3_common.training.config import TrainingConfig
+from mt3_common.checkpoint.yourmt3_released import RELEASED
+from mt3_common.cli import train as command_line
+from mt3_common.cli.train import main, make_run, other_schedule, with_granularity
+from mt3_common.config import PRESETS, Config, NetworkConfig, SpectrogramConfig
+from mt3_common.data.shards import write_shard
+from mt3_common.data.synthesis import Example, Recipe
+from mt3_common.io import atomic
+from mt3_common.notes.note import Note
+from mt3_common.training.config import TrainingConfig, TrainingError
+from mt3_common.training.family import MT3Training
+from mt3_common.training.initial import initial_arrays
+from mt3_common.training.resuming import check_same_model
+from mt3_common.training.run_folder import LOCK, locked
+
+CONFIG = Config(
+    network=NetworkConfig(
+        emb_dim=32, num_heads=2, head_dim=16, mlp_dim=40, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1
+    ),
+    spectrogram=SpectrogramConfig(hop_width=320),
+    input_frames=32,
+    max_target_length=64,
+)
 
 
 @pytest.fixture
@@ -67,3 +90,159 @@ def test_shards_that_say_nothing_of_their_programs_change_no_config(tmp_path, co
     options = argparse.Namespace(recipe=Recipe(), data=[tmp_path])
     for config in (Config(), Config().with_granularity("midi_class")):
         assert with_granularity(config, options) == config
+
+
+class Begins(ValueError):
+    """The first step would be taken now: all that comes before was accepted."""
+
+
+def begin(*_):
+    raise Begins("it begins")
+
+
+def make_no_learner(*_) -> Any:
+    return types.SimpleNamespace(writer=os.environ.get("RANK", "0") == "0")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    notes = [Note(t / 4, t / 4 + 0.2, 60, 90, 0) for t in range(8)]
+    audio = np.sin(np.arange(40000) * 0.1).astype(np.float32) * 0.1
+    write_shard(folder / "00000.npz", [Example(audio, notes, "piano")], CONFIG, [0])
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path, data, monkeypatch):
+    """A function of a run's folder, settings of the model and more arguments: the status of the command."""
+    monkeypatch.setattr(command_line, "fit", begin)
+
+    def start(folder, model=None, *more, given=data):
+        (tmp_path / "plan.json").write_text(
+            json.dumps({"model": CONFIG.to_dict() | (model or {}), "training": {"arranged": False}})
+        )
+        argv = [str(folder), "--config", str(tmp_path / "plan.json"), "--data", str(given), *more]
+        return main("torch_mt3", make_no_learner, lambda: None, argv)
+
+    return start
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run with a save of step 3."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    description = {"training": dataclasses.asdict(TrainingConfig()), "arguments": {"warm_start": "weights"}}
+    (folder / "run.json").write_text(json.dumps(description))
+    arrays = initial_arrays(CONFIG.network)
+    slots = {f"param_states/{name}/v": np.zeros_like(array) for name, array in arrays.items()}
+    MT3Training(CONFIG).write(folder / "last", arrays, 3, slots)
+    return folder
+
+
+def plant(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+OWN = [".notes.tmp", ".draft.tmp/a", ".draft.writing-99999999/a", ".last.writing-x/a", ".last.writing-99999999-old.txt"]
+OWN += [".other.writing-99999999-old/a", ".metrics.csv.99999999.tmp", "notes.txt"]
+
+
+def test_what_is_not_of_a_run_stays_in_its_folder(tmp_path, command, capsys):
+    folder = tmp_path / "mine"
+    plant(folder, OWN)
+    # bad data: nothing is touched, and nothing left
+    assert command(folder, given=tmp_path / "missing") == 2
+    assert files(folder) == set(OWN)
+    assert command(folder) == 1
+    assert "it begins" in capsys.readouterr().err
+    assert files(folder) == {*OWN, LOCK, "run.json"}
+
+
+def test_remains_of_killed_saves_go_and_those_of_living_processes_stay(begun, command, capsys):
+    dead = [".last.writing-99999999/a", ".best.writing-99999999-old/checkpoint"]
+    dead += [f"{atomic.temporary_prefix('metrics.csv')}99999999.tmp", f".last.writing-{os.getpid()}/a"]
+    alive = [f".last.writing-{os.getppid()}/a", f"{atomic.temporary_prefix('run.json')}{os.getppid()}.tmp"]
+    before = files(begun)
+    plant(begun, [*dead, *alive])
+    # not before all is checked
+    assert command(begun, None, "--validation", "missing") == 2
+    assert files(begun) >= set(alive) | set(dead[2:])
+    assert command(begun) == 1
+    assert "it begins" in capsys.readouterr().err
+    assert files(begun) - before - {LOCK, "best/checkpoint"} == set(alive)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "best/a.jpg", "last/a.jpg", "run.json", "sources.json"])
+def test_a_folder_with_other_things_of_a_runs_names_is_refused(tmp_path, command, capsys, name):
+    plant(tmp_path / "mine", [name])
+    assert command(tmp_path / "mine") == 2
+    assert "would replace it: name another RUN" in capsys.readouterr().err
+    assert files(tmp_path / "mine") - {LOCK} == {name}
+
+
+def test_a_second_training_in_a_folder_is_refused(begun, command, capsys):
+    with locked(begun):
+        assert command(begun) == 2
+        error = capsys.readouterr().err
+        assert error == f"error: {begun}: another process trains there, and both would spoil it: name another RUN, " + (
+            "or wait for its end\n"
+        )
+    assert command(begun) == 1
+    assert "it begins" in capsys.readouterr().err
+
+
+def test_only_the_process_that_writes_locks(begun, command, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    with locked(begun):
+        assert command(begun, None, "--distributed") == 1
+    assert "it begins" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_began_meanwhile_is_not_begun_again(begun):
+    with contextlib.ExitStack() as stack, pytest.raises(TrainingError, match="has begun a run there"):
+        make_run(begun, stack)
+
+
+def test_a_run_goes_on_with_the_network_that_it_has(begun, command, capsys):
+    assert command(begun) == 1
+    assert "it begins" in capsys.readouterr().err
+    assert command(begun, {"emb_dim": 48, "dropout_rate": 0.5, "input_frames": 64, "mlp_dim": 80}) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "emb_dim 48 in place of 32" in error
+    assert "and 1 more): name another RUN, or leave the settings as they were" in error
+    # settings that are not stated may be any
+    path = begun.parent / "less.json"
+    path.write_text("{}")
+    assert command(begun, None, "--config", str(path)) == 1
+    assert "it begins" in capsys.readouterr().err
+
+
+def test_a_run_says_that_its_warm_start_is_behind_it(begun, command, capsys):
+    assert command(begun, None, "--warm-start", "weights") == 1
+    error = capsys.readouterr().err
+    assert f"note: {begun / 'last'} has step 3: the run goes on from there, not from --warm-start\n" in error
+    assert "it begins" in error
+    assert command(begun, None, "--warm-start", "others") == 2
+    assert "holds a run that began from weights, not from --warm-start others: name another RUN" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_yourmt3_goes_on_with_the_settings_that_it_has(tmp_path):
+    saved = RELEASED["ymt3-plus"].settings
+    check_same_model(tmp_path, saved, saved, {})
+    check_same_model(tmp_path, saved, saved, {"released": "ymt3-plus"})
+    with pytest.raises(TrainingError, match="of another network than the settings ask for"):
+        check_same_model(tmp_path, saved, saved, {"released": "yptf-multi-ps"})
+    # a run that began from a checkpoint has that one's settings
+    (tmp_path / "run.json").write_text(json.dumps({"arguments": {"warm_start": "weights"}}))
+    check_same_model(tmp_path, saved, saved, {"released": "yptf-multi-ps"})

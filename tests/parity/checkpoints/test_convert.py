@@ -146,6 +146,67 @@ def test_nothing_is_replaced_unasked(written, tmp_path, capsys):
     assert len(read_checkpoint(folder).arrays) == 65
 
 
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("layout", ["t5x", "orbax"])
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "best/a.jpg", "config.json", ".hidden", "checkpoint/notes.txt", "target.encoder/notes.txt"]
+)
+def test_a_folder_of_other_things_is_not_replaced(tmp_path, capsys, layout, name):
+    folder = tmp_path / "folder"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("mine")
+    argv = ["convert", str(ORIGINAL), str(folder), "--to", layout, "--overwrite"]
+    assert cli.main(argv) == 3
+    assert capsys.readouterr().err.count("folder that holds no checkpoint: name a new or an empty folder") == 1
+    assert contents(folder) == {Path(name): b"mine"}
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("layout", ["t5x", "orbax"])
+@pytest.mark.parametrize("name", ["notes.txt", "d/a.jpg", "target.encoder.x/a.jpg", "best/checkpoint"])
+def test_a_checkpoint_with_other_things_in_it_is_not_replaced(written, tmp_path, capsys, layout, name):
+    folder = tmp_path / "folder"
+    shutil.copytree(written[layout], folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("mine")
+    before = contents(folder)
+    argv = ["convert", str(written["pth"]), str(folder), "--overwrite"]
+    assert cli.main(argv) == 3
+    assert f"{folder / name} is no part of a checkpoint, and would be lost with" in capsys.readouterr().err
+    assert contents(folder) == before
+    (folder / name).unlink()
+    assert cli.main(argv) == 0
+    # empty folders and files alone may go
+    shutil.rmtree(folder)
+    folder.mkdir()
+    assert cli.main(argv) == 0
+
+
+@pytest.mark.parametrize("target", ["run", "run/best", "run/../run/best/", "link"])
+def test_the_source_is_not_replaced(written, tmp_path, monkeypatch, capsys, target):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(written["t5x"], "run/best")
+    Path("link").symlink_to("run/best")
+    before = contents(tmp_path)
+    for argv in (["convert", "run/best"], ["repair", "run/best", "--against", str(ORIGINAL)]):
+        assert cli.main([*argv[:2], target, *argv[2:], "--overwrite"]) == 3
+        assert "the source run/best, which would be lost: name another target" in capsys.readouterr().err
+    assert cli.main(["repair", str(written["pth"]), target, "--against", "run/best", "--overwrite"]) == 3
+    # a source that is named by the folder above it
+    assert cli.main(["convert", "run", "run/best", "--overwrite"]) == 3
+    assert contents(tmp_path) == before
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert cli.main(["convert", str(ORIGINAL), str(tmp_path / "notes.txt"), "--overwrite"]) == 3
+    assert "is a file, where a folder is to be written" in capsys.readouterr().err
+    assert contents(tmp_path) == {Path("notes.txt"): b"mine"}
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
