@@ -322,7 +322,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def joins_programs(path: Path) -> bool | None:
-    """Tell whether programs are joined to MIDI classes, by the file of write_sources; None if it does not say."""
+    """Tell whether programs are joined to MIDI classes, by a sources.json; None if it does not say."""
     try:
         return bool(parse_json(path.read_bytes())["recipe"]["midi_class"])
     except (OSError, ValueError, KeyError, TypeError):

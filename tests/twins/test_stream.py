@@ -168,9 +168,7 @@ def test_what_a_worker_misses_is_said(command, font, tmp_path, monkeypatch, capf
 
     def generator_of(*arguments):
         generator = make(*arguments)
-        monkeypatch.setattr(
-            command_line, "write_sources", lambda *_: (tmp_path / "run" / "sources.json").write_text("{}")
-        )
+        monkeypatch.setattr(command_line, "sources_of", lambda *_: {})
         going.unlink()
         return generator
 
@@ -191,10 +189,10 @@ def test_what_is_missing_is_said(twin, command, tmp_path, capsys):
     ):
         arguments = command("run")
         arguments[arguments.index(flag) + 1] = value
-        assert TWINS[twin].main(arguments) == 1
+        assert TWINS[twin].main(arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert error.count("\n") == 1
         assert message in error
-    assert TWINS[twin].main([*command("run"), "--data", str(tmp_path)]) == 1
+    assert TWINS[twin].main([*command("run"), "--data", str(tmp_path)]) == 2
     assert "give either --data, folders of shards, or" in capsys.readouterr().err

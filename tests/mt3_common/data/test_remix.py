@@ -195,9 +195,7 @@ def test_a_data_preset_draws_installed_sets_with_the_published_weights(home, tmp
     # a file has the weight of its set times the share of the other sets' files: 0.8 / 3, 0.2 * 2 / 3
     np.testing.assert_allclose(generator.rates, [2 * 0.8 / 3 / (1.6 / 3 + 0.4 / 3), 0.2], rtol=1e-6)
     np.testing.assert_allclose(data_presets.published_rates([7], [1.0]), [1.0])
-    sources = tmp_path / "sources.json"
-    dataset.write_sources(sources, generator, options, "train")
-    assert json.loads(sources.read_text())["data_preset"] == "singing_v1"
+    assert dataset.sources_of(generator, options, "train")["data_preset"] == "singing_v1"
 
 
 @pytest.mark.parametrize(
