@@ -1,4 +1,7 @@
-"""Options of infer's command line, and the parsers of all command lines."""
+"""Options of infer's command line, and the parsers of all command lines.
+
+Longer than 500 lines, because the options and what contradicts what are read together.
+"""
 
 import argparse
 import contextlib
