@@ -16,7 +16,7 @@ import numpy as np
 
 from mt3_common.checkpoint.read import Checkpoint, read_checkpoint
 from mt3_common.checkpoint.write import write_t5x
-from mt3_common.cli.dataset import joins_programs
+from mt3_common.cli.dataset import SOURCES, joins_programs
 from mt3_common.config import GRANULARITIES, Config
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
@@ -56,7 +56,9 @@ def main() -> None:
     options = parser.parse_args()
 
     stages = [read_checkpoint(path) for path in options.checkpoints]
-    if any(stage.config() != stages[-1].config() for stage in stages):
+    # stages of earlier versions do not state the granularity of programs
+    configs = [stage.config().with_granularity("full") for stage in stages]
+    if any(other != configs[-1] for other in configs):
         parser.error("the checkpoints are not of one network")
     folder = FOLDER / options.name
     try:
@@ -95,7 +97,7 @@ def config_of(config: Config, source: Path, folder: Path, granularity: str | Non
     Raises:
         ValueError: the checkpoint that it replaces has another one, and nothing says that this is meant.
     """
-    joined = joins_programs(source.parent / "sources.json")
+    joined = joins_programs(source.parent / SOURCES)
     if granularity is None and joined is not None:
         granularity = "midi_class" if joined else "full"
     if granularity is not None:

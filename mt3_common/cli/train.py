@@ -19,6 +19,7 @@ from mt3_common.checkpoint.yourmt3_folder import read_folder
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli.arguments import SentenceParser
 from mt3_common.cli.dataset import (
+    SOURCES,
     add_arguments,
     augmentation_of,
     generator_of,
@@ -305,7 +306,7 @@ def write_record(program: str, plan: Plan, options: argparse.Namespace) -> None:
     description = run_description(program, plan.family.config, plan.settings, options)
     atomic.write(options.run / RECORD, json.dumps(description, indent=1, default=str))
     if isinstance(plan.source, Stream):
-        path = options.run / "sources.json"
+        path = options.run / SOURCES
         previous = path.read_text() if plan.begin and path.exists() else None
         write_json(path, sources_of(plan.source.generator, options, "train"))
         if previous not in (None, path.read_text()):
@@ -320,7 +321,7 @@ def with_granularity(config: Config, options: argparse.Namespace) -> Config:
     """
     joined = {options.recipe.midi_class}
     if options.data:
-        joined = {joins_programs(folder / "sources.json") for folder in options.data}
+        joined = {joins_programs(folder / SOURCES) for folder in options.data}
     if None in joined or not config.vocabulary.use_programs:
         return config
     return config.with_granularity("midi_class" if all(joined) else "full")

@@ -153,14 +153,8 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def recover(folder: Path) -> None:
-    """Repair a run folder after a process was killed in the middle of a save; it must be locked."""
-    restore(folder)
-    remove_leftovers(folder)
-
-
 def restore(folder: Path) -> None:
-    """Give a save its name that was killed before it could.
+    """Give a save its name that was killed before it could; the folder must be locked.
 
     A save writes a folder under a temporary name (.NAME.writing-PID), renames the previous folder (….-old), then
     renames the new one. Whose PID it was does not matter: the lock is held by none of them, and a number may have been

@@ -20,22 +20,22 @@ MOST_GAIN = 150
 MOST_RATE = 2**31 - 1
 
 
-class Range(NamedTuple):
+class Limit(NamedTuple):
     """Numbers that are accepted, and how messages describe them."""
 
     description: str
     accepts: Callable[[Any], bool]
 
 
-SECONDS = Range("a time of 0 s or more, up to 1e9", lambda value: 0 <= value <= MOST_SECONDS)
-DURATION = Range("a time above 0 s, up to 1e9", lambda value: 0 < value <= MOST_SECONDS)
-GAIN = Range(f"a number of dB from -{MOST_GAIN} to {MOST_GAIN}", lambda value: abs(value) <= MOST_GAIN)
-VELOCITY = Range("a whole number from 1 to 127", lambda value: 1 <= value <= 127 and value % 1 == 0)
-TEMPO = Range(f"a number from {SLOWEST} to {FASTEST}", lambda value: SLOWEST <= value <= FASTEST)
-RATE = Range("a whole number from 1 up", lambda value: 1 <= value <= MOST_RATE and value % 1 == 0)
+SECONDS = Limit("a time of 0 s or more, up to 1e9", lambda value: 0 <= value <= MOST_SECONDS)
+DURATION = Limit("a time above 0 s, up to 1e9", lambda value: 0 < value <= MOST_SECONDS)
+GAIN = Limit(f"a number of dB from -{MOST_GAIN} to {MOST_GAIN}", lambda value: abs(value) <= MOST_GAIN)
+VELOCITY = Limit("a whole number from 1 to 127", lambda value: 1 <= value <= 127 and value % 1 == 0)
+TEMPO = Limit(f"a number from {SLOWEST} to {FASTEST}", lambda value: SLOWEST <= value <= FASTEST)
+RATE = Limit("a whole number from 1 up", lambda value: 1 <= value <= MOST_RATE and value % 1 == 0)
 
-# argument of Transcriber.transcribe -> its range, and the words that it may be instead
-NUMBERS: dict[str, tuple[Range, tuple[str, ...]]] = {
+# argument of Transcriber.transcribe -> its limit, and the words that it may be instead
+NUMBERS: dict[str, tuple[Limit, tuple[str, ...]]] = {
     "start": (SECONDS, ()),
     "duration": (DURATION, ()),
     "min_note": (SECONDS, ()),
@@ -59,8 +59,8 @@ def check_options(options: dict[str, Any]) -> None:
             continue
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not is_number or not allowed.accepts(value):
-            instead = "".join(f"{word!r}, " for word in words)
-            raise ValueError(f"{name} must be {instead}{'or ' if words else ''}{allowed.description}, not {value!r}")
+            choices = "".join(f"{word!r}, " for word in words)
+            raise ValueError(f"{name} must be {choices}{'or ' if words else ''}{allowed.description}, not {value!r}")
     channel, meter, only = (options.get(name) for name in ("channel", "meter", "only"))
     if channel is not None and channel not in CHANNELS:
         raise ValueError(f"channel must be one of {', '.join(CHANNELS)}, not {channel!r}")

@@ -53,7 +53,7 @@ from mt3_common.data.shards import write_shard  # noqa: E402
 from mt3_common.data.synthesis import Example  # noqa: E402
 from mt3_common.formats.sealed import written_here  # noqa: E402
 from mt3_common.notes.note import Note  # noqa: E402
-from mt3_common.training.run_folder import METRICS, recover  # noqa: E402
+from mt3_common.training.run_folder import METRICS, remove_leftovers, restore  # noqa: E402
 from parity.__main__ import main as parity_command  # noqa: E402
 from torch_mt3 import infer, train  # noqa: E402
 
@@ -206,7 +206,8 @@ def training(random: Random, folder: Path) -> Rounds:
         for _ in range(random.randint(1, 3)):
             count += killed(functools.partial(run, target), random.uniform(0.1, 1.0) * whole)
             if target.exists():
-                recover(target)
+                restore(target)
+                remove_leftovers(target)
                 state = described(target / "last") if (target / "last").exists() else {"step": 0}
                 if "error" in state or int(str(state["step"])) < step:
                     faults.append(f"{target} had step {step}, and is {state}")

@@ -10,22 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_network import tiny_config
 
 from mt3_common.checkpoint.read import read_checkpoint
-from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
 from mt3_common.notes.note import Note
 
 ROOT = Path(__file__).parents[2]
-CONFIG = Config(
-    network=NetworkConfig(
-        emb_dim=32, num_heads=2, head_dim=16, mlp_dim=40, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.0
-    ),
-    spectrogram=SpectrogramConfig(hop_width=320),
-    input_frames=32,
-    max_target_length=64,
-)
+CONFIG = tiny_config()
 COMPARED = ("loss", "token_loss", "auxiliary_loss", "gradient_norm", "validation_loss")
 
 

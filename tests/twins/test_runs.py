@@ -22,11 +22,12 @@ import numpy as np
 import pytest
 import torch
 from tensorboardX.proto import event_pb2
+from tiny_network import tiny_config
 
 from jax_mt3 import train as jax_train
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.cli import train as command_line
-from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
+from mt3_common.config import Config
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
 from mt3_common.io import atomic
@@ -37,14 +38,7 @@ from mt3_common.training.initial import initial_arrays
 from mt3_common.training.logs import segment_image
 from torch_mt3 import train as torch_train
 
-CONFIG = Config(
-    network=NetworkConfig(
-        emb_dim=32, num_heads=2, head_dim=16, mlp_dim=40, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1
-    ),
-    spectrogram=SpectrogramConfig(hop_width=320),
-    input_frames=32,
-    max_target_length=64,
-)
+CONFIG = tiny_config(dropout_rate=0.1)
 ROOT = Path(__file__).parents[2]
 TWINS = {"jax": jax_train, "torch": torch_train}
 # what must be the same, digit for digit, whatever happened meanwhile
@@ -194,7 +188,8 @@ def test_a_run_that_met_any_end_goes_on_as_if_nothing_had_happened(program, tmp_
         run = tmp_path / end
         assert len(exact_rows(run)) < 4, end
         assert (run / "last").exists() == (end != "renaming"), end
-        run_folder.recover(run)
+        run_folder.restore(run)
+        run_folder.remove_leftovers(run)
         # the last save is there, whole: of step 4, or of step 2 where step 4 was not yet written
         expected = 4 if end in ("a step", "renaming") else 2
         assert read_checkpoint(run / "last", optimizer=True).step == expected, end
@@ -257,11 +252,13 @@ def test_recovering_takes_the_old_folder_where_the_new_one_is_gone(tmp_path):
     old = tmp_path / ".last.writing-99999999-old"
     old.mkdir()
     (old / "mark").write_text("old")
-    run_folder.recover(tmp_path)
+    run_folder.restore(tmp_path)
+    run_folder.remove_leftovers(tmp_path)
     assert (tmp_path / "last" / "mark").read_text() == "old"
     (tmp_path / ".last.writing-99999998").mkdir()
     (tmp_path / f"{atomic.temporary_prefix('metrics.csv')}99999998.tmp").write_text("x")
-    run_folder.recover(tmp_path)
+    run_folder.restore(tmp_path)
+    run_folder.remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tinysoundfont")
+from tiny_network import tiny_config
+
 from jax_mt3 import train as jax_train
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.cli import train as command_line
-from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import shards as dataset
 from mt3_common.data import synthesis
 from mt3_common.data.songs import read_songs
@@ -26,14 +27,7 @@ from mt3_common.training.batches import load_batches
 from mt3_common.training.config import TrainingConfig
 from torch_mt3 import train as torch_train
 
-CONFIG = Config(
-    network=NetworkConfig(
-        emb_dim=32, num_heads=2, head_dim=16, mlp_dim=40, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.0
-    ),
-    spectrogram=SpectrogramConfig(hop_width=320),
-    input_frames=32,
-    max_target_length=128,
-)
+CONFIG = tiny_config(max_target_length=128)
 TWINS = {"jax": jax_train, "torch": torch_train}
 ROOT = Path(__file__).parents[2]
 RECIPE = {"seconds": 3.0, "piano": 1.0, "dense": 1.0}

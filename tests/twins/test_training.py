@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tiny_network import tiny_config
 
 from jax_mt3 import losses as jax_losses
 from jax_mt3 import objective as jax_objective
 from jax_mt3 import train as jax_train
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.yourmt3_released import RELEASED
-from mt3_common.config import Config, ConfigError, NetworkConfig, SpectrogramConfig
+from mt3_common.config import Config, ConfigError
 from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
 from mt3_common.notes.note import Note
@@ -40,14 +41,7 @@ from torch_mt3 import losses as torch_losses
 from torch_mt3 import model as torch_model
 from torch_mt3 import train as torch_train
 
-CONFIG = Config(
-    network=NetworkConfig(
-        emb_dim=32, num_heads=2, head_dim=24, mlp_dim=40, num_encoder_layers=2, num_decoder_layers=1, dropout_rate=0.0
-    ),
-    spectrogram=SpectrogramConfig(hop_width=320),
-    input_frames=32,
-    max_target_length=64,
-)
+CONFIG = tiny_config(head_dim=24, num_encoder_layers=2)
 LEARNERS = {"jax": jax_train.Learner, "torch": torch_train.Learner}
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_network import tiny_config
 
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli import train as command_line
 from mt3_common.cli.train import main, make_run, other_schedule, with_granularity
-from mt3_common.config import PRESETS, Config, NetworkConfig, SpectrogramConfig
+from mt3_common.config import PRESETS, Config
 from mt3_common.data.shards import write_shard
 from mt3_common.data.synthesis import Example, Recipe
 from mt3_common.io import atomic
@@ -25,14 +26,7 @@ from mt3_common.training.initial import initial_arrays
 from mt3_common.training.resuming import check_same_model
 from mt3_common.training.run_folder import LOCK, locked
 
-CONFIG = Config(
-    network=NetworkConfig(
-        emb_dim=32, num_heads=2, head_dim=16, mlp_dim=40, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1
-    ),
-    spectrogram=SpectrogramConfig(hop_width=320),
-    input_frames=32,
-    max_target_length=64,
-)
+CONFIG = tiny_config(dropout_rate=0.1)
 
 
 @pytest.fixture
