@@ -162,26 +162,26 @@ class Objective:
             encoded = self._call(weights, "encode", frames, True, rngs=rngs, supervised=self.settings.teaches_rows)
             if self.settings.teaches_rows:
                 encoded, encoder_outputs = encoded
-            token = auxiliary = total = jnp.zeros((), self.wide)
+            token = auxiliary = supervised = jnp.zeros((), self.wide)
             if with_decoder:
                 teaches_layers = decoder_targets is not None
-                logits = self._call(
+                decoded = self._call(
                     weights, "decode", encoded, ids, targets, True, rngs=rngs, supervised=teaches_layers
                 )
+                logits, outputs = decoded if teaches_layers else (decoded, {})
+                token = cross_entropy(logits, targets, self.settings.z_loss) / count
                 if teaches_layers:
-                    logits, outputs = logits
                     event_frames, decoder_labels = decoder_targets[:3], decoder_targets[3:]
-                    total = (
+                    supervised = (
                         decoder_losses(
                             self.config, self.settings, weights, outputs, targets > 0, event_frames, decoder_labels
                         )
                         / count
                     )
-                token = cross_entropy(logits, targets, self.settings.z_loss) / count
                 if self.settings.programs:
                     programs = program_loss(logits, targets, Vocabulary(self.config.vocabulary).first_id("program"))
-                    total += self.settings.programs * programs / count
-            total += token
+                    supervised = supervised + self.settings.programs * programs / count
+            total = token + supervised
             if frame_targets is not None:
                 both = frame_losses(self.settings, weights, encoded, encoder_outputs.get(("rows", 0)), frame_targets)
                 auxiliary, of_rows = (losses.mean() / num_batches for losses in both)
