@@ -37,6 +37,7 @@ from jax_mt3.kernels import (
     take_along,
     to_numpy,
 )
+from jax_mt3.model import within_range
 from jax_mt3.search import BeamState, empty_state, finalize, reset_rows, search_step
 from jax_mt3.weights import Weights, pack
 from mt3_common.config import Config
@@ -87,7 +88,7 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
 def encode(weights: Weights, frames: jax.Array) -> jax.Array:
     """Return the encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
     heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
-    frames = frames.astype(weights.embedding.dtype)
+    frames = within_range(frames.astype(weights.embedding.dtype), weights.config)
     x = dense(frames, weights.projection)
     if weights.pre_encoder:
         x = x + pre_encode(frames, weights.pre_encoder, weights.config)
@@ -103,7 +104,7 @@ def encode(weights: Weights, frames: jax.Array) -> jax.Array:
 @jax.jit
 def pitch_activations(weights: Weights, frames: jax.Array) -> jax.Array:
     """Return how much each pitch sounds, and begins: frames (b, f, input_depth) -> (b, f, PITCH_ROWS, 2) float32."""
-    frames = frames.astype(weights.embedding.dtype)
+    frames = within_range(frames.astype(weights.embedding.dtype), weights.config)
     return pre_encode(frames, weights.pre_encoder, weights.config, activations=True)[..., :2].astype(jnp.float32)
 
 

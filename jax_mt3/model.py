@@ -289,6 +289,13 @@ class PreEncoder(nn.Module):
         return x if activations else self.out(rearrange(x, "b l r k -> b l (r k)"))
 
 
+def within_range(frames: jax.Array, config: NetworkConfig) -> jax.Array:
+    """Raise what lies more than config.encoder_top_db below a segment's largest to that: (b, l, input_depth)."""
+    if not config.encoder_top_db:
+        return frames
+    return jnp.maximum(frames, frames.max(axis=(1, 2), keepdims=True) - config.log_range)
+
+
 class Encoder(nn.Module):
     """Frames (b, l, input_depth) -> (b, l, emb_dim). Every frame is seen, also zeros past the end of the audio."""
 
@@ -305,6 +312,7 @@ class Encoder(nn.Module):
         self.output_dropout = Dropout(self.config)
 
     def __call__(self, frames, train=False):
+        frames = within_range(frames, self.config)
         x = self.continuous_inputs_projection(frames)
         if self.config.pre_encoder_layers:
             x = x + self.pre_encoder(frames)

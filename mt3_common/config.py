@@ -89,7 +89,7 @@ def type_error(kind: Any, value: Any, allowed: Range | None = None, choices: Seq
 # settings that MT3 does not have, which are 0 for it and not written
 PRE_ENCODER = ("pre_encoder_layers", "pre_encoder_dim")
 # settings that are not written where they have the value of MT3's checkpoints
-UNWRITTEN = {**dict.fromkeys(PRE_ENCODER, 0), "program_granularity": "full"}
+UNWRITTEN = {**dict.fromkeys(PRE_ENCODER, 0), "encoder_top_db": 0.0, "program_granularity": "full"}
 # values of program_granularity
 GRANULARITIES = ("full", "midi_class")
 # rows of the pre-encoder, one a semitone from MIDI pitch LOWEST_PITCH up, and bins of its logarithmic axis for each
@@ -120,6 +120,8 @@ class NetworkConfig:
         pre_encoder_layers: layers that share their weights over pitch, in front of the encoder's own; 0, as in MT3, for
             no such layers.
         pre_encoder_dim: their channels for each semitone; 0 where there are none.
+        encoder_top_db: the encoder takes what lies more than so many dB below the largest magnitude of its segment for
+            that much (as librosa's top_db), so that noise which nobody hears changes nothing; 0, as in MT3, for no limit.
 
     Raises:
         ConfigError: a size is not a positive integer, or the network is not one that MT3 describes.
@@ -141,12 +143,19 @@ class NetworkConfig:
     position_table: str = "mt3"
     pre_encoder_layers: int = 0
     pre_encoder_dim: int = 0
+    encoder_top_db: float = 0.0
+
+    @property
+    def log_range(self) -> float:
+        """Return encoder_top_db as a difference of natural-log magnitudes."""
+        return self.encoder_top_db * math.log(10) / 20
 
     def __post_init__(self):
         if isinstance(self.mlp_activations, list):
             object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         sizes = ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "input_depth")
-        ranges = {"dropout_rate": Range(0, 1), **dict.fromkeys(PRE_ENCODER, Range(0, 4096, closed=True))}
+        ranges = {"dropout_rate": Range(0, 1), "encoder_top_db": Range(0, 200, closed=True)}
+        ranges |= dict.fromkeys(PRE_ENCODER, Range(0, 4096, closed=True))
         ranges |= dict.fromkeys(sizes, Range(1, 2**20, closed=True))
         ranges |= dict.fromkeys(("num_encoder_layers", "num_decoder_layers"), Range(1, 4096, closed=True))
         check_fields(self, ranges, {"position_table": ("mt3", "port")})

@@ -154,7 +154,7 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
         """Return how much each pitch sounds, and begins, in frames (n, length, depth): (n, length, PITCH_ROWS, 2)."""
 
         def activations(segment: str) -> list[str]:
-            rows = self.activations("encoder/pre_encoder", segment, length)
+            rows = self.activations("encoder/pre_encoder", self.within_range(segment), length)
             two = self.op("Slice", rows, self.ints([0]), self.ints([2]), self.ints([3]))
             return [self.op("Squeeze", two, self.ints([0]))]
 

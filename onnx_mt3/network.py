@@ -98,7 +98,10 @@ class NetworkBuilder(LayerBuilder):
 
     def activations(self, path: str, frames: str, length: int) -> str:
         """Return the probabilities of the pre-encoder's rows: (n, length, PITCH_ROWS, ROW_FEATURES)."""
-        centred = self.op("Sub", frames, self.op("ReduceMean", frames, self.ints([1, 2]), keepdims=1))
+        # the mean of means: ONNX Runtime adds up one after the other, and equal values, of which within_range makes
+        # many, are then rounded to one side
+        means = self.op("ReduceMean", frames, self.ints([2]), keepdims=1)
+        centred = self.op("Sub", frames, self.op("ReduceMean", means, self.ints([1]), keepdims=1))
         x = self.op("Unsqueeze", self.dense(f"{path}/bins", centred), self.ints([3]))
         x = self.convolution(f"{path}/stem", x, length, stride=BINS_PER_ROW)
         x = self.op("Relu", self.segment_norm(f"{path}/stem_norm", x))
@@ -114,6 +117,13 @@ class NetworkBuilder(LayerBuilder):
             x = self.tap(name, self.op("Relu", self.op("Add", x, y)), 4)
         return self.op("Sigmoid", self.op("Add", self.dense(f"{path}/rolls", x, 4), self.real(ROW_BIAS)))
 
+    def within_range(self, frames: str) -> str:
+        """Raise what lies more than encoder_top_db below a segment's largest to that: (n, l, depth)."""
+        if not self.network.encoder_top_db:
+            return frames
+        largest = self.op("ReduceMax", frames, self.ints([1, 2]), keepdims=1)
+        return self.op("Max", frames, self.op("Sub", largest, self.real(self.network.log_range)))
+
     def pre_encoder(self, path: str, frames: str) -> str:
         """Return what the layers that share their weights over pitch add to the projected frames, (n, l, emb_dim)."""
         x = self.activations(path, frames, self.config.input_frames)
@@ -122,6 +132,7 @@ class NetworkBuilder(LayerBuilder):
 
     def encoder(self, frames: str) -> str:
         """Return the encoder's output, (n, input_frames, emb_dim)."""
+        frames = self.within_range(frames)
         x = self.dense("encoder/continuous_inputs_projection", frames)
         if self.network.pre_encoder_layers:
             x = self.op("Add", x, self.pre_encoder("encoder/pre_encoder", frames))

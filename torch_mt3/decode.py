@@ -33,7 +33,7 @@ from torch_mt3.kernels import (
     rms_norm,
     take_along,
 )
-from torch_mt3.model import Transformer
+from torch_mt3.model import Transformer, within_range
 from torch_mt3.search import BeamState, empty_state, finalize, reset_rows, search_step
 from torch_mt3.weights import Weights, pack
 
@@ -82,7 +82,7 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
 def encode(weights: Weights, frames: torch.Tensor) -> torch.Tensor:
     """Return the encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
     heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
-    frames = frames.to(weights.embedding.dtype)
+    frames = within_range(frames.to(weights.embedding.dtype), weights.config)
     x = dense(frames, weights.projection)
     if weights.pre_encoder:
         x = x + pre_encode(frames, weights.pre_encoder, weights.config)
@@ -99,7 +99,7 @@ def encode(weights: Weights, frames: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def pitch_activations(weights: Weights, frames: torch.Tensor) -> torch.Tensor:
     """Return how much each pitch sounds, and begins: frames (b, f, input_depth) -> (b, f, PITCH_ROWS, 2) float32."""
-    frames = frames.to(weights.embedding.dtype)
+    frames = within_range(frames.to(weights.embedding.dtype), weights.config)
     return pre_encode(frames, weights.pre_encoder, weights.config, activations=True)[..., :2].to(torch.float32)
 
 

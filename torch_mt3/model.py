@@ -294,6 +294,13 @@ class PreEncoder(nn.Module):
         return x if activations else self.out(rearrange(x, "b l r k -> b l (r k)"))
 
 
+def within_range(frames: torch.Tensor, config: NetworkConfig) -> torch.Tensor:
+    """Raise what lies more than config.encoder_top_db below a segment's largest to that: (b, l, input_depth)."""
+    if not config.encoder_top_db:
+        return frames
+    return torch.maximum(frames, frames.amax(dim=(1, 2), keepdim=True) - config.log_range)
+
+
 class Encoder(nn.Module):
     """Frames (b, l, input_depth) -> (b, l, emb_dim). Every frame is seen, also zeros past the end of the audio."""
 
@@ -310,6 +317,7 @@ class Encoder(nn.Module):
         self.output_dropout = Dropout(self.config)
 
     def forward(self, frames, train=False):
+        frames = within_range(frames, self.config)
         x = self.continuous_inputs_projection(frames)
         if self.config.pre_encoder_layers:
             x = x + self.pre_encoder(frames)

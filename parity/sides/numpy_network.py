@@ -175,8 +175,8 @@ def steps(config: NetworkConfig) -> tuple[Step, ...]:
         y = step(f"{name}/local_norm", "segment_norm", y, array=f"{name}/local_norm/scale")
         return step(name, "rectified_sum", x, y)
 
-    def pre_encoder(name: str) -> str:
-        x = dense(f"{name}/bins", step(f"{name}/.centred", "centred", FRAMES))
+    def pre_encoder(name: str, frames: str) -> str:
+        x = dense(f"{name}/bins", step(f"{name}/.centred", "centred", frames))
         x = step(f"{name}/stem", "convolution", x, array=f"{name}/stem/kernel")
         x = step(f"{name}/stem_norm", "segment_norm", x, array=f"{name}/stem_norm/scale")
         x = step(f"{name}/.after_stem", "rectified_sum", x)
@@ -185,9 +185,10 @@ def steps(config: NetworkConfig) -> tuple[Step, ...]:
         x = step(f"{name}/.probabilities", "probabilities", dense(f"{name}/rolls", x))
         return step(name, "same", dense(f"{name}/out", x))
 
-    x = dense("encoder/continuous_inputs_projection", FRAMES)
+    frames = step("encoder/.within_range", "within_range", FRAMES) if config.encoder_top_db else FRAMES
+    x = dense("encoder/continuous_inputs_projection", frames)
     if config.pre_encoder_layers:
-        x = step("encoder/.with_pre_encoder", "sum", x, pre_encoder("encoder/pre_encoder"))
+        x = step("encoder/.with_pre_encoder", "sum", x, pre_encoder("encoder/pre_encoder", frames))
     x = step("encoder/input_dropout", "add_positions", x, step("encoder/positions", "positions", x))
     for i in range(config.num_encoder_layers):
         layer = f"encoder/layers_{i}"
@@ -462,6 +463,10 @@ def _segment_norm(behaviour, arrays, config, step, x):
     return x / np.sqrt(mean + x.dtype.type(1e-6)) * arrays[step.array].astype(x.dtype)
 
 
+def _within_range(behaviour, arrays, config, step, x):
+    return np.maximum(x, x.max(axis=(1, 2), keepdims=True) - x.dtype.type(config.log_range))
+
+
 def _centred(behaviour, arrays, config, step, x):
     return x - x.mean(axis=(1, 2), keepdims=True)
 
@@ -498,6 +503,7 @@ KINDS = {
     "same": _same,
     "convolution": _convolution,
     "segment_norm": _segment_norm,
+    "within_range": _within_range,
     "centred": _centred,
     "probabilities": _probabilities,
     "sum": _sum,

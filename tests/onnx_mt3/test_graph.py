@@ -303,6 +303,7 @@ def pitched() -> tuple[dict[str, np.ndarray], Config, np.ndarray]:
     network = NetworkConfig(
         **{"emb_dim": 32, "num_heads": 2, "head_dim": 16, "mlp_dim": 40, "num_encoder_layers": 1},
         **{"num_decoder_layers": 1, "dropout_rate": 0.0, "pre_encoder_layers": 2, "pre_encoder_dim": 6},
+        encoder_top_db=60.0,
     )
     config = Config(network=network, spectrogram=SpectrogramConfig(hop_width=320), input_frames=16)
     rng = np.random.default_rng(5)

@@ -44,6 +44,8 @@ NETWORK = NetworkConfig(
     dropout_rate=0.0,
     pre_encoder_layers=2,
     pre_encoder_dim=6,
+    # half of the frames' values lie further below the largest
+    encoder_top_db=60.0,
 )
 CONFIG = Config(network=NETWORK, spectrogram=SpectrogramConfig(hop_width=320), input_frames=16, max_target_length=64)
 LEARNERS = {"jax": jax_train.Learner, "torch": torch_train.Learner}
@@ -121,7 +123,8 @@ def test_activations_of_the_context_come_out_beside_the_ids(twin, hold, batch_si
     results = list(decode.generator(model, CONFIG, activations=True, **how)(arriving))
     rows = []
     network.encoder.pre_encoder.rolls.register_forward_hook(lambda _m, _i, output: rows.append(output))
-    network.encoder.pre_encoder(torch.from_numpy(np.stack([segment.context for segment in cut]).astype(np.float64)))
+    contexts = torch.from_numpy(np.stack([segment.context for segment in cut]).astype(np.float64))
+    network.encoder.pre_encoder(torch_model.within_range(contexts, NETWORK))
     expected = torch.sigmoid(rows[0] + ROW_BIAS)[..., :2].detach().numpy()
     assert expected.std() > 1e-3
     for tokens, ids, activations in zip(
@@ -173,6 +176,29 @@ def test_loudness_alone_changes_nothing(arrays, frames):
     network = torch_network(arrays).encoder.pre_encoder
     plain, louder = (network(torch.from_numpy(frames + shift)).detach().numpy() for shift in (0.0, 3.0))
     np.testing.assert_allclose(louder, plain, rtol=0, atol=1e-12 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("top_db", [0.0, 20.0])
+def test_what_lies_far_below_a_segments_largest_changes_nothing(top_db, arrays):
+    """But with a range of 0 dB, as MT3 has it, all does; what lies within the range always does."""
+    network = dataclasses.replace(NETWORK, encoder_top_db=top_db)
+    rng = np.random.default_rng(7)
+    frames = rng.uniform(-1, 0, (2, CONFIG.input_frames, NETWORK.input_depth))
+    # the second segment is louder
+    frames[1] += 2
+    frames[0, 3, 7], frames[1, 5, 9] = 0.5, 2.5
+    # 20 dB are a factor of 10
+    below, above = frames.copy(), frames.copy()
+    below[:, :, 100:] = frames.max(axis=(1, 2), keepdims=True) - np.log(10) - rng.uniform(0.01, 9, (2, 16, 412))
+    other = below.copy()
+    other[:, :, 100:] -= rng.uniform(0, 3, (2, 16, 412))
+    above[:, :, 100:] -= 0.1
+    for encode in (
+        lambda x: jax_encoded(arrays, x, network),
+        lambda x: torch_network(arrays, network).encode(torch.from_numpy(x)).detach().numpy(),
+    ):
+        assert np.array_equal(encode(below), encode(other)) == bool(top_db)
+        assert not np.array_equal(encode(frames), encode(above))
 
 
 def test_what_is_learned_of_one_pitch_holds_for_all(arrays):
@@ -238,7 +264,7 @@ def test_hf_t5_style_files_have_no_names_for_it(arrays):
 
 
 def test_configs_of_mt3_do_not_mention_it():
-    assert "pre_encoder_dim" not in Config().to_dict()
+    assert {"pre_encoder_dim", "encoder_top_db"}.isdisjoint(Config().to_dict())
     assert Config.from_dict(Config().to_dict()) == Config()
     assert Config.from_dict(CONFIG.to_dict()) == CONFIG
     assert not any("pre_encoder" in name for name in names.array_shapes(NetworkConfig()))
@@ -247,6 +273,8 @@ def test_configs_of_mt3_do_not_mention_it():
             dataclasses.replace(NETWORK, pre_encoder_layers=layers, pre_encoder_dim=width)
     with pytest.raises(ConfigError, match=r"pre_encoder_dim must be a whole number in \[0, 4096\], not -1"):
         dataclasses.replace(NETWORK, pre_encoder_dim=-1)
+    with pytest.raises(ConfigError, match=r"encoder_top_db must be in \[0, 200\], not -1"):
+        dataclasses.replace(NETWORK, encoder_top_db=-1)
 
 
 def batch_of_one_note():
