@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from mt3_common.checkpoint.registry import checkpoint_names
 from mt3_common.cli.console import report
 from mt3_common.cli.exit_status import INTERRUPTED
+from mt3_common.cli.run import terminations_raised
 from mt3_common.io.stdio import HelpParser, complete, finish, give_up
 from parity.compare.results import BAD_INPUT
 
@@ -71,13 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"parity: {argv[0]!r} is neither a command nor a checkpoint; {hint}{USAGE}", file=sys.stderr)
         return BAD_INPUT
     name = argv.pop(0) if argv and argv[0] in COMMANDS else "check"
+    received: list[int] = []
     description = COMMANDS[name]
     parser = HelpParser(prog=f"python -m parity {name}", description=description, epilog=EXITS.get(name, EXIT))
     try:
         command = importlib.import_module(f"parity.commands.{name}")
         command.add_arguments(parser)
         try:
-            return command.run(parser.parse_args(argv))
+            with terminations_raised() as received:
+                return command.run(parser.parse_args(argv))
         except SystemExit as stopped:
             # argparse exits with 2 on a wrong argument, which means "refused" here.
             return BAD_INPUT if stopped.code else 0
@@ -99,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except KeyboardInterrupt:
         print("parity: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + received[0] if received else INTERRUPTED
     finally:
         finish(sys.stdout)
 

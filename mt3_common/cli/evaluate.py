@@ -59,7 +59,7 @@ def main(
             return evaluate(load, options)
 
     name = command or f"python -m {program}.evaluate"
-    return run(start, program, failed=NOT_STARTED, terminable=True)
+    return run(start, program, failed=NOT_STARTED)
 
 
 def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> int:

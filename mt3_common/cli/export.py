@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 export") -> int:
         print(f"{checkpoint.name} -> {arguments.output}: {network.size / 1e6:.1f} MB")
         return SUCCESS
 
-    return run(start, failed=SOME_FAILED, terminable=True)
+    return run(start, failed=SOME_FAILED)
 
 
 def check_output(output: str, force: bool) -> None:

@@ -102,7 +102,7 @@ def main(
 
     # Only stdout can fail here; every other error is already attached to a recording.
     interrupted = "interrupted: what was finished is written, nothing is half-written"
-    return run(transcribe, program, interrupted=interrupted, debug="--debug" in argv, terminable=True)
+    return run(transcribe, program, interrupted=interrupted, debug="--debug" in argv)
 
 
 def infer(

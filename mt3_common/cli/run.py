@@ -37,13 +37,10 @@ def no_interrupt_lost() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def terminations_raised(is_wanted: bool) -> Iterator[list[int]]:
+def terminations_raised() -> Iterator[list[int]]:
     """Raise KeyboardInterrupt at SIGTERM and SIGHUP, so that temporary files are removed; yield the numbers received.
 
     Signals that are ignored, as below nohup, or handled already, stay so; a thread that is not the main one gets none.
-
-    Args:
-        is_wanted: False to do nothing.
     """
     received: list[int] = []
 
@@ -52,7 +49,7 @@ def terminations_raised(is_wanted: bool) -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     previous = {}
-    if is_wanted and threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():
         # Windows has no SIGHUP
         numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
         for number in numbers:
@@ -72,12 +69,11 @@ def run(
     interrupted: str | Callable[[], str] = "interrupted",
     memory_hint: str = "",
     debug: bool = False,
-    terminable: bool = False,
 ) -> int:
     """Run a command and return its exit status.
 
     ValueError, OSError and exhausted memory are errors of the input or the machine: one sentence. Any other exception
-    is a fault of the program and is raised.
+    is a fault of the program and is raised. SIGTERM and SIGHUP end a command as Ctrl-C does, with 128 + their number.
 
     Args:
         command: returns the exit status.
@@ -86,12 +82,11 @@ def run(
         interrupted: the sentence after Ctrl-C, or a function that returns it.
         memory_hint: the sentence for exhausted memory; '' for the one of transcription.
         debug: raise errors instead.
-        terminable: end at SIGTERM and SIGHUP as at Ctrl-C; the exit status is 128 + the signal's number.
     """
     complete()
     received: list[int] = []
     try:
-        with terminations_raised(terminable) as received, no_interrupt_lost():
+        with terminations_raised() as received, no_interrupt_lost():
             return command()
     except KeyboardInterrupt:
         say(interrupted if isinstance(interrupted, str) else interrupted())

@@ -89,4 +89,4 @@ def main(argv: Sequence[str] | None = None, command: str = "mt3 site") -> int:
         print(f"try it: python -m http.server -d {folder}")
         return SUCCESS
 
-    return run(start, failed=SOME_FAILED, terminable=True)
+    return run(start, failed=SOME_FAILED)

@@ -65,7 +65,7 @@ def test_other_ends_leave_nothing_half_written_either(tmp_path, capsys, name):
     # nohup has SIGHUP ignored
     before = signal.signal(number, signal.SIG_DFL)
     try:
-        assert run(command, interrupted="ended", terminable=True) == 128 + number
+        assert run(command, interrupted="ended") == 128 + number
         assert signal.getsignal(number) is signal.SIG_DFL
     finally:
         signal.signal(number, before)
@@ -77,7 +77,7 @@ def test_other_ends_leave_nothing_half_written_either(tmp_path, capsys, name):
 def test_signals_that_are_ignored_stay_so(capsys):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert run(lambda: os.kill(os.getpid(), signal.SIGHUP) or 0, terminable=True) == 0
+        assert run(lambda: os.kill(os.getpid(), signal.SIGHUP) or 0) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
 

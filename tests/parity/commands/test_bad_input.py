@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ import safetensors.numpy
 
 from mt3_common.checkpoint.write import write_safetensors
 from mt3_common.config import Config, NetworkConfig
+from mt3_common.io import atomic
 from parity.__main__ import main
 from parity.sides import numpy_network
 from parity.trace.file import save
@@ -123,6 +127,29 @@ def test_only_a_verdict_ends_with_1(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PARITY_DEBUG", "1")
     with pytest.raises(KeyError):
         main(["compare", "a", "b"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_end_a_command_as_ctrl_c_does(name, tmp_path, monkeypatch, capsys):
+    number = getattr(signal, name)
+
+    def run(options):
+        with atomic.replacing(tmp_path / "report.json") as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        return 0
+
+    # nohup has SIGHUP ignored
+    before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    monkeypatch.setattr("parity.commands.compare.run", run)
+    try:
+        assert main(["compare", "a", "b"]) == 128 + number
+    finally:
+        signal.signal(number, before)
+    assert capsys.readouterr().err == "parity: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_traces_of_two_sizes(tmp_path):
