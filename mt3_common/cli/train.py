@@ -71,6 +71,8 @@ MEMORY_HINT = (
 
 # segments of one block of a Stream: 17 examples of 20 s for segments of 1.28 s; 40 MB
 SEGMENTS_TOGETHER = 256
+# settings that may change in a run without a word: its length and saves, and those that other_schedule tells of
+UNTOLD = ("steps", "validate_every", "patience", "remat", "learning_rate", "schedule", "decay_from", "warmup_steps")
 
 
 def main(
@@ -294,8 +296,9 @@ def prepare(options: argparse.Namespace) -> Plan:
         options.augment = stated_augmentation(options)
     if begin >= settings.steps:
         print(f"note: {options.run} has its {plural(settings.steps, 'step')}; more with --max-steps", file=sys.stderr)
-    if note := other_schedule(options.run, settings, begin):
-        print(f"note: {note}", file=sys.stderr)
+    for note in (other_schedule(options.run, settings, begin), other_settings(options.run, settings, begin)):
+        if note:
+            print(f"note: {note}", file=sys.stderr)
     source = open_source(options, family.cutter, settings)
     validation = open_shards(options.validation, family.cutter) if options.validation else None
     return Plan(family, settings, arrays, slots, begin, source, validation)
@@ -404,17 +407,36 @@ def other_schedule(folder: Path, settings: TrainingConfig, begin: int) -> str:
 
     A schedule that ends with the run changes with the number of steps.
     """
-    try:
-        before = TrainingConfig(**parse_json((folder / "run.json").read_bytes())["training"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    if not begin or before.rate(begin) == settings.rate(begin):
+    before = settings_before(folder)
+    if before is None or not begin or before.rate(begin) == settings.rate(begin):
         return ""
     return (
         f"the schedule of {plural(settings.steps, 'step')} gives step {begin + 1} a learning rate of "
         f"{settings.rate(begin):.3g}, that of {plural(before.steps, 'step')}, with which the run began, "
         f"{before.rate(begin):.3g}"
     )
+
+
+def other_settings(folder: Path, settings: TrainingConfig, begin: int) -> str:
+    """Return a sentence about the settings of losses and optimizer that a run goes on with in place of others, or ''.
+
+    Not about those that say how long it takes and when it is saved, and not about the learning rate (other_schedule).
+    """
+    before = settings_before(folder)
+    if before is None or not begin:
+        return ""
+    now, then = (dataclasses.asdict(values) for values in (settings, before))
+    changed = [f"{name} {now[name]!r} in place of {then[name]!r}" for name in now if now[name] != then[name]]
+    told = [text for text in changed if text.split()[0] not in UNTOLD]
+    return f"the run goes on with other settings than it had: {', '.join(told)}" if told else ""
+
+
+def settings_before(folder: Path) -> TrainingConfig | None:
+    """Return the training settings that a run had when it was last begun; None if its record does not tell."""
+    try:
+        return TrainingConfig(**parse_json((folder / RECORD).read_bytes())["training"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def starting_point(

@@ -14,7 +14,7 @@ from tiny_network import tiny_config
 
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli import train as command_line
-from mt3_common.cli.train import main, make_run, other_schedule, with_granularity
+from mt3_common.cli.train import main, make_run, other_schedule, other_settings, with_granularity
 from mt3_common.config import PRESETS, Config
 from mt3_common.data.shards import write_shard
 from mt3_common.data.synthesis import Example, Recipe
@@ -49,11 +49,24 @@ def test_more_steps_that_change_the_learning_rate_are_reported(run):
     assert other_schedule(folder, settings, 75) == ""
 
 
+def test_settings_that_a_run_goes_on_with_in_place_of_others_are_told(run):
+    folder, settings = run
+    other = dataclasses.replace(
+        settings, steps=200, learning_rate=5e-4, validate_every=10, ema=0.99, optimizer="adafactor"
+    )
+    assert other_settings(folder, other, 75) == (
+        "the run goes on with other settings than it had: optimizer 'adafactor' in place of 'adamw', ema 0.99 in place of 0.0"
+    )
+    assert other_settings(folder, other, 0) == ""
+    assert other_settings(folder, dataclasses.replace(settings, steps=200, validate_every=10), 75) == ""
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"training": {"of another version": 1}}'])
 def test_a_run_whose_record_cannot_be_read_goes_on(run, content):
     folder, settings = run
     (folder / "run.json").write_text(content)
     assert other_schedule(folder, dataclasses.replace(settings, steps=200), 75) == ""
+    assert other_settings(folder, dataclasses.replace(settings, ema=0.9), 75) == ""
 
 
 @pytest.mark.parametrize(
