@@ -55,7 +55,8 @@ def test_settings_that_a_run_goes_on_with_in_place_of_others_are_told(run):
         settings, steps=200, learning_rate=5e-4, validate_every=10, ema=0.99, optimizer="adafactor"
     )
     assert other_settings(folder, other, 75) == (
-        "the run goes on with other settings than it had: optimizer 'adafactor' in place of 'adamw', ema 0.99 in place of 0.0"
+        "the run goes on with other settings than it had: optimizer 'adafactor' in place of 'adamw', ema 0.99 in place "
+        "of 0.0"
     )
     assert other_settings(folder, other, 0) == ""
     assert other_settings(folder, dataclasses.replace(settings, steps=200, validate_every=10), 75) == ""
