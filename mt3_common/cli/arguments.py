@@ -15,13 +15,24 @@ from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli.console import printable, report
 from mt3_common.cli.exit_status import NOT_STARTED
 from mt3_common.cli.jobs import STDIN, UsageError
-from mt3_common.cli.ranges import BIAS, DURATION, POSITIVE, PROBABILITY, SECONDS, SEED, TEMPERATURE, WORKERS_OR_ONE
+from mt3_common.cli.ranges import (
+    BIAS,
+    DURATION,
+    POSITIVE,
+    PROBABILITY,
+    SECONDS,
+    SEED,
+    TEMPERATURE,
+    WORKERS_OR_ONE,
+    whole,
+)
 from mt3_common.config import PRESETS
 from mt3_common.formats.registry import FORMATS
 from mt3_common.io.stdio import HelpParser
 from mt3_common.notes.instruments import instrument_list, parse_instruments
 from mt3_common.notes.meter import parse_meter
 from mt3_common.transcription import limits
+from mt3_common.transcription.batching import MOST_BEAMS
 from mt3_common.transcription.beats import AUTO
 from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.transcription.reader import AUTO_VELOCITY, ESTIMATE, UNTOLD
@@ -293,7 +304,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         default="greedy",
         help="greedy (default); t5x: beam search, with one beam what MT3 was published with; sample: at random",
     )
-    add("--beams", type=POSITIVE, metavar="N", help="with --search t5x: width of the beam; default: 1")
+    add("--beams", type=whole(1, MOST_BEAMS), metavar="N", help="with --search t5x: width of the beam; default: 1")
     sample = "with --search sample: "
     add("--temperature", type=TEMPERATURE, metavar="T", help=f"{sample}below 1 nearer to greedy; default: 1.0")
     add("--top-k", type=POSITIVE, metavar="K", help=f"{sample}draw among the K likeliest tokens; default: all")

@@ -20,6 +20,8 @@ from mt3_common.notes.vocabulary import EOS_ID, NUM_PROGRAMS
 FEWER = 4
 # temperature and top_p at least: further down float32 has only 0 and infinity
 LEAST = 1e-6
+# far beyond what a wider beam is good for, and few enough that memory is a matter of the batch
+MOST_BEAMS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class SearchSettings:
     Attributes:
         search: 'greedy'; 't5x' for T5X's beam search, which with one beam is not greedy (an EOS ranked second may end
             the segment) and is what the published MT3 uses; or 'sample'.
-        num_decodes: beams of 't5x'.
+        num_decodes: beams of 't5x', up to MOST_BEAMS.
         alpha: 't5x' divides a hypothesis' log probability by ((5 + length) / 6) ** alpha.
         max_steps: tokens at most, EOS included.
         temperature: 'sample' divides the logits by it.
@@ -66,7 +68,7 @@ class SearchSettings:
             )
         ranges = {
             "alpha": Range(-math.inf),
-            "num_decodes": Range(1),
+            "num_decodes": Range(1, MOST_BEAMS, closed=True),
             "top_k": Range(0),
             "top_p": Range(LEAST, 1, closed=True),
             "seed": Range(0, 2**64),

@@ -68,6 +68,7 @@ def test_help_lists_options_and_exit_statuses(capsys):
     [
         (("--format", "wav"), "'wav' is not one of mid, json, csv, noteseq"),
         (("--instruments", "piano,drums", "--only", "bass"), "--only names no instrument of --instruments"),
+        (("--search", "t5x", "--beams", "100000"), "argument --beams: '100000' is not a whole number from 1 to 64"),
         (("--beams", "4"), "--beams belongs to --search t5x, not to --search greedy"),
         (("--search", "t5x", "--top-k", "4"), "--top-k belongs to --search sample, not to --search t5x"),
         (("--search", "sample", "--top-p", "1.5"), "'1.5' is not a number from 1e-06 to 1"),
