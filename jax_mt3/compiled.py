@@ -117,8 +117,9 @@ class Programs:
             atomic.write(self._folder / name, hashlib.sha256(content).digest() + content, private=True)
 
 
-# files of this package that a program depends on
-SOURCES = ("compiled.py", "decode.py", "kernels.py", "search.py", "weights.py")
+# files that a program depends on, from this folder
+SOURCES = ("compiled.py", "decode.py", "kernels.py", "model.py", "search.py", "weights.py")
+SOURCES += ("../mt3_common/config.py", "../mt3_common/checkpoint/names.py")
 
 _KNOWN: dict[tuple[str | None, str], Programs] = {}
 
@@ -181,7 +182,7 @@ def _program_name(name, shape):
 
 def _digest(depends, device):
     """Return a digest that differs wherever a program could differ."""
-    sources = [Path(__file__).with_name(name).read_bytes() for name in SOURCES]
+    sources = [(Path(__file__).parent / name).read_bytes() for name in SOURCES]
     settings = {name: value for name, value in jax.config.values.items() if isinstance(value, bool | int | float | str)}
     parts = (
         *(hashlib.sha256(source).hexdigest() for source in sources),

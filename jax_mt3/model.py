@@ -290,10 +290,15 @@ class PreEncoder(nn.Module):
 
 
 def within_range(frames: jax.Array, config: NetworkConfig) -> jax.Array:
-    """Raise what lies more than config.encoder_top_db below a segment's largest to that: (b, l, input_depth)."""
+    """Raise what lies more than config.encoder_top_db below a segment's largest to that: (b, l, input_depth).
+
+    Zeros past the end of the audio, which no sound has, stay zeros and count for nothing.
+    """
     if not config.encoder_top_db:
         return frames
-    return jnp.maximum(frames, frames.max(axis=(1, 2), keepdims=True) - config.log_range)
+    past_end = (frames == 0).all(axis=-1, keepdims=True)
+    largest = jnp.where(past_end, -jnp.inf, frames).max(axis=(1, 2), keepdims=True)
+    return jnp.where(past_end, frames, jnp.maximum(frames, largest - config.log_range))
 
 
 class Encoder(nn.Module):

@@ -122,6 +122,7 @@ class NetworkConfig:
         pre_encoder_dim: their channels for each semitone; 0 where there are none.
         encoder_top_db: the encoder takes what lies more than so many dB below the largest magnitude of its segment for
             that much (librosa's top_db), so that noise which nobody hears changes nothing; 0, as in MT3, for no limit.
+            Zeros past the end of the audio stay.
 
     Raises:
         ConfigError: a size is not a positive integer, or the network is not one that MT3 describes.

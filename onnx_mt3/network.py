@@ -118,11 +118,17 @@ class NetworkBuilder(LayerBuilder):
         return self.op("Sigmoid", self.op("Add", self.dense(f"{path}/rolls", x, 4), self.real(ROW_BIAS)))
 
     def within_range(self, frames: str) -> str:
-        """Raise what lies more than encoder_top_db below a segment's largest to that: (n, l, depth)."""
+        """Raise what lies more than encoder_top_db below a segment's largest to that: (n, l, depth); zero rows stay."""
         if not self.network.encoder_top_db:
             return frames
-        largest = self.op("ReduceMax", frames, self.ints([1, 2]), keepdims=1)
-        return self.op("Max", frames, self.op("Sub", largest, self.real(self.network.log_range)))
+        most = self.op("ReduceMax", self.op("Abs", frames), self.ints([2]), keepdims=1)
+        past_end = self.op("Equal", most, self.real(0.0))
+        # no magnitude has a logarithm as low
+        heard = self.op("Where", past_end, self.real(-1e6), frames)
+        floor = self.op(
+            "Sub", self.op("ReduceMax", heard, self.ints([1, 2]), keepdims=1), self.real(self.network.log_range)
+        )
+        return self.op("Where", past_end, frames, self.op("Max", frames, floor))
 
     def pre_encoder(self, path: str, frames: str) -> str:
         """Return what the layers that share their weights over pitch add to the projected frames, (n, l, emb_dim)."""

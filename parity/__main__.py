@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from mt3_common.checkpoint.registry import checkpoint_names
 from mt3_common.cli.console import report
 from mt3_common.cli.exit_status import INTERRUPTED
-from mt3_common.cli.run import terminations_raised
+from mt3_common.cli.run import no_interrupt_lost, terminations_raised
 from mt3_common.io.stdio import HelpParser, complete, finish, give_up
 from parity.compare.results import BAD_INPUT
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"parity.commands.{name}")
         command.add_arguments(parser)
         try:
-            with terminations_raised() as received:
+            with terminations_raised() as received, no_interrupt_lost():
                 return command.run(parser.parse_args(argv))
         except SystemExit as stopped:
             # argparse exits with 2 on a wrong argument, which means "refused" here.

@@ -295,10 +295,15 @@ class PreEncoder(nn.Module):
 
 
 def within_range(frames: torch.Tensor, config: NetworkConfig) -> torch.Tensor:
-    """Raise what lies more than config.encoder_top_db below a segment's largest to that: (b, l, input_depth)."""
+    """Raise what lies more than config.encoder_top_db below a segment's largest to that: (b, l, input_depth).
+
+    Zeros past the end of the audio, which no sound has, stay zeros and count for nothing.
+    """
     if not config.encoder_top_db:
         return frames
-    return torch.maximum(frames, frames.amax(dim=(1, 2), keepdim=True) - config.log_range)
+    past_end = (frames == 0).all(dim=-1, keepdim=True)
+    largest = torch.where(past_end, -torch.inf, frames).amax(dim=(1, 2), keepdim=True)
+    return torch.where(past_end, frames, torch.maximum(frames, largest - config.log_range))
 
 
 class Encoder(nn.Module):

@@ -4,7 +4,8 @@
 SOME_FAILED, NOT_STARTED. `mt3 train` and `mt3 data shards`, too: SOME_FAILED from the first step or shard on.
 Other `mt3 data`: SUCCESS; SOME_FAILED for any error after the arguments were read; NOT_STARTED for wrong arguments.
 `mt3-parity` has verdicts instead: 0 same, 1 different, 2 refused, 3 bad input (parity/compare/results.py).
-All of them: INTERRUPTED, and 128 + the number of SIGTERM or SIGHUP; `mt3 train` saves at SIGTERM: INTERRUPTED.
+All of them: INTERRUPTED, and 128 + the number of SIGTERM or SIGHUP; `mt3 train`, which saves, has INTERRUPTED for them,
+too, from its first step on.
 """
 
 # everything was done

@@ -117,7 +117,8 @@ examples:
   mt3 song.wav --checkpoint runs/mine/best
 
 exit status: 0 all steps are done; 1 an error, after which the same command goes on from the last save; 2 nothing was
-started: wrong arguments, no usable data, checkpoint or device; 130 after Ctrl-C or SIGTERM, which save first
+started: wrong arguments, no usable data, checkpoint or device; 130 after Ctrl-C, and from the first step on after
+SIGTERM or SIGHUP, which save first
 """
 
 
@@ -426,9 +427,9 @@ def other_settings(folder: Path, settings: TrainingConfig, begin: int) -> str:
     if before is None or not begin:
         return ""
     now, then = (dataclasses.asdict(values) for values in (settings, before))
-    changed = [f"{name} {now[name]!r} in place of {then[name]!r}" for name in now if now[name] != then[name]]
-    told = [text for text in changed if text.split()[0] not in UNTOLD]
-    return f"the run goes on with other settings than it had: {', '.join(told)}" if told else ""
+    changed = [name for name in now if name not in UNTOLD and now[name] != then[name]]
+    told = ", ".join(f"{name} {now[name]!r} in place of {then[name]!r}" for name in changed)
+    return told and f"the run goes on with other settings than it had: {told}"
 
 
 def settings_before(folder: Path) -> TrainingConfig | None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a training run: they end it between two steps, where its state can be saved."""
+"""Ctrl-C, SIGTERM and SIGHUP in a training run: they end it between two steps, where its state can be saved."""
 
 import contextlib
 import signal
@@ -21,11 +21,18 @@ class Interruptions:
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM; in a thread that is not the main one, which gets no signals, do nothing."""
+        """Handle SIGINT, SIGTERM and a SIGHUP that is not ignored; do nothing in a thread that is not the main one.
+
+        The other threads get no signals, and below nohup SIGHUP is ignored.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # Windows has none
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        previous = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:

@@ -70,8 +70,8 @@ def fit(
             save.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM; last/ holds the state after the last whole step, or, after a second signal
-            in the middle of a step, that of the last save.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; last/ holds the state after the last whole step, or, after a
+            second signal in the middle of a step, that of the last save.
         TrainingError: the loss or the gradients are not finite, the folder cannot be written, or a worker died; last/
             holds the state of the last save.
     """

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mt3_common.config import Config
+from mt3_common.config import UNWRITTEN, Config
 from mt3_common.io.json_text import parse_json
 from mt3_common.training.config import TrainingError, yourmt3_settings
 from mt3_common.training.run_folder import RECORD
@@ -32,7 +32,9 @@ def check_same_model(
     if isinstance(saved, YourMT3Settings) and "released" in stated and warm_start_of(folder) is None:
         # all settings of a released network are stated by its name, unless the run began with those of a checkpoint
         config = yourmt3_settings(stated)
-    there, wanted = _flat(saved.to_dict()), _flat(config.to_dict())
+    there, wanted = (_flat(values.to_dict()) for values in (saved, config))
+    if not isinstance(saved, YourMT3Settings):
+        there, wanted = UNWRITTEN | there, UNWRITTEN | wanted
     names = [name for name in wanted if isinstance(saved, YourMT3Settings) or name in stated]
     if others := [name for name in names if wanted[name] != there.get(name)]:
         told = ", ".join(f"{name} {wanted[name]!r} in place of {there.get(name)!r}" for name in others[:NAMED])

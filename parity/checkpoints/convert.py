@@ -129,6 +129,10 @@ def write(
         elif layout == "safetensors":
             write_safetensors(beside, weights.arrays, weights.config, weights.step)
         else:
+            if weights.config.network.encoder_top_db:
+                raise ConvertError(
+                    f"{target}: HF-T5 style files have no place for encoder_top_db; use T5X or .safetensors"
+                )
             _write_pickle(beside, weights)
         back = read_checkpoint(beside, optimizer=bool(weights.optimizer))
         wrong = differing(weights.arrays, back.arrays) + differing(weights.optimizer, back.optimizer)

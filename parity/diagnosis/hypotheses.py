@@ -254,6 +254,13 @@ def _head_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) 
         yield Hypothesis(f"logits scaled by {cause}", f"logits scaled by {cause}", Behaviour(logits_scale=factor))
 
 
+def _within_range_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
+    text = (
+        f"frames are taken as they are; encoder_top_db {config.encoder_top_db:g} raises what is further below the peak"
+    )
+    yield Hypothesis("encoder_top_db left out", text, Behaviour(skip=True))
+
+
 def _dense_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
     """Other inputs of the cross attention's keys and values."""
     layer, _, last = step.name.partition("/encoder_decoder_attention/")
@@ -288,7 +295,10 @@ OF_KIND: dict[str, Callable[[Step, NetworkConfig, tuple[int, ...]], Iterator[Hyp
     "embed": _embed_hypotheses,
     "head": _head_hypotheses,
     "dense": _dense_hypotheses,
-    "same": _table(()),
+    "within_range": _within_range_hypotheses,
+    **dict.fromkeys(
+        ("same", "convolution", "segment_norm", "centred", "probabilities", "sum", "rectified_sum"), _table(())
+    ),
 }
 # hypotheses with numbers that are fitted to the output: kinds of steps, cause, text, fit
 FITTED: tuple[tuple[tuple[str, ...], str, str, Callable], ...] = (
@@ -333,7 +343,7 @@ def hypotheses(
     if step.kind == "embed":
         fit = functools.partial(fit_times, config.emb_dim**0.5)
         yield Hypothesis("scaled by sqrt(emb_dim)", "multiplied by sqrt(emb_dim)", fit=fit)
-    if step.kind not in ("positions", "add_positions") and not step.kind.endswith("weights"):
+    if step.kind not in ("positions", "add_positions", "within_range") and not step.kind.endswith("weights"):
         yield Hypothesis("skipped", "the module hands its input on", Behaviour(skip=True))
     yield Hypothesis("one position late", "the output is that of the position before", Behaviour(time_shift=1))
     yield Hypothesis("one position early", "the output is that of the next position", Behaviour(time_shift=-1))

@@ -35,7 +35,7 @@ def implied(step: Step, candidate: np.ndarray, exact: np.ndarray, values: Values
             yield from _windows(have, exact, real)
     elif step.kind == "embed":
         yield from _clamps(step, have, values)
-    elif step.reads == (FRAMES,) and step.kind == "dense":
+    elif step.name == "encoder/continuous_inputs_projection":
         yield from _normalised_frames(values.exact[FRAMES])
     if step.kind in ("dense", "head", "same", "gate"):
         yield from _caps(have, exact)

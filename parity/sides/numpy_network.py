@@ -464,7 +464,9 @@ def _segment_norm(behaviour, arrays, config, step, x):
 
 
 def _within_range(behaviour, arrays, config, step, x):
-    return np.maximum(x, x.max(axis=(1, 2), keepdims=True) - x.dtype.type(config.log_range))
+    past_end = (x == 0).all(axis=-1, keepdims=True)
+    largest = np.where(past_end, -np.inf, x).max(axis=(1, 2), keepdims=True)
+    return np.where(past_end, x, np.maximum(x, largest - config.log_range)).astype(x.dtype)
 
 
 def _centred(behaviour, arrays, config, step, x):

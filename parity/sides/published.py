@@ -67,6 +67,9 @@ def import_original() -> Any:
 
 def check_original(source: str, config: Config) -> None:
     """Raise ValueError unless `source` fits the network, before anything is computed."""
+    own = [name for name in ("pre_encoder_layers", "encoder_top_db") if getattr(config.network, name)]
+    if own:
+        raise ValueError(f"--oracle is the published network, which has no {' and no '.join(own)}, as this one has")
     if source == "t5x":
         import_original()
         return

@@ -311,7 +311,10 @@ def pitched() -> tuple[dict[str, np.ndarray], Config, np.ndarray]:
         name: array + 0.2 * np.abs(array).mean() * rng.standard_normal(array.shape)
         for name, array in initial_arrays(network, 2).items()
     }
-    return arrays, config, np.random.default_rng(0).normal(-5, 2, (3, 16, network.input_depth))
+    frames = np.random.default_rng(0).normal(-5, 2, (3, 16, network.input_depth))
+    # the last segment of a recording
+    frames[2, 11:] = 0
+    return arrays, config, frames
 
 
 def pitched_outputs(arrays, config, frames, dtype: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

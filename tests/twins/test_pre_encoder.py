@@ -201,6 +201,29 @@ def test_what_lies_far_below_a_segments_largest_changes_nothing(top_db, arrays):
         assert not np.array_equal(encode(frames), encode(above))
 
 
+def test_zeros_past_the_end_count_for_nothing():
+    """They are no silence, whose magnitudes have logarithms far below 0, and stay as they are."""
+    network = dataclasses.replace(NETWORK, encoder_top_db=20.0)
+    frames = np.random.default_rng(1).uniform(-12, -3, (2, 6, 5))
+    frames[:, 4:] = 0
+    frames[1, 1] = 0
+    frames[1, 2, 1] = 2
+    expected = frames.copy()
+    for segment in expected:
+        heard = segment.any(axis=-1)
+        segment[heard] = np.maximum(segment[heard], segment[heard].max() - np.log(10))
+    step = numpy_network.Step("encoder/.within_range", "within_range", (numpy_network.FRAMES,))
+    for limited in (
+        torch_model.within_range(torch.from_numpy(frames), network).numpy(),
+        jax_model.within_range(jnp.asarray(frames), network),
+        numpy_network.run_step(step, {numpy_network.FRAMES: frames}, {}, network),
+    ):
+        np.testing.assert_allclose(limited, expected, rtol=0, atol=1e-12)
+    nothing = np.zeros((1, 3, 5))
+    np.testing.assert_array_equal(torch_model.within_range(torch.from_numpy(nothing), network), nothing)
+    np.testing.assert_array_equal(jax_model.within_range(jnp.asarray(nothing), network), nothing)
+
+
 def test_what_is_learned_of_one_pitch_holds_for_all(arrays):
     network = dataclasses.replace(NETWORK, pre_encoder_layers=1)
     network = torch_network({n: a for n, a in arrays.items() if "pre_encoder/layers_1" not in n}, network)

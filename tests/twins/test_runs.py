@@ -197,18 +197,22 @@ def test_a_run_that_met_any_end_goes_on_as_if_nothing_had_happened(program, tmp_
         assert_same_run(whole / program, run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("program", TWINS)
 def test_an_interrupted_run_saves_its_last_step_and_goes_on(
-    program, number, command, tmp_path, whole, monkeypatch, capsys
+    program, name, command, tmp_path, whole, monkeypatch, capsys
 ):
     update = TWINS[program].Learner.update
+    number = getattr(signal, name)
 
     def interrupted(self, batches, step, rate):
         if step == 4:
             os.kill(os.getpid(), number)
         return update(self, batches, step, rate)
 
+    if name == "SIGHUP":
+        # nohup has it ignored
+        monkeypatch.setattr(signal, "getsignal", lambda _number: signal.SIG_DFL)
     run = tmp_path / "interrupted"
     with monkeypatch.context() as patched:
         patched.setattr(TWINS[program].Learner, "update", interrupted)

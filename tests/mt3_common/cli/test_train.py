@@ -49,6 +49,18 @@ def test_more_steps_that_change_the_learning_rate_are_reported(run):
     assert other_schedule(folder, settings, 75) == ""
 
 
+@pytest.mark.parametrize(("has", "asks"), [(60.0, 0.0), (0.0, 60.0)])
+def test_a_run_does_not_go_on_with_another_floor(has, asks, tmp_path):
+    """Also where it is the value that configs do not mention."""
+    saved, config = (
+        dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, encoder_top_db=value))
+        for value in (has, asks)
+    )
+    with pytest.raises(TrainingError, match=f"encoder_top_db {asks} in place of {has}"):
+        check_same_model(tmp_path, saved, config, {"encoder_top_db": asks})
+    check_same_model(tmp_path, saved, config, {})
+
+
 def test_settings_that_a_run_goes_on_with_in_place_of_others_are_told(run):
     folder, settings = run
     other = dataclasses.replace(

@@ -1,5 +1,6 @@
 """The diagnosis names what is wrong with weights, configs and traces, and says what only looks wrong."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 from mt3_common.checkpoint.read import read_checkpoint
 from mt3_common.checkpoint.write import write_t5x
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
+from mt3_common.training.initial import initial_arrays
 from parity import __main__ as cli
 from parity.compare.budget import real_rows
-from parity.diagnosis import diagnose, modules, positions
+from parity.diagnosis import diagnose, hypotheses, modules, positions
 from parity.diagnosis.candidate import Candidate, read_original
 from parity.diagnosis.effect import probe
 from parity.diagnosis.evidence import likeliest
@@ -836,6 +838,35 @@ def test_two_faults_are_both_found(original):
         ("encoder/layers_0/mlp", "relu"),
         ("decoder/layers_2/encoder_decoder_attention", "attention scaled by 1/sqrt(d)"),
     ]
+
+
+def test_every_kind_of_step_has_hypotheses():
+    assert set(hypotheses.OF_KIND) == set(numpy_network.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("behaved", "site", "cause"),
+    [
+        ("encoder/.within_range", "encoder", "encoder_top_db left out"),
+        ("encoder/pre_encoder/layers_0/local", "encoder/pre_encoder/layers_0/local", "skipped"),
+        ("encoder/pre_encoder/stem_norm", "encoder/pre_encoder/stem_norm", "skipped"),
+    ],
+)
+def test_faults_of_a_pre_encoder_and_of_its_floor_are_found(behaved, site, cause):
+    config = dataclasses.replace(
+        NetworkConfig(emb_dim=32, num_heads=2, head_dim=16, mlp_dim=40, num_encoder_layers=1, num_decoder_layers=1),
+        **{"pre_encoder_layers": 1, "pre_encoder_dim": 6, "encoder_top_db": 20.0},
+    )
+    arrays = initial_arrays(config, 2)
+    inputs = probe(config)
+    outputs, values = {}, dict(inputs)
+    for step in numpy_network.steps(config):
+        behaviour = Behaviour(skip=True) if step.name == behaved else numpy_network.MT3
+        values[step.name] = numpy_network.run_step(step, values, arrays, config, behaviour)
+        if step.name and step.is_tap:
+            outputs[step.name] = values[step.name]
+    findings = modules.examine(outputs, inputs, arrays, config, "float64")
+    assert (findings[0].site, findings[0].cause) == (site, cause)
 
 
 def test_taps_may_be_missing(original):

@@ -1,5 +1,6 @@
 """Settings in anybody's spelling: library defaults, sections, front ends, and what cannot be judged."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -49,6 +50,16 @@ def sites(values):
 def test_right_settings_are_no_fault(values):
     assert sites(values) == []
     assert unjudged(values, CONFIG) == []
+
+
+@pytest.mark.parametrize(
+    ("stated", "cause"), [({}, "missing"), ({"encoder_top_db": 0}, "=0"), ({"encoder_top_db": 60}, None)]
+)
+def test_a_floor_that_a_config_leaves_out_is_a_fault(stated, cause):
+    """No array tells of it."""
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, encoder_top_db=60.0))
+    causes = [f"encoder_top_db{'' if cause == '=0' else ' '}{cause}"] if cause else []
+    assert [finding.cause for finding in check_config(T5 | stated, config, [])] == causes
 
 
 @pytest.mark.parametrize("granularity", ["full", "midi_class"])
