@@ -15,6 +15,7 @@ import soundfile
 from fakes import noise
 
 from mt3_common.cli import mt3, serve
+from onnx_mt3 import infer
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,8 +50,8 @@ def test_it_serves_until_a_signal(options, end, tmp_path):
         events = [json.loads(line) for line in connection.getresponse().read().splitlines()]
         connection.close()
         assert events[-1]["metadata"] == {"audio": "a.flac", "start": 0.0, "checkpoint": "default"}
-        # as of mt3 audio/example.flac
-        assert sum(len(event["notes"]) for event in events if event["type"] == "notes") == 41
+        notes = infer.load().transcribe(ROOT / "audio/example.flac").notes
+        assert sum(len(event["notes"]) for event in events if event["type"] == "notes") == len(notes) > 30
         connection.request("POST", "/transcriptions?name=%1b[2Jquiet.wav", quiet(), own)
         assert b'"end"' in connection.getresponse().read()
         connection.close()
