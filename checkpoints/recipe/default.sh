@@ -36,22 +36,24 @@ shards() {
 # unseen songs on an unseen General MIDI bank, and on unseen recorded instruments
 shards validation-bank validation 101 2 24 '{"damage": false, "settle": 0.02}' "$sources/soundfonts/sf_GMbank.sf2"
 shards validation-notes validation 102 2 24 '{"settle": 0.02, "solo": 0.3, "band": 0.3}' "$WORK"/fonts/heldout/*.sf2
-shards clean train 31 6 32 '{"piano": 0.8, "solo": 0.2, "damage": false, "settle": 0.02}' "${banks[@]}" "$WORK"/fonts/train/*.sf2
+clean='{"piano": 0.8, "solo": 0.2, "damage": false, "settle": 0.02}'
+shards clean train 31 6 32 "$clean" "${banks[@]}" "$WORK"/fonts/train/*.sf2
 # a recipe that names one kind of example has no other that it does not name
-shards mixed train 33 "$SHARDS" 64 \
-  '{"settle": 0.02, "piano": 0.2, "band": 0.28, "solo": 0.24, "drums": 0.13, "dense": 0.09, "silence": 0.01, "tones": 0.05, "detached": 0.3, "register": 0.95}' \
-  "${banks[@]}" "$WORK"/fonts/train/*.sf2 "${players[@]}" "${kits[@]}"
+mixed='{"settle": 0.02, "piano": 0.2, "band": 0.28, "solo": 0.24, "drums": 0.13, "dense": 0.09, "silence": 0.01, "tones": 0.05, "detached": 0.3, "register": 0.95}'
+fonts=("${banks[@]}" "$WORK"/fonts/train/*.sf2 "${players[@]}" "${kits[@]}")
+shards mixed train 33 "$SHARDS" 64 "$mixed" "${fonts[@]}"
 
 # three quarters of the steps with the losses of the preset at a constant rate; then those losses that taught the decoder where to look
-# are left out, the choice of instruments weighs more, and the rate falls to 0 (checkpoints/README.md, Weights of the losses)
+# are left out, the choice of instruments weighs more, and the rate falls to 0 (checkpoints/README.md, Weights of the losses). By then
+# the network knows the shards by heart, so in the last quarter a second process renders each segment anew
 before=$((STEPS * 3 / 4))
 echo "{\"training\": {\"steps\": $before, \"schedule\": \"constant\"}}" > "$WORK/most.json"
 echo "{\"training\": {\"steps\": $STEPS, \"decay_from\": 0.75, \"auxiliary\": 0.0125, \"classes\": 32, \"alignment\": 0, \"contents\": 0, \"programs\": 3, \"ema\": 0.9998}}" \
   > "$WORK/end.json"
+# train SETTINGS DATA...
 train() {
-  "$PYTHON" -m torch_mt3.train "$WORK/run" --data "$WORK/shards/clean" "$WORK/shards/mixed" --validation "$WORK/shards/validation-notes" \
-    --preset default --config "$1"
+  "$PYTHON" -m torch_mt3.train "$WORK/run" --validation "$WORK/shards/validation-notes" --preset default --config "$1" "${@:2}"
 }
 reached=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["step"])' "$WORK/run/last/config.json" 2>/dev/null || echo 0)
-[ "$reached" -ge "$before" ] || train "$WORK/most.json"
-train "$WORK/end.json"
+[ "$reached" -ge "$before" ] || train "$WORK/most.json" --data "$WORK/shards/clean" "$WORK/shards/mixed"
+train "$WORK/end.json" "${songs[@]}" --fonts "${fonts[@]}" --recipe "$mixed" --workers 1

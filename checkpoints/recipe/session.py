@@ -58,8 +58,8 @@ PROGRAM = Path(__file__).with_name("gpu.py")
 def recipe(pool: str) -> str:
     """Return the recipe of a pool of default.sh, as JSON."""
     script = Path(__file__).with_name("default.sh").read_text()
-    stated = re.search(rf"^shards {pool} [^']*'({{[^']*}})'", script, re.MULTILINE)
-    assert stated, f"default.sh renders no pool {pool}"
+    stated = re.search(rf"^{pool}='({{[^']*}})'", script, re.MULTILINE)
+    assert stated, f"default.sh has no recipe {pool}"
     return stated.group(1)
 
 
