@@ -1,5 +1,6 @@
 """Every layout to every other, bit for bit; what was written is whole or not there; repairs are proved."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from mt3_common.checkpoint.read import read_checkpoint
-from mt3_common.checkpoint.write import write_safetensors
+from mt3_common.checkpoint.write import write_safetensors, write_t5x
 from parity import __main__ as cli
 from parity.checkpoints import convert, inspect
 from parity.diagnosis import repair
@@ -71,6 +72,18 @@ def test_a_foreign_config_beside_it_is_not_taken_over(tmp_path, capsys):
     settings.write_text(same)
     assert cli.main(["convert", source, str(tmp_path / "second.pth")]) == 0
     assert settings.read_text() == same
+
+
+def test_a_floor_goes_where_there_is_a_place_for_it(tmp_path, capsys):
+    original = read_checkpoint(ORIGINAL)
+    network = dataclasses.replace(original.config().network, encoder_top_db=60.0)
+    config = dataclasses.replace(original.config(), network=network)
+    write_t5x(tmp_path / "floored", original.arrays, 7, config=config)
+    assert cli.main(["convert", str(tmp_path / "floored"), str(tmp_path / "w.pth")]) == 3
+    assert "HF-T5 style files have no place for encoder_top_db" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["floored"]
+    assert cli.main(["convert", str(tmp_path / "floored"), str(tmp_path / "w.safetensors")]) == 0
+    assert read_checkpoint(tmp_path / "w.safetensors").config() == config
 
 
 def test_a_gin_beside_it_that_says_otherwise_is_refused(tmp_path, capsys):

@@ -104,7 +104,13 @@ def test_a_third_side_that_cannot_be_is_told_before_anything_is_computed(tmp_pat
         message = capsys.readouterr().err
         assert reason in message
         assert len(message.splitlines()) == 1
-    published.check_original(str(GOLDEN / "activations.npz"), record.load_side("jax", checkpoint).config)
+    config = record.load_side("jax", checkpoint).config
+    published.check_original(str(GOLDEN / "activations.npz"), config)
+    # the published network would be called the wrong one
+    floored = dataclasses.replace(config, network=dataclasses.replace(config.network, encoder_top_db=60.0))
+    for source in ("t5x", str(GOLDEN / "activations.npz")):
+        with pytest.raises(ValueError, match="which has no encoder_top_db, as this one has"):
+            published.check_original(source, floored)
 
 
 def test_a_file_of_activations_is_the_third_side():
