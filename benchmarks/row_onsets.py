@@ -23,7 +23,7 @@ from mt3_common.config import LOWEST_PITCH, Config
 from mt3_common.data.corpora import read_notes, recordings
 from mt3_common.evaluation.metrics import evaluate
 from mt3_common.notes.note import Note, trim_overlapping
-from mt3_common.transcription.activations import LEAST_SOUNDING, ONSET, SOUNDING, has_activations
+from mt3_common.transcription.activations import LEAST_SOUNDING, ONSET, SOUNDING, has_activations, offset_of_peak
 from torch_mt3 import checkpoint as weights
 from torch_mt3.decode import generator
 from torch_mt3.model import Transformer
@@ -35,16 +35,14 @@ def peaks(activations: np.ndarray, threshold: float, config: Config) -> list[Not
     """Return the notes that begin at the peaks of onsets of (f, PITCH_ROWS, 2) activations, for a piano."""
     heights = np.pad(activations[:, :, ONSET].astype(np.float64), ((1, 1), (0, 0)))
     before, middle, after = heights[:-2], heights[1:-1], heights[2:]
-    # the top of the parabola through the three
-    curve = np.where(before + after < 2 * middle, before - 2 * middle + after, -1)
-    tops = np.arange(len(middle))[:, None] + (before - after) / curve / 2
     quiet = activations[:, :, SOUNDING] < LEAST_SOUNDING
     notes = []
     for frame, row in np.argwhere((middle >= threshold) & (middle >= before) & (middle > after)).tolist():
         ends = np.flatnonzero(quiet[frame + 1 :, row])
         end = frame + 1 + (int(ends[0]) if len(ends) else len(middle) - frame - 1)
-        times = np.array([max(0.0, tops[frame, row]), end]) / config.spectrogram.frames_per_second
-        notes.append(Note(float(times[0]), float(times[1]), LOWEST_PITCH + row, 100, 0, False))
+        begin = max(0.0, frame + offset_of_peak(before[frame, row], middle[frame, row], after[frame, row]))
+        times = (float(time / config.spectrogram.frames_per_second) for time in (begin, end))
+        notes.append(Note(*times, LOWEST_PITCH + row, 100))
     return trim_overlapping(sorted(notes))
 
 

@@ -118,8 +118,10 @@ class Programs:
 
 
 # files that a program depends on, from this folder
-SOURCES = ("compiled.py", "decode.py", "kernels.py", "model.py", "search.py", "weights.py")
-SOURCES += ("../mt3_common/config.py", "../mt3_common/checkpoint/names.py")
+SOURCES = (
+    *("compiled.py", "decode.py", "kernels.py", "model.py", "search.py", "weights.py"),
+    *("../mt3_common/config.py", "../mt3_common/checkpoint/names.py"),
+)
 
 _KNOWN: dict[tuple[str | None, str], Programs] = {}
 

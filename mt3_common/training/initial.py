@@ -232,11 +232,11 @@ def drawn_arrays(config: Config, settings: TrainingConfig, source: Shards | Stre
     """Return the weights of a training run from scratch."""
     if not settings.arranged:
         return initial_arrays(config.network, settings.seed)
-    frames = source.some(500).frames
-    if config.network.encoder_top_db:
-        # as the encoder takes them
-        past_end = (frames == 0).all(axis=-1, keepdims=True)
-        largest = np.where(past_end, -np.inf, frames).max(axis=(1, 2), keepdims=True)
-        frames = np.where(past_end, frames, np.maximum(frames, largest - config.network.log_range))
-    rows = frames.reshape(-1, config.network.input_depth)
-    return arranged_arrays(config, rows[np.abs(rows).max(axis=-1) > 0], settings.seed)
+    network, heard = config.network, []
+    for frames in source.some(500).frames:
+        rows = frames[np.abs(frames).max(axis=-1) > 0]
+        if network.encoder_top_db:
+            # as the encoder takes them
+            rows = np.maximum(rows, rows.max(initial=-np.inf) - network.log_range)
+        heard.append(rows)
+    return arranged_arrays(config, np.concatenate(heard), settings.seed)

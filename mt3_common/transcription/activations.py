@@ -31,6 +31,11 @@ def has_activations(config: Config) -> bool:
     return bool(config.network.pre_encoder_layers) and config.vocabulary.use_ties
 
 
+def offset_of_peak(before: float, middle: float, after: float) -> float:
+    """Return where the parabola through three neighbouring values, the second the highest, is highest, from it on."""
+    return (before - after) / (before - middle + after - middle) / 2
+
+
 class Event(NamedTuple):
     """An onset, an offset or a drum.
 
@@ -257,9 +262,7 @@ class ActivationCorrector:
         before, middle, after = heights[:-2], heights[1:-1], heights[2:]
         peaks = (middle >= CLEAR_ONSET) & (middle >= before) & (middle > after)
         for frame, row in np.argwhere(peaks).tolist() if known else []:
-            a, b, c = before[frame, row], middle[frame, row], after[frame, row]
-            # the top of the parabola through the three
-            top = frame - REACH + (a - c) / (a - b + c - b) / 2
+            top = frame - REACH + offset_of_peak(before[frame, row], middle[frame, row], after[frame, row])
             pitch, step = LOWEST_PITCH + row, max(0, int(top * self._steps_per_frame + 0.5))
             if any(event.pitch == pitch and abs(event.step - step) <= self._same for event in [*onsets, *missed]):
                 continue

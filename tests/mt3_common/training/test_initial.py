@@ -1,11 +1,15 @@
 """Initial weights: MT3's names, shapes and variances; arranged ones look where they are meant to."""
 
+import dataclasses
+import types
+
 import numpy as np
 import pytest
 
 from mt3_common.checkpoint.names import check_arrays
 from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.training import initial
+from mt3_common.training.config import TrainingConfig
 
 NETWORK = NetworkConfig(emb_dim=128, num_heads=4, head_dim=32, mlp_dim=64, num_encoder_layers=3, num_decoder_layers=1)
 CONFIG = Config(network=NETWORK, spectrogram=SpectrogramConfig(hop_width=320), input_frames=64)
@@ -35,6 +39,21 @@ def test_draws_have_mt3s_variances():
         assert array.std() == pytest.approx(expected, rel=0.05), name
     again = initial.initial_arrays(NETWORK, seed=2)
     assert all((arrays[name] == again[name]).all() for name in arrays)
+
+
+@pytest.mark.parametrize("top_db", [0.0, 20.0])
+def test_drawn_arrays_are_arranged_for_what_the_encoder_takes(top_db, frames):
+    """Without the rows past the end of the audio, and with the floor of the network."""
+    segments = frames.reshape(20, 100, 512).copy()
+    segments[3, 60:] = 0
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(NETWORK, encoder_top_db=top_db))
+    source = types.SimpleNamespace(some=lambda count: types.SimpleNamespace(frames=segments[:count]))
+    taken = [segment[segment.any(axis=-1)] for segment in segments]
+    if top_db:
+        taken = [np.maximum(rows, rows.max() - np.float32(np.log(10))) for rows in taken]
+    expected = initial.arranged_arrays(config, np.concatenate(taken), seed=4)
+    for name, array in initial.drawn_arrays(config, TrainingConfig(seed=4), source).items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
 def test_projected_frames_are_white_and_leave_positions_alone(arranged, frames):
