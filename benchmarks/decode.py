@@ -68,7 +68,7 @@ def full_size(quick: bool) -> tuple[Config, dict[str, np.ndarray]]:
 def frames_of(config: Config, count: int) -> list[np.ndarray]:
     """Random frames of so many segments, of the size of log-mel values."""
     rng = np.random.default_rng(1)
-    shape = (config.input_frames, config.network.input_depth)
+    shape = (config.heard_frames, config.network.input_depth)
     return [rng.normal(-4.0, 3.0, shape).astype(np.float32) for _ in range(count)]
 
 

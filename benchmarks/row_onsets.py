@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mt3_common.audio.files import read_audio
-from mt3_common.audio.segments import CONTEXT_FRAMES, segments
+from mt3_common.audio.segments import segments
 from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.config import LOWEST_PITCH, Config
 from mt3_common.data.corpora import read_notes, recordings
 from mt3_common.evaluation.metrics import evaluate
 from mt3_common.notes.note import Note, trim_overlapping
-from mt3_common.transcription.activations import LEAST_SOUNDING, ONSET, SOUNDING, has_activations, offset_of_peak
+from mt3_common.transcription.activations import LEAST_SOUNDING, ONSET, SOUNDING, offset_of_peak
 from torch_mt3 import checkpoint as weights
 from torch_mt3.decode import generator
 from torch_mt3.model import Transformer
@@ -51,7 +51,8 @@ def hear(path: Path, model: Transformer, config: Config) -> np.ndarray:
     whole = list(segments(read_audio(path, config.spectrogram.sample_rate), config))
     # one token of each segment is chosen, and none used
     answers = generator(model, config, max_steps=1, activations=True)(whole)
-    rows = (a.activations[CONTEXT_FRAMES : CONTEXT_FRAMES + s.num_frames] for a, s in zip(answers, whole, strict=True))
+    first = config.network.context_frames
+    rows = (a.activations[first : first + s.num_frames] for a, s in zip(answers, whole, strict=True))
     return np.concatenate(list(rows))
 
 
@@ -59,7 +60,7 @@ def judge(checkpoint: str, folder: Path) -> tuple[dict[str, list[tuple[float, fl
     """Return F1 of onsets, and with offsets, of each group's recordings, and the threshold with the best mean onset."""
     model, config = weights.load(find_checkpoint(checkpoint).path)
     model = model.eval()
-    if not has_activations(config):
+    if not config.network.pre_encoder_layers:
         raise ValueError(f"{checkpoint}: it has no pre-encoder")
     scores: dict[float, dict[str, list[tuple[float, float]]]] = {threshold: {} for threshold in THRESHOLDS}
     for recording in recordings(folder):

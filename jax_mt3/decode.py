@@ -37,7 +37,7 @@ from jax_mt3.kernels import (
     take_along,
     to_numpy,
 )
-from jax_mt3.model import within_range
+from jax_mt3.model import own_frames, within_range
 from jax_mt3.search import BeamState, empty_state, finalize, reset_rows, search_step
 from jax_mt3.weights import Weights, pack
 from mt3_common.config import Config
@@ -85,36 +85,39 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
     return jax.device_put(cache, weights.embedding.sharding, may_alias=False)
 
 
-def encode(weights: Weights, frames: jax.Array) -> jax.Array:
-    """Return the encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
+def encode(weights: Weights, frames: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Return the encoder's output for frames (b, f, input_depth), and how much each pitch sounds, and begins.
+
+    Returns:
+        ((b, l, emb_dim), (b, f, PITCH_ROWS, 2) float32; None without a pre-encoder).
+    """
     heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
     frames = within_range(frames.astype(weights.embedding.dtype), weights.config)
-    x = dense(frames, weights.projection)
+    x = dense(own_frames(frames, weights.config), weights.projection)
+    activations = None
     if weights.pre_encoder:
-        x = x + pre_encode(frames, weights.pre_encoder, weights.config)
+        heard, rows = pre_encode(frames, weights.pre_encoder, weights.config)
+        x, activations = x + heard, rows[..., :2].astype(jnp.float32)
     x = x + weights.positions[: x.shape[1]]
     for layer in weights.encoder_layers:
         y = dense(rms_norm(x, layer.norm), layer.qkv)
         y = attend(*rearrange(y, "b f (three h d) -> three b h f d", three=3, **heads))
         x = x + dense(rearrange(y, "b h f d -> b f (h d)"), layer.out)
         x = x + mlp(rms_norm(x, layer.mlp_norm), layer)
-    return rms_norm(x, weights.encoder_norm)
+    return rms_norm(x, weights.encoder_norm), activations
 
 
-@jax.jit
-def pitch_activations(weights: Weights, frames: jax.Array) -> jax.Array:
-    """Return how much each pitch sounds, and begins: frames (b, f, input_depth) -> (b, f, PITCH_ROWS, 2) float32."""
-    frames = within_range(frames.astype(weights.embedding.dtype), weights.config)
-    return pre_encode(frames, weights.pre_encoder, weights.config, activations=True)[..., :2].astype(jnp.float32)
-
-
-def prefill(weights: Weights, cache: Cache, rows: jax.Array, frames: jax.Array) -> Cache:
+def prefill(weights: Weights, cache: Cache, rows: jax.Array, frames: jax.Array) -> tuple[Cache, jax.Array | None]:
     """Begin segments in the given rows (r,): encode their frames (r, f, input_depth), set their age to 0.
 
     Rows past the last are dropped.
+
+    Returns:
+        (the cache, the activations of the segments, see encode).
     """
-    prefilled = prefill_rows(weights, (cache.cross_keys, cache.cross_values, cache.age), rows, frames)
-    return with_prefilled(cache, prefilled)
+    prefilled = cache.cross_keys, cache.cross_values, cache.age
+    prefilled, activations = prefill_rows(weights, prefilled, rows, frames)
+    return with_prefilled(cache, prefilled), activations
 
 
 # what of a cache prefill changes, which does not depend on the length of its ring: cross_keys, cross_values, age
@@ -122,9 +125,11 @@ Prefilled = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...], jax.Array]
 
 
 @functools.partial(jax.jit, donate_argnames="prefilled")
-def prefill_rows(weights: Weights, prefilled: Prefilled, rows: jax.Array, frames: jax.Array) -> Prefilled:
-    """Return what prefill changes of a cache: encode frames (r, f, input_depth) for the given rows."""
-    encoded = encode(weights, frames)
+def prefill_rows(
+    weights: Weights, prefilled: Prefilled, rows: jax.Array, frames: jax.Array
+) -> tuple[Prefilled, jax.Array | None]:
+    """Return what prefill changes of a cache, and activations: encode frames (r, f, input_depth) for the given rows."""
+    encoded, activations = encode(weights, frames)
     cross_keys, cross_values = [], []
     for layer, keys, values in zip(weights.layers, *prefilled[:2], strict=True):
         packed = rearrange(
@@ -132,7 +137,7 @@ def prefill_rows(weights: Weights, prefilled: Prefilled, rows: jax.Array, frames
         )
         cross_keys.append(put(keys, rows, packed[0]))
         cross_values.append(put(values, rows, packed[1]))
-    return tuple(cross_keys), tuple(cross_values), put(prefilled[2], rows, 0)
+    return (tuple(cross_keys), tuple(cross_values), put(prefilled[2], rows, 0)), activations
 
 
 def with_prefilled(cache: Cache, prefilled: Prefilled) -> Cache:
@@ -277,6 +282,7 @@ def compiled_functions(
     # smallest examples, for the structure of arguments and results
     cache = empty_cache(weights, 1, 1, 1, 1)
     prefilled = cache.cross_keys, cache.cross_values, cache.age
+    activations = 0 if weights.pre_encoder else None
     state = empty_state(weights, SearchSettings(max_steps=1), 1)
 
     def lower_advance(shape, weights, cache, state, allowed):
@@ -286,10 +292,11 @@ def compiled_functions(
         return select_rows.lower(cache, state, rows, num_live, settings.num_decodes)
 
     functions = {
-        "prefill": Function(lambda shape, *inputs: prefill_rows.lower(*inputs), (weights, prefilled, 0, 0), prefilled),
+        "prefill": Function(
+            lambda shape, *inputs: prefill_rows.lower(*inputs), (weights, prefilled, 0, 0), (prefilled, activations)
+        ),
         "reset": Function(lambda shape, *inputs: reset_rows.lower(*inputs), (state, 0, 0, 0, 0), state),
         "advance": Function(lower_advance, (weights, cache, state, allowed), (cache, state)),
-        "activations": Function(lambda shape, *inputs: pitch_activations.lower(*inputs), (weights, 0), 0),
         "grow": Function(lambda shape, cache: grow.lower(cache, shape[-1]), (cache,), cache),
         "select": Function(lower_select_rows, (cache, state, 0, 0), (cache, state)),
     }
@@ -358,8 +365,13 @@ class Batch:
         segments: list[np.ndarray],
         uniforms: list[np.ndarray],
         prompts: list[PromptedSegment] | None = None,
-    ) -> None:
-        """Begin segments (input_frames, input_depth) in the given rows, with their prompts if the batch has prompts."""
+    ) -> list[np.ndarray]:
+        """Begin segments (heard_frames, input_depth) in the given rows, with their prompts if the batch has prompts.
+
+        Returns:
+            The activations of each segment, see encode, where the settings ask for them; else none.
+        """
+        heard: list[np.ndarray] = []
         for begin in range(0, len(rows), ENCODED_TOGETHER):
             part = slice(begin, begin + ENCODED_TOGETHER)
             missing = ENCODED_TOGETHER - len(rows[part])
@@ -367,7 +379,9 @@ class Batch:
             index = np.array([*self._indices[rows[part]], *[self._room] * missing], np.int32)
             frames = np.stack(segments[part] + [np.zeros_like(segments[0])] * missing)
             prefilled = self.cache.cross_keys, self.cache.cross_values, self.cache.age
-            prefilled = self._compiled("prefill", (self._room,), self.weights, prefilled, index, frames)
+            prefilled, activations = self._compiled("prefill", (self._room,), self.weights, prefilled, index, frames)
+            if self.settings.activations:
+                heard += list(to_numpy(activations))[: len(rows[part])]
             self.cache = with_prefilled(self.cache, prefilled)
             prompt_ids = np.zeros((len(index), self.state.prompt_ids.shape[1]), np.int32)
             logit_bias = np.zeros((len(index), self.state.logit_bias.shape[1]), np.float32)
@@ -375,6 +389,7 @@ class Batch:
                 prompt_ids[number, : len(prompt.prompt_ids)], logit_bias[number] = prompt.prompt_ids, prompt.logit_bias
             drawn = np.stack(uniforms[part] + [np.zeros_like(uniforms[0])] * missing)
             self.state = self._compiled("reset", (self._room,), self.state, index, drawn, prompt_ids, logit_bias)
+        return heard
 
     def advance(self) -> np.ndarray:
         """Run some steps; return (num_rows,) bool, true for rows that have ended."""
@@ -400,15 +415,6 @@ class Batch:
     def program_logits(self, rows: list[int]) -> list[np.ndarray]:
         """Return the logits (max_steps, 128) float32 of the programs that were recorded of ended rows."""
         return list(to_numpy(self.state.program_logits)[self._indices[rows]])
-
-    def activations(self, contexts: list[np.ndarray]) -> list[np.ndarray]:
-        """Return how much each pitch of segments with their contexts sounds, and begins; see pitch_activations."""
-        result: list[np.ndarray] = []
-        for begin in range(0, len(contexts), ENCODED_TOGETHER):
-            part = contexts[begin : begin + ENCODED_TOGETHER]
-            frames = np.stack(part + [np.zeros_like(contexts[0])] * (ENCODED_TOGETHER - len(part)))
-            result += list(to_numpy(self._compiled("activations", (), self.weights, frames)))[: len(part)]
-        return result
 
     def compact(self, rows: list[int]) -> None:
         """Drop all rows but the given ones, which stay in this order; the others have ended."""
@@ -457,11 +463,11 @@ def generator(
         hold: whether segments come with prompts, as batching.PromptedSegment.
         int8: quantise, see pack.
         program_logits: whether the logits of programs come out beside the ids ('greedy' only).
-        activations: whether the pre-encoder's activations of Segment.context come out beside the ids.
+        activations: whether the pre-encoder's activations come out beside the ids.
         folder: for compiled programs, see compiled.Programs; None to keep them in memory only.
 
     Returns:
-        Called with segments, (input_frames, input_depth) float32 each, which are taken as rows become free, yields the
+        Called with segments, (heard_frames, input_depth) float32 each, which are taken as rows become free, yields the
         ids of each in their order: (n,) int32 up to and including EOS, or max_steps of them; batching.SegmentTokens
         with program_logits or activations.
     """
@@ -488,8 +494,6 @@ def generator(
     rows = row_count((batch_size + 1) // 2 if has_two_threads(device_of(weights.embedding), batch_size) else batch_size)
     expected.expect("prefill", rows)
     expected.expect("reset", rows)
-    if activations:
-        expected.expect("activations")
     expected.expect("advance", rows, min(LENGTHS[0], settings.max_steps))
 
     def generate(segments: Iterable[Any]) -> Iterator[Any]:

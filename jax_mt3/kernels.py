@@ -200,16 +200,17 @@ def rms_norm(x: jax.Array, scale: jax.Array, axis: int = -1) -> jax.Array:
     return normed * jnp.expand_dims(scale, axis + 1)
 
 
-def pre_encode(
-    frames: jax.Array, arrays: dict[str, jax.Array], config: NetworkConfig, activations: bool = False
-) -> jax.Array:
-    """Return the pre-encoder's output for frames (b, f, input_depth): (b, f, emb_dim); arrays as Weights has them.
+def pre_encode(frames: jax.Array, arrays: dict[str, jax.Array], config: NetworkConfig) -> tuple[jax.Array, jax.Array]:
+    """Return the pre-encoder's output and activations for frames (b, f, input_depth), see PreEncoder.
 
     Args:
-        activations: return (b, f, PITCH_ROWS, ROW_FEATURES) instead, see PreEncoder.
+        arrays: as Weights has them.
+
+    Returns:
+        ((b, l, emb_dim), (b, f, PITCH_ROWS, ROW_FEATURES)).
     """
     prefix = "encoder/pre_encoder/"
     turned = {name: array.T if name.endswith("/kernel") else array for name, array in arrays.items()}
     params = traverse_util.unflatten_dict({n.removeprefix(prefix): array for n, array in turned.items()}, sep="/")
-    result: Any = PreEncoder(config).apply({"params": params}, frames, activations)
+    result: Any = PreEncoder(config).apply({"params": params}, frames, True)
     return result

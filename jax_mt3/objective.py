@@ -15,7 +15,7 @@ from jax_mt3.checkpoint import to_params
 from jax_mt3.decode import generate
 from jax_mt3.devices import Devices
 from jax_mt3.losses import cross_entropy, decoder_losses, frame_losses, program_loss
-from jax_mt3.model import DecoderLayer, EncoderLayer, Transformer
+from jax_mt3.model import DecoderLayer, EncoderLayer, Transformer, own_frames
 from mt3_common.config import Config
 from mt3_common.data.shards import Batch
 from mt3_common.notes.vocabulary import Vocabulary
@@ -110,7 +110,7 @@ class Objective:
         return float(self._token_loss(weights, *self.inputs(batch)))
 
     def transcribe(self, arrays: dict[str, np.ndarray], frames: np.ndarray) -> list[np.ndarray]:
-        """Return the ids that a greedy search gives for segments (n, input_frames, mel bins)."""
+        """Return the ids that a greedy search gives for segments (n, heard_frames, mel bins)."""
         return list(generate(to_params(arrays), self.config, frames, batch_size=len(frames)))
 
     def inputs(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -142,7 +142,8 @@ class Objective:
         output, variables = apply(capture_intermediates=is_supervised, mutable=["intermediates"])
         intermediates, outputs = variables["intermediates"], {}
         if method == "encode":
-            return output, {("rows", 0): intermediates["encoder"]["pre_encoder"]["rolls"]["__call__"][0]}
+            rows = intermediates["encoder"]["pre_encoder"]["rolls"]["__call__"][0]
+            return output, {("rows", 0): rows}
         for number in range(self.config.network.num_decoder_layers):
             layer = intermediates["decoder"][f"layers_{number}"]
             outputs["output", number] = layer["__call__"][0]
@@ -183,7 +184,9 @@ class Objective:
                     supervised = supervised + self.settings.programs * programs / count
             total = token + supervised
             if frame_targets is not None:
-                both = frame_losses(self.settings, weights, encoded, encoder_outputs.get(("rows", 0)), frame_targets)
+                rows = encoder_outputs.get(("rows", 0))
+                own = None if rows is None else own_frames(rows, self.config.network)
+                both = frame_losses(self.settings, weights, encoded, own, frame_targets)
                 auxiliary, of_rows = (losses.mean() / num_batches for losses in both)
                 total += self.settings.auxiliary * auxiliary + of_rows
             return total, (total, token, auxiliary)

@@ -87,7 +87,7 @@ def type_error(kind: Any, value: Any, allowed: Range | None = None, choices: Seq
 
 
 # settings that MT3 does not have, which are 0 for it and not written
-PRE_ENCODER = ("pre_encoder_layers", "pre_encoder_dim")
+PRE_ENCODER = ("pre_encoder_layers", "pre_encoder_dim", "context_frames")
 # settings that are not written where they have the value of MT3's checkpoints
 UNWRITTEN = {**dict.fromkeys(PRE_ENCODER, 0), "encoder_top_db": 0.0, "program_granularity": "full"}
 # values of program_granularity
@@ -120,6 +120,8 @@ class NetworkConfig:
         pre_encoder_layers: layers that share their weights over pitch, in front of the encoder's own; 0, as in MT3, for
             no such layers.
         pre_encoder_dim: their channels for each semitone; 0 where there are none.
+        context_frames: frames before a segment, and after it, that the network is given with those of the segment for
+            the pre-encoder to hear, whose rows of the segment alone go on; 0, as in MT3, for none.
         encoder_top_db: the encoder takes what lies more than so many dB below the largest magnitude of its segment for
             that much (librosa's top_db), so that noise which nobody hears changes nothing; 0, as in MT3, for no limit.
             Zeros past the end of the audio stay.
@@ -144,6 +146,7 @@ class NetworkConfig:
     position_table: str = "mt3"
     pre_encoder_layers: int = 0
     pre_encoder_dim: int = 0
+    context_frames: int = 0
     encoder_top_db: float = 0.0
 
     @property
@@ -165,6 +168,8 @@ class NetworkConfig:
                 f"pre_encoder_layers {self.pre_encoder_layers} and pre_encoder_dim {self.pre_encoder_dim} must both be "
                 "0 or both above it"
             )
+        if self.context_frames and not self.pre_encoder_layers:
+            raise ConfigError(f"context_frames {self.context_frames} need a pre-encoder, and pre_encoder_layers is 0")
         if self.mlp_activations != ("gelu", "linear"):
             raise ConfigError(
                 f"mlp_activations must be ('gelu', 'linear') as in MT3, not {shown(self.mlp_activations)}"
@@ -281,6 +286,11 @@ class Config:
                 f"vocab_size {self.network.vocab_size} is too small for the {self.vocabulary.num_ids} ids of the "
                 f"vocabulary with num_velocity_bins {self.vocabulary.num_velocity_bins}"
             )
+
+    @property
+    def heard_frames(self) -> int:
+        """Count the frames that the network is given for a segment: its own, and context_frames on both sides."""
+        return self.input_frames + 2 * self.network.context_frames
 
     def with_granularity(self, granularity: str) -> "Config":
         """Return a copy with another program_granularity."""

@@ -81,10 +81,10 @@ def generator(
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         allowed: (vocab_size,) bool, tokens that may be chosen; None for all.
         program_logits: whether the logits of programs come out beside the ids.
-        activations: whether the pre-encoder's activations of Segment.context come out beside the ids.
+        activations: whether the pre-encoder's activations come out beside the ids.
 
     Returns:
-        A function that takes segments as batching.decode_continuously does, (input_frames, input_depth) float32 each,
+        A function that takes segments as batching.decode_continuously does, (heard_frames, input_depth) float32 each,
         and yields (n,) int32 ids up to and including EOS, or max_steps of them; batching.SegmentTokens with
         program_logits or activations.
     """
@@ -96,13 +96,12 @@ def generator(
         usable[:, ~allowed] = -np.inf
 
     outputs = ["ids", *["program_logits"] * program_logits, *["activations"] * activations]
-    shapes = {value.name: value.shape for value in search.get_inputs()}
     first_program = Vocabulary(config.vocabulary).first_id("program")
 
     def tokens_of(batch: list[np.ndarray | Segment | PromptedSegment]) -> list[Any]:
         prompted = [segment for segment in batch if isinstance(segment, PromptedSegment)]
         plain = [segment.segment if isinstance(segment, PromptedSegment) else segment for segment in batch]
-        frames = np.stack([segment.frames if isinstance(segment, Segment) else segment for segment in plain])
+        frames = np.stack([segment.heard if isinstance(segment, Segment) else segment for segment in plain])
         prompt = np.zeros((len(batch), max((len(segment.prompt_ids) for segment in prompted), default=0)), np.int64)
         bias = np.zeros((len(batch), vocab_size), dtype)
         for row, segment in enumerate(prompted):
@@ -110,10 +109,6 @@ def generator(
             bias[row] = segment.logit_bias
         inputs = {"frames": frames.astype(dtype, copy=False), "allowed": usable, "prompt": prompt, "bias": bias}
         inputs |= {"max_steps": np.array(steps, np.int64)}
-        if "context" in shapes:
-            silence = np.zeros(shapes["context"][1:], dtype)
-            contexts = [getattr(segment, "context", None) for segment in plain]
-            inputs["context"] = np.stack([silence if c is None else c for c in contexts]).astype(dtype, copy=False)
         arrays = map(np.asarray, search.run(outputs, inputs, memory_freeing_options()))
         results = dict(zip(outputs, arrays, strict=True))
         ids = results["ids"]
@@ -123,10 +118,9 @@ def generator(
             tokens = segment_tokens(rows, ids, results["program_logits"], first_program)
         elif activations:
             tokens = [SegmentTokens(row) for row in rows]
-        for number, segment in enumerate(plain if activations else []):
-            if isinstance(segment, Segment) and segment.context is not None:
-                of_segment = results["activations"][number].astype(np.float32)
-                tokens[number] = tokens[number]._replace(activations=of_segment)
+        if activations:
+            heard = results["activations"].astype(np.float32)
+            tokens = [token._replace(activations=rows) for token, rows in zip(tokens, heard, strict=True)]
         return tokens
 
     return side_by_side(tokens_of, batch_size)

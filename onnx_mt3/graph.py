@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from mt3_common.audio.segments import CONTEXT_FRAMES
 from mt3_common.config import PITCH_ROWS, Config
 from mt3_common.notes.vocabulary import NUM_PROGRAMS, Vocabulary
 from mt3_common.transcription.activations import has_activations
@@ -25,20 +24,18 @@ def search_graph(
     """Return a model that encodes segments and searches their tokens greedily.
 
     Inputs of the model:
-        frames: (n, input_frames, input_depth) float, n segments.
+        frames: (n, heard_frames, input_depth) float, n segments with their contexts.
         allowed: (1, vocab_size) float, added to the logits: 0, or -inf for a token that may not be chosen.
         prompt: (n, p) int64, p >= 0 ids that the tokens begin with; from a row's first 0 on, the network chooses.
         bias: (n, vocab_size) float, added to the logits of every token that the network chooses.
         max_steps: () int64, tokens at most, rounded up to a multiple of BLOCK_STEPS.
-        context: (n, input_frames + 2 * CONTEXT_FRAMES, input_depth) float, Segment.context of each segment; only where
-            the network has pitch activations (activations.has_activations).
 
     Outputs of the model:
         ids: (n, t) int64; what follows a row's first EOS has no meaning. t ends with the longest row.
         program_logits: (k, 128) float, of the k program tokens in ids, row by row: the logits of all programs' tokens
             that each was chosen from, or would have been without the prompt, `bias` and `allowed` added.
-        activations: (n, input_frames + 2 * CONTEXT_FRAMES, PITCH_ROWS, 2) float, that each pitch sounds, and that it
-            begins, in each frame of the context; where there is one.
+        activations: (n, heard_frames, PITCH_ROWS, 2) float, that each pitch sounds, and that it begins, in each frame;
+            only where they correct anything (activations.has_activations).
 
     Args:
         arrays: the checkpoint's arrays under MT3's names.
@@ -69,7 +66,7 @@ def _searched(arrays: Mapping[str, np.ndarray], config: Config, stored: str, com
     graph = SearchBuilder(arrays, config, stored, computed)
     network = config.network
     real = TYPES[computed]
-    frames = graph.input("frames", real, ["n", config.input_frames, network.input_depth])
+    frames = graph.input("frames", real, ["n", config.heard_frames, network.input_depth])
     graph.allowed = graph.input("allowed", real, [1, network.vocab_size])
     prompt = graph.input("prompt", TensorProto.INT64, ["n", "p"])
     bias = graph.input("bias", real, ["n", network.vocab_size])
@@ -77,13 +74,12 @@ def _searched(arrays: Mapping[str, np.ndarray], config: Config, stored: str, com
     num_rows = graph.op("Shape", frames, start=0, end=1)
     # a 0 behind the prompts: the network chooses there
     values = [graph.op("Pad", prompt, graph.ints([0, 0, 0, 1])), bias]
-    ids, program_logits = graph.search(num_rows, values, graph.encoded_keys_and_values(frames), max_steps)
+    cross, activations = graph.encoded_keys_and_values(frames)
+    ids, program_logits = graph.search(num_rows, values, cross, max_steps)
     graph.output(ids, "ids", TensorProto.INT64, ["n", "t"])
     graph.output(program_logits, "program_logits", real, ["k", 128])
-    if has_activations(config):
-        length = config.input_frames + 2 * CONTEXT_FRAMES
-        context = graph.input("context", real, ["n", length, network.input_depth])
-        graph.output(graph.activations_of_segments(context, length), "activations", real, ["n", length, PITCH_ROWS, 2])
+    if activations is not None:
+        graph.output(activations, "activations", real, ["n", config.heard_frames, PITCH_ROWS, 2])
     return graph
 
 
@@ -93,7 +89,7 @@ def teacher_graph(
     """Return a model of one full pass with the targets given, whose outputs are the modules' outputs and the logits.
 
     Inputs of the model:
-        frames: (n, input_frames, input_depth) float.
+        frames: (n, heard_frames, input_depth) float.
         decoder_input_tokens, decoder_target_tokens: (n, t) int64, as the twins' Decoder takes them.
 
     Outputs of the model:
@@ -105,11 +101,11 @@ def teacher_graph(
     graph = NetworkBuilder(arrays, config, stored, computed)
     network = config.network
     real = TYPES[computed]
-    frames = graph.input("frames", real, ["n", config.input_frames, network.input_depth])
+    frames = graph.input("frames", real, ["n", config.heard_frames, network.input_depth])
     tokens = graph.input("decoder_input_tokens", TensorProto.INT64, ["n", "t"])
     targets = graph.input("decoder_target_tokens", TensorProto.INT64, ["n", "t"])
     graph.taps = {}
-    encoded = graph.encoder(frames)
+    encoded, _ = graph.encoder(frames)
     logits = graph.decoder(encoded, tokens, targets)
     for path, (name, axes) in graph.taps.items():
         graph.output(name, path, real, ["n", *[None] * (axes - 1)])
@@ -133,33 +129,32 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
         first = Vocabulary(config.vocabulary).first_id("program")
         self.recorded_ids = first, first + NUM_PROGRAMS
 
-    def encoded_keys_and_values(self, frames: str) -> list[str]:
-        """Return what the decoder layers see of the encoder's output: keys and values of each in turn."""
+    def encoded_keys_and_values(self, frames: str) -> tuple[list[str], str | None]:
+        """Return what the decoder layers see of the encoder's output, and how much each pitch sounds, and begins.
+
+        Returns:
+            (keys and values of each layer in turn, (n, heard_frames, PITCH_ROWS, 2); None where they correct nothing).
+        """
         heads, width, length = self.network.num_heads, self.network.head_dim, self.config.input_frames
+        heard, corrects = self.config.heard_frames, has_activations(self.config)
 
         def encode(segment: str) -> list[str]:
-            encoded = self.encoder(segment)
+            encoded, activations = self.encoder(segment)
             results = []
             for layer in range(self.network.num_decoder_layers):
                 path = f"decoder/layers_{layer}/encoder_decoder_attention"
                 key = self.heads(self.dense(f"{path}/key", encoded), transposed=True)
                 value = self.heads(self.dense(f"{path}/value", encoded))
                 results += [self.op("Squeeze", array, self.ints([0])) for array in (key, value)]
+            if corrects and activations is not None:
+                two = self.op("Slice", activations, self.ints([0]), self.ints([2]), self.ints([3]))
+                results.append(self.op("Squeeze", two, self.ints([0])))
             return results
 
         shapes = [[heads, width, length], [heads, length, width]] * self.network.num_decoder_layers
-        return self.of_segments(frames, [length, self.network.input_depth], encode, shapes)
-
-    def activations_of_segments(self, context: str, length: int) -> str:
-        """Return how much each pitch sounds, and begins, in frames (n, length, depth): (n, length, PITCH_ROWS, 2)."""
-
-        def activations(segment: str) -> list[str]:
-            rows = self.activations("encoder/pre_encoder", self.within_range(segment), length)
-            two = self.op("Slice", rows, self.ints([0]), self.ints([2]), self.ints([3]))
-            return [self.op("Squeeze", two, self.ints([0]))]
-
-        [result] = self.of_segments(context, [length, self.network.input_depth], activations, [[length, PITCH_ROWS, 2]])
-        return result
+        shapes += [[heard, PITCH_ROWS, 2]] * corrects
+        results = self.of_segments(frames, [heard, self.network.input_depth], encode, shapes)
+        return (results[:-1], results[-1]) if corrects else (results, None)
 
     def step(
         self,

@@ -96,8 +96,9 @@ class NetworkBuilder(LayerBuilder):
         root = self.op("Sqrt", self.op("Add", mean, self.real(1e-6)))
         return self.tap(path, self.op("Mul", x, self.op("Div", self.weight(f"{path}/scale"), root)), 4)
 
-    def activations(self, path: str, frames: str, length: int) -> str:
-        """Return the probabilities of the pre-encoder's rows: (n, length, PITCH_ROWS, ROW_FEATURES)."""
+    def activations(self, path: str, frames: str) -> str:
+        """Return the probabilities of the pre-encoder's rows: (n, heard_frames, PITCH_ROWS, ROW_FEATURES)."""
+        length = self.config.heard_frames
         # the mean of means: ONNX Runtime adds up one after the other, and equal values, of which within_range makes
         # many, are then rounded to one side
         means = self.op("ReduceMean", frames, self.ints([2]), keepdims=1)
@@ -130,18 +131,36 @@ class NetworkBuilder(LayerBuilder):
         )
         return self.op("Where", past_end, frames, self.op("Max", frames, floor))
 
-    def pre_encoder(self, path: str, frames: str) -> str:
-        """Return what the layers that share their weights over pitch add to the projected frames, (n, l, emb_dim)."""
-        x = self.activations(path, frames, self.config.input_frames)
-        x = self.op("Reshape", x, self.ints([0, 0, PITCH_ROWS * ROW_FEATURES]))
-        return self.tap(path, self.dense(f"{path}/out", x))
+    def own_frames(self, x: str) -> str:
+        """Return what of x (n, heard_frames, ...) belongs to the segment itself, (n, input_frames, ...)."""
+        first = self.network.context_frames
+        if not first:
+            return x
+        end = first + self.config.input_frames
+        return self.op("Slice", x, self.ints([first]), self.ints([end]), self.ints([1]))
 
-    def encoder(self, frames: str) -> str:
-        """Return the encoder's output, (n, input_frames, emb_dim)."""
+    def pre_encoder(self, path: str, frames: str) -> tuple[str, str]:
+        """Return what the layers that share their weights over pitch add to the projected frames, and activations.
+
+        Returns:
+            ((n, input_frames, emb_dim), (n, heard_frames, PITCH_ROWS, ROW_FEATURES)).
+        """
+        activations = self.activations(path, frames)
+        x = self.op("Reshape", self.own_frames(activations), self.ints([0, 0, PITCH_ROWS * ROW_FEATURES]))
+        return self.tap(path, self.dense(f"{path}/out", x)), activations
+
+    def encoder(self, frames: str) -> tuple[str, str | None]:
+        """Return the encoder's output, (n, input_frames, emb_dim), and the pre-encoder's activations where it has one.
+
+        Args:
+            frames: (n, heard_frames, input_depth).
+        """
         frames = self.within_range(frames)
-        x = self.dense("encoder/continuous_inputs_projection", frames)
+        x = self.dense("encoder/continuous_inputs_projection", self.own_frames(frames))
+        activations = None
         if self.network.pre_encoder_layers:
-            x = self.op("Add", x, self.pre_encoder("encoder/pre_encoder", frames))
+            heard, activations = self.pre_encoder("encoder/pre_encoder", frames)
+            x = self.op("Add", x, heard)
         x = self.op("Add", x, self.table(self.config.input_frames))
         for layer in range(self.network.num_encoder_layers):
             path = f"encoder/layers_{layer}"
@@ -149,7 +168,7 @@ class NetworkBuilder(LayerBuilder):
             x = self.op("Add", x, self.attention(f"{path}/attention", y, y, None))
             y = self.norm(f"{path}/pre_mlp_layer_norm", x)
             x = self.tap(path, self.op("Add", x, self.mlp(f"{path}/mlp", y)))
-        return self.norm("encoder/encoder_norm", x)
+        return self.norm("encoder/encoder_norm", x), activations
 
     def decoder(self, encoded: str, tokens: str, targets: str) -> str:
         """Return the logits of a full pass; positions whose target is 0 are masked."""

@@ -227,7 +227,7 @@ def decode_inputs(
     """Return the inputs of the decode path and how many positions are compared in each precision.
 
     Args:
-        segments: frames (input_frames, input_depth) each; the first is decoded.
+        segments: frames (heard_frames, input_depth) each; the first is decoded.
         positions: in float64, at most the config's.
     """
     length = config.max_target_length

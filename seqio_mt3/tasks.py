@@ -34,7 +34,7 @@ def add_task(name: str, folders: Mapping[str, str | Path], config: Config) -> se
     Differs from it: MT3's preprocessing, random cutting included, was done when the shards were made.
     """
     shards = {split: Shards(sorted(Path(folder).glob("*.npz")), config) for split, folder in folders.items()}
-    shape = (config.input_frames, config.spectrogram.num_mel_bins)
+    shape = (config.heard_frames, config.spectrogram.num_mel_bins)
     signature = {
         "inputs": tf.TensorSpec(shape, tf.float32),
         "targets": tf.TensorSpec((None,), tf.int32),

@@ -33,7 +33,7 @@ from torch_mt3.kernels import (
     rms_norm,
     take_along,
 )
-from torch_mt3.model import Transformer, within_range
+from torch_mt3.model import Transformer, own_frames, within_range
 from torch_mt3.search import BeamState, empty_state, finalize, reset_rows, search_step
 from torch_mt3.weights import Weights, pack
 
@@ -79,13 +79,19 @@ def empty_cache(weights: Weights, num_rows: int, num_frames: int, num_decodes: i
 
 
 @torch.inference_mode()
-def encode(weights: Weights, frames: torch.Tensor) -> torch.Tensor:
-    """Return the encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
+def encode(weights: Weights, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the encoder's output for frames (b, f, input_depth), and how much each pitch sounds, and begins.
+
+    Returns:
+        ((b, l, emb_dim), (b, f, PITCH_ROWS, 2) float32; None without a pre-encoder).
+    """
     heads = {"h": weights.config.num_heads, "d": weights.config.head_dim}
     frames = within_range(frames.to(weights.embedding.dtype), weights.config)
-    x = dense(frames, weights.projection)
+    x = dense(own_frames(frames, weights.config), weights.projection)
+    activations = None
     if weights.pre_encoder:
-        x = x + pre_encode(frames, weights.pre_encoder, weights.config)
+        heard, rows = pre_encode(frames, weights.pre_encoder, weights.config)
+        x, activations = x + heard, rows[..., :2].to(torch.float32)
     x = x + weights.positions[: x.shape[1]]
     for layer in weights.encoder_layers:
         y = dense(rms_norm(x, layer.norm), layer.qkv)
@@ -93,21 +99,22 @@ def encode(weights: Weights, frames: torch.Tensor) -> torch.Tensor:
         y = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         x = x + dense(rearrange(y, "b h f d -> b f (h d)"), layer.out)
         x = x + mlp(rms_norm(x, layer.mlp_norm), layer)
-    return rms_norm(x, weights.encoder_norm)
+    return rms_norm(x, weights.encoder_norm), activations
 
 
 @torch.inference_mode()
-def pitch_activations(weights: Weights, frames: torch.Tensor) -> torch.Tensor:
-    """Return how much each pitch sounds, and begins: frames (b, f, input_depth) -> (b, f, PITCH_ROWS, 2) float32."""
-    frames = within_range(frames.to(weights.embedding.dtype), weights.config)
-    return pre_encode(frames, weights.pre_encoder, weights.config, activations=True)[..., :2].to(torch.float32)
+def prefill(
+    weights: Weights, cache: Cache, rows: torch.Tensor, frames: torch.Tensor
+) -> tuple[Cache, list[torch.Tensor]]:
+    """Begin segments in the given rows (r,): encode their frames (r, f, input_depth), set their age to 0.
 
-
-@torch.inference_mode()
-def prefill(weights: Weights, cache: Cache, rows: torch.Tensor, frames: torch.Tensor) -> Cache:
-    """Begin segments in the given rows (r,): encode their frames (r, f, input_depth), set their age to 0."""
+    Returns:
+        (the cache, the activations of each segment, see encode; none without a pre-encoder).
+    """
+    heard: list[torch.Tensor] = []
     for begin in range(0, len(rows), ENCODED_TOGETHER):
-        encoded = encode(weights, frames[begin : begin + ENCODED_TOGETHER])
+        encoded, activations = encode(weights, frames[begin : begin + ENCODED_TOGETHER])
+        heard += [] if activations is None else activations.unbind()
         encoded_rows = rows[begin : begin + ENCODED_TOGETHER]
         for layer, keys, values in zip(weights.layers, cache.cross_keys, cache.cross_values, strict=True):
             packed = rearrange(
@@ -115,7 +122,7 @@ def prefill(weights: Weights, cache: Cache, rows: torch.Tensor, frames: torch.Te
             )
             keys[encoded_rows], values[encoded_rows] = packed.to(weights.cache_example.dtype)
     cache.age[rows] = 0
-    return cache
+    return cache, heard
 
 
 @torch.inference_mode()
@@ -263,11 +270,16 @@ class Batch:
         segments: list[np.ndarray],
         uniforms: list[np.ndarray],
         prompts: list[PromptedSegment] | None = None,
-    ) -> None:
-        """Begin segments (input_frames, input_depth) in the given rows, with their prompts if the batch has prompts."""
+    ) -> list[np.ndarray]:
+        """Begin segments (heard_frames, input_depth) in the given rows, with their prompts if the batch has prompts.
+
+        Returns:
+            The activations of each segment, see encode, where the settings ask for them; else none.
+        """
         device = self.weights.embedding.device
         index = torch.tensor(rows, device=device)
-        self.cache = prefill(self.weights, self.cache, index, torch.from_numpy(np.stack(segments)).to(device))
+        frames = torch.from_numpy(np.stack(segments)).to(device)
+        self.cache, heard = prefill(self.weights, self.cache, index, frames)
         prompt_ids = torch.zeros((len(rows), self.state.prompt_ids.shape[1]), dtype=torch.int64)
         logit_bias = torch.zeros((len(rows), self.state.logit_bias.shape[1]))
         for number, prompt in enumerate(prompts or []):
@@ -275,6 +287,7 @@ class Batch:
             logit_bias[number] = torch.from_numpy(prompt.logit_bias)
         drawn = torch.from_numpy(np.stack(uniforms)).to(device)
         self.state = reset_rows(self.state, index, drawn, prompt_ids.to(device), logit_bias.to(device))
+        return [activations.cpu().numpy() for activations in heard] if self.settings.activations else []
 
     def advance(self) -> np.ndarray:
         """Run some steps; return (num_rows,) bool, true for rows that have ended."""
@@ -294,14 +307,6 @@ class Batch:
     def program_logits(self, rows: list[int]) -> list[np.ndarray]:
         """Return the logits (max_steps, 128) float32 of the programs that were recorded of ended rows."""
         return list(self.state.program_logits[rows].cpu().numpy())
-
-    def activations(self, contexts: list[np.ndarray]) -> list[np.ndarray]:
-        """Return how much each pitch of segments with their contexts sounds, and begins; see pitch_activations."""
-        result: list[np.ndarray] = []
-        for begin in range(0, len(contexts), ENCODED_TOGETHER):
-            frames = torch.from_numpy(np.stack(contexts[begin : begin + ENCODED_TOGETHER]))
-            result += list(pitch_activations(self.weights, frames.to(self.weights.embedding.device)).cpu().numpy())
-        return result
 
     def compact(self, rows: list[int]) -> None:
         """Drop all rows but the given ones, which stay in this order; the others have ended."""
@@ -348,10 +353,10 @@ def generator(
         hold: whether segments come with prompts, as batching.PromptedSegment.
         int8: quantise, see pack.
         program_logits: whether the logits of programs come out beside the ids ('greedy' only).
-        activations: whether the pre-encoder's activations of Segment.context come out beside the ids.
+        activations: whether the pre-encoder's activations come out beside the ids.
 
     Returns:
-        Called with segments, (input_frames, input_depth) float32 each, which are taken as rows become free, yields the
+        Called with segments, (heard_frames, input_depth) float32 each, which are taken as rows become free, yields the
         ids of each in their order: (n,) int32 up to and including EOS, or max_steps of them; batching.SegmentTokens
         with program_logits or activations.
     """

@@ -364,16 +364,19 @@ def rms_norm(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def pre_encode(
-    frames: torch.Tensor, arrays: dict[str, torch.Tensor], config: NetworkConfig, activations: bool = False
-) -> torch.Tensor:
-    """Return the pre-encoder's output for frames (b, f, input_depth): (b, f, emb_dim); arrays as Weights has them.
+    frames: torch.Tensor, arrays: dict[str, torch.Tensor], config: NetworkConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the pre-encoder's output and activations for frames (b, f, input_depth), see PreEncoder.
 
     Args:
-        activations: return (b, f, PITCH_ROWS, ROW_FEATURES) instead, see PreEncoder.
+        arrays: as Weights has them.
+
+    Returns:
+        ((b, l, emb_dim), (b, f, PITCH_ROWS, ROW_FEATURES)).
     """
     prefix = "encoder.pre_encoder."
     state = {state_dict_key(name)[0].removeprefix(prefix): array for name, array in arrays.items()}
-    return functional_call(_pre_encoder(config, threading.get_ident()), state, (frames, activations))
+    return functional_call(_pre_encoder(config, threading.get_ident()), state, (frames, True))
 
 
 @functools.lru_cache(maxsize=32)

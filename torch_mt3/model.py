@@ -264,12 +264,17 @@ class PitchLayer(nn.Module):
         return F.relu(x + self.local_norm(self.local(x)))
 
 
+def own_frames(x: torch.Tensor, config: NetworkConfig) -> torch.Tensor:
+    """Return what of x (b, f, ...) belongs to the segment itself: without config.context_frames on both sides."""
+    return x[:, config.context_frames : x.shape[1] - config.context_frames]
+
+
 class PreEncoder(nn.Module):
-    """Sounds heard in each row of a semitone, learned once for all pitches: (b, l, input_depth) -> (b, l, emb_dim).
+    """Sounds heard in each row of a semitone, learned once for all pitches: (b, f, input_depth) -> (b, l, emb_dim).
 
     The frames' mean is taken off, so that loudness alone changes nothing. What a row says are probabilities, three of
-    which training can teach: that the pitch sounds, begins, ends. With `activations` these probabilities are returned:
-    (b, l, PITCH_ROWS, ROW_FEATURES).
+    which training can teach: that the pitch sounds, begins, ends. Those of the segment's own frames go on; with
+    `activations` the probabilities of all frames are returned as well: (b, f, PITCH_ROWS, ROW_FEATURES).
 
     Source: no paper; the idea of layers that share over pitch and look at harmonics is that of harmonic convolutions
     (Wei et al., HarmoF0) and of Basic Pitch's harmonic stacking.
@@ -291,7 +296,8 @@ class PreEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x)
         x = F.sigmoid(self.rolls(x) + ROW_BIAS)
-        return x if activations else self.out(rearrange(x, "b l r k -> b l (r k)"))
+        out = self.out(rearrange(own_frames(x, self.config), "b l r k -> b l (r k)"))
+        return (out, x) if activations else out
 
 
 def within_range(frames: torch.Tensor, config: NetworkConfig) -> torch.Tensor:
@@ -307,7 +313,10 @@ def within_range(frames: torch.Tensor, config: NetworkConfig) -> torch.Tensor:
 
 
 class Encoder(nn.Module):
-    """Frames (b, l, input_depth) -> (b, l, emb_dim). Every frame is seen, also zeros past the end of the audio."""
+    """Frames (b, f, input_depth) -> (b, l, emb_dim), for the l frames between those of the context.
+
+    Every frame is seen, also zeros past the end of the audio.
+    """
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
@@ -323,7 +332,7 @@ class Encoder(nn.Module):
 
     def forward(self, frames, train=False):
         frames = within_range(frames, self.config)
-        x = self.continuous_inputs_projection(frames)
+        x = self.continuous_inputs_projection(own_frames(frames, self.config))
         if self.config.pre_encoder_layers:
             x = x + self.pre_encoder(frames)
         x = (x + self.positions(x)).to(x.dtype)
@@ -374,11 +383,11 @@ class Transformer(nn.Module):
         self.decoder = Decoder(self.config)
 
     def encode(self, frames, train=False):
-        """The encoder's output: frames (b, f, input_depth) -> (b, f, emb_dim)."""
+        """The encoder's output: frames (b, f, input_depth) -> (b, l, emb_dim)."""
         return self.encoder(frames, train)
 
     def decode(self, encoded, decoder_input_tokens, decoder_target_tokens, train=False):
-        """Logits from the encoder's output: (b, f, emb_dim) and tokens (b, l) -> (b, l, vocab_size)."""
+        """Logits from the encoder's output: (b, k, emb_dim) and tokens (b, l) -> (b, l, vocab_size)."""
         return self.decoder(encoded, decoder_input_tokens, decoder_target_tokens, train)
 
     def forward(self, frames, decoder_input_tokens, decoder_target_tokens, train=False):

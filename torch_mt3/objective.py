@@ -20,7 +20,7 @@ from torch_mt3.decode import generate
 from torch_mt3.devices import Devices
 from torch_mt3.kernels import SLOW_BFLOAT16, is_slow_at
 from torch_mt3.losses import cross_entropy, decoder_losses, frame_losses, program_loss
-from torch_mt3.model import Transformer
+from torch_mt3.model import Transformer, own_frames
 
 
 def rematerialise(layer: torch.nn.Module) -> None:
@@ -112,7 +112,7 @@ class Objective:
 
     @torch.no_grad()
     def transcribe(self, arrays: dict[str, np.ndarray], frames: np.ndarray) -> list[np.ndarray]:
-        """Return the ids that a greedy search gives for segments (n, input_frames, mel bins)."""
+        """Return the ids that a greedy search gives for segments (n, heard_frames, mel bins)."""
         model = Transformer(self.config.network)
         model.load_state_dict(to_state_dict(arrays))
         return list(generate(model.to(self.devices.device).eval(), self.config, frames, batch_size=len(frames)))
@@ -162,9 +162,9 @@ class Objective:
                 supervised = supervised + self.settings.programs * programs / count
         total = token + supervised
         if self.settings.has_frame_losses:
-            both = frame_losses(
-                self.settings, weights, encoded, self.outputs.get(("rows", 0)), self._frame_targets(batch)
-            )
+            rows = self.outputs.get(("rows", 0))
+            own = None if rows is None else own_frames(rows, self.config.network)
+            both = frame_losses(self.settings, weights, encoded, own, self._frame_targets(batch))
             auxiliary, of_rows = (losses.mean() / (num_batches * self.devices.count) for losses in both)
             total = total + self.settings.auxiliary * auxiliary + of_rows
         self.outputs.clear()

@@ -24,6 +24,7 @@ CONFIG = Config(
     network=NetworkConfig(
         **{"emb_dim": 32, "num_heads": 2, "head_dim": 16, "mlp_dim": 40, "num_encoder_layers": 1},
         **{"num_decoder_layers": 2, "dropout_rate": 0.0, "pre_encoder_layers": 1, "pre_encoder_dim": 4},
+        context_frames=8,
     ),
     spectrogram=SpectrogramConfig(hop_width=320),
     input_frames=64,

@@ -8,9 +8,6 @@ import numpy as np
 from mt3_common.audio.spectrogram import check_samples, log_mel_spectrogram
 from mt3_common.config import Config
 
-# frames before and after a segment that a pre-encoder hears with it
-CONTEXT_FRAMES = 8
-
 
 class Segment(NamedTuple):
     """One input of the network.
@@ -20,9 +17,9 @@ class Segment(NamedTuple):
         start_time: s, the first frame's time rounded down to a shift step as published (2.048 -> 2.04).
         frames: (input_frames, num_mel_bins) float32; rows from num_frames on are 0.0 (not the logarithm of silence).
         num_frames: rows that hold audio.
-        context: (input_frames + 2 * CONTEXT_FRAMES, num_mel_bins) float32, the segment's frames with those before and
-            after it, none of which is cut off at the segment's end, silence outside of the recording; None for a
-            network without a pre-encoder.
+        context: (config.heard_frames, num_mel_bins) float32, the segment's frames with context_frames before and after
+            them, none of which is cut off at the segment's end, silence outside of the recording; None for a network
+            without context_frames.
     """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.index)
@@ -30,6 +27,11 @@ class Segment(NamedTuple):
     frames: np.ndarray
     num_frames: int
     context: np.ndarray | None = None
+
+    @property
+    def heard(self) -> np.ndarray:
+        """Return what the network is given: the context where it takes one, else the segment's own frames."""
+        return self.frames if self.context is None else self.context
 
 
 def num_segments(num_samples: int, config: Config) -> int:
@@ -70,7 +72,7 @@ def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Gene
     """
     hop = config.spectrogram.hop_width
     size = config.input_frames * hop
-    context = _Context(config) if config.network.pre_encoder_layers else None
+    context = _Context(config) if config.network.context_frames else None
     ahead = context.samples_ahead if context else 0
     buffer = np.empty(size + ahead, np.float32)
     index = filled = position = 0
@@ -121,8 +123,9 @@ class _Context:
 
     def __init__(self, config: Config):
         self._config = config
+        self._around = config.network.context_frames
         hop, window = config.spectrogram.hop_width, config.spectrogram.fft_size
-        self.samples_ahead = CONTEXT_FRAMES * hop + window - hop
+        self.samples_ahead = self._around * hop + window - hop
         # the first frame of a segment whose window reaches behind it
         self._first_cut = max(0, (config.input_frames * hop - window) // hop + 1)
         self._before: np.ndarray | None = None
@@ -131,12 +134,12 @@ class _Context:
         """Return the context of the next segment, given its samples and samples_ahead more."""
         hop, length = self._config.spectrogram.hop_width, self._config.input_frames
         if self._before is None:
-            beginning = np.concatenate([np.zeros(CONTEXT_FRAMES * hop, np.float32), samples])
-            self._before = self._log_mel(beginning, CONTEXT_FRAMES)
+            beginning = np.concatenate([np.zeros(self._around * hop, np.float32), samples])
+            self._before = self._log_mel(beginning, self._around)
         whole = segment.frames[: min(self._first_cut, segment.num_frames)]
-        rest = self._log_mel(samples[len(whole) * hop :], length + CONTEXT_FRAMES - len(whole))
+        rest = self._log_mel(samples[len(whole) * hop :], length + self._around - len(whole))
         context = np.concatenate([self._before, whole, rest])
-        self._before = context[length : length + CONTEXT_FRAMES].copy()
+        self._before = context[length : length + self._around].copy()
         return context
 
     def _log_mel(self, samples: np.ndarray, num_frames: int) -> np.ndarray:

@@ -24,11 +24,13 @@ class Cutter(Protocol):
     Attributes:
         num_channels: of the decoder; ids have an axis for more than one.
         max_ids: of a channel; segments with more are left out.
+        context_frames: before a segment's frames, and after them, that come with them.
         signature: the settings that segments depend on, as text.
     """
 
     num_channels: int
     max_ids: int
+    context_frames: int
     signature: str
 
     def cut(self, audio: np.ndarray, notes: Sequence[Note], rng: np.random.Generator) -> Iterator[tuple]:
@@ -40,7 +42,8 @@ class Cutter(Protocol):
             rng: decides where the first segment begins.
 
         Yields:
-            (frames of a segment, bins) float16 frames, (l,) or (channels, l) ids, and (frames, ROLL_COLUMNS) bool.
+            (frames of a segment and its context, bins) float16 frames, (l,) or (channels, l) ids, and (frames of the
+            segment, ROLL_COLUMNS) bool.
         """
         ...
 
@@ -53,9 +56,10 @@ class MT3Cutter:
     def __init__(self, config: Config):
         self.config = config
         self.max_ids = config.max_target_length
-        self.signature = "; ".join(
-            map(str, (config.spectrogram, config.vocabulary, f"input_frames {config.input_frames}"))
-        )
+        self.context_frames = config.network.context_frames
+        told = [config.spectrogram, config.vocabulary, f"input_frames {config.input_frames}"]
+        told += [f"context_frames {self.context_frames}"] if self.context_frames else []
+        self.signature = "; ".join(map(str, told))
 
     def cut(self, audio: np.ndarray, notes: Sequence[Note], rng: np.random.Generator) -> Iterator[tuple]:
         """See Cutter."""
@@ -80,6 +84,7 @@ class YourMT3Cutter:
         self.task = find_task(settings.task)
         self.num_channels = self.task.num_channels
         self.max_ids = self.task.max_tokens
+        self.context_frames = 0
         self.signature = f"{settings.front_end}; task {self.task.name}"
 
     def cut(self, audio: np.ndarray, notes: Sequence[Note], rng: np.random.Generator) -> Iterator[tuple]:
@@ -145,8 +150,9 @@ def roll(notes: Sequence[Note], num_frames: int, rate: float) -> np.ndarray:
 def cut_segments(audio: np.ndarray, notes: Sequence[Note], first_frame: int, config: Config) -> Iterator[tuple]:
     """Cut a recording into segments from first_frame on, as `infer` does.
 
-    Each segment's spectrogram is computed from its own samples alone; frames past the end are 0.0. Segments with more
-    than max_target_length ids are left out.
+    Each segment's spectrogram is computed from its own samples alone, and frames past the end are 0.0; with
+    context_frames, from the samples around them, too, and frames outside of the recording are silence. Segments with
+    more than max_target_length ids are left out.
 
     Args:
         audio: (n,) float32 mono at 16 kHz.
@@ -155,20 +161,26 @@ def cut_segments(audio: np.ndarray, notes: Sequence[Note], first_frame: int, con
         config: of the model.
 
     Yields:
-        (input_frames, mel bins) float16 frames, ids, and (input_frames, ROLL_COLUMNS) bool.
+        (heard_frames, mel bins) float16 frames, ids, and (input_frames, ROLL_COLUMNS) bool.
     """
     hop, length = config.spectrogram.hop_width, config.input_frames
     num_frames = len(audio) // hop + 1
     # As published, a full last hop is followed by an empty one.
     audio = np.pad(audio, (0, num_frames * hop - len(audio)))
+    around = config.network.context_frames
+    # what the contexts of the first and the last segment may reach
+    behind = (length + around) * hop + config.spectrogram.fft_size
+    padded = np.pad(audio, (around * hop, behind)) if around else audio
     encoder = NoteEncoder(notes, num_frames, config)
     columns = roll(notes, num_frames, config.spectrogram.frames_per_second)
     for first in range(first_frame, num_frames, length):
         ids = encoder.encode(first, first + length)
         if len(ids) > config.max_target_length:
             continue
-        log_mel = log_mel_spectrogram(audio[first * hop : (first + length) * hop], config.spectrogram)
-        frames = np.zeros((length, config.spectrogram.num_mel_bins), np.float16)
+        # the last frame's window reaches over its hop where there is a context
+        end = (first + config.heard_frames) * hop + (config.spectrogram.fft_size - hop if around else 0)
+        log_mel = log_mel_spectrogram(padded[first * hop : end], config.spectrogram)[: config.heard_frames]
+        frames = np.zeros((config.heard_frames, config.spectrogram.num_mel_bins), np.float16)
         frames[: len(log_mel)] = log_mel
         sounding = np.zeros((length, ROLL_COLUMNS), bool)
         sounding[: len(columns[first : first + length])] = columns[first : first + length]

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     """A batch of segments.
 
     Attributes:
-        frames: (b, input_frames, mel bins) float32.
+        frames: (b, heard_frames, mel bins) float32, those of the context included.
         targets: (b, l) int32 ids up to EOS, then 0; (b, c, l) with the channels of a YourMT3+.
         rolls: (b, input_frames, ROLL_COLUMNS) bool.
     """
@@ -122,7 +122,7 @@ class Shards:
                 ids, lengths, made_for = (np.array(map_array(path, name)) for name in ("ids", "lengths", "made_for"))
                 if str(made_for) == cutter.signature:
                     frames, rolls = self._file(number)
-                    _check_shapes(ids, lengths, frames, rolls, cutter.num_channels)
+                    _check_shapes(ids, lengths, frames, rolls, cutter)
             except (OSError, ValueError) as error:
                 raise ValueError(f"{path} is no shard of segments: {error}") from error
             if str(made_for) != cutter.signature:
@@ -288,13 +288,14 @@ def map_array(path: str | Path, name: str) -> np.ndarray:
         raise ShardError(f"{name} cannot be read ({type(error).__name__})") from error
 
 
-def _check_shapes(ids: np.ndarray, lengths: np.ndarray, frames: np.ndarray, rolls: np.ndarray, channels: int) -> None:
+def _check_shapes(ids: np.ndarray, lengths: np.ndarray, frames: np.ndarray, rolls: np.ndarray, cutter: Cutter) -> None:
     """Raise ValueError unless the arrays of a shard are those of as many segments, as write_shard has them."""
     is_numbered = lengths.ndim == 1 and lengths.dtype.kind == "i" and lengths.min(initial=0) >= 0
     if (
-        not is_numbered or ids.dtype.kind != "i" or ids.shape != (channels * lengths.sum(dtype=object),)
+        not is_numbered or ids.dtype.kind != "i" or ids.shape != (cutter.num_channels * lengths.sum(dtype=object),)
         or frames.dtype.kind != "f" or frames.ndim != 3 or len(frames) != len(lengths)
-        or rolls.dtype != np.uint8 or rolls.ndim != 3 or rolls.shape[:2] != frames.shape[:2]
+        or rolls.dtype != np.uint8 or rolls.ndim != 3 or len(rolls) != len(frames)
+        or rolls.shape[1] + 2 * cutter.context_frames != frames.shape[1]
         or 8 * rolls.shape[2] < ROLL_COLUMNS
     ):  # fmt: skip
         raise ValueError("its arrays do not fit each other")

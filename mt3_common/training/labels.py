@@ -145,6 +145,6 @@ def decoder_labels(batch: Batch, soft: np.ndarray, frames: EventFrames) -> tuple
         (b, l, LABEL_COLUMNS), soft at the frame that each token is about, and (b, l) int64, the frame of the next
         event, input_frames for none.
     """
-    no_event = batch.frames.shape[1]
+    no_event = batch.rolls.shape[1]
     current = np.minimum(np.rint(frames.current), no_event - 1).astype(np.int64)
     return np.take_along_axis(soft, current[..., None], axis=1), np.rint(frames.next).astype(np.int64)

@@ -43,7 +43,7 @@ class Learner(Protocol):
         ...
 
     def transcribe(self, frames: np.ndarray) -> list[np.ndarray]:
-        """Return the ids of a greedy search with averaged() for segments (n, input_frames, mel bins)."""
+        """Return the ids of a greedy search with averaged() for segments (n, heard_frames, mel bins)."""
         ...
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -123,8 +123,10 @@ def yourmt3_segment_image(batch: Batch, ids: Sequence[np.ndarray], settings: You
 def _image(batch: Batch, notes: Sequence[Sequence[Note]], rate: float, limits: tuple[float, float]) -> np.ndarray:
     columns = []
     darkest, brightest = limits
-    for frames, reference, of_segment in zip(batch.frames, batch.rolls, notes, strict=True):
-        estimate = roll(of_segment, len(frames), rate)
+    context = (batch.frames.shape[1] - batch.rolls.shape[1]) // 2
+    own_frames = batch.frames[:, context : context + batch.rolls.shape[1]]
+    for frames, reference, of_segment in zip(own_frames, batch.rolls, notes, strict=True):
+        estimate = roll(of_segment, len(reference), rate)
         # A drum hit lasts one frame; three are visible.
         pitches = reference[:, :128] + 2 * estimate[:, :128]
         drums = _widen(reference[:, 256:384]) + 2 * _widen(estimate[:, 256:384])

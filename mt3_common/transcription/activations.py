@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mt3_common.audio.segments import CONTEXT_FRAMES
 from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config
 from mt3_common.notes.vocabulary import DECODED_EOS, EOS_ID, UNK_ID, Vocabulary
 
@@ -27,8 +26,8 @@ SECONDS_OF_OCTAVE, OCTAVE = 0.5, 12
 
 
 def has_activations(config: Config) -> bool:
-    """Tell whether a network has pitch activations, and a tie section, without which there is nothing to correct."""
-    return bool(config.network.pre_encoder_layers) and config.vocabulary.use_ties
+    """Tell whether a network has what corrections take: pitch activations around its segments, and ties."""
+    return config.network.context_frames > REACH and config.vocabulary.use_ties
 
 
 def offset_of_peak(before: float, middle: float, after: float) -> float:
@@ -91,13 +90,13 @@ class ActivationCorrector:
     """Corrects the onsets and offsets of a recording, segment by segment, by its pitch activations.
 
     A decoder that writes one token after the other misses notes in dense music, invents some, and hears little of what
-    lies at the edges of its segment. The pre-encoder hears each pitch for itself, and is given CONTEXT_FRAMES more on
+    lies at the edges of its segment. The pre-encoder hears each pitch for itself, and is given context_frames more on
     both sides. So onsets of low activation are dropped; clear ones that the decoder missed are added, under the program
     of the nearest onset; and a note that the decoder ends, or does not tie, while its pitch sounds on lasts until it
     does not. Drums and programs stay the decoder's.
 
     Args:
-        config: of a network with a pre-encoder.
+        config: of a network that has_activations.
 
     Source: none in MT3. The thresholds were chosen on validation recordings, see checkpoints/README.md.
     """
@@ -107,6 +106,7 @@ class ActivationCorrector:
         steps_per_second = config.vocabulary.steps_per_second
         self._steps_per_frame = steps_per_second / config.spectrogram.frames_per_second
         self._num_frames = config.input_frames
+        self._context = config.network.context_frames
         self._num_steps = round(config.input_frames * self._steps_per_frame)
         self._same = round(SAME_ONSET * steps_per_second)
         self._octave = SECONDS_OF_OCTAVE * steps_per_second
@@ -122,7 +122,7 @@ class ActivationCorrector:
 
         Args:
             ids: (n,) of the decoder.
-            activations: (input_frames + 2 * CONTEXT_FRAMES, PITCH_ROWS, 2): SOUNDING and ONSET, in 0..1.
+            activations: (config.heard_frames, PITCH_ROWS, 2): SOUNDING and ONSET, in 0..1.
         """
         # the ids are meant for what the decoder's own ids before them left behind
         written = self._state_ids(self._heard)
@@ -239,7 +239,7 @@ class ActivationCorrector:
 
     def _is_heard(self, onset: Event, activations: np.ndarray) -> bool:
         """Tell whether an onset has an activation near it; one outside of the rows does."""
-        row, frame = onset.pitch - LOWEST_PITCH, CONTEXT_FRAMES + int(onset.step / self._steps_per_frame)
+        row, frame = onset.pitch - LOWEST_PITCH, self._context + int(onset.step / self._steps_per_frame)
         if not 0 <= row < PITCH_ROWS:
             return True
         return bool(activations[frame - REACH : frame + REACH + 1, row, ONSET].max() >= LEAST_ONSET)
@@ -257,7 +257,7 @@ class ActivationCorrector:
         """
         missed: list[Event] = []
         known = [*onsets, *ties]
-        first = CONTEXT_FRAMES - REACH
+        first = self._context - REACH
         heights = activations[first - 1 : first + self._num_frames + 1, :, ONSET].astype(np.float64)
         before, middle, after = heights[:-2], heights[1:-1], heights[2:]
         peaks = (middle >= CLEAR_ONSET) & (middle >= before) & (middle > after)
@@ -319,7 +319,7 @@ class ActivationCorrector:
         row = pitch - LOWEST_PITCH
         if not 0 <= row < PITCH_ROWS or frame >= self._num_frames:
             return frame
-        sounding = activations[CONTEXT_FRAMES + frame : CONTEXT_FRAMES + self._num_frames, row, SOUNDING]
+        sounding = activations[self._context + frame : self._context + self._num_frames, row, SOUNDING]
         quiet = np.flatnonzero(sounding < LEAST_SOUNDING)
         return frame + int(quiet[0]) if len(quiet) else self._num_frames
 

@@ -41,8 +41,7 @@ class SearchSettings:
             same numbers.
         first_program: id of program 0, where 'greedy' records the logits of the 128 programs at every step, so that
             segments come out as SegmentTokens; 0 to record none.
-        activations: whether the pre-encoder's activations of the segments' contexts come out beside the ids, as
-            SegmentTokens.
+        activations: whether the pre-encoder's activations come out beside the ids, as SegmentTokens.
 
     Raises:
         ValueError: a setting is out of range, or two of them contradict each other.
@@ -115,9 +114,9 @@ class SegmentTokens(NamedTuple):
         program_logits: (k, 128) float32, of the programs at each of the k program tokens among ids, in order, with mask
             and bias; -inf for one that may not be chosen. Of a token of the prompt, too, they say what the network
             thought. None where they were not recorded.
-        activations: (f, PITCH_ROWS, 2) float32, for each frame of Segment.context and each pitch of the pre-encoder the
-            probabilities that it sounds, and that it begins. None for a network without a pre-encoder, or where nobody
-            asked.
+        activations: (f, PITCH_ROWS, 2) float32, for each frame that the network was given and each pitch of the
+            pre-encoder the probabilities that it sounds, and that it begins. None for a network without a pre-encoder,
+            or where nobody asked.
     """
 
     ids: np.ndarray
@@ -141,8 +140,12 @@ class RunningBatch(Protocol):
         segments: list[np.ndarray],
         uniforms: list[np.ndarray],
         prompts: list[PromptedSegment] | None = None,
-    ) -> None:
-        """Begin segments (input_frames, mel bins) in the given rows, with their prompts if the batch has prompts."""
+    ) -> list[np.ndarray]:
+        """Begin segments (heard_frames, mel bins) in the given rows, with their prompts if the batch has prompts.
+
+        Returns:
+            The pitch activations of each segment, see SegmentTokens, where the settings ask for them; else none.
+        """
         ...
 
     def advance(self) -> np.ndarray:
@@ -155,10 +158,6 @@ class RunningBatch(Protocol):
 
     def program_logits(self, rows: list[int]) -> list[np.ndarray]:
         """Return the logits (max_steps, 128) that were recorded of ended rows; see SearchSettings.first_program."""
-        ...
-
-    def activations(self, contexts: list[np.ndarray]) -> list[np.ndarray]:
-        """Return the pitch activations of each Segment.context; see SegmentTokens.activations."""
         ...
 
     def compact(self, rows: list[int]) -> None:
@@ -202,20 +201,24 @@ class TwoThreadBatch:
         segments: list[np.ndarray],
         uniforms: list[np.ndarray],
         prompts: list[PromptedSegment] | None = None,
-    ) -> None:
+    ) -> list[np.ndarray]:
         """See RunningBatch.prefill."""
         split = self._split(rows)
 
-        def prefill(half: int, batch: RunningBatch) -> None:
-            if indices := split[half]:
-                half_rows = [self._halves_and_rows[rows[i]][1] for i in indices]
-                arrays, numbers = [segments[i] for i in indices], [uniforms[i] for i in indices]
-                if prompts:
-                    batch.prefill(half_rows, arrays, numbers, [prompts[i] for i in indices])
-                else:
-                    batch.prefill(half_rows, arrays, numbers)
+        def prefill(half: int, batch: RunningBatch) -> list[np.ndarray]:
+            indices = split[half]
+            if not indices:
+                return []
+            half_rows = [self._halves_and_rows[rows[i]][1] for i in indices]
+            arrays, numbers = [segments[i] for i in indices], [uniforms[i] for i in indices]
+            if prompts:
+                return batch.prefill(half_rows, arrays, numbers, [prompts[i] for i in indices])
+            return batch.prefill(half_rows, arrays, numbers)
 
-        self._in_both(prefill)
+        activations: dict[int, np.ndarray] = {}
+        for indices, of_half in zip(split, self._in_both(prefill), strict=True):
+            activations |= zip(indices, of_half)
+        return [activations[i] for i in sorted(activations)]
 
     def advance(self) -> np.ndarray:
         """See RunningBatch.advance."""
@@ -229,13 +232,6 @@ class TwoThreadBatch:
     def program_logits(self, rows: list[int]) -> list[np.ndarray]:
         """See RunningBatch.program_logits."""
         return self._of_rows(rows, lambda batch, half_rows: batch.program_logits(half_rows))
-
-    def activations(self, contexts: list[np.ndarray]) -> list[np.ndarray]:
-        """See RunningBatch.activations."""
-        middle = (len(contexts) + 1) // 2
-        parts = [contexts[:middle], contexts[middle:]]
-        first, second = self._in_both(lambda half, batch: batch.activations(parts[half]) if parts[half] else [])
-        return [*first, *second]
 
     def _of_rows(
         self, rows: list[int], results_of: Callable[[RunningBatch, list[int]], list[np.ndarray]]
@@ -286,7 +282,7 @@ def decode_continuously(
 
     Args:
         make_batch: called with a number of rows, returns a RunningBatch.
-        segments: (input_frames, mel bins) float32 each; or Segments, of several recordings one after the other, of
+        segments: (heard_frames, mel bins) float32 each; or Segments, of several recordings one after the other, of
             which each is numbered by its own index; or all PromptedSegments, and None where the next one
             needs ids that have not come out yet.
         batch_size: rows at most.
@@ -330,17 +326,14 @@ def decode_continuously(
             free = [row for row in range(batch.num_rows) if row not in in_row][: len(waiting)]
             prompts = [segment for _, segment in waiting if isinstance(segment, PromptedSegment)]
             plain = [(number, s.segment if isinstance(s, PromptedSegment) else s) for number, s in waiting]
-            known = [(s.frames, s.index) if isinstance(s, Segment) else (s, number) for number, s in plain]
+            known = [(s.heard, s.index) if isinstance(s, Segment) else (s, number) for number, s in plain]
             uniforms = [settings.uniforms(index) for _, index in known]
             arrays = [frames for frames, _ in known]
-            if prompts:
-                batch.prefill(free, arrays, uniforms, prompts)
-            else:
-                batch.prefill(free, arrays, uniforms)
-            in_row.update(zip(free, (number for number, _ in waiting), strict=True))
-            if settings.activations:
-                contexts = {n: s.context for n, s in plain if isinstance(s, Segment) and s.context is not None}
-                activations.update(zip(contexts, batch.activations(list(contexts.values())), strict=True))
+            heard = batch.prefill(free, arrays, uniforms, *([prompts] if prompts else []))
+            started = [number for number, _ in waiting]
+            in_row.update(zip(free, started, strict=True))
+            if heard:
+                activations.update(zip(started, heard, strict=True))
             waiting = []
         done = batch.advance()
         rows = [row for row in in_row if done[row]]

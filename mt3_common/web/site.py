@@ -11,7 +11,6 @@ import numpy as np
 import pretty_midi
 import soxr
 
-from mt3_common.audio.segments import CONTEXT_FRAMES
 from mt3_common.audio.spectrogram import bins_of, mel_matrix
 from mt3_common.audio.tensorflow_rounding import hann_window
 from mt3_common.checkpoint.registry import NamedCheckpoint
@@ -157,8 +156,8 @@ def facts(
             "fft": spectrogram.fft_size,
             "bins": spectrogram.num_mel_bins,
             "frames": config.input_frames,
-            # before and after a segment; 0 where onsets and offsets are not corrected
-            "contextFrames": CONTEXT_FRAMES if activations.has_activations(config) else 0,
+            # before a segment and after it, which the network is given, too
+            "contextFrames": config.network.context_frames,
             "maxTokens": config.max_target_length,
             "vocabSize": config.network.vocab_size,
             "ranges": vocabulary.ranges,
@@ -177,6 +176,7 @@ def facts(
         },
         "rates": rates,
         "holdBias": HOLD_BIAS,
+        # null where onsets and offsets are not corrected
         "activations": {
             "rows": PITCH_ROWS,
             "lowestPitch": LOWEST_PITCH,
@@ -188,7 +188,9 @@ def facts(
             "sameOnset": activations.SAME_ONSET,
             "secondsOfOctave": activations.SECONDS_OF_OCTAVE,
             "octave": activations.OCTAVE,
-        },
+        }
+        if activations.has_activations(config)
+        else None,
         # of all notes, where the model says none
         "velocity": None if MT3Family(config).tells_velocities else UNTOLD,
         "programNames": [pretty_midi.program_to_instrument_name(program) for program in range(128)],

@@ -12,10 +12,10 @@ from parity.trace.precision import EPSILON
 
 
 def probe_frames(config: Config, frames: np.ndarray) -> dict[str, np.ndarray]:
-    """Make the probes: name -> frames of one segment (input_frames, input_depth) float32.
+    """Make the probes: name -> frames of one segment (heard_frames, input_depth) float32.
 
     Args:
-        frames: (n, input_frames, input_depth) of a recording, which some probes modify.
+        frames: (n, heard_frames, input_depth) of a recording, which some probes modify.
     """
     shape = frames.shape[1:]
     spectrogram = config.spectrogram
@@ -44,7 +44,7 @@ def make_probes(config: Config, frames: np.ndarray, seen: np.ndarray) -> tuple[l
     The target of the last row is EOS alone, as that of a silent segment.
 
     Args:
-        frames: (n, input_frames, input_depth) of a recording.
+        frames: (n, heard_frames, input_depth) of a recording.
         seen: ids in the other inputs of the run.
     """
     probes = probe_frames(config, frames)

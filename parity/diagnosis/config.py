@@ -41,11 +41,12 @@ def check_config(values: Mapping[str, Any], config: Config, notes: list[str]) ->
     for section in sections(values):
         for finding in _check_section(section, config, notes):
             findings.setdefault((finding.site, finding.cause), finding)
-    if values and config.network.encoder_top_db and all("encoder_top_db" not in part for part in sections(values)):
+    for name in ("encoder_top_db", "context_frames"):
         # no array tells, and what reads the file takes its absence for 0
-        text = f"not stated, which is 0; the checkpoint has {config.network.encoder_top_db:g}"
-        finding = _finding("encoder_top_db", "encoder_top_db missing", text)
-        findings[finding.site, finding.cause] = finding
+        if values and getattr(config.network, name) and all(name not in part for part in sections(values)):
+            text = f"not stated, which is 0; the checkpoint has {getattr(config.network, name):g}"
+            finding = _finding(name, f"{name} missing", text)
+            findings[finding.site, finding.cause] = finding
     return list(findings.values())
 
 

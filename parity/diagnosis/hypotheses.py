@@ -261,6 +261,18 @@ def _within_range_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int
     yield Hypothesis("encoder_top_db left out", text, Behaviour(skip=True))
 
 
+def _own_frames_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
+    context = config.context_frames
+    for cause, offset in (
+        ("context at the end alone", -context),
+        ("context at the beginning alone", context),
+        ("context one frame short at the beginning", -1),
+        ("context one frame long at the beginning", 1),
+    ):
+        text = f"the segment's own frames are taken from frame {context + offset} on, not from context_frames {context}"
+        yield Hypothesis(cause, text, Behaviour(own_offset=offset))
+
+
 def _dense_hypotheses(step: Step, config: NetworkConfig, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
     """Other inputs of the cross attention's keys and values."""
     layer, _, last = step.name.partition("/encoder_decoder_attention/")
@@ -296,6 +308,7 @@ OF_KIND: dict[str, Callable[[Step, NetworkConfig, tuple[int, ...]], Iterator[Hyp
     "head": _head_hypotheses,
     "dense": _dense_hypotheses,
     "within_range": _within_range_hypotheses,
+    "own_frames": _own_frames_hypotheses,
     **dict.fromkeys(
         ("same", "convolution", "segment_norm", "centred", "probabilities", "sum", "rectified_sum"), _table(())
     ),
@@ -343,10 +356,12 @@ def hypotheses(
     if step.kind == "embed":
         fit = functools.partial(fit_times, config.emb_dim**0.5)
         yield Hypothesis("scaled by sqrt(emb_dim)", "multiplied by sqrt(emb_dim)", fit=fit)
-    if step.kind not in ("positions", "add_positions", "within_range") and not step.kind.endswith("weights"):
+    unskipped = ("positions", "add_positions", "within_range", "own_frames")
+    if step.kind not in unskipped and not step.kind.endswith("weights"):
         yield Hypothesis("skipped", "the module hands its input on", Behaviour(skip=True))
-    yield Hypothesis("one position late", "the output is that of the position before", Behaviour(time_shift=1))
-    yield Hypothesis("one position early", "the output is that of the next position", Behaviour(time_shift=-1))
+    if step.kind != "own_frames":
+        yield Hypothesis("one position late", "the output is that of the position before", Behaviour(time_shift=1))
+        yield Hypothesis("one position early", "the output is that of the next position", Behaviour(time_shift=-1))
     yield from short_hypotheses(step, arrays, precision)
     for kinds, cause, text, fit in FITTED:
         if step.kind in kinds:

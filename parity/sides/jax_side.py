@@ -289,14 +289,15 @@ class Side(ModuleSide):
             count, length = tokens.shape
             weights = weights_of.pack(self.cast(precision), self.config.network)
             first = min(kernels.LENGTHS[0], length)
-            cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
+            own = frames.shape[1] - 2 * self.config.network.context_frames
+            cache = decode.empty_cache(weights, count, own, length=first)
             rows, frames = np.arange(count), cast_array(frames, dtype_of(precision))
             step = compile_once(decode.step, self.device, donate_argnums=1)
             prefill = compile_once(decode.prefill, self.device, donate_argnums=1)
-            cache = prefill(weights, cache, rows, frames)
+            cache, _ = prefill(weights, cache, rows, frames)
             for position in range(WARM_UP):
                 _, cache = step(weights, cache, tokens[:, [position % length]])
-            cache = prefill(weights, cache, rows, frames)
+            cache, _ = prefill(weights, cache, rows, frames)
             convert, logits = Converter(), []
             for position in range(length):
                 if position == first:
@@ -308,7 +309,7 @@ class Side(ModuleSide):
             )
 
     def generate(self, segments: list[np.ndarray], max_steps: int | None = None) -> list[np.ndarray]:
-        """Return the greedy token ids of segments (input_frames, input_depth), in float32 as `infer` computes them.
+        """Return the greedy token ids of segments (heard_frames, input_depth), in float32 as `infer` computes them.
 
         Segments are decoded one by one: every other number of rows would be compiled anew.
         """

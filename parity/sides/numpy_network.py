@@ -69,6 +69,7 @@ class Behaviour:
         token_clamp: ids above it are looked up as this id; 0 for none.
         skip: the module hands its input on.
         time_shift: the module's output is that of the position before (1) or behind (-1).
+        own_offset: the frames that are taken for the segment's own begin so many later.
     """
 
     norm: str = "rms"
@@ -105,6 +106,7 @@ class Behaviour:
     token_clamp: int = 0
     skip: bool = False
     time_shift: int = 0
+    own_offset: int = 0
 
 
 MT3 = Behaviour()
@@ -175,6 +177,9 @@ def steps(config: NetworkConfig) -> tuple[Step, ...]:
         y = step(f"{name}/local_norm", "segment_norm", y, array=f"{name}/local_norm/scale")
         return step(name, "rectified_sum", x, y)
 
+    def own_frames(name: str, source: str) -> str:
+        return step(name, "own_frames", source) if config.context_frames else source
+
     def pre_encoder(name: str, frames: str) -> str:
         x = dense(f"{name}/bins", step(f"{name}/.centred", "centred", frames))
         x = step(f"{name}/stem", "convolution", x, array=f"{name}/stem/kernel")
@@ -182,11 +187,11 @@ def steps(config: NetworkConfig) -> tuple[Step, ...]:
         x = step(f"{name}/.after_stem", "rectified_sum", x)
         for i in range(config.pre_encoder_layers):
             x = pitch_layer(f"{name}/layers_{i}", x)
-        x = step(f"{name}/.probabilities", "probabilities", dense(f"{name}/rolls", x))
+        x = own_frames(f"{name}/.own_rows", step(f"{name}/.probabilities", "probabilities", dense(f"{name}/rolls", x)))
         return step(name, "same", dense(f"{name}/out", x))
 
     frames = step("encoder/.within_range", "within_range", FRAMES) if config.encoder_top_db else FRAMES
-    x = dense("encoder/continuous_inputs_projection", frames)
+    x = dense("encoder/continuous_inputs_projection", own_frames("encoder/.own_frames", frames))
     if config.pre_encoder_layers:
         x = step("encoder/.with_pre_encoder", "sum", x, pre_encoder("encoder/pre_encoder", frames))
     x = step("encoder/input_dropout", "add_positions", x, step("encoder/positions", "positions", x))
@@ -469,6 +474,11 @@ def _within_range(behaviour, arrays, config, step, x):
     return np.where(past_end, x, np.maximum(x, largest - config.log_range)).astype(x.dtype)
 
 
+def _own_frames(behaviour, arrays, config, step, x):
+    first = config.context_frames + behaviour.own_offset
+    return x[:, first : first + x.shape[1] - 2 * config.context_frames]
+
+
 def _centred(behaviour, arrays, config, step, x):
     return x - x.mean(axis=(1, 2), keepdims=True)
 
@@ -506,6 +516,7 @@ KINDS = {
     "convolution": _convolution,
     "segment_norm": _segment_norm,
     "within_range": _within_range,
+    "own_frames": _own_frames,
     "centred": _centred,
     "probabilities": _probabilities,
     "sum": _sum,

@@ -84,7 +84,7 @@ class Side(ModuleSide, Protocol):
         ...
 
     def generate(self, segments: list[np.ndarray], max_steps: int | None = None) -> list[np.ndarray]:
-        """Return the greedy token ids of segments (input_frames, input_depth), computed in float32."""
+        """Return the greedy token ids of segments (heard_frames, input_depth), computed in float32."""
         ...
 
     def gradients(

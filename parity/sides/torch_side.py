@@ -303,14 +303,15 @@ class Side(ModuleSide):
             count, length = tokens.shape
             weights = weights_of.pack(self.cast(precision))
             first = min(kernels.FIRST_LENGTH, length)
-            cache = decode.empty_cache(weights, count, frames.shape[1], length=first)
+            own = frames.shape[1] - 2 * self.config.network.context_frames
+            cache = decode.empty_cache(weights, count, own, length=first)
             rows = torch.arange(count, device=self.device)
             ids = torch.tensor(tokens, device=self.device)
             inputs = torch.tensor(frames, device=self.device).to(torch_dtype(precision))
-            cache = decode.prefill(weights, cache, rows, inputs)
+            cache, _ = decode.prefill(weights, cache, rows, inputs)
             for position in range(WARM_UP):
                 _, cache = decode.step(weights, cache, ids[:, [position % length]])
-            cache = decode.prefill(weights, cache, rows, inputs)
+            cache, _ = decode.prefill(weights, cache, rows, inputs)
             convert, logits = Converter(), []
             for position in range(length):
                 if position == first:
@@ -322,7 +323,7 @@ class Side(ModuleSide):
             )
 
     def generate(self, segments: list[np.ndarray], max_steps: int | None = None) -> list[np.ndarray]:
-        """Return the greedy token ids of segments (input_frames, input_depth), in float32 as `infer` computes them."""
+        """Return the greedy token ids of segments (heard_frames, input_depth), in float32 as `infer` computes them."""
         with exact_mode("float32", self.device):
             return list(decode.generate(self.cast("float32"), self.config, segments, max_steps=max_steps))
 

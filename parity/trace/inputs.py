@@ -28,7 +28,7 @@ def read_segments(path: str, config: Config, count: int) -> tuple[np.ndarray, li
     """Read the first segments of a recording.
 
     Returns:
-        (frames (n, input_frames, input_depth) float32, start times in s); n is at most count.
+        (frames (n, heard_frames, input_depth) float32, start times in s); n is at most count.
 
     Raises:
         ValueError: the recording cannot be read or is empty.
@@ -42,7 +42,7 @@ def read_segments(path: str, config: Config, count: int) -> tuple[np.ndarray, li
     first = [segment for segment, _ in zip(segments(samples, config), range(count), strict=False)]
     if not first:
         raise ValueError(f"{path}: no audio in it")
-    return np.stack([segment.frames for segment in first]), [segment.start_time for segment in first]
+    return np.stack([segment.heard for segment in first]), [segment.start_time for segment in first]
 
 
 def shift_right(targets: np.ndarray) -> np.ndarray:

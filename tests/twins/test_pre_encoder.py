@@ -46,7 +46,10 @@ NETWORK = NetworkConfig(
     pre_encoder_dim=6,
     # half of the frames' values lie further below the largest
     encoder_top_db=60.0,
+    context_frames=4,
 )
+# a network without a pre-encoder
+NONE = {"pre_encoder_layers": 0, "pre_encoder_dim": 0, "context_frames": 0}
 CONFIG = Config(network=NETWORK, spectrogram=SpectrogramConfig(hop_width=320), input_frames=16, max_target_length=64)
 LEARNERS = {"jax": jax_train.Learner, "torch": torch_train.Learner}
 
@@ -69,7 +72,7 @@ def arrays():
 
 @pytest.fixture(scope="module")
 def frames():
-    return np.random.default_rng(0).normal(-5, 2, (3, CONFIG.input_frames, NETWORK.input_depth))
+    return np.random.default_rng(0).normal(-5, 2, (3, CONFIG.heard_frames, NETWORK.input_depth))
 
 
 def torch_network(arrays, network=NETWORK):
@@ -88,8 +91,8 @@ def test_twins_fast_paths_and_the_oracle_agree(arrays, frames):
     reference = jax_encoded(arrays, frames)
     others = {
         "torch": network.encode(torch.from_numpy(frames)).detach().numpy(),
-        "torch, packed": torch_decode.encode(torch_pack(network), torch.from_numpy(frames)).numpy(),
-        "jax, packed": np.asarray(jax_decode.encode(jax_pack(jax_checkpoint.to_params(arrays), NETWORK), frames)),
+        "torch, packed": torch_decode.encode(torch_pack(network), torch.from_numpy(frames))[0].numpy(),
+        "jax, packed": np.asarray(jax_decode.encode(jax_pack(jax_checkpoint.to_params(arrays), NETWORK), frames)[0]),
     }
     values = {numpy_network.FRAMES: frames}
     for step in numpy_network.steps(NETWORK):
@@ -134,10 +137,28 @@ def test_activations_of_the_context_come_out_beside_the_ids(twin, hold, batch_si
         assert tokens.program_logits is None
         assert tokens.activations.dtype == np.float32
         np.testing.assert_allclose(tokens.activations, activations, rtol=0, atol=5e-5)
-    # frames alone have no context, and the logits of programs come out all the same
-    for tokens in decode.generator(model, CONFIG, activations=True, program_logits=True, max_steps=8)([cut[0].frames]):
-        assert tokens.activations is None
-        assert tokens.program_logits.shape[1:] == (128,)
+    # arrays alone have them, too, and the logits of programs come out as well
+    [tokens] = decode.generator(model, CONFIG, activations=True, program_logits=True, max_steps=8)([cut[0].heard])
+    np.testing.assert_allclose(tokens.activations, expected[0], rtol=0, atol=5e-5)
+    assert tokens.program_logits.shape[1:] == (128,)
+
+
+def test_the_context_reaches_the_rows_and_not_the_projection(arrays, frames):
+    """What the pre-encoder says of the segment's own frames depends on it; all else of the encoder does not."""
+    network = dataclasses.replace(NETWORK, encoder_top_db=0.0)
+    own = slice(NETWORK.context_frames, -NETWORK.context_frames)
+    changed = frames.copy()
+    changed[:, : NETWORK.context_frames] += 1
+    for encoded in (
+        lambda a, x: jax_encoded(a, x, network),
+        lambda a, x: torch_network(a, network).encode(torch.from_numpy(x)).detach().numpy(),
+    ):
+        assert encoded(arrays, frames).shape == (3, CONFIG.input_frames, NETWORK.emb_dim)
+        assert np.abs(encoded(arrays, frames) - encoded(arrays, changed)).max() > 1e-6
+        deaf = {name: 0 * array if "pre_encoder/out" in name else array for name, array in arrays.items()}
+        np.testing.assert_array_equal(encoded(deaf, frames), encoded(deaf, changed))
+    plain = jax_encoded(deaf, frames[:, own], dataclasses.replace(network, context_frames=0))
+    np.testing.assert_allclose(plain, jax_encoded(deaf, frames, network), rtol=0, atol=1e-12)
 
 
 def test_every_step_of_the_oracle_is_a_tap_of_both_twins(arrays, frames):
@@ -183,15 +204,16 @@ def test_what_lies_far_below_a_segments_largest_changes_nothing(top_db, arrays):
     """But with a range of 0 dB, as MT3 has it, all does; what lies within the range always does."""
     network = dataclasses.replace(NETWORK, encoder_top_db=top_db)
     rng = np.random.default_rng(7)
-    frames = rng.uniform(-1, 0, (2, CONFIG.input_frames, NETWORK.input_depth))
+    frames = rng.uniform(-1, 0, (2, CONFIG.heard_frames, NETWORK.input_depth))
     # the second segment is louder
     frames[1] += 2
     frames[0, 3, 7], frames[1, 5, 9] = 0.5, 2.5
     # 20 dB are a factor of 10
     below, above = frames.copy(), frames.copy()
-    below[:, :, 100:] = frames.max(axis=(1, 2), keepdims=True) - np.log(10) - rng.uniform(0.01, 9, (2, 16, 412))
+    quiet = rng.uniform(0.01, 9, below[:, :, 100:].shape)
+    below[:, :, 100:] = frames.max(axis=(1, 2), keepdims=True) - np.log(10) - quiet
     other = below.copy()
-    other[:, :, 100:] -= rng.uniform(0, 3, (2, 16, 412))
+    other[:, :, 100:] -= rng.uniform(0, 3, quiet.shape)
     above[:, :, 100:] -= 0.1
     for encode in (
         lambda x: jax_encoded(arrays, x, network),
@@ -274,7 +296,7 @@ def test_checkpoints_hold_it_and_configs_tell_it_from_the_arrays(tmp_path, array
     lost = {name: array for name, array in single.items() if name != "encoder/pre_encoder/layers_0/fifths/kernel"}
     with pytest.raises(names.CheckpointError, match="layers_0/fifths/kernel is missing"):
         names.check_arrays(lost, NETWORK)
-    plain = dataclasses.replace(NETWORK, pre_encoder_layers=0, pre_encoder_dim=0)
+    plain = dataclasses.replace(NETWORK, **NONE)
     with pytest.raises(names.CheckpointError, match="is not one of MT3's"):
         names.check_arrays(single, plain)
     with pytest.raises(ConfigError, match="pre_encoder_layers 1 is not 2"):
@@ -307,7 +329,7 @@ def batch_of_one_note():
     rolls[:, 4:10, 60] = True
     rolls[:, 4, 128 + 60] = True
     rolls[:, 4:10, 384 + 5] = True
-    shape = (2, CONFIG.input_frames, NETWORK.input_depth)
+    shape = (2, CONFIG.heard_frames, NETWORK.input_depth)
     return Batch(rng.normal(-5, 1, shape).astype(np.float32), np.ones((2, 8), np.int32), rolls)
 
 
@@ -328,7 +350,7 @@ def test_each_auxiliary_loss_is_the_same_in_both_twins_and_teaches(arrays, weigh
 @pytest.mark.parametrize("weights", [{"pitch": 0.1}, {"row_classes": 0.1}])
 def test_losses_on_rows_need_a_pre_encoder(weights):
     settings = TrainingConfig(steps=8, batch_size=2, **weights)
-    plain = dataclasses.replace(NETWORK, pre_encoder_layers=0, pre_encoder_dim=0)
+    plain = dataclasses.replace(NETWORK, **NONE)
     for learner in LEARNERS.values():
         with pytest.raises(TrainingError, match="pre_encoder_layers is 0"):
             learner(dataclasses.replace(CONFIG, network=plain), settings, initial_arrays(plain), {}, "cpu")
@@ -419,7 +441,7 @@ def test_threads_that_pre_encode_at_once_have_their_own_weights(arrays, frames):
     @torch.inference_mode()
     def repeat(number: int) -> list[bool]:
         encoded = (kernels.pre_encode(inputs, networks[number], NETWORK) for _ in range(100))
-        return [torch.equal(array, expected[number]) for array in encoded]
+        return [torch.equal(*pair) for arrays in encoded for pair in zip(arrays, expected[number], strict=True)]
 
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         assert all(itertools.chain(*threads.map(repeat, range(2))))

@@ -51,12 +51,12 @@ for width in (1, 10**6):
         packed = (model,) if twin == "torch_mt3" else (model, network)
         weights = packing.pack(*packed, int8=dtype == "int8")
         cache = decode.empty_cache(weights, 2, frames.shape[1], length=8)
-        cache = decode.prefill(weights, cache, as_array(np.arange(2)), as_array(frames))
+        cache, _ = decode.prefill(weights, cache, as_array(np.arange(2)), as_array(frames))
         logits, cache = decode.step(weights, cache, as_array(np.zeros((2, 1), np.int64)))
         ids = list(decode.generate(model, config, list(frames), int8=dtype == "int8"))
         results[f"{'wide' if width == 1 else 'narrow'} {dtype}"] = {
             "logits": np.asarray(logits).tolist(),
-            "encoded": float(np.asarray(decode.encode(weights, as_array(frames))).sum()),
+            "encoded": float(np.asarray(decode.encode(weights, as_array(frames))[0]).sum()),
             "steps": [len(row) for row in ids],
             "cache": str(cache.self_keys[0].dtype).removeprefix("torch."),
             "note": kernels.processor_note(model, dtype == "int8") if twin == "torch_mt3" else None,
@@ -149,7 +149,7 @@ def test_without_any_private_kernel_logits_stay_the_same(
     def logits():
         weights = torch_weights.pack(model, int8=dtype == "int8")
         cache = torch_decode.empty_cache(weights, 2, frames.shape[1], length=8)
-        cache = torch_decode.prefill(weights, cache, torch.arange(2), frames)
+        cache, _ = torch_decode.prefill(weights, cache, torch.arange(2), frames)
         return torch_decode.step(weights, cache, torch.zeros((2, 1), dtype=torch.int64))[0], weights
 
     with_kernels, _ = logits()

@@ -58,7 +58,7 @@ async function* resampled(source, name, resampler) {
 // Yields the events of a recording, the last of type "end".
 // source: see wav.js; site: of site.json; logMel, table: of its rate; isStopped(): whether nobody waits any more;
 // search(items, allowed): {ids, programLogits, activations} of each of {frames, context, prompt, bias}, without prompt and
-// bias where the network decides alone, without activations where it takes no context.
+// bias where the network decides alone, without activations where they correct nothing.
 export async function* transcribe({ source, name, settings, site, logMel, table, search, isStopped = () => false }) {
   const { sizes, about } = site;
   const { instruments, hold, tempo } = parsedSettings(settings, about);
@@ -67,7 +67,7 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
   const decoder = new NoteDecoder(vocabulary, instruments && vocabulary.written(instruments.programs));
   const continuity = hold ? new Continuity(site.holdBias, decoder, sizes.maxTokens) : null;
   const prior = hold || !sizes.usePrograms ? null : new InstrumentPrior(vocabulary);
-  const corrector = sizes.contextFrames ? new ActivationCorrector(vocabulary, sizes, site.activations) : null;
+  const corrector = site.activations ? new ActivationCorrector(vocabulary, sizes, site.activations) : null;
   const allowed = instruments ? vocabulary.allowed(instruments) : new Float32Array(sizes.vocabSize);
   const resampler = new Resampler(table);
   const expected = numSegments(Math.ceil((source.heldFrames * sizes.sampleRate) / source.rate), sizes);

@@ -88,23 +88,20 @@ function searchOf(session, { frames, contextFrames, bins, vocabSize, maxTokens, 
   return async (items, allowed) => {
     const count = items.length;
     const longest = Math.max(...items.map(({ prompt = [] }) => prompt.length));
-    const rows = new Float32Array(count * frames * bins);
-    const contexts = contextFrames ? new Float32Array(count * length * bins) : null;
+    const rows = new Float32Array(count * length * bins);
     const prompts = new BigInt64Array(count * longest);
     const biases = new Float32Array(count * vocabSize);
     items.forEach((item, row) => {
-      rows.set(item.frames, row * frames * bins);
-      contexts?.set(item.context, row * length * bins);
+      rows.set(item.context ?? item.frames, row * length * bins);
       (item.prompt ?? []).forEach((id, column) => (prompts[row * longest + column] = BigInt(id)));
       if (item.bias) biases.set(item.bias, row * vocabSize);
     });
     const inputs = {
-      frames: new ort.Tensor("float32", rows, [count, frames, bins]),
+      frames: new ort.Tensor("float32", rows, [count, length, bins]),
       allowed: new ort.Tensor("float32", allowed, [1, vocabSize]),
       prompt: new ort.Tensor("int64", prompts, [count, longest]),
       bias: new ort.Tensor("float32", biases, [count, vocabSize]),
       max_steps: new ort.Tensor("int64", BigInt64Array.of(BigInt(maxTokens)), []),
-      ...(contexts && { context: new ort.Tensor("float32", contexts, [count, length, bins]) }),
     };
     return rowsOf(await session.run(inputs), programs);
   };

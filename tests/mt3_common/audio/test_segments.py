@@ -26,7 +26,11 @@ SMALL = Config(
 )
 
 # as SMALL, with a pre-encoder, and windows that reach into the next segment but one
-CONTEXTUAL = dataclasses.replace(SMALL, network=NetworkConfig(input_depth=12, pre_encoder_layers=1, pre_encoder_dim=2))
+CONTEXT_FRAMES = 8
+CONTEXTUAL = dataclasses.replace(
+    SMALL,
+    network=NetworkConfig(input_depth=12, pre_encoder_layers=1, pre_encoder_dim=2, context_frames=CONTEXT_FRAMES),
+)
 
 
 def noise(count, seed=0):
@@ -161,7 +165,7 @@ def test_a_segment_is_ready_as_soon_as_its_samples_are(has_context):
     stream = segments.segments(endless(), config)
     assert [next(stream).index for _ in range(1000)] == list(range(1000))
     # hops of the segments; of the context, and of the window of its last frame
-    assert drawn == 1000 * config.input_frames + (segments.CONTEXT_FRAMES + 64 // 8 - 1) * has_context
+    assert drawn == 1000 * config.input_frames + (CONTEXT_FRAMES + 64 // 8 - 1) * has_context
 
 
 @settings(max_examples=100, deadline=None)
@@ -173,11 +177,13 @@ def test_the_context_is_the_recording_around_a_segment(count, cuts, length, seed
     results = list(segments.segments(iter(blocks), config))
     plain = list(segments.segments(samples, dataclasses.replace(config, network=NetworkConfig(input_depth=12))))
     assert same(results, plain)
-    hop, around = config.spectrogram.hop_width, segments.CONTEXT_FRAMES
+    hop, around = config.spectrogram.hop_width, CONTEXT_FRAMES
     silence = np.zeros((around + length) * hop + config.spectrogram.fft_size, np.float32)
     whole = log_mel_spectrogram(np.concatenate([silence[: around * hop], samples, silence]), config.spectrogram, True)
     for result, other in zip(results, plain, strict=True):
         assert other.context is None
+        assert other.heard is other.frames
+        assert result.heard is result.context
         first = result.index * length
         assert result.context.shape == (length + 2 * around, 12)
         np.testing.assert_allclose(result.context, whole[first : first + length + 2 * around], rtol=0, atol=1e-5)

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3_common.audio.segments import CONTEXT_FRAMES
 from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config, NetworkConfig, SpectrogramConfig, VocabularyConfig
 from mt3_common.notes.decoder import NoteDecoder
 from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import EOS_ID, UNK_ID, Vocabulary
 from mt3_common.transcription.activations import ONSET, SOUNDING, ActivationCorrector, has_activations
 
+CONTEXT_FRAMES = 8
 # 64 frames of 20 ms, 128 steps a segment
 CONFIG = Config(
-    network=NetworkConfig(pre_encoder_layers=2, pre_encoder_dim=6),
+    network=NetworkConfig(pre_encoder_layers=2, pre_encoder_dim=6, context_frames=CONTEXT_FRAMES),
     spectrogram=SpectrogramConfig(hop_width=320),
     input_frames=64,
 )
@@ -237,12 +237,14 @@ def test_ids_that_decoding_skips_are_counted_still():
 @pytest.mark.parametrize(
     ("network", "vocabulary", "expected"),
     [
-        ({"pre_encoder_layers": 1, "pre_encoder_dim": 4}, {}, True),
-        ({"pre_encoder_layers": 1, "pre_encoder_dim": 4}, {"use_ties": False}, False),
+        ({"pre_encoder_layers": 1, "pre_encoder_dim": 4, "context_frames": 3}, {}, True),
+        ({"pre_encoder_layers": 1, "pre_encoder_dim": 4, "context_frames": 2}, {}, False),
+        ({"pre_encoder_layers": 1, "pre_encoder_dim": 4}, {}, False),
+        ({"pre_encoder_layers": 1, "pre_encoder_dim": 4, "context_frames": 8}, {"use_ties": False}, False),
         ({}, {}, False),
     ],
 )
-def test_networks_with_a_pre_encoder_have_activations(network, vocabulary, expected):
+def test_networks_that_hear_what_is_around_a_segment_have_activations(network, vocabulary, expected):
     config = Config(network=NetworkConfig(**network), vocabulary=VocabularyConfig(**vocabulary))
     assert has_activations(config) is expected
 

@@ -18,7 +18,7 @@ import soundfile
 from fakes import record
 
 from mt3_common.audio.files import AudioError
-from mt3_common.audio.segments import CONTEXT_FRAMES, segments, start_times
+from mt3_common.audio.segments import segments, start_times
 from mt3_common.checkpoint.registry import NamedCheckpoint, find_checkpoint
 from mt3_common.config import PITCH_ROWS, PRESETS
 from mt3_common.formats import midi, tables
@@ -535,7 +535,9 @@ def test_held_recordings_do_not_heed_the_recording_so_far(audio):
 def test_each_segment_is_corrected_by_its_own_activations_but_not_as_published(audio, hold):
     """The third segment does not hear its onset; every answer has activations, also those that come a second time."""
     answers = ids_of(NOTES, 9.0)
-    shape = CONFIG.input_frames + 2 * CONTEXT_FRAMES, PITCH_ROWS, 2
+    network = dataclasses.replace(CONFIG.network, pre_encoder_layers=1, pre_encoder_dim=4, context_frames=8)
+    config = dataclasses.replace(CONFIG, network=network)
+    shape = config.heard_frames, PITCH_ROWS, 2
     numbers = []
 
     def generate(arriving):
@@ -550,8 +552,6 @@ def test_each_segment_is_corrected_by_its_own_activations_but_not_as_published(a
         for turn, ids in enumerate((holding(answers, 2) if hold else answering(answers))(noted())):
             yield SegmentTokens(ids, None, np.full(shape, 0.4 * (numbers[turn] != 2), np.float32))
 
-    network = dataclasses.replace(CONFIG.network, pre_encoder_layers=1, pre_encoder_dim=4)
-    config = dataclasses.replace(CONFIG, network=network)
     transcriber = Transcriber(config, generate, continuity=hold and InstrumentContinuity(hold, 2))
     assert {note.pitch for note in transcriber.transcribe(audio, published=True).notes} == {36, 60, 64, 67}
     assert {note.pitch for note in transcriber.transcribe(audio).notes} == {36, 60, 64}
@@ -580,6 +580,7 @@ def test_held_recordings_go_through_a_running_batch(tmp_path):
                 events += [("shift", 7), ("program", program), ("velocity", 1), ("pitch", 60)]
                 again.extend([item.segment.index] * bool(len(item.prompt_ids)))
                 self.ids[row] = np.array([*item.prompt_ids, *(vocabulary.index(*event) + 3 for event in events), 1])
+            return []
 
         def advance(self):
             self.left = [max(0, left - 1) for left in self.left]

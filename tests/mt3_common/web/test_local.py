@@ -22,7 +22,7 @@ from fakes import CONFIG, encode, noise
 from mt3_common.audio import decoders
 from mt3_common.audio.decoders import open_source
 from mt3_common.audio.files import AudioError, read_audio
-from mt3_common.audio.segments import CONTEXT_FRAMES, segments, start_times
+from mt3_common.audio.segments import segments, start_times
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config
 from mt3_common.formats.midi import write_midi
@@ -56,7 +56,8 @@ VOCABULARY = Vocabulary(CONFIG.vocabulary)
 
 # networks with a pre-encoder: of 0.8 and of 2 steps a frame, the latter with the sizes of the bundled default
 HEARING = dataclasses.replace(
-    CONFIG, network=dataclasses.replace(CONFIG.network, pre_encoder_layers=2, pre_encoder_dim=32)
+    CONFIG,
+    network=dataclasses.replace(CONFIG.network, pre_encoder_layers=2, pre_encoder_dim=32, context_frames=8),
 )
 CONFIGS = {
     "mt3": CONFIG,
@@ -183,7 +184,7 @@ def test_the_frames_around_segments(node_of, name, lengths):
     config = CONFIGS[name]
     spectrogram = config.spectrogram
     size = config.input_frames * spectrogram.hop_width
-    ahead = (CONTEXT_FRAMES - 1) * spectrogram.hop_width + spectrogram.fft_size
+    ahead = (config.network.context_frames - 1) * spectrogram.hop_width + spectrogram.fft_size
     sound = music(7)
     for num_samples in (0, 1, size - 1, size, size + 1, size + ahead, size + ahead + 1, 2 * size + 100, len(sound)):
         samples = sound[:num_samples]
@@ -311,7 +312,7 @@ def timed_ids(rng: np.random.Generator, num_steps: int) -> list[int]:
 
 def random_activations(rng: np.random.Generator, config: Config) -> np.ndarray:
     """Return activations of a segment, (frames, rows, 2) float32: many equal ones, many at the thresholds."""
-    frames = config.input_frames + 2 * CONTEXT_FRAMES
+    frames = config.heard_frames
     activations = np.zeros((frames, PITCH_ROWS, 2), np.float32)
     for pitch in {60, *rng.choice(SOME_PITCHES, 5).tolist()} & set(range(LOWEST_PITCH, LOWEST_PITCH + PITCH_ROWS)):
         heights = rng.random(frames) ** 2 * (rng.random(frames) < rng.choice([0.02, 0.1, 0.5]))

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from fakes import CONFIG, names
 
-from mt3_common.audio.segments import CONTEXT_FRAMES
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.cli import site as cli
 from mt3_common.config import PRESETS
@@ -151,8 +150,9 @@ def test_velocities_that_a_model_says_are_left_as_they_are():
 
 def test_what_onsets_and_offsets_are_corrected_by_is_told():
     checkpoint = NamedCheckpoint(Path("small"), "small")
-    hears = dataclasses.replace(CONFIG.network, pre_encoder_layers=2, pre_encoder_dim=32)
-    for network, frames in ((CONFIG.network, 0), (hears, CONTEXT_FRAMES)):
-        facts = site.facts(dataclasses.replace(CONFIG, network=network), checkpoint, [], [])
-        assert facts["sizes"]["contextFrames"] == frames
-        assert facts["activations"]["clearOnset"] == CLEAR_ONSET
+    hears = dataclasses.replace(CONFIG.network, pre_encoder_layers=2, pre_encoder_dim=32, context_frames=8)
+    facts = site.facts(dataclasses.replace(CONFIG, network=hears), checkpoint, [], [])
+    assert facts["sizes"]["contextFrames"] == 8
+    assert facts["activations"]["clearOnset"] == CLEAR_ONSET
+    facts = site.facts(CONFIG, checkpoint, [], [])
+    assert (facts["sizes"]["contextFrames"], facts["activations"]) == (0, None)

@@ -844,25 +844,36 @@ def test_every_kind_of_step_has_hypotheses():
     assert set(hypotheses.OF_KIND) == set(numpy_network.KINDS)
 
 
+SKIPPED = Behaviour(skip=True)
+
+
 @pytest.mark.parametrize(
-    ("behaved", "site", "cause"),
+    ("behaved", "behaviour", "site", "cause"),
     [
-        ("encoder/.within_range", "encoder", "encoder_top_db left out"),
-        ("encoder/pre_encoder/layers_0/local", "encoder/pre_encoder/layers_0/local", "skipped"),
-        ("encoder/pre_encoder/stem_norm", "encoder/pre_encoder/stem_norm", "skipped"),
+        ("encoder/.within_range", SKIPPED, "encoder", "encoder_top_db left out"),
+        ("encoder/pre_encoder/layers_0/local", SKIPPED, "encoder/pre_encoder/layers_0/local", "skipped"),
+        ("encoder/pre_encoder/stem_norm", SKIPPED, "encoder/pre_encoder/stem_norm", "skipped"),
+        ("encoder/.own_frames", Behaviour(own_offset=-4), "encoder", "context at the end alone"),
+        ("encoder/.own_frames", Behaviour(own_offset=1), "encoder", "context one frame long at the beginning"),
+        (
+            "encoder/pre_encoder/.own_rows",
+            Behaviour(own_offset=4),
+            "encoder/pre_encoder",
+            "context at the beginning alone",
+        ),
     ],
 )
-def test_faults_of_a_pre_encoder_and_of_its_floor_are_found(behaved, site, cause):
+def test_faults_of_a_pre_encoder_its_floor_and_its_context_are_found(behaved, behaviour, site, cause):
     config = dataclasses.replace(
         NetworkConfig(emb_dim=32, num_heads=2, head_dim=16, mlp_dim=40, num_encoder_layers=1, num_decoder_layers=1),
-        **{"pre_encoder_layers": 1, "pre_encoder_dim": 6, "encoder_top_db": 20.0},
+        **{"pre_encoder_layers": 1, "pre_encoder_dim": 6, "encoder_top_db": 20.0, "context_frames": 4},
     )
     arrays = initial_arrays(config, 2)
     inputs = probe(config)
     outputs, values = {}, dict(inputs)
     for step in numpy_network.steps(config):
-        behaviour = Behaviour(skip=True) if step.name == behaved else numpy_network.MT3
-        values[step.name] = numpy_network.run_step(step, values, arrays, config, behaviour)
+        done = behaviour if step.name == behaved else numpy_network.MT3
+        values[step.name] = numpy_network.run_step(step, values, arrays, config, done)
         if step.name and step.is_tap:
             outputs[step.name] = values[step.name]
     findings = modules.examine(outputs, inputs, arrays, config, "float64")

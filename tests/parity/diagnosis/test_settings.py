@@ -52,13 +52,13 @@ def test_right_settings_are_no_fault(values):
     assert unjudged(values, CONFIG) == []
 
 
-@pytest.mark.parametrize(
-    ("stated", "cause"), [({}, "missing"), ({"encoder_top_db": 0}, "=0"), ({"encoder_top_db": 60}, None)]
-)
-def test_a_floor_that_a_config_leaves_out_is_a_fault(stated, cause):
-    """No array tells of it."""
-    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, encoder_top_db=60.0))
-    causes = [f"encoder_top_db{'' if cause == '=0' else ' '}{cause}"] if cause else []
+@pytest.mark.parametrize(("name", "value"), [("encoder_top_db", 60.0), ("context_frames", 8)])
+@pytest.mark.parametrize(("states", "cause"), [("nothing", " missing"), ("none", "=0"), ("right", None)])
+def test_what_no_array_tells_and_a_config_leaves_out_is_a_fault(name, value, states, cause):
+    given = {"pre_encoder_layers": 1, "pre_encoder_dim": 4, name: value}
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, **given))
+    stated = {"nothing": {}, "none": {name: 0}, "right": {name: value}}[states]
+    causes = [f"{name}{cause}"] if cause else []
     assert [finding.cause for finding in check_config(T5 | stated, config, [])] == causes
 
 
