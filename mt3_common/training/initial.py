@@ -233,10 +233,11 @@ def drawn_arrays(config: Config, settings: TrainingConfig, source: Shards | Stre
     if not settings.arranged:
         return initial_arrays(config.network, settings.seed)
     network, heard = config.network, []
+    own = slice(network.context_frames, network.context_frames + config.input_frames)
     for frames in source.some(500).frames:
-        rows = frames[np.abs(frames).max(axis=-1) > 0]
+        real = np.abs(frames).max(axis=-1) > 0
         if network.encoder_top_db:
             # as the encoder takes them
-            rows = np.maximum(rows, rows.max(initial=-np.inf) - network.log_range)
-        heard.append(rows)
+            frames = np.maximum(frames, frames[real].max(initial=-np.inf) - network.log_range)
+        heard.append(frames[own][real[own]])
     return arranged_arrays(config, np.concatenate(heard), settings.seed)

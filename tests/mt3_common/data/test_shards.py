@@ -1,6 +1,7 @@
 """Segments to train on: cut as infer cuts them, with the ids that NoteEncoder gives and rolls that agree with them."""
 
 import argparse
+import dataclasses
 import json
 import pickle
 
@@ -11,7 +12,7 @@ from mt3_common.audio.files import read_audio
 from mt3_common.audio.segments import segments, start_times
 from mt3_common.cli import dataset as command_line
 from mt3_common.cli.dataset import add_arguments, generator_of, main
-from mt3_common.config import Config, SpectrogramConfig
+from mt3_common.config import Config, NetworkConfig, SpectrogramConfig
 from mt3_common.data import corpora as datasets
 from mt3_common.data import segments as training_segments
 from mt3_common.data import shards as dataset
@@ -25,6 +26,8 @@ from mt3_common.notes.note import Note, trim_overlapping
 from mt3_common.notes.vocabulary import Vocabulary
 
 CONFIG = Config(spectrogram=SpectrogramConfig(hop_width=320), input_frames=64, max_target_length=64)
+# the same, whose segments come with what is around them
+AROUND = dataclasses.replace(CONFIG, network=NetworkConfig(pre_encoder_layers=1, pre_encoder_dim=4, context_frames=8))
 NOTES = [
     Note(0.10, 0.50, 60, 100, 0),
     Note(0.50, 2.00, 64, 100, 40),
@@ -37,13 +40,22 @@ def audio(seconds=3.0, seed=0):
     return np.random.default_rng(seed).uniform(-0.5, 0.5, int(seconds * 16000)).astype(np.float32)
 
 
-def test_segments_are_those_that_infer_sees():
+def test_a_later_segment_hears_what_is_before_it():
     samples = audio()
-    ours = list(training_segments.cut_segments(samples, NOTES, 0, CONFIG))
-    estimates = list(segments(samples, CONFIG))
+    whole = training_segments.cut_segments(samples, NOTES, 0, AROUND)
+    for (frames, _, _), (later, _, _) in zip(whole, training_segments.cut_segments(samples, NOTES, 5, AROUND)):
+        np.testing.assert_array_equal(frames[5:], later[:-5])
+
+
+@pytest.mark.parametrize("config", [CONFIG, AROUND])
+def test_segments_are_those_that_infer_sees(config):
+    samples = audio()
+    ours = list(training_segments.cut_segments(samples, NOTES, 0, config))
+    estimates = list(segments(samples, config))
     assert len(ours) == len(estimates) == 3
-    for (frames, _, _), segment in zip(ours, estimates, strict=True):
-        np.testing.assert_allclose(frames, segment.frames, rtol=1e-3, atol=1e-3)
+    for (frames, _, sounding), segment in zip(ours, estimates, strict=True):
+        assert (frames.shape, len(sounding)) == ((config.heard_frames, 512), 64)
+        np.testing.assert_allclose(frames, segment.heard, rtol=1e-3, atol=1e-3)
     expected = encode_segments(NOTES, len(samples) // 320 + 1, CONFIG)
     for (_, ids, _), right in zip(ours, expected, strict=True):
         np.testing.assert_array_equal(ids, right)
@@ -81,22 +93,25 @@ def test_what_needs_too_many_ids_is_left_out():
     assert len(list(training_segments.cut_segments(audio(), dense, 0, CONFIG))) == 2
 
 
-def test_shards_give_back_every_segment(tmp_path):
+@pytest.mark.parametrize("config", [CONFIG, AROUND])
+def test_shards_give_back_every_segment(config, tmp_path):
     examples = [Example(audio(seed=i), NOTES, "piano") for i in range(3)]
     path = tmp_path / "00000.npz"
-    count = dataset.write_shard(path, examples, CONFIG, [1, 0])
+    count = dataset.write_shard(path, examples, config, [1, 0])
     assert [file.name for file in tmp_path.iterdir()] == ["00000.npz"]
-    shards = dataset.Shards([path], CONFIG)
+    shards = dataset.Shards([path], config)
+    with pytest.raises(ValueError, match="was made for"):
+        dataset.Shards([path], AROUND if config is CONFIG else CONFIG)
     assert len(shards) == count
     again = tmp_path / "again.npz"
-    dataset.write_shard(again, examples, CONFIG, [1, 0])
+    dataset.write_shard(again, examples, config, [1, 0])
     assert path.read_bytes() == again.read_bytes()
     batch = shards.batch(range(count))
-    assert batch.frames.shape == (count, 64, 512)
+    assert batch.frames.shape == (count, config.heard_frames, 512)
     assert batch.rolls.shape == (count, 64, dataset.ROLL_COLUMNS)
     rng = np.random.default_rng([1, 0])
     expected = [
-        s for e in examples for s in training_segments.cut_segments(e.audio, NOTES, int(rng.integers(64)), CONFIG)
+        s for e in examples for s in training_segments.cut_segments(e.audio, NOTES, int(rng.integers(64)), config)
     ]
     for row, (frames, ids, sounding) in enumerate(expected):
         np.testing.assert_array_equal(batch.frames[row], frames.astype(np.float32))

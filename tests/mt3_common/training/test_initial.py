@@ -41,16 +41,20 @@ def test_draws_have_mt3s_variances():
     assert all((arrays[name] == again[name]).all() for name in arrays)
 
 
-@pytest.mark.parametrize("top_db", [0.0, 20.0])
-def test_drawn_arrays_are_arranged_for_what_the_encoder_takes(top_db, frames):
-    """Without the rows past the end of the audio, and with the floor of the network."""
+@pytest.mark.parametrize(("top_db", "context"), [(0.0, 0), (20.0, 0), (20.0, 8)])
+def test_drawn_arrays_are_arranged_for_what_the_encoder_takes(top_db, context, frames):
+    """Without the rows past the end of the audio and the context, and with the floor of the network."""
     segments = frames.reshape(20, 100, 512).copy()
     segments[3, 60:] = 0
-    config = dataclasses.replace(CONFIG, network=dataclasses.replace(NETWORK, encoder_top_db=top_db))
+    around = {"pre_encoder_layers": 1, "pre_encoder_dim": 4, "context_frames": context} if context else {}
+    network = dataclasses.replace(NETWORK, encoder_top_db=top_db, **around)
+    config = dataclasses.replace(CONFIG, network=network, input_frames=100 - 2 * context)
     source = types.SimpleNamespace(some=lambda count: types.SimpleNamespace(frames=segments[:count]))
-    taken = [segment[segment.any(axis=-1)] for segment in segments]
-    if top_db:
-        taken = [np.maximum(rows, rows.max() - np.float32(np.log(10))) for rows in taken]
+    taken = []
+    for segment in segments:
+        floor = segment[segment.any(axis=-1)].max() - np.float32(np.log(10)) if top_db else -np.inf
+        own = segment[context : 100 - context]
+        taken.append(np.maximum(own[own.any(axis=-1)], floor))
     expected = initial.arranged_arrays(config, np.concatenate(taken), seed=4)
     for name, array in initial.drawn_arrays(config, TrainingConfig(seed=4), source).items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
