@@ -269,6 +269,16 @@ def own_frames(x: torch.Tensor, config: NetworkConfig) -> torch.Tensor:
     return x[:, config.context_frames : x.shape[1] - config.context_frames]
 
 
+def centred(frames: torch.Tensor) -> torch.Tensor:
+    """Return frames (b, f, input_depth) less the mean of their segment.
+
+    One value of them is taken off first: the mean of equal ones, silence, is then exact, and no norm makes noise of a
+    rounding error.
+    """
+    frames = frames - frames[:, :1, :1]
+    return frames - frames.mean(dim=(1, 2), keepdim=True)
+
+
 class PreEncoder(nn.Module):
     """Sounds heard in each row of a semitone, learned once for all pitches: (b, f, input_depth) -> (b, l, emb_dim).
 
@@ -291,7 +301,7 @@ class PreEncoder(nn.Module):
         self.out = dense(PITCH_ROWS * ROW_FEATURES, self.config.emb_dim)
 
     def forward(self, frames, activations=False):
-        x = self.bins(frames - frames.mean(dim=(1, 2), keepdim=True))
+        x = self.bins(centred(frames))
         x = F.relu(self.stem_norm(self.stem(rearrange(x, "b l r -> b l r 1"))))
         for layer in self.layers:
             x = layer(x)

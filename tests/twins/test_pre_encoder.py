@@ -193,6 +193,18 @@ def test_shorter_numbers_stay_near(name, inputs, arrays, frames):
         assert np.sqrt(np.mean((short - wide) ** 2) / np.mean(wide**2)) < inputs
 
 
+def test_silence_stays_silence_however_many_frames_there_are(arrays):
+    """The mean of equal values may be rounded, and the norms make ten thousand times as much of what is left."""
+    single = {name: array.astype(np.float32) for name, array in arrays.items()}
+    silence = np.full((1, 80, NETWORK.input_depth), np.log(np.float32(1e-5)), np.float32)
+    network = torch_network(single).float().encoder.pre_encoder
+    rows = [network(torch.from_numpy(silence), True)[1].detach().numpy()]
+    params = jax_checkpoint.to_params(single)["encoder"]["pre_encoder"]
+    rows.append(np.asarray(jax_model.PreEncoder(NETWORK).apply({"params": params}, silence, True)[1]))
+    for activations in rows:
+        np.testing.assert_allclose(activations, 1 / (1 + np.exp(-ROW_BIAS)), rtol=1e-6)
+
+
 def test_loudness_alone_changes_nothing(arrays, frames):
     network = torch_network(arrays).encoder.pre_encoder
     plain, louder = (network(torch.from_numpy(frames + shift)).detach().numpy() for shift in (0.0, 3.0))
