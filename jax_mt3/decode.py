@@ -269,7 +269,7 @@ def compiled_functions(
     weights: Weights,
     settings: SearchSettings,
     num_frames: int,
-    allowed: jax.Array | None,
+    allowed: jax.Array | np.ndarray | None,
     hold: bool,
     folder: str | os.PathLike | None,
 ) -> Compiled:
@@ -330,7 +330,7 @@ class Batch:
         settings: of the search.
         num_rows: number of segments side by side.
         num_frames: frames of a segment.
-        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
+        allowed: see search.only_allowed; None for all tokens.
         hold: whether segments come with prompts, as batching.PromptedSegment.
         folder: for compiled programs, see compiled.Programs; None to keep them in memory only.
 
@@ -459,7 +459,7 @@ def generator(
         batch_size: rows at most.
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
-        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
+        allowed: (vocab_size,) bool, tokens that may be chosen; None for all. Allowed programs take the place of others.
         hold: whether segments come with prompts, as batching.PromptedSegment.
         int8: quantise, see pack.
         program_logits: whether the logits of programs come out beside the ids ('greedy' only).
@@ -471,7 +471,8 @@ def generator(
         ids of each in their order: (n,) int32 up to and including EOS, or max_steps of them; batching.SegmentTokens
         with program_logits or activations.
     """
-    first_program = Vocabulary(config.vocabulary).first_id("program") if program_logits else 0
+    first_program = Vocabulary(config.vocabulary).first_id("program")
+    mask = batching.with_programs(allowed, first_program)
     settings = SearchSettings(
         search,
         num_decodes,
@@ -481,16 +482,16 @@ def generator(
         top_k,
         top_p,
         seed,
-        first_program,
+        first_program if program_logits else 0,
         activations,
     )
     weights = pack(params, config.network, int8)
 
     def make(num_rows: int) -> batching.RunningBatch:
-        return make_batch(weights, settings, num_rows, config.input_frames, allowed, hold, folder)
+        return make_batch(weights, settings, num_rows, config.input_frames, mask, hold, folder)
 
     # read from the disk while the first segments are on their way
-    expected = compiled_functions(weights, settings, config.input_frames, allowed, hold, folder)
+    expected = compiled_functions(weights, settings, config.input_frames, mask, hold, folder)
     rows = row_count((batch_size + 1) // 2 if has_two_threads(device_of(weights.embedding), batch_size) else batch_size)
     expected.expect("prefill", rows)
     expected.expect("reset", rows)

@@ -10,6 +10,7 @@ The arithmetic runs in the dtype of the parameters and inputs: float64, float32 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -295,7 +296,7 @@ class PreEncoder(nn.Module):
         self.rolls = dense(self.config.pre_encoder_dim, ROW_FEATURES)
         self.out = dense(PITCH_ROWS * ROW_FEATURES, self.config.emb_dim)
 
-    def __call__(self, frames, activations=False):
+    def __call__(self, frames, activations=False) -> Any:
         x = self.bins(centred(frames))
         x = nn.relu(self.stem_norm(self.stem(rearrange(x, "b l r -> b l r 1"))))
         for layer in self.layers:

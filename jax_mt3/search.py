@@ -93,6 +93,23 @@ def reset_rows(
     )
 
 
+def only_allowed(logits: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Return logits without refused tokens; allowed programs have the probability of refused ones, too.
+
+    So that some program comes, rather than the end of a segment, is as likely as if none were refused.
+
+    Args:
+        logits: (b, n, vocab_size).
+        allowed: (2, vocab_size) bool: the tokens that may be chosen; those of all programs.
+    """
+    tokens, programs = allowed
+    all_programs = jax.nn.logsumexp(jnp.where(programs, logits, -jnp.inf), axis=-1, keepdims=True)
+    allowed_programs = jax.nn.logsumexp(jnp.where(programs & tokens, logits, -jnp.inf), axis=-1, keepdims=True)
+    # infinite where no program is allowed, and nothing then has it
+    gain = all_programs - allowed_programs
+    return jnp.where(tokens, jnp.where(programs, logits + gain, logits), -jnp.inf)
+
+
 def search_step(
     settings: SearchSettings,
     state: BeamState,
@@ -105,7 +122,7 @@ def search_step(
     Args:
         age: (b,) int, number of tokens chosen before, which is the index of the new one.
         logits: (b, n, vocab_size).
-        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
+        allowed: see only_allowed; None for all tokens.
 
     Returns:
         (state, parents): parents (b, n) int is the old hypothesis that each new one continues.
@@ -114,7 +131,7 @@ def search_step(
     """
     index = age.clip(max=settings.max_steps - 1)[:, None]
     if allowed is not None:
-        logits = jnp.where(allowed, logits, -jnp.inf)
+        logits = only_allowed(logits, allowed)
     free = logits
     if state.prompt_ids.shape[1]:
         prompt = take_along(state.prompt_ids, index, 1)[:, :, None]

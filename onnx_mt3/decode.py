@@ -79,7 +79,7 @@ def generator(
         config: of the same checkpoint.
         batch_size: segments searched side by side at most, in as many batches as there are cores, or MOST_BATCHES.
         max_steps: tokens at most, EOS included; config.max_target_length if None.
-        allowed: (vocab_size,) bool, tokens that may be chosen; None for all.
+        allowed: (vocab_size,) bool, tokens that may be chosen; None for all. Allowed programs take the place of others.
         program_logits: whether the logits of programs come out beside the ids.
         activations: whether the pre-encoder's activations come out beside the ids.
 

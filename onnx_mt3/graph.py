@@ -25,7 +25,8 @@ def search_graph(
 
     Inputs of the model:
         frames: (n, heard_frames, input_depth) float, n segments with their contexts.
-        allowed: (1, vocab_size) float, added to the logits: 0, or -inf for a token that may not be chosen.
+        allowed: (1, vocab_size) float, added to the logits: 0, or -inf for a token that may not be chosen; allowed
+            programs have the probability of refused ones, too.
         prompt: (n, p) int64, p >= 0 ids that the tokens begin with; from a row's first 0 on, the network chooses.
         bias: (n, vocab_size) float, added to the logits of every token that the network chooses.
         max_steps: () int64, tokens at most, rounded up to a multiple of BLOCK_STEPS.
@@ -127,7 +128,7 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
         self.cache_sizes = self.network.num_decoder_layers, self.network.num_heads, self.network.head_dim
         self.values_of_rows = (("prompts", TensorProto.INT64), ("biases", TYPES[computed]))
         first = Vocabulary(config.vocabulary).first_id("program")
-        self.recorded_ids = first, first + NUM_PROGRAMS
+        self.program_ids = self.recorded_ids = first, first + NUM_PROGRAMS
 
     def encoded_keys_and_values(self, frames: str) -> tuple[list[str], str | None]:
         """Return what the decoder layers see of the encoder's output, and how much each pitch sounds, and begins.
@@ -193,7 +194,19 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
     def adjusted(self, logits: str, values: Sequence[str]) -> str:
         """See SearchLoops."""
         _, biases = values
-        return self.op("Add", self.op("Add", logits, biases), self.allowed)
+        first, end = self.program_ids
+        ends = [self.ints([first]), self.ints([end]), self.ints([1])]
+        programs, allowed = (self.op("Slice", x, *ends) for x in (logits, self.allowed))
+        # finite, so that nothing is left of it where no program is allowed
+        among_allowed = self.op("Add", programs, self.op("Max", allowed, self.real(-1e9)))
+        gain = self.op("Sub", *(self.log_sum_exp(x) for x in (programs, among_allowed)))
+        parts = self.split(logits, self.ints([first, end - first, self.network.vocab_size - end]), 3, axis=1)
+        parts[1] = self.op("Add", parts[1], gain)
+        return self.op("Add", self.op("Add", self.op("Concat", *parts, axis=1), biases), self.allowed)
+
+    def log_sum_exp(self, x: str) -> str:
+        """Return the logarithm of the sum of exponentials over the last axis: (n, k) -> (n, 1)."""
+        return self.op("ReduceLogSumExp", x, self.ints([1]), keepdims=1)
 
     def choose(self, age: str, logits: str, values: Sequence[str]) -> tuple[str, str]:
         """See SearchLoops."""

@@ -240,7 +240,7 @@ class Batch:
         settings: of the search.
         num_rows: number of segments side by side.
         num_frames: frames of a segment.
-        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
+        allowed: see search.only_allowed; None for all tokens.
         hold: whether segments come with prompts, as batching.PromptedSegment.
 
     Source: none in MT3, whose batches of 8 run until their longest row has ended.
@@ -349,7 +349,7 @@ def generator(
         batch_size: rows at most.
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
-        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
+        allowed: (vocab_size,) bool, tokens that may be chosen; None for all. Allowed programs take the place of others.
         hold: whether segments come with prompts, as batching.PromptedSegment.
         int8: quantise, see pack.
         program_logits: whether the logits of programs come out beside the ids ('greedy' only).
@@ -360,7 +360,8 @@ def generator(
         ids of each in their order: (n,) int32 up to and including EOS, or max_steps of them; batching.SegmentTokens
         with program_logits or activations.
     """
-    first_program = Vocabulary(config.vocabulary).first_id("program") if program_logits else 0
+    first_program = Vocabulary(config.vocabulary).first_id("program")
+    mask = batching.with_programs(allowed, first_program)
     settings = SearchSettings(
         search,
         num_decodes,
@@ -370,13 +371,13 @@ def generator(
         top_k,
         top_p,
         seed,
-        first_program,
+        first_program if program_logits else 0,
         activations,
     )
     weights = pack(model, int8)
 
     def make(num_rows: int) -> batching.RunningBatch:
-        return make_batch(weights, settings, num_rows, config.input_frames, allowed, hold)
+        return make_batch(weights, settings, num_rows, config.input_frames, mask, hold)
 
     def generate(segments: Iterable[Any]) -> Iterator[Any]:
         return batching.decode_continuously(make, segments, settings, batch_size)

@@ -10,6 +10,7 @@ The arithmetic runs in the dtype of the parameters and inputs: float64, float32 
 """
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -300,7 +301,7 @@ class PreEncoder(nn.Module):
         self.rolls = dense(self.config.pre_encoder_dim, ROW_FEATURES)
         self.out = dense(PITCH_ROWS * ROW_FEATURES, self.config.emb_dim)
 
-    def forward(self, frames, activations=False):
+    def forward(self, frames, activations=False) -> Any:
         x = self.bins(centred(frames))
         x = F.relu(self.stem_norm(self.stem(rearrange(x, "b l r -> b l r 1"))))
         for layer in self.layers:

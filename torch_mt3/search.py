@@ -90,6 +90,23 @@ def reset_rows(
     )
 
 
+def only_allowed(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Return logits without refused tokens; allowed programs have the probability of refused ones, too.
+
+    So that some program comes, rather than the end of a segment, is as likely as if none were refused.
+
+    Args:
+        logits: (b, n, vocab_size).
+        allowed: (2, vocab_size) bool: the tokens that may be chosen; those of all programs.
+    """
+    tokens, programs = allowed
+    all_programs = torch.where(programs, logits, -torch.inf).logsumexp(-1, keepdim=True)
+    allowed_programs = torch.where(programs & tokens, logits, -torch.inf).logsumexp(-1, keepdim=True)
+    # infinite where no program is allowed, and nothing then has it
+    gain = all_programs - allowed_programs
+    return torch.where(tokens, torch.where(programs, logits + gain, logits), -torch.inf)
+
+
 def search_step(
     settings: SearchSettings,
     state: BeamState,
@@ -102,7 +119,7 @@ def search_step(
     Args:
         age: (b,) int, number of tokens chosen before, which is the index of the new one.
         logits: (b, n, vocab_size).
-        allowed: (vocab_size,) bool, tokens that may be chosen, as if the others did not exist; None for all.
+        allowed: see only_allowed; None for all tokens.
 
     Returns:
         (state, parents): parents (b, n) int is the old hypothesis that each new one continues.
@@ -111,7 +128,7 @@ def search_step(
     """
     index = age.clip(max=settings.max_steps - 1)[:, None]
     if allowed is not None:
-        logits = torch.where(allowed, logits, -torch.inf)
+        logits = only_allowed(logits, allowed)
     free = logits
     if state.prompt_ids.shape[1]:
         prompt = take_along(state.prompt_ids, index, 1)[:, :, None]

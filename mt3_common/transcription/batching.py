@@ -124,6 +124,19 @@ class SegmentTokens(NamedTuple):
     activations: np.ndarray | None = None
 
 
+def with_programs(allowed: np.ndarray | None, first_program: int) -> np.ndarray | None:
+    """Return the mask that a search takes: tokens that may be chosen, and those of all programs, (2, vocab_size) bool.
+
+    Args:
+        allowed: (vocab_size,) bool; None for all tokens, which None stands for as well.
+        first_program: id of program 0.
+    """
+    if allowed is None:
+        return None
+    ids = np.arange(len(allowed))
+    return np.stack([allowed, (ids >= first_program) & (ids < first_program + NUM_PROGRAMS)])
+
+
 def program_positions(ids: np.ndarray, first_program: int) -> np.ndarray:
     """Return the indices of the program tokens among ids (n,): (k,) int64."""
     return np.flatnonzero((ids >= first_program) & (ids < first_program + NUM_PROGRAMS))

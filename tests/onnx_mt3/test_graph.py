@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from scipy.special import logsumexp
 
 from mt3_common.audio.segments import Segment, segments
 from mt3_common.checkpoint.names import CheckpointError
@@ -261,6 +262,10 @@ def test_logits_of_programs_are_the_twins_at_the_programs_tokens(golden_arrays, 
         given = torch.from_numpy(np.append(0, ids[:-1]).astype(np.int64))[None]
         with torch.no_grad():
             expected = model(torch.from_numpy(segment.segment.frames)[None], given, torch.ones_like(given))[0].numpy()
+        programs = expected[:, first : first + 128]
+        allowed = programs + np.where(mask[first : first + 128], 0, -np.inf)
+        # allowed programs have the probability of the others, too
+        programs += logsumexp(programs, 1, keepdims=True) - logsumexp(allowed, 1, keepdims=True)
         expected += np.where(mask, 0, -np.inf) + segment.logit_bias
         positions = np.flatnonzero((ids >= first) & (ids < first + 128))
         chosen = positions[positions >= len(segment.prompt_ids)]

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
 
 from jax_mt3 import checkpoint as jax_checkpoint
 from jax_mt3 import decode as jax_decode
@@ -140,6 +141,15 @@ def test_tokens_that_are_not_allowed_never_come_in_either_twin(search, golden_co
         assert generate(*TWINS[twin][:2], np.ones(1536, bool)) == free
 
 
+def masked(logits, allowed, first):
+    """Logits (n, vocab_size) with a mask (vocab_size,), under which allowed programs have the others' probability."""
+    programs = slice(first, first + 128)
+    kept = logits[:, programs] + np.where(allowed[programs], 0, -np.inf)
+    logits = logits.copy()
+    logits[:, programs] += logsumexp(logits[:, programs], 1, keepdims=True) - logsumexp(kept, 1, keepdims=True)
+    return np.where(allowed, logits, -np.inf)
+
+
 def full_pass_logits(model, frames, ids):
     """Logits (len(ids), vocab_size) of the full pass of a torch model when it is given the ids."""
     targets = torch.tensor(np.asarray(ids)[None], dtype=torch.int64)
@@ -174,7 +184,7 @@ def test_the_logits_of_programs_are_those_of_a_full_pass(twin, batch_size, golde
         assert tokens.program_logits.dtype == np.float32
         np.testing.assert_array_equal(tokens.program_logits.argmax(1), ids[positions] - first)
         assert np.isneginf(tokens.program_logits[:, 40:48]).all()
-        expected = full_pass_logits(reference, frames, ids)[positions, first : first + 128]
+        expected = masked(full_pass_logits(reference, frames, ids), allowed, first)[positions, first : first + 128]
         usable = allowed[first : first + 128]
         np.testing.assert_allclose(tokens.program_logits[:, usable], expected[:, usable], rtol=0, atol=2e-4)
         lengths.add(len(ids))
@@ -200,9 +210,33 @@ def test_within_prompts_the_logits_of_programs_are_what_the_network_thought(
     results = list(decode.generate(model, config, held(segments, forced, bias), **how))
     for frames, begins, (ids, logits, _) in zip(segments, forced, results, strict=True):
         assert ids[: len(begins)].tolist() == begins
-        expected = full_pass_logits(reference, frames, ids) + np.where(allowed, bias, -np.inf)
+        expected = masked(full_pass_logits(reference, frames, ids), allowed, first) + bias
         positions = batching.program_positions(ids, first)
         np.testing.assert_allclose(logits, expected[positions, first : first + 128], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_allowed_programs_take_the_place_of_others(twin):
+    """That a program comes is as likely as before; with none allowed, the rest stays as it is."""
+    import jax_mt3.search
+    import torch_mt3.search
+
+    logits = np.random.default_rng(0).normal(0, 3, (2, 3, 20)).astype(np.float32)
+    only = {"torch": lambda m: torch_mt3.search.only_allowed(torch.from_numpy(logits), torch.from_numpy(m)).numpy()}
+    only |= {"jax": lambda m: np.asarray(jax_mt3.search.only_allowed(logits, m))}
+    tokens = np.ones(20, bool)
+    tokens[[3, 9, 10, 12]] = False
+    mask = np.where(np.arange(20) == 3, True, tokens), (np.arange(20) >= 8) & (np.arange(20) < 14)
+    result = only[twin](np.stack(mask))
+    before, after = (np.exp(x[..., 8:14]).sum(-1) for x in (logits, result))
+    np.testing.assert_allclose(after, before, rtol=1e-5)
+    assert np.isneginf(result[..., [9, 10, 12]]).all()
+    rest = [*range(8), *range(14, 20)]
+    np.testing.assert_array_equal(result[..., rest], logits[..., rest])
+    np.testing.assert_allclose(result[..., 8] - result[..., 13], logits[..., 8] - logits[..., 13], atol=1e-5)
+    none = only[twin](np.stack([~mask[1], mask[1]]))
+    assert np.isneginf(none[..., 8:14]).all()
+    np.testing.assert_array_equal(none[..., rest], logits[..., rest])
 
 
 def test_only_a_greedy_search_records_logits():
