@@ -380,7 +380,7 @@ class Batch:
             frames = np.stack(segments[part] + [np.zeros_like(segments[0])] * missing)
             prefilled = self.cache.cross_keys, self.cache.cross_values, self.cache.age
             prefilled, activations = self._compiled("prefill", (self._room,), self.weights, prefilled, index, frames)
-            if self.settings.activations:
+            if self.settings.activations and activations is not None:
                 heard += list(to_numpy(activations))[: len(rows[part])]
             self.cache = with_prefilled(self.cache, prefilled)
             prompt_ids = np.zeros((len(index), self.state.prompt_ids.shape[1]), np.int32)

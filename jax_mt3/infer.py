@@ -66,8 +66,8 @@ def load(
             each segment alone.
         instrument_prior: choose instruments by their share of the recording so far, too (see InstrumentPrior), where
             the search is greedy, instruments are not held and notes are not decoded as published.
-        activations: correct onsets and offsets by the pre-encoder's pitch activations, where the network has them and
-            notes are not decoded as published (see ActivationCorrector).
+        activations: correct onsets and offsets by the pre-encoder's pitch activations, where the network has
+            context_frames and notes are not decoded as published (see ActivationCorrector).
         config: settings where the checkpoint has none, or other ones: a config.json, its content, or the name of a
             released YourMT3+; None to believe the checkpoint.
 

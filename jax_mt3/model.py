@@ -266,7 +266,7 @@ def own_frames(x: jax.Array, config: NetworkConfig) -> jax.Array:
 
 
 def centred(frames: jax.Array) -> jax.Array:
-    """Return frames (b, f, input_depth) less the mean of their segment.
+    """Return frames (b, f, input_depth) less their mean, of each row of the batch its own.
 
     One value of them is taken off first: the mean of equal ones, silence, is then exact, and no norm makes noise of a
     rounding error.
@@ -307,7 +307,7 @@ class PreEncoder(nn.Module):
 
 
 def within_range(frames: jax.Array, config: NetworkConfig) -> jax.Array:
-    """Raise what lies more than config.encoder_top_db below a segment's largest to that: (b, l, input_depth).
+    """Raise what lies more than config.encoder_top_db below the largest of frames (b, f, input_depth) to that.
 
     Zeros past the end of the audio, which no sound has, stay zeros and count for nothing.
     """

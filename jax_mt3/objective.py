@@ -142,8 +142,7 @@ class Objective:
         output, variables = apply(capture_intermediates=is_supervised, mutable=["intermediates"])
         intermediates, outputs = variables["intermediates"], {}
         if method == "encode":
-            rows = intermediates["encoder"]["pre_encoder"]["rolls"]["__call__"][0]
-            return output, {("rows", 0): rows}
+            return output, {("rows", 0): intermediates["encoder"]["pre_encoder"]["rolls"]["__call__"][0]}
         for number in range(self.config.network.num_decoder_layers):
             layer = intermediates["decoder"][f"layers_{number}"]
             outputs["output", number] = layer["__call__"][0]

@@ -95,7 +95,8 @@ def generator(
     if allowed is not None:
         usable[:, ~allowed] = -np.inf
 
-    outputs = ["ids", *["program_logits"] * program_logits, *["activations"] * activations]
+    has_activations = activations and "activations" in [output.name for output in search.get_outputs()]
+    outputs = ["ids", *["program_logits"] * program_logits, *["activations"] * has_activations]
     first_program = Vocabulary(config.vocabulary).first_id("program")
 
     def tokens_of(batch: list[np.ndarray | Segment | PromptedSegment]) -> list[Any]:
@@ -118,7 +119,7 @@ def generator(
             tokens = segment_tokens(rows, ids, results["program_logits"], first_program)
         elif activations:
             tokens = [SegmentTokens(row) for row in rows]
-        if activations:
+        if has_activations:
             heard = results["activations"].astype(np.float32)
             tokens = [token._replace(activations=rows) for token, rows in zip(tokens, heard, strict=True)]
         return tokens

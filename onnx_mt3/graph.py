@@ -12,7 +12,6 @@ from onnx import TensorProto
 
 from mt3_common.config import PITCH_ROWS, Config
 from mt3_common.notes.vocabulary import NUM_PROGRAMS, Vocabulary
-from mt3_common.transcription.activations import has_activations
 from onnx_mt3.builder import TYPES
 from onnx_mt3.network import NetworkBuilder
 from onnx_mt3.search import BLOCK_STEPS, SearchLoops
@@ -36,7 +35,7 @@ def search_graph(
         program_logits: (k, 128) float, of the k program tokens in ids, row by row: the logits of all programs' tokens
             that each was chosen from, or would have been without the prompt, `bias` and `allowed` added.
         activations: (n, heard_frames, PITCH_ROWS, 2) float, that each pitch sounds, and that it begins, in each frame;
-            only where they correct anything (activations.has_activations).
+            only of a network with a pre-encoder.
 
     Args:
         arrays: the checkpoint's arrays under MT3's names.
@@ -134,10 +133,10 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
         """Return what the decoder layers see of the encoder's output, and how much each pitch sounds, and begins.
 
         Returns:
-            (keys and values of each layer in turn, (n, heard_frames, PITCH_ROWS, 2); None where they correct nothing).
+            (keys and values of each layer in turn, (n, heard_frames, PITCH_ROWS, 2); None without a pre-encoder).
         """
         heads, width, length = self.network.num_heads, self.network.head_dim, self.config.input_frames
-        heard, corrects = self.config.heard_frames, has_activations(self.config)
+        heard, has_rows = self.config.heard_frames, bool(self.network.pre_encoder_layers)
 
         def encode(segment: str) -> list[str]:
             encoded, activations = self.encoder(segment)
@@ -147,15 +146,15 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
                 key = self.heads(self.dense(f"{path}/key", encoded), transposed=True)
                 value = self.heads(self.dense(f"{path}/value", encoded))
                 results += [self.op("Squeeze", array, self.ints([0])) for array in (key, value)]
-            if corrects and activations is not None:
+            if activations is not None:
                 two = self.op("Slice", activations, self.ints([0]), self.ints([2]), self.ints([3]))
                 results.append(self.op("Squeeze", two, self.ints([0])))
             return results
 
         shapes = [[heads, width, length], [heads, length, width]] * self.network.num_decoder_layers
-        shapes += [[heard, PITCH_ROWS, 2]] * corrects
+        shapes += [[heard, PITCH_ROWS, 2]] * has_rows
         results = self.of_segments(frames, [heard, self.network.input_depth], encode, shapes)
-        return (results[:-1], results[-1]) if corrects else (results, None)
+        return (results[:-1], results[-1]) if has_rows else (results, None)
 
     def step(
         self,

@@ -122,7 +122,7 @@ class NetworkBuilder(LayerBuilder):
         return self.op("Sigmoid", self.op("Add", self.dense(f"{path}/rolls", x, 4), self.real(ROW_BIAS)))
 
     def within_range(self, frames: str) -> str:
-        """Raise what lies more than encoder_top_db below a segment's largest to that: (n, l, depth); zero rows stay."""
+        """Raise what lies more than encoder_top_db below the largest of frames (n, f, depth); zero rows stay."""
         if not self.network.encoder_top_db:
             return frames
         most = self.op("ReduceMax", self.op("Abs", frames), self.ints([2]), keepdims=1)

@@ -271,7 +271,7 @@ def own_frames(x: torch.Tensor, config: NetworkConfig) -> torch.Tensor:
 
 
 def centred(frames: torch.Tensor) -> torch.Tensor:
-    """Return frames (b, f, input_depth) less the mean of their segment.
+    """Return frames (b, f, input_depth) less their mean, of each row of the batch its own.
 
     One value of them is taken off first: the mean of equal ones, silence, is then exact, and no norm makes noise of a
     rounding error.
@@ -312,7 +312,7 @@ class PreEncoder(nn.Module):
 
 
 def within_range(frames: torch.Tensor, config: NetworkConfig) -> torch.Tensor:
-    """Raise what lies more than config.encoder_top_db below a segment's largest to that: (b, l, input_depth).
+    """Raise what lies more than config.encoder_top_db below the largest of frames (b, f, input_depth) to that.
 
     Zeros past the end of the audio, which no sound has, stay zeros and count for nothing.
     """

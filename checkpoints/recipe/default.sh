@@ -41,7 +41,7 @@ shards clean train 31 6 32 "$clean" "${banks[@]}" "$WORK"/fonts/train/*.sf2
 # a recipe that names one kind of example has no other that it does not name
 mixed='{"settle": 0.02, "piano": 0.28, "band": 0.24, "solo": 0.22, "drums": 0.12, "dense": 0.09, "silence": 0.01, "tones": 0.04, "detached": 0.3, "register": 0.95}'
 fonts=("${banks[@]}" "$WORK"/fonts/train/*.sf2 "${players[@]}" "${kits[@]}")
-shards mixed train 33 "$SHARDS" 64 "$mixed" "${fonts[@]}"
+shards mixed train 35 "$SHARDS" 64 "$mixed" "${fonts[@]}"
 
 # three quarters of the steps with the losses of the preset at a constant rate; then those losses that taught the decoder where to look
 # are left out, the choice of instruments weighs more, and the rate falls to 0 (checkpoints/README.md, Weights of the losses). By then

@@ -362,9 +362,9 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--no-activations",
         action="store_true",
-        help="leave onsets and offsets as the decoder wrote them; default: in a network with a pre-encoder, as the "
-        "bundled default has, onsets that this does not hear are dropped, clear ones that are missing are added, and "
-        "notes last while it hears them, except with --as-published",
+        help="leave onsets and offsets as the decoder wrote them; default: in a network whose pre-encoder hears what "
+        "is around a segment, as that of the bundled default, onsets that it does not hear are dropped, clear ones "
+        "that are missing are added, and notes last while it hears them, except with --as-published",
     )
     add(
         "--velocity",

@@ -37,8 +37,13 @@ def read_segments(path: str, config: Config, count: int) -> tuple[np.ndarray, li
     from mt3_common.audio.levels import Mix
     from mt3_common.audio.segments import segments
 
-    seconds = count * config.input_frames / config.spectrogram.frames_per_second
-    samples = read_audio(path, config.spectrogram.sample_rate, duration=seconds, mix=Mix(published=True))
+    spectrogram = config.spectrogram
+    num_samples = count * config.input_frames * spectrogram.hop_width
+    if config.network.context_frames:
+        num_samples += config.network.context_frames * spectrogram.hop_width + spectrogram.fft_size
+    samples = read_audio(
+        path, spectrogram.sample_rate, duration=num_samples / spectrogram.sample_rate, mix=Mix(published=True)
+    )
     first = [segment for segment, _ in zip(segments(samples, config), range(count), strict=False)]
     if not first:
         raise ValueError(f"{path}: no audio in it")

@@ -26,6 +26,8 @@ from mt3_common.training.config import TrainingConfig, TrainingError
 from mt3_common.training.initial import initial_arrays, pitch_bins
 from mt3_common.training.labels import LABEL_COLUMNS, NUM_CLASSES
 from mt3_common.transcription.batching import PromptedSegment
+from onnx_mt3 import decode as onnx_decode
+from onnx_mt3.graph import search_parts
 from parity.sides import numpy_network
 from torch_mt3 import checkpoint as torch_checkpoint
 from torch_mt3 import decode as torch_decode
@@ -141,6 +143,28 @@ def test_activations_of_the_context_come_out_beside_the_ids(twin, hold, batch_si
     [tokens] = decode.generator(model, CONFIG, activations=True, program_logits=True, max_steps=8)([cut[0].heard])
     np.testing.assert_allclose(tokens.activations, expected[0], rtol=0, atol=5e-5)
     assert tokens.program_logits.shape[1:] == (128,)
+
+
+@pytest.mark.parametrize("hears", [False, True])
+@pytest.mark.parametrize("package", ["jax", "torch", "onnx"])
+def test_activations_that_are_asked_for_come_where_there_are_any(package, hears):
+    """Also of a network that hears nothing around its segments; one without a pre-encoder has none."""
+    network = dataclasses.replace(NETWORK, **NONE | ({"pre_encoder_layers": 1, "pre_encoder_dim": 6} if hears else {}))
+    config = dataclasses.replace(CONFIG, network=network)
+    arrays = initial_arrays(network, 2)
+    frames = np.random.default_rng(0).normal(-5, 2, (16, network.input_depth)).astype(np.float32)
+    if package == "onnx":
+        graph, parts = search_parts(arrays, config)
+        session = onnx_decode.session(graph.SerializeToString(), weights=parts)
+        generate = onnx_decode.generator(session, config, max_steps=8, activations=True)
+    elif package == "torch":
+        model = torch_network(arrays, network).float()
+        generate = torch_decode.generator(model, config, max_steps=8, activations=True)
+    else:
+        generate = jax_decode.generator(jax_checkpoint.to_params(arrays), config, max_steps=8, activations=True)
+    [tokens] = generate([frames])
+    assert len(tokens.ids)
+    assert (tokens.activations.shape == (16, PITCH_ROWS, 2)) if hears else tokens.activations is None
 
 
 def test_the_context_reaches_the_rows_and_not_the_projection(arrays, frames):

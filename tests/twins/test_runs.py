@@ -546,6 +546,8 @@ def test_a_picture_colours_what_is_right_missed_and_wrong(data):
     # ids are 10 ms apart, frames 20 ms: at the edges of notes a frame may be missed, few are
     black = notes.count([0, 0, 0])
     assert notes.count([30, 100, 220]) + notes.count([220, 40, 40]) < 0.3 * black
+    around = np.pad(batch.frames, ((0, 0), (8, 8), (0, 0)), constant_values=3)
+    np.testing.assert_array_equal(segment_image(batch._replace(frames=around), right, CONFIG), image)
     silent = segment_image(batch, [np.array([1])] * 4, CONFIG)[256:].reshape(-1, 3).tolist()
     assert silent.count([0, 0, 0]) == 0 < silent.count([30, 100, 220])
 

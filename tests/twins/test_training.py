@@ -172,10 +172,12 @@ def test_the_choice_among_programs_has_a_loss_of_its_own(shards):
     assert rows[0.5][0]["loss"] - rows[0.5][0]["token_loss"] == pytest.approx(0.5 * share * np.log(128), rel=0.1)
 
 
-def test_where_each_token_is():
+@pytest.mark.parametrize("context", [0, 8])
+def test_where_each_token_is(context):
     # 3 + n: a shift of n * 10 ms; the frames are 20 ms
     targets = np.array([[1132, 3 + 10, 1050, 1060, 3 + 31, 1070, 1, 0]], np.int32)
-    batch = dataset.Batch(np.zeros((1, 32, 512), np.float32), targets, np.zeros((1, 32, dataset.ROLL_COLUMNS), bool))
+    frames = np.zeros((1, 32 + 2 * context, 512), np.float32)
+    batch = dataset.Batch(frames, targets, np.zeros((1, 32, dataset.ROLL_COLUMNS), bool))
     result = event_frames(batch, CONFIG)
     np.testing.assert_array_equal(result.current[0], [0, 0, 5, 5, 5, 15.5, 15.5, 15.5])
     np.testing.assert_array_equal(result.next[0], [5, 5, 15.5, 15.5, 15.5, 32, 32, 32])
