@@ -144,9 +144,9 @@ def test_tokens_that_are_not_allowed_never_come_in_either_twin(search, golden_co
 def masked(logits, allowed, first):
     """Logits (n, vocab_size) with a mask (vocab_size,), under which allowed programs have the others' probability."""
     programs = slice(first, first + 128)
-    kept = logits[:, programs] + np.where(allowed[programs], 0, -np.inf)
+    left = logits[:, programs] + np.where(allowed[programs], 0, -np.inf)
     logits = logits.copy()
-    logits[:, programs] += logsumexp(logits[:, programs], 1, keepdims=True) - logsumexp(kept, 1, keepdims=True)
+    logits[:, programs] += logsumexp(logits[:, programs], 1, keepdims=True) - logsumexp(left, 1, keepdims=True)
     return np.where(allowed, logits, -np.inf)
 
 

@@ -168,7 +168,7 @@ def test_activations_that_are_asked_for_come_where_there_are_any(package, hears)
 
 
 def test_the_context_reaches_the_rows_and_not_the_projection(arrays, frames):
-    """What the pre-encoder says of the segment's own frames depends on it; all else of the encoder does not."""
+    """The rows of the segment's own frames depend on it; all else of the encoder does not."""
     network = dataclasses.replace(NETWORK, encoder_top_db=0.0)
     own = slice(NETWORK.context_frames, -NETWORK.context_frames)
     changed = frames.copy()
