@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.nn import log_softmax, softmax
+from jax.nn import log_softmax, logsumexp, softmax
 
 from jax_mt3.kernels import TOKEN_DTYPE, count_up, device_of, on_device, put, take_along, to_numpy, top_k
 from jax_mt3.weights import Weights
@@ -103,10 +103,10 @@ def only_allowed(logits: jax.Array, allowed: jax.Array) -> jax.Array:
         allowed: (2, vocab_size) bool: the tokens that may be chosen; those of all programs.
     """
     tokens, programs = allowed
-    all_programs = jax.nn.logsumexp(jnp.where(programs, logits, -jnp.inf), axis=-1, keepdims=True)
-    allowed_programs = jax.nn.logsumexp(jnp.where(programs & tokens, logits, -jnp.inf), axis=-1, keepdims=True)
+    all_programs = logsumexp(jnp.where(programs, logits, -jnp.inf), -1)
+    allowed_programs = logsumexp(jnp.where(programs & tokens, logits, -jnp.inf), -1)
     # infinite where no program is allowed, and nothing then has it
-    gain = all_programs - allowed_programs
+    gain = (all_programs - allowed_programs)[..., None]
     return jnp.where(tokens, jnp.where(programs, logits + gain, logits), -jnp.inf)
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import log_softmax, softmax
+from torch import log_softmax, logsumexp, softmax
 
 from mt3_common.notes.vocabulary import EOS_ID
 from mt3_common.transcription.batching import SearchSettings
@@ -100,10 +100,10 @@ def only_allowed(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         allowed: (2, vocab_size) bool: the tokens that may be chosen; those of all programs.
     """
     tokens, programs = allowed
-    all_programs = torch.where(programs, logits, -torch.inf).logsumexp(-1, keepdim=True)
-    allowed_programs = torch.where(programs & tokens, logits, -torch.inf).logsumexp(-1, keepdim=True)
+    all_programs = logsumexp(torch.where(programs, logits, -torch.inf), -1)
+    allowed_programs = logsumexp(torch.where(programs & tokens, logits, -torch.inf), -1)
     # infinite where no program is allowed, and nothing then has it
-    gain = all_programs - allowed_programs
+    gain = (all_programs - allowed_programs)[..., None]
     return torch.where(tokens, torch.where(programs, logits + gain, logits), -torch.inf)
 
 
