@@ -231,7 +231,13 @@ class NoteDecoder:
             key = self._sounding_key(key)
             if key not in self._active:
                 return False
-            self._end(key, time)
+            if self._ties_begin and time == self._segment_start and key in self._tied:
+                # tied from before the recording, and ended before anything was heard of it
+                del self._active[key]
+                self._tied.discard(key)
+                self._begun_now.discard(key)
+            else:
+                self._end(key, time)
         elif self._is_repeat(key):
             return False
         else:

@@ -151,7 +151,14 @@ export class NoteDecoder {
     } else if (this.velocity === 0) {
       key = this.soundingKey(key, new Set());
       if (!this.active.has(key)) return false;
-      this.end(key, time);
+      if (this.tiesBegin && time === this.segmentStart && this.tied.has(key)) {
+        // tied from before the recording, and ended before anything was heard of it
+        this.active.delete(key);
+        this.tied.delete(key);
+        this.begunNow.delete(key);
+      } else {
+        this.end(key, time);
+      }
     } else if (this.isRepeat(key)) {
       return false;
     } else {

@@ -264,6 +264,19 @@ class TestNoteDecoder:
         assert decoder.feed(ids_of(C, ("program", 40), C, TIE), 32.04) == [Note(30.5, 32.04, 67, 127, 8)]
         assert decoder.sounding == [(60, 8)]
 
+    def test_what_the_first_segment_ties_and_ends_at_once_begins_anew(self):
+        """A network that hears the silence before a recording may tie its first notes, end and begin them, all at 0."""
+        decoder = NoteDecoder(MT3, published=False)
+        ids = ids_of(C, E, TIE, OFF, C, E, ON, C, ("shift", 50), OFF, C)
+        assert decoder.feed(ids, 0.0) == [Note(0.0, 0.5, 60, 127)]
+        assert (decoder.sounding, decoder.invalid) == ([], 0)
+        # an onset that ends at once is a note of the shortest length, and so is a second one
+        decoder = NoteDecoder(MT3, published=False)
+        assert decoder.feed(ids_of(TIE, ON, C, OFF, C), 0.0) == [Note(0.0, 0.01, 60, 127)]
+        # in later segments ties are of notes that sounded
+        decoder.feed(ids_of(TIE, ON, E), 1.0)
+        assert decoder.feed(ids_of(E, TIE, OFF, E), 2.0) == [Note(1.0, 2.0, 64, 127)]
+
     def test_a_note_that_another_program_ties_or_ends_goes_on_as_it_began(self):
         """As MT3 has it, it ends where the next segment does not tie it under its own program."""
         begin = ids_of(TIE, ("program", 40), ON, C, E, ("shift", 100), ("program", 0), G)
