@@ -459,7 +459,7 @@ def generator(
         batch_size: rows at most.
         max_steps: tokens at most, EOS included; config.max_target_length if None.
         search, num_decodes, alpha, temperature, top_k, top_p, seed: see batching.SearchSettings.
-        allowed: (vocab_size,) bool, tokens that may be chosen; None for all. Allowed programs take the place of others.
+        allowed: (vocab_size,) bool, tokens that may be chosen; None for all. See search.only_allowed.
         hold: whether segments come with prompts, as batching.PromptedSegment.
         int8: quantise, see pack.
         program_logits: whether the logits of programs come out beside the ids ('greedy' only).

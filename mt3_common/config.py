@@ -120,12 +120,11 @@ class NetworkConfig:
         pre_encoder_layers: layers that share their weights over pitch, in front of the encoder's own; 0, as in MT3, for
             no such layers.
         pre_encoder_dim: their channels for each semitone; 0 where there are none.
-        context_frames: frames before a segment, and after it, that the network is given with those of the segment for
-            the pre-encoder to hear, whose rows of the segment alone go on; 0, as in MT3, for none. Onsets and offsets
-            are corrected from 3 on (transcription/activations.py).
-        encoder_top_db: the encoder takes what lies more than so many dB below the largest magnitude of the frames that
-            it is given for that much (librosa's top_db), so that noise which nobody hears changes nothing; 0, as in
-            MT3, for no limit.
+        context_frames: frames before a segment, and as many after it, that the network is given with the segment's own.
+            The pre-encoder hears them; all behind it has the segment's own frames alone. 0, as in MT3, for none. From 3
+            on, onsets and offsets are corrected (transcription/activations.py).
+        encoder_top_db: the encoder raises magnitudes that lie more than so many dB below the largest of its frames to
+            this limit (librosa's top_db), so that noise which nobody hears changes nothing; 0, as in MT3, for no limit.
             Zeros past the end of the audio stay.
 
     Raises:

@@ -79,7 +79,7 @@ def generator(
         config: of the same checkpoint.
         batch_size: segments searched side by side at most, in as many batches as there are cores, or MOST_BATCHES.
         max_steps: tokens at most, EOS included; config.max_target_length if None.
-        allowed: (vocab_size,) bool, tokens that may be chosen; None for all. Allowed programs take the place of others.
+        allowed: (vocab_size,) bool, tokens that may be chosen; None for all. See graph.search_graph.
         program_logits: whether the logits of programs come out beside the ids.
         activations: whether the pre-encoder's activations come out beside the ids.
 
@@ -95,8 +95,8 @@ def generator(
     if allowed is not None:
         usable[:, ~allowed] = -np.inf
 
-    has_activations = activations and "activations" in [output.name for output in search.get_outputs()]
-    outputs = ["ids", *["program_logits"] * program_logits, *["activations"] * has_activations]
+    gives_activations = activations and "activations" in [output.name for output in search.get_outputs()]
+    outputs = ["ids", *["program_logits"] * program_logits, *["activations"] * gives_activations]
     first_program = Vocabulary(config.vocabulary).first_id("program")
 
     def tokens_of(batch: list[np.ndarray | Segment | PromptedSegment]) -> list[Any]:
@@ -119,7 +119,7 @@ def generator(
             tokens = segment_tokens(rows, ids, results["program_logits"], first_program)
         elif activations:
             tokens = [SegmentTokens(row) for row in rows]
-        if has_activations:
+        if gives_activations:
             heard = results["activations"].astype(np.float32)
             tokens = [token._replace(activations=rows) for token, rows in zip(tokens, heard, strict=True)]
         return tokens

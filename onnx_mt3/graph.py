@@ -127,7 +127,7 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
         self.cache_sizes = self.network.num_decoder_layers, self.network.num_heads, self.network.head_dim
         self.values_of_rows = (("prompts", TensorProto.INT64), ("biases", TYPES[computed]))
         first = Vocabulary(config.vocabulary).first_id("program")
-        self.program_ids = self.recorded_ids = first, first + NUM_PROGRAMS
+        self.recorded_ids = first, first + NUM_PROGRAMS
 
     def encoded_keys_and_values(self, frames: str) -> tuple[list[str], str | None]:
         """Return what the decoder layers see of the encoder's output, and how much each pitch sounds, and begins.
@@ -193,15 +193,15 @@ class SearchBuilder(NetworkBuilder, SearchLoops):
     def adjusted(self, logits: str, values: Sequence[str]) -> str:
         """See SearchLoops."""
         _, biases = values
-        first, end = self.program_ids
-        ends = [self.ints([first]), self.ints([end]), self.ints([1])]
-        programs, allowed = (self.op("Slice", x, *ends) for x in (logits, self.allowed))
+        first, end = self.recorded_ids or (0, 0)
+        sizes = self.ints([first, end - first, self.network.vocab_size - end])
+        before, programs, behind = self.split(logits, sizes, 3, axis=1)
+        _, allowed, _ = self.split(self.allowed, sizes, 3, axis=1)
         # finite, so that nothing is left of it where no program is allowed
         among_allowed = self.op("Add", programs, self.op("Max", allowed, self.real(-1e9)))
         gain = self.op("Sub", *(self.log_sum_exp(x) for x in (programs, among_allowed)))
-        parts = self.split(logits, self.ints([first, end - first, self.network.vocab_size - end]), 3, axis=1)
-        parts[1] = self.op("Add", parts[1], gain)
-        return self.op("Add", self.op("Add", self.op("Concat", *parts, axis=1), biases), self.allowed)
+        logits = self.op("Concat", before, self.op("Add", programs, gain), behind, axis=1)
+        return self.op("Add", self.op("Add", logits, biases), self.allowed)
 
     def log_sum_exp(self, x: str) -> str:
         """Return the logarithm of the sum of exponentials over the last axis: (n, k) -> (n, 1)."""

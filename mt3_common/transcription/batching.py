@@ -128,7 +128,7 @@ def with_programs(allowed: np.ndarray | None, first_program: int) -> np.ndarray 
     """Return the mask that a search takes: tokens that may be chosen, and those of all programs, (2, vocab_size) bool.
 
     Args:
-        allowed: (vocab_size,) bool; None for all tokens, which None stands for as well.
+        allowed: (vocab_size,) bool, tokens that may be chosen. None, for all, stays None.
         first_program: id of program 0.
     """
     if allowed is None:
@@ -224,9 +224,7 @@ class TwoThreadBatch:
                 return []
             half_rows = [self._halves_and_rows[rows[i]][1] for i in indices]
             arrays, numbers = [segments[i] for i in indices], [uniforms[i] for i in indices]
-            if prompts:
-                return batch.prefill(half_rows, arrays, numbers, [prompts[i] for i in indices])
-            return batch.prefill(half_rows, arrays, numbers)
+            return batch.prefill(half_rows, arrays, numbers, [prompts[i] for i in indices] if prompts else None)
 
         activations: dict[int, np.ndarray] = {}
         for indices, of_half in zip(split, self._in_both(prefill), strict=True):
@@ -342,7 +340,7 @@ def decode_continuously(
             known = [(s.heard, s.index) if isinstance(s, Segment) else (s, number) for number, s in plain]
             uniforms = [settings.uniforms(index) for _, index in known]
             arrays = [frames for frames, _ in known]
-            heard = batch.prefill(free, arrays, uniforms, *([prompts] if prompts else []))
+            heard = batch.prefill(free, arrays, uniforms, prompts or None)
             started = [number for number, _ in waiting]
             in_row.update(zip(free, started, strict=True))
             if heard:

@@ -289,8 +289,8 @@ class Side(ModuleSide):
             count, length = tokens.shape
             weights = weights_of.pack(self.cast(precision), self.config.network)
             first = min(kernels.LENGTHS[0], length)
-            own = frames.shape[1] - 2 * self.config.network.context_frames
-            cache = decode.empty_cache(weights, count, own, length=first)
+            num_frames = frames.shape[1] - 2 * self.config.network.context_frames
+            cache = decode.empty_cache(weights, count, num_frames, length=first)
             rows, frames = np.arange(count), cast_array(frames, dtype_of(precision))
             step = compile_once(decode.step, self.device, donate_argnums=1)
             prefill = compile_once(decode.prefill, self.device, donate_argnums=1)

@@ -303,8 +303,8 @@ class Side(ModuleSide):
             count, length = tokens.shape
             weights = weights_of.pack(self.cast(precision))
             first = min(kernels.FIRST_LENGTH, length)
-            own = frames.shape[1] - 2 * self.config.network.context_frames
-            cache = decode.empty_cache(weights, count, own, length=first)
+            num_frames = frames.shape[1] - 2 * self.config.network.context_frames
+            cache = decode.empty_cache(weights, count, num_frames, length=first)
             rows = torch.arange(count, device=self.device)
             ids = torch.tensor(tokens, device=self.device)
             inputs = torch.tensor(frames, device=self.device).to(torch_dtype(precision))

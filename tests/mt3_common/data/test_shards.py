@@ -42,8 +42,10 @@ def audio(seconds=3.0, seed=0):
 
 def test_a_later_segment_hears_what_is_before_it():
     samples = audio()
-    whole = training_segments.cut_segments(samples, NOTES, 0, AROUND)
-    for (frames, _, _), (later, _, _) in zip(whole, training_segments.cut_segments(samples, NOTES, 5, AROUND)):
+    whole = list(training_segments.cut_segments(samples, NOTES, 0, AROUND))
+    assert len(whole) == 3
+    moved = training_segments.cut_segments(samples, NOTES, 5, AROUND)
+    for (frames, _, _), (later, _, _) in zip(whole, moved, strict=True):
         np.testing.assert_array_equal(frames[5:], later[:-5])
 
 
