@@ -3,14 +3,16 @@
 #
 #   make train-default WORK=folder NOTES=folder POP909=folder
 #
-# WORK    everything that is made: sources, fonts, shards, the run; kept between calls
-# NOTES   recorded single notes with an index.tsv (docs/training.md); more sounds are fetched from npm and Debian, once (docs/data.md)
-# POP909  a clone of github.com/music-x-lab/POP909-Dataset
-# PYTHON  the interpreter; THREADS, for PyTorch; STEPS in all and SHARDS of 21 minutes each, fewer for a rehearsal
+# WORK       everything that is made: sources, fonts, shards, the run; kept between calls
+# NOTES      recorded single notes with an index.tsv (docs/training.md); more sounds are fetched from npm and Debian, once (docs/data.md)
+# POP909     a clone of github.com/music-x-lab/POP909-Dataset
+# PYTHON     the interpreter
+# PROCESSES  of one core each, which render and share each batch; 2 or more divide a batch of 32
+# STEPS      in all, and SHARDS of 21 minutes each for an eighth of them: fewer for a rehearsal
 set -euo pipefail
 : "${WORK:?names the folder for everything that is made}" "${NOTES:?names the folder of recorded notes}"
-: "${POP909:?names the clone of POP909}" "${PYTHON:=python}" "${THREADS:=1}" "${STEPS:=60000}" "${SHARDS:=160}"
-export OMP_NUM_THREADS=$THREADS OPENBLAS_NUM_THREADS=$THREADS MKL_NUM_THREADS=$THREADS
+: "${POP909:?names the clone of POP909}" "${PYTHON:=python}" "${PROCESSES:=1}" "${STEPS:=32000}" "${SHARDS:=64}"
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 mt3() { "$PYTHON" -m mt3_common.cli.mt3 "$@"; }
 
 sources=$WORK/sources
@@ -31,7 +33,7 @@ preset=$("$PYTHON" -c 'from mt3_common.training.config import PRESETS; print(PRE
 # shards NAME SPLIT SEED COUNT EXAMPLES RECIPE FONT...: what is there is left alone
 shards() {
   mt3 data shards "$WORK/shards/$1" "${songs[@]}" --config "$preset" --split "$2" --seed "$3" --shards "$4" --examples "$5" \
-    --recipe "$6" --fonts "${@:7}"
+    --recipe "$6" --workers "$PROCESSES" --fonts "${@:7}"
 }
 # unseen songs on an unseen General MIDI bank, and on unseen recorded instruments
 shards validation-bank validation 101 2 24 '{"damage": false, "settle": 0.02}' "$sources/soundfonts/sf_GMbank.sf2"
@@ -41,19 +43,32 @@ shards clean train 31 6 32 "$clean" "${banks[@]}" "$WORK"/fonts/train/*.sf2
 # a recipe that names one kind of example has no other that it does not name
 mixed='{"settle": 0.02, "piano": 0.28, "band": 0.24, "solo": 0.22, "drums": 0.12, "dense": 0.09, "silence": 0.01, "tones": 0.04, "detached": 0.3, "register": 0.95}'
 fonts=("${banks[@]}" "$WORK"/fonts/train/*.sf2 "${players[@]}" "${kits[@]}")
-shards mixed train 35 "$SHARDS" 64 "$mixed" "${fonts[@]}"
 
-# three quarters of the steps with the losses of the preset at a constant rate; then those losses that taught the decoder where to look
-# are left out, the choice of instruments weighs more, and the rate falls to 0 (checkpoints/README.md, Weights of the losses). By then
-# the network knows the shards by heart, so in the last quarter a second process renders each segment anew
-before=$((STEPS * 3 / 4))
-echo "{\"training\": {\"steps\": $before, \"schedule\": \"constant\"}}" > "$WORK/most.json"
-echo "{\"training\": {\"steps\": $STEPS, \"decay_from\": 0.75, \"auxiliary\": 0.0125, \"classes\": 32, \"alignment\": 0, \"contents\": 0, \"programs\": 3, \"ema\": 0.9998}}" \
-  > "$WORK/end.json"
+# Of the losses those that teach the encoder come first, alone; then also those that teach the decoder where to look, for a quarter of the
+# steps in all; from then on the decoder learns from the tokens, and the choice of instruments weighs more. The rate falls to 0 in the
+# last quarter (checkpoints/README.md, Weights of the losses).
+first="\"auxiliary_steps\": $((STEPS / 16))"
+later='"auxiliary": 0.0125, "classes": 32, "alignment": 0, "contents": 0, "programs": 3'
 # train SETTINGS DATA...
 train() {
-  "$PYTHON" -m torch_mt3.train "$WORK/run" --validation "$WORK/shards/validation-notes" --preset default --config "$1" "${@:2}"
+  echo "{\"training\": {$first, $1}}" > "$WORK/settings.json"
+  local start=("$PYTHON")
+  [ "$PROCESSES" = 1 ] || start+=(-m torch.distributed.run --standalone --nproc-per-node "$PROCESSES")
+  start+=(-m torch_mt3.train "$WORK/run" --preset default --config "$WORK/settings.json" --validation "$WORK/shards/validation-notes")
+  [ "$PROCESSES" = 1 ] || start+=(--distributed)
+  "${start[@]}" --data "${@:2}"
 }
-reached=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["step"])' "$WORK/run/last/config.json" 2>/dev/null || echo 0)
-[ "$reached" -ge "$before" ] || train "$WORK/most.json" --data "$WORK/shards/clean" "$WORK/shards/mixed"
-train "$WORK/end.json" "${songs[@]}" --fonts "${fonts[@]}" --recipe "$mixed" --workers 1
+reached() { "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["step"])' "$WORK/run/last/config.json" 2>/dev/null || echo 0; }
+# each eighth of the steps sees new shards and those of the eighth before, so each segment about twice
+for eighth in 1 2 3 4 5 6; do
+  end=$((STEPS * eighth / 8))
+  [ "$(reached)" -lt "$end" ] || continue
+  shards "mixed-$eighth" train $((1000 + eighth)) "$SHARDS" 64 "$mixed" "${fonts[@]}"
+  rm -rf "$WORK/shards/mixed-$((eighth - 2))"
+  losses=
+  [ "$eighth" -le 2 ] || losses=", $later"
+  train "\"steps\": $end, \"schedule\": \"constant\"$losses" "$WORK/shards/clean" "$WORK"/shards/mixed-*
+done
+rm -rf "$WORK/shards/mixed-5"
+shards mixed-7 train 1007 $((2 * SHARDS)) 64 "$mixed" "${fonts[@]}"
+train "\"steps\": $STEPS, \"decay_from\": 0.75, $later" "$WORK"/shards/mixed-*
