@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from mt3_common.cli.arguments import SentenceParser
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.ranges import EXAMPLES, SEED, SPREAD, WORKERS
 from mt3_common.cli.run import run
+from mt3_common.config import Config
 from mt3_common.data import corpora
 from mt3_common.data.augment import SAMPLE_RATE
 from mt3_common.data.data_presets import find_mixture, published_rates
@@ -226,15 +229,29 @@ def write_data(options: argparse.Namespace) -> int:
     if options.pairs:
         write_pairs(options.output, generator, options.examples, options.workers)
         return SUCCESS
-    for number in range(options.shards):
-        path = options.output / f"{number:05d}.npz"
-        if path.exists():
-            continue
-        first = number * options.examples
-        examples = in_order(generator.example, range(first, first + options.examples), options.workers)
-        count = write_shard(path, examples, config, [options.seed, number])
-        print(f"{path}: {plural(count, 'segment')}", file=sys.stderr, flush=True)
+    write_shards(options.output, generator, config, options)
     return SUCCESS
+
+
+def write_shards(
+    folder: Path, generator: ExampleSource, config: Config | YourMT3Settings, options: argparse.Namespace
+) -> None:
+    """Write the shards that are not there when their turn comes; worker processes stay for all of them."""
+    begun: deque[Path] = deque()
+
+    def missing() -> Iterator[int]:
+        for number in range(options.shards):
+            path = folder / f"{number:05d}.npz"
+            if not path.exists():
+                begun.append(path)
+                yield from range(number * options.examples, (number + 1) * options.examples)
+
+    examples = in_order(generator.example, missing(), options.workers)
+    for first in examples:
+        path = begun.popleft()
+        rest = itertools.islice(examples, options.examples - 1)
+        count = write_shard(path, itertools.chain([first], rest), config, [options.seed, int(path.stem)])
+        print(f"{path}: {plural(count, 'segment')}", file=sys.stderr, flush=True)
 
 
 def write_pairs(folder: Path, generator: ExampleSource, count: int, workers: int = 0) -> None:
