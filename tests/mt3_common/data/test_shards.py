@@ -187,6 +187,23 @@ def test_the_command_makes_shards_and_goes_on(tmp_path, monkeypatch, font):
     assert main([*arguments[:2], str(tmp_path / "none"), *arguments[3:]]) == 2
 
 
+def test_worker_processes_write_the_same_shards_and_fill_gaps(tmp_path, font):
+    (tmp_path / "plan.json").write_text(json.dumps({"model": CONFIG.to_dict()}))
+    arguments = ["--fonts", str(font), "--config", str(tmp_path / "plan.json"), "--examples", "1", "--shards", "3"]
+    arguments += ["--recipe", '{"piano": 1, "seconds": 3}']
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main([str(alone), *arguments]) == 0
+    written = {path.name: path.read_bytes() for path in alone.glob("*.npz")}
+    assert len(set(written.values())) == 3
+    together.mkdir()
+    for name in ("00001.npz", "sources.json"):
+        (together / name).write_bytes((alone / name).read_bytes())
+    unchanged = (together / "00001.npz").stat().st_mtime_ns
+    assert main([str(together), *arguments, "--workers", "2"]) == 0
+    assert {path.name: path.read_bytes() for path in together.glob("*.npz")} == written
+    assert (together / "00001.npz").stat().st_mtime_ns == unchanged
+
+
 def test_shards_keep_the_sources_that_they_were_made_from(tmp_path, monkeypatch, font, capsys):
     (tmp_path / "plan.json").write_text(json.dumps({"model": CONFIG.to_dict()}))
     (tmp_path / "other.json").write_text(json.dumps({"model": {**CONFIG.to_dict(), "input_frames": 32}}))
