@@ -16,7 +16,7 @@ export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 mt3() { "$PYTHON" -m mt3_common.cli.mt3 "$@"; }
 
 sources=$WORK/sources
-[ -e "$sources/sources.json" ] || mt3 data sources "$sources" --pop909 "$POP909"
+[ -e "$sources/sources.json" ] || mt3 data sources "$sources" --pop909 "$POP909" --mma 1
 for split in train heldout; do
   [ -e "$WORK/fonts/$split" ] || mt3 data fonts "$NOTES" "$WORK/fonts/$split" --split $split
 done
@@ -41,8 +41,9 @@ shards validation-notes validation 102 2 24 '{"settle": 0.02, "solo": 0.3, "band
 clean='{"piano": 0.8, "solo": 0.2, "damage": false, "settle": 0.02}'
 shards clean train 31 6 32 "$clean" "${banks[@]}" "$WORK"/fonts/train/*.sf2
 # a recipe that names one kind of example has no other that it does not name
-mixed='{"settle": 0.02, "piano": 0.28, "band": 0.24, "solo": 0.22, "drums": 0.12, "dense": 0.09, "silence": 0.01, "tones": 0.04, "detached": 0.3, "register": 0.95}'
+mixed='{"settle": 0.02, "piano": 0.28, "band": 0.24, "solo": 0.22, "drums": 0.12, "dense": 0.09, "silence": 0.01, "tones": 0.04, "detached": 0.3, "register": 0.95, "pedal": 0.35, "takes": 0.5, "reflections": 0.6, "media": 0.3}'
 fonts=("${banks[@]}" "$WORK"/fonts/train/*.sf2 "${players[@]}" "${kits[@]}")
+songs+=("$sources/midi/mma")
 
 # Of the losses those that teach the encoder come first, alone; then also those that teach the decoder where to look, for a quarter of the
 # steps in all; from then on the decoder learns from the tokens, and the choice of instruments weighs more. The rate falls to 0 in the
@@ -59,7 +60,7 @@ train() {
   "${start[@]}" --data "${@:2}"
 }
 reached() { "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["step"])' "$WORK/run/last/config.json" 2>/dev/null || echo 0; }
-# each eighth of the steps sees new shards and those of the eighth before, so each segment about twice
+# each eighth of the steps sees new shards and those of the eighth before, so each segment about twice, the first ones three times
 for eighth in 1 2 3 4 5 6; do
   end=$((STEPS * eighth / 8))
   [ "$(reached)" -lt "$end" ] || continue

@@ -42,6 +42,12 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
         metavar="COMPOSER",
         help=f"of music21's corpus; without a name: {', '.join(manifest['music21']['composers'])}",
     )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        metavar="DIR",
+        help="folder with scores in MusicXML or Humdrum, such as OpenScore's, for music21",
+    )
     parser.add_argument("--only", nargs="+", choices=known, default=[], metavar="NAME", help=f"of {', '.join(known)}")
     return run(lambda: list_sources(parser.parse_args(argv), manifest))
 
@@ -53,7 +59,7 @@ def list_sources(options: argparse.Namespace, manifest: dict[str, Any]) -> int:
         ValueError, OSError: a source is unavailable.
     """
     composers = manifest["music21"]["composers"] if options.music21 == [] else options.music21 or []
-    arguments = options.packages, options.pop909, options.only, options.mma, options.abc, composers
+    arguments = options.packages, options.pop909, options.only, options.mma, options.abc, composers, options.scores
     for difference in get_sources(options.output, *arguments):
         say(f"note: {difference}")
     sources = json.loads((options.output / "sources.json").read_text())

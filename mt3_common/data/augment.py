@@ -1,5 +1,7 @@
-"""Audio effects for synthetic recordings: equalizers, rooms, media, compression, noise."""
+"""Audio effects for synthetic recordings: equalizers, strings under a pedal, rooms, compression, noise, media."""
 
+import functools
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +10,14 @@ import numpy as np
 SAMPLE_RATE = 16000
 # dB, largest deviation of the gains of a stem's and of the mix's equalizer; gains are clipped to three times as much
 STEM_EQUALIZER, MIX_EQUALIZER = 3.0, 5.0
+# s, until the dampers have stopped the strings after a pedal; and how long the strings are followed at most
+DAMPING, RINGING = 0.12, 2.5
+# pianos whose strings can resound, each tuned for itself
+PIANOS = 4
+# Hz, of recordings that become ours
+RATES = (11025, 12000, 22050, 24000, 32000, 44100, 48000)
+# soundfile's compression levels, up to which a codec keeps the length at 16 kHz: 160 to 40 kbit/s, 22 to 11 kbit/s
+LEVELS = {("MP3", "MPEG_LAYER_III"): 0.7, ("OGG", "VORBIS"): 0.9}
 
 
 def equalize_stem(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -18,8 +28,61 @@ def equalize_stem(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return fft.irfft(fft.rfft(audio, size) * _to_factors(response), size)[: len(audio)]
 
 
-def degrade(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Record a mix in a random room with a random microphone on a random medium: (n,) float32 in [-1, 1]."""
+def resound(audio: np.ndarray, pedals: Sequence[tuple[float, float]], rng: np.random.Generator) -> np.ndarray:
+    """Add what the strings of a piano sound along with it while a pedal lifts their dampers: (n,) float32.
+
+    Args:
+        audio: (n,) of the piano.
+        pedals: s, when the pedal goes down and up, in order.
+        rng: draws the piano, and how loud its strings are: 32 to 14 dB below the rest.
+    """
+    fft = _fft()
+    strings, decibels = _strings(int(rng.integers(PIANOS))), rng.uniform(-32, -14)
+    ringing = np.zeros_like(audio)
+    for down, up in pedals:
+        first, last = round(down * SAMPLE_RATE), min(len(audio), round(up * SAMPLE_RATE))
+        end = min(len(audio), last + round(DAMPING * SAMPLE_RATE))
+        if first >= last:
+            continue
+        size = fft.next_fast_len(last - first + min(len(strings), end - first), real=True)
+        spectrum = fft.rfft(audio[first:last], size) * fft.rfft(strings[: end - first], size)
+        answer = fft.irfft(spectrum, size)[: end - first]
+        answer[last - first :] *= np.linspace(1, 0, end - last)
+        ringing[first:end] += answer
+    gain = 10 ** (decibels / 20) * np.linalg.norm(audio) / max(1e-9, np.linalg.norm(ringing))
+    return audio + np.float32(gain) * ringing
+
+
+@functools.lru_cache(maxsize=PIANOS)
+def _strings(number: int) -> np.ndarray:
+    """Return how the strings of a piano answer an impulse: (RINGING * 16000,) float32.
+
+    A string has three partials, some cents off, and rings on for 4 s in the bass and for less than 1 s in the treble.
+    """
+    rng = np.random.default_rng([number])
+    times = np.arange(round(RINGING * SAMPLE_RATE), dtype=np.float32) / SAMPLE_RATE
+    response = np.zeros(len(times), np.float32)
+    # the 21 highest keys of a piano have no dampers
+    for key in range(21, 88):
+        for partial in (1, 2, 3):
+            hertz = 440 * 2 ** ((key - 69 + rng.normal(0, 0.05)) / 12) * partial
+            if hertz < 0.45 * SAMPLE_RATE:
+                decay = 6.9 / (4 * 2 ** (-(key - 21) / 30)) * partial**0.5
+                phase = rng.uniform(0, 2 * np.pi)
+                wave = np.exp(-np.float32(decay) * times) * np.sin(np.float32(2 * np.pi * hertz) * times + phase)
+                response += np.float32(1 / partial) * wave.astype(np.float32)
+    return response
+
+
+def degrade(audio: np.ndarray, rng: np.random.Generator, reflections: float = 0.0, media: float = 0.0) -> np.ndarray:
+    """Record a mix in a random room with a random microphone on a random medium: (n,) float32 in [-1, 1].
+
+    Args:
+        audio: (n,) of the mix.
+        rng: of all draws, which are those of before where a share is 0.
+        reflections: share of the rooms with early reflections.
+        media: share of the mixes that are stored at another rate, by a lossy codec, or with a constant offset.
+    """
     fft = _fft()
     size = fft.next_fast_len(len(audio) + SAMPLE_RATE, real=True)
     hertz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
@@ -28,7 +91,7 @@ def degrade(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         response += _band_limits(hertz, rng)
     spectrum = fft.rfft(audio, size) * _to_factors(response)
     if rng.random() < 0.6:
-        spectrum *= fft.rfft(_room_response(rng), size)
+        spectrum *= fft.rfft(_room_response(rng, reflections), size)
     audio = fft.irfft(spectrum, size)[: len(audio)].astype(np.float32)
     peak = np.abs(audio).max()
     if peak > 1e-5:
@@ -38,7 +101,8 @@ def degrade(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if rng.random() < 0.3:
             audio = _compress(audio, rng)
         audio *= np.float32(10 ** (rng.uniform(-26, -1) / 20) / np.abs(audio).max())
-    return np.clip(audio + _noise(len(audio), rng), -1, 1).astype(np.float32)
+    audio = np.clip(audio + _noise(len(audio), rng), -1, 1).astype(np.float32)
+    return _stored(audio, rng) if media and rng.random() < media else audio
 
 
 def _equalizer_gains(hertz: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
@@ -81,15 +145,57 @@ def _noise(count: int, rng: np.random.Generator) -> np.ndarray:
     return noise * np.float32(10 ** (rng.uniform(-85, -40) / 20) * (rng.random() > 0.1))
 
 
-def _room_response(rng: np.random.Generator) -> np.ndarray:
-    """Draw a room's impulse response: the direct sound and decaying noise, (16000 or fewer,) float32."""
+def _room_response(rng: np.random.Generator, reflections: float) -> np.ndarray:
+    """Draw a room's impulse response: the direct sound and decaying noise, (16000 or fewer,) float32.
+
+    In a share of the rooms 3 to 12 single reflections come within 50 ms after the direct sound.
+    """
     decay = float(np.exp(rng.uniform(np.log(0.1), np.log(1.2))))
     times = np.arange(int(min(1.0, decay) * SAMPLE_RATE)) / SAMPLE_RATE
     tail = rng.standard_normal(len(times)) * np.exp(-6.9 * times / decay) * (times > rng.uniform(0.001, 0.02))
     tail = _filter([1.0], [1.0, -rng.uniform(0.2, 0.8)], tail)
     tail *= 10 ** (rng.uniform(-18, 1) / 20) / (np.sqrt(np.sum(tail**2)) + 1e-9)
+    if reflections and rng.random() < reflections:
+        count = int(rng.integers(3, 13))
+        arrivals = np.exp(rng.uniform(np.log(0.0015), np.log(0.05), count))
+        early = np.zeros(max(len(tail), round(0.05 * SAMPLE_RATE) + 1))
+        gains = 10 ** (rng.uniform(-20, -3, count) / 20) / (1 + arrivals / 0.02)
+        np.add.at(early, np.rint(arrivals * SAMPLE_RATE).astype(int), gains * rng.choice([1.0, 1.0, -1.0], count))
+        # walls take the treble off
+        darker = rng.uniform(0, 0.6)
+        early = _filter([1 - darker], [1.0, -darker], early)
+        early[: len(tail)] += tail
+        tail = early
     tail[0] = 1.0
     return tail.astype(np.float32)
+
+
+def _stored(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Store audio at another rate, by a lossy codec, with a constant offset, or by several of these: (n,) float32."""
+    import soundfile
+    import soxr
+
+    count = len(audio)
+    first = int(rng.integers(3))
+    steps = [step == first or rng.random() < 0.2 for step in range(3)]
+    if steps[0]:
+        offset = np.exp(rng.uniform(np.log(0.0005), np.log(0.05))) * rng.choice([-1, 1])
+        audio = np.clip(audio + np.float32(offset), -1, 1)
+    if steps[1]:
+        rate, quality = int(rng.choice(RATES)), str(rng.choice(["QQ", "LQ", "MQ", "HQ"]))
+        there = soxr.resample(audio, SAMPLE_RATE, rate, quality=quality)
+        audio = soxr.resample(there, rate, SAMPLE_RATE, quality=quality)
+    if steps[2]:
+        codec = list(LEVELS)[int(rng.integers(len(LEVELS)))]
+        level = float(rng.uniform(0, LEVELS[codec]))
+        file = io.BytesIO()
+        settings: dict[str, Any] = {"format": codec[0], "subtype": codec[1], "compression_level": level}
+        settings |= {"bitrate_mode": "CONSTANT"} if codec[0] == "MP3" else {}
+        with soundfile.SoundFile(file, "w", SAMPLE_RATE, 1, **settings) as writer:
+            writer.write(audio)
+        file.seek(0)
+        audio, _ = soundfile.read(file, dtype="float32")
+    return np.pad(audio, (0, max(0, count - len(audio))))[:count].clip(-1, 1).astype(np.float32)
 
 
 def _fft() -> Any:

@@ -1,4 +1,4 @@
-"""Notes as an instrument plays them: in its register and compass, detached, with vibrato and scoops, on one kit."""
+"""Notes as an instrument plays them: in register and compass, detached, with vibrato, scoops, a pedal, on one kit."""
 
 import itertools
 import math
@@ -143,6 +143,36 @@ def detached(notes: Sequence[Note], share: float, rng: np.random.Generator) -> S
     factors = rng.uniform(0.15, 0.9) * np.exp(rng.normal(0, 0.2, len(notes)))
     lengths = [max(0.04, min(1.0, factor) * (note.offset - note.onset)) for note, factor in zip(notes, factors)]
     return [note._replace(offset=min(note.offset, note.onset + length)) for note, length in zip(notes, lengths)]
+
+
+def pedalled(
+    notes: Sequence[Note], seconds: float, rng: np.random.Generator
+) -> tuple[list[Note], list[tuple[float, float]]]:
+    """The notes as a sustain pedal holds them, and when it is down: s, from and to.
+
+    The pedal goes down for 0.3 to 4 s at a time, mostly at once anew, sometimes after a pause. A note that ends while
+    it is down lasts until it goes up.
+
+    Args:
+        notes: of a piano.
+        seconds: length.
+        rng: of all draws.
+    """
+    length, pauses = float(np.exp(rng.uniform(np.log(0.4), np.log(2.5)))), rng.uniform(0, 0.5)
+    pedals = []
+    time = float(rng.uniform(0, length))
+    while time < seconds:
+        up = time + float(np.clip(length * np.exp(rng.normal(0, 0.3)), 0.3, 4.0))
+        pedals.append((time, up))
+        # the foot takes a moment; a pause is as long as a pedal
+        time = up + (length if rng.random() < pauses else float(rng.uniform(0.03, 0.15)))
+    downs, ups = np.array(pedals).reshape(-1, 2).T
+    held = []
+    for note in notes:
+        last = int(np.searchsorted(downs, note.offset, side="right")) - 1
+        is_held = last >= 0 and note.offset < ups[last]
+        held.append(note._replace(offset=float(ups[last])) if is_held else note)
+    return trim_overlapping(sorted(held)), pedals
 
 
 def one_kit(stems: list[Stem]) -> list[Stem]:

@@ -1,5 +1,6 @@
 """Notes played on soundfonts; needs tinysoundfont (`pip install --no-deps tinysoundfont`)."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ RENDER_RATE = 44100
 MAX_VOICES = 128
 # A soundfont with fewer instruments is not a General MIDI bank but recordings of some instruments.
 BANK_SIZE = 64
+# ends the name of a font of mt3_common/data/sample_fonts.py
+TAKE = re.compile(r"-take\d+$")
 # s, between steps of a bend
 BEND_STEP = 0.01
 
@@ -33,6 +36,7 @@ class Fonts:
             raise ValueError("rendering needs tinysoundfont: pip install --no-deps tinysoundfont") from error
         if not paths:
             raise ValueError("rendering needs at least one soundfont")
+        self._names = [Path(path).stem for path in paths]
         self._synths = []
         self._compasses: list[dict[tuple[int, int], Compass]] = []
         for path in paths:
@@ -63,6 +67,11 @@ class Fonts:
     def recorded(self, font: int) -> bool:
         """True for recordings of a few instruments, false for a General MIDI bank."""
         return len(self.programs(font)) < BANK_SIZE
+
+    def takes(self, font: int) -> list[int]:
+        """Fonts with takes of the same instrument, this one first: those whose names differ in -takeN alone."""
+        names = [TAKE.sub("", name) for name in self._names]
+        return [font, *(other for other, name in enumerate(names) if other != font and name == names[font])]
 
     def longest(self, font: int, preset: int, is_drum: bool) -> np.ndarray:
         """(128,) s, how long each key of a preset sounds while it is held; 0 where it is silent."""

@@ -1,9 +1,9 @@
 """Sources of songs and soundfonts for training data.
 
 They come from Debian packages, which are unpacked without root, and from a copy of POP909; more songs can be had from
-MMA, which plays chord charts, from tunes in ABC notation, which abcmidi plays, and from music21's corpus. sources.json
-beside this file lists them with licences and SHA-256. The output folder gets midi/NAME/*.mid, soundfonts/*, the
-licences, and a sources.json that lists the files taken.
+MMA, which plays chord charts, from tunes in ABC notation, which abcmidi plays, from music21's corpus and from a folder
+of scores. sources.json beside this file lists them with licences and SHA-256. The output folder gets midi/NAME/*.mid,
+soundfonts/*, the licences, and a sources.json that lists the files taken.
 """
 
 import hashlib
@@ -27,6 +27,11 @@ from mt3_common.io.optional import needed
 from mt3_common.io.plural import plural
 
 MANIFEST = Path(__file__).with_name("sources.json")
+# of scores that music21 reads in reasonable time; analyses (.rntxt) have no notes, and abc2midi converts hundreds of
+# tunes (.abc) in the second that music21 takes for one
+SCORES = (".krn", ".musicxml", ".mxl", ".xml")
+# characters of a song's name that come from its folders
+LONGEST_TITLE = 150
 
 
 class SourceError(ValueError):
@@ -274,11 +279,10 @@ def take_music21(composers: Sequence[str], output: Path) -> dict[Path, str]:
         SourceError: music21 is not installed, or its corpus has no such folder.
     """
     with needed("music21's corpus needs music21", "musicxml", SourceError):
-        from music21 import converter, corpus
+        from music21 import corpus
     works: dict[str, list[Path]] = {}
     for path in sorted(map(Path, corpus.getCorePaths())):
-        # Analyses (.rntxt) have no notes; music21 converts one tune (.abc) per second, abc2midi hundreds.
-        if path.suffix in (".krn", ".musicxml", ".mxl", ".xml"):
+        if path.suffix in SCORES:
             works.setdefault(path.parts[path.parts.index("corpus") + 1], []).append(path)
     make_folder(output)
     written = {}
@@ -287,22 +291,65 @@ def take_music21(composers: Sequence[str], output: Path) -> dict[Path, str]:
             raise SourceError(f"music21's corpus has no {composer}; it has {', '.join(sorted(works))}")
         print(f"music21: {plural(len(works[composer]), 'work')} of {composer}", file=sys.stderr, flush=True)
         for path in works[composer]:
-            parts = path.parts[path.parts.index("corpus") + 1 :]
-            # Movements of a work differ after the last underscore, so they share a split, as versions of a song do.
-            work = parts[:-1] if len(parts) > 2 else (composer, path.stem)
-            title = re.sub(r"[^A-Za-z0-9]", "_", "_".join(work))
-            digest = hashlib.md5("/".join(parts).encode(), usedforsecurity=False).hexdigest()
-            target = output / f"{title}_{digest[:4]}.mid"
-            try:
-                score = converter.parse(path)
-                score.write("midi", fp=target)
-                written[target] = _rights(path, score)
-            except Exception as error:
-                # music21 raises exceptions of all kinds on some files of its own corpus.
-                print(f"note: {'/'.join(parts)} is left out: {error}", file=sys.stderr)
+            written |= _play_score(path, path.parts[path.parts.index("corpus") + 1 :], output)
     if not written:
         raise SourceError(f"music21 plays none of {', '.join(composers)}")
     return written
+
+
+def take_scores(folder: Path, output: Path) -> dict[Path, str]:
+    """Write the scores in a folder as MIDI, such as those of OpenScore's Lieder or StringQuartets.
+
+    Args:
+        folder: with scores in MusicXML or Humdrum, at any depth.
+        output: folder for the songs.
+
+    Returns:
+        File written -> copyright statement of its source.
+
+    Raises:
+        SourceError: music21 is not installed, or the folder has no score that it plays.
+    """
+    with needed("scores need music21", "musicxml", SourceError):
+        import music21  # noqa: F401
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in SCORES and path.is_file())
+    if not paths:
+        raise SourceError(f"{folder} has no scores ({', '.join(SCORES)})")
+    make_folder(output)
+    written = {}
+    for number, path in enumerate(paths):
+        if number % 20 == 0:
+            print(f"scores: {number} of {len(paths)}", file=sys.stderr, flush=True)
+        written |= _play_score(path, path.relative_to(folder).parts, output)
+    if not written:
+        raise SourceError(f"music21 plays none of the {plural(len(paths), 'score')} in {folder}")
+    return written
+
+
+def _play_score(path: Path, parts: tuple[str, ...], output: Path) -> dict[Path, str]:
+    """Write one score as MIDI; return the file with its copyright statement, nothing for a score that does not play.
+
+    Args:
+        path: of the score.
+        parts: of its path below the collection. Movements share a folder, and so a split, as versions of a song do.
+        output: folder for the song.
+    """
+    from music21 import converter
+
+    work = parts[:-1] if len(parts) > 2 else (parts[0], path.stem) if len(parts) == 2 else (path.stem,)
+    title = re.sub(r"[^A-Za-z0-9]", "_", "_".join(work))
+    digest = hashlib.md5("/".join(parts).encode(), usedforsecurity=False).hexdigest()
+    # their names differ after the last underscore
+    target = output / f"{title[:LONGEST_TITLE]}_{digest[:4]}.mid"
+    try:
+        score = converter.parse(path)
+        score.write("midi", fp=target)
+        return {target: _rights(path, score)}
+    except Exception as error:
+        # music21 raises exceptions of all kinds on some files, also of its own corpus
+        print(f"note: {'/'.join(parts)} is left out: {error}", file=sys.stderr)
+        target.unlink(missing_ok=True)
+        return {}
 
 
 def _rights(path: Path, score: Any) -> str:
@@ -323,6 +370,7 @@ def get_sources(
     mma: int = 0,
     abc: Path | None = None,
     music21: Sequence[str] = (),
+    scores: Path | None = None,
 ) -> list[str]:
     """Fill a folder with the sources and write sources.json there.
 
@@ -334,6 +382,7 @@ def get_sources(
         mma: songs for each file of grooves in MMA's library.
         abc: folder of tunes in ABC notation; None for none.
         music21: composers of its corpus.
+        scores: folder of scores for music21; None for none.
 
     Returns:
         Sentences on differences from the manifest.
@@ -372,11 +421,12 @@ def get_sources(
     if pop909:
         files = take_pop909(pop909, output / manifest["pop909"]["folder"])
         contents["pop909"] = {**manifest["pop909"], "files": _digests(files, output)}
-    if music21:
-        entry = manifest["music21"]
-        rights = take_music21(music21, output / entry["folder"])
+    for name in [*(["music21"] if music21 else []), *(["scores"] if scores else [])]:
+        entry = manifest[name]
+        songs = output / entry["folder"]
+        rights = take_scores(scores, songs) if name == "scores" and scores else take_music21(music21, songs)
         statements = {path.relative_to(output).as_posix(): text for path, text in rights.items()}
-        contents["music21"] = {**entry, "rights": statements, "files": _digests(list(rights), output)}
+        contents[name] = {**entry, "rights": statements, "files": _digests(list(rights), output)}
     atomic.write(output / "sources.json", json.dumps(contents, indent=1) + "\n")
     return differing
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mt3_common.config import Range, check_fields
-from mt3_common.data.augment import SAMPLE_RATE, degrade, equalize_stem
-from mt3_common.data.performance import BENDING, bent, detached, in_compass, in_register, one_kit
+from mt3_common.data.augment import SAMPLE_RATE, degrade, equalize_stem, resound
+from mt3_common.data.performance import BENDING, bent, detached, in_compass, in_register, one_kit, pedalled
 from mt3_common.data.songs import Song, Stem, random_drums, random_notes
 from mt3_common.data.soundfont import RENDER_RATE, Fonts
 from mt3_common.io.plural import plural
@@ -70,8 +70,14 @@ class Recipe:
         detached: share of the pitched stems whose notes are shortened (see performance.detached).
         register: share of the pitched stems whose notes move into the register of their instrument
             (see performance.in_register).
+        pedal: share of the pianos' stems that are played with a sustain pedal (see performance.pedalled), whose strings
+            resound.
+        takes: share of the stems that alternate between the takes of their instrument, where there are several.
         tones: share of the pitched stems that are added up from sine waves (see play_tones), which sound like none of
             the soundfonts' instruments.
+        reflections: share of the rooms of damaged mixes with early reflections.
+        media: share of the damaged mixes that are stored at another rate, as MP3 or Ogg Vorbis, or with a constant
+            offset.
         damage: stems get an equaliser, gains of -10 to 4 dB, other formants and a common detuning; mixes an equaliser,
             reverb, compression, noise, band limits and clipping. False for clean test sets: gains of -6 to 0 dB.
     """
@@ -91,14 +97,17 @@ class Recipe:
     scoops: float = 0.2
     detached: float = 0.0
     register: float = 0.0
+    pedal: float = 0.0
+    takes: float = 0.0
+    reflections: float = 0.0
+    media: float = 0.0
     damage: bool = True
 
     def __post_init__(self):
         if min(self.shares().values()) < 0 or not sum(self.shares().values()):
             raise ValueError(f"the shares of a recipe must be 0 or more and one of them above it, not {self.shares()}")
-        shares = dict.fromkeys(
-            ("tones", "recorded", "vibrato", "scoops", "detached", "register"), Range(0, 1, closed=True)
-        )
+        names = ("tones", "recorded", "vibrato", "scoops", "detached", "register", "pedal", "takes")
+        shares = dict.fromkeys((*names, "reflections", "media"), Range(0, 1, closed=True))
         check_fields(self, {"seconds": Range(1, LONGEST, closed=True), "settle": Range(0, 0.1, closed=True)} | shares)
 
     def shares(self) -> dict[str, float]:
@@ -153,14 +162,22 @@ class Generator:
                 if self.recipe.register and rng.random() < self.recipe.register:
                     stem = stem._replace(notes=tuple(in_register(stem.notes, stem.program, rng)))
                 stem = stem._replace(notes=tuple(detached(stem.notes, self.recipe.detached, rng)))
+            pedals: list[tuple[float, float]] = []
+            is_piano = not stem.is_drum and stem.program < CLASS_SIZE
+            if self.recipe.pedal and is_piano and rng.random() < self.recipe.pedal:
+                played, pedals = pedalled(stem.notes, self.recipe.seconds, rng)
+                stem = stem._replace(notes=tuple(played))
             shift = 0 if stem.is_drum else formant
             font, stem = self._cast(stem, shift, rng)
             audio = self._stem_audio(stem, font, shift, detune, rng)
             if audio is not None:
-                mix += audio
+                mix += resound(audio, pedals, rng) if pedals else audio
                 label = stem.program - stem.program % CLASS_SIZE if self.recipe.midi_class else stem.program
                 notes += [n._replace(program=0 if stem.is_drum else label, is_drum=stem.is_drum) for n in stem.notes]
-        mix = degrade(mix, rng) if self.recipe.damage else mix * np.float32(0.5 / max(1e-4, np.abs(mix).max()))
+        if self.recipe.damage:
+            mix = degrade(mix, rng, self.recipe.reflections, self.recipe.media)
+        else:
+            mix *= np.float32(0.5 / max(1e-4, np.abs(mix).max()))
         end = self.recipe.seconds
         notes = [n._replace(offset=min(n.offset, end)) for n in notes if n.onset < end - 0.01]
         notes = trim_overlapping(sorted(notes))
@@ -242,8 +259,27 @@ class Generator:
         bend = None
         if not stem.is_drum and stem.program in BENDING:
             bend = bent(played, seconds, self.recipe.vibrato, self.recipe.scoops, rng)
-        audio = self.fonts.play(played, font, preset, stem.is_drum, detune, seconds, bend)
+        takes = [font]
+        if self.recipe.takes and not stem.is_drum and rng.random() < self.recipe.takes:
+            takes = self.fonts.takes(font)
+        parts = [
+            self.fonts.play(notes, take, preset, stem.is_drum, detune, seconds, bend)
+            for take, notes in zip(takes, self._alternated(played, takes, preset), strict=True)
+        ]
+        audio = np.sum(parts, axis=0) if len(parts) > 1 else parts[0]
         return soxr.resample(audio, RENDER_RATE, SAMPLE_RATE * speed, quality="MQ")
+
+    def _alternated(self, notes: Sequence[Note], takes: Sequence[int], program: int) -> list[list[Note]]:
+        """Return the notes of each take: one after the other, the first take's where another one has no such key."""
+        if len(takes) == 1:
+            return [list(notes)]
+        longest = [self.fonts.longest(take, program, False) for take in takes]
+        shares: list[list[Note]] = [[] for _ in takes]
+        for number, note in enumerate(notes):
+            take = number % len(takes)
+            needed = min(note.offset - note.onset, longest[0][note.pitch])
+            shares[take if longest[take][note.pitch] >= needed > 0 else 0].append(note)
+        return shares
 
     def _stems(self, kind: str, rng: np.random.Generator) -> list[Stem]:
         """Draw the stems of an example: notes from 0 s to recipe.seconds, programs redrawn."""

@@ -146,7 +146,7 @@ def test_the_manifest_says_all_of_every_source():
     reserved = manifest["packages"]["csound-soundfont"]
     assert "ublic domain" in reserved["licence"]
     assert list(reserved["test_only"]) == ["sf_GMbank.sf2"]
-    for metadata in (*manifest["players"].values(), manifest["music21"], manifest["pop909"]):
+    for metadata in (*manifest["players"].values(), manifest["music21"], manifest["scores"], manifest["pop909"]):
         assert metadata["folder"].startswith("midi/")
         assert metadata["licence"]
         assert metadata["copyright"]
@@ -236,6 +236,38 @@ def test_works_of_music21s_corpus_become_songs(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "music21", None)
     with pytest.raises(sources.SourceError, match=r'pip install "mt3-twins\[musicxml\]"'):
         sources.take_music21(["joplin"], out)
+
+
+SCALE = "**kern\n*M4/4\n4c\n4d\n4e\n4f\n*-\n!!!YEC: Public Domain\n"
+
+
+@needs_dpkg
+def test_a_folder_of_scores_becomes_songs_whose_movements_share_a_split(packages, tmp_path, capsys):
+    pytest.importorskip("music21")
+    folder = tmp_path / "scores"
+    for name in ("Schubert/Winterreise/1.krn", "Schubert/Winterreise/2.krn", "tune.krn", "broken.mxl", "notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("no score" if name.startswith("broken") else SCALE)
+    contents = sources.take_scores(folder, tmp_path / "midi")
+    assert sorted(contents) == sorted((tmp_path / "midi").iterdir())
+    assert sorted(path.name[:-9] for path in contents) == ["Schubert_Winterreise", "Schubert_Winterreise", "tune"]
+    assert len({split_of(path.name) for path in contents if "Schubert" in path.name}) == 1
+    for path in contents:
+        assert [note.pitch for note in read_midi(path)] == [60, 62, 64, 65]
+    assert set(contents.values()) == {"Public Domain; !!!YEC: Public Domain"}
+    assert "note: broken.mxl is left out: " in capsys.readouterr().err
+    arguments = [str(tmp_path / "out"), "--packages", str(packages), "--only", "freedm", "--scores", str(folder)]
+    assert main(arguments) == 0
+    assert "scores: 3 files in midi/scores, each work's own, see rights" in capsys.readouterr().out
+    stated = json.loads((tmp_path / "out" / "sources.json").read_text())["scores"]
+    assert sorted(stated["rights"]) == sorted(stated["files"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(sources.SourceError, match=r"empty has no scores \(\.krn, \.musicxml, \.mxl, \.xml\)"):
+        sources.take_scores(tmp_path / "empty", tmp_path / "midi")
+    (folder / "tune.krn").unlink()
+    (folder / "Schubert").rename(tmp_path / "away")
+    with pytest.raises(sources.SourceError, match="music21 plays none of the 1 score in"):
+        sources.take_scores(folder, tmp_path / "midi")
 
 
 def test_rights_are_told_as_the_source_tells_them(tmp_path):

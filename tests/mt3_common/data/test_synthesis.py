@@ -1,5 +1,7 @@
 """The generator of training data, with a soundfont and songs made here."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -295,7 +297,7 @@ def test_each_stem_has_an_equaliser(songs, font, monkeypatch):
 
 
 def test_rooms_have_tails():
-    rooms = [augment._room_response(rng) for rng in draws(100)]
+    rooms = [augment._room_response(rng, 0.0) for rng in draws(100)]
     assert all(room[0] == 1 and len(room) <= 16000 for room in rooms)
     tails = [decibels(np.sqrt(np.sum(room[1:] ** 2))) for room in rooms]
     assert -18.1 < min(tails) < -14 < -3 < max(tails) < 1.1
@@ -304,6 +306,62 @@ def test_rooms_have_tails():
         assert np.sum(room[1:half] ** 2) > 10 * np.sum(room[half:] ** 2)
     assert max(map(len, rooms)) > 12000
     assert min(map(len, rooms)) < 3000
+
+
+def test_early_reflections_are_single_and_come_within_50_ms():
+    rooms = [augment._room_response(rng, 0.5) for rng in draws(100)]
+    # of equal draws of before: the others are as they were
+    before = [augment._room_response(rng, 0.0) for rng in draws(100)]
+    same = [len(a) == len(b) and np.allclose(a, b) for a, b in zip(rooms, before)]
+    assert 30 < sum(same) < 70
+    for room, plain, is_same in zip(rooms, before, same):
+        if not is_same:
+            added = room - np.pad(plain, (0, len(room) - len(plain)))
+            assert room[0] == 1
+            assert not added[1:20].any()
+            assert np.abs(added).max() > 0.05
+            assert np.abs(added[900:]).max(initial=0) < 1e-3
+
+
+def test_stored_mixes_keep_their_length_and_times():
+    rng = np.random.default_rng(0)
+    mix = np.zeros(24000, np.float32)
+    for first in (2000, 9000, 17000):
+        mix[first : first + 4000] = (
+            0.3 * np.sin(np.arange(4000) * rng.uniform(0.1, 0.6)) * np.exp(-np.arange(4000) / 900)
+        )
+    results = [augment._stored(mix, rng) for rng in draws(60)]
+    offsets, errors = [], []
+    for stored in results:
+        assert stored.dtype == np.float32
+        assert stored.shape == mix.shape
+        offsets.append(float(np.median(stored[:1500])))
+        centred = stored - offsets[-1]
+        assert np.argmax(np.correlate(centred[8900:9600], mix[9000:9500])) == 100
+        errors.append(decibels(np.std(centred - mix) / np.std(mix)))
+    # a constant offset, a lossy codec, another rate: in about half of the mixes each, some alone
+    large = np.abs(np.array(offsets)) > 4e-4
+    assert 15 < large.sum() < 45
+    assert 0.02 < np.abs(offsets).max() <= 0.0501
+    assert min(errors) < -60 < -30 < max(errors) < -15
+
+
+def test_strings_resound_while_the_pedal_is_down():
+    """Half a second of A3, once with the pedal down up to 1.4 s and once without."""
+    tone = np.zeros(48000, np.float32)
+    for first in (0, 32000):
+        tone[first : first + 8000] = 0.3 * np.sin(np.arange(8000) * 2 * np.pi * 220 / 16000)
+    levels = []
+    for rng in draws(60):
+        added = augment.resound(tone, [(0.2, 1.4)], rng) - tone
+        assert not added[:3200].any()
+        assert not added[round((1.4 + augment.DAMPING) * 16000) :].any()
+        levels.append(decibels(np.linalg.norm(added) / np.linalg.norm(tone)))
+        # it rings on behind the tone, and fades
+        ringing = [np.linalg.norm(added[first : first + 1600]) for first in (9600, 16000, 20800, 23200)]
+        assert ringing[0] > ringing[2] > ringing[3] > 0
+    assert -32.1 < min(levels) < -30 < -16 < max(levels) < -13.9
+    np.testing.assert_array_equal(augment.resound(tone, [(3.5, 4.0)], np.random.default_rng(0)), tone)
 
 
 def test_compression_brings_loud_and_soft_together():
@@ -497,6 +555,73 @@ def test_a_recipe_shortens_the_notes_it_renders(songs, flute):
     generators = [synthesis.Generator(songs, [flute], recipe(solo=1.0, **more)) for more in ({}, {"detached": 1.0})]
     long, short = (np.median([n.offset - n.onset for i in range(40) for n in g.example(i).notes]) for g in generators)
     assert short < 0.9 * long
+
+
+def test_a_pedal_holds_the_notes_that_end_while_it_is_down():
+    line = [Note(number * 0.25, number * 0.25 + 0.1, 60 + number % 5, 80) for number in range(80)]
+    for rng in draws(20):
+        held, pedals = performance.pedalled(line, 20.0, rng)
+        assert len(held) == len(line)
+        assert all(up - down > 0.299 for down, up in pedals)
+        assert all(up < down for (_, up), (down, _) in itertools.pairwise(pedals))
+        assert 0 <= pedals[0][0] < pedals[-1][0] < 20
+        again = {pitch: sorted(note.onset for note in line if note.pitch == pitch) for pitch in range(60, 65)}
+        for before, after in zip(line, held):
+            assert after._replace(offset=before.offset) == before
+            ends = [up for down, up in pedals if down <= before.offset < up] or [before.offset]
+            # or the key is struck again before
+            anew = [onset for onset in again[before.pitch] if onset > before.onset]
+            assert after.offset == pytest.approx(min(ends + anew))
+
+
+def test_a_recipe_has_pedals_on_its_pianos_alone(songs, bank, monkeypatch):
+    calls = []
+    monkeypatch.setattr(synthesis, "resound", lambda audio, pedals, rng: calls.append(len(pedals)) or audio)
+    for kind, share, expected in (("piano", 1.0, 10), ("piano", 0.0, 0), ("drums", 1.0, 0)):
+        calls.clear()
+        generator = synthesis.Generator(songs, [bank], recipe(pedal=share, **{kind: 1.0}))
+        examples = [generator.example(index) for index in range(10)]
+        assert len(calls) == expected
+        assert all(calls)
+        if share and kind == "piano":
+            long = np.mean([note.offset - note.onset for example in examples for note in example.notes])
+        elif kind == "piano":
+            assert np.mean([note.offset - note.onset for example in examples for note in example.notes]) < long
+
+
+def test_notes_alternate_between_the_takes_that_have_them(songs, tmp_path, monkeypatch):
+    """Two takes of a flute, the second without the highest keys, and another flute's only take."""
+    times = np.arange(2 * sample_fonts.RATE) / sample_fonts.RATE
+    for name, keys in (("flute-a-take1", (72, 76, 80)), ("flute-a-take2", (72, 76)), ("flute-b-take1", (72, 76, 80))):
+        recorded = []
+        for key in keys:
+            samples = (0.3 * np.sin(2 * np.pi * 440 * 2 ** ((key - 69) / 12) * times)).astype(np.float32)
+            recorded.append(sample_fonts.RecordedNote(samples, float(key), key, 0.5, None))
+        sample_fonts.write_font(tmp_path / f"{name}.sf2", name, 73, recorded)
+    paths = sorted(tmp_path.glob("*.sf2"))
+    fonts = soundfont.Fonts(paths)
+    assert [fonts.takes(font) for font in range(3)] == [[0, 1], [1, 0], [2]]
+    played = []
+
+    def play(_, notes, font, *rest):
+        played.append((font, [(note.onset, note.pitch) for note in notes]))
+        return np.zeros(round(4.2 * soundfont.RENDER_RATE), np.float32)
+
+    monkeypatch.setattr(soundfont.Fonts, "play", play)
+    stem = Stem(
+        73,
+        False,
+        tuple(
+            Note(number * 0.5, number * 0.5 + 0.4, pitch, 80) for number, pitch in enumerate((72, 76, 80, 80, 72, 76))
+        ),
+    )
+    generator = synthesis.Generator(songs, paths, recipe(silence=1.0, takes=1.0))
+    generator._font_audio(stem, 0, 0, 0.0, np.random.default_rng(0))
+    assert played == [(0, [(0.0, 72), (1.0, 80), (1.5, 80), (2.0, 72)]), (1, [(0.5, 76), (2.5, 76)])]
+    played.clear()
+    generator._font_audio(stem, 2, 0, 0.0, np.random.default_rng(0))
+    synthesis.Generator(songs, paths, recipe(silence=1.0))._font_audio(stem, 0, 0, 0.0, np.random.default_rng(0))
+    assert [(font, len(notes)) for font, notes in played] == [(2, 6), (0, 6)]
 
 
 def test_a_line_moves_by_octaves_into_the_register_of_its_instrument():
