@@ -24,10 +24,10 @@ CONFIG = Config(
     network=NetworkConfig(
         **{"emb_dim": 32, "num_heads": 2, "head_dim": 16, "mlp_dim": 40, "num_encoder_layers": 1},
         **{"num_decoder_layers": 2, "dropout_rate": 0.0, "pre_encoder_layers": 1, "pre_encoder_dim": 4},
-        context_frames=8,
+        **{"context_frames": 5, "encoder_top_db": 50.0},
     ),
-    spectrogram=SpectrogramConfig(hop_width=320),
-    input_frames=64,
+    spectrogram=SpectrogramConfig(hop_width=512),
+    input_frames=40,
     max_target_length=128,
 )
 TRAINING = TrainingConfig(batch_size=4, pitch=0.05, contents=0.0125, alignment=0.3, ema=0.9)

@@ -217,7 +217,7 @@ class Session:
         """
         most = max(way.batch for way in self.options.ways)
         while True:
-            # MT3's shards have some 64 segments of 1.28 s a recording of 20 s, in any case more than ten
+            # shards of the default model have 16 segments of 1.28 s a recording of 20 s, in any case more than ten
             rendered = 10 * self.options.examples * len(self._shards())
             if rendered >= 2 * most:
                 return
