@@ -62,15 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 counts[number] += count(references, read_estimates(find_estimates(folder, recording.name)))
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    columns = [f"{measure} {name}" for name in options.estimates for measure in ("heard", "F1")]
-    table = Table("family", "files", "notes", *columns)
+    numbers = range(1, 1 + len(options.estimates))
+    table = Table("family", "files", "notes", *(f"{name} {i}" for i in numbers for name in ("heard", "F1")))
     for row, name in enumerate(ROWS):
         if not counts[:, row].any():
             continue
         cells = []
         for total, heard, found, matched in counts[:, row]:
-            cells += [f"{heard / total:.3f}" if total else "-", f"{score(matched, total, found).f1:.3f}"]
+            f1 = score(matched, total, found).f1
+            cells += [f"{heard / total:.3f}" if total else "-", f"{f1:.3f}" if total or found else "-"]
         table.add_row(name, str(files[row]), str(counts[0, row, 0]), *cells)
+    for number, folder in zip(numbers, options.estimates):
+        print(f"{number}: {folder}")
     Console(width=160).print(table)
     return 0
 

@@ -33,7 +33,8 @@ def test_recordings_are_counted_together_and_estimates_side_by_side(tmp_path, ca
     for name in ("one", "two"):
         soundfile.write(tmp_path / f"{name}.wav", np.zeros(40000, np.float32), 16000)
         midi.write_midi(REFERENCES, tmp_path / f"{name}.mid")
-        for folder, notes in (("right", REFERENCES), ("none", REFERENCES[:1] if name == "one" else [])):
+        right = [*REFERENCES, Note(1.8, 1.9, 50, 90, 16)]
+        for folder, notes in (("right", right), ("none", REFERENCES[:1] if name == "one" else [])):
             (tmp_path / folder).mkdir(exist_ok=True)
             midi.write_midi(notes, tmp_path / folder / f"{name}.mid")
     (tmp_path / "songs").mkdir()
@@ -41,10 +42,13 @@ def test_recordings_are_counted_together_and_estimates_side_by_side(tmp_path, ca
         path.rename(tmp_path / "songs" / path.name)
     folders = [str(tmp_path / name) for name in ("songs", "none", "right")]
     assert families.main(folders) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == [f"1: {tmp_path / 'none'}", f"2: {tmp_path / 'right'}"]
+    lines = [line for line in printed if line.startswith("│")]
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
     assert rows == [
         ["piano", "2", "4", "0.250", "0.400", "1.000", "1.000"],
+        ["organ", "0", "0", "-", "-", "-", "0.000"],
         ["strings", "2", "4", "0.000", "0.000", "1.000", "1.000"],
         ["drums", "2", "2", "0.000", "0.000", "1.000", "1.000"],
     ]
