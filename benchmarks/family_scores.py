@@ -36,8 +36,8 @@ def count(references: Sequence[Note], estimates: Sequence[Note]) -> np.ndarray:
     for side, notes in enumerate((references, estimates)):
         for note in notes:
             groups[row_of(note)][side].append(note)
-    for row, (right, found) in groups.items():
-        counts[row, [0, 2, 3]] = len(right), len(found), len(matched_notes(right, found))
+    for row, (right, others) in groups.items():
+        counts[row, [0, 2, 3]] = len(right), len(others), len(matched_notes(right, others))
     return counts
 
 
@@ -68,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not counts[:, row].any():
             continue
         cells = []
-        for total, heard, found, matched in counts[:, row]:
-            f1 = score(matched, total, found).f1
-            cells += [f"{heard / total:.3f}" if total else "-", f"{f1:.3f}" if total or found else "-"]
+        for total, heard, estimated, matched in counts[:, row]:
+            f1 = score(matched, total, estimated).f1
+            cells += [f"{heard / total:.3f}" if total else "-", f"{f1:.3f}" if total or estimated else "-"]
         table.add_row(name, str(files[row]), str(counts[0, row, 0]), *cells)
     for number, folder in zip(numbers, options.estimates):
         print(f"{number}: {folder}")

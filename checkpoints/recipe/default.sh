@@ -12,13 +12,22 @@
 set -euo pipefail
 : "${WORK:?names the folder for everything that is made}" "${NOTES:?names the folder of recorded notes}"
 : "${POP909:?names the clone of POP909}" "${PYTHON:=python}" "${PROCESSES:=1}" "${STEPS:=32000}" "${SHARDS:=64}"
+for number in "PROCESSES $PROCESSES" "STEPS $STEPS" "SHARDS $SHARDS"; do
+  [[ $number =~ ^[A-Z]+\ [1-9][0-9]{0,8}$ ]] || { echo "error: ${number/ /=} must be a whole number from 1 up" >&2; exit 2; }
+done
+[ $((32 % PROCESSES)) = 0 ] || { echo "error: PROCESSES=$PROCESSES must divide a batch of 32: 1, 2, 4, 8, 16 or 32" >&2; exit 2; }
+[ "$STEPS" -ge 16 ] || { echo "error: STEPS=$STEPS are too few: 16 at least" >&2; exit 2; }
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 mt3() { "$PYTHON" -m mt3_common.cli.mt3 "$@"; }
 
 sources=$WORK/sources
 [ -e "$sources/sources.json" ] || mt3 data sources "$sources" --pop909 "$POP909" --mma 1
 for split in train heldout; do
-  [ -e "$WORK/fonts/$split" ] || mt3 data fonts "$NOTES" "$WORK/fonts/$split" --split $split
+  [ -e "$WORK/fonts/$split" ] && continue
+  # begun anew where it was interrupted
+  rm -rf "$WORK/fonts/.$split"
+  mt3 data fonts "$NOTES" "$WORK/fonts/.$split" --split $split
+  mv "$WORK/fonts/.$split" "$WORK/fonts/$split"
 done
 
 [ -e "$WORK/sounds/hydrogen/installed.json" ] || mt3 data install --home "$WORK/sounds" tonejs salamander avldrums forzee hydrogen

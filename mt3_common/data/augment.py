@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ DAMPING, RINGING = 0.12, 2.5
 PIANOS = 4
 # Hz, of recordings that become ours
 RATES = (11025, 12000, 22050, 24000, 32000, 44100, 48000)
-# soundfile's compression levels, up to which a codec keeps the length at 16 kHz: 160 to 40 kbit/s, 22 to 11 kbit/s
+# soundfile's compression levels, up to which a codec keeps the length at 16 kHz: 161 to 56 kbit/s, 22 to 11 kbit/s
 LEVELS = {("MP3", "MPEG_LAYER_III"): 0.7, ("OGG", "VORBIS"): 0.9}
 
 
@@ -34,11 +35,11 @@ def resound(audio: np.ndarray, pedals: Sequence[tuple[float, float]], rng: np.ra
     Args:
         audio: (n,) of the piano.
         pedals: s, when the pedal goes down and up, in order.
-        rng: draws the piano, and how loud its strings are: 32 to 14 dB below the rest.
+        rng: draws the piano, and how loud its strings are: 32 to 14 dB below what sounds while the pedal is down.
     """
     fft = _fft()
     strings, decibels = _strings(int(rng.integers(PIANOS))), rng.uniform(-32, -14)
-    ringing = np.zeros_like(audio)
+    ringing, heard = np.zeros_like(audio), 0.0
     for down, up in pedals:
         first, last = round(down * SAMPLE_RATE), min(len(audio), round(up * SAMPLE_RATE))
         end = min(len(audio), last + round(DAMPING * SAMPLE_RATE))
@@ -49,7 +50,8 @@ def resound(audio: np.ndarray, pedals: Sequence[tuple[float, float]], rng: np.ra
         answer = fft.irfft(spectrum, size)[: end - first]
         answer[last - first :] *= np.linspace(1, 0, end - last)
         ringing[first:end] += answer
-    gain = 10 ** (decibels / 20) * np.linalg.norm(audio) / max(1e-9, np.linalg.norm(ringing))
+        heard += float(np.sum(audio[first:last] ** 2))
+    gain = 10 ** (decibels / 20) * math.sqrt(heard) / max(1e-9, np.linalg.norm(ringing))
     return audio + np.float32(gain) * ringing
 
 
@@ -192,7 +194,9 @@ def _stored(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         settings: dict[str, Any] = {"format": codec[0], "subtype": codec[1], "compression_level": level}
         settings |= {"bitrate_mode": "CONSTANT"} if codec[0] == "MP3" else {}
         with soundfile.SoundFile(file, "w", SAMPLE_RATE, 1, **settings) as writer:
-            writer.write(audio)
+            # in parts: libsndfile's Vorbis encoder has no room for minutes at once
+            for first in range(0, count, SAMPLE_RATE):
+                writer.write(audio[first : first + SAMPLE_RATE])
         file.seek(0)
         audio, _ = soundfile.read(file, dtype="float32")
     return np.pad(audio, (0, max(0, count - len(audio))))[:count].clip(-1, 1).astype(np.float32)

@@ -167,12 +167,12 @@ def pedalled(
         # the foot takes a moment; a pause is as long as a pedal
         time = up + (length if rng.random() < pauses else float(rng.uniform(0.03, 0.15)))
     downs, ups = np.array(pedals).reshape(-1, 2).T
-    held = []
+    longer = []
     for note in notes:
         last = int(np.searchsorted(downs, note.offset, side="right")) - 1
         is_held = last >= 0 and note.offset < ups[last]
-        held.append(note._replace(offset=float(ups[last])) if is_held else note)
-    return trim_overlapping(sorted(held)), pedals
+        longer.append(note._replace(offset=float(ups[last])) if is_held else note)
+    return trim_overlapping(sorted(longer)), pedals
 
 
 def one_kit(stems: list[Stem]) -> list[Stem]:

@@ -36,7 +36,7 @@ class Fonts:
             raise ValueError("rendering needs tinysoundfont: pip install --no-deps tinysoundfont") from error
         if not paths:
             raise ValueError("rendering needs at least one soundfont")
-        self._names = [Path(path).stem for path in paths]
+        self._paths = [Path(path) for path in paths]
         self._synths = []
         self._compasses: list[dict[tuple[int, int], Compass]] = []
         for path in paths:
@@ -68,10 +68,15 @@ class Fonts:
         """True for recordings of a few instruments, false for a General MIDI bank."""
         return len(self.programs(font)) < BANK_SIZE
 
-    def takes(self, font: int) -> list[int]:
-        """Fonts with takes of the same instrument, this one first: those whose names differ in -takeN alone."""
-        names = [TAKE.sub("", name) for name in self._names]
-        return [font, *(other for other, name in enumerate(names) if other != font and name == names[font])]
+    def takes(self, font: int, program: int) -> list[int]:
+        """Fonts with takes of the same instrument, this one first: of one folder, with names that differ in -takeN."""
+        path = self._paths[font]
+        if not TAKE.search(path.stem):
+            return [font]
+        others = [number for number in range(len(self)) if number != font and program in self.programs(number)]
+        name = TAKE.sub("", path.stem)
+        same = [n for n in others if TAKE.search(self._paths[n].stem) and TAKE.sub("", self._paths[n].stem) == name]
+        return [font, *(number for number in same if self._paths[number].parent == path.parent)]
 
     def longest(self, font: int, preset: int, is_drum: bool) -> np.ndarray:
         """(128,) s, how long each key of a preset sounds while it is held; 0 where it is silent."""

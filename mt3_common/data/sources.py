@@ -7,6 +7,7 @@ soundfonts/*, the licences, and a sources.json that lists the files taken.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -285,13 +286,13 @@ def take_music21(composers: Sequence[str], output: Path) -> dict[Path, str]:
         if path.suffix in SCORES:
             works.setdefault(path.parts[path.parts.index("corpus") + 1], []).append(path)
     make_folder(output)
-    written = {}
+    written: dict[Path, str] = {}
     for composer in composers:
         if composer not in works:
             raise SourceError(f"music21's corpus has no {composer}; it has {', '.join(sorted(works))}")
         print(f"music21: {plural(len(works[composer]), 'work')} of {composer}", file=sys.stderr, flush=True)
         for path in works[composer]:
-            written |= _play_score(path, path.parts[path.parts.index("corpus") + 1 :], output)
+            _play_score(path, path.parts[path.parts.index("corpus") + 1 :], output, written)
     if not written:
         raise SourceError(f"music21 plays none of {', '.join(composers)}")
     return written
@@ -312,44 +313,56 @@ def take_scores(folder: Path, output: Path) -> dict[Path, str]:
     """
     with needed("scores need music21", "musicxml", SourceError):
         import music21  # noqa: F401
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in SCORES and path.is_file())
+    if not folder.is_dir():
+        raise SourceError(f"there is no folder {folder}")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SCORES and path.is_file())
     if not paths:
         raise SourceError(f"{folder} has no scores ({', '.join(SCORES)})")
     make_folder(output)
-    written = {}
+    written: dict[Path, str] = {}
     for number, path in enumerate(paths):
         if number % 20 == 0:
             print(f"scores: {number} of {len(paths)}", file=sys.stderr, flush=True)
-        written |= _play_score(path, path.relative_to(folder).parts, output)
+        _play_score(path, path.relative_to(folder).parts, output, written)
     if not written:
         raise SourceError(f"music21 plays none of the {plural(len(paths), 'score')} in {folder}")
     return written
 
 
-def _play_score(path: Path, parts: tuple[str, ...], output: Path) -> dict[Path, str]:
-    """Write one score as MIDI; return the file with its copyright statement, nothing for a score that does not play.
+def _play_score(path: Path, parts: tuple[str, ...], output: Path, written: dict[Path, str]) -> None:
+    """Write the music in a file of scores as MIDI; note what does not play.
 
     Args:
-        path: of the score.
+        path: of the file.
         parts: of its path below the collection. Movements share a folder, and so a split, as versions of a song do.
-        output: folder for the song.
+        output: folder for the songs.
+        written: files with the copyright statements of their sources, which those of this file join.
     """
-    from music21 import converter
+    from music21 import converter, stream
 
     work = parts[:-1] if len(parts) > 2 else (parts[0], path.stem) if len(parts) == 2 else (path.stem,)
-    title = re.sub(r"[^A-Za-z0-9]", "_", "_".join(work))
-    digest = hashlib.md5("/".join(parts).encode(), usedforsecurity=False).hexdigest()
-    # their names differ after the last underscore
-    target = output / f"{title[:LONGEST_TITLE]}_{digest[:4]}.mid"
+    title = re.sub(r"[^A-Za-z0-9]", "_", "_".join(work))[:LONGEST_TITLE]
     try:
-        score = converter.parse(path)
-        score.write("midi", fp=target)
-        return {target: _rights(path, score)}
+        parsed = converter.parse(path)
+        for number, score in enumerate(parsed.scores if isinstance(parsed, stream.Opus) else [parsed]):
+            target = _free_name(output, title, "/".join([*parts, *([str(number)] if number else [])]), written)
+            try:
+                score.write("midi", fp=target)
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
+            written[target] = _rights(path, score)
     except Exception as error:
         # music21 raises exceptions of all kinds on some files, also of its own corpus
         print(f"note: {'/'.join(parts)} is left out: {error}", file=sys.stderr)
-        target.unlink(missing_ok=True)
-        return {}
+
+
+def _free_name(output: Path, title: str, source: str, taken: Container[Path]) -> Path:
+    """Return a file for a song: its title, '_', and four digits, by which songs.split_of knows versions of a song."""
+    sources = (f"{source}{number or ''}".encode() for number in itertools.count())
+    digests = (hashlib.md5(text, usedforsecurity=False).hexdigest()[:4] for text in sources)
+    targets = (output / f"{title}_{digest}.mid" for digest in digests)
+    return next(target for target in targets if target not in taken)
 
 
 def _rights(path: Path, score: Any) -> str:

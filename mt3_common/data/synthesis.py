@@ -30,6 +30,8 @@ from mt3_common.notes.note import CLASS_SIZE, Note, trim_overlapping
 GAIN, CLEAN_GAIN = (-10.0, 4.0), (-6.0, 0.0)
 # Share of a stem's notes that a font's instrument should have; fonts that have fewer are drawn if no other has more.
 IN_COMPASS = 0.9
+# programs whose strings a pedal frees; electric pianos, the harpsichord and the clavinet have no such pedal
+PIANOS = range(4)
 # s, of an example, which is made in memory
 LONGEST = 3600
 
@@ -70,8 +72,8 @@ class Recipe:
         detached: share of the pitched stems whose notes are shortened (see performance.detached).
         register: share of the pitched stems whose notes move into the register of their instrument
             (see performance.in_register).
-        pedal: share of the pianos' stems that are played with a sustain pedal (see performance.pedalled), whose strings
-            resound.
+        pedal: share of the stems of pianos (programs 0 to 3) that are played with a sustain pedal (see
+            performance.pedalled), whose strings resound.
         takes: share of the stems that alternate between the takes of their instrument, where there are several.
         tones: share of the pitched stems that are added up from sine waves (see play_tones), which sound like none of
             the soundfonts' instruments.
@@ -163,8 +165,8 @@ class Generator:
                     stem = stem._replace(notes=tuple(in_register(stem.notes, stem.program, rng)))
                 stem = stem._replace(notes=tuple(detached(stem.notes, self.recipe.detached, rng)))
             pedals: list[tuple[float, float]] = []
-            is_piano = not stem.is_drum and stem.program < CLASS_SIZE
-            if self.recipe.pedal and is_piano and rng.random() < self.recipe.pedal:
+            has_strings = not stem.is_drum and stem.program in PIANOS
+            if self.recipe.pedal and has_strings and rng.random() < self.recipe.pedal:
                 played, pedals = pedalled(stem.notes, self.recipe.seconds, rng)
                 stem = stem._replace(notes=tuple(played))
             shift = 0 if stem.is_drum else formant
@@ -261,7 +263,7 @@ class Generator:
             bend = bent(played, seconds, self.recipe.vibrato, self.recipe.scoops, rng)
         takes = [font]
         if self.recipe.takes and not stem.is_drum and rng.random() < self.recipe.takes:
-            takes = self.fonts.takes(font)
+            takes = self.fonts.takes(font, stem.program)
         parts = [
             self.fonts.play(notes, take, preset, stem.is_drum, detune, seconds, bend)
             for take, notes in zip(takes, self._alternated(played, takes, preset), strict=True)

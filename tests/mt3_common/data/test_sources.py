@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -238,6 +239,15 @@ def test_works_of_music21s_corpus_become_songs(tmp_path, monkeypatch, capsys):
         sources.take_music21(["joplin"], out)
 
 
+def test_songs_of_one_folder_have_names_of_their_own(tmp_path):
+    taken = set()
+    for number in range(3000):
+        taken.add(sources._free_name(tmp_path, "songs", f"songs/{number}.krn", taken))
+    assert len(taken) == 3000
+    assert {path.name[:6] for path in taken} == {"songs_"}
+    assert len({split_of(path.name) for path in taken}) == 1
+
+
 SCALE = "**kern\n*M4/4\n4c\n4d\n4e\n4f\n*-\n!!!YEC: Public Domain\n"
 
 
@@ -261,6 +271,13 @@ def test_a_folder_of_scores_becomes_songs_whose_movements_share_a_split(packages
     assert "scores: 3 files in midi/scores, each work's own, see rights" in capsys.readouterr().out
     stated = json.loads((tmp_path / "out" / "sources.json").read_text())["scores"]
     assert sorted(stated["rights"]) == sorted(stated["files"])
+    (folder / "three.KRN").write_text("".join(f"!!!!SEGMENT: {part}\n{SCALE}" for part in "abc"))
+    more = sources.take_scores(folder, tmp_path / "more")
+    assert sorted(more) == sorted((tmp_path / "more").iterdir())
+    assert sum(path.name.startswith("three_") for path in more) == 3
+    with pytest.raises(sources.SourceError, match="there is no folder none"):
+        sources.take_scores(Path("none"), tmp_path / "more")
+    (folder / "three.KRN").unlink()
     (tmp_path / "empty").mkdir()
     with pytest.raises(sources.SourceError, match=r"empty has no scores \(\.krn, \.musicxml, \.mxl, \.xml\)"):
         sources.take_scores(tmp_path / "empty", tmp_path / "midi")

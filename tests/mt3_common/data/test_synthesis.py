@@ -346,6 +346,12 @@ def test_stored_mixes_keep_their_length_and_times():
     assert min(errors) < -60 < -30 < max(errors) < -15
 
 
+def test_a_long_mix_is_stored_as_well():
+    """Three minutes at once are more than libsndfile's Vorbis encoder has room for."""
+    mix = np.zeros(200 * 16000, np.float32)
+    assert all(augment._stored(mix, rng).shape == mix.shape for rng in draws(3))
+
+
 def test_strings_resound_while_the_pedal_is_down():
     """Half a second of A3, once with the pedal down up to 1.4 s and once without."""
     tone = np.zeros(48000, np.float32)
@@ -356,12 +362,16 @@ def test_strings_resound_while_the_pedal_is_down():
         added = augment.resound(tone, [(0.2, 1.4)], rng) - tone
         assert not added[:3200].any()
         assert not added[round((1.4 + augment.DAMPING) * 16000) :].any()
-        levels.append(decibels(np.linalg.norm(added) / np.linalg.norm(tone)))
+        levels.append(decibels(np.linalg.norm(added) / np.linalg.norm(tone[3200:22400])))
         # it rings on behind the tone, and fades
         ringing = [np.linalg.norm(added[first : first + 1600]) for first in (9600, 16000, 20800, 23200)]
         assert ringing[0] > ringing[2] > ringing[3] > 0
     assert -32.1 < min(levels) < -30 < -16 < max(levels) < -13.9
     np.testing.assert_array_equal(augment.resound(tone, [(3.5, 4.0)], np.random.default_rng(0)), tone)
+    # what has nearly died away when the pedal goes down does not come back
+    faint = tone + np.float32(1e-5)
+    added = augment.resound(faint, [(1.0, 1.9)], np.random.default_rng(0)) - faint
+    assert 0 < np.abs(added).max() < 1e-4
 
 
 def test_compression_brings_loud_and_soft_together():
@@ -560,13 +570,13 @@ def test_a_recipe_shortens_the_notes_it_renders(songs, flute):
 def test_a_pedal_holds_the_notes_that_end_while_it_is_down():
     line = [Note(number * 0.25, number * 0.25 + 0.1, 60 + number % 5, 80) for number in range(80)]
     for rng in draws(20):
-        held, pedals = performance.pedalled(line, 20.0, rng)
-        assert len(held) == len(line)
+        longer, pedals = performance.pedalled(line, 20.0, rng)
+        assert len(longer) == len(line)
         assert all(up - down > 0.299 for down, up in pedals)
         assert all(up < down for (_, up), (down, _) in itertools.pairwise(pedals))
         assert 0 <= pedals[0][0] < pedals[-1][0] < 20
         again = {pitch: sorted(note.onset for note in line if note.pitch == pitch) for pitch in range(60, 65)}
-        for before, after in zip(line, held):
+        for before, after in zip(line, longer):
             assert after._replace(offset=before.offset) == before
             ends = [up for down, up in pedals if down <= before.offset < up] or [before.offset]
             # or the key is struck again before
@@ -577,11 +587,14 @@ def test_a_pedal_holds_the_notes_that_end_while_it_is_down():
 def test_a_recipe_has_pedals_on_its_pianos_alone(songs, bank, monkeypatch):
     calls = []
     monkeypatch.setattr(synthesis, "resound", lambda audio, pedals, rng: calls.append(len(pedals)) or audio)
-    for kind, share, expected in (("piano", 1.0, 10), ("piano", 0.0, 0), ("drums", 1.0, 0)):
+    for kind, share in (("piano", 1.0), ("piano", 0.0), ("drums", 1.0)):
         calls.clear()
-        generator = synthesis.Generator(songs, [bank], recipe(pedal=share, **{kind: 1.0}))
+        generator = synthesis.Generator(songs, [bank], recipe(pedal=share, midi_class=False, **{kind: 1.0}))
         examples = [generator.example(index) for index in range(10)]
-        assert len(calls) == expected
+        # electric pianos, harpsichords and clavinets have none
+        pianos = [example for example in examples if kind == "piano" and example.notes[0].program < 4]
+        assert len(calls) == (len(pianos) if share else 0)
+        assert 0 < len(pianos) < 10 or kind == "drums"
         assert all(calls)
         if share and kind == "piano":
             long = np.mean([note.offset - note.onset for example in examples for note in example.notes])
@@ -600,7 +613,14 @@ def test_notes_alternate_between_the_takes_that_have_them(songs, tmp_path, monke
         sample_fonts.write_font(tmp_path / f"{name}.sf2", name, 73, recorded)
     paths = sorted(tmp_path.glob("*.sf2"))
     fonts = soundfont.Fonts(paths)
-    assert [fonts.takes(font) for font in range(3)] == [[0, 1], [1, 0], [2]]
+    assert [fonts.takes(font, 73) for font in range(3)] == [[0, 1], [1, 0], [2]]
+    # neither another program's, nor another folder's, nor names without a take
+    assert fonts.takes(0, 60) == [0]
+    (tmp_path / "more").mkdir()
+    copies = [tmp_path / "more" / "flute-a-take2.sf2", tmp_path / "flute-a.sf2", tmp_path / "more" / "flute-a.sf2"]
+    for copy in copies:
+        copy.write_bytes(paths[0].read_bytes())
+    assert [soundfont.Fonts([paths[0], *copies]).takes(font, 73) for font in range(4)] == [[0], [1], [2], [3]]
     played = []
 
     def play(_, notes, font, *rest):
