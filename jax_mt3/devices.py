@@ -4,6 +4,7 @@ import os
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_mt3.infer import find_device
@@ -62,3 +63,7 @@ class Devices:
     def _put(self, array: np.ndarray, sharding: NamedSharding) -> jax.Array:
         # of several processes, each brings all of the array and keeps its part
         return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+    def in_any_process(self, flag: bool) -> bool:
+        """Return in every process whether the flag is set in one of them."""
+        return bool(np.any(multihost_utils.process_allgather(np.array(flag))))

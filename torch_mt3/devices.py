@@ -76,3 +76,8 @@ class Devices:
         for tensor, part in zip(tensors, message.split([tensor.numel() for tensor in tensors])):
             tensor.copy_(part.view_as(tensor))
         return sums.cpu().numpy().astype(np.float64)
+
+    def in_any_process(self, flag: bool) -> bool:
+        """Return in every process whether the flag is set in one of them."""
+        [total] = self.sum_up({}, np.array([float(flag)]))
+        return bool(total > 0)

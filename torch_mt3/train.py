@@ -133,6 +133,10 @@ class Learner:
         """Return the ids that a greedy search with averaged() gives for segments (n, frames, bins)."""
         return self.objective.transcribe(self.averaged(), frames)
 
+    def in_any_process(self, flag: bool) -> bool:
+        """Return in every process of the run whether the flag is set in one of them."""
+        return self.devices.in_any_process(flag)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the network's arrays, under MT3's names."""
         return _copies({name: weight for name, weight in self.weights.items() if not name.startswith("auxiliary/")})

@@ -3,19 +3,25 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 
 class Interruptions:
     """Signals that end a run: raised as KeyboardInterrupt at once, except while a step or a save is in progress.
 
+    One of several processes ends with all others, after the same step, whichever of them has the signal.
+
+    Args:
+        in_any: of several processes, tells all whether an argument is true in one of them; None for one process.
+
     Attributes:
         is_torn: a second signal came during a step or a save, which is left in its middle.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_any: Callable[[bool], bool] | None = None) -> None:
         self.is_torn = False
+        self._in_any = in_any
         self._is_deferring = False
         self._is_pending = False
 
@@ -47,14 +53,24 @@ class Interruptions:
             yield
         finally:
             self._is_deferring = False
-        if self._is_pending:
+        if not self._in_any:
+            self._end(self._is_pending)
+
+    def end_together(self) -> None:
+        """Raise KeyboardInterrupt in all of several processes if one of them had a signal; each calls it every step."""
+        if self._in_any:
+            self._end(self._in_any(self._is_pending))
+
+    def _end(self, is_over: bool) -> None:
+        if is_over:
             self._is_pending = False
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Raise KeyboardInterrupt, or remember the signal; a second one does not wait."""
-        if self._is_deferring and not self._is_pending:
+        is_waiting = self._is_deferring or self._in_any is not None
+        if is_waiting and not self._is_pending:
             self._is_pending = True
             return
-        self.is_torn = self._is_deferring
+        self.is_torn = is_waiting
         raise KeyboardInterrupt

@@ -54,6 +54,10 @@ class Learner(Protocol):
         """Return the arrays to use: their moving average if settings.ema is set."""
         ...
 
+    def in_any_process(self, flag: bool) -> bool:
+        """Return in every process of the run whether the flag is set in one of them."""
+        ...
+
     def slots(self) -> dict[str, np.ndarray]:
         """Return the optimizer's slots 'param_states/NAME/SLOT', the auxiliary linear layers and the average."""
         ...

@@ -66,8 +66,7 @@ def fit(
         quiet: show no progress.
         workers: worker processes that make batches.
         logs: receivers of curves and pictures.
-        distributed: one process of several, which cannot save alone: an interruption loses the steps since the last
-            save.
+        distributed: one process of several, which end and save together.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; last/ holds the state after the last whole step, or, after a
@@ -84,7 +83,7 @@ def fit(
     # those of the steps after `since`, whose row is not written yet
     since, sums = read_partial(folder, begin)
     done, clock = begin, began
-    interruptions = Interruptions()
+    interruptions = Interruptions(learner.in_any_process if distributed else None)
     with progress(settings, begin, quiet or not learner.writer) as show, interruptions.handled():
         if should_stop(rows, settings):
             return
@@ -100,6 +99,7 @@ def fit(
                     for name, value in values.items():
                         sums[name] = sums.get(name, 0.0) + value
                     done = step + 1
+                interruptions.end_together()
                 show(done, values["loss"], None)
                 if done % settings.validate_every and done != settings.steps:
                     continue
@@ -121,9 +121,10 @@ def fit(
                 if should_stop(rows, settings):
                     return
         except KeyboardInterrupt:
-            if done > since and not distributed and not interruptions.is_torn:
+            if done > since and not interruptions.is_torn:
                 with reraise_with_saved_state(done, folder, since):
-                    write_partial(folder, done, since, sums)
+                    if learner.writer:
+                        write_partial(folder, done, since, sums)
                     save(learner, family, rows, folder, done)
             raise
 

@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -70,18 +72,21 @@ def assert_same_training(one, other):
             np.testing.assert_allclose(second[array], first[array], atol=2e-5)
 
 
-def together(program, run, arguments):
-    """Two processes of one run, as torchrun starts them."""
+def two_processes(program, run, arguments):
+    """Start two processes of one run, as torchrun does."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    finish(
-        *(
-            start(program, run, [*arguments, "--distributed"], RANK=str(rank), LOCAL_RANK=str(rank), **environment)
-            for rank in range(2)
-        )
-    )
+    return [
+        start(program, run, [*arguments, "--distributed"], RANK=str(rank), LOCAL_RANK=str(rank), **environment)
+        for rank in range(2)
+    ]
+
+
+def together(program, run, arguments):
+    """Run two processes of one run to their end."""
+    finish(*two_processes(program, run, arguments))
 
 
 @pytest.mark.parametrize("program", ["jax", "torch"])
@@ -89,6 +94,27 @@ def test_two_processes_train_as_one(program, arguments, tmp_path):
     finish(start(program, tmp_path / "alone", arguments))
     together(program, tmp_path / "together", arguments)
     assert_same_training(tmp_path / "alone", tmp_path / "together")
+
+
+@pytest.mark.parametrize("program", ["jax", "torch"])
+def test_a_signal_to_one_of_two_processes_ends_and_saves_both(program, arguments, tmp_path):
+    """The run that goes on with the same command ends as one that was not interrupted."""
+    longer = [*arguments, "--max-steps", "40", "--val-every", "20"]
+    together(program, tmp_path / "whole", longer)
+    run = tmp_path / "run"
+    processes = two_processes(program, run, longer)
+    deadline = time.monotonic() + 300
+    while not (run / "last" / "config.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 130, output
+    step = read_checkpoint(run / "last").step
+    assert step is not None
+    assert 20 <= step <= 40
+    together(program, run, longer)
+    assert_same_training(tmp_path / "whole", run)
 
 
 def test_eight_devices_train_as_one(arguments, tmp_path):
