@@ -57,11 +57,11 @@ songs+=("$sources/midi/mma")
 # Of the losses those that teach the encoder come first, alone; then also those that teach the decoder where to look, for a quarter of the
 # steps in all; from then on the decoder learns from the tokens, and the choice of instruments weighs more. The rate falls to 0 in the
 # last quarter (checkpoints/README.md, Weights of the losses).
-first="\"auxiliary_steps\": $((STEPS / 16))"
+encoder_alone="\"auxiliary_steps\": $((STEPS / 16))"
 later='"auxiliary": 0.0125, "classes": 32, "alignment": 0, "contents": 0, "programs": 3'
 # train SETTINGS DATA...
 train() {
-  echo "{\"training\": {$first, $1}}" > "$WORK/settings.json"
+  echo "{\"training\": {$encoder_alone, $1}}" > "$WORK/settings.json"
   local start=("$PYTHON")
   [ "$PROCESSES" = 1 ] || start+=(-m torch.distributed.run --standalone --nproc-per-node "$PROCESSES")
   start+=(-m torch_mt3.train "$WORK/run" --preset default --config "$WORK/settings.json" --validation "$WORK/shards/validation-notes")

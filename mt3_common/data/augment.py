@@ -13,8 +13,8 @@ SAMPLE_RATE = 16000
 STEM_EQUALIZER, MIX_EQUALIZER = 3.0, 5.0
 # s, until the dampers have stopped the strings after a pedal; and how long the strings are followed at most
 DAMPING, RINGING = 0.12, 2.5
-# pianos whose strings can resound, each tuned for itself
-PIANOS = 4
+# tunings of the strings that resound; each piano has one of them
+TUNINGS = 4
 # Hz, of recordings that become ours
 RATES = (11025, 12000, 22050, 24000, 32000, 44100, 48000)
 # soundfile's compression levels, up to which a codec keeps the length at 16 kHz: 161 to 56 kbit/s, 22 to 11 kbit/s
@@ -38,8 +38,8 @@ def resound(audio: np.ndarray, pedals: Sequence[tuple[float, float]], rng: np.ra
         rng: draws the piano, and how loud its strings are: 32 to 14 dB below what sounds while the pedal is down.
     """
     fft = _fft()
-    strings, decibels = _strings(int(rng.integers(PIANOS))), rng.uniform(-32, -14)
-    ringing, heard = np.zeros_like(audio), 0.0
+    strings, decibels = _strings(int(rng.integers(TUNINGS))), rng.uniform(-32, -14)
+    ringing, energy = np.zeros_like(audio), 0.0
     for down, up in pedals:
         first, last = round(down * SAMPLE_RATE), min(len(audio), round(up * SAMPLE_RATE))
         end = min(len(audio), last + round(DAMPING * SAMPLE_RATE))
@@ -50,18 +50,18 @@ def resound(audio: np.ndarray, pedals: Sequence[tuple[float, float]], rng: np.ra
         answer = fft.irfft(spectrum, size)[: end - first]
         answer[last - first :] *= np.linspace(1, 0, end - last)
         ringing[first:end] += answer
-        heard += float(np.sum(audio[first:last] ** 2))
-    gain = 10 ** (decibels / 20) * math.sqrt(heard) / max(1e-9, np.linalg.norm(ringing))
+        energy += float(np.sum(audio[first:last] ** 2))
+    gain = 10 ** (decibels / 20) * math.sqrt(energy) / max(1e-9, np.linalg.norm(ringing))
     return audio + np.float32(gain) * ringing
 
 
-@functools.lru_cache(maxsize=PIANOS)
-def _strings(number: int) -> np.ndarray:
+@functools.lru_cache(maxsize=TUNINGS)
+def _strings(tuning: int) -> np.ndarray:
     """Return how the strings of a piano answer an impulse: (RINGING * 16000,) float32.
 
     A string has three partials, some cents off, and rings on for 4 s in the bass and for less than 1 s in the treble.
     """
-    rng = np.random.default_rng([number])
+    rng = np.random.default_rng([tuning])
     times = np.arange(round(RINGING * SAMPLE_RATE), dtype=np.float32) / SAMPLE_RATE
     response = np.zeros(len(times), np.float32)
     # the 21 highest keys of a piano have no dampers
@@ -69,6 +69,7 @@ def _strings(number: int) -> np.ndarray:
         for partial in (1, 2, 3):
             hertz = 440 * 2 ** ((key - 69 + rng.normal(0, 0.05)) / 12) * partial
             if hertz < 0.45 * SAMPLE_RATE:
+                # 1/s: 60 dB in 4 s for the lowest string, in half of that for 30 keys more, sooner for its overtones
                 decay = 6.9 / (4 * 2 ** (-(key - 21) / 30)) * partial**0.5
                 phase = rng.uniform(0, 2 * np.pi)
                 wave = np.exp(-np.float32(decay) * times) * np.sin(np.float32(2 * np.pi * hertz) * times + phase)
@@ -81,7 +82,7 @@ def degrade(audio: np.ndarray, rng: np.random.Generator, reflections: float = 0.
 
     Args:
         audio: (n,) of the mix.
-        rng: of all draws, which are those of before where a share is 0.
+        rng: of all draws; a share of 0 draws nothing.
         reflections: share of the rooms with early reflections.
         media: share of the mixes that are stored at another rate, by a lossy codec, or with a constant offset.
     """
@@ -178,16 +179,16 @@ def _stored(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     import soxr
 
     count = len(audio)
-    first = int(rng.integers(3))
-    steps = [step == first or rng.random() < 0.2 for step in range(3)]
-    if steps[0]:
+    certain = int(rng.integers(3))
+    is_shifted, is_resampled, is_coded = (way == certain or rng.random() < 0.2 for way in range(3))
+    if is_shifted:
         offset = np.exp(rng.uniform(np.log(0.0005), np.log(0.05))) * rng.choice([-1, 1])
         audio = np.clip(audio + np.float32(offset), -1, 1)
-    if steps[1]:
+    if is_resampled:
         rate, quality = int(rng.choice(RATES)), str(rng.choice(["QQ", "LQ", "MQ", "HQ"]))
         there = soxr.resample(audio, SAMPLE_RATE, rate, quality=quality)
         audio = soxr.resample(there, rate, SAMPLE_RATE, quality=quality)
-    if steps[2]:
+    if is_coded:
         codec = list(LEVELS)[int(rng.integers(len(LEVELS)))]
         level = float(rng.uniform(0, LEVELS[codec]))
         file = io.BytesIO()

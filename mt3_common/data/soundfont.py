@@ -16,7 +16,7 @@ RENDER_RATE = 44100
 MAX_VOICES = 128
 # A soundfont with fewer instruments is not a General MIDI bank but recordings of some instruments.
 BANK_SIZE = 64
-# ends the name of a font of mt3_common/data/sample_fonts.py
+# ends the names of fonts of one instrument that mt3_common/data/sample_fonts.py builds
 TAKE = re.compile(r"-take\d+$")
 # s, between steps of a bend
 BEND_STEP = 0.01
@@ -70,13 +70,9 @@ class Fonts:
 
     def takes(self, font: int, program: int) -> list[int]:
         """Fonts with takes of the same instrument, this one first: of one folder, with names that differ in -takeN."""
-        path = self._paths[font]
-        if not TAKE.search(path.stem):
-            return [font]
-        others = [number for number in range(len(self)) if number != font and program in self.programs(number)]
-        name = TAKE.sub("", path.stem)
-        same = [n for n in others if TAKE.search(self._paths[n].stem) and TAKE.sub("", self._paths[n].stem) == name]
-        return [font, *(number for number in same if self._paths[number].parent == path.parent)]
+        instrument = _without_take(self._paths[font])
+        others = (other for other in range(len(self)) if other != font and program in self.programs(other))
+        return [font, *(other for other in others if instrument and _without_take(self._paths[other]) == instrument)]
 
     def longest(self, font: int, preset: int, is_drum: bool) -> np.ndarray:
         """(128,) s, how long each key of a preset sounds while it is held; 0 where it is silent."""
@@ -137,3 +133,8 @@ class Fonts:
         synth.sounds_off(0)
         synth.generate(RENDER_RATE // 4)
         return audio
+
+
+def _without_take(path: Path) -> Path | None:
+    """Return a font's path without the -takeN that ends its name; None where there is none."""
+    return path.with_name(TAKE.sub("", path.stem)) if TAKE.search(path.stem) else None

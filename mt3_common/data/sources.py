@@ -283,7 +283,7 @@ def take_music21(composers: Sequence[str], output: Path) -> dict[Path, str]:
         from music21 import corpus
     works: dict[str, list[Path]] = {}
     for path in sorted(map(Path, corpus.getCorePaths())):
-        if path.suffix in SCORES:
+        if path.suffix.lower() in SCORES:
             works.setdefault(path.parts[path.parts.index("corpus") + 1], []).append(path)
     make_folder(output)
     written: dict[Path, str] = {}
@@ -309,7 +309,7 @@ def take_scores(folder: Path, output: Path) -> dict[Path, str]:
         File written -> copyright statement of its source.
 
     Raises:
-        SourceError: music21 is not installed, or the folder has no score that it plays.
+        SourceError: music21 is not installed, or there is no such folder, or no score in it that music21 plays.
     """
     with needed("scores need music21", "musicxml", SourceError):
         import music21  # noqa: F401
@@ -336,7 +336,7 @@ def _play_score(path: Path, parts: tuple[str, ...], output: Path, written: dict[
         path: of the file.
         parts: of its path below the collection. Movements share a folder, and so a split, as versions of a song do.
         output: folder for the songs.
-        written: files with the copyright statements of their sources, which those of this file join.
+        written: songs with the copyright statements of their sources; this file's are added.
     """
     from music21 import converter, stream
 
@@ -359,8 +359,8 @@ def _play_score(path: Path, parts: tuple[str, ...], output: Path, written: dict[
 
 def _free_name(output: Path, title: str, source: str, taken: Container[Path]) -> Path:
     """Return a file for a song: its title, '_', and four digits, by which songs.split_of knows versions of a song."""
-    sources = (f"{source}{number or ''}".encode() for number in itertools.count())
-    digests = (hashlib.md5(text, usedforsecurity=False).hexdigest()[:4] for text in sources)
+    texts = (f"{source}{number or ''}".encode() for number in itertools.count())
+    digests = (hashlib.md5(text, usedforsecurity=False).hexdigest()[:4] for text in texts)
     targets = (output / f"{title}_{digest}.mid" for digest in digests)
     return next(target for target in targets if target not in taken)
 

@@ -13,15 +13,15 @@ class Interruptions:
     One of several processes ends with all others, after the same step, whichever of them has the signal.
 
     Args:
-        in_any: of several processes, tells all whether an argument is true in one of them; None for one process.
+        in_any_process: returns in all processes whether its argument is true in one of them; None if there is one only.
 
     Attributes:
         is_torn: a second signal came during a step or a save, which is left in its middle.
     """
 
-    def __init__(self, in_any: Callable[[bool], bool] | None = None) -> None:
+    def __init__(self, in_any_process: Callable[[bool], bool] | None = None) -> None:
         self.is_torn = False
-        self._in_any = in_any
+        self._in_any_process = in_any_process
         self._is_deferring = False
         self._is_pending = False
 
@@ -53,13 +53,13 @@ class Interruptions:
             yield
         finally:
             self._is_deferring = False
-        if not self._in_any:
+        if not self._in_any_process:
             self._end(self._is_pending)
 
     def end_together(self) -> None:
         """Raise KeyboardInterrupt in all of several processes if one of them had a signal; each calls it every step."""
-        if self._in_any:
-            self._end(self._in_any(self._is_pending))
+        if self._in_any_process:
+            self._end(self._in_any_process(self._is_pending))
 
     def _end(self, is_over: bool) -> None:
         if is_over:
@@ -68,7 +68,7 @@ class Interruptions:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Raise KeyboardInterrupt, or remember the signal; a second one does not wait."""
-        is_waiting = self._is_deferring or self._in_any is not None
+        is_waiting = self._is_deferring or self._in_any_process is not None
         if is_waiting and not self._is_pending:
             self._is_pending = True
             return

@@ -310,7 +310,7 @@ def test_rooms_have_tails():
 
 def test_early_reflections_are_single_and_come_within_50_ms():
     rooms = [augment._room_response(rng, 0.5) for rng in draws(100)]
-    # of equal draws of before: the others are as they were
+    # with the same draws; rooms without reflections are the same
     before = [augment._room_response(rng, 0.0) for rng in draws(100)]
     same = [len(a) == len(b) and np.allclose(a, b) for a, b in zip(rooms, before)]
     assert 30 < sum(same) < 70
@@ -346,10 +346,12 @@ def test_stored_mixes_keep_their_length_and_times():
     assert min(errors) < -60 < -30 < max(errors) < -15
 
 
-def test_a_long_mix_is_stored_as_well():
-    """Three minutes at once are more than libsndfile's Vorbis encoder has room for."""
+def test_a_long_mix_is_stored_as_well(monkeypatch):
+    """Three minutes at once are more than libsndfile's Vorbis encoder has room for: it ends the process."""
+    monkeypatch.setattr(augment, "LEVELS", {("OGG", "VORBIS"): 0.9})
     mix = np.zeros(200 * 16000, np.float32)
-    assert all(augment._stored(mix, rng).shape == mix.shape for rng in draws(3))
+    # its draws choose the codec
+    assert augment._stored(mix, np.random.default_rng(0)).shape == mix.shape
 
 
 def test_strings_resound_while_the_pedal_is_down():
