@@ -148,9 +148,9 @@ def detached(notes: Sequence[Note], share: float, rng: np.random.Generator) -> S
 def pedalled(
     notes: Sequence[Note], seconds: float, rng: np.random.Generator
 ) -> tuple[list[Note], list[tuple[float, float]]]:
-    """The notes as a sustain pedal holds them, and when it is down: s, from and to.
+    """The notes as a sustain pedal holds them, and the times, in seconds, at which it goes down and up.
 
-    The pedal goes down for 0.3 to 4 s at a time, mostly at once anew, sometimes after a pause. A note that ends while
+    The pedal goes down for 0.3 to 4 s at a time, usually again at once, sometimes after a pause. A note that ends while
     it is down lasts until it goes up.
 
     Args:
