@@ -8,11 +8,11 @@
 # POP909     a clone of github.com/music-x-lab/POP909-Dataset
 # PYTHON     the interpreter
 # PROCESSES  of one core each, which render and share each batch; 2 or more divide a batch of 32
-# STEPS      in all, and SHARDS of 21 minutes each for an eighth of them: fewer for a rehearsal
+# STEPS      in all, and SHARDS of 21 minutes each (82 MB) for an eighth of them: fewer for a rehearsal
 # DTYPE      bfloat16 where the processor has instructions for it (lscpu: avx512_bf16), which is nearly twice as fast there as float32
 set -euo pipefail
 : "${WORK:?names the folder for everything that is made}" "${NOTES:?names the folder of recorded notes}"
-: "${POP909:?names the clone of POP909}" "${PYTHON:=python}" "${PROCESSES:=1}" "${STEPS:=32000}" "${SHARDS:=64}" "${DTYPE:=float32}"
+: "${POP909:?names the clone of POP909}" "${PYTHON:=python}" "${PROCESSES:=1}" "${STEPS:=32000}" "${SHARDS:=128}" "${DTYPE:=float32}"
 for number in "PROCESSES $PROCESSES" "STEPS $STEPS" "SHARDS $SHARDS"; do
   [[ $number =~ ^[A-Z]+\ [1-9][0-9]{0,8}$ ]] || { echo "error: ${number/ /=} must be a whole number from 1 up" >&2; exit 2; }
 done
@@ -73,16 +73,17 @@ train() {
   [ "$PROCESSES" = 1 ] || start+=(--distributed)
   "${start[@]}" --data "${@:2}"
 }
-# each eighth of the steps sees new shards and those of the eighth before, so each segment about twice, the first ones three times
+# Each eighth of the steps has new shards, so that nearly no segment comes twice: from the second time on it teaches nothing
+# (checkpoints/README.md, Average).
 for eighth in 1 2 3 4 5 6; do
   end=$((STEPS * eighth / 8))
   [ "$(reached)" -lt "$end" ] || continue
+  rm -rf "$WORK/shards/mixed-$((eighth - 1))"
   shards "mixed-$eighth" train $((1000 + eighth)) "$SHARDS" 64 "$mixed" "${fonts[@]}"
-  rm -rf "$WORK/shards/mixed-$((eighth - 2))"
   losses=
   [ "$eighth" -le 2 ] || losses=", $later"
   train "\"steps\": $end, \"schedule\": \"constant\"$losses" "$WORK/shards/clean" "$WORK"/shards/mixed-*
 done
-rm -rf "$WORK/shards/mixed-5"
+rm -rf "$WORK/shards/mixed-6"
 shards mixed-7 train 1007 $((2 * SHARDS)) 64 "$mixed" "${fonts[@]}"
 train "\"steps\": $STEPS, \"decay_from\": 0.75, $later" "$WORK"/shards/mixed-*

@@ -33,7 +33,6 @@ from mt3_common.notes.meter import Meter
 from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import Tempo, constant
 from mt3_common.notes.vocabulary import EOS_ID, SPECIAL_IDS, Vocabulary
-from mt3_common.training.config import read_config
 from mt3_common.transcription.activations import ONSET, SOUNDING, ActivationCorrector
 from mt3_common.transcription.batching import PromptedSegment, SegmentTokens, until_eos
 from mt3_common.transcription.continuity import HOLD_BIAS, InstrumentContinuity
@@ -55,8 +54,7 @@ CHECKPOINT = NamedCheckpoint(Path("small"), "small")
 VOCABULARY = Vocabulary(CONFIG.vocabulary)
 
 
-# networks with a pre-encoder: of 0.8, of 2 and of 3.2 steps a frame, the last two with the sizes of the bundled default
-# and of the preset
+# networks with a pre-encoder: of 0.8, of 2 and of 3.2 steps a frame, the second with the sizes of the bundled default
 HEARING = dataclasses.replace(
     CONFIG,
     network=dataclasses.replace(CONFIG.network, pre_encoder_layers=2, pre_encoder_dim=32, context_frames=8),
@@ -68,7 +66,12 @@ CONFIGS = {
     "default": dataclasses.replace(
         HEARING, spectrogram=dataclasses.replace(HEARING.spectrogram, hop_width=320), input_frames=64
     ),
-    "preset": read_config(None, "default")[0],
+    "long frames": dataclasses.replace(
+        HEARING,
+        network=dataclasses.replace(HEARING.network, context_frames=5),
+        spectrogram=dataclasses.replace(HEARING.spectrogram, hop_width=512),
+        input_frames=40,
+    ),
 }
 
 
@@ -181,7 +184,7 @@ def assert_frames_close(encoded: str, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[1, 30000, 500], [1_000_000], [3, 6001, 20480, 1]])
-@pytest.mark.parametrize("name", ["hearing", "default", "preset"])
+@pytest.mark.parametrize("name", ["hearing", "default", "long frames"])
 def test_the_frames_around_segments(node_of, name, lengths):
     """Recordings of no sample, of one, and around the length of a segment, without and with what its context needs."""
     config = CONFIGS[name]
@@ -368,7 +371,7 @@ class CountingCorrector(ActivationCorrector):
         return lengthened
 
 
-@pytest.mark.parametrize("name", ["hearing", "default", "preset"])
+@pytest.mark.parametrize("name", ["hearing", "default", "long frames"])
 def test_onsets_and_offsets_are_corrected_by_activations(node_of, tmp_path, name):
     """Short segments, so that many notes sound from one to the next."""
     config = dataclasses.replace(CONFIGS[name], input_frames=40)
