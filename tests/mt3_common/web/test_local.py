@@ -62,6 +62,8 @@ HEARING = dataclasses.replace(
 CONFIGS = {
     "mt3": CONFIG,
     "hearing": HEARING,
+    # too little context for corrections
+    "context alone": dataclasses.replace(HEARING, network=dataclasses.replace(HEARING.network, context_frames=2)),
     "classes": CONFIG.with_granularity("midi_class"),
     "default": dataclasses.replace(
         HEARING, spectrogram=dataclasses.replace(HEARING.spectrogram, hop_width=320), input_frames=64
@@ -732,7 +734,7 @@ def test_samples_of_8_bits_are_taken_back_too(node):
     np.testing.assert_array_equal(floats(node("restored", samples=text(decoded))), (whole / 128).astype(np.float32))
 
 
-@pytest.mark.parametrize("name", ["mt3", "hearing", "classes"])
+@pytest.mark.parametrize("name", ["mt3", "hearing", "context alone", "classes"])
 @pytest.mark.parametrize(
     "settings", [{}, {"instruments": "piano,drums", "tempo": "97.5"}, {"hold": "1", "meter": "6/8"}]
 )
