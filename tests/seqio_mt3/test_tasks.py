@@ -12,7 +12,9 @@ from mt3_common.data.synthesis import Example
 from mt3_common.notes.note import Note
 
 CONFIG = Config(spectrogram=SpectrogramConfig(hop_width=320), input_frames=64, max_target_length=64)
-WITH_CONTEXT = dataclasses.replace(CONFIG, network=NetworkConfig(pre_encoder_layers=1, pre_encoder_dim=8, context_frames=5))
+WITH_CONTEXT = dataclasses.replace(
+    CONFIG, network=NetworkConfig(pre_encoder_layers=1, pre_encoder_dim=8, context_frames=5)
+)
 
 
 @pytest.fixture
