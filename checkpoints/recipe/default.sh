@@ -73,8 +73,8 @@ train() {
   [ "$PROCESSES" = 1 ] || start+=(--distributed)
   "${start[@]}" --data "${@:2}"
 }
-# Each eighth of the steps has new shards, so that nearly no segment comes twice: from the second time on it teaches nothing
-# (checkpoints/README.md, Average).
+# Each eighth of the steps has new shards: a segment that comes a second time teaches next to nothing (checkpoints/README.md,
+# Average).
 for eighth in 1 2 3 4 5 6; do
   end=$((STEPS * eighth / 8))
   [ "$(reached)" -lt "$end" ] || continue
