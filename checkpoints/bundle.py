@@ -9,7 +9,7 @@ The checkpoint of the tests was bundled by:
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,13 @@ import numpy as np
 from mt3_common.checkpoint.read import Checkpoint, read_checkpoint
 from mt3_common.checkpoint.write import write_t5x
 from mt3_common.cli.dataset import SOURCES, joins_programs
-from mt3_common.config import GRANULARITIES, Config
+from mt3_common.config import DRUM_GRANULARITIES, GRANULARITIES, Config
 from mt3_common.io import atomic
 from mt3_common.io.digests import file_sha256
 
 FOLDER = Path(__file__).parent
+# setting -> option that gives it
+OPTIONS = {"program_granularity": "--granularity", "drum_granularity": "--drum-granularity"}
 
 
 def mean(stages: Sequence[Checkpoint]) -> dict[str, np.ndarray]:
@@ -52,17 +54,23 @@ def main() -> None:
         choices=GRANULARITIES,
         help="of the programs that it was trained with; default: what its config.json or the run's sources.json says",
     )
+    parser.add_argument(
+        "--drum-granularity",
+        choices=DRUM_GRANULARITIES,
+        help="of the drums that it writes: class for the first of each class alone; default: what its config.json says",
+    )
     parser.add_argument("--default", action="store_true", help="make it the default checkpoint")
     options = parser.parse_args()
 
     stages = [read_checkpoint(path) for path in options.checkpoints]
-    # stages of earlier versions do not state the granularity of programs
-    configs = [stage.config().with_granularity("full") for stage in stages]
+    # stages of earlier versions do not state the granularity of programs and drums
+    configs = [stage.config().with_granularity("full", "full") for stage in stages]
     if any(other != configs[-1] for other in configs):
         parser.error("the checkpoints are not of one network")
     folder = FOLDER / options.name
     try:
-        config = config_of(stages[-1].config(), Path(options.checkpoints[-1]), folder, options.granularity)
+        given = {"program_granularity": options.granularity, "drum_granularity": options.drum_granularity}
+        config = config_of(stages[-1].config(), Path(options.checkpoints[-1]), folder, given)
     except ValueError as error:
         parser.error(str(error))
     write_t5x(folder, mean(stages), stages[-1].step, dtype=options.dtype, config=config, overwrite=True)
@@ -85,31 +93,31 @@ def main() -> None:
     atomic.write(manifest_file, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
-def config_of(config: Config, source: Path, folder: Path, granularity: str | None) -> Config:
-    """Return the config of a checkpoint with the granularity of the programs that it was trained with.
+def config_of(config: Config, source: Path, folder: Path, given: Mapping[str, str | None]) -> Config:
+    """Return the config of a checkpoint with the granularity of its programs and drums.
 
     Args:
         config: what the files beside it say.
         source: path of the checkpoint, such as RUN/best.
         folder: that it is bundled in; there may be an older checkpoint.
-        granularity: as the user says; None to look into the run's sources.json.
+        given: program_granularity, None to look into the run's sources.json, and drum_granularity, as the user says.
 
     Raises:
         ValueError: the checkpoint that it replaces has another one, and nothing says that this is meant.
     """
     joined = joins_programs(source.parent / SOURCES)
-    if granularity is None and joined is not None:
-        granularity = "midi_class" if joined else "full"
-    if granularity is not None:
-        return config.with_granularity(granularity)
+    programs = {None: None, True: "midi_class", False: "full"}[joined]
+    given = {name: value or {"program_granularity": programs}.get(name) for name, value in given.items()}
+    config = config.with_granularity(given["program_granularity"], given["drum_granularity"])
     if (folder / "config.json").exists():
         stated = json.loads((folder / "config.json").read_text())
-        before = stated.get("program_granularity", "full")
-        if before != config.vocabulary.program_granularity:
-            raise ValueError(
-                f"{folder} has program_granularity {before}, and neither the config of {source} nor a sources.json "
-                f"beside it says so: give --granularity {before}, or the one that it was trained with"
-            )
+        for name, option in OPTIONS.items():
+            before = stated.get(name, "full")
+            if given[name] is None and before != getattr(config.vocabulary, name):
+                raise ValueError(
+                    f"{folder} has {name} {before}, and neither the config of {source} nor a sources.json "
+                    f"beside it says so: give {option} {before}, or the one that it is to have"
+                )
     return config
 
 

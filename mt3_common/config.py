@@ -89,9 +89,11 @@ def type_error(kind: Any, value: Any, allowed: Range | None = None, choices: Seq
 # settings that MT3 does not have, which are 0 for it and not written
 PRE_ENCODER = ("pre_encoder_layers", "pre_encoder_dim", "context_frames")
 # settings that are not written where they have the value of MT3's checkpoints
-UNWRITTEN = {**dict.fromkeys(PRE_ENCODER, 0), "encoder_top_db": 0.0, "program_granularity": "full"}
-# values of program_granularity
+UNWRITTEN = {**dict.fromkeys(PRE_ENCODER, 0), "encoder_top_db": 0.0}
+UNWRITTEN |= {"program_granularity": "full", "drum_granularity": "full"}
+# values of program_granularity, and of drum_granularity
 GRANULARITIES = ("full", "midi_class")
+DRUM_GRANULARITIES = ("full", "class")
 # rows of the pre-encoder, one a semitone from MIDI pitch LOWEST_PITCH up, and bins of its logarithmic axis for each
 PITCH_ROWS, LOWEST_PITCH, BINS_PER_ROW = 96, 21, 3
 # of each row in each frame: what the pre-encoder says (the first three: it sounds, begins, ends), and what is added to
@@ -227,6 +229,9 @@ class VocabularyConfig:
         use_programs: notes carry programs; otherwise everything is piano.
         program_granularity: of the programs that the network was trained with: 'full' for all, 'midi_class' for the
             first of each of General MIDI's families of 8 alone. It changes no id.
+        drum_granularity: of the drums that are written: 'full' for what the ids say, 'class' for the first of each of
+            YourMT3's classes of drums alone (notes.note.DRUM_CLASSES), such as 36 for the two bass drums. It changes no
+            id.
     """
 
     steps_per_second: int = 100
@@ -234,13 +239,15 @@ class VocabularyConfig:
     num_velocity_bins: int = 1
     use_ties: bool = True
     use_programs: bool = True
-    # not in the text by which shards and compiled programs are told from others, as these do not depend on it
+    # not in the text by which shards and compiled programs are told from others, as these do not depend on them
     program_granularity: str = dataclasses.field(default="full", repr=False)
+    drum_granularity: str = dataclasses.field(default="full", repr=False)
 
     def __post_init__(self):
         ranges = {"steps_per_second": Range(1, 10**5, closed=True), "max_shift_seconds": Range(1, 10**4, closed=True)}
         ranges |= {"num_velocity_bins": Range(1, 1024, closed=True)}
-        check_fields(self, ranges, {"program_granularity": GRANULARITIES})
+        words = {"program_granularity": GRANULARITIES, "drum_granularity": DRUM_GRANULARITIES}
+        check_fields(self, ranges, words)
 
     @property
     def num_ids(self) -> int:
@@ -293,9 +300,11 @@ class Config:
         """Count the frames that the network is given for a segment: its own, and context_frames on both sides."""
         return self.input_frames + 2 * self.network.context_frames
 
-    def with_granularity(self, granularity: str) -> "Config":
-        """Return a copy with another program_granularity."""
-        vocabulary = dataclasses.replace(self.vocabulary, program_granularity=granularity)
+    def with_granularity(self, programs: str | None = None, drums: str | None = None) -> "Config":
+        """Return a copy with another program_granularity, another drum_granularity; None leaves it."""
+        given = {"program_granularity": programs, "drum_granularity": drums}
+        values = {name: value for name, value in given.items() if value is not None}
+        vocabulary = dataclasses.replace(self.vocabulary, **values)
         return dataclasses.replace(self, vocabulary=vocabulary)
 
     def to_dict(self) -> dict[str, Any]:

@@ -62,20 +62,31 @@ def test_checkpoints_of_two_networks_have_no_mean(tmp_path, monkeypatch, capsys)
     assert not list(tmp_path.iterdir())
 
 
+def given(programs: str | None = None, drums: str | None = None) -> dict[str, str | None]:
+    return {"program_granularity": programs, "drum_granularity": drums}
+
+
 def test_the_granularity_is_the_runs_or_what_the_user_says(tmp_path):
     source, none = tmp_path / "best", tmp_path / "none"
-    assert bundle.config_of(Config(), source, none, "midi_class") == CLASSES
-    assert bundle.config_of(CLASSES, source, none, None) == CLASSES
+    assert bundle.config_of(Config(), source, none, given("midi_class")) == CLASSES
+    assert bundle.config_of(CLASSES, source, none, given()) == CLASSES
+    assert bundle.config_of(CLASSES, source, none, given(None, "class")) == CLASSES.with_granularity(drums="class")
     (tmp_path / "sources.json").write_text(json.dumps({"recipe": {"midi_class": True}}))
-    assert bundle.config_of(Config(), source, none, None) == CLASSES
-    assert bundle.config_of(Config(), source, none, "full") == Config()
+    assert bundle.config_of(Config(), source, none, given()) == CLASSES
+    assert bundle.config_of(Config(), source, none, given("full")) == Config()
 
 
 def test_another_granularity_than_before_has_to_be_meant(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CLASSES.to_dict()))
     with pytest.raises(ValueError, match=r"has program_granularity midi_class, .* give --granularity midi_class"):
-        bundle.config_of(Config(), tmp_path / "run" / "best", tmp_path, None)
-    assert bundle.config_of(CLASSES, tmp_path / "run" / "best", tmp_path, None) == CLASSES
+        bundle.config_of(Config(), tmp_path / "run" / "best", tmp_path, given())
+    assert bundle.config_of(CLASSES, tmp_path / "run" / "best", tmp_path, given()) == CLASSES
+    drums = CLASSES.with_granularity(drums="class")
+    (tmp_path / "config.json").write_text(json.dumps(drums.to_dict()))
+    with pytest.raises(ValueError, match=r"has drum_granularity class, .* give --drum-granularity class"):
+        bundle.config_of(CLASSES, tmp_path / "run" / "best", tmp_path, given())
+    assert bundle.config_of(CLASSES, tmp_path / "run" / "best", tmp_path, given(None, "class")) == drums
+    assert bundle.config_of(CLASSES, tmp_path / "run" / "best", tmp_path, given(None, "full")) == CLASSES
 
 
 @pytest.mark.parametrize("name", ["default", "small"])

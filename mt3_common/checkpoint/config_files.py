@@ -435,8 +435,8 @@ def _preset_settings(vocab_size: int, preset: str | None, bins: Setting | None) 
         same_bins = bins is None or bins.value == chosen.vocabulary.num_velocity_bins
         if vocab_size in _rows(name) and (preset or same_bins):
             values = dataclasses.asdict(chosen.vocabulary) | {"input_frames": chosen.input_frames}
-            # no array and no id tells how finely the programs of the training were drawn
-            del values["program_granularity"]
+            # no array and no id tells them
+            del values["program_granularity"], values["drum_granularity"]
             origin = f"the preset {name}" if preset else f"{name}, by its vocab_size {vocab_size}"
             return {field: Setting(value, field, origin) for field, value in values.items()}
     return {}

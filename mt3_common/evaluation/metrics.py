@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mt3_common.io.optional import needed
-from mt3_common.notes.note import CLASS_SIZE, Note
+from mt3_common.notes.note import CLASS_SIZE, DRUM_CLASSES, Note, first_of_class
 
 # s; mir_eval's default, which all published figures use
 ONSET_TOLERANCE = 0.05
@@ -43,7 +43,7 @@ def evaluate(references: Sequence[Note], estimates: Sequence[Note]) -> dict[str,
     """Return all measures by name, in 0..1.
 
     onset, onset_offset and onset_offset_velocity ignore drums and programs; drums needs time and drum of a hit to
-    match, drum_onset its time alone; onset_class needs the MIDI class too (drums are a class in which the drum must
+    match, drum_class time and class (DRUM_CLASSES), drum_onset its time alone; onset_class needs the MIDI class too (drums are a class in which the drum must
     match); program_flat, program_midi_class and program_full are MT3's program-aware F1. Each measure also comes as
     NAME_precision and NAME_recall.
     """
@@ -54,6 +54,7 @@ def evaluate(references: Sequence[Note], estimates: Sequence[Note]) -> dict[str,
         "onset_offset_velocity": _match(pitched, estimated, offsets=True, velocities=True),
         "frame": frame_score(references, estimates),
         "drums": _match(_drums(references), _drums(estimates)),
+        "drum_class": _match(_drum_classes(references), _drum_classes(estimates)),
         "drum_onset": drum_onset_score(references, estimates),
         "onset_class": program_score(references, estimates, "midi_class", offsets=False),
     }
@@ -181,6 +182,13 @@ def _pitched(notes: Sequence[Note]) -> list[Note]:
 
 def _drums(notes: Sequence[Note]) -> list[Note]:
     return [note for note in notes if note.is_drum]
+
+
+def _drum_classes(notes: Sequence[Note]) -> list[Note]:
+    """Return the hits with the first drum of each one's class; of one class at one time there is one hit."""
+    first = first_of_class(DRUM_CLASSES)
+    hits = {(note.onset, first.get(note.pitch, note.pitch)): note for note in _drums(notes)}
+    return [note._replace(pitch=pitch) for (_, pitch), note in hits.items()]
 
 
 def _sounding_spans(notes: Sequence[Note]) -> dict[int, list[tuple[int, int]]]:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import mido
 
 from mt3_common.formats.sealed import write_sealed
-from mt3_common.notes.note import Note
+from mt3_common.notes.note import Note, first_of_class
 from mt3_common.notes.tempo import Tempo
 from mt3_common.notes.yourmt3_decoder import SHORTEST, VELOCITY
-from mt3_common.notes.yourmt3_tasks import CHORUS, DRUMS, GM_EXT_PLUS, SINGING, first_of_class
+from mt3_common.notes.yourmt3_tasks import CHORUS, DRUMS, GM_EXT_PLUS, SINGING
 
 TICKS_PER_BEAT = 480
 # at the tempo that holds without an event

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mt3_common.notes.note import Note, assign_instruments
+from mt3_common.notes.note import DRUM_CLASSES, Note, assign_instruments, first_of_class
 from mt3_common.notes.vocabulary import DECODED_EOS, Vocabulary
 
 # MT3's names: DEFAULT_VELOCITY holds until the first velocity token; MIN_NOTE_DURATION (s) is a drum's length, and
@@ -54,7 +54,8 @@ class NoteDecoder:
     Source: mt3/run_length_encoding.py, decode_events; mt3/note_sequences.py, decode_note_event and
     flush_note_decoding_state; mt3/metrics_utils.py, decode_and_combine_predictions.
     Differs from ports: program and velocity persist across segments; drums never end and are never tied; in a segment
-    without a tie token all pitches count as ties, and notes continue through it.
+    without a tie token all pitches count as ties, and notes continue through it. Drums of one class come out as its
+    first where the vocabulary's drum_granularity is 'class'; those hit at one time are one.
     """
 
     def __init__(self, vocabulary: Vocabulary, programs: Container[int] | None = None, published: bool = True):
@@ -63,6 +64,7 @@ class NoteDecoder:
         self.published = published
         self.invalid = 0
         self.dropped = 0
+        self._first_of_class = first_of_class(DRUM_CLASSES) if vocabulary.config.drum_granularity == "class" else {}
         self._segment_start = -math.inf
         self._time = 0.0
         self._velocity = DEFAULT_VELOCITY
@@ -72,6 +74,8 @@ class NoteDecoder:
         self._tied: set[tuple[int, int]] = set()
         # (pitch, program) of the onsets at self._time; drums have no program
         self._begun_now: set[tuple[int, int | None]] = set()
+        # first drums of the classes that were hit at self._time
+        self._hit_now: set[int] = set()
         self._in_tie_section = False
         self._ties_begin = False
         self._ended: list[Note] = []
@@ -197,6 +201,7 @@ class NoteDecoder:
             return False
         if time > self._time:
             self._begun_now.clear()
+            self._hit_now.clear()
         self._time = time
         if kind == "pitch":
             return self._apply_pitch((value, self._program), time)
@@ -207,6 +212,11 @@ class NoteDecoder:
         elif kind == "drum":
             if self._velocity == 0 or self._is_repeat((value, None)):
                 return False
+            if (first := self._first_of_class.get(value)) is not None:
+                if first in self._hit_now:
+                    return True
+                self._hit_now.add(first)
+                value = first
             self._ended.append(Note(time, time + MIN_NOTE_DURATION, value, self._velocity, 0, True))
         elif kind == "tie":
             if not self._in_tie_section:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 DRUM_INSTRUMENT = 9
 # programs of one MIDI class, which are neighbours (0..7 pianos, 8..15 chromatic percussion, ...)
 CLASS_SIZE = 8
+# YourMT3's classes of drums with more than one pitch, of which the first stands for all
+DRUM_CLASSES = ((36, 35), (37, 2), (38, 40), (42, 44, 22), (46, 26), (49, 57))
 
 
 class Note(NamedTuple):
@@ -19,6 +21,11 @@ class Note(NamedTuple):
     velocity: int
     program: int = 0
     is_drum: bool = False
+
+
+def first_of_class(classes: Iterable[Sequence[int]]) -> dict[int, int]:
+    """Return member -> first member of its class."""
+    return {member: members[0] for members in classes for member in members}
 
 
 def check_notes(notes: Iterable[Note]) -> None:

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 from mt3_common.config import ConfigError
+from mt3_common.notes.note import DRUM_CLASSES, first_of_class
 from mt3_common.yourmt3_config import YourMT3Settings
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -77,8 +78,6 @@ GM_EXT_PLUS = {
     **{name: GM[name] for name in ("Brass", "Reed", "Pipe", "Synth Lead", "Synth Pad")},
     **_VOICES,
 }
-# classes of drums with more than one pitch
-DRUM_CLASSES = ((36, 35), (37, 2), (38, 40), (42, 44, 22), (46, 26), (49, 57))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,11 +166,6 @@ class Task:
         if name not in self.prefixes:
             raise ConfigError(f"task {self.name} has no prefix {name!r}; there are {', '.join(self.prefixes)}")
         return [self.id_of(kind) for kind in self.prefixes[name]]
-
-
-def first_of_class(classes) -> dict[int, int]:
-    """Return member -> first member of its class."""
-    return {member: members[0] for members in classes for member in members}
 
 
 def _task_prefixes(**names: str) -> dict[str, tuple[str, ...]]:

@@ -18,7 +18,7 @@ from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config, SpectrogramConfi
 from mt3_common.formats.plot import BRIGHTEST, DARKEST
 from mt3_common.io import atomic
 from mt3_common.io.folders import make_folder
-from mt3_common.notes.note import CLASS_SIZE
+from mt3_common.notes.note import CLASS_SIZE, DRUM_CLASSES
 from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.transcription import activations
 from mt3_common.transcription.continuity import HOLD_BIAS
@@ -165,6 +165,7 @@ def facts(
             "velocityBins": config.vocabulary.num_velocity_bins,
             "usePrograms": config.vocabulary.use_programs,
             "programsTogether": CLASS_SIZE if config.vocabulary.program_granularity == "midi_class" else 1,
+            "drumClasses": DRUM_CLASSES if config.vocabulary.drum_granularity == "class" else [],
             "useTies": config.vocabulary.use_ties,
         },
         "filters": filters,

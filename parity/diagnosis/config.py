@@ -78,8 +78,8 @@ def _check_section(flat: Mapping[str, Any], config: Config, notes: list[str]) ->
     findings = _check_sizes(flat, config, notes) + _check_front_end(flat, config)
     findings += [_finding(key, cause, text) for key, cause, text in contradictions(flat)]
     for key, right in _own_fields(config).items():
-        # how the programs of the training were drawn is nothing that a network computes
-        if key not in flat or flat[key] == right or key == "program_granularity":
+        # which programs it was trained with, and which drums are written, is nothing that a network computes
+        if key not in flat or flat[key] == right or key in ("program_granularity", "drum_granularity"):
             continue
         cause, text = f"{key}={flat[key]}", f"{flat[key]!r}; the checkpoint has {right!r}"
         if (key, flat[key]) == ("position_table", "port"):

@@ -68,3 +68,16 @@ def test_the_granularity_of_programs_is_written_where_it_is_not_mt3s():
     assert Config.from_dict(Config().to_dict()) == Config()
     with pytest.raises(ConfigError, match="program_granularity must be one of full, midi_class, not 'flat'"):
         Config().with_granularity("flat")
+
+
+def test_the_granularity_of_drums_is_written_where_it_is_not_mt3s():
+    classes = Config().with_granularity("midi_class").with_granularity(drums="class")
+    assert classes == Config().with_granularity("midi_class", "class")
+    assert "drum_granularity" not in Config().to_dict()
+    both = {"program_granularity": "midi_class", "drum_granularity": "class"}
+    assert classes.to_dict() == Config().to_dict() | both
+    assert Config.from_dict(classes.to_dict()) == classes
+    # shards and compiled programs are the same
+    assert repr(classes) == repr(Config())
+    with pytest.raises(ConfigError, match="drum_granularity must be one of full, class, not 'kit'"):
+        Config().with_granularity(drums="kit")

@@ -12,8 +12,10 @@ const LOUDEST = 127;
 export class Vocabulary {
   // ranges: kind -> [first, last] index of events, without the special ids
   // programsTogether: neighbouring programs that the network writes as the first of them, 1 for none
-  constructor({ ranges, steps, velocityBins, usePrograms, useTies, vocabSize, programsTogether = 1 }) {
+  // drumClasses: lists of drums that come out as the first of each
+  constructor({ ranges, steps, velocityBins, usePrograms, useTies, vocabSize, programsTogether = 1, drumClasses = [] }) {
     Object.assign(this, { ranges, steps, velocityBins, usePrograms, useTies, vocabSize, programsTogether });
+    this.firstOfClass = new Map(drumClasses.flatMap((drums) => drums.map((drum) => [drum, drums[0]])));
     this.events = [];
     for (const [kind, [first, last]] of Object.entries(ranges)) {
       for (let index = first; index <= last; index += 1) this.events[index] = [kind, index - first];
@@ -71,6 +73,8 @@ export class NoteDecoder {
     this.tied = new Set();
     // keys of the onsets at this.time; drums have negative ones
     this.begunNow = new Set();
+    // first drums of the classes that were hit at this.time
+    this.hitNow = new Set();
     this.inTies = false;
     this.tiesBegin = false;
     this.ended = [];
@@ -120,7 +124,10 @@ export class NoteDecoder {
 
   apply(kind, value, time) {
     if (time < this.time) return false;
-    if (time > this.time) this.begunNow.clear();
+    if (time > this.time) {
+      this.begunNow.clear();
+      this.hitNow.clear();
+    }
     this.time = time;
     if (kind === "pitch") return this.applyPitch(value, time);
     if (kind === "velocity") {
@@ -129,7 +136,12 @@ export class NoteDecoder {
       this.program = value;
     } else if (kind === "drum") {
       if (this.velocity === 0 || this.isRepeat(-1 - value)) return false;
-      this.ended.push({ onset: time, offset: time + SHORTEST, pitch: value, velocity: this.velocity, program: 0, is_drum: true });
+      const first = this.vocabulary.firstOfClass.get(value);
+      if (first !== undefined) {
+        if (this.hitNow.has(first)) return true;
+        this.hitNow.add(first);
+      }
+      this.ended.push({ onset: time, offset: time + SHORTEST, pitch: first ?? value, velocity: this.velocity, program: 0, is_drum: true });
     } else if (kind === "tie") {
       if (!this.inTies) return false;
       for (const key of [...this.active.keys()]) if (!this.tied.has(key)) this.end(key, time);

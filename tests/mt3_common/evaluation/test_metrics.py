@@ -129,6 +129,16 @@ def test_frames_leave_out_drums_and_quiet_notes():
     assert metrics.frame_score(references, [Note(0, 0.001, 60, 100)]).recall == pytest.approx(3 / 62)
 
 
+def test_drum_classes_do_not_ask_which_of_a_class():
+    """Two bass drums, two snares; a bass drum and a tom are two classes."""
+    references = [Note(t, t + 0.1, pitch, 100, 0, True) for t, pitch in ((0, 35), (0, 36), (0.5, 40), (1, 41), (1.5, 42))]
+    estimates = [Note(t, t + 0.1, pitch, 100, 0, True) for t, pitch in ((0, 36), (0.5, 38), (1, 36), (1.5, 42))]
+    values = metrics.evaluate(references, estimates)
+    assert (values["drum_class_precision"], values["drum_class_recall"]) == (0.75, 0.75)
+    assert (values["drums_precision"], values["drums_recall"]) == (0.5, 0.4)
+    assert values["onset_class"] == values["drums"]
+
+
 def test_drum_moments_do_not_ask_which_drum():
     references = [Note(t, t + 0.1, 36, 100, 0, True) for t in (0.0, 0.5, 1.0)]
     references.append(Note(0.51, 0.6, 42, 100, 0, True))

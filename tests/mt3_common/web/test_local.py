@@ -64,7 +64,7 @@ CONFIGS = {
     "hearing": HEARING,
     # too little context for corrections
     "context alone": dataclasses.replace(HEARING, network=dataclasses.replace(HEARING.network, context_frames=2)),
-    "classes": CONFIG.with_granularity("midi_class"),
+    "classes": CONFIG.with_granularity("midi_class", "class"),
     "default": dataclasses.replace(
         HEARING, spectrogram=dataclasses.replace(HEARING.spectrogram, hop_width=320), input_frames=64
     ),
@@ -399,22 +399,26 @@ def test_onsets_and_offsets_are_corrected_by_activations(node_of, tmp_path, name
     assert min(counts.values()) > 50, counts
 
 
-def test_notes_of_any_ids(node):
+@pytest.mark.parametrize("name", ["mt3", "classes"])
+def test_notes_of_any_ids(node_of, name):
     rng = np.random.default_rng(5)
+    vocabulary = Vocabulary(CONFIGS[name].vocabulary)
     recordings = []
     for number in range(200):
         count = int(rng.integers(1, 6))
         times = [*map(float, start_times(count, CONFIG)), None]
         parts = [(random_ids(rng), times[index], times[index + 1]) for index in range(count)]
         recordings.append({"segments": parts, "programs": [0, 2] if number % 2 else None})
-    total = 0
-    for recording, actual in zip(recordings, node("notes", recordings=recordings), strict=True):
-        decoder = NoteDecoder(VOCABULARY, recording["programs"], published=False)
+    total, drums = 0, set()
+    for recording, actual in zip(recordings, node_of(name)("notes", recordings=recordings), strict=True):
+        decoder = NoteDecoder(vocabulary, recording["programs"], published=False)
         notes = [note for part in recording["segments"] for note in decoder.feed(*part)] + decoder.finish()
+        drums |= {note.pitch for note in notes if note.is_drum}
         assert actual["notes"] == [fields(note) for note in notes]
         assert (actual["invalid"], actual["dropped"]) == (decoder.invalid, decoder.dropped)
         total += len(notes)
     assert total > 1000
+    assert drums == ({38, 39, 40} if name == "mt3" else {38, 39})
 
 
 def random_notes(rng: np.random.Generator, count: int, programs: int) -> list[Note]:

@@ -71,6 +71,14 @@ def test_the_programs_of_the_training_are_no_fault(granularity):
     assert unjudged(values, CONFIG) == []
 
 
+@pytest.mark.parametrize("granularity", ["full", "class"])
+def test_the_drums_that_are_written_are_no_fault(granularity):
+    values = T5 | {"drum_granularity": granularity}
+    for config in (CONFIG, CONFIG.with_granularity(drums="class")):
+        assert check_config(values, config, []) == check_config(T5, config, []) == []
+    assert unjudged(values, CONFIG) == []
+
+
 @pytest.mark.parametrize("missing", [key for key in T5 if key not in ("model_type", "num_decoder_layers")])
 def test_what_a_t5_config_leaves_out_has_t5s_default(missing):
     values = {key: value for key, value in T5.items() if key != missing}
