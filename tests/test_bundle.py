@@ -92,3 +92,7 @@ def test_another_granularity_than_before_has_to_be_meant(tmp_path):
 @pytest.mark.parametrize("name", ["default", "small"])
 def test_the_bundled_models_say_that_they_tell_families_apart(name):
     assert read_checkpoint(ROOT / "checkpoints" / name).config().vocabulary.program_granularity == "midi_class"
+
+
+def test_the_default_model_writes_one_drum_of_each_class():
+    assert read_checkpoint(ROOT / "checkpoints" / "default").config().vocabulary.drum_granularity == "class"

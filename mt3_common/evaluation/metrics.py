@@ -43,9 +43,9 @@ def evaluate(references: Sequence[Note], estimates: Sequence[Note]) -> dict[str,
     """Return all measures by name, in 0..1.
 
     onset, onset_offset and onset_offset_velocity ignore drums and programs; drums needs time and drum of a hit to
-    match, drum_class time and class (DRUM_CLASSES), drum_onset its time alone; onset_class needs the MIDI class too (drums are a class in which the drum must
-    match); program_flat, program_midi_class and program_full are MT3's program-aware F1. Each measure also comes as
-    NAME_precision and NAME_recall.
+    match, drum_class time and class (DRUM_CLASSES), drum_onset its time alone; onset_class needs the MIDI class too
+    (drums are a class in which the drum must match); program_flat, program_midi_class and program_full are MT3's
+    program-aware F1. Each measure also comes as NAME_precision and NAME_recall.
     """
     pitched, estimated = _pitched(references), _pitched(estimates)
     scores = {

@@ -131,7 +131,9 @@ def test_frames_leave_out_drums_and_quiet_notes():
 
 def test_drum_classes_do_not_ask_which_of_a_class():
     """Two bass drums, two snares; a bass drum and a tom are two classes."""
-    references = [Note(t, t + 0.1, pitch, 100, 0, True) for t, pitch in ((0, 35), (0, 36), (0.5, 40), (1, 41), (1.5, 42))]
+    references = [
+        Note(t, t + 0.1, pitch, 100, 0, True) for t, pitch in ((0, 35), (0, 36), (0.5, 40), (1, 41), (1.5, 42))
+    ]
     estimates = [Note(t, t + 0.1, pitch, 100, 0, True) for t, pitch in ((0, 36), (0.5, 38), (1, 36), (1.5, 42))]
     values = metrics.evaluate(references, estimates)
     assert (values["drum_class_precision"], values["drum_class_recall"]) == (0.75, 0.75)
