@@ -231,7 +231,7 @@ class VocabularyConfig:
             first of each of General MIDI's families of 8 alone. It changes no id.
         drum_granularity: of the drums that are written: 'full' for what the ids say, 'class' for the first of each of
             YourMT3's classes of drums alone (notes.note.DRUM_CLASSES), such as 36 for the two bass drums. It changes no
-            id.
+            id, and nothing that is decoded as published.
     """
 
     steps_per_second: int = 100

@@ -281,8 +281,8 @@ def prepare(options: argparse.Namespace) -> Plan:
         raise TrainingError("patience needs --validation: without it nothing says when to end")
     family, arrays, slots, begin = starting_point(options, config, start)
     last = options.run / "last"
+    stated = stated_model(options.config, options.preset, translated)
     if last.exists():
-        stated = stated_model(options.config, options.preset, translated)
         check_same_model(options.run, family.config, config, stated)
         if options.warm_start:
             check_warm_start(options.run, options.warm_start)
@@ -291,7 +291,8 @@ def prepare(options: argparse.Namespace) -> Plan:
         # the task joins programs to classes itself
         options.recipe = dataclasses.replace(options.recipe, midi_class=False)
     else:
-        family = training_family(with_granularity(family.config, options))
+        drums = stated.get("drum_granularity")
+        family = training_family(with_granularity(family.config, options).with_granularity(drums=drums))
     config = family.config
     if options.augment is None and (options.recordings or options.data_preset):
         options.augment = stated_augmentation(options)

@@ -41,11 +41,13 @@ class NoteDecoder:
         vocabulary: the vocabulary of the model that produced the ids.
         programs: allowed programs; None for all. A pitch of another program is invalid; program 0 is current until the
             first program token.
-        published: decode as MT3 does. False for three differences: a repeated onset of a note or drum at the same time
+        published: decode as MT3 does. False for four differences: a repeated onset of a note or drum at the same time
             is invalid (in MT3, a network caught in a loop adds a note of MIN_NOTE_DURATION each turn); notes tied by
-            the first segment begin with it (MT3 loses them, as no earlier segment began them); and a tie or offset of
+            the first segment begin with it (MT3 loses them, as no earlier segment began them); a tie or offset of
             a pitch that sounds under one other program alone is that note's (in MT3 it is invalid, so a note whose
-            instrument a later segment takes for another one ends with its segment, or goes on for too long).
+            instrument a later segment takes for another one ends with its segment, or goes on for too long). And where
+            the vocabulary's drum_granularity is 'class', drums come out as the first of their class; those of a class
+            that are hit at one time are one.
 
     Attributes:
         invalid: number of tokens skipped so far.
@@ -54,8 +56,7 @@ class NoteDecoder:
     Source: mt3/run_length_encoding.py, decode_events; mt3/note_sequences.py, decode_note_event and
     flush_note_decoding_state; mt3/metrics_utils.py, decode_and_combine_predictions.
     Differs from ports: program and velocity persist across segments; drums never end and are never tied; in a segment
-    without a tie token all pitches count as ties, and notes continue through it. Drums of one class come out as its
-    first where the vocabulary's drum_granularity is 'class'; those hit at one time are one.
+    without a tie token all pitches count as ties, and notes continue through it.
     """
 
     def __init__(self, vocabulary: Vocabulary, programs: Container[int] | None = None, published: bool = True):
@@ -64,7 +65,8 @@ class NoteDecoder:
         self.published = published
         self.invalid = 0
         self.dropped = 0
-        self._first_of_class = first_of_class(DRUM_CLASSES) if vocabulary.config.drum_granularity == "class" else {}
+        joins_drums = vocabulary.config.drum_granularity == "class" and not published
+        self._first_of_class = first_of_class(DRUM_CLASSES) if joins_drums else {}
         self._segment_start = -math.inf
         self._time = 0.0
         self._velocity = DEFAULT_VELOCITY

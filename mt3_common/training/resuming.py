@@ -13,6 +13,8 @@ from mt3_common.yourmt3_config import YourMT3Settings
 
 # of settings that differ, in a sentence
 NAMED = 3
+# settings by which a training does not differ
+UNTRAINED = {"drum_granularity"}
 
 
 def check_same_model(
@@ -35,7 +37,7 @@ def check_same_model(
     there, wanted = (_flat(values.to_dict()) for values in (saved, config))
     if not isinstance(saved, YourMT3Settings):
         there, wanted = UNWRITTEN | there, UNWRITTEN | wanted
-    names = [name for name in wanted if isinstance(saved, YourMT3Settings) or name in stated]
+    names = [name for name in wanted if isinstance(saved, YourMT3Settings) or name in stated.keys() - UNTRAINED]
     if others := [name for name in names if wanted[name] != there.get(name)]:
         told = ", ".join(f"{name} {wanted[name]!r} in place of {there.get(name)!r}" for name in others[:NAMED])
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""

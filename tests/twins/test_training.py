@@ -328,6 +328,20 @@ def test_the_command_trains_stops_and_goes_on(twin, tmp_path, data):
     assert metadata["training"]["batch_size"] == 4
 
 
+@pytest.mark.parametrize("twin", [jax_train, torch_train], ids=["jax", "torch"])
+def test_a_run_goes_on_with_the_drums_that_its_settings_state(twin, tmp_path, data):
+    """No weight depends on them."""
+    arguments = command(tmp_path, data, 2)
+    assert twin.main(arguments) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["model"]["drum_granularity"] = "class"
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    arguments[arguments.index("--max-steps") + 1] = "4"
+    assert twin.main(arguments) == 0
+    last = read_checkpoint(tmp_path / "run" / "last")
+    assert (last.step, last.config()) == (4, CONFIG.with_granularity(drums="class"))
+
+
 @pytest.mark.parametrize("twin", LEARNERS)
 def test_a_run_that_diverges_ends_and_keeps_the_last_save(twin, tmp_path, shards, monkeypatch):
     settings = TrainingConfig(steps=6, batch_size=4, validate_every=2, warmup_steps=1)
