@@ -34,8 +34,8 @@ from mt3_common.transcription.pipeline import Transcriber
 
 # measures in the table; JSON and CSV hold all of them
 SHOWN = ("onset", "onset_offset", "frame", "onset_class", "program_full", "drum_onset", "drums")
-# Part of row_key: rows measured before tables had singing, the pedal counted in estimates, and drum_class was there, are
-# measured again.
+# Part of row_key: rows measured before tables had singing, before the pedal counted in estimates, and without
+# drum_class are measured again.
 READING = 4
 # notes of a recording that are believed: black MIDI has some 100 a second; and s after the end of the recording
 MAX_NOTES_PER_SECOND = 1000
