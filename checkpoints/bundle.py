@@ -106,8 +106,8 @@ def config_of(config: Config, source: Path, folder: Path, given: Mapping[str, st
         ValueError: the checkpoint that it replaces has another one, and nothing says that this is meant.
     """
     joined = joins_programs(source.parent / SOURCES)
-    programs = {None: None, True: "midi_class", False: "full"}[joined]
-    given = {name: value or {"program_granularity": programs}.get(name) for name, value in given.items()}
+    if given["program_granularity"] is None and joined is not None:
+        given = {**given, "program_granularity": "midi_class" if joined else "full"}
     config = config.with_granularity(given["program_granularity"], given["drum_granularity"])
     if (folder / "config.json").exists():
         stated = json.loads((folder / "config.json").read_text())

@@ -185,7 +185,7 @@ def _drums(notes: Sequence[Note]) -> list[Note]:
 
 
 def _drum_classes(notes: Sequence[Note]) -> list[Note]:
-    """Return the hits with the first drum of each one's class; of one class at one time there is one hit."""
+    """Return the hits as those of the first drum of their class; of hits of a class at one time, one."""
     first = first_of_class(DRUM_CLASSES)
     hits = {(note.onset, first.get(note.pitch, note.pitch)): note for note in _drums(notes)}
     return [note._replace(pitch=pitch) for (_, pitch), note in hits.items()]

@@ -13,7 +13,7 @@ from mt3_common.yourmt3_config import YourMT3Settings
 
 # of settings that differ, in a sentence
 NAMED = 3
-# settings by which a training does not differ
+# settings that no weight depends on
 UNTRAINED = {"drum_granularity"}
 
 
