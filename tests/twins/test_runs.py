@@ -32,10 +32,11 @@ from mt3_common.data import shards as dataset
 from mt3_common.data.synthesis import Example
 from mt3_common.io import atomic
 from mt3_common.notes.note import Note
+from mt3_common.notes.vocabulary import Vocabulary
 from mt3_common.training import batches, initial, loop, run_folder
 from mt3_common.training.config import TrainingConfig
 from mt3_common.training.initial import initial_arrays
-from mt3_common.training.logs import segment_image
+from mt3_common.training.logs import segment_image, segment_notes
 from torch_mt3 import train as torch_train
 
 CONFIG = tiny_config(dropout_rate=0.1)
@@ -550,6 +551,15 @@ def test_a_picture_colours_what_is_right_missed_and_wrong(data):
     np.testing.assert_array_equal(segment_image(batch._replace(frames=around), right, CONFIG), image)
     silent = segment_image(batch, [np.array([1])] * 4, CONFIG)[256:].reshape(-1, 3).tolist()
     assert silent.count([0, 0, 0]) == 0 < silent.count([30, 100, 220])
+
+
+def test_a_picture_shows_the_drums_of_the_labels():
+    """Also in runs of a network that is to write one drum of each class."""
+    config = CONFIG.with_granularity(drums="class")
+    vocabulary = Vocabulary(config.vocabulary)
+    events = [("tie", 0), ("velocity", 1), ("drum", 40), ("drum", 38)]
+    ids = vocabulary.encode([vocabulary.index(*event) for event in events])
+    assert [note.pitch for note in segment_notes(ids, config)] == [40, 38]
 
 
 def test_worker_processes_make_the_same_batches(data):

@@ -151,6 +151,10 @@ def test_a_run_goes_on_from_its_results(folder, tmp_path, monkeypatch):
     midi.write_midi(PIANO[:1], folder / "piano__one.mid")
     assert evaluate.main("torch_mt3", load, arguments) == 0
     assert measured == ["piano__one"]
+    # results of an earlier version, which may lack measures
+    monkeypatch.setattr(evaluation, "READING", evaluation.READING + 1)
+    assert evaluate.main("torch_mt3", load, arguments) == 0
+    assert measured[1:] == ["drums__two", "piano__one"]
 
 
 def test_one_bad_file_does_not_stop_the_others(folder, tmp_path, capsys):
