@@ -199,15 +199,14 @@ class Objective:
         encoded = self._call(weights, "encode", frames)
         return cross_entropy(self._call(weights, "decode", encoded, ids, targets), targets, z_loss=0.0)
 
-    def _frame_targets(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array] | None:
+    def _frame_targets(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None] | None:
         """Return the targets of `auxiliary`, `pitch` and `row_classes`: rolls, next events, classes; None for none."""
         if not self.settings.has_frame_losses:
             return None
-        rolls, classes = (
-            self.devices.shared(make(batch.rolls).astype(self.wide))
-            for make in (labels.soft_rolls, labels.only_classes)
-        )
-        return rolls, self.devices.shared(labels.next_events(batch.rolls)), classes
+        rolls = self.devices.shared(labels.soft_rolls(batch.rolls).astype(self.wide))
+        events = self.devices.shared(labels.next_events(batch.rolls))
+        taught = self.settings.row_classes
+        return rolls, events, self.devices.shared(labels.row_classes(batch, self.config)) if taught else None
 
     def _decoder_targets(self, batch: Batch) -> tuple[jax.Array, ...] | None:
         """Return the targets of `alignment`, the fields of EventFrames, then those of `contents`; None for neither."""

@@ -7,7 +7,7 @@ from einops import einsum
 from torch import log_softmax, logsumexp, stack
 from torch.nn.functional import softplus
 
-from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, ROW_BIAS, Config
+from mt3_common.config import PITCH_ROWS, ROW_BIAS, Config
 from mt3_common.notes.vocabulary import NUM_PROGRAMS
 from mt3_common.training import labels
 from mt3_common.training.config import TrainingConfig
@@ -97,22 +97,24 @@ def pitch_losses(logits: torch.Tensor, rolls: torch.Tensor) -> torch.Tensor:
 
 
 def row_class_losses(
-    logits: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor, rolls: torch.Tensor, classes: torch.Tensor
+    logits: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor, classes: torch.Tensor
 ) -> torch.Tensor:
     """Return the frame-wise losses of MIDI classes on the pre-encoder: (b, f).
 
-    The cross-entropy of the class of each sounding row, summed over rows, in frames in which one class alone sounds.
+    The cross-entropy of the class of each sounding row, weighted by labels.ROW_CLASS_WEIGHTS, summed over rows.
 
     Args:
         logits: (b, f, PITCH_ROWS, ROW_FEATURES).
         kernel: (ROW_FEATURES, NUM_CLASSES), of the linear layer, which training alone uses.
         bias: (NUM_CLASSES,).
-        rolls: (b, f, LABEL_COLUMNS) in 0..1, see labels.soft_rolls.
-        classes: (b, f, NUM_CLASSES), see labels.only_classes.
+        classes: (b, f, PITCH_ROWS), see labels.row_classes.
     """
     log_probabilities = log_softmax(logits.to(kernel.dtype) @ kernel + bias, -1)
-    sounding = rolls[..., LOWEST_PITCH : LOWEST_PITCH + PITCH_ROWS]
-    return -einsum(log_probabilities, sounding, classes, "b f r k, b f r, b f k -> b f")
+    known = classes >= 0
+    numbers = classes * known
+    chosen = take_along(log_probabilities, numbers[..., None], -1)[..., 0]
+    weights = as_array(labels.ROW_CLASS_WEIGHTS, chosen)[numbers]
+    return -(chosen * weights * known).sum(-1)
 
 
 def frame_losses(
@@ -120,7 +122,7 @@ def frame_losses(
     weights: dict[str, torch.Tensor],
     encoded: torch.Tensor,
     rows: torch.Tensor | None,
-    targets: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    targets: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss `auxiliary` and the weighted sum of `pitch` and `row_classes` of each frame: (b, f) each.
 
@@ -129,7 +131,8 @@ def frame_losses(
         weights: with the linear layers that training alone uses, 'auxiliary/kernel' and so on.
         encoded: (b, f, emb_dim).
         rows: (b, f, PITCH_ROWS, ROW_FEATURES), logits of the pre-encoder; None without losses on them.
-        targets: rolls, next events and classes, see labels.soft_rolls, next_events and only_classes.
+        targets: rolls, next events and classes, see labels.soft_rolls, next_events and row_classes; no
+            classes without a loss on them.
     """
     rolls, events, classes = targets
     auxiliary = of_rows = zeros(encoded.shape[:2], rolls)
@@ -138,9 +141,9 @@ def frame_losses(
         auxiliary = auxiliary_losses(encoded, *head, rolls, events, settings.next_event, settings.classes)
     if rows is not None and settings.pitch:
         of_rows = settings.pitch * pitch_losses(rows, rolls)
-    if rows is not None and settings.row_classes:
+    if rows is not None and classes is not None:
         head = weights["auxiliary/row_kernel"], weights["auxiliary/row_bias"]
-        of_rows = of_rows + settings.row_classes * row_class_losses(rows, *head, rolls, classes)
+        of_rows = of_rows + settings.row_classes * row_class_losses(rows, *head, classes)
     return auxiliary, of_rows
 
 

@@ -176,13 +176,12 @@ class Objective:
 
         return hook
 
-    def _frame_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _frame_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return the targets of `auxiliary`, `pitch` and `row_classes`: rolls, next events, classes."""
-        rolls, classes = (
-            self.devices.shared(make(batch.rolls).astype(self.wide))
-            for make in (labels.soft_rolls, labels.only_classes)
-        )
-        return rolls, self.devices.shared(labels.next_events(batch.rolls).astype(np.int64)), classes
+        rolls = self.devices.shared(labels.soft_rolls(batch.rolls).astype(self.wide))
+        events = self.devices.shared(labels.next_events(batch.rolls).astype(np.int64))
+        taught = self.settings.row_classes
+        return rolls, events, self.devices.shared(labels.row_classes(batch, self.config)) if taught else None
 
     def _decoder_targets(self, batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return the targets of `alignment`, the fields of EventFrames, and those of `contents`."""

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mt3_common.config import LOWEST_PITCH, ROW_FEATURES, Config
+from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, ROW_FEATURES, Config
 from mt3_common.data.segments import ROLL_COLUMNS
 from mt3_common.data.shards import Batch
-from mt3_common.notes.vocabulary import Vocabulary
+from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
 from mt3_common.training.config import TrainingConfig
 
 # the columns of a piano roll, then 128 pitches that end
@@ -17,6 +17,8 @@ CLASS_COLUMNS = slice(384, ROLL_COLUMNS)
 NUM_CLASSES = ROLL_COLUMNS - 384
 # first of the columns that the rows of the pre-encoder are taught, for what sounds, begins and ends
 PITCH_COLUMNS = (LOWEST_PITCH, 128 + LOWEST_PITCH, ROLL_COLUMNS + LOWEST_PITCH)
+# of each MIDI class in the loss row_classes; pianos play most notes, and rows that hear nothing call all of them pianos
+ROW_CLASS_WEIGHTS = np.array([0.25] + [1.0] * (NUM_CLASSES - 1), np.float32)
 
 
 def initial_heads(config: Config, settings: TrainingConfig) -> dict[str, np.ndarray]:
@@ -113,10 +115,40 @@ def soft_rolls(rolls: np.ndarray) -> np.ndarray:
     return np.minimum(soft, 1.0)
 
 
-def only_classes(rolls: np.ndarray) -> np.ndarray:
-    """Return the MIDI class of frames in which one class alone sounds: (b, f, NUM_CLASSES) float32, one 1 or none."""
-    classes = rolls[..., CLASS_COLUMNS].astype(np.float32)
-    return classes * (classes.sum(axis=-1, keepdims=True) == 1)
+def row_classes(batch: Batch, config: Config) -> np.ndarray:
+    """Return the MIDI class that each row of the pre-encoder sounds with: (b, f, PITCH_ROWS) int64.
+
+    It is read from the target ids, which know the program of every note. -1 where a row is silent or sounds with more
+    than one class, and for notes from before a segment without ties.
+    """
+    vocabulary = Vocabulary(config.vocabulary)
+    frames_per_step = config.spectrogram.frames_per_second / config.vocabulary.steps_per_second
+    count, length = batch.rolls.shape[:2]
+    positions = np.arange(batch.targets.shape[1])
+
+    def latest(kind: str, default: int) -> np.ndarray:
+        """The value of the last token of a kind up to each position."""
+        first, last = (codec + SPECIAL_IDS for codec in vocabulary.ranges[kind])
+        is_kind = (batch.targets >= first) & (batch.targets <= last)
+        places = np.maximum.accumulate(np.where(is_kind, positions, -1), axis=1)
+        values = np.take_along_axis(batch.targets, np.maximum(places, 0), axis=1) - first
+        return np.where(places >= 0, values, default)
+
+    first_pitch = vocabulary.first_id("pitch")
+    segments, places = np.nonzero((batch.targets >= first_pitch) & (batch.targets < first_pitch + 128))
+    pitches = batch.targets[segments, places] - first_pitch
+    programs, velocities, steps, ties = (
+        latest(kind, default)[segments, places]
+        for kind, default in (("program", 0), ("velocity", 1), ("shift", 0), ("tie", -config.vocabulary.use_ties))
+    )
+    # Before the tie token stand the notes that sound from the beginning on, without velocities.
+    changed = np.where(ties < 0, 0, np.minimum(np.rint(steps * frames_per_step), length)).astype(np.int64)
+    changes = np.zeros((count, NUM_CLASSES, length + 1, 128), np.int8)
+    np.add.at(changes, (segments, programs // 8, changed, pitches), np.where(velocities > 0, 1, -1))
+    sounding = changes.cumsum(axis=2, dtype=np.int8)[:, :, :length] > 0
+    sounding &= batch.rolls[:, None, :, :128]
+    known = np.where(sounding.sum(axis=1) == 1, sounding.argmax(axis=1), -1)
+    return known[..., LOWEST_PITCH : LOWEST_PITCH + PITCH_ROWS]
 
 
 def roll_weights(classes: float) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jax_mt3 import checkpoint as jax_checkpoint
 from jax_mt3 import decode as jax_decode
@@ -19,8 +21,20 @@ from mt3_common.audio.segments import segments
 from mt3_common.checkpoint import names
 from mt3_common.checkpoint.config_files import resolve
 from mt3_common.checkpoint.write import write_t5x
-from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, ROW_BIAS, Config, ConfigError, NetworkConfig, SpectrogramConfig
+from mt3_common.config import (
+    LOWEST_PITCH,
+    PITCH_ROWS,
+    ROW_BIAS,
+    Config,
+    ConfigError,
+    NetworkConfig,
+    SpectrogramConfig,
+    VocabularyConfig,
+)
+from mt3_common.data.segments import cut_segments
 from mt3_common.data.shards import ROLL_COLUMNS, Batch
+from mt3_common.notes.note import Note
+from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
 from mt3_common.training import labels
 from mt3_common.training.config import TrainingConfig, TrainingError
 from mt3_common.training.initial import initial_arrays, pitch_bins
@@ -365,8 +379,12 @@ def batch_of_one_note():
     rolls[:, 4:10, 60] = True
     rolls[:, 4, 128 + 60] = True
     rolls[:, 4:10, 384 + 5] = True
+    vocabulary = Vocabulary(CONFIG.vocabulary)
+    note = ("program", 40), ("velocity", 1), ("pitch", 60)
+    events = ("tie", 0), ("shift", 8), *note, ("shift", 20), note[0], ("velocity", 0), note[2]
+    ids = [*vocabulary.encode([vocabulary.index(*event) for event in events]), EOS_ID]
     shape = (2, CONFIG.heard_frames, NETWORK.input_depth)
-    return Batch(rng.normal(-5, 1, shape).astype(np.float32), np.ones((2, 8), np.int32), rolls)
+    return Batch(rng.normal(-5, 1, shape).astype(np.float32), np.array([ids, ids], np.int32), rolls)
 
 
 @pytest.mark.parametrize("weights", [{"pitch": 0.1}, {"row_classes": 3.0}, {"auxiliary": 0.1, "classes": 8.0}])
@@ -409,23 +427,62 @@ def test_the_pitch_loss_is_the_weighted_cross_entropy_of_three_of_the_labels():
     np.testing.assert_allclose(torch_losses(torch.from_numpy(logits), torch.from_numpy(rolls)), expected, rtol=1e-10)
 
 
-def test_the_loss_on_row_classes_is_the_cross_entropy_of_sounding_rows():
+def test_the_loss_on_row_classes_is_the_weighted_cross_entropy_of_known_rows():
     from jax_mt3.losses import row_class_losses as jax_losses
     from torch_mt3.losses import row_class_losses as torch_losses
 
     rng = np.random.default_rng(0)
-    logits, kernel, bias = (rng.standard_normal(shape) for shape in ((1, 4, PITCH_ROWS, 8), (8, NUM_CLASSES), (16,)))
-    rolls = np.zeros((1, 4, ROLL_COLUMNS), bool)
-    # a chord of class 5 in frames 0 and 1, in frame 1 with class 2; class 3 alone in frame 3
-    for frame, pitches, classes in ((0, (60, 64), (5,)), (1, (60, 64), (5, 2)), (3, (LOWEST_PITCH,), (3,))):
-        rolls[0, frame, list(pitches)] = True
-        rolls[0, frame, [384 + number for number in classes]] = True
+    logits, kernel, bias = (rng.standard_normal(shape) for shape in ((1, 3, PITCH_ROWS, 8), (8, NUM_CLASSES), (16,)))
+    classes = np.full((1, 3, PITCH_ROWS), -1)
+    # a chord of classes 5 and 2; in the last frame a piano alone, which counts a quarter
+    classes[0, 0, [39, 43]] = 5, 2
+    classes[0, 2, 0] = 0
     probabilities = np.exp(logits @ kernel + bias)
-    chances = -np.log(probabilities / probabilities.sum(axis=-1, keepdims=True))[0]
-    expected = [[chances[0, [60 - LOWEST_PITCH, 64 - LOWEST_PITCH], 5].sum(), 0, 0, chances[3, 0, 3]]]
-    inputs = logits, kernel, bias, labels.soft_rolls(rolls).astype(float), labels.only_classes(rolls).astype(float)
+    losses = -np.log(probabilities / probabilities.sum(axis=-1, keepdims=True))[0]
+    expected = [[losses[0, 39, 5] + losses[0, 43, 2], 0, 0.25 * losses[2, 0, 0]]]
+    inputs = logits, kernel, bias, classes
     np.testing.assert_allclose(jax_losses(*map(jnp.asarray, inputs)), expected, rtol=1e-10)
     np.testing.assert_allclose(torch_losses(*map(torch.from_numpy, inputs)), expected, rtol=1e-10)
+
+
+# (program, pitch) -> onset and length in frames of 20 ms; programs as the labels have them, the first of their class
+lines = st.dictionaries(
+    st.tuples(st.sampled_from([0, 24, 40, 64]), st.integers(30, 34)),
+    st.tuples(st.integers(0, 70), st.integers(1, 90)),
+    max_size=8,
+)
+
+
+@given(lines, st.integers(0, 20), st.booleans())
+def test_classes_of_rows_are_those_of_the_notes_whatever_else_sounds(played, drum_frame, use_ties):
+    notes = [
+        Note(0.02 * first, 0.02 * (first + length), pitch, 100, program)
+        for (program, pitch), (first, length) in played.items()
+    ]
+    notes.append(Note(0.02 * drum_frame, 0.02 * drum_frame + 0.01, 31, 100, 0, True))
+    config = dataclasses.replace(CONFIG, max_target_length=512, vocabulary=VocabularyConfig(use_ties=use_ties))
+    audio = np.zeros(160 * config.spectrogram.hop_width, np.float32)
+    frames, ids, rolls = zip(*cut_segments(audio, notes, 1, config))
+    longest = max(map(len, ids))
+    targets = np.stack([np.pad(row, (0, longest - len(row))) for row in ids]).astype(np.int32)
+    known = labels.row_classes(Batch(np.stack(frames), targets, np.stack(rolls)), config)
+    for segment, of_segment in enumerate(known):
+        begin = 1 + segment * config.input_frames
+        for frame, row in enumerate(of_segment):
+            at = begin + frame
+            for pitch in range(30, 35):
+                playing = {
+                    program // 8
+                    for (program, other), (first, length) in played.items()
+                    if other == pitch and first <= at < first + length
+                }
+                expected = playing.pop() if len(playing) == 1 else -1
+                if not use_ties and any(played.get((8 * number, pitch), (begin, 0))[0] < begin for number in range(16)):
+                    # nothing in the segment tells what sounds from before it
+                    continue
+                assert row[pitch - LOWEST_PITCH] == expected, (segment, frame, pitch)
+    outside = np.delete(known, range(30 - LOWEST_PITCH, 35 - LOWEST_PITCH), axis=-1)
+    assert (outside == -1).all()
 
 
 def test_columns_of_classes_weigh_what_the_setting_says():
