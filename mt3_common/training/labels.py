@@ -118,8 +118,9 @@ def soft_rolls(rolls: np.ndarray) -> np.ndarray:
 def row_classes(batch: Batch, config: Config) -> np.ndarray:
     """Return the MIDI class that each row of the pre-encoder sounds with: (b, f, PITCH_ROWS) int64.
 
-    It is read from the target ids, which know the program of every note. -1 where a row is silent or sounds with more
-    than one class, and for notes from before a segment without ties.
+    It is read from the target ids, which know the program of every note in vocabularies with programs and ties. -1
+    where a row is silent or sounds with more than one class. Times are rounded to frames from the steps of the ids, so
+    a note that does not begin on a frame may begin one later than in the roll.
     """
     vocabulary = Vocabulary(config.vocabulary)
     frames_per_step = config.spectrogram.frames_per_second / config.vocabulary.steps_per_second
@@ -139,7 +140,7 @@ def row_classes(batch: Batch, config: Config) -> np.ndarray:
     pitches = batch.targets[segments, places] - first_pitch
     programs, velocities, steps, ties = (
         latest(kind, default)[segments, places]
-        for kind, default in (("program", 0), ("velocity", 1), ("shift", 0), ("tie", -config.vocabulary.use_ties))
+        for kind, default in (("program", 0), ("velocity", 1), ("shift", 0), ("tie", -1))
     )
     # Before the tie token stand the notes that sound from the beginning on, without velocities.
     changed = np.where(ties < 0, 0, np.minimum(np.rint(steps * frames_per_step), length)).astype(np.int64)

@@ -132,6 +132,11 @@ def check_settings(config: Config | YourMT3Settings, settings: TrainingConfig) -
                 "pitch and row_classes are losses on the pre-encoder, which this network has not: "
                 "pre_encoder_layers is 0"
             )
+        if settings.row_classes and not (config.vocabulary.use_programs and config.vocabulary.use_ties):
+            raise TrainingError(
+                "row_classes reads from the target ids which instrument every note has, which a vocabulary without "
+                "programs or ties does not say: set it to 0"
+            )
         if settings.head_steps and not (settings.auxiliary or settings.row_classes or settings.contents):
             raise TrainingError("head_steps leaves nothing to learn: auxiliary, row_classes and contents are all 0")
         return

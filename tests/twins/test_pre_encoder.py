@@ -401,6 +401,15 @@ def test_each_auxiliary_loss_is_the_same_in_both_twins_and_teaches(arrays, weigh
     assert 0 < lost[-1] < 0.7 * lost[0]
 
 
+@pytest.mark.parametrize("lacking", ["use_programs", "use_ties"])
+def test_classes_of_rows_need_ids_that_tell_them(arrays, lacking):
+    settings = TrainingConfig(steps=8, batch_size=2, row_classes=0.1)
+    config = dataclasses.replace(CONFIG, vocabulary=VocabularyConfig(**{lacking: False}))
+    for learner in LEARNERS.values():
+        with pytest.raises(TrainingError, match="row_classes reads from the target ids"):
+            learner(config, settings, arrays, {}, "cpu")
+
+
 @pytest.mark.parametrize("weights", [{"pitch": 0.1}, {"row_classes": 0.1}])
 def test_losses_on_rows_need_a_pre_encoder(weights):
     settings = TrainingConfig(steps=8, batch_size=2, **weights)
@@ -445,22 +454,30 @@ def test_the_loss_on_row_classes_is_the_weighted_cross_entropy_of_known_rows():
     np.testing.assert_allclose(torch_losses(*map(torch.from_numpy, inputs)), expected, rtol=1e-10)
 
 
-# (program, pitch) -> onset and length in frames of 20 ms; programs as the labels have them, the first of their class
+# (program, pitch) -> onset, length, and silence before the same note sounds again, in frames of 20 ms; 65 and 64 are of
+# one class
 lines = st.dictionaries(
-    st.tuples(st.sampled_from([0, 24, 40, 64]), st.integers(30, 34)),
-    st.tuples(st.integers(0, 70), st.integers(1, 90)),
+    st.tuples(st.sampled_from([0, 24, 40, 64, 65]), st.integers(30, 34)),
+    st.tuples(st.integers(0, 70), st.integers(1, 40), st.integers(0, 9)),
     max_size=8,
 )
 
 
-@given(lines, st.integers(0, 20), st.booleans())
-def test_classes_of_rows_are_those_of_the_notes_whatever_else_sounds(played, drum_frame, use_ties):
+@given(lines, st.integers(0, 20), st.sampled_from([1, 127]))
+def test_classes_of_rows_are_those_of_the_notes_whatever_else_sounds(played, drum_frame, num_velocity_bins):
+    frames_of = {
+        key: {(first, first + length), (first + length + silence, first + 2 * length + silence)}
+        for key, (first, length, silence) in played.items()
+    }
     notes = [
-        Note(0.02 * first, 0.02 * (first + length), pitch, 100, program)
-        for (program, pitch), (first, length) in played.items()
+        Note(0.02 * first, 0.02 * end, pitch, 100, program)
+        for (program, pitch), spans in frames_of.items()
+        for first, end in spans
     ]
     notes.append(Note(0.02 * drum_frame, 0.02 * drum_frame + 0.01, 31, 100, 0, True))
-    config = dataclasses.replace(CONFIG, max_target_length=512, vocabulary=VocabularyConfig(use_ties=use_ties))
+    config = dataclasses.replace(
+        CONFIG, max_target_length=512, vocabulary=VocabularyConfig(num_velocity_bins=num_velocity_bins)
+    )
     audio = np.zeros(160 * config.spectrogram.hop_width, np.float32)
     frames, ids, rolls = zip(*cut_segments(audio, notes, 1, config))
     longest = max(map(len, ids))
@@ -473,13 +490,10 @@ def test_classes_of_rows_are_those_of_the_notes_whatever_else_sounds(played, dru
             for pitch in range(30, 35):
                 playing = {
                     program // 8
-                    for (program, other), (first, length) in played.items()
-                    if other == pitch and first <= at < first + length
+                    for (program, other), spans in frames_of.items()
+                    if other == pitch and any(first <= at < end for first, end in spans)
                 }
                 expected = playing.pop() if len(playing) == 1 else -1
-                if not use_ties and any(played.get((8 * number, pitch), (begin, 0))[0] < begin for number in range(16)):
-                    # nothing in the segment tells what sounds from before it
-                    continue
                 assert row[pitch - LOWEST_PITCH] == expected, (segment, frame, pitch)
     outside = np.delete(known, range(30 - LOWEST_PITCH, 35 - LOWEST_PITCH), axis=-1)
     assert (outside == -1).all()
