@@ -55,7 +55,7 @@ shards validation-notes validation 102 2 24 '{"settle": 0.02, "solo": 0.3, "band
 clean='{"piano": 0.8, "solo": 0.2, "damage": false, "settle": 0.02}'
 shards clean train 31 6 32 "$clean" "${banks[@]}" "$WORK"/fonts/train/*.sf2
 # a recipe that names one kind of example has no other that it does not name
-mixed='{"settle": 0.02, "piano": 0.24, "band": 0.34, "solo": 0.2, "drums": 0.11, "dense": 0.06, "silence": 0.01, "tones": 0.04, "detached": 0.3, "register": 0.9, "pedal": 0.35, "takes": 0.5, "reflections": 0.6, "media": 0.3}'
+mixed='{"settle": 0.02, "piano": 0.28, "band": 0.24, "solo": 0.22, "drums": 0.12, "dense": 0.09, "silence": 0.01, "tones": 0.04, "detached": 0.3, "register": 0.95, "pedal": 0.35, "takes": 0.5, "reflections": 0.6, "media": 0.3}'
 fonts=("${banks[@]}" "$WORK"/fonts/train/*.sf2 "${players[@]}" "${kits[@]}")
 songs+=("$sources/midi/mma")
 
@@ -63,7 +63,7 @@ songs+=("$sources/midi/mma")
 # steps in all; from then on the decoder learns from the tokens, and the choice of instruments weighs more. The rate falls to 0 in the
 # last quarter (checkpoints/README.md, Weights of the losses).
 encoder_alone="\"auxiliary_steps\": $((STEPS / 16))"
-later='"auxiliary": 0.0125, "row_classes": 0.1, "classes": 32, "alignment": 0, "contents": 0, "programs": 3'
+later='"auxiliary": 0.0125, "classes": 32, "alignment": 0, "contents": 0, "programs": 3'
 # train SETTINGS DATA...
 train() {
   echo "{\"training\": {\"dtype\": \"$DTYPE\", $encoder_alone, $1}}" > "$WORK/settings.json"
