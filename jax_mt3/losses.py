@@ -98,7 +98,12 @@ def pitch_losses(logits: jax.Array, rolls: jax.Array) -> jax.Array:
     return (losses * weights).sum((-2, -1))
 
 
-def row_class_losses(logits: jax.Array, kernel: jax.Array, bias: jax.Array, classes: jax.Array) -> jax.Array:
+def row_class_losses(
+    logits: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    classes: jax.Array,
+) -> jax.Array:
     """Return the frame-wise losses of MIDI classes on the pre-encoder: (b, f).
 
     The cross-entropy of the class of each sounding row, weighted by labels.ROW_CLASS_WEIGHTS, summed over rows.
@@ -131,8 +136,8 @@ def frame_losses(
         weights: with the linear layers that training alone uses, 'auxiliary/kernel' and so on.
         encoded: (b, f, emb_dim).
         rows: (b, f, PITCH_ROWS, ROW_FEATURES), logits of the pre-encoder; None without losses on them.
-        targets: rolls, next events and classes, see labels.soft_rolls, next_events and row_classes; no
-            classes without a loss on them.
+        targets: rolls, next events and classes, see labels.soft_rolls, next_events and row_classes; None for
+            classes that no loss asks for.
     """
     rolls, events, classes = targets
     auxiliary = of_rows = zeros(encoded.shape[:2], rolls)

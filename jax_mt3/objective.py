@@ -205,8 +205,8 @@ class Objective:
             return None
         rolls = self.devices.shared(labels.soft_rolls(batch.rolls).astype(self.wide))
         events = self.devices.shared(labels.next_events(batch.rolls))
-        taught = self.settings.row_classes
-        return rolls, events, self.devices.shared(labels.row_classes(batch, self.config)) if taught else None
+        classes = self.devices.shared(labels.row_classes(batch, self.config)) if self.settings.row_classes else None
+        return rolls, events, classes
 
     def _decoder_targets(self, batch: Batch) -> tuple[jax.Array, ...] | None:
         """Return the targets of `alignment`, the fields of EventFrames, then those of `contents`; None for neither."""

@@ -97,7 +97,10 @@ def pitch_losses(logits: torch.Tensor, rolls: torch.Tensor) -> torch.Tensor:
 
 
 def row_class_losses(
-    logits: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor, classes: torch.Tensor
+    logits: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor,
+    classes: torch.Tensor,
 ) -> torch.Tensor:
     """Return the frame-wise losses of MIDI classes on the pre-encoder: (b, f).
 
@@ -131,8 +134,8 @@ def frame_losses(
         weights: with the linear layers that training alone uses, 'auxiliary/kernel' and so on.
         encoded: (b, f, emb_dim).
         rows: (b, f, PITCH_ROWS, ROW_FEATURES), logits of the pre-encoder; None without losses on them.
-        targets: rolls, next events and classes, see labels.soft_rolls, next_events and row_classes; no
-            classes without a loss on them.
+        targets: rolls, next events and classes, see labels.soft_rolls, next_events and row_classes; None for
+            classes that no loss asks for.
     """
     rolls, events, classes = targets
     auxiliary = of_rows = zeros(encoded.shape[:2], rolls)

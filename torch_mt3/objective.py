@@ -180,8 +180,8 @@ class Objective:
         """Return the targets of `auxiliary`, `pitch` and `row_classes`: rolls, next events, classes."""
         rolls = self.devices.shared(labels.soft_rolls(batch.rolls).astype(self.wide))
         events = self.devices.shared(labels.next_events(batch.rolls).astype(np.int64))
-        taught = self.settings.row_classes
-        return rolls, events, self.devices.shared(labels.row_classes(batch, self.config)) if taught else None
+        classes = self.devices.shared(labels.row_classes(batch, self.config)) if self.settings.row_classes else None
+        return rolls, events, classes
 
     def _decoder_targets(self, batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return the targets of `alignment`, the fields of EventFrames, and those of `contents`."""

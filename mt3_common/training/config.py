@@ -63,7 +63,7 @@ class TrainingConfig:
         pitch: weight of the frame-wise loss on the pre-encoder's rows: which of them sound, begin and end; 0 for none,
             as in networks without a pre-encoder.
         row_classes: weight of the frame-wise loss on the pre-encoder's rows: the MIDI class (program // 8) of those
-            that sound, of those with one class alone; pianos count a quarter; 0 for none.
+            that sound with one class alone, pianos at a quarter of the weight; 0 for none.
         classes: weight of the columns of MIDI classes among the labels of `auxiliary` and `contents`; a sounding
             pitch weighs 1.
         next_event: weight of a second frame-wise loss of that layer: the frame of the next onset or offset, which the

@@ -7,6 +7,7 @@ import numpy as np
 from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, ROW_FEATURES, Config
 from mt3_common.data.segments import ROLL_COLUMNS
 from mt3_common.data.shards import Batch
+from mt3_common.notes.note import CLASS_SIZE
 from mt3_common.notes.vocabulary import SPECIAL_IDS, Vocabulary
 from mt3_common.training.config import TrainingConfig
 
@@ -17,7 +18,7 @@ CLASS_COLUMNS = slice(384, ROLL_COLUMNS)
 NUM_CLASSES = ROLL_COLUMNS - 384
 # first of the columns that the rows of the pre-encoder are taught, for what sounds, begins and ends
 PITCH_COLUMNS = (LOWEST_PITCH, 128 + LOWEST_PITCH, ROLL_COLUMNS + LOWEST_PITCH)
-# of each MIDI class in the loss row_classes; pianos play most notes, and rows that hear nothing call all of them pianos
+# of each MIDI class in the loss row_classes: pianos play most notes, and would be the answer to every row
 ROW_CLASS_WEIGHTS = np.array([0.25] + [1.0] * (NUM_CLASSES - 1), np.float32)
 
 
@@ -145,7 +146,7 @@ def row_classes(batch: Batch, config: Config) -> np.ndarray:
     # Before the tie token stand the notes that sound from the beginning on, without velocities.
     changed = np.where(ties < 0, 0, np.minimum(np.rint(steps * frames_per_step), length)).astype(np.int64)
     changes = np.zeros((count, NUM_CLASSES, length + 1, 128), np.int8)
-    np.add.at(changes, (segments, programs // 8, changed, pitches), np.where(velocities > 0, 1, -1))
+    np.add.at(changes, (segments, programs // CLASS_SIZE, changed, pitches), np.where(velocities > 0, 1, -1))
     sounding = changes.cumsum(axis=2, dtype=np.int8)[:, :, :length] > 0
     sounding &= batch.rolls[:, None, :, :128]
     known = np.where(sounding.sum(axis=1) == 1, sounding.argmax(axis=1), -1)
