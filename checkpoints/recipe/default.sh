@@ -61,7 +61,7 @@ songs+=("$sources/midi/mma")
 
 # Of the losses those that teach the encoder come first, alone; then also those that teach the decoder where to look, for a quarter of the
 # steps in all; from then on the decoder learns from the tokens, and the choice of instruments weighs more. The rate falls to 0 in the
-# last quarter (checkpoints/README.md, Weights of the losses).
+# last quarter (checkpoints/log.md, Weights of the losses).
 encoder_alone="\"auxiliary_steps\": $((STEPS / 16))"
 later='"auxiliary": 0.0125, "classes": 32, "alignment": 0, "contents": 0, "programs": 3'
 # train SETTINGS DATA...
@@ -73,8 +73,8 @@ train() {
   [ "$PROCESSES" = 1 ] || start+=(--distributed)
   "${start[@]}" --data "${@:2}"
 }
-# Each eighth of the steps has new shards: a segment that comes a second time teaches next to nothing (checkpoints/README.md,
-# Average).
+# Each eighth of the steps has new shards: a segment that comes a second time teaches next to nothing (checkpoints/log.md,
+# Means and fresh segments).
 for eighth in 1 2 3 4 5 6; do
   end=$((STEPS * eighth / 8))
   [ "$(reached)" -lt "$end" ] || continue

@@ -98,7 +98,7 @@ class ActivationCorrector:
     Args:
         config: of a network that has_activations.
 
-    Source: none in MT3. The thresholds were chosen on validation recordings, see checkpoints/README.md.
+    Source: none in MT3. The thresholds were chosen on validation recordings, see docs/long.md (What each pitch says).
     """
 
     def __init__(self, config: Config):
