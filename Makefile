@@ -44,7 +44,7 @@ help: ## this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make .venv with everything in it (the other targets do it too)
+setup: $(READY) ## make .venv with all that tests need (the other targets do it too)
 
 # The mark goes away before anything changes and comes back last: whatever interrupts, the next make starts afresh.
 $(READY): pyproject.toml requirements.lock

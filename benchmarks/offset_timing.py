@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 def end_together(notes: Sequence[Note], tolerance: float = 0.005, apart: float = 0.05) -> float:
-    """Return the share of notes that end within `tolerance` s of two more, begun more than `apart` s before or after."""
+    """Return the share of notes that end within `tolerance` s of two more that began over `apart` s before or after."""
     onsets, offsets = (np.array([getattr(note, name) for note in notes]) for name in ("onset", "offset"))
     together = np.abs(offsets[:, None] - offsets) < tolerance
     together &= np.abs(onsets[:, None] - onsets) > apart

@@ -343,8 +343,8 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
         "--hold-instruments",
         action="store_true",
         help="let what sounds at a segment's end go on in the next one under the program that it has, instead of "
-        "deciding anew every two seconds, as in --hold-instruments album/; segments in which instruments change are "
-        "decoded twice",
+        "deciding anew for each segment of one or two seconds, as in --hold-instruments album/; segments in which "
+        "instruments change are decoded twice",
     )
     add(
         "--hold-bias",
@@ -356,7 +356,7 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--no-instrument-prior",
         action="store_true",
-        help="choose instruments by each segment of some two seconds alone; default: one that has played much of the "
+        help="choose instruments by each segment of one or two seconds alone; default: one that has played much of the "
         "recording so far is likelier, except with --search t5x or sample, --hold-instruments or --as-published",
     )
     add(

@@ -20,6 +20,7 @@ from mt3_common.cli.exit_status import NOT_STARTED, SUCCESS
 # song as fast (docs/speed.md) and compiles nothing at the first run. ONNX Runtime does not train, and comes before both
 # where it can do what is asked: see _by_preference.
 FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax"), "onnx": ("onnx", "onnxruntime")}
+NAMES = {"torch": "PyTorch", "jax": "JAX", "onnx": "ONNX Runtime"}
 HELP = """\
 Turn recordings of music into notes (MIDI, MusicXML, JSON, CSV) with MT3.
 
@@ -122,7 +123,8 @@ def _package(framework: str | None, arguments: Sequence[str], able: Sequence[str
     if framework:
         missing = next(module for module in FRAMEWORKS[framework] if not importlib.util.find_spec(module))
         raise UsageError(f'--framework {framework} needs {missing}: pip install "mt3-twins[{framework}]"')
-    raise UsageError('neither PyTorch nor JAX is installed: pip install "mt3-twins[torch]" or "mt3-twins[jax]"')
+    packages = " or ".join(f'"mt3-twins[{name}]"' for name in able)
+    raise UsageError(f"none of these is installed: {', '.join(map(NAMES.get, able))}; pip install {packages}")
 
 
 # option -> what ONNX Runtime does of it; for all else a twin is needed

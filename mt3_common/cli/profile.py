@@ -49,7 +49,13 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
     add("--workers", type=WORKERS, nargs="+", default=[0, 1, 2], metavar="N", help="processes; default: 0 1 2")
     add("--mixes", type=EXAMPLES, nargs="+", default=[1, 2, 4], metavar="N", help="examples at once; default: 1 2 4")
     add("--steps", type=EXAMPLES, default=20, metavar="N", help="batches of each measurement; default: 20")
-    add("--together", type=EXAMPLES, default=1, metavar="N", help="batches made at once, see docs/training.md")
+    add(
+        "--together",
+        type=EXAMPLES,
+        default=1,
+        metavar="N",
+        help="batches made as one block, as training mixes them; default: 1",
+    )
     add("-o", "--output", type=Path, metavar="FILE", help="write the JSON there; default: standard output")
     return run(lambda: measure(parser.parse_args(argv)))
 

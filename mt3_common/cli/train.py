@@ -151,7 +151,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         type=Path,
         metavar="FILE",
         help='settings on top of the preset, as JSON: {"model": {"emb_dim": 128}, "training": {"batch_size": 8}}; '
-        "all of them: docs/training.md; default: MT3's network",
+        "all of them: mt3_common/training/config.py; default: MT3's network",
     )
     add("--yourmt3-args", metavar="'-enc …'", help="arguments of the published train.py of YourMT3+, as our settings")
     add("--warm-start", metavar="CHECKPOINT", help="start from any checkpoint that mt3 transcribe reads, such as mt3")

@@ -101,9 +101,7 @@ def open_shards(folders: Sequence[Path], config: Settings) -> Shards:
     for folder in folders:
         shards = sorted(folder.glob("*.npz"))
         if not shards:
-            raise TrainingError(
-                f"{folder}: there are no shards here (*.npz); python -m mt3_common.cli.dataset makes them"
-            )
+            raise TrainingError(f"{folder}: there are no shards here (*.npz); mt3 data shards makes them")
         paths += shards
     return Shards(paths, config)
 

@@ -17,7 +17,7 @@ from parity.sides import record
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `parity blindspots`."""
-    parser.add_argument("checkpoint", nargs="?", help="T5X or Orbax directory, or .safetensors (default: the bundled)")
+    parser.add_argument("checkpoint", nargs="?", help="in any layout of docs/checkpoints.md (default: the bundled)")
     parser.add_argument("--audio", metavar="FILE", help="recording to judge (default: the bundled one)")
     parser.add_argument("--model", choices=("mt3", "ismir2021"), help="preset, where the checkpoint has no config")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         nargs="?",
-        help="of MT3: T5X or Orbax directory, or .safetensors; of YourMT3+: its released name, Lightning's .ckpt, or "
-        ".safetensors (default: the bundled MT3)",
+        help="of MT3: a file or folder in any layout of docs/checkpoints.md; of YourMT3+: its released name, "
+        "Lightning's .ckpt, or .safetensors (default: the bundled MT3)",
     )
     parser.add_argument("--audio", metavar="FILE", help="recording to run on (default: the bundled one)")
     parser.add_argument(

@@ -12,8 +12,8 @@ from parity.trace.file import load
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `parity compare`."""
-    parser.add_argument("reference", help="trace made by `parity record CKPT --framework jax -o A`")
-    parser.add_argument("candidate", help="trace made by `parity record CKPT --framework torch --on A -o B`")
+    parser.add_argument("reference", help="trace made by `mt3-parity record CKPT --framework jax -o A`")
+    parser.add_argument("candidate", help="trace made by `mt3-parity record CKPT --framework torch --on A -o B`")
     options.add_names(parser)
     options.add_report_files(parser)
 

@@ -11,7 +11,7 @@ from parity.trace import file, inputs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `parity record`."""
-    parser.add_argument("checkpoint", help="T5X or Orbax directory, or .safetensors")
+    parser.add_argument("checkpoint", help="in any layout of docs/checkpoints.md")
     parser.add_argument("-o", "--output", required=True, help="trace file to write (.safetensors)")
     parser.add_argument("--framework", choices=FRAMEWORKS, required=True, help="the side to run")
     parser.add_argument(

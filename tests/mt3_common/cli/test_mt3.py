@@ -122,13 +122,20 @@ def test_a_missing_recording_fails_as_with_the_twin(capfd):
     assert capfd.readouterr().err == "error: missing.wav: no such file\n"
 
 
-@pytest.mark.parametrize("name", ["transcribe", "train", "evaluate"])
-def test_neither_framework_is_installed(name, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "frameworks", "extras"),
+    [
+        ("transcribe", "ONNX Runtime, PyTorch, JAX", ["onnx", "torch", "jax"]),
+        ("train", "PyTorch, JAX", ["torch", "jax"]),
+        ("evaluate", "ONNX Runtime, PyTorch, JAX", ["onnx", "torch", "jax"]),
+    ],
+)
+def test_no_framework_is_installed(name, frameworks, extras, monkeypatch, capsys):
     monkeypatch.setattr(mt3, "FRAMEWORKS", {"torch": ("no_torch",), "jax": ("jax", "no_flax"), "onnx": ("no_onnx",)})
+    monkeypatch.setattr(mt3, "ACCELERATORS", ())
     assert mt3.main([name, "x"]) == 2
-    assert capsys.readouterr().err == (
-        'error: neither PyTorch nor JAX is installed: pip install "mt3-twins[torch]" or "mt3-twins[jax]"\n'
-    )
+    packages = " or ".join(f'"mt3-twins[{extra}]"' for extra in extras)
+    assert capsys.readouterr().err == f"error: none of these is installed: {frameworks}; pip install {packages}\n"
 
 
 def test_the_framework_that_is_asked_for_is_not_installed(monkeypatch, capsys):
