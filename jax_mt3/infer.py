@@ -1,7 +1,7 @@
 """Recordings to notes with the Flax network: python -m jax_mt3.infer song.wav, or from Python:
 
 from jax_mt3 import infer
-transcription = infer.load().transcribe("song.wav")
+transcription = infer.load().transcribe("song.wav", velocity="auto")
 transcription.write("song.mid")
 """
 

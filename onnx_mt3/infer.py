@@ -1,7 +1,7 @@
 """Recordings to notes with ONNX Runtime: python -m onnx_mt3.infer song.wav, or from Python:
 
 from onnx_mt3 import infer
-transcription = infer.load().transcribe("song.wav")
+transcription = infer.load().transcribe("song.wav", velocity="auto")
 transcription.write("song.mid")
 """
 

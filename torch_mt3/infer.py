@@ -1,7 +1,7 @@
 """Recordings to notes with the PyTorch network: python -m torch_mt3.infer song.wav, or from Python:
 
 from torch_mt3 import infer
-transcription = infer.load().transcribe("song.wav")
+transcription = infer.load().transcribe("song.wav", velocity="auto")
 transcription.write("song.mid")
 """
 

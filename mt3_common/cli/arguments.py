@@ -58,7 +58,7 @@ Turns recordings of music into notes (MIDI, MusicXML, JSON, CSV) with an MT3 net
 All options: {command} --help. From Python:
 
   from {program} import infer
-  transcription = infer.load().transcribe("song.wav")
+  transcription = infer.load().transcribe("song.wav", velocity="auto")
   transcription.write("song.mid")
 """
 
@@ -69,6 +69,8 @@ Outputs lie beside the recordings unless -o is given; with --jsonl - there are n
 a folder, in which searched folders keep their shape. A file that is in the way is replaced if this program wrote it
 and nobody has changed it since; anything else only with --force. A line about each recording goes to stdout; to stderr
 where the notes go to stdout.
+
+The command mt3 takes --framework torch, jax or onnx as well: what computes the network (docs/commands.md).
 
 Fetched checkpoints are kept in the user's cache folder, or in that which the environment variable MT3_CACHE names, and
 verified whenever they are used; MT3_STORAGE names a mirror of https://storage.googleapis.com.

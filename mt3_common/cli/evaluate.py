@@ -231,7 +231,7 @@ examples:
   {command} maestro-v3.0.0/ --split validation --checkpoint mt3 -o results/
   {command} recordings/ --estimates others/ -o results-of-others/
 
-What each measure means: docs/training.md.
+What each measure means: docs/training.md. The command mt3 takes --framework torch, jax or onnx as well.
 exit status: 0 all files were measured; 1 some could not be; 2 nothing was started; 130 after Ctrl-C
 """
 

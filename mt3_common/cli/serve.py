@@ -35,7 +35,8 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog=command,
         description="Serve a page that turns recordings into notes in the browser. Nothing leaves this machine: the "
-        "page can be opened here only, unless --host says otherwise.",
+        "page can be opened here only, unless --host says otherwise. The command mt3 takes "
+        "--framework torch, jax or onnx as well: what computes the network.",
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -116,6 +116,7 @@ examples:
   {command} runs/mine --recordings recordings/ --validation shards/ --warm-start mt3 --preset finetune
   mt3 song.wav --checkpoint runs/mine/best
 
+The command mt3 takes --framework torch or jax as well: what computes the network.
 exit status: 0 all steps are done; 1 an error, after which the same command goes on from the last save; 2 nothing was
 started: wrong arguments, no usable data, checkpoint or device; 130 after Ctrl-C, and from the first step on after
 SIGTERM or SIGHUP, which save first
