@@ -1,4 +1,4 @@
-"""Notes as an instrument plays them: in register and compass, detached, with vibrato, scoops, a pedal, on one kit."""
+"""Notes as an instrument plays them: in register and compass, detached, with vibrato, scoops, a pedal, on a kit."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import numpy as np
 
 from mt3_common.data.songs import Stem
 from mt3_common.data.soundfont import BEND_STEP
-from mt3_common.notes.note import Note, trim_overlapping
+from mt3_common.notes.note import DRUM_CLASSES, Note, trim_overlapping
 
 # Programs that can bend a note while it sounds: bowed strings, voices, brass, reeds, pipes.
 BENDING = (*range(40, 45), 52, 53, 54, *range(56, 80))
@@ -64,10 +64,15 @@ def in_register(notes: Sequence[Note], program: int, rng: np.random.Generator) -
     inside = ((moved >= low) & (moved <= high)).mean(axis=1)
     fitting = np.flatnonzero(inside >= 0.75 * inside.max())
     stays = np.mean((pitches >= low) & (pitches <= high)) >= 0.9
-    chosen = pitches if stays else moved[rng.choice(fitting)]
-    chosen = np.where(chosen < low, low + (chosen - low) % 12, chosen)
-    chosen = np.where(chosen > high, high - (high - chosen) % 12, chosen)
+    chosen = registered(pitches if stays else moved[rng.choice(fitting)], program)
     return trim_overlapping(sorted(note._replace(pitch=int(pitch)) for note, pitch in zip(notes, chosen, strict=True)))
+
+
+def registered(pitches: np.ndarray, program: int) -> np.ndarray:
+    """Return pitches with those outside of the register of a program moved by octaves to its nearest end."""
+    low, high = REGISTERS.get(program, (0, 127))
+    pitches = np.where(pitches < low, low + (pitches - low) % 12, pitches)
+    return np.where(pitches > high, high - (high - pitches) % 12, pitches)
 
 
 def in_compass(notes: Sequence[Note], longest: np.ndarray, shift: int = 0) -> list[Note]:
@@ -89,6 +94,24 @@ def in_compass(notes: Sequence[Note], longest: np.ndarray, shift: int = 0) -> li
         if inside:
             duration = float(longest[inside[0] + shift]) * slower
             fitted.append(note._replace(pitch=inside[0], offset=min(note.offset, note.onset + duration)))
+    return trim_overlapping(sorted(fitted))
+
+
+def on_kit(notes: Sequence[Note], longest: np.ndarray) -> list[Note]:
+    """The hits as a kit can play them, so that a label says what is heard.
+
+    A hit of a key that is silent moves to one of its class of drums (DRUM_CLASSES) that sounds, or is left out.
+
+    Args:
+        notes: drums, in order of onset.
+        longest: (128,) s, as Fonts.longest.
+    """
+    classes = {member: members for members in DRUM_CLASSES for member in members}
+    fitted = []
+    for note in notes:
+        sounding = [key for key in (note.pitch, *classes.get(note.pitch, ())) if longest[key] > 0]
+        if sounding:
+            fitted.append(note._replace(pitch=sounding[0]))
     return trim_overlapping(sorted(fitted))
 
 

@@ -20,7 +20,17 @@ import numpy as np
 
 from mt3_common.config import Range, check_fields
 from mt3_common.data.augment import SAMPLE_RATE, degrade, equalize_stem, resound
-from mt3_common.data.performance import BENDING, bent, detached, in_compass, in_register, one_kit, pedalled
+from mt3_common.data.performance import (
+    BENDING,
+    bent,
+    detached,
+    in_compass,
+    in_register,
+    on_kit,
+    one_kit,
+    pedalled,
+    registered,
+)
 from mt3_common.data.songs import Song, Stem, random_drums, random_notes
 from mt3_common.data.soundfont import RENDER_RATE, Fonts
 from mt3_common.io.plural import plural
@@ -28,7 +38,8 @@ from mt3_common.notes.note import CLASS_SIZE, Note, trim_overlapping
 
 # dB, range of a stem's gain
 GAIN, CLEAN_GAIN = (-10.0, 4.0), (-6.0, 0.0)
-# Share of a stem's notes that a font's instrument should have; fonts that have fewer are drawn if no other has more.
+# Share of a stem's notes that a font's instrument or kit should have; those that have fewer are drawn if no other has
+# more.
 IN_COMPASS = 0.9
 # programs whose strings a pedal frees; electric pianos, the harpsichord and the clavinet have no such pedal
 PIANOS = range(4)
@@ -160,17 +171,8 @@ class Generator:
         mix = np.zeros(count, np.float32)
         notes: list[Note] = []
         for stem in stems:
-            if not stem.is_drum:
-                if self.recipe.register and rng.random() < self.recipe.register:
-                    stem = stem._replace(notes=tuple(in_register(stem.notes, stem.program, rng)))
-                stem = stem._replace(notes=tuple(detached(stem.notes, self.recipe.detached, rng)))
-            pedals: list[tuple[float, float]] = []
-            has_strings = not stem.is_drum and stem.program in PIANOS
-            if self.recipe.pedal and has_strings and rng.random() < self.recipe.pedal:
-                played, pedals = pedalled(stem.notes, self.recipe.seconds, rng)
-                stem = stem._replace(notes=tuple(played))
             shift = 0 if stem.is_drum else formant
-            font, stem = self._cast(stem, shift, rng)
+            font, stem, pedals = self._cast(stem, shift, rng)
             audio = self._stem_audio(stem, font, shift, detune, rng)
             if audio is not None:
                 mix += resound(audio, pedals, rng) if pedals else audio
@@ -187,17 +189,50 @@ class Generator:
             notes = trim_overlapping(sorted(settle(notes, self.recipe.settle)))
         return Example(mix.astype(np.float32), notes, kind)
 
-    def _cast(self, stem: Stem, shift: int, rng: np.random.Generator) -> tuple[int, Stem]:
-        """The font that plays a stem, and what it plays: its program of the stem's class, notes inside its compass."""
+    def _cast(self, stem: Stem, shift: int, rng: np.random.Generator) -> tuple[int, Stem, list[tuple[float, float]]]:
+        """Draw the font that plays a stem; return its number, the stem as it plays it, and its pedals.
+
+        The stem's program becomes that of the font, of the same class (of drums: the kit's preset), and its notes are
+        in the register and the compass of that instrument, or on the keys of that kit, so that all of them sound.
+        """
+        moves = not stem.is_drum and self.recipe.register > 0 and rng.random() < self.recipe.register
+        role = self._role(stem, shift, moves, rng)
+        if role is None:
+            return 0, stem._replace(notes=()), []
+        font, program = role
+        longest = self.fonts.longest(font, program, stem.is_drum)
+        notes: Sequence[Note] = stem.notes
+        pedals: list[tuple[float, float]] = []
         if stem.is_drum:
-            roles = [(font, 0) for font in range(len(self.fonts)) if self.fonts.kits(font)]
+            notes = on_kit(notes, longest)
+        else:
+            if moves:
+                notes = in_register(notes, program, rng)
+            notes = detached(notes, self.recipe.detached, rng)
+            if self.recipe.pedal and program in PIANOS and rng.random() < self.recipe.pedal:
+                notes, pedals = pedalled(notes, self.recipe.seconds, rng)
+            notes = in_compass(notes, longest, shift)
+        return font, stem._replace(program=program, notes=tuple(notes)), pedals
+
+    def _role(self, stem: Stem, shift: int, moves: bool, rng: np.random.Generator) -> tuple[int, int] | None:
+        """Draw a font and its program, or the preset of its kit, that have most of a stem's notes; None without any.
+
+        Args:
+            stem: what is played.
+            shift: semitones that it is played higher.
+            moves: whether its notes move into the register of the program.
+            rng: of all draws.
+        """
+        fonts = range(len(self.fonts))
+        if stem.is_drum:
+            roles = [(font, kit) for font in fonts for kit in self.fonts.kits(font)]
         else:
             first = stem.program - stem.program % CLASS_SIZE
-            roles = [(font, stem.program) for font in range(len(self.fonts)) if not self.fonts.recorded(font)]
-            roles = [(font, program) for font, program in roles if program in self.fonts.programs(font)]
+            banks = [font for font in fonts if not self.fonts.recorded(font)]
+            roles = [(font, stem.program) for font in banks if stem.program in self.fonts.programs(font)]
             roles += [
                 (font, program)
-                for font in range(len(self.fonts))
+                for font in fonts
                 if self.fonts.recorded(font)
                 for program in sorted(self.fonts.programs(font))
                 if first <= program < first + CLASS_SIZE
@@ -206,27 +241,31 @@ class Generator:
         if all(groups):
             roles = groups[int(rng.random() < self.recipe.recorded)]
         if not roles:
-            return 0, stem._replace(notes=())
-        if stem.is_drum:
-            font, _ = roles[int(rng.integers(len(roles)))]
-            return font, stem
-        pitches = np.array([note.pitch + shift for note in stem.notes]).clip(0, 127)
-        inside = np.array([np.mean(self.fonts.longest(*role, False)[pitches] > 0) for role in roles])
-        fitting = np.flatnonzero(inside >= min(IN_COMPASS, inside.max()))
-        font, program = roles[int(rng.choice(fitting))]
-        notes = in_compass(stem.notes, self.fonts.longest(font, program, False), shift)
-        return font, stem._replace(program=program, notes=tuple(notes))
+            return None
+        pitches = np.array([note.pitch for note in stem.notes])
+        inside = np.array([self._inside(pitches, role, stem.is_drum, shift, moves) for role in roles])
+        fitting = [role for role, share in zip(roles, inside) if share >= min(IN_COMPASS, inside.max())]
+        if not stem.is_drum:
+            return fitting[int(rng.integers(len(fitting)))]
+        # each font alike, however many kits it has; of its kits the standard one (0) most of the time
+        font = int(rng.choice(sorted({font for font, _ in fitting})))
+        kits = [kit for other, kit in fitting if other == font]
+        return font, 0 if 0 in kits and rng.random() < 0.4 else int(rng.choice(kits))
+
+    def _inside(self, pitches: np.ndarray, role: tuple[int, int], is_drum: bool, shift: int, moves: bool) -> float:
+        """Return the share of pitches that sound with a role, a font and its program or kit."""
+        if moves:
+            pitches = registered(pitches, role[1])
+        return float(np.mean(self.fonts.longest(*role, is_drum)[(pitches + shift).clip(0, 127)] > 0))
 
     def _stem_audio(self, stem, font, shift, detune, rng) -> np.ndarray | None:
-        """Render one stem at its gain: (seconds * 16000,) float32, or None if the font lacks its instrument."""
+        """Render one stem at its gain: (seconds * 16000,) float32, or None if it has no notes."""
         if not stem.notes:
             return None
         if self.recipe.tones and not stem.is_drum and rng.random() < self.recipe.tones:
             audio = play_tones(stem.notes, stem.program, detune, self.recipe.seconds, rng)
         else:
             audio = self._font_audio(stem, font, shift, detune, rng)
-        if audio is None:
-            return None
         count = round(self.recipe.seconds * SAMPLE_RATE)
         audio = np.pad(audio[:count], (0, max(0, count - len(audio))))
         if self.recipe.damage:
@@ -236,20 +275,10 @@ class Generator:
         # Half way to equal loudness raises quiet presets and keeps dynamics.
         return audio * np.float32(gain * 0.08 / (loudness**0.5 * 0.08**0.5))
 
-    def _font_audio(self, stem, font, shift, detune, rng) -> np.ndarray | None:
-        """Render a stem with a soundfont: about seconds * 16000 samples, or None if it lacks the instrument."""
+    def _font_audio(self, stem, font, shift, detune, rng) -> np.ndarray:
+        """Render a stem with a soundfont that has its program or kit: about seconds * 16000 samples."""
         import soxr
 
-        if stem.is_drum:
-            kits = self.fonts.kits(font)
-            if not kits:
-                return None
-            # the standard kit (0) most of the time
-            preset = 0 if 0 in kits and rng.random() < 0.4 else int(rng.choice(kits))
-        else:
-            if stem.program not in self.fonts.programs(font):
-                return None
-            preset = stem.program
         # Rendering `shift` semitones higher and slowing down by as much keeps the pitch and moves the formants.
         speed = 2.0 ** (shift / 12)
         played = [
@@ -265,8 +294,8 @@ class Generator:
         if self.recipe.takes and not stem.is_drum and rng.random() < self.recipe.takes:
             takes = self.fonts.takes(font, stem.program)
         parts = [
-            self.fonts.play(notes, take, preset, stem.is_drum, detune, seconds, bend)
-            for take, notes in zip(takes, self._alternated(played, takes, preset), strict=True)
+            self.fonts.play(notes, take, stem.program, stem.is_drum, detune, seconds, bend)
+            for take, notes in zip(takes, self._alternated(played, takes, stem.program), strict=True)
         ]
         audio = np.sum(parts, axis=0) if len(parts) > 1 else parts[0]
         return soxr.resample(audio, RENDER_RATE, SAMPLE_RATE * speed, quality="MQ")

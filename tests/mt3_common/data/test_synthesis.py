@@ -468,7 +468,7 @@ def flute(tmp_path_factory):
 def cast(generator, program, pitches, count, is_drum=False):
     generator.example(0)
     stem = Stem(program, is_drum, tuple(Note(0.1, 3.9, pitch, 90, program, is_drum) for pitch in pitches))
-    return [generator._cast(stem, 0, rng) for rng in draws(count)]
+    return [generator._cast(stem, 0, rng)[:2] for rng in draws(count)]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -491,6 +491,64 @@ def test_a_font_that_has_more_of_the_notes_is_taken_and_the_label_is_what_sounds
     assert [stem.notes for _, stem in cast(generator, 0, [76], 2)] == [(), ()]
     low = synthesis.Generator(songs, [bank, flute], recipe(silence=1.0, recorded=1.0))
     assert {number for number, _ in cast(low, 73, [76], 5)} == {1}
+
+
+def write_instrument(path, program, keys):
+    """A font of short tones, as loud on each of its keys; a drum kit if program is None."""
+    times = np.arange(sample_fonts.RATE // 4) / sample_fonts.RATE
+    notes = []
+    for key in keys:
+        samples = 0.3 * np.exp(-times / 0.05) * np.sin(2 * np.pi * 440 * 2 ** ((key - 69) / 12) * times)
+        notes.append(sample_fonts.RecordedNote(samples.astype(np.float32), float(key), key, 0.5, None))
+    sample_fonts.write_font(path, path.stem, program, notes)
+    return path
+
+
+def test_hits_are_labelled_only_where_the_kit_sounds(tmp_path):
+    """A kit with one bass drum, a snare and a hi-hat: doubles go to them, all other hits have no label."""
+    kit = write_instrument(tmp_path / "kit.sf2", None, [35, 40, 42])
+    generator = synthesis.Generator([], [kit], recipe(drums=1.0, damage=False, seconds=10))
+    examples = [generator.example(number) for number in range(6)]
+    assert {note.pitch for example in examples for note in example.notes} == {35, 40, 42}
+    asked = {note.pitch for rng in draws(20) for note in random_drums(10, rng)}
+    assert {36, 38} <= asked  # so these two moved
+    assert {45, 51} & asked  # and toms or rides were left out
+    for example in examples:
+        for note in example.notes:
+            start = round(note.onset * 16000)
+            assert np.abs(example.audio[start : start + 400]).max() > 0.01
+
+
+def test_of_the_kits_those_are_drawn_that_have_the_hits(tmp_path):
+    whole = write_instrument(tmp_path / "whole.sf2", None, range(35, 60))
+    effects = write_instrument(tmp_path / "effects.sf2", None, [38, 60, 61])
+    generator = synthesis.Generator([], [effects, whole], recipe(silence=1.0))
+    assert {font for font, _ in cast(generator, 0, [36, 38, 42], 30, is_drum=True)} == {1}
+    assert {font for font, _ in cast(generator, 0, [38], 30, is_drum=True)} == {0, 1}
+    # where no kit has most of them, the one that has more, without what it has not
+    [(font, stem)] = cast(generator, 0, [60, 61, 38, 36], 1, is_drum=True)
+    assert (font, sorted(note.pitch for note in stem.notes)) == (0, [38, 60, 61])
+
+
+def test_lines_move_into_the_register_of_the_instrument_that_plays(tmp_path):
+    """A violin's line (40) that a recorded contrabass (43) plays is in the contrabass's register."""
+    contrabass = write_instrument(tmp_path / "contrabass.sf2", 43, range(20, 109))
+    generator = synthesis.Generator([], [contrabass], recipe(silence=1.0, register=1.0))
+    [(_, stem)] = cast(generator, 40, [76, 79, 83], 1)
+    low, high = performance.REGISTERS[43]
+    assert stem.program == 43
+    assert stem.notes
+    assert all(low <= note.pitch <= high for note in stem.notes)
+
+
+def test_only_strings_of_pianos_resound(tmp_path):
+    """A piano's stem (0) that a recorded electric piano (4) plays has no pedal."""
+    fonts = {program: write_instrument(tmp_path / f"{program}.sf2", program, range(40, 90)) for program in (0, 4)}
+    for program, pedals in ((0, True), (4, False)):
+        generator = synthesis.Generator([], [fonts[program]], recipe(silence=1.0, pedal=1.0))
+        generator.example(0)
+        stem = Stem(0, False, tuple(Note(0.1, 0.3, pitch, 90) for pitch in (60, 64, 67)))
+        assert [bool(generator._cast(stem, 0, rng)[2]) for rng in draws(5)] == [pedals] * 5
 
 
 def test_notes_of_recorded_instruments_are_labelled_where_they_are_heard(songs, flute):
