@@ -81,7 +81,8 @@ class Objective:
     ) -> tuple[dict[str, jax.Array], tuple[jax.Array, ...], dict[str, jax.Array]]:
         """Return the gradients and losses of one of the batches of an update, and arrays that change without them.
 
-        They are so divided that the sum over the batches is the update's. Weights that took no part have no gradient.
+        They are so divided that the sum over the batches is the update's. Weights that took no part have no gradient,
+        or zeros, see gradients_of_step.
 
         Args:
             weights: under MT3's names, and those that training alone uses.
@@ -100,9 +101,6 @@ class Objective:
         gradients, losses = self._gradients(
             weights, self.inputs(batch), *targets, count, num_batches, numbers, with_decoder
         )
-        if not with_decoder:
-            # weight decay and the moments of these weights rest too
-            gradients = {name: gradient for name, gradient in gradients.items() if not name.startswith("decoder/")}
         return gradients, losses, {}
 
     def token_loss(self, weights: dict[str, jax.Array], batch: Batch) -> float:

@@ -80,7 +80,8 @@ class Objective:
     ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
         """Return the gradients and losses of one of the batches of an update, and arrays that change without them.
 
-        They are so divided that the sum over the batches is the update's. Weights that took no part have no gradient.
+        They are so divided that the sum over the batches is the update's. Weights that took no part have no gradient,
+        or zeros, see gradients_of_step.
 
         Args:
             weights: under MT3's names, and those that training alone uses.

@@ -75,7 +75,7 @@ class TrainingConfig:
             the encoder in a tenth of the steps.
         programs: weight of a further loss on program tokens: the cross-entropy of the program among all programs, so of
             which instrument plays, not of whether one is named; 0 for none.
-        auxiliary_steps: initial steps that train with the encoder's auxiliary loss alone, without the decoder.
+        auxiliary_steps: initial steps that train with the frame-wise losses alone, without the decoder.
         head_steps: initial steps, before the warm-up, in which the layers of the auxiliary losses learn and nothing
             else; for a warm start, as weights to use have no such layers, and drawn ones would spoil the others.
         dtype: of the computation; state is float32 at least.
@@ -122,7 +122,9 @@ class TrainingConfig:
         ranges: dict[str, Range] = {}
         for allowed, names in (
             (Range(1), ("steps", "batch_size", "accumulate", "warmup_steps", "validate_every")),
-            (Range(0), ("auxiliary_steps", "head_steps", "patience", "seed")),
+            (Range(0), ("auxiliary_steps", "head_steps", "patience")),
+            # JAX draws from 32 bits
+            (Range(0, 2**31), ("seed",)),
             (Range(0, 1), ("decay_from", "ema")),
         ):
             ranges |= dict.fromkeys(names, allowed)

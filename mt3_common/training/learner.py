@@ -95,10 +95,22 @@ def unpack(
 
 
 def gradients_of_step(settings: TrainingConfig, gradients: dict[str, Any], step: int) -> dict[str, Any]:
-    """Return the gradients that a step applies: those of the auxiliary losses' layers alone in the first head_steps."""
-    if step >= settings.head_steps:
-        return gradients
-    return {name: gradient for name, gradient in gradients.items() if name.startswith("auxiliary/")}
+    """Return the gradients that a step applies; weights that take no part have none, so that their moments rest, too.
+
+    In the first head_steps the layers of the auxiliary losses learn alone. In the first auxiliary_steps the decoder and
+    its auxiliary layers do not learn, nor, where `auxiliary` is 0, what comes behind the pre-encoder.
+    """
+    left_out: tuple[str, ...] = ()
+    if step < settings.auxiliary_steps:
+        left_out = ("decoder/", "auxiliary/kernel_", "auxiliary/bias_")
+    is_blind = step < settings.auxiliary_steps and not settings.auxiliary
+    return {
+        name: gradient
+        for name, gradient in gradients.items()
+        if not name.startswith(left_out)
+        and not (is_blind and name.startswith("encoder/") and not name.startswith("encoder/pre_encoder/"))
+        and (step >= settings.head_steps or name.startswith("auxiliary/"))
+    }
 
 
 def initial_average(
@@ -139,6 +151,8 @@ def check_settings(config: Config | YourMT3Settings, settings: TrainingConfig) -
             )
         if settings.head_steps and not (settings.auxiliary or settings.row_classes or settings.contents):
             raise TrainingError("head_steps leaves nothing to learn: auxiliary, row_classes and contents are all 0")
+        if settings.auxiliary_steps and not settings.has_frame_losses:
+            raise TrainingError("auxiliary_steps leaves nothing to learn: auxiliary, pitch and row_classes are all 0")
         return
     if prefix := find_task(config.task).prefix():
         raise TrainingError(

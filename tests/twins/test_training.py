@@ -232,11 +232,46 @@ def test_the_auxiliary_layers_of_a_warm_start_learn_first(shards):
             heads[twin] = slots
 
 
-def test_steps_in_which_nothing_would_learn_are_refused():
-    settings = TrainingConfig(auxiliary=0.0, head_steps=5)
+def test_the_decoder_rests_while_the_encoder_learns_alone(shards):
+    """Weights, moments and counts of the decoder and of its auxiliary layers, which weight decay would move."""
+    settings = TrainingConfig(
+        steps=10, batch_size=4, dtype="float64", warmup_steps=1, contents=0.1, auxiliary_steps=3, weight_decay=0.1
+    )
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, num_decoder_layers=2))
+    arrays = initial_arrays(config.network, 1)
+    learners = {twin: learner(config, settings, arrays, {}, "cpu") for twin, learner in LEARNERS.items()}
+    first = {twin: learner.slots() for twin, learner in learners.items()}
+    for step in range(6):
+        batches = [make_batch(shards, settings, step, 0)]
+        rows = [learner.update(batches, step, settings.rate(step)) for learner in learners.values()]
+        assert rows[0] == pytest.approx(rows[1], rel=1e-10), step
+        one, other = (learner.slots() for learner in learners.values())
+        for name, slot in one.items():
+            np.testing.assert_allclose(other[name], slot, atol=1e-9, err_msg=name)
+        for twin, learner in learners.items():
+            slots, weights = learner.slots(), learner.arrays()
+            for name in ("auxiliary/kernel_0", "auxiliary_states/kernel_0/count"):
+                assert np.array_equal(slots[name], first[twin].get(name, 0)) == (step < 3), (twin, step, name)
+            assert np.array_equal(
+                weights["decoder/layers_0/mlp/wi_0/kernel"], arrays["decoder/layers_0/mlp/wi_0/kernel"]
+            ) == (step < 3)
+            assert not np.array_equal(
+                weights["encoder/layers_0/mlp/wi_0/kernel"], arrays["encoder/layers_0/mlp/wi_0/kernel"]
+            )
+
+
+@pytest.mark.parametrize("steps", ["head_steps", "auxiliary_steps"])
+def test_steps_in_which_nothing_would_learn_are_refused(steps):
+    settings = TrainingConfig(auxiliary=0.0, **{steps: 5})
     for learner in LEARNERS.values():
-        with pytest.raises(TrainingError, match="head_steps leaves nothing to learn"):
+        with pytest.raises(TrainingError, match=f"{steps} leaves nothing to learn"):
             learner(CONFIG, settings, initial_arrays(CONFIG.network, 1), {}, "cpu")
+
+
+def test_a_seed_is_one_that_both_twins_take():
+    with pytest.raises(ConfigError, match="seed"):
+        TrainingConfig(seed=2**31)
+    assert TrainingConfig(seed=2**31 - 1).seed == 2**31 - 1
 
 
 @pytest.mark.parametrize("twin", LEARNERS)
