@@ -93,6 +93,9 @@ def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generato
             "give either --fonts, with --midi unless music is to be made up, or --recordings, or --data-preset"
         )
     if recorded:
+        used = {name: getattr(options.recipe, name) for name in ("seconds", "midi_class")}
+        if options.recipe != Recipe(**used):
+            raise ValueError("of --recipe seconds and midi_class alone concern recordings: leave the others out")
         rates = None
         if options.data_preset:
             mixture = find_mixture(options.data_preset, options.data_home or default_home(), split)
@@ -132,7 +135,7 @@ def _augmentation(text: str) -> Augmentation | str:
     if text == OFF:
         return OFF
     try:
-        return augmentation_of(json.loads(text))
+        return augmentation_of(parse_json(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text} is no augmentation: {error}") from error
 
@@ -336,6 +339,14 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         else:
             words.append(f"other {name.replace('_', ' ')}")
     return words
+
+
+def songs_of(path: Path) -> set[str]:
+    """Return the SHA-256 of the songs that a sources.json names; empty if it does not say."""
+    try:
+        return set(parse_json(path.read_bytes())["midi"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def joins_programs(path: Path) -> bool | None:

@@ -24,6 +24,7 @@ from mt3_common.cli.dataset import (
     augmentation_of,
     generator_of,
     joins_programs,
+    songs_of,
     sources_of,
     write_json,
 )
@@ -32,9 +33,12 @@ from mt3_common.cli.ranges import STEPS, WORKERS
 from mt3_common.cli.run import run
 from mt3_common.cli.yourmt3_arguments import translate
 from mt3_common.config import Config, ConfigError
+from mt3_common.data.corpora import TEMPERATURE
 from mt3_common.data.remix import Augmentation
 from mt3_common.data.shards import Settings, Shards, Stream
+from mt3_common.data.synthesis import Recipe
 from mt3_common.io import atomic
+from mt3_common.io.digests import file_sha256
 from mt3_common.io.folders import check_folder, make_folder
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.plural import plural
@@ -52,7 +56,7 @@ from mt3_common.training.initial import drawn_arrays
 from mt3_common.training.learner import Learner
 from mt3_common.training.logs import Log, TensorBoard, WandB
 from mt3_common.training.loop import fit
-from mt3_common.training.resuming import check_same_model, check_warm_start
+from mt3_common.training.resuming import check_same_model, check_warm_start, first_step_on
 from mt3_common.training.run_folder import (
     RECORD,
     check_run,
@@ -295,21 +299,29 @@ def prepare(options: argparse.Namespace) -> Plan:
         drums = stated.get("drum_granularity")
         family = training_family(with_granularity(family.config, options).with_granularity(drums=drums))
     config = family.config
+    stated_augment = stated_augmentation(options)
     if options.augment is None and (options.recordings or options.data_preset):
-        options.augment = stated_augmentation(options)
+        options.augment = stated_augment
     if begin >= settings.steps:
         print(f"note: {options.run} has its {plural(settings.steps, 'step')}; more with --max-steps", file=sys.stderr)
     for note in (other_schedule(options.run, settings, begin), other_settings(options.run, settings, begin)):
         if note:
             print(f"note: {note}", file=sys.stderr)
     source = open_source(options, family.cutter, settings)
+    if isinstance(source, Shards):
+        source.begin = first_step_on(options.run, source.digest, begin) * settings.accumulate
     validation = open_shards(options.validation, family.cutter) if options.validation else None
+    if note := shared_songs(options, source):
+        print(f"note: {note}", file=sys.stderr)
     return Plan(family, settings, arrays, slots, begin, source, validation)
 
 
 def write_record(program: str, plan: Plan, options: argparse.Namespace) -> None:
     """Write run.json, and sources.json of a run that makes its segments itself."""
     description = run_description(program, plan.family.config, plan.settings, options)
+    if isinstance(plan.source, Shards):
+        begin = plan.source.begin // plan.settings.accumulate
+        description = {**description, "shards": {"digest": plan.source.digest, "begin": begin}}
     atomic.write(options.run / RECORD, json.dumps(description, indent=1, default=str))
     if isinstance(plan.source, Stream):
         path = options.run / SOURCES
@@ -317,6 +329,22 @@ def write_record(program: str, plan: Plan, options: argparse.Namespace) -> None:
         write_json(path, sources_of(plan.source.generator, options, "train"))
         if previous not in (None, path.read_text()):
             print(f"note: {path} was another one: the run goes on with other music than it had", file=sys.stderr)
+
+
+def shared_songs(options: argparse.Namespace, source: Shards | Stream) -> str:
+    """Say how many songs of the validation are also trained on, by the hashes of their files; '' if none is known."""
+    validation = set().union(*(songs_of(folder / SOURCES) for folder in options.validation or ()))
+    if isinstance(source, Shards):
+        training = set().union(*(songs_of(folder / SOURCES) for folder in options.data))
+    else:
+        training = {file_sha256(song.path) for song in getattr(source.generator, "songs", ()) if validation}
+    shared = validation & training
+    if not shared or set(options.validation or ()) <= set(options.data or ()):
+        return ""
+    return (
+        f"{len(shared)} of the {plural(len(validation), 'song')} of --validation are trained on as well, so its loss "
+        "says little of other music"
+    )
 
 
 def with_granularity(config: Config, options: argparse.Namespace) -> Config:
@@ -495,6 +523,14 @@ def open_source(options: argparse.Namespace, config: Settings, settings: Trainin
             "--recordings, or --data-preset"
         )
     if options.data:
+        given = {
+            "--augment": options.augment is not None,
+            "--recipe": dataclasses.replace(options.recipe, midi_class=True) != Recipe(),
+            "--temperature": options.temperature != TEMPERATURE,
+            "--data-home": options.data_home is not None,
+        }
+        if ignored := [name for name, is_given in given.items() if is_given]:
+            raise TrainingError(f"{ignored[0]} says how segments are made, and those of --data are: leave it out")
         return open_shards(options.data, config)
     generator = generator_of(options, "train", settings.seed)
     steps = max(1, SEGMENTS_TOGETHER // (settings.batch_size * settings.accumulate))

@@ -15,16 +15,17 @@ the MT3 paper's appendix for the splits of GuitarSet and URMP, which have none o
 """
 
 import csv
+import functools
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mt3_common.audio.files import audio_duration, read_audio
+from mt3_common.audio.files import audio_duration, read_audio, stream_audio
 from mt3_common.config import shown
 from mt3_common.data.augment import SAMPLE_RATE
 from mt3_common.data.published.index import INDEX, SPLITS, DatasetError, Stem, read_index
@@ -42,6 +43,9 @@ from mt3_common.notes.note import Note, trim_overlapping
 TEMPERATURE = 10 / 3
 # Hz, of MusicNet's recordings; its labels are in samples
 MUSICNET_RATE = 44100
+# instruments that only a count from 0, or only a count from 1, has; MusicNet's eleven are piano, harpsichord, violin,
+# viola, cello, bass, horn, oboe, bassoon, clarinet and flute
+FROM_0, FROM_1 = {0, 6, 40, 60, 68, 70, 73}, {1, 7, 44, 61, 69, 72, 74}
 # a nylon guitar, as MT3 labels GuitarSet
 GUITAR = 24
 URMP_PROGRAMS = {
@@ -101,8 +105,13 @@ def recordings(folder: str | os.PathLike, split: str | None = None) -> list[Reco
     """
     folder = Path(folder)
     listed: list[Recording] = []
-    for list_layout in LAYOUTS.values():
-        listed = sorted(list_layout(folder))
+    for name, list_layout in LAYOUTS.items():
+        try:
+            listed = sorted(list_layout(folder))
+        except DatasetError:
+            raise
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise DatasetError(f"{folder} is not as {name} has it: {' '.join(repr(error).split())[:200]}") from error
         if listed:
             break
     if not listed:
@@ -187,6 +196,9 @@ def read_tsv(path: Path) -> list[Note]:
             drum = {"0": False, "1": True, "false": False, "true": True}[is_drum.strip().lower()]
             velocity = int(fields[5]) if with_velocities else VELOCITY
             note = Note(float(onset), float(offset), round(float(pitch)), velocity, int(program), drum)
+            if drum and note.onset == note.offset:
+                # as in MIDI: without a length it could not be taught
+                note = note._replace(offset=note.onset + midi.MIN_DRUM_HIT)
         except (ValueError, KeyError, IndexError, OverflowError) as error:
             raise DatasetError(
                 f"{path}, line {number}: not onset, offset, pitch, program, is_drum: {line[:200]!r}"
@@ -257,8 +269,7 @@ class Excerpts:
         """Make example number index, bit for bit the same in any process."""
         rng = np.random.default_rng([self.seed, index])
         recording = self.draw(rng)
-        length = audio_duration(recording.audio) or 0.0
-        start = float(rng.uniform(0, max(0.0, length - self.seconds)))
+        start = float(rng.uniform(0, max(0.0, duration_of(recording.audio) - self.seconds)))
         audio = read_audio(recording.audio, SAMPLE_RATE, start=start, duration=self.seconds)
         end = start + len(audio) / SAMPLE_RATE
         notes = []
@@ -268,6 +279,15 @@ class Excerpts:
                 onset, offset = max(0.0, note.onset - start), min(note.offset, end) - start
                 notes.append(note._replace(onset=onset, offset=offset, program=0 if note.is_drum else program))
         return Example(audio, trim_overlapping(sorted(notes)), recording.kind)
+
+
+@functools.cache
+def duration_of(path: Path) -> float:
+    """Return the duration of a recording in seconds; where its header states none, it is read once."""
+    stated = audio_duration(path)
+    if stated is not None:
+        return stated
+    return sum(len(block) for block in stream_audio(path, SAMPLE_RATE)) / SAMPLE_RATE
 
 
 def _installed(folder: Path) -> Iterator[Recording]:
@@ -400,7 +420,23 @@ def _slakh_notes(files: Sequence[Path]) -> list[Note]:
 
 
 def _musicnet_notes(files: Sequence[Path]) -> list[Note]:
-    return musicnet_labels(files[0])
+    return musicnet_labels(files[0], _first_instrument(files[0].parents[1]))
+
+
+@functools.cache
+def _first_instrument(folder: Path) -> int:
+    return first_instrument(sorted(folder.glob("*_labels/*.csv")))
+
+
+def first_instrument(tables: Iterable[Path]) -> int:
+    """Return the number that MusicNet's tables give the piano: 1 as first published, 0 in some copies."""
+    for path in tables:
+        instruments = {note.program for note in musicnet_labels(path, 0)}
+        if instruments & FROM_0:
+            return 0
+        if instruments & FROM_1:
+            return 1
+    return 1
 
 
 def musicnet_labels(path: Path, first_instrument: int = 1) -> list[Note]:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mt3_common.audio.files import audio_duration, read_audio
+from mt3_common.audio.files import read_audio
 from mt3_common.config import ConfigError, Range, check_fields
 from mt3_common.data.augment import SAMPLE_RATE
-from mt3_common.data.corpora import Excerpts, Recording, read_notes
+from mt3_common.data.corpora import Excerpts, Recording, duration_of, read_notes
 from mt3_common.data.synthesis import Example
 from mt3_common.notes.note import Note, trim_overlapping
 
@@ -114,8 +114,7 @@ class Remixer:
 
     def _parts(self, recording: Recording, seconds: float, rng: np.random.Generator) -> list[Part]:
         """Cut the parts of a random excerpt."""
-        length = audio_duration(recording.audio) or 0.0
-        start = float(rng.uniform(0, max(0.0, length - seconds)))
+        start = float(rng.uniform(0, max(0.0, duration_of(recording.audio) - seconds)))
         notes = [
             note._replace(onset=max(0.0, note.onset - start), offset=note.offset - start)
             for note in notes_of(recording)

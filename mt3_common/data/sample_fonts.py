@@ -40,6 +40,7 @@ from mt3_common.formats.sf2 import (
 )
 from mt3_common.io import atomic
 from mt3_common.io.folders import make_folder
+from mt3_common.io.plural import plural
 
 RATE = 24000
 # MIDI keys that a recorded note is played up or down by at most, between its neighbours and beyond the last ones
@@ -54,6 +55,8 @@ RELEASE, DRUM_RELEASE = 0.25, 6.0
 # SoundFont generators: section 8.1.2 of the specification
 RELEASE_TIME, LOOPS, EXCLUSIVE, ROOT = 38, 54, 57, 58
 DRUM_BANK, NO_DRUM = 128, 127
+# dB, highest level_db of a drum; 0 is full scale
+LOUDEST = 40
 
 
 # of index.tsv; the last four are empty where they do not apply
@@ -157,12 +160,27 @@ def _read_group(folder: Path, rows: Sequence[Mapping[str, str]], program: int | 
             raise NotesError(f"{folder / row['path']} cannot be read: {error}") from error
         if rate != RATE or samples.ndim != 1:
             raise NotesError(f"{folder / row['path']} must be mono at {RATE} Hz")
-        if program is None:
-            samples = samples * np.float32(10 ** (loudest[row["key"]] / 20))
-        key = int(row["key"])
+        key, velocity = int(row["key"]), float(row["velocity"])
         loop = (int(row["loop_start"]), int(row["loop_end"])) if row["loop_start"] else None
         pitch = key if program is None else float(row["pitch"])
-        notes.append(RecordedNote(samples, pitch, key, float(row["velocity"]), loop))
+        for name, value, high in (("key", key, 127), ("pitch", pitch, 127), ("velocity", velocity, 1)):
+            if not 0 <= value <= high:
+                raise NotesError(
+                    f"{folder / 'index.tsv'}: {row['path']} has {name} {value}, which is not in 0 to {high}"
+                )
+        if not (program is None or 0 <= program <= 127):
+            raise NotesError(f"{folder / 'index.tsv'}: {row['path']} has program {program}, which is not in 0 to 127")
+        if loop and not 0 <= loop[0] < loop[1] <= len(samples):
+            raise NotesError(
+                f"{folder / 'index.tsv'}: {row['path']} has a loop from {loop[0]} to {loop[1]}, and "
+                f"{plural(len(samples), 'sample')}"
+            )
+        if program is None:
+            level = loudest[row["key"]]
+            if not level <= LOUDEST:
+                raise NotesError(f"{folder / 'index.tsv'}: key {key} has level_db {level:g}, which is over {LOUDEST}")
+            samples = samples * np.float32(10 ** (level / 20))
+        notes.append(RecordedNote(samples, pitch, key, velocity, loop))
     return notes
 
 

@@ -62,9 +62,11 @@ class MT3Cutter:
         self.signature = "; ".join(map(str, told))
 
     def cut(self, audio: np.ndarray, notes: Sequence[Note], rng: np.random.Generator) -> Iterator[tuple]:
-        """See Cutter."""
+        """See Cutter. Examples of two segments at most are cut from their beginning."""
         # not 0, so that notes may be tied from before it
         first = int(rng.integers(self.config.input_frames)) or 1
+        if len(audio) <= 2 * self.config.input_frames * self.config.spectrogram.hop_width:
+            first = 0
         return cut_segments(audio, notes, first, self.config)
 
 

@@ -4,6 +4,7 @@ Training reads them from Shards, files of some thousand segments that are writte
 them as they are needed.
 """
 
+import hashlib
 import math
 import os
 import struct
@@ -102,6 +103,8 @@ class Shards:
 
     Attributes:
         together: batches that are made at once, as in a Stream: 1.
+        digest: SHA-256 of all ids, which tells other shards.
+        begin: number of a run's first batch of these shards, from which their epochs count.
 
     Raises:
         ValueError: there are no paths, a file is no shard, or it was made for another config.
@@ -116,6 +119,8 @@ class Shards:
         self._paths = [str(path) for path in paths]
         self._files: dict[str, list[np.ndarray]] = {}
         self._ids: list[np.ndarray] = []
+        self.begin = 0
+        content = hashlib.sha256()
         rows = []
         for number, path in enumerate(paths):
             try:
@@ -128,9 +133,11 @@ class Shards:
             if str(made_for) != cutter.signature:
                 raise ValueError(f"{path} was made for {made_for}, not for {cutter.signature}")
             channels = cutter.num_channels
+            content.update(ids.tobytes())
             rows_of_ids = np.split(ids, np.cumsum(lengths * channels)[:-1])
             self._ids += [row.reshape(channels, -1) for row in rows_of_ids] if channels > 1 else rows_of_ids
             rows += [(number, row) for row in range(len(lengths))]
+        self.digest = content.hexdigest()
         self._rows = np.array(rows)
         self._order: tuple[tuple[int, int, int], np.ndarray] = ((-1, -1, -1), np.empty(0, np.int64))
 
@@ -171,7 +178,7 @@ class Shards:
 
     def batch_at(self, number: int, size: int, seed: int = 0) -> Batch:
         """Return batch number `number` of a training run with batches of this size."""
-        return self.batch(self.rows(number, size, seed))
+        return self.batch(self.rows(number - self.begin, size, seed))
 
     def some(self, count: int) -> Batch:
         """Return `count` segments evenly spaced over all shards, or all if there are fewer."""

@@ -145,8 +145,10 @@ def build_kit(folder: Path, output: Path, keys: Mapping[str, int | None] | None 
         element.tag = element.tag.rpartition("}")[2]
     notes = []
     for number, instrument in enumerate(tree.iter("instrument")):
-        own = int(instrument.findtext("midiOutNote") or FIRST_KEY + number)
-        key = (keys or {}).get(str(own), own)
+        told = instrument.findtext("midiOutNote") or str(FIRST_KEY + number)
+        if not (told.isdecimal() and int(told) <= 127):
+            raise NotesError(f"{path}: midiOutNote {told[:20]!r} is no key, which is in 0 to 127")
+        key = (keys or {}).get(told, int(told))
         if key is None:
             continue
         for layer in instrument.iter("layer"):

@@ -19,6 +19,8 @@ class BasicPitch:
         ValueError: there is no such command.
     """
 
+    tells_velocities = True
+
     def __init__(self, command: str = "basic-pitch"):
         path = shutil.which(command)
         if path is None:

@@ -36,7 +36,7 @@ from mt3_common.transcription.pipeline import Transcriber
 SHOWN = ("onset", "onset_offset", "frame", "onset_class", "program_full", "drum_onset", "drums")
 # Part of row_key: rows measured before tables had singing, before the pedal counted in estimates, and without
 # drum_class are measured again.
-READING = 4
+READING = 5
 # notes of a recording that are believed: black MIDI has some 100 a second; and s after the end of the recording
 MAX_NOTES_PER_SECOND = 1000
 MAX_SECONDS_AFTER = 600.0
@@ -127,6 +127,7 @@ def measure(
     else:
         assert transcriber is not None, "either a transcriber or estimates"
         transcription = transcriber.transcribe(pair.audio, **(reading or {}))
+        with_velocities &= transcriber.tells_velocities
         notes = transcription.notes
         counts = {"invalid": transcription.invalid, "dropped": transcription.dropped}
     row = {"name": pair.name, "group": pair.group, "references": len(references), "estimates": len(notes), **counts}

@@ -142,6 +142,10 @@ class TrainingConfig:
         """True if a loss reads the encoder or its pre-encoder frame by frame."""
         return bool(self.auxiliary or self.teaches_rows)
 
+    def saves_after(self, done: int) -> bool:
+        """Return True if a run validates and saves after so many steps."""
+        return done % self.validate_every == 0 or done == self.steps
+
     def rate(self, step: int) -> float:
         """Return the learning rate of a step; the first one is step 0."""
         if self.schedule == "yourmt3-cosine":
@@ -242,7 +246,12 @@ def yourmt3_settings(model: Mapping[str, Any], start: YourMT3Settings | None = N
     if unknown := sorted(set(model) - set(known)):
         raise ConfigError(f"a YourMT3+ has no setting {unknown[0]!r}; there are {', '.join(known)}")
     name = model.get("released", "ymt3-plus")
-    if name not in RELEASED:
+    for group in ("front_end", "network"):
+        if not isinstance(model.get(group, {}), dict):
+            raise ConfigError(f"{group} must be an object of settings, not {shown(model[group])}")
+    if not isinstance(model.get("task", ""), str):
+        raise ConfigError(f"task must be a name, not {shown(model['task'])}")
+    if not isinstance(name, str) or name not in RELEASED:
         raise ConfigError(f"no YourMT3+ is called {name!r}; there are {', '.join(RELEASED)}")
     base = (start or RELEASED[name].settings).to_dict()
     network = model.get("network", {})

@@ -78,16 +78,38 @@ def fit(
     rows = read_metrics(folder / "metrics.csv", begin)
     if learner.writer:
         write_metrics(folder / "metrics.csv", rows)
-    before = float(rows[-1]["seconds"]) if rows else 0.0
+    before = float(rows[-1]["seconds"] or 0) if rows else 0.0
     began = time.monotonic()
     # those of the steps after `since`, whose row is not written yet
     since, sums = read_partial(folder, begin)
     done, clock = begin, began
     interruptions = Interruptions(learner.in_any_process if distributed else None)
+
+    def conclude(show: Callable[..., None]) -> None:
+        """Validate, write a row of metrics, and save."""
+        nonlocal since, sums, clock
+        row: dict[str, Any] = {name: value / (done - since) for name, value in sums.items()}
+        now = time.monotonic()
+        segments = (done - max(since, begin)) * settings.accumulate * settings.batch_size
+        # none of this process's, where an interrupted validation is made up for
+        per_second = segments / max(1e-9, now - clock) if segments else ""
+        row |= {"step": done, "learning_rate": settings.rate(done - 1), "segments_per_second": per_second}
+        row["validation_loss"] = validation_loss(learner, validation, settings) if validation else ""
+        row["seconds"] = before + time.monotonic() - began
+        with interruptions.deferred(), reraise_with_saved_state(done, folder, since):
+            rows.append({name: str(row[name]) for name in METRICS})
+            save(learner, family, rows, folder, done)
+            sums, since, clock = {}, done, time.monotonic()
+        with reraise_with_saved_state(done, folder, since):
+            write_logs(logs, row, learner, family, validation or source)
+        show(done, row["loss"], row)
+
     with progress(settings, begin, quiet or not learner.writer) as show, interruptions.handled():
-        if should_stop(rows, settings):
-            return
         try:
+            if done > since and settings.saves_after(done):
+                conclude(show)
+            if should_stop(rows, settings):
+                return
             for step, batches in enumerate(load_batches(source, settings, begin, workers), begin):
                 with interruptions.deferred():
                     values = learner.update(batches, step, settings.rate(step))
@@ -101,25 +123,10 @@ def fit(
                     done = step + 1
                 interruptions.end_together()
                 show(done, values["loss"], None)
-                if done % settings.validate_every and done != settings.steps:
-                    continue
-                row: dict[str, Any] = {name: value / (done - since) for name, value in sums.items()}
-                now = time.monotonic()
-                per_second = (
-                    (done - max(since, begin)) * settings.accumulate * settings.batch_size / max(1e-9, now - clock)
-                )
-                row |= {"step": done, "learning_rate": settings.rate(step), "segments_per_second": per_second}
-                row["validation_loss"] = validation_loss(learner, validation, settings) if validation else ""
-                row["seconds"] = before + time.monotonic() - began
-                with interruptions.deferred(), reraise_with_saved_state(done, folder, since):
-                    rows.append({name: str(row[name]) for name in METRICS})
-                    save(learner, family, rows, folder, done)
-                    sums, since, clock = {}, done, time.monotonic()
-                with reraise_with_saved_state(done, folder, since):
-                    write_logs(logs, row, learner, family, validation or source)
-                show(done, values["loss"], row)
-                if should_stop(rows, settings):
-                    return
+                if settings.saves_after(done):
+                    conclude(show)
+                    if should_stop(rows, settings):
+                        return
         except KeyboardInterrupt:
             if done > since and not interruptions.is_torn:
                 with reraise_with_saved_state(done, folder, since):
@@ -198,8 +205,8 @@ def progress(
                 validation = (
                     f", validation {row['validation_loss']:.4f}" if row and row["validation_loss"] != "" else ""
                 )
-                left = datetime.timedelta(seconds=round((settings.steps - done) / rate))
-                if row is not None:
+                left = datetime.timedelta(seconds=round((settings.steps - done) / max(1e-9, rate)))
+                if row is not None and row["segments_per_second"] != "":
                     # those of metrics.csv: since the last save, without validations and saves
                     segments = row["segments_per_second"]
                     rate = segments / (settings.batch_size * settings.accumulate)

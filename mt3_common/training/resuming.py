@@ -69,6 +69,22 @@ def warm_start_of(folder: Path) -> str | None:
         return None
 
 
+def first_step_on(folder: Path, digest: str, begin: int) -> int:
+    """Return the step at which a run began with the shards that it is given.
+
+    Args:
+        folder: of the run.
+        digest: of the shards, see Shards.
+        begin: step at which the run goes on; where it had other shards, it begins with these there.
+    """
+    try:
+        shards = parse_json((folder / RECORD).read_bytes())["shards"]
+        return int(shards["begin"]) if shards["digest"] == digest else begin
+    except (OSError, ValueError, KeyError, TypeError):
+        # a new run, or one whose record does not tell
+        return 0
+
+
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Return settings with those of groups under the names of both: front_end.hop."""
     flat: dict[str, Any] = {}

@@ -12,6 +12,7 @@ import csv
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -188,9 +189,16 @@ def read_metrics(path: Path, step: int) -> list[dict[str, str]]:
     """Read the rows of metrics.csv up to a step; the steps of later rows will be repeated."""
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        rows = [{name: row.get(name) or "" for name in METRICS} for row in csv.DictReader(file)]
-    return [row for row in rows if row["step"].isdecimal() and int(row["step"]) <= step]
+    try:
+        with open(path, newline="") as file:
+            rows = [{name: row.get(name) or "" for name in METRICS} for row in csv.DictReader(file)]
+        rows = [row for row in rows if row["step"].isdecimal() and int(row["step"]) <= step]
+        numbers = [float(row[name] or 0) for row in rows for name in ("seconds", "validation_loss")]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("a number is not finite")
+    except (csv.Error, ValueError) as error:
+        raise TrainingError(f"{path} is not as a run writes it ({error}): move it away, and the run goes on") from error
+    return rows
 
 
 def write_metrics(path: Path, rows: Sequence[Mapping[str, str]]) -> None:

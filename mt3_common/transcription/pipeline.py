@@ -61,6 +61,11 @@ class Transcriber:
         self.generate = generate
         self.checkpoint = checkpoint
 
+    @property
+    def tells_velocities(self) -> bool:
+        """True if the network says how loud notes are; where it does not, all have one velocity."""
+        return self.family.tells_velocities
+
     def transcribe(
         self,
         audio: str | os.PathLike | np.ndarray,

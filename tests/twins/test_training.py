@@ -364,6 +364,55 @@ def test_the_command_trains_stops_and_goes_on(twin, tmp_path, data):
 
 
 @pytest.mark.parametrize("twin", [jax_train, torch_train], ids=["jax", "torch"])
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_validation_that_was_interrupted_is_made_up_for(twin, number, tmp_path, data, monkeypatch):
+    """A signal in the first of three validations, and in the last one, which alone is left of the run then."""
+    assert twin.main(command(tmp_path, data, 6, "whole")) == 0
+    calls = []
+
+    def validation_loss(*arguments):
+        calls.append(arguments)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = loop.validation_loss
+    monkeypatch.setattr(loop, "validation_loss", validation_loss)
+    assert twin.main(command(tmp_path, data, 6, "parts")) == 130
+    assert twin.main(command(tmp_path, data, 6, "parts")) == 0
+    rows = {}
+    for name in ("whole", "parts"):
+        with open(tmp_path / name / "metrics.csv") as file:
+            rows[name] = [[row[key] for key in ("step", "loss", "validation_loss")] for row in csv.DictReader(file)]
+        rows[name].append([read_checkpoint(tmp_path / name / "best").step])
+    assert [row[0] for row in rows["whole"]][:3] == ["2", "4", "6"]
+    assert rows["whole"] == rows["parts"]
+
+
+@pytest.mark.parametrize("twin", [jax_train, torch_train], ids=["jax", "torch"])
+def test_epochs_of_other_shards_begin_where_they_come_in(twin, tmp_path, data):
+    def record():
+        return json.loads((tmp_path / "run" / "run.json").read_text())["shards"]
+
+    assert twin.main(command(tmp_path, data, 2)) == 0
+    assert record()["begin"] == 0
+    first = record()["digest"]
+    assert twin.main(command(tmp_path, data, 4)) == 0
+    assert record() == {"begin": 0, "digest": first}
+    arguments = command(tmp_path, data, 6)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "o.npz").write_bytes((data / "validation.npz").read_bytes())
+    arguments[arguments.index("--data") + 1] = str(other)
+    assert twin.main(arguments) == 0
+    assert record()["begin"] == 4
+    assert record()["digest"] != first
+    arguments[arguments.index("--max-steps") + 1] = "8"
+    assert twin.main(arguments) == 0
+    assert record()["begin"] == 4
+
+
+@pytest.mark.parametrize("twin", [jax_train, torch_train], ids=["jax", "torch"])
 def test_a_run_goes_on_with_the_drums_that_its_settings_state(twin, tmp_path, data):
     """No weight depends on them."""
     arguments = command(tmp_path, data, 2)

@@ -374,6 +374,10 @@ def test_a_warm_start_keeps_arrays_window_and_settings(data, tmp_path, capsys):
         ({"task": "singing_v1"}, {}, "begins with 2 ids of its own"),
         ({"released": "yptf-large"}, {}, "no YourMT3+ is called 'yptf-large'; there are ymt3-plus"),
         ({"emb_dim": 64}, {}, "a YourMT3+ has no setting 'emb_dim'; there are family, released"),
+        ({"released": ["yptf-single"]}, {}, r"no YourMT3+ is called ['yptf-single']"),
+        ({"network": 5}, {}, "network must be an object of settings, not 5"),
+        ({"front_end": 5}, {}, "front_end must be an object of settings, not 5"),
+        ({"task": ["a"]}, {}, "task must be a name, not ['a']"),
         ({"network": {"perceiver": {"latents": 3}}}, {}, "latents"),
         ({"network": {"decoder": "t5"}}, {}, "does not go with pre-decoder"),
         ({}, {"auxiliary": 0.1}, "auxiliary is for MT3's networks"),
@@ -386,7 +390,7 @@ def test_settings_that_cannot_be_are_refused_in_one_sentence(data, tmp_path, cap
     shards = tmp_path / "shards"
     shards.mkdir()
     arguments = [str(tmp_path / "run"), "--data", str(shards), "--config", str(tmp_path / "plan.json")]
-    if model.get("task") or training.get("auxiliary"):
+    if isinstance(model.get("task"), str) or training.get("auxiliary"):
         front_end = FrontEndConfig(hop_length=4096, n_fft=128)
         example = music(3.0)
         task = model.get("task", "mc13_full_plus_256")

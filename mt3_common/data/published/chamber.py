@@ -1,9 +1,9 @@
 """Chamber music: MusicNet with MusicNet-EM, and URMP."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mt3_common.data.corpora import URMP_PROGRAMS, URMP_VALIDATION, musicnet_labels, urmp_part
+from mt3_common.data.corpora import URMP_PROGRAMS, URMP_VALIDATION, first_instrument, musicnet_labels, urmp_part
 from mt3_common.data.published.index import DatasetError, Piece, Stem, locate
 from mt3_common.formats import midi
 from mt3_common.notes.note import Note, trim_overlapping
@@ -16,9 +16,6 @@ MT3_VALIDATION = (1733, 1765, 1790, 1818, 2160, 2198, 2289, 2300, 2308, 2315, 23
 MT3_TEST = (1729, 1776, 1813, 1893, 2118, 2186, 2296, 2431, 2432, 2487, 2497, 2501, 2507, 2537, 2621)
 # MIDI files that are there twice, under another name
 DUPLICATES = ("test_labels_midi/1759.mid", "test_labels_midi/1819.mid")
-# instruments that only a count from 0, or only a count from 1, has; MusicNet's eleven are piano, harpsichord, violin,
-# viola, cello, bass, horn, oboe, bassoon, clarinet and flute
-FROM_0, FROM_1 = {0, 6, 40, 60, 68, 70, 73}, {1, 7, 44, 61, 69, 72, 74}
 # beginning of the names of files that macOS leaves
 HIDDEN = "."
 
@@ -41,7 +38,7 @@ def musicnet(root: Path) -> Iterator[Piece]:
     duplicates = {folder / name for name in DUPLICATES}
     scores = _by_number(sorted(path for path in folder.glob("*_midi/*.mid") if path not in duplicates))
     aligned = _by_number(sorted(folder.glob("*_em/*.mid")))
-    first = _first_instrument(labels.values())
+    first = first_instrument(labels.values())
     for number, path in labels.items():
         if number not in real:
             raise DatasetError(f"{folder}: there is no recording {number}.wav for {path.relative_to(folder)}")
@@ -65,17 +62,6 @@ def musicnet(root: Path) -> Iterator[Piece]:
 def _by_number(files: Sequence[Path]) -> dict[str, Path]:
     """Map the number that a file's name begins with to the file: 1727 of 1727_schubert_op114.mid."""
     return {path.stem.split("_")[0]: path for path in files}
-
-
-def _first_instrument(tables: Iterable[Path]) -> int:
-    """Return the number that the tables give the piano: 1 as first published, 0 in some copies."""
-    for path in tables:
-        instruments = {note.program for note in musicnet_labels(path, 0)}
-        if instruments & FROM_0:
-            return 0
-        if instruments & FROM_1:
-            return 1
-    return 1
 
 
 def _read(path: Path) -> list[Note]:

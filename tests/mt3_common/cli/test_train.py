@@ -112,6 +112,36 @@ def test_shards_that_say_nothing_of_their_programs_change_no_config(tmp_path, co
         assert with_granularity(config, options) == config
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--augment", '{"semitones": 2}'),
+        ("--recipe", '{"pedal": 1}'),
+        ("--temperature", "2"),
+        ("--data-home", "elsewhere"),
+    ],
+)
+def test_options_that_say_how_segments_are_made_are_refused_beside_shards(option, value, tmp_path, command, capsys):
+    assert command(tmp_path / "run", None, option, value) == 2
+    assert f"{option} says how segments are made, and those of --data are" in capsys.readouterr().err
+
+
+def test_songs_of_the_validation_among_those_trained_on_are_told(tmp_path, command, data, capsys):
+    """By the hashes of their files, whatever the folders are called."""
+    folders = {name: tmp_path / name for name in ("train", "validation")}
+    songs = {"train": {"a/one.mid": "1", "a/two.mid": "2"}, "validation": {"b/one.mid": "1", "b/three.mid": "3"}}
+    for name, folder in folders.items():
+        folder.mkdir()
+        (folder / "0.npz").write_bytes((data / "00000.npz").read_bytes())
+        (folder / "sources.json").write_text(json.dumps({"recipe": {"midi_class": False}, "midi": songs[name]}))
+    validation = "--validation", str(folders["validation"])
+    assert command(tmp_path / "run", None, *validation, given=folders["train"]) == 1
+    assert "1 of the 2 songs of --validation are trained on as well" in capsys.readouterr().err
+    # validation on the data itself is meant so
+    assert command(tmp_path / "other", None, "--validation", str(folders["train"]), given=folders["train"]) == 1
+    assert "trained on as well" not in capsys.readouterr().err
+
+
 class Begins(ValueError):
     """The first step would be taken now: all that comes before was accepted."""
 

@@ -212,6 +212,9 @@ JAMS = '{{"annotations": [{{"namespace": "note_midi", "data": [{{"time": {}, "du
     ("layout", "file", "content", "message"),
     [
         ("maestro", "maestro-v3.0.0.csv", "split,title\n", "no column 'midi_filename'"),
+        ("maestro", "maestro-v3.0.0.csv", "split,midi_filename,audio_filename\ntrain,a.mi", "is not as maestro has it"),
+        ("musicnet", "musicnet_metadata.csv", "composer,composition\nBach,Suite\n", "is not as musicnet has it"),
+        ("guitarset", "annotation/mine.jams", "{}", "is not as guitarset has it"),
         ("slakh", "test/Track01876/metadata.yaml", "stems: [", "is not as slakh has it"),
         ("slakh", "test/Track01876/metadata.yaml", "stems: 5", "is not as slakh has it"),
         ("musicnet", "test_labels/2303.csv", "start_time,note\n1,2\n", "no column 'end_time'"),
@@ -243,6 +246,39 @@ def test_a_file_that_is_not_as_its_layout_says_is_said(layout, file, content, me
         [datasets.read_notes(recording) for recording in datasets.recordings(tmp_path)]
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1000
+
+
+def test_drum_hits_without_length_in_tables_are_taught(tmp_path):
+    write_audio(tmp_path / "song.wav")
+    (tmp_path / "song.tsv").write_text("".join(f"{time}\t{time}\t36\t0\t1\n" for time in (0.5, 1.0, 1.5)))
+    [recording] = datasets.recordings(tmp_path)
+    assert [note.offset - note.onset for note in datasets.read_notes(recording)] == pytest.approx([0.01] * 3)
+    example = datasets.Excerpts([[recording]], seconds=4).example(0)
+    assert [note.onset for note in example.notes] == [0.5, 1.0, 1.5]
+
+
+def test_all_of_a_recording_is_cut_whose_header_states_no_length(tmp_path, monkeypatch):
+    write_audio(tmp_path / "song.wav", seconds=30)
+    recording = Recording("song", "pairs", "train", tmp_path / "song.wav", (tmp_path / "song.tsv",))
+    (tmp_path / "song.tsv").write_text("".join(f"{time}\t{time + 0.9}\t{40 + time}\t0\t0\n" for time in range(30)))
+    monkeypatch.setattr(datasets, "audio_duration", lambda path: None)
+    datasets.duration_of.cache_clear()
+    assert datasets.duration_of(tmp_path / "song.wav") == 30
+    excerpts = datasets.Excerpts([[recording]], seconds=4)
+    pitches = {note.pitch for number in range(12) for note in excerpts.example(number).notes}
+    datasets.duration_of.cache_clear()
+    assert min(pitches) < 48
+    assert max(pitches) > 60
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_musicnet_as_published_counts_instruments_from_0_or_1(first, tmp_path):
+    write_audio(tmp_path / "train_data" / "1727.wav", rate=44100)
+    head = "start_time,end_time,instrument,note\n"
+    (tmp_path / "train_labels").mkdir()
+    (tmp_path / "train_labels" / "1727.csv").write_text(f"{head}0,44100,{first},60\n0,44100,{40 + first},72\n")
+    [recording] = datasets.recordings(tmp_path)
+    assert sorted(note.program for note in datasets.read_notes(recording)) == [0, 40]
 
 
 def test_mixing_is_mt3s():

@@ -21,7 +21,7 @@ from mt3_common.cli import mt3
 from mt3_common.config import Config
 from mt3_common.data import catalogue, corpora
 from mt3_common.data import install as installation
-from mt3_common.data.published import bands, chamber
+from mt3_common.data.published import bands
 from mt3_common.data.published.index import DatasetError, Piece, read_index, write_dataset
 from mt3_common.data.shards import Stream
 from mt3_common.io import transfer
@@ -124,7 +124,7 @@ def test_instruments_of_musicnet_counted_from_0_are_told_apart(tmp_path):
     head = "start_time,end_time,instrument,note\n"
     for first, instruments in ((1, (41, 1, 74)), (0, (41, 0, 73)), (1, (41, 42))):
         (tmp_path / "a.csv").write_text(head + "".join(f"0,1,{number},60\n" for number in instruments))
-        assert chamber._first_instrument([tmp_path / "a.csv"]) == first
+        assert corpora.first_instrument([tmp_path / "a.csv"]) == first
 
 
 def test_maps_keeps_songs_of_the_test_out_of_training(server, home):

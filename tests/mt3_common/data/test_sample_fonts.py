@@ -193,6 +193,23 @@ def test_what_cannot_be_read_is_said(notes, tmp_path, capsys):
     index.write_text(lines.replace("level_db", "level"))
     with pytest.raises(NotesError, match=r"index\.tsv has no column 'level_db'; it has path, "):
         sample_fonts.read_notes(notes, "train")
+    index.write_text(lines)
+    with open(index, newline="") as file:
+        first, *others = csv.DictReader(file, delimiter="\t")
+    soundfile.write(notes / "violin" / "a.wav", tone(60.3), RATE, subtype="FLOAT")
+    for changed in (
+        *({"key": "128"}, {"key": "-1"}, {"pitch": "150"}, {"pitch": "nan"}, {"velocity": "2"}, {"velocity": "nan"}),
+        *({"program": "128"}, {"program": "-1"}, {"program": "drums", "level_db": "1e6"}),
+        *({"loop_start": "100", "loop_end": "999999"}, {"loop_start": "900", "loop_end": "100"}),
+    ):
+        with open(index, "w", newline="") as file:
+            table = csv.DictWriter(file, HEADER, delimiter="\t")
+            table.writeheader()
+            table.writerows([first | changed, *others])
+        [name] = changed.keys() - {"loop_end"} if "program" not in changed else changed.keys() - {"level_db"}
+        said = {"loop_start": "a loop from", "program": "program|level_db"}.get(name, name)
+        with pytest.raises(NotesError, match=rf"index\.tsv: .*({said})"):
+            sample_fonts.read_notes(notes, "train")
     index.write_text(lines.replace("\t40\t", "\tforty\t"))
     with pytest.raises(NotesError, match=r"index\.tsv: a line is not as it must be: .*forty"):
         sample_fonts.read_notes(notes, "train")

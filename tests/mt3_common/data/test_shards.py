@@ -124,6 +124,17 @@ def test_shards_give_back_every_segment(config, tmp_path):
     assert not batch.inputs[:, 0].any()
 
 
+@pytest.mark.parametrize(("seconds", "whole"), [(1.0, True), (2.5, True), (4.0, False)])
+def test_short_examples_are_cut_from_their_beginning(seconds, whole):
+    """So that what begins at once is taught as an onset; of longer ones, other cuts give ties as well."""
+    notes = [Note(0.0, 0.5, 60, 100)]
+    cutter = training_segments.MT3Cutter(CONFIG)
+    rngs = map(np.random.default_rng, range(20))
+    firsts = {tuple(next(iter(cutter.cut(audio(seconds), notes, rng)))[1]) for rng in rngs}
+    [expected] = {tuple(ids) for _, ids, _ in training_segments.cut_segments(audio(1.0), notes, 0, CONFIG)}
+    assert (firsts == {expected}) == whole
+
+
 def test_batches_depend_on_seed_and_step_alone(tmp_path):
     path = tmp_path / "00000.npz"
     dataset.write_shard(path, [Example(audio(40.0), NOTES, "piano")], CONFIG, [1, 0])
@@ -135,6 +146,14 @@ def test_batches_depend_on_seed_and_step_alone(tmp_path):
     per_epoch = len(shards) // 8
     seen = [row for batch in rows[:per_epoch] for row in batch]
     assert len(set(seen)) == len(seen) == per_epoch * 8
+    # of a run that goes on with them, too
+    later = dataset.Shards([path], CONFIG)
+    later.begin = 5
+    for number in range(per_epoch):
+        batch, expected = later.batch_at(5 + number, 8, seed=1), shards.batch_at(number, 8, seed=1)
+        np.testing.assert_array_equal(batch.frames, expected.frames)
+    dataset.write_shard(tmp_path / "other.npz", [Example(audio(40.0), NOTES, "piano")], CONFIG, [1, 1])
+    assert dataset.Shards([tmp_path / "other.npz"], CONFIG).digest != later.digest == shards.digest
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ class Oracle:
     """Transcribes by reading the answers, one note of the piano missing."""
 
     config = Config()
+    tells_velocities = True
 
     def transcribe(self, path):
         if "broken" in path.name:
@@ -493,6 +494,14 @@ def test_velocities_are_measured_where_both_sides_have_them(folder, tmp_path):
     assert rows["piano__one"]["onset_offset_velocity"] == rows["piano__two"]["onset_offset"] == pytest.approx(0.8)
     assert rows["piano__two"]["onset_offset_velocity"] is None
     assert rows["piano__two"]["onset_offset_velocity_recall"] is None
+
+
+def test_a_network_that_says_no_velocities_has_no_measure_of_them(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Oracle, "tells_velocities", False)
+    assert evaluate.main("torch_mt3", load, [str(folder), "-o", str(tmp_path / "out")]) == 0
+    row = next(row for row in results_of(tmp_path / "out") if row["name"] == "piano__one")
+    assert row["onset_offset_velocity"] is None
+    assert row["onset_offset"] == pytest.approx(0.8)
 
 
 def test_recordings_of_one_stem_keep_their_suffixes(folder, tmp_path):
