@@ -19,7 +19,13 @@ done
 [ $((32 % PROCESSES)) = 0 ] || { echo "error: PROCESSES=$PROCESSES must divide a batch of 32: 1, 2, 4, 8, 16 or 32" >&2; exit 2; }
 [[ $DTYPE =~ ^(float32|bfloat16)$ ]] || { echo "error: DTYPE=$DTYPE must be float32 or bfloat16" >&2; exit 2; }
 [ "$STEPS" -ge 16 ] || { echo "error: STEPS=$STEPS are too few: 16 at least" >&2; exit 2; }
-reached() { "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["step"])' "$WORK/run/last/config.json" 2>/dev/null || echo 0; }
+# the step of the last save; a save that was killed between its two renames has left the one before as .last.writing-PID-old
+reached() {
+  "$PYTHON" -c '
+import glob, json, sys
+saves = glob.glob(sys.argv[1] + "/last") + glob.glob(sys.argv[1] + "/.last.writing-*-old")
+print(max([0, *(json.load(open(save + "/config.json"))["step"] for save in saves)]))' "$WORK/run" 2>/dev/null || echo 0
+}
 # nothing is rendered anew for a run that has ended
 [ "$(reached)" -lt "$STEPS" ] || { echo "$WORK/run has its $STEPS steps"; exit 0; }
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1

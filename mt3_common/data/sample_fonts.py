@@ -55,6 +55,8 @@ RELEASE, DRUM_RELEASE = 0.25, 6.0
 # SoundFont generators: section 8.1.2 of the specification
 RELEASE_TIME, LOOPS, EXCLUSIVE, ROOT = 38, 54, 57, 58
 DRUM_BANK, NO_DRUM = 128, 127
+# samples that are read at a time
+BLOCK = 1 << 16
 # dB, highest level_db of a drum; 0 is full scale
 LOUDEST = 40
 
@@ -154,12 +156,7 @@ def _read_group(folder: Path, rows: Sequence[Mapping[str, str]], program: int | 
         loudest[row["key"]] = max(loudest.get(row["key"], -24.0), float(row["level_db"]))
     notes = []
     for row in rows:
-        try:
-            samples, rate = soundfile.read(folder / row["path"], dtype="float32")
-        except (OSError, soundfile.LibsndfileError) as error:
-            raise NotesError(f"{folder / row['path']} cannot be read: {error}") from error
-        if rate != RATE or samples.ndim != 1:
-            raise NotesError(f"{folder / row['path']} must be mono at {RATE} Hz")
+        samples = _samples(folder / row["path"])
         key, velocity = int(row["key"]), float(row["velocity"])
         loop = (int(row["loop_start"]), int(row["loop_end"])) if row["loop_start"] else None
         pitch = key if program is None else float(row["pitch"])
@@ -182,6 +179,20 @@ def _read_group(folder: Path, rows: Sequence[Mapping[str, str]], program: int | 
             samples = samples * np.float32(10 ** (level / 20))
         notes.append(RecordedNote(samples, pitch, key, velocity, loop))
     return notes
+
+
+def _samples(path: Path) -> np.ndarray:
+    """Read a recorded note in blocks, so that memory is what is there, not what its header claims."""
+    blocks = []
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.samplerate != RATE or file.channels != 1:
+                raise NotesError(f"{path} must be mono at {RATE} Hz")
+            while len(block := file.read(BLOCK, dtype="float32")):
+                blocks.append(block)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise NotesError(f"{path} cannot be read: {error}") from error
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def zones(notes: Sequence[RecordedNote], is_drum: bool = False) -> list[Zone]:

@@ -3,6 +3,8 @@
 Needs tensorboardX and pillow (`pip install "mt3-twins[train]"`), or wandb.
 """
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,8 +83,12 @@ class WandB:
         with needed("--wandb needs wandb", "wandb"):
             import wandb
         self._wandb = wandb
-        name = folder.resolve().name
-        self._run = wandb.init(project=project, name=name, id=name, dir=str(folder), resume="allow")
+        path = folder.resolve()
+        # runs of one name in other folders are others
+        number = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+        self._run = wandb.init(
+            project=project, name=path.name, id=f"{path.name}-{number}", dir=str(folder), resume="allow"
+        )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to each curve."""

@@ -509,7 +509,7 @@ def test_wandb_gets_the_same_when_it_is_installed(twin, command, tmp_path, monke
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert twin.main(command("w", "--wandb", "project")) == 2
     assert "--wandb needs wandb" in capsys.readouterr().err
-    logged = []
+    logged, ids = [], []
 
     class Run:
         def log(self, values, step):
@@ -524,7 +524,8 @@ def test_wandb_gets_the_same_when_it_is_installed(twin, command, tmp_path, monke
         @staticmethod
         def init(**options):
             assert options["project"] == "project"
-            assert options["id"] == "w"
+            assert options["name"] == "w"
+            ids.append(options["id"])
             return Run()
 
     monkeypatch.setitem(sys.modules, "wandb", Wandb)
@@ -532,6 +533,11 @@ def test_wandb_gets_the_same_when_it_is_installed(twin, command, tmp_path, monke
     assert logged[-1] == "finished"
     assert logged[1] == (2, ["notes"])
     assert "loss" in logged[0][1]
+    assert twin.main(command("w", "--wandb", "project", steps=4)) == 0
+    (tmp_path / "other").mkdir()
+    assert twin.main(command("other/w", "--wandb", "project", steps=2)) == 0
+    # the same run goes on; one of its name elsewhere is another
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_a_picture_colours_what_is_right_missed_and_wrong(data):
