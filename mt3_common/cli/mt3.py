@@ -124,7 +124,7 @@ def _package(framework: str | None, arguments: Sequence[str], able: Sequence[str
         missing = next(module for module in FRAMEWORKS[framework] if not importlib.util.find_spec(module))
         raise UsageError(f'--framework {framework} needs {missing}: pip install "mt3-twins[{framework}]"')
     packages = " or ".join(f'"mt3-twins[{name}]"' for name in able)
-    raise UsageError(f"none of these is installed: {', '.join(map(NAMES.get, able))}; pip install {packages}")
+    raise UsageError(f"none of these is installed: {', '.join(NAMES[name] for name in able)}; pip install {packages}")
 
 
 # option -> what ONNX Runtime does of it; for all else a twin is needed

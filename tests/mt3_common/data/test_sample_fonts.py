@@ -207,8 +207,8 @@ def test_what_cannot_be_read_is_said(notes, tmp_path, capsys):
             table.writeheader()
             table.writerows([first | changed, *others])
         [name] = changed.keys() - {"loop_end"} if "program" not in changed else changed.keys() - {"level_db"}
-        said = {"loop_start": "a loop from", "program": "program|level_db"}.get(name, name)
-        with pytest.raises(NotesError, match=rf"index\.tsv: .*({said})"):
+        wording = {"loop_start": "a loop from", "program": "program|level_db"}.get(name, name)
+        with pytest.raises(NotesError, match=rf"index\.tsv: .*({wording})"):
             sample_fonts.read_notes(notes, "train")
     index.write_text(lines.replace("\t40\t", "\tforty\t"))
     with pytest.raises(NotesError, match=r"index\.tsv: a line is not as it must be: .*forty"):
