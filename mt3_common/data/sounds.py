@@ -145,7 +145,7 @@ def build_kit(folder: Path, output: Path, keys: Mapping[str, int | None] | None 
         element.tag = element.tag.rpartition("}")[2]
     notes = []
     for number, instrument in enumerate(tree.iter("instrument")):
-        told = instrument.findtext("midiOutNote") or str(FIRST_KEY + number)
+        told = (instrument.findtext("midiOutNote") or "").strip() or str(FIRST_KEY + number)
         if not (told.isdecimal() and int(told) <= 127):
             raise NotesError(f"{path}: midiOutNote {told[:20]!r} is no key, which is in 0 to 127")
         key = (keys or {}).get(told, int(told))
