@@ -18,8 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mt3_common.data.corpora import read_notes, recordings
-from mt3_common.evaluation.evaluate import find_estimates, read_estimates
+from mt3_common.evaluation.evaluate import pitched_notes
 from mt3_common.evaluation.metrics import matched_notes
 from mt3_common.notes.note import Note
 
@@ -68,14 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     table = Table("recording", *COLUMNS)
     try:
-        for recording in recordings(options.folder):
-            references, estimates = (
-                [note for note in notes if not note.is_drum]
-                for notes in (read_notes(recording), read_estimates(find_estimates(options.estimates, recording.name)))
-            )
-            if references:
-                count, *values = judge(references, estimates)
-                table.add_row(recording.name, str(count), *(f"{value:.2f}" for value in values))
+        for recording, references, estimates in pitched_notes(options.folder, options.estimates):
+            count, *values = judge(references, estimates)
+            table.add_row(recording.name, str(count), *(f"{value:.2f}" for value in values))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     Console(width=140).print(table)

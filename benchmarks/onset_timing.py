@@ -16,8 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mt3_common.data.corpora import read_notes, recordings
-from mt3_common.evaluation.evaluate import find_estimates, read_estimates
+from mt3_common.evaluation.evaluate import pitched_notes
 from mt3_common.evaluation.metrics import evaluate, matched_notes, score
 from mt3_common.notes.note import Note
 
@@ -59,13 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     groups: dict[str, list[list[float]]] = {}
     try:
-        for recording in recordings(options.folder):
-            references, estimates = (
-                [note for note in notes if not note.is_drum]
-                for notes in (read_notes(recording), read_estimates(find_estimates(options.estimates, recording.name)))
-            )
-            if references:
-                groups.setdefault(recording.group, []).append(judge(references, estimates))
+        for recording, references, estimates in pitched_notes(options.folder, options.estimates):
+            groups.setdefault(recording.group, []).append(judge(references, estimates))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     table = Table("group", "files", *COLUMNS)

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rich.table import Table
 
 from mt3_common.audio.files import AudioError, audio_duration
 from mt3_common.checkpoint.digest import checkpoint_digest
-from mt3_common.data.corpora import Recording, find_notes, has_velocities, read_notes, read_tsv
+from mt3_common.data.corpora import Recording, find_notes, has_velocities, read_notes, read_tsv, recordings
 from mt3_common.evaluation import metrics
 from mt3_common.formats import midi, sealed
 from mt3_common.io import atomic
@@ -64,6 +64,21 @@ def read_estimates(path: Path) -> list[Note]:
         ValueError: the file cannot be read.
     """
     return midi.read_midi(path, sustain=True) if has_velocities(path) else with_voices(read_tsv(path))
+
+
+def pitched_notes(folder: Path, estimates: Path) -> Iterator[tuple[Recording, list[Note], list[Note]]]:
+    """Yield each recording that has pitched notes, these, and those of its file of estimates.
+
+    Raises:
+        ValueError, OSError: a file cannot be read, or a recording has no estimates.
+    """
+    for recording in recordings(folder):
+        references, estimated = (
+            [note for note in notes if not note.is_drum]
+            for notes in (read_notes(recording), read_estimates(find_estimates(estimates, recording.name)))
+        )
+        if references:
+            yield recording, references, estimated
 
 
 def with_voices(notes: Sequence[Note]) -> list[Note]:

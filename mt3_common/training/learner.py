@@ -100,17 +100,18 @@ def gradients_of_step(settings: TrainingConfig, gradients: dict[str, Any], step:
     In the first head_steps the layers of the auxiliary losses learn alone. In the first auxiliary_steps the decoder and
     its auxiliary layers do not learn, nor, where `auxiliary` is 0, what comes behind the pre-encoder.
     """
-    left_out: tuple[str, ...] = ()
-    if step < settings.auxiliary_steps:
-        left_out = ("decoder/", "auxiliary/kernel_", "auxiliary/bias_")
-    is_blind = step < settings.auxiliary_steps and not settings.auxiliary
-    return {
-        name: gradient
-        for name, gradient in gradients.items()
-        if not name.startswith(left_out)
-        and not (is_blind and name.startswith("encoder/") and not name.startswith("encoder/pre_encoder/"))
-        and (step >= settings.head_steps or name.startswith("auxiliary/"))
-    }
+
+    def takes_part(name: str) -> bool:
+        if step < settings.head_steps and not name.startswith("auxiliary/"):
+            return False
+        if step >= settings.auxiliary_steps:
+            return True
+        is_behind = name.startswith("encoder/") and not name.startswith("encoder/pre_encoder/")
+        return not name.startswith(("decoder/", "auxiliary/kernel_", "auxiliary/bias_")) and not (
+            is_behind and not settings.auxiliary
+        )
+
+    return {name: gradient for name, gradient in gradients.items() if takes_part(name)}
 
 
 def initial_average(

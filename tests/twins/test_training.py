@@ -207,6 +207,19 @@ def test_nothing_is_computed_for_losses_of_no_weight(twin, shards, monkeypatch):
     assert not any("auxiliary" in name for name in learner.slots())
 
 
+def two_layers(settings):
+    """The first weights of a network with two decoder layers, and a learner of each twin."""
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, num_decoder_layers=2))
+    arrays = initial_arrays(config.network, 1)
+    return arrays, {twin: learner(config, settings, arrays, {}, "cpu") for twin, learner in LEARNERS.items()}
+
+
+def both_step(learners, settings, shards, step):
+    batches = [make_batch(shards, settings, step, 0)]
+    one, other = (learner.update(batches, step, settings.rate(step)) for learner in learners.values())
+    assert one == pytest.approx(other, rel=1e-10), step
+
+
 def test_the_auxiliary_layers_of_a_warm_start_learn_first(shards):
     settings = TrainingConfig(
         steps=10, batch_size=4, dtype="float64", warmup_steps=4, decay_from=0.5, contents=0.1, head_steps=3, ema=0.9
@@ -214,14 +227,10 @@ def test_the_auxiliary_layers_of_a_warm_start_learn_first(shards):
     peak = settings.learning_rate
     assert [settings.rate(step) / peak for step in range(8)] == pytest.approx([1, 1, 1, 1 / 4, 2 / 4, 3 / 4, 1, 1])
     assert settings.rate(9) == pytest.approx(peak / 3)
-    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, num_decoder_layers=2))
-    arrays = initial_arrays(config.network, 1)
-    learners = {twin: learner(config, settings, arrays, {}, "cpu") for twin, learner in LEARNERS.items()}
+    arrays, learners = two_layers(settings)
     heads = {twin: learner.slots() for twin, learner in learners.items()}
     for step in range(5):
-        batches = [make_batch(shards, settings, step, 0)]
-        rows = [learner.update(batches, step, settings.rate(step)) for learner in learners.values()]
-        assert rows[0] == pytest.approx(rows[1], rel=1e-10), step
+        both_step(learners, settings, shards, step)
         for twin, learner in learners.items():
             weights, averaged, slots = learner.arrays(), learner.averaged(), learner.slots()
             moved = [name for name in arrays if not np.array_equal(weights[name], arrays[name])]
@@ -237,14 +246,10 @@ def test_the_decoder_rests_while_the_encoder_learns_alone(shards):
     settings = TrainingConfig(
         steps=10, batch_size=4, dtype="float64", warmup_steps=1, contents=0.1, auxiliary_steps=3, weight_decay=0.1
     )
-    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, num_decoder_layers=2))
-    arrays = initial_arrays(config.network, 1)
-    learners = {twin: learner(config, settings, arrays, {}, "cpu") for twin, learner in LEARNERS.items()}
+    arrays, learners = two_layers(settings)
     first = {twin: learner.slots() for twin, learner in learners.items()}
     for step in range(6):
-        batches = [make_batch(shards, settings, step, 0)]
-        rows = [learner.update(batches, step, settings.rate(step)) for learner in learners.values()]
-        assert rows[0] == pytest.approx(rows[1], rel=1e-10), step
+        both_step(learners, settings, shards, step)
         one, other = (learner.slots() for learner in learners.values())
         for name, slot in one.items():
             np.testing.assert_allclose(other[name], slot, atol=1e-9, err_msg=name)
