@@ -14,7 +14,7 @@ class Segment(NamedTuple):
 
     Attributes:
         index: 0 for the first segment.
-        start_time: s, the first frame's time rounded down to a shift step as published (2.048 -> 2.04).
+        start_time: s, the first frame's time rounded down to a shift step (2.048 -> 2.04); see start_times.
         frames: (input_frames, num_mel_bins) float32; rows from num_frames on are 0.0 (not the logarithm of silence).
         num_frames: rows that hold audio.
         context: (config.heard_frames, num_mel_bins) float32, the segment's frames with context_frames before and after
@@ -43,19 +43,28 @@ def num_segments(num_samples: int, config: Config) -> int:
     return -(-(num_samples // config.spectrogram.hop_width + 1) // config.input_frames)
 
 
-def start_times(count: int, config: Config) -> np.ndarray:
-    """Return the start times of the first segments as published: frame times less their remainder by a shift step.
+def start_times(count: int, config: Config, published: bool = True) -> np.ndarray:
+    """Return the start times of the first segments: the times of their first frames, rounded down to a shift step.
+
+    Args:
+        count: of segments.
+        config: of the network.
+        published: round as MT3's code does, which takes the remainder by a step in floating point. 30.72 % 0.01 is
+            nearly 0.01 there, so 370 of the first 3000 segments start a whole step (10 ms) early, and of those of the
+            bundled model (1.28 s) 5 of 8; the notes of the published model have these times. False rounds exactly, as
+            the labels of the training are cut.
 
     Returns:
-        (count,) float64, s. Of the first 3000, 370 come out a whole step (10 ms) early, because 30.72 % 0.01 is nearly
-        0.01 in floating point; the notes of the published model have these times, so integer arithmetic is wrong.
+        (count,) float64, s.
 
     Source: mt3/inference.py, InferenceTask postprocessing (start_time -= start_time % (1 / steps_per_second)).
     """
-    return _rounded_down(np.arange(count) * config.input_frames / config.spectrogram.frames_per_second, config)
+    return np.array([_start_time(index, config, published) for index in range(count)], np.float64)
 
 
-def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Generator[Segment, None, None]:
+def segments(
+    samples: np.ndarray | Iterable[np.ndarray], config: Config, published: bool = True
+) -> Generator[Segment, None, None]:
     """Yield the segments of a recording in order, in the memory of one segment.
 
     Each segment's spectrogram sees only its own samples. The same samples give the same bits, whole or in blocks.
@@ -63,6 +72,8 @@ def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Gene
 
     Args:
         samples: (n,) mono audio at the config's sample rate (Hz), in [-1, 1], or blocks (k,) of it.
+        config: of the network.
+        published: of the start times; see start_times.
 
     Raises:
         ValueError: samples are not a row of finite floating-point numbers.
@@ -81,7 +92,7 @@ def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Gene
         """Return the segment of the buffer's first `count` samples, which leave it; unfilled ones count as zeros."""
         nonlocal index, filled
         buffer[filled:] = 0
-        segment = _segment(buffer[:count], index, config)
+        segment = _segment(buffer[:count], index, config, published)
         if context:
             segment = segment._replace(context=context.around(segment, buffer))
         index += 1
@@ -105,13 +116,12 @@ def segments(samples: np.ndarray | Iterable[np.ndarray], config: Config) -> Gene
     yield first_segment((filled // hop + 1) * hop)
 
 
-def _segment(samples: np.ndarray, index: int, config: Config) -> Segment:
+def _segment(samples: np.ndarray, index: int, config: Config, published: bool) -> Segment:
     """Return the segment of these samples, padded with zero rows to input_frames."""
     log_mel = log_mel_spectrogram(samples, config.spectrogram, graph=True)
     frames = np.zeros((config.input_frames, config.spectrogram.num_mel_bins), np.float32)
     frames[: len(log_mel)] = log_mel
-    start_time = _rounded_down(index * config.input_frames / config.spectrogram.frames_per_second, config)
-    return Segment(index, start_time, frames, len(log_mel))
+    return Segment(index, _start_time(index, config, published), frames, len(log_mel))
 
 
 class _Context:
@@ -148,6 +158,11 @@ class _Context:
         return log_mel_spectrogram(samples[:needed], self._config.spectrogram, graph=True)[:num_frames]
 
 
-def _rounded_down(times, config: Config):
-    """Round times (s) down to a shift step in the published floating point: often a whole step too early."""
-    return times - times % (1 / config.vocabulary.steps_per_second)
+def _start_time(index: int, config: Config, published: bool) -> float:
+    """Return the start (s) of a segment; see start_times."""
+    steps_per_second, spectrogram = config.vocabulary.steps_per_second, config.spectrogram
+    if published:
+        time = index * config.input_frames / spectrogram.frames_per_second
+        return time - time % (1 / steps_per_second)
+    samples = index * config.input_frames * spectrogram.hop_width
+    return samples * steps_per_second // spectrogram.sample_rate / steps_per_second

@@ -1,7 +1,7 @@
 """Token ids to notes: what the network's output means."""
 
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,30 @@ class DecodedNotes(NamedTuple):
     dropped: int
 
 
+def sounding_key(
+    key: tuple[int, int],
+    sounding: Collection[tuple[int, int]],
+    tied_as: Mapping[tuple[int, int], tuple[int, int]] | None = None,
+    without: Container[tuple[int, int]] = (),
+) -> tuple[int, int]:
+    """Return the key of the note that a tie or an offset means, where instruments may change between segments.
+
+    Args:
+        key: (pitch, program) of the tie or offset.
+        sounding: keys of the sounding notes.
+        tied_as: of those that this segment tied: their keys -> those under which it did.
+        without: keys of notes that are not meant.
+
+    Returns:
+        key, where that note sounds; else the note that was tied under it, or the only one of its pitch; or else key.
+    """
+    if key in sounding:
+        return key
+    others = [other for other in sounding if other[0] == key[0] and other not in without]
+    tied_so = [other for other in others if tied_as and tied_as.get(other) == key]
+    return (tied_so or others)[0] if tied_so or len(others) == 1 else key
+
+
 class NoteDecoder:
     """Decoder of ids to notes, one segment at a time; no sequence of ids makes it fail.
 
@@ -41,13 +65,15 @@ class NoteDecoder:
         vocabulary: the vocabulary of the model that produced the ids.
         programs: allowed programs; None for all. A pitch of another program is invalid; program 0 is current until the
             first program token.
-        published: decode as MT3 does. False for four differences: a repeated onset of a note or drum at the same time
+        published: decode as MT3 does. False for five differences: a repeated onset of a note or drum at the same time
             is invalid (in MT3, a network caught in a loop adds a note of MIN_NOTE_DURATION each turn); notes tied by
             the first segment begin with it (MT3 loses them, as no earlier segment began them); a tie or offset of
             a pitch that sounds under one other program alone is that note's (in MT3 it is invalid, so a note whose
-            instrument a later segment takes for another one ends with its segment, or goes on for too long). And where
-            the vocabulary's drum_granularity is 'class', drums come out as the first of their class; those of a class
-            that are hit at one time are one.
+            instrument a later segment takes for another one ends with its segment, or goes on for too long); one that
+            was tied under another program also ends where its pitch begins anew under that one. Times are whole steps
+            where the starts are (in MT3 sums in floating point, so that what lies at the end of a segment may come
+            out behind it). And where the vocabulary's drum_granularity is 'class', drums come out as the first of
+            their class; those of a class that are hit at one time are one.
 
     Attributes:
         invalid: number of tokens skipped so far.
@@ -74,6 +100,8 @@ class NoteDecoder:
         # (pitch, program) -> (onset, velocity) of sounding notes, by onset.
         self._active: dict[tuple[int, int], tuple[float, int]] = {}
         self._tied: set[tuple[int, int]] = set()
+        # of tied notes: their keys -> those under which the segment ties them
+        self._tied_as: dict[tuple[int, int], tuple[int, int]] = {}
         # (pitch, program) of the onsets at self._time; drums have no program
         self._begun_now: set[tuple[int, int | None]] = set()
         # first drums of the classes that were hit at self._time
@@ -162,15 +190,15 @@ class NoteDecoder:
         if DECODED_EOS in tokens:
             tokens = tokens[: tokens.index(DECODED_EOS)]
         self._ties_begin = not self.published and self._segment_start == -math.inf
-        self._segment_start = start_time
+        self._segment_start = self._time_after(start_time, 0)
         self._tied.clear()
+        self._tied_as.clear()
         self._in_tie_section = self.vocabulary.config.use_ties
         # As published, a next segment at 0 s sets no limit.
-        limit = next_start_time or math.inf
+        limit = self._time_after(next_start_time, 0) if next_start_time else math.inf
         events = self.vocabulary.events
-        steps_per_second = self.vocabulary.config.steps_per_second
         steps = 0
-        time = start_time
+        time = self._segment_start
         for position, token in enumerate(tokens):
             if token < 0:
                 self.invalid += 1
@@ -179,7 +207,7 @@ class NoteDecoder:
             if kind == "shift":
                 # Consecutive shifts add up; each run of shifts counts from the start of the segment.
                 steps += value
-                time = start_time + steps / steps_per_second
+                time = self._time_after(start_time, steps)
                 if time > limit:
                     self.dropped += len(tokens) - position
                     break
@@ -196,6 +224,13 @@ class NoteDecoder:
         for key in list(self._active):
             self._end(key, self._time)
         return self._take_ended()
+
+    def _time_after(self, start_time: float, steps: int) -> float:
+        """Return the time (s) that lies a number of steps after another one."""
+        steps_per_second = self.vocabulary.config.steps_per_second
+        if self.published:
+            return start_time + steps / steps_per_second
+        return round(start_time * steps_per_second + steps, 6) / steps_per_second
 
     def _apply(self, kind: str, value: int, time: float) -> bool:
         """Apply an event and return True, or return False if it is invalid."""
@@ -235,17 +270,20 @@ class NoteDecoder:
         if self._in_tie_section:
             if self._ties_begin and time == self._segment_start and not self._is_repeat(key):
                 self._active[key] = (time, self.vocabulary.bin_to_velocity(self.vocabulary.config.num_velocity_bins))
-            key = self._sounding_key(key, self._tied)
-            if key not in self._active or key in self._tied:
+            tied = key if self.published else sounding_key(key, self._active, without=self._tied)
+            if tied not in self._active or tied in self._tied:
                 return False
-            self._tied.add(key)
+            self._tied.add(tied)
+            self._tied_as[tied] = key
         elif self._velocity == 0:
-            key = self._sounding_key(key)
+            if not self.published:
+                key = sounding_key(key, self._active, self._tied_as)
             if key not in self._active:
                 return False
             if self._ties_begin and time == self._segment_start and key in self._tied:
                 # tied from before the recording, and ended before anything was heard of it
                 del self._active[key]
+                del self._tied_as[key]
                 self._tied.discard(key)
                 self._begun_now.discard(key)
             else:
@@ -253,17 +291,10 @@ class NoteDecoder:
         elif self._is_repeat(key):
             return False
         else:
-            if key in self._active:
-                self._end(key, time)
+            for struck in [other for other in self._active if key in (other, self._tied_as.get(other))]:
+                self._end(struck, time)
             self._active[key] = (time, self._velocity)
         return True
-
-    def _sounding_key(self, key: tuple[int, int], without: Container[tuple[int, int]] = ()) -> tuple[int, int]:
-        """Return the key of the only note of that pitch that sounds under another program, or else the given key."""
-        if self.published or key in self._active:
-            return key
-        others = [other for other in self._active if other[0] == key[0] and other not in without]
-        return others[0] if len(others) == 1 else key
 
     def _is_repeat(self, key: tuple[int, int | None]) -> bool:
         """Record an onset, and return True if it repeats one at the same time that must not be repeated."""
@@ -274,6 +305,7 @@ class NoteDecoder:
 
     def _end(self, key: tuple[int, int], time: float) -> None:
         onset, velocity = self._active.pop(key)
+        self._tied_as.pop(key, None)
         pitch, program = key
         self._ended.append(Note(onset, max(time, onset + MIN_NOTE_DURATION), pitch, velocity, program, False))
 

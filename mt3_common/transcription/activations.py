@@ -1,11 +1,12 @@
 """Onsets and offsets corrected by the pitch activations of the pre-encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from mt3_common.config import LOWEST_PITCH, PITCH_ROWS, Config
+from mt3_common.notes.decoder import sounding_key
 from mt3_common.notes.vocabulary import DECODED_EOS, EOS_ID, UNK_ID, Vocabulary
 
 # the columns of activations
@@ -93,7 +94,8 @@ class ActivationCorrector:
     lies at the edges of its segment. The pre-encoder hears each pitch for itself, and is given context_frames more on
     both sides. So onsets of low activation are dropped; clear ones that the decoder missed are added, under the program
     of the nearest onset; and a note that the decoder ends, or does not tie, while its pitch sounds on lasts until it
-    does not. Drums and programs stay the decoder's.
+    does not. So does one that the decoder leaves without an end in the last segment. Drums and programs stay the
+    decoder's.
 
     Args:
         config: of a network that has_activations.
@@ -117,12 +119,13 @@ class ActivationCorrector:
         # keys of the notes that sound at its end; None before the first segment
         self._sounding: set[tuple[int, int]] | None = None
 
-    def correct(self, ids: np.ndarray, activations: np.ndarray) -> np.ndarray:
+    def correct(self, ids: np.ndarray, activations: np.ndarray, is_last: bool = False) -> np.ndarray:
         """Return the corrected ids of the next segment: (n,) int32. Those without a tie token stay as they are.
 
         Args:
             ids: (n,) of the decoder.
             activations: (config.heard_frames, PITCH_ROWS, 2): SOUNDING and ONSET, in 0..1.
+            is_last: whether no segment follows, so that what sounds at the end of this one ends there.
         """
         # the ids are meant for what the decoder's own ids before them left behind
         written = self._state_ids(self._heard)
@@ -133,15 +136,18 @@ class ActivationCorrector:
         self._written = parsed.state
         onsets = [*self._before, *(event for event in parsed.events if event.kind == "onset")]
         added = self._missed(onsets, parsed.ties, activations)
-        sounding, held_notes = self._split(parsed.ties, activations)
-        kept_events = [*self._kept(parsed.events, sounding, activations), *added]
-        sounding |= set(held_notes)
+        tied_as, held_notes = self._split(parsed.ties, activations)
+        sounding = {*tied_as, *held_notes}
+        kept_events = self._kept(parsed.events, tied_as, activations)
+        starts = self._starts(kept_events, held_notes, added)
+        if is_last:
+            starts += self._unended(kept_events, tied_as)
         written += ids[: parsed.tie].tolist()
         for pitch, program in held_notes:
             written += [*self._state_ids(self._written._replace(program=program)), self._id("pitch", pitch)]
         written += [int(ids[parsed.tie]), *[UNK_ID] * parsed.num_skipped]
         step = parsed.step
-        for event in self._lengthened(kept_events, held_notes, added, activations):
+        for event in self._lengthened([*kept_events, *added], starts, is_last, activations):
             if event.step > step:
                 step = event.step
                 written += self._shift_ids(step)
@@ -149,9 +155,10 @@ class ActivationCorrector:
             written += self._state_ids(state if event.kind == "drum" else state._replace(program=event.program))
             written.append(self._id("drum" if event.kind == "drum" else "pitch", event.pitch))
             if event.kind == "onset":
+                sounding -= {key for key in sounding if tied_as.get(key) == event.key}
                 sounding.add(event.key)
             elif event.kind == "offset":
-                sounding.discard(event.key)
+                sounding.discard(sounding_key(event.key, sounding, tied_as))
         self._sounding = sounding
         self._before = [
             event._replace(step=event.step - self._num_steps) for event in [*onsets, *added] if event.step >= 0
@@ -204,28 +211,31 @@ class ActivationCorrector:
 
     def _split(
         self, ties: Sequence[Event], activations: np.ndarray
-    ) -> tuple[set[tuple[int, int]], list[tuple[int, int]]]:
-        """Return the keys of the notes that are tied, and of those that are not and sound on, by pitch and program."""
+    ) -> tuple[dict[tuple[int, int], tuple[int, int]], list[tuple[int, int]]]:
+        """Return the keys of the notes that are tied, and those under which they are, and the keys of untied ones that
+        sound on, by pitch and program.
+        """
         if self._sounding is None:
-            return {tie.key for tie in ties}, []
-        tied: set[tuple[int, int]] = set()
+            return {tie.key: tie.key for tie in ties}, []
+        tied_as: dict[tuple[int, int], tuple[int, int]] = {}
         for tie in ties:
-            others = [key for key in self._sounding - tied if key[0] == tie.pitch]
-            if tie.key in self._sounding:
-                tied.add(tie.key)
-            elif len(others) == 1:
-                tied.add(others[0])
-        untied = sorted(self._sounding - tied)
-        return tied, [key for key in untied if self._end_of(key[0], 0, activations) >= LEAST_TIE]
+            key = sounding_key(tie.key, self._sounding, without=tied_as)
+            if key in self._sounding and key not in tied_as:
+                tied_as[key] = tie.key
+        untied = sorted(self._sounding - tied_as.keys())
+        return tied_as, [key for key in untied if self._end_of(key[0], 0, activations) >= LEAST_TIE]
 
-    def _kept(self, events: Sequence[Event], sounding: set[tuple[int, int]], activations: np.ndarray) -> list[Event]:
+    def _kept(
+        self, events: Sequence[Event], tied_as: Mapping[tuple[int, int], tuple[int, int]], activations: np.ndarray
+    ) -> list[Event]:
         """Return the events without the onsets that the pre-encoder does not hear, and without their offsets."""
-        playing, silent = set(sounding), set[tuple[int, int]]()
+        playing, silent = set(tied_as), set[tuple[int, int]]()
         kept_events = []
         for event in events:
             if event.kind == "onset":
                 if not self._is_heard(event, activations):
-                    silent |= {event.key} - playing
+                    if sounding_key(event.key, playing, tied_as) not in playing:
+                        silent.add(event.key)
                     continue
                 playing.add(event.key)
                 silent.discard(event.key)
@@ -233,7 +243,7 @@ class ActivationCorrector:
                 if event.key in silent:
                     silent.discard(event.key)
                     continue
-                playing.discard(event.key)
+                playing.discard(sounding_key(event.key, playing, tied_as))
             kept_events.append(event)
         return kept_events
 
@@ -273,29 +283,55 @@ class ActivationCorrector:
             missed.append(Event("onset", step, pitch, nearest.program, velocity))
         return missed
 
+    def _starts(
+        self, events: Sequence[Event], held_notes: Sequence[tuple[int, int]], added: Sequence[Event]
+    ) -> list[Event]:
+        """Return the offsets that the decoder has not, at the earliest; they last as long as their pitches sound.
+
+        Args:
+            events: those of the decoder that are kept.
+            held_notes: pitch and program of the notes that are tied here and not by the decoder.
+            added: the onsets that the decoder has not.
+        """
+        pitched = [event for event in [*events, *added] if event.kind != "drum"]
+        starts = [Event("offset", 0, pitch, program, 0) for pitch, program in held_notes]
+        for event in added:
+            after = [other for other in pitched if other.pitch == event.pitch and other.step > event.step]
+            if not after or min(after, key=lambda other: other.step).kind == "onset":
+                starts.append(self._next_frame(event))
+        return starts
+
+    def _unended(self, events: Sequence[Event], tied: Iterable[tuple[int, int]]) -> list[Event]:
+        """Return offsets, at the earliest, of the notes that the decoder ties or begins and does not end.
+
+        Args:
+            events: those of the decoder that are kept.
+            tied: pitch and program of the notes that it ties.
+        """
+        pitched = [event for event in events if event.kind != "drum"]
+        begun = {event.pitch for event in pitched}
+        unended = [Event("offset", 0, pitch, program, 0) for pitch, program in tied if pitch not in begun]
+        for position, event in enumerate(pitched):
+            if event.kind == "onset" and all(other.pitch != event.pitch for other in pitched[position + 1 :]):
+                unended.append(self._next_frame(event))
+        return unended
+
+    def _next_frame(self, onset: Event) -> Event:
+        """Return the offset of a note of one frame."""
+        return onset._replace(kind="offset", step=onset.step + round(self._steps_per_frame), velocity=0)
+
     def _lengthened(
-        self,
-        events: Sequence[Event],
-        held_notes: Sequence[tuple[int, int]],
-        added: Sequence[Event],
-        activations: np.ndarray,
+        self, events: Sequence[Event], starts: Sequence[Event], is_last: bool, activations: np.ndarray
     ) -> list[Event]:
         """Return the events by step, with offsets where the pitches cease to sound, or begin anew.
 
         Args:
             events: those of the decoder that are kept, and the added ones.
-            held_notes: pitch and program of the notes that are tied here and not by the decoder.
-            added: the onsets that the decoder has not.
+            starts: offsets that the decoder has not, at the earliest.
+            is_last: as of correct.
             activations: as of correct.
         """
         onsets = [event for event in events if event.kind == "onset"]
-        offsets = [event for event in events if event.kind == "offset"]
-        # offsets that the decoder has not, at the earliest; they last as long as their pitches sound
-        starts = [Event("offset", 0, pitch, program, 0) for pitch, program in held_notes]
-        for event in added:
-            after = [other for other in [*onsets, *offsets] if other.pitch == event.pitch and other.step > event.step]
-            if not after or min(after, key=lambda other: other.step).kind == "onset":
-                starts.append(event._replace(kind="offset", step=event.step + round(self._steps_per_frame), velocity=0))
         # an offset that moves comes before what was there at its step
         placed: list[tuple[int, bool, Event]] = []
         for event in [*starts, *events]:
@@ -308,7 +344,7 @@ class ActivationCorrector:
                 again = [onset.step for onset in onsets if onset.pitch == event.pitch and onset.step >= event.step]
                 if again and min(again) < step:
                     step = min(again)
-                elif frame < end == self._num_frames:
+                elif frame < end == self._num_frames and not is_last:
                     # it sounds on: whether it ends is the next segment's to say
                     continue
             placed.append((step, step == event.step, event._replace(step=step)))

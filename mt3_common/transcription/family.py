@@ -74,8 +74,8 @@ class Family(Protocol):
         """Return the number of segments of a recording."""
         ...
 
-    def segments(self, blocks: Iterable[np.ndarray]) -> Generator[Segment, None, None]:
-        """Yield the segments of a recording."""
+    def segments(self, blocks: Iterable[np.ndarray], published: bool) -> Generator[Segment, None, None]:
+        """Yield the segments of a recording, with the published start times or exact ones."""
         ...
 
     def corrector(self) -> ActivationCorrector | None:
@@ -126,9 +126,9 @@ class MT3Family:
         """See Family."""
         return mt3_segments.num_segments(num_samples, self.config)
 
-    def segments(self, blocks: Iterable[np.ndarray]) -> Generator[Segment, None, None]:
+    def segments(self, blocks: Iterable[np.ndarray], published: bool) -> Generator[Segment, None, None]:
         """See Family."""
-        return mt3_segments.segments(blocks, self.config)
+        return mt3_segments.segments(blocks, self.config, published)
 
     def corrector(self) -> ActivationCorrector | None:
         """See Family."""
@@ -195,8 +195,8 @@ class YourMT3Family:
         """See Family."""
         return yourmt3_frames.num_segments(num_samples, self.settings.front_end)
 
-    def segments(self, blocks: Iterable[np.ndarray]) -> Generator[Segment, None, None]:
-        """See Family."""
+    def segments(self, blocks: Iterable[np.ndarray], published: bool) -> Generator[Segment, None, None]:
+        """See Family; the published ones are exact."""
         return self.front_end.segments(blocks)
 
     def corrector(self) -> None:

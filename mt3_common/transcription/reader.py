@@ -129,7 +129,7 @@ class Reader:
             if self.request.before_reading is not None:
                 self.request.before_reading()
             self.total = self._num_segments()
-            cut = self.family.segments(self._blocks())
+            cut = self.family.segments(self._blocks(), self.request.published)
             with contextlib.closing(cut):
                 timed = self.clock.timed("spectrogram", cut)
                 # The last segment must be known as such when it is handed over.

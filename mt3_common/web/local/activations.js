@@ -1,6 +1,6 @@
 // Onsets and offsets corrected by the pre-encoder's pitch activations, as mt3_common/transcription/activations.py does.
 
-import { EOS, UNK, untilEnd } from "./notes.js";
+import { EOS, UNK, soundingKey, untilEnd } from "./notes.js";
 import { roundHalfEven } from "./tempo.js";
 
 // the columns of activations
@@ -10,6 +10,7 @@ const STATE = ["program", "velocity"];
 
 // A number for pitch and program, in whose order they are sorted by pitch first.
 const keyOf = ({ pitch, program }) => pitch * 128 + program;
+const pitchOf = (key) => Math.floor(key / 128);
 const partsOf = (key) => ({ pitch: Math.floor(key / 128), program: key % 128 });
 
 // The first of the items whose value is the least.
@@ -46,8 +47,9 @@ export class ActivationCorrector {
   }
 
   // The corrected ids of the next segment; those without a tie token stay as they are.
-  // activations: (frames + 2 contextFrames, rows, COLUMNS) float32
-  correct(ids, activations) {
+  // activations: (frames + 2 contextFrames, rows, COLUMNS) float32; isLast: whether no segment follows, so that what sounds at
+  // the end of this one ends there
+  correct(ids, activations, isLast) {
     // the ids are meant for what the decoder's own ids before them left behind
     const written = this.stateIds(this.heard);
     const parsed = this.parse(ids);
@@ -59,16 +61,18 @@ export class ActivationCorrector {
     this.written = parsed.state;
     const onsets = [...this.before, ...events.filter(({ kind }) => kind === "onset")];
     const added = this.missed(onsets, ties, activations);
-    const { tied, held } = this.split(ties, activations);
-    const kept = [...this.kept(events, tied, activations), ...added];
-    const sounding = new Set([...tied, ...held]);
+    const { tiedAs, held } = this.split(ties, activations);
+    const sounding = new Set([...tiedAs.keys(), ...held]);
+    const kept = this.kept(events, tiedAs, activations);
+    const starts = this.starts(kept, held, added);
+    if (isLast) starts.push(...this.unended(kept, tiedAs));
     written.push(...ids.slice(0, tie));
     for (const { pitch, program } of held.map(partsOf)) {
       written.push(...this.stateIds({ ...this.written, program }), this.vocabulary.id("pitch", pitch));
     }
     written.push(ids[tie], ...Array(numSkipped).fill(UNK));
     let { step } = parsed;
-    for (const event of this.lengthened(kept, held, added, activations)) {
+    for (const event of this.lengthened([...kept, ...added], starts, isLast, activations)) {
       const { kind, pitch, program, velocity } = event;
       if (event.step > step) {
         step = event.step;
@@ -76,8 +80,12 @@ export class ActivationCorrector {
       }
       written.push(...this.stateIds({ program: kind === "drum" ? this.written.program : program, velocity }));
       written.push(this.vocabulary.id(kind === "drum" ? "drum" : "pitch", pitch));
-      if (kind === "onset") sounding.add(keyOf(event));
-      else if (kind === "offset") sounding.delete(keyOf(event));
+      if (kind === "onset") {
+        for (const key of [...sounding]) if (tiedAs.get(key) === keyOf(event)) sounding.delete(key);
+        sounding.add(keyOf(event));
+      } else if (kind === "offset") {
+        sounding.delete(soundingKey(keyOf(event), sounding, pitchOf, tiedAs));
+      }
     }
     this.sounding = sounding;
     const own = [...onsets, ...added].filter((event) => event.step >= 0);
@@ -137,34 +145,34 @@ export class ActivationCorrector {
     return parsed && { ...parsed, events, numSkipped, end };
   }
 
-  // Keys of the notes that are tied, a Set, and of those that are not and sound on, in order.
+  // Of the notes that are tied a Map of their keys -> those under which they are; keys of untied ones that sound on, in order.
   split(ties, activations) {
-    if (!this.sounding) return { tied: new Set(ties.map(keyOf)), held: [] };
-    const tied = new Set();
+    if (!this.sounding) return { tiedAs: new Map(ties.map((tie) => [keyOf(tie), keyOf(tie)])), held: [] };
+    const tiedAs = new Map();
     for (const tie of ties) {
-      const others = [...this.sounding].filter((key) => !tied.has(key) && partsOf(key).pitch === tie.pitch);
-      if (this.sounding.has(keyOf(tie))) tied.add(keyOf(tie));
-      else if (others.length === 1) tied.add(others[0]);
+      const key = soundingKey(keyOf(tie), this.sounding, pitchOf, new Map(), tiedAs);
+      if (this.sounding.has(key) && !tiedAs.has(key)) tiedAs.set(key, keyOf(tie));
     }
-    const untied = [...this.sounding].filter((key) => !tied.has(key)).sort((a, b) => a - b);
-    return { tied, held: untied.filter((key) => this.endOf(partsOf(key).pitch, 0, activations) >= this.limits.leastTie) };
+    const untied = [...this.sounding].filter((key) => !tiedAs.has(key)).sort((a, b) => a - b);
+    return { tiedAs, held: untied.filter((key) => this.endOf(partsOf(key).pitch, 0, activations) >= this.limits.leastTie) };
   }
 
   // The events without the onsets that the pre-encoder does not hear, and without their offsets.
-  kept(events, sounding, activations) {
-    const [playing, silent] = [new Set(sounding), new Set()];
+  kept(events, tiedAs, activations) {
+    const [playing, silent] = [new Set(tiedAs.keys()), new Set()];
+    const meant = (key) => soundingKey(key, playing, pitchOf, tiedAs);
     return events.filter((event) => {
       const key = keyOf(event);
       if (event.kind === "onset") {
         if (!this.isHeard(event, activations)) {
-          if (!playing.has(key)) silent.add(key);
+          if (!playing.has(meant(key))) silent.add(key);
           return false;
         }
         playing.add(key);
         silent.delete(key);
       } else if (event.kind === "offset") {
         if (silent.delete(key)) return false;
-        playing.delete(key);
+        playing.delete(meant(key));
       }
       return true;
     });
@@ -207,19 +215,38 @@ export class ActivationCorrector {
     return missed;
   }
 
-  // The events by step, with offsets where the pitches cease to sound, or begin anew.
-  // events: those of the decoder that are kept, and the added ones; held: keys of the notes that are tied here and not by
-  // the decoder; added: the onsets that the decoder has not
-  lengthened(events, held, added, activations) {
-    const onsets = events.filter(({ kind }) => kind === "onset");
-    const offsets = events.filter(({ kind }) => kind === "offset");
-    // offsets that the decoder has not, at the earliest; they last as long as their pitches sound
+  // The offsets that the decoder has not, at the earliest; they last as long as their pitches sound.
+  // events: those of the decoder that are kept; held: keys of the notes that are tied here and not by the decoder;
+  // added: the onsets that the decoder has not
+  starts(events, held, added) {
+    const pitched = [...events, ...added].filter(({ kind }) => kind !== "drum");
     const starts = held.map((key) => ({ kind: "offset", step: 0, ...partsOf(key), velocity: 0 }));
     for (const event of added) {
-      const after = [...onsets, ...offsets].filter(({ pitch, step }) => pitch === event.pitch && step > event.step);
-      if (after.length && leastBy(after, ({ step }) => step).kind !== "onset") continue;
-      starts.push({ ...event, kind: "offset", step: event.step + roundHalfEven(this.stepsPerFrame), velocity: 0 });
+      const after = pitched.filter(({ pitch, step }) => pitch === event.pitch && step > event.step);
+      if (!after.length || leastBy(after, ({ step }) => step).kind === "onset") starts.push(this.nextFrame(event));
     }
+    return starts;
+  }
+
+  // Offsets, at the earliest, of the notes that the decoder ties or begins and does not end.
+  // events: those of the decoder that are kept; tiedAs: the notes that it ties
+  unended(events, tiedAs) {
+    const pitched = events.filter(({ kind }) => kind !== "drum");
+    const untouched = [...tiedAs.keys()].filter((key) => pitched.every(({ pitch }) => pitch !== pitchOf(key)));
+    const begun = pitched.filter(({ kind, pitch }, position) => kind === "onset" && pitched.slice(position + 1).every((other) => other.pitch !== pitch));
+    const tied = untouched.map((key) => ({ kind: "offset", step: 0, ...partsOf(key), velocity: 0 }));
+    return [...tied, ...begun.map((event) => this.nextFrame(event))];
+  }
+
+  // The offset of a note of one frame.
+  nextFrame(onset) {
+    return { ...onset, kind: "offset", step: onset.step + roundHalfEven(this.stepsPerFrame), velocity: 0 };
+  }
+
+  // The events by step, with offsets where the pitches cease to sound, or begin anew.
+  // events: those of the decoder that are kept, and the added ones; starts: offsets that the decoder has not, at the earliest
+  lengthened(events, starts, isLast, activations) {
+    const onsets = events.filter(({ kind }) => kind === "onset");
     const placed = [];
     for (const event of [...starts, ...events]) {
       let { step } = event;
@@ -231,7 +258,7 @@ export class ActivationCorrector {
         const next = again.reduce((least, onset) => Math.min(least, onset.step), Infinity);
         if (next < step) step = next;
         // it sounds on: whether it ends is the next segment's to say
-        else if (frame < end && end === this.frames) continue;
+        else if (frame < end && end === this.frames && !isLast) continue;
       }
       placed.push({ ...event, step, isMoved: step !== event.step });
     }

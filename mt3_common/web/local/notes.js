@@ -57,7 +57,20 @@ export function untilEnd(ids) {
   return end < 0 ? ids : ids.slice(0, end);
 }
 
+// The key of the note that a tie or an offset means: its own where that sounds; else that of the note that this segment tied
+// under it, or of the only one of its pitch; or else its own.
+// pitchOf: the pitch of a key; sounding: keys; tiedAs: of tied notes, their keys -> those under which they are tied;
+// without: a Set or Map of keys that are not meant
+export function soundingKey(key, sounding, pitchOf, tiedAs = new Map(), without = new Set()) {
+  const keys = [...sounding];
+  if (keys.includes(key)) return key;
+  const others = keys.filter((other) => pitchOf(other) === pitchOf(key) && !without.has(other));
+  const tiedSo = others.find((other) => tiedAs.get(other) === key);
+  return tiedSo ?? (others.length === 1 ? others[0] : key);
+}
+
 const keyOf = (pitch, program) => program * 128 + pitch;
+const pitchOf = (key) => key % 128;
 const partsOf = (key) => ({ pitch: key % 128, program: Math.floor(key / 128) });
 
 export class NoteDecoder {
@@ -71,6 +84,8 @@ export class NoteDecoder {
     // key of pitch and program -> [onset, velocity] of sounding notes, by onset
     this.active = new Map();
     this.tied = new Set();
+    // of tied notes: their keys -> those under which the segment ties them
+    this.tiedAs = new Map();
     // keys of the onsets at this.time; drums have negative ones
     this.begunNow = new Set();
     // first drums of the classes that were hit at this.time
@@ -84,12 +99,13 @@ export class NoteDecoder {
   feed(ids, start, nextStart) {
     const tokens = untilEnd(ids);
     this.tiesBegin = this.segmentStart === -Infinity;
-    this.segmentStart = start;
+    this.segmentStart = this.timeAfter(start, 0);
     this.tied.clear();
+    this.tiedAs.clear();
     this.inTies = this.vocabulary.useTies;
-    const limit = nextStart || Infinity;
+    const limit = nextStart ? this.timeAfter(nextStart, 0) : Infinity;
     let steps = 0;
-    let time = start;
+    let time = this.segmentStart;
     for (let position = 0; position < tokens.length; position += 1) {
       const event = this.vocabulary.event(tokens[position]);
       if (!event) {
@@ -100,7 +116,7 @@ export class NoteDecoder {
       if (kind === "shift") {
         // shifts that follow one another add up; each run of them counts from the start of the segment
         steps += value;
-        time = start + steps / this.vocabulary.steps;
+        time = this.timeAfter(start, steps);
         if (time > limit) {
           this.dropped += tokens.length - position;
           break;
@@ -111,6 +127,11 @@ export class NoteDecoder {
       }
     }
     return this.takeEnded();
+  }
+
+  // The time (s) that lies a number of steps after another one.
+  timeAfter(start, steps) {
+    return Math.round((start * this.vocabulary.steps + steps) * 1e6) / 1e6 / this.vocabulary.steps;
   }
 
   // Ends what sounds at the last event, or just after the last onset.
@@ -157,15 +178,17 @@ export class NoteDecoder {
       if (this.tiesBegin && time === this.segmentStart && !this.isRepeat(key)) {
         this.active.set(key, [time, this.vocabulary.velocity(this.vocabulary.velocityBins)]);
       }
-      key = this.soundingKey(key, this.tied);
-      if (!this.active.has(key) || this.tied.has(key)) return false;
-      this.tied.add(key);
+      const tied = soundingKey(key, this.active.keys(), pitchOf, new Map(), this.tied);
+      if (!this.active.has(tied) || this.tied.has(tied)) return false;
+      this.tied.add(tied);
+      this.tiedAs.set(tied, key);
     } else if (this.velocity === 0) {
-      key = this.soundingKey(key, new Set());
+      key = soundingKey(key, this.active.keys(), pitchOf, this.tiedAs);
       if (!this.active.has(key)) return false;
       if (this.tiesBegin && time === this.segmentStart && this.tied.has(key)) {
         // tied from before the recording, and ended before anything was heard of it
         this.active.delete(key);
+        this.tiedAs.delete(key);
         this.tied.delete(key);
         this.begunNow.delete(key);
       } else {
@@ -174,17 +197,10 @@ export class NoteDecoder {
     } else if (this.isRepeat(key)) {
       return false;
     } else {
-      if (this.active.has(key)) this.end(key, time);
+      for (const other of [...this.active.keys()]) if (other === key || this.tiedAs.get(other) === key) this.end(other, time);
       this.active.set(key, [time, this.velocity]);
     }
     return true;
-  }
-
-  // The key of the only note of that pitch that sounds under another program, or else the given key.
-  soundingKey(key, without) {
-    if (this.active.has(key)) return key;
-    const others = [...this.active.keys()].filter((other) => other % 128 === key % 128 && !without.has(other));
-    return others.length === 1 ? others[0] : key;
   }
 
   isRepeat(key) {
@@ -196,6 +212,7 @@ export class NoteDecoder {
   end(key, time) {
     const [onset, velocity] = this.active.get(key);
     this.active.delete(key);
+    this.tiedAs.delete(key);
     const { pitch, program } = partsOf(key);
     this.ended.push({ onset, offset: Math.max(time, onset + SHORTEST), pitch, velocity, program, is_drum: false });
   }

@@ -89,7 +89,7 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
       if (prior) ids = prior.choose(ids, programLogits);
       const retry = continuity?.retry(index, ids);
       if (retry) [{ ids }] = await tokensOf([{ frames, context, ...retry }]);
-      if (corrector) ids = corrector.correct(ids, activations);
+      if (corrector) ids = corrector.correct(ids, activations, isLast);
       const ended = decoder.feed(ids, start, isLast ? null : startTime(index + 1, sizes));
       if (isLast) ended.push(...decoder.finish());
       continuity?.remember(ended);

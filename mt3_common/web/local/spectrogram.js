@@ -93,10 +93,9 @@ export function numSegments(numSamples, { hop, frames }) {
   return Math.ceil((Math.floor(numSamples / hop) + 1) / frames);
 }
 
-// Start of a segment, rounded down to a step in the published floating point: often a whole step too early.
+// Start of a segment (s), its first frame's time rounded down to a step.
 export function startTime(index, { frames, hop, sampleRate, steps }) {
-  const time = (index * frames) / (sampleRate / hop);
-  return time - (time % (1 / steps));
+  return Math.floor((index * frames * hop * steps) / sampleRate) / steps;
 }
 
 // The contexts of the segments of one recording, in order; only frames that no segment has whole are computed.

@@ -1,6 +1,8 @@
 """Segments against what the published code computed (golden/README.md), and against their own contract."""
 
 import dataclasses
+import fractions
+import math
 import platform
 from pathlib import Path
 
@@ -89,11 +91,25 @@ def test_start_times_are_those_of_the_published_arithmetic():
     assert segments.start_times(0, MT3).shape == (0,)
 
 
+@pytest.mark.parametrize(("model", "hop", "frames"), [("mt3", 128, 256), ("ismir2021", 128, 512), ("default", 320, 64)])
+def test_start_times_are_exact_unless_published(model, hop, frames):
+    config = PRESETS.get(model) or dataclasses.replace(
+        MT3, spectrogram=dataclasses.replace(MT3.spectrogram, hop_width=hop), input_frames=frames
+    )
+    times = segments.start_times(3000, config, published=False)
+    steps = [math.floor(fractions.Fraction(index * frames * hop * 100, 16000)) for index in range(3000)]
+    assert times.tolist() == [step / 100 for step in steps]
+    early = np.count_nonzero(segments.start_times(3000, config) < times - 0.005)
+    assert early == (1904 if model == "default" else 370)
+
+
 def test_each_segment_carries_its_entry_of_start_times():
     samples = np.zeros(5 * 8 * 200, np.float32)
     times = [segment.start_time for segment in segments.segments(samples, SMALL)]
     assert times == segments.start_times(len(times), SMALL).tolist()
     assert len(times) == 201
+    exact = [segment.start_time for segment in segments.segments(samples, SMALL, published=False)]
+    assert exact == segments.start_times(len(times), SMALL, published=False).tolist() != times
 
 
 @pytest.mark.parametrize(

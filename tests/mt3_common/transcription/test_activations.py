@@ -42,14 +42,18 @@ def activations(heard=(), onset=0.0):
     return rows
 
 
-def corrected(*segments, config=CONFIG):
-    """Notes of (ids, activations) of segments, onsets and offsets in frames, and the number of invalid ids."""
+def corrected(*segments, config=CONFIG, ends=False):
+    """Notes of (ids, activations) of segments, onsets and offsets in frames, and the number of invalid ids.
+
+    ends: whether the recording ends with the last one.
+    """
     corrector, decoder = ActivationCorrector(config), NoteDecoder(Vocabulary(config.vocabulary), published=False)
     notes = []
     for number, (ids, rows) in enumerate(segments):
-        result = corrector.correct(ids, rows)
+        is_last = ends and number == len(segments) - 1
+        result = corrector.correct(ids, rows, is_last)
         assert result.dtype == np.int32
-        notes += decoder.feed(result, number * SECONDS, (number + 1) * SECONDS)
+        notes += decoder.feed(result, number * SECONDS, None if is_last else (number + 1) * SECONDS)
     notes += decoder.finish()
     return [
         (round(note.onset / 0.02, 6), round(note.offset / 0.02, 6), note.pitch, note.program) for note in sorted(notes)
@@ -143,6 +147,43 @@ def test_a_note_that_is_not_tied_goes_on_while_it_sounds():
     # nor is it held beside the same pitch that the decoder ties under another program
     tied = ids_of(("program", 9), ("pitch", 60), ("tie", 0), ("shift", 20), ("velocity", 0), ("pitch", 60))
     assert corrected((first, heard), (tied, activations([(60, -8, 10)])))[0] == [(10, 74, 60, 3)]
+
+
+def test_what_sounds_at_the_end_of_a_recording_ends_there():
+    # the decoder ends it, begins it alone, ties it alone, or neither ties nor ends it; or the onset is added
+    ended, begun = ids_of(("tie", 0), *note(60, 10, 50, 3)), ids_of(("tie", 0), *note(60, 10, 50, 3)[:-3])
+    heard = activations([(60, 10, 80, 0.9), (64, 20, 80, 0.9)])
+    expected = [(10, 64, 60, 3), (20, 64, 64, 3)], 0
+    assert corrected((ended, heard), ends=True) == expected
+    assert corrected((begun, heard), ends=True) == expected
+    tied = ids_of(("program", 3), ("pitch", 60), ("tie", 0))
+    for last in (QUIET, tied):
+        notes = corrected((begun, heard), (last, activations([(60, -8, 72), (64, -8, 30)])), ends=True)
+        assert notes == ([(10, 128, 60, 3), (20, 94, 64, 3)], 0)
+    # it lasts as long as it sounds, a frame at least, and to its next onset at most
+    assert corrected((begun, activations([(60, 10, 40, 0.9)])), ends=True) == ([(10, 40, 60, 3)], 0)
+    assert corrected((begun, activations([(60, 10, 11, 0.9)])), ends=True) == ([(10, 11, 60, 3)], 0)
+    again = ids_of(("tie", 0), *note(60, 10, 50, 3)[:-3], ("shift", 60), ("pitch", 60))
+    heard = activations([(60, 10, 80, 0.9), (60, 30, 80, 0.9)])
+    assert corrected((again, heard), ends=True) == ([(10, 30, 60, 3), (30, 64, 60, 3)], 0)
+
+
+def test_a_note_that_is_tied_under_another_program_ends_once():
+    first = ids_of(("tie", 0), *note(60, 10, 50, 3)[:-3])
+    heard = activations([(60, 10, 80, 0.9)])
+    tie = [("program", 9), ("pitch", 60), ("tie", 0)]
+    # struck again under that program
+    again = ids_of(*tie, *note(60, 10, 20, 9))
+    notes = corrected((first, heard), (again, activations([(60, -8, 20), (60, 10, 20, 0.9)])), (QUIET, activations()))
+    assert notes == ([(10, 74, 60, 3), (74, 84, 60, 9)], 0)
+    # ended under that program, while another player holds the pitch: nothing is left to hold
+    both = ids_of(("tie", 0), *note(60, 10, 50, 3)[:-3], ("shift", 40), ("program", 5), ("pitch", 60))
+    ends = ids_of(*tie[:-1], ("program", 5), *tie[1:], ("shift", 20), ("velocity", 0), ("program", 5), ("pitch", 60))
+    heard = activations([(60, 10, 80, 0.9), (60, 20, 80, 0.9)])
+    after = activations([(60, -8, 10)])
+    notes, invalid = corrected((both, heard), (ends, after), (QUIET, activations([(60, -8, 0)])))
+    assert (20, 74, 60, 5) in notes
+    assert len(notes) == 2
 
 
 def test_what_the_pre_encoder_does_not_hear_of_stays():

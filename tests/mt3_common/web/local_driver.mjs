@@ -97,7 +97,7 @@ const MODES = {
     const next = activationsOf(path, facts);
     return recordings.map((segments) => {
       const corrector = new activations.ActivationCorrector(vocabulary, facts.sizes, facts.activations);
-      return segments.map((ids) => corrector.correct(ids, next()));
+      return segments.map((ids, index) => corrector.correct(ids, next(), index === segments.length - 1));
     });
   },
   async files({ results }) {

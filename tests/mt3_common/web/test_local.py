@@ -164,7 +164,7 @@ def music(seconds: float) -> np.ndarray:
 @pytest.mark.parametrize("num_samples", [0, 1, 320, 81920, 100_000])
 def test_frames_segments_and_strips(node, num_samples):
     samples = music(7)[:num_samples]
-    expected = list(segments(samples, CONFIG))
+    expected = list(segments(samples, CONFIG, published=False))
     actual = node("segments", samples=text(samples))
     assert [segment["isLast"] for segment in actual] == [False] * (len(expected) - 1) + [True]
     for answer, segment in zip(actual, expected, strict=True):
@@ -196,7 +196,7 @@ def test_the_frames_around_segments(node_of, name, lengths):
     sound = music(7)
     for num_samples in (0, 1, size - 1, size, size + 1, size + ahead, size + ahead + 1, 2 * size + 100, len(sound)):
         samples = sound[:num_samples]
-        expected = list(segments(samples, config))
+        expected = list(segments(samples, config, published=False))
         actual = node_of(name)("segments", samples=text(samples), lengths=lengths)
         assert len(expected) == num_samples // size + 1
         for answer, segment in zip(actual, expected, strict=True):
@@ -216,8 +216,10 @@ def test_frames_are_computed_once_where_no_segment_ends(node_of):
     assert node_of("default")("frames", samples=text(samples)) == expected
 
 
-def test_start_times_round_as_published(node):
-    np.testing.assert_array_equal(node("starts", count=3000), start_times(3000, CONFIG))
+@pytest.mark.parametrize("name", ["mt3", "default"])
+def test_start_times_are_exact(node_of, name):
+    expected = start_times(3000, CONFIGS[name], published=False)
+    np.testing.assert_array_equal(node_of(name)("starts", count=3000), expected)
 
 
 def random_ids(rng: np.random.Generator) -> list[int]:
@@ -345,13 +347,13 @@ class CountingCorrector(ActivationCorrector):
         return parsed
 
     def _split(self, ties, activations):
-        tied, others = super()._split(ties, activations)
+        tied_as, others = super()._split(ties, activations)
         self.counts["held"] += len(others)
-        self.counts["tied under another program"] += len(tied - {tie.key for tie in ties})
-        return tied, others
+        self.counts["tied under another program"] += sum(key != tie for key, tie in tied_as.items())
+        return tied_as, others
 
-    def _kept(self, events, sounding, activations):
-        rest = super()._kept(events, sounding, activations)
+    def _kept(self, events, tied_as, activations):
+        rest = super()._kept(events, tied_as, activations)
         for kind in ("onset", "offset"):
             self.counts[f"dropped {kind}"] += sum(event.kind == kind for event in events)
             self.counts[f"dropped {kind}"] -= sum(event.kind == kind for event in rest)
@@ -361,6 +363,11 @@ class CountingCorrector(ActivationCorrector):
         missed = super()._missed(onsets, ties, activations)
         self.counts["added"] += len(missed)
         return missed
+
+    def _unended(self, events, tied):
+        unended = super()._unended(events, tied)
+        self.counts["without an end in the last segment"] += len(unended)
+        return unended
 
     def _lengthened(self, events, *others):
         lengthened = super()._lengthened(events, *others)
@@ -386,16 +393,16 @@ def test_onsets_and_offsets_are_corrected_by_activations(node_of, tmp_path, name
         for recording in recordings:
             corrector = CountingCorrector(config, counts)
             expected.append([])
-            for ids in recording:
+            for number, ids in enumerate(recording, 1):
                 activations = random_activations(rng, config)
                 file.write(activations.tobytes())
-                expected[-1].append(corrector.correct(np.array(ids, np.int32), activations).tolist())
+                expected[-1].append(corrector.correct(np.array(ids, np.int32), activations, number == len(recording)).tolist())
     path = str(tmp_path / "activations")
     actual = node_of(name)("corrected", recordings=recordings, path=path, frames=config.input_frames)
     for number, segment_ids in enumerate(expected):
         assert actual[number] == segment_ids, number
     assert sum(map(len, recordings)) > 1400
-    assert len(counts) == 10
+    assert len(counts) == 11
     assert min(counts.values()) > 50, counts
 
 
@@ -406,7 +413,7 @@ def test_notes_of_any_ids(node_of, name):
     recordings = []
     for number in range(200):
         count = int(rng.integers(1, 6))
-        times = [*map(float, start_times(count, CONFIG)), None]
+        times = [*map(float, start_times(count, CONFIG, published=False)), None]
         parts = [(random_ids(rng), times[index], times[index + 1]) for index in range(count)]
         recordings.append({"segments": parts, "programs": [0, 2] if number % 2 else None})
     total, drums = 0, set()
