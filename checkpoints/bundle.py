@@ -103,11 +103,20 @@ def config_of(config: Config, source: Path, folder: Path, given: Mapping[str, st
         given: program_granularity, None to look into the run's sources.json, and drum_granularity, as the user says.
 
     Raises:
-        ValueError: the checkpoint that it replaces has another one, and nothing says that this is meant.
+        ValueError: the checkpoint that it replaces has another one, and nothing says that this is meant; or the two
+            files beside the checkpoint contradict each other.
     """
     joined = joins_programs(source.parent / SOURCES)
     if given["program_granularity"] is None and joined is not None:
-        given = {**given, "program_granularity": "midi_class" if joined else "full"}
+        told = "midi_class" if joined else "full"
+        own = config.vocabulary.program_granularity
+        # runs of earlier versions say "full" whatever they learned
+        if own not in ("full", told):
+            raise ValueError(
+                f"the config of {source} has program_granularity {own}, and {source.parent / SOURCES} says {told}: "
+                "give --granularity"
+            )
+        given = {**given, "program_granularity": told}
     config = config.with_granularity(given["program_granularity"], given["drum_granularity"])
     if (folder / "config.json").exists():
         stated = json.loads((folder / "config.json").read_text())

@@ -74,6 +74,13 @@ def test_the_granularity_is_the_runs_or_what_the_user_says(tmp_path):
     (tmp_path / "sources.json").write_text(json.dumps({"recipe": {"midi_class": True}}))
     assert bundle.config_of(Config(), source, none, given()) == CLASSES
     assert bundle.config_of(Config(), source, none, given("full")) == Config()
+    # two files that contradict each other
+    (tmp_path / "sources.json").write_text(json.dumps({"recipe": {"midi_class": False}}))
+    with pytest.raises(
+        ValueError, match=r"has program_granularity midi_class, and .*sources.json says full: give --gr"
+    ):
+        bundle.config_of(CLASSES, source, none, given())
+    assert bundle.config_of(CLASSES, source, none, given("midi_class")) == CLASSES
 
 
 def test_another_granularity_than_before_has_to_be_meant(tmp_path):

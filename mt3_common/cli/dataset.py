@@ -75,13 +75,16 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generator | corpora.Excerpts | Remixer:
+def generator_of(
+    options: argparse.Namespace, split: str, seed: int, general_midi: bool = True
+) -> Generator | corpora.Excerpts | Remixer:
     """Return the generator of the examples that the arguments of add_arguments name.
 
     Args:
         options: the arguments.
         split: of the songs or recordings.
         seed: of the examples.
+        general_midi: as of Excerpts.
 
     Raises:
         ValueError: arguments contradict each other, a file is missing, or a font reserved for tests would be used for
@@ -107,7 +110,7 @@ def generator_of(options: argparse.Namespace, split: str, seed: int) -> Generato
             recordings = [corpora.recordings(folder, split) for folder in options.recordings]
         recipe = options.recipe
         sizes = recipe.seconds, seed, options.temperature, recipe.midi_class
-        excerpts = corpora.Excerpts(recordings, *sizes, rates)
+        excerpts = corpora.Excerpts(recordings, *sizes, rates, general_midi)
         return Remixer(excerpts, options.augment) if isinstance(options.augment, Augmentation) else excerpts
     if options.augment:
         raise ValueError("--augment is for --recordings and --data-preset: rendered music has a --recipe")
@@ -214,10 +217,11 @@ def write_data(options: argparse.Namespace) -> int:
     """
     check_folder(options.output)
     config, _ = read_config(options.config)
-    if isinstance(config, YourMT3Settings) and not options.pairs:
+    general_midi = options.pairs or not isinstance(config, YourMT3Settings)
+    if not general_midi:
         # the task joins programs to classes itself
         options.recipe = dataclasses.replace(options.recipe, midi_class=False)
-    generator = generator_of(options, options.split, options.seed)
+    generator = generator_of(options, options.split, options.seed, general_midi)
     sources = sources_of(generator, options, options.split)
     shards = sorted(options.output.glob("*.npz"))
     if not options.pairs:

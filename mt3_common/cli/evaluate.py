@@ -56,14 +56,19 @@ def main(
     def start() -> int:
         options = parse(name, sys.argv[1:] if argv is None else list(argv))
         with shown_by(lambda message: say(f"note: {message}")):
-            return evaluate(load, options)
+            return evaluate(program, load, options)
 
     name = command or f"python -m {program}.evaluate"
     return run(start, program, failed=NOT_STARTED)
 
 
-def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> int:
+def evaluate(program: str, load: Callable[..., Transcriber], options: argparse.Namespace) -> int:
     """Evaluate all pairs, write and print the results; return the exit status.
+
+    Args:
+        program: package of the twin, whose rows are its own.
+        load: as of main.
+        options: as of parse.
 
     Raises:
         ValueError, OSError: nothing can be measured, or the results cannot be written.
@@ -92,7 +97,8 @@ def evaluate(load: Callable[..., Transcriber], options: argparse.Namespace) -> i
         )
     reading = {name: value for name in READING_OPTIONS if (value := getattr(options, name)) is not None}
     has_activations = not options.no_activations
-    transcriber_key = f"{options.baseline or fingerprint(transcriber)} {options.search} {has_prior} {has_activations}"
+    of = options.baseline or (f"{program} {fingerprint(transcriber)}" if transcriber else "")
+    transcriber_key = f"{of} {options.search} {has_prior} {has_activations}"
     if reading:
         transcriber_key += f" {sorted(reading.items())}"
     # by name; of earlier runs first, so that an interrupted one takes nothing away
@@ -137,7 +143,7 @@ def measure_and_write(
     if "estimates" in outputs:
         midi.write_midi(notes, outputs["estimates"])
     if "picture" in outputs:
-        write_comparison(read_notes(pair), notes, pair.audio, outputs["picture"], Mix(**reading))
+        write_comparison(read_notes(pair, general_midi=True), notes, pair.audio, outputs["picture"], Mix(**reading))
     return row | {"drawn": "picture" in outputs}
 
 

@@ -67,7 +67,8 @@ def measure(options: argparse.Namespace) -> int:
         ValueError, OSError: the data cannot be read, or the result cannot be written.
     """
     config, settings = read_config(options.config, options.preset)
-    if isinstance(config, YourMT3Settings):
+    general_midi = not isinstance(config, YourMT3Settings)
+    if not general_midi:
         # the task joins programs to classes itself
         options.recipe = dataclasses.replace(options.recipe, midi_class=False)
     if options.batch_size is not None:
@@ -75,7 +76,7 @@ def measure(options: argparse.Namespace) -> int:
     preset = getattr(options, "data_preset", None)
     named = [*options.recordings, *options.midi, *options.fonts, *([preset] if preset else [])]
     made_up = MadeUp(settings.seed, options.recipe.seconds)
-    generator = generator_of(options, "train", settings.seed) if named else made_up
+    generator = generator_of(options, "train", settings.seed, general_midi) if named else made_up
     result = {
         "machine": {"cores": num_cores(), "python": platform.python_version(), "system": platform.platform()},
         "data": list(map(str, named)) or "made up",

@@ -317,7 +317,7 @@ def prepare(options: argparse.Namespace) -> Plan:
 
 
 def write_record(program: str, plan: Plan, options: argparse.Namespace) -> None:
-    """Write run.json, and sources.json of a run that makes its segments itself."""
+    """Write run.json, and sources.json of a run that makes its segments itself; one that does so no more has none."""
     description = run_description(program, plan.family.config, plan.settings, options)
     if isinstance(plan.source, Shards):
         begin = plan.source.begin // plan.settings.accumulate
@@ -329,6 +329,9 @@ def write_record(program: str, plan: Plan, options: argparse.Namespace) -> None:
         write_json(path, sources_of(plan.source.generator, options, "train"))
         if previous not in (None, path.read_text()):
             print(f"note: {path} was another one: the run goes on with other music than it had", file=sys.stderr)
+    elif (options.run / SOURCES).exists():
+        (options.run / SOURCES).unlink()
+        print("note: the run made its segments itself before, and goes on with those of --data", file=sys.stderr)
 
 
 def shared_songs(options: argparse.Namespace, source: Shards | Stream) -> str:
@@ -532,7 +535,7 @@ def open_source(options: argparse.Namespace, config: Settings, settings: Trainin
         if ignored := [name for name, is_given in given.items() if is_given]:
             raise TrainingError(f"{ignored[0]} says how segments are made, and those of --data are: leave it out")
         return open_shards(options.data, config)
-    generator = generator_of(options, "train", settings.seed)
+    generator = generator_of(options, "train", settings.seed, not isinstance(config, YourMT3Settings))
     steps = max(1, SEGMENTS_TOGETHER // (settings.batch_size * settings.accumulate))
     return Stream(generator, config, steps * settings.accumulate)
 

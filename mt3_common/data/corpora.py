@@ -38,6 +38,7 @@ from mt3_common.io.json_text import parse_json
 from mt3_common.io.optional import needed
 from mt3_common.io.plural import plural
 from mt3_common.notes.note import Note, trim_overlapping
+from mt3_common.notes.yourmt3_decoder import VOICES
 
 # MT3 draws a data set of n examples in proportion to n ** (1 / TEMPERATURE).
 TEMPERATURE = 10 / 3
@@ -130,8 +131,12 @@ def recordings(folder: str | os.PathLike, split: str | None = None) -> list[Reco
     return selected
 
 
-def read_notes(recording: Recording) -> list[Note]:
+def read_notes(recording: Recording, general_midi: bool = False) -> list[Note]:
     """Read the notes of a recording, by onset, with the sustain pedal of MIDI applied.
+
+    Args:
+        recording: whose notes they are.
+        general_midi: see program_of.
 
     Raises:
         ValueError: a file cannot be read or contradicts its layout.
@@ -155,7 +160,28 @@ def read_notes(recording: Recording) -> list[Note]:
             check_label(note, str(recording.notes[0]))
         return notes
     [path] = recording.notes
-    return read_tsv(path) if path.suffix.lower() == ".tsv" else midi.read_midi(path, sustain=True)
+    if path.suffix.lower() != ".tsv":
+        return midi.read_midi(path, sustain=True)
+    return with_voices(read_tsv(path)) if general_midi else read_tsv(path)
+
+
+def program_of(recording: Recording, program: int, general_midi: bool) -> int:
+    """Return the program of an instrument of a recording.
+
+    Args:
+        recording: it plays in.
+        program: that the recording's files call it.
+        general_midi: name singers as General MIDI does (53, 52), where the files are tables: these call them 100 and
+            101, as YourMT3+'s data sets do. In General MIDI those are synthetic effects, and no transcription of a
+            voice could be right.
+    """
+    is_table = recording.notes[0].suffix.lower() == ".tsv"
+    return VOICES.get(program, program) if general_midi and is_table else program
+
+
+def with_voices(notes: Sequence[Note]) -> list[Note]:
+    """Return the notes of a table with General MIDI's voices in place of 100 and 101; see program_of."""
+    return [note if note.is_drum else note._replace(program=VOICES.get(note.program, note.program)) for note in notes]
 
 
 def has_velocities(path: Path) -> bool:
@@ -241,6 +267,7 @@ class Excerpts:
         seed: examples differ between seeds.
         temperature: of mixing_rates; 1 draws all recordings with equal probability.
         midi_class: label notes with the first program of their MIDI class instead of their own.
+        general_midi: name singers as General MIDI does (program_of); False for YourMT3+'s vocabulary, which has them.
         rates: probabilities of the data sets, in place of those of the temperature.
     """
 
@@ -252,6 +279,7 @@ class Excerpts:
         temperature: float = TEMPERATURE,
         midi_class: bool = False,
         rates: Sequence[float] | np.ndarray | None = None,
+        general_midi: bool = True,
     ):
         self.datasets = [list(recordings) for recordings in datasets]
         sizes = [len(recordings) for recordings in self.datasets]
@@ -259,6 +287,7 @@ class Excerpts:
         self.seconds = seconds
         self.seed = seed
         self.midi_class = midi_class
+        self.general_midi = general_midi
 
     def draw(self, rng: np.random.Generator) -> Recording:
         """Draw a recording: first its data set, then one of it."""
@@ -273,7 +302,7 @@ class Excerpts:
         audio = read_audio(recording.audio, SAMPLE_RATE, start=start, duration=self.seconds)
         end = start + len(audio) / SAMPLE_RATE
         notes = []
-        for note in read_notes(recording):
+        for note in read_notes(recording, self.general_midi):
             if note.offset > start and note.onset < end:
                 program = note.program - note.program % 8 if self.midi_class else note.program
                 onset, offset = max(0.0, note.onset - start), min(note.offset, end) - start

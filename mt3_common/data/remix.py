@@ -16,7 +16,8 @@ import numpy as np
 from mt3_common.audio.files import read_audio
 from mt3_common.config import ConfigError, Range, check_fields
 from mt3_common.data.augment import SAMPLE_RATE
-from mt3_common.data.corpora import Excerpts, Recording, duration_of, read_notes
+from mt3_common.data.corpora import Excerpts, Recording, duration_of, program_of, read_notes
+from mt3_common.data.published.index import Stem
 from mt3_common.data.synthesis import Example
 from mt3_common.notes.note import Note, trim_overlapping
 
@@ -117,17 +118,17 @@ class Remixer:
         start = float(rng.uniform(0, max(0.0, duration_of(recording.audio) - seconds)))
         notes = [
             note._replace(onset=max(0.0, note.onset - start), offset=note.offset - start)
-            for note in notes_of(recording)
+            for note in notes_of(recording, self.excerpts.general_midi)
             if note.offset > start and note.onset < start + seconds
         ]
         labelled = {(note.is_drum, 0 if note.is_drum else note.program) for note in notes}
-        stems = {(stem.is_drum, 0 if stem.is_drum else stem.program) for stem in recording.stems}
+        names = [self._name(recording, stem) for stem in recording.stems]
+        stems = set(names)
         if not labelled <= stems:
             # without stems, or with notes that are in none
             return [Part(read_audio(recording.audio, SAMPLE_RATE, start=start, duration=seconds), notes)]
         audios: dict[tuple[bool, int | None], np.ndarray] = {}
-        for stem in recording.stems:
-            key = stem.is_drum, 0 if stem.is_drum else stem.program
+        for key, stem in zip(names, recording.stems, strict=True):
             audio = read_audio(stem.audio, SAMPLE_RATE, start=start, duration=seconds)
             audios[key] = summed([audios[key], audio]) if key in audios else audio
         return [
@@ -139,6 +140,12 @@ class Remixer:
             )
             for (is_drum, program), audio in audios.items()
         ]
+
+    def _name(self, recording: Recording, stem: Stem) -> tuple[bool, int | None]:
+        """Return what a stem is: is_drum, and the program of its notes, None for one that nobody wrote down."""
+        if stem.is_drum or stem.program is None:
+            return stem.is_drum, 0 if stem.is_drum else None
+        return False, program_of(recording, stem.program, self.excerpts.general_midi)
 
     def _thinned(self, parts: list[Part], rng: np.random.Generator) -> list[Part]:
         """Leave stems out, but for one of those that sound."""
@@ -195,9 +202,9 @@ class Remixer:
 
 
 @functools.lru_cache(maxsize=256)
-def notes_of(recording: Recording) -> tuple[Note, ...]:
+def notes_of(recording: Recording, general_midi: bool) -> tuple[Note, ...]:
     """Return read_notes of a recording, staying for the next excerpts of it."""
-    return tuple(read_notes(recording))
+    return tuple(read_notes(recording, general_midi))
 
 
 def summed(audios: Sequence[np.ndarray]) -> np.ndarray:

@@ -21,22 +21,30 @@ from rich.table import Table
 
 from mt3_common.audio.files import AudioError, audio_duration
 from mt3_common.checkpoint.digest import checkpoint_digest
-from mt3_common.data.corpora import Recording, find_notes, has_velocities, read_notes, read_tsv, recordings
+from mt3_common.data.corpora import (
+    Recording,
+    find_notes,
+    has_velocities,
+    read_notes,
+    read_tsv,
+    recordings,
+    with_voices,
+)
 from mt3_common.evaluation import metrics
 from mt3_common.formats import midi, sealed
+from mt3_common.formats.find_audio import AUDIO_SUFFIXES
 from mt3_common.io import atomic
 from mt3_common.io.folders import make_folder
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.plural import plural
 from mt3_common.notes.note import Note
-from mt3_common.notes.yourmt3_decoder import VOICES
 from mt3_common.transcription.pipeline import Transcriber
 
 # measures in the table; JSON and CSV hold all of them
 SHOWN = ("onset", "onset_offset", "frame", "onset_class", "program_full", "drum_onset", "drums")
-# Part of row_key: rows measured before tables had singing, before the pedal counted in estimates, and without
-# drum_class are measured again.
-READING = 5
+# Part of row_key: rows measured before tables had singing, before the pedal counted in estimates, without drum_class,
+# and before segments began exactly are measured again.
+READING = 6
 # notes of a recording that are believed: black MIDI has some 100 a second; and s after the end of the recording
 MAX_NOTES_PER_SECOND = 1000
 MAX_SECONDS_AFTER = 600.0
@@ -50,8 +58,10 @@ def find_estimates(folder: Path, name: str) -> Path:
     """
     path = folder / name
     files = find_notes(path.parent)
-    # A recording that shares its stem with another is called with its suffix.
-    estimates = files.get(path.name, files.get(path.stem))
+    estimates = files.get(path.name)
+    if estimates is None and path.suffix.lower() in AUDIO_SUFFIXES:
+        # A recording that shares its stem with another is called with its suffix.
+        estimates = files.get(path.stem)
     if estimates is None:
         raise ValueError(f"{folder}: no estimates for {name}: there is no {path.name}.mid (or .midi, .tsv)")
     return estimates
@@ -75,19 +85,13 @@ def pitched_notes(folder: Path, estimates: Path) -> Iterator[tuple[Recording, li
     for recording in recordings(folder):
         references, estimated = (
             [note for note in notes if not note.is_drum]
-            for notes in (read_notes(recording), read_estimates(find_estimates(estimates, recording.name)))
+            for notes in (
+                read_notes(recording, general_midi=True),
+                read_estimates(find_estimates(estimates, recording.name)),
+            )
         )
         if references:
             yield recording, references, estimated
-
-
-def with_voices(notes: Sequence[Note]) -> list[Note]:
-    """Return the notes of a table with General MIDI's voices in place of 100 and 101.
-
-    Tables have singing as YourMT3+'s data sets do; as General MIDI they would be synthetic effects, and no
-    transcription with a voice could be right.
-    """
-    return [note if note.is_drum else note._replace(program=VOICES.get(note.program, note.program)) for note in notes]
 
 
 def check_fit(notes: Sequence[Note], path: Path, audio: Path) -> None:
@@ -128,9 +132,7 @@ def measure(
     Raises:
         ValueError, OSError: a file cannot be read, or is not of this recording.
     """
-    references = read_notes(pair)
-    if pair.notes[0].suffix.lower() == ".tsv":
-        references = with_voices(references)
+    references = read_notes(pair, general_midi=True)
     check_fit(references, pair.notes[0], pair.audio)
     counts = {"invalid": 0, "dropped": 0}
     with_velocities = all(map(has_velocities, pair.notes[-1:]))

@@ -3,6 +3,7 @@
 Needs mir_eval (`pip install "mt3-twins[evaluate]"`).
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ FRAME_RATE = 62.5
 FRAME_VELOCITY = 30
 # shortest duration of a note in the frame measure (s)
 FRAME_MIN_DURATION = 0.05
+# s; drum hits that are closer are one where a measure joins drums
+SAME_HIT = 0.02
 GRANULARITIES = ("flat", "midi_class", "full")
 
 
@@ -111,7 +114,7 @@ def frame_score(references: Sequence[Note], estimates: Sequence[Note]) -> Score:
 
 
 def drum_onset_score(references: Sequence[Note], estimates: Sequence[Note]) -> Score:
-    """Score the times of drum hits, whatever the drum; hits less than 20 ms apart count as one."""
+    """Score the times of drum hits, whatever the drum; hits less than SAME_HIT apart count as one."""
     mir_eval = library()
     onsets, estimated = (_distinct_onsets(_drums(notes)) for notes in (references, estimates))
     matched = (
@@ -185,10 +188,16 @@ def _drums(notes: Sequence[Note]) -> list[Note]:
 
 
 def _drum_classes(notes: Sequence[Note]) -> list[Note]:
-    """Return the hits as those of the first drum of their class; of hits of a class at one time, one."""
+    """Return the hits as those of the first drum of their class; of those of a class within SAME_HIT, the first."""
     first = first_of_class(DRUM_CLASSES)
-    hits = {(note.onset, first.get(note.pitch, note.pitch)): note for note in _drums(notes)}
-    return [note._replace(pitch=pitch) for (_, pitch), note in hits.items()]
+    hits: list[Note] = []
+    latest: dict[int, float] = {}
+    for note in sorted(_drums(notes)):
+        pitch = first.get(note.pitch, note.pitch)
+        if note.onset - latest.get(pitch, -math.inf) >= SAME_HIT:
+            latest[pitch] = note.onset
+            hits.append(note._replace(pitch=pitch))
+    return hits
 
 
 def _sounding_spans(notes: Sequence[Note]) -> dict[int, list[tuple[int, int]]]:
@@ -219,10 +228,10 @@ def _overlap(references: list[tuple[int, int]], estimates: list[tuple[int, int]]
 
 
 def _distinct_onsets(notes: Sequence[Note]) -> np.ndarray:
-    """Return the sorted onsets without those less than 20 ms after the one before."""
+    """Return the sorted onsets without those less than SAME_HIT after the one before."""
     onsets: list[float] = []
     for onset in sorted(note.onset for note in notes):
-        if not onsets or onset - onsets[-1] >= 0.02:
+        if not onsets or onset - onsets[-1] >= SAME_HIT:
             onsets.append(onset)
     return np.array(onsets)
 

@@ -322,6 +322,32 @@ def test_excerpts_hold_the_notes_of_their_stretch(tmp_path):
     assert len(starts) > 3
 
 
+def test_singers_of_tables_are_labelled_as_general_midi_names_them(tmp_path):
+    """Tables call them 100 and 101, as YourMT3+'s vocabulary does; in MIDI files those are synthetic effects."""
+    for name in ("table", "midi"):
+        write_audio(tmp_path / name / "song.wav", seconds=1.2)
+    singers = [Note(0.1, 0.9, 60, 100, 100), Note(0.1, 0.9, 64, 100, 101), Note(0.1, 0.9, 67, 100, 0)]
+    midi.write_midi(singers, tmp_path / "midi" / "song.mid")
+    lines = [f"{note.onset}\t{note.offset}\t{note.pitch}\t{note.program}\t0" for note in singers]
+    (tmp_path / "table" / "song.tsv").write_text("\n".join(["onset\toffset\tpitch\tprogram\tis_drum", *lines]))
+
+    def programs(name, **settings):
+        excerpts = datasets.Excerpts([datasets.recordings(tmp_path / name)], seconds=1.0, **settings)
+        return [note.program for note in sorted(excerpts.example(0).notes, key=lambda note: note.pitch)]
+
+    assert programs("table") == [53, 52, 0]
+    assert programs("table", midi_class=True) == [48, 48, 0]
+    assert programs("table", general_midi=False) == programs("midi") == [100, 101, 0]
+
+    # pairs are MIDI files
+    out = tmp_path / "out"
+    recipe = '{"seconds": 1.0, "midi_class": false}'
+    arguments = [str(out), "--recordings", str(tmp_path / "table"), "--pairs", "--examples", "1", "--recipe", recipe]
+    assert main(arguments) == 0
+    [path] = out.glob("*.mid")
+    assert {note.program for note in midi.read_midi(path)} == {53, 52, 0}
+
+
 def test_data_sets_are_drawn_by_their_rates(tmp_path):
     result = []
     for name, count in (("large", 12), ("small", 2)):

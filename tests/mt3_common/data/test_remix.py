@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +218,20 @@ def test_all_published_presets_are_there():
     weights = data_presets.presets()["multi"]["all_cross_v7"]["weights"]
     assert weights == [0.295, 0.19, 0.191, 0.05, 0.01, 0.004, 0.1, 0.1, 0.01, 0.05]
     assert remix.UNANNOTATED == 0.7
+
+
+def test_singers_of_stems_are_labelled_as_general_midi_names_them(home, tmp_path):
+    """And go with their stems, which are called 100 too."""
+    shutil.copytree(home / "band", tmp_path / "band")
+    for path in (tmp_path / "band" / "recordings.json", tmp_path / "band" / "notes" / "one.tsv"):
+        text = path.read_text()
+        path.write_text(text.replace('"program": 40', '"program": 100').replace("\t40\t", "\t100\t"))
+    datasets = [corpora.recordings(tmp_path / "band")]
+    for general_midi, program in ((True, 53), (False, 100)):
+        excerpts = corpora.Excerpts(datasets, SECONDS, temperature=1, general_midi=general_midi)
+        halves = Remixer(excerpts, Augmentation(**(OFF | {"stem_probability": 0.5})))
+        examples = [halves.example(index) for index in range(12)]
+        for example in examples:
+            assert {PITCH[hertz] for hertz in sounding(example.audio)} == labelled(example.notes)
+        assert any(note.program == program for example in examples for note in example.notes)
+        assert all(note.program in (0, 32, program) for example in examples for note in example.notes)

@@ -222,6 +222,23 @@ def test_a_checkpoint_that_changed_under_its_name_is_measured_again(folder, tmp_
     assert evaluation.fingerprint(load_named()) not in result
 
 
+def test_results_of_one_framework_are_not_those_of_another(folder, tmp_path):
+    asked = []
+
+    def load_of(program):
+        class Named(Oracle):
+            def transcribe(self, path):
+                asked.append(program)
+                return super().transcribe(path)
+
+        return lambda **options: Named()
+
+    (folder / "drums__two.tsv").unlink()
+    for program in ("torch_mt3", "torch_mt3", "jax_mt3", "onnx_mt3", "onnx_mt3"):
+        assert evaluate.main(program, load_of(program), [str(folder), "-o", str(tmp_path / "out")]) == 0
+    assert asked == ["torch_mt3", "jax_mt3", "onnx_mt3"]
+
+
 def test_the_recording_so_far_is_part_of_what_is_not_measured_again_where_it_counts(folder, tmp_path):
     """Not with t5x's search, which leaves it out itself."""
     asked = []
@@ -386,6 +403,17 @@ def test_missing_estimates_are_named(pedal_folders, tmp_path, capsys):
     assert evaluate.main("torch_mt3", None, [str(references), "--estimates", str(estimates)]) == 1
     words = f"song: {estimates}: no estimates for song: there is no song.mid (or .midi, .tsv)"
     assert words in capsys.readouterr().err
+
+
+def test_estimates_are_those_of_the_whole_name(tmp_path):
+    for name in ("take.mid", "song.mid"):
+        midi.write_midi(PIANO, tmp_path / name)
+    with pytest.raises(ValueError, match=r"no estimates for take\.1: there is no take\.1\.mid"):
+        evaluation.find_estimates(tmp_path, "take.1")
+    # of two recordings of one stem, which have their suffixes in their names
+    assert evaluation.find_estimates(tmp_path, "song.flac") == tmp_path / "song.mid"
+    midi.write_midi(PIANO, tmp_path / "song.flac.mid")
+    assert evaluation.find_estimates(tmp_path, "song.flac") == tmp_path / "song.flac.mid"
 
 
 def test_what_is_repaired_in_a_reference_is_a_note_on_stderr(folder, tmp_path, capsys):

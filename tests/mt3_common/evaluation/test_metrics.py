@@ -141,6 +141,14 @@ def test_drum_classes_do_not_ask_which_of_a_class():
     assert values["onset_class"] == values["drums"]
 
 
+def test_two_drums_of_a_class_at_about_one_time_are_one_hit():
+    """Decoding joins those of one step, so one that is a few milliseconds later is none that could be found."""
+    references = [Note(t, t + 0.1, pitch, 100, 0, True) for t, pitch in ((1, 36), (1.003, 35), (1.025, 35))]
+    for estimates in (references, [references[0], references[2]]):
+        assert metrics.evaluate(references, estimates)["drum_class"] == 1.0
+    assert metrics.evaluate(references, references[:1])["drum_class_recall"] == 0.5
+
+
 def test_drum_moments_do_not_ask_which_drum():
     references = [Note(t, t + 0.1, 36, 100, 0, True) for t in (0.0, 0.5, 1.0)]
     references.append(Note(0.51, 0.6, 42, 100, 0, True))

@@ -339,7 +339,9 @@ class TestNoteDecoder:
         assert decoder.sounding == []
         # once alone, and not where the tie's own program sounds again
         decoder.feed(ids_of(TIE, ON, ("program", 0), C), 4.09, 6.14)
-        again = ids_of(("program", 8), C, TIE, OFF, ("shift", 10), C, ON, ("shift", 20), ("program", 0), C, ("program", 8), C)
+        again = ids_of(
+            ("program", 8), C, TIE, OFF, ("shift", 10), C, ON, ("shift", 20), ("program", 0), C, ("program", 8), C
+        )
         assert decoder.feed(again, 6.14, 8.19) == [Note(4.09, 6.24, 60, 127, 0)]
         assert decoder.sounding == [(60, 0), (60, 8)]
         # of two notes of a pitch, an offset under the name of one of them ends that one

@@ -396,7 +396,9 @@ def test_onsets_and_offsets_are_corrected_by_activations(node_of, tmp_path, name
             for number, ids in enumerate(recording, 1):
                 activations = random_activations(rng, config)
                 file.write(activations.tobytes())
-                expected[-1].append(corrector.correct(np.array(ids, np.int32), activations, number == len(recording)).tolist())
+                expected[-1].append(
+                    corrector.correct(np.array(ids, np.int32), activations, number == len(recording)).tolist()
+                )
     path = str(tmp_path / "activations")
     actual = node_of(name)("corrected", recordings=recordings, path=path, frames=config.input_frames)
     for number, segment_ids in enumerate(expected):
