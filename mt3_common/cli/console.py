@@ -1,6 +1,7 @@
 """Messages and progress on the terminal: each line can be printed whatever is in it."""
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -105,7 +106,14 @@ def sentence(error: Exception, program: str, names: Mapping[str, str] | None = N
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory is exhausted: JAX and PyTorch report that by exceptions of their own."""
+    """Return whether memory is exhausted: JAX and PyTorch report that by exceptions of their own.
+
+    Other errors are told by their type, since their texts may have the names of files in them.
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, ValueError):
+        return "RESOURCE_EXHAUSTED" in str(error)
     return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
 
 

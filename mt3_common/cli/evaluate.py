@@ -35,6 +35,7 @@ from mt3_common.io.notices import shown_by
 from mt3_common.io.plural import plural
 from mt3_common.transcription.pipeline import Transcriber
 
+NO_MEMORY = "not enough memory; close other programs, or cut the recording into shorter ones"
 # options of how recordings are read
 READING_OPTIONS = ("channel", "gain")
 # options of a checkpoint, which the estimates of others have no use for
@@ -59,7 +60,7 @@ def main(
             return evaluate(program, load, options)
 
     name = command or f"python -m {program}.evaluate"
-    return run(start, program, failed=NOT_STARTED)
+    return run(start, program, failed=NOT_STARTED, memory_hint=NO_MEMORY)
 
 
 def evaluate(program: str, load: Callable[..., Transcriber], options: argparse.Namespace) -> int:
@@ -115,9 +116,9 @@ def evaluate(program: str, load: Callable[..., Transcriber], options: argparse.N
                 rows[pair.name] = measure_and_write(pair, transcriber, options, reading) | {"of": of}
                 write_results(in_order(rows, pairs), options.output)
             say(f"{number} of {len(pairs)}: {pair.name}")
-        except (ValueError, OSError) as error:
-            failed[pair.name] = str(error)
-            say(f"error: {pair.name}: {error}")
+        except (ValueError, OSError, MemoryError) as error:
+            failed[pair.name] = NO_MEMORY if isinstance(error, MemoryError) else str(error)
+            say(f"error: {pair.name}: {failed[pair.name]}")
     if rows:
         write_results(in_order(rows, pairs), options.output)
         print_summary(summarize(in_order(rows, pairs)))

@@ -125,6 +125,12 @@ def recordings(folder: str | os.PathLike, split: str | None = None) -> list[Reco
     if not selected:
         raise DatasetError(f"{folder}: of {plural(len(listed), 'recording')} ({layout}) none is of the {split} split")
     for recording in selected:
+        # results are written under it
+        if Path(recording.name).is_absolute() or ".." in Path(recording.name).parts:
+            raise DatasetError(
+                f"{folder}: the recording {shown(recording.name)} lies outside of it, where its results would go too: "
+                "take it out of the list, or copy it into the folder"
+            )
         for file in (recording.audio, *recording.notes):
             if not file.exists():
                 raise DatasetError(f"{folder}: {file.relative_to(folder)} is missing, the rest of {layout} is there")

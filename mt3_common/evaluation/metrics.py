@@ -5,7 +5,7 @@ Needs mir_eval (`pip install "mt3-twins[evaluate]"`).
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ FRAME_RATE = 62.5
 FRAME_VELOCITY = 30
 # shortest duration of a note in the frame measure (s)
 FRAME_MIN_DURATION = 0.05
+# of the range of the references' velocities; mir_eval's default
+VELOCITY_TOLERANCE = 0.1
 # s; drum hits that are closer are one where a measure joins drums
 SAME_HIT = 0.02
 GRANULARITIES = ("flat", "midi_class", "full")
@@ -165,7 +167,46 @@ def _pairs(
     velocities: bool = False,
     tolerance: float = ONSET_TOLERANCE,
 ) -> list[tuple[int, int]]:
-    """Match notes one to one with mir_eval; return pairs of indices."""
+    """Match notes one to one with mir_eval, pitch by pitch; return pairs of indices.
+
+    mir_eval compares each reference with each estimate, which for all pitches together of an hour of music would take
+    gigabytes; notes of two pitches never match.
+    """
+    groups: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for side, notes in enumerate((references, estimates)):
+        for index, note in enumerate(notes):
+            groups[note.pitch][side].append(index)
+    pairs: list[tuple[int, int]] = []
+    for rows, columns in groups.values():
+        chosen = [references[row] for row in rows], [estimates[column] for column in columns]
+        pairs += [(rows[i], columns[j]) for i, j in _pairs_of_a_pitch(*chosen, offsets, tolerance)]
+    return _of_like_velocities(pairs, references, estimates) if velocities else pairs
+
+
+def _of_like_velocities(
+    pairs: list[tuple[int, int]], references: Sequence[Note], estimates: Sequence[Note]
+) -> list[tuple[int, int]]:
+    """Return the pairs whose velocities differ by less than VELOCITY_TOLERANCE of the references' range.
+
+    Estimated velocities are first fitted to the references' by a line over all pairs.
+
+    Source: mir_eval.transcription_velocity.match_notes, which takes no pairs.
+    """
+    if not pairs:
+        return []
+    wanted, given = (np.array([note.velocity for note in notes], np.float64) for notes in (references, estimates))
+    wanted = (wanted - wanted.min()) / max(1.0, wanted.max() - wanted.min())
+    rows, columns = np.array(pairs).T
+    wanted, given = wanted[rows], given[columns]
+    slope, intercept = np.linalg.lstsq(np.stack([given, np.ones(len(given))], axis=1), wanted, rcond=None)[0]
+    is_like = np.abs(slope * given + intercept - wanted) < VELOCITY_TOLERANCE
+    return [pair for pair, like in zip(pairs, is_like, strict=True) if like]
+
+
+def _pairs_of_a_pitch(
+    references: Sequence[Note], estimates: Sequence[Note], offsets: bool, tolerance: float
+) -> list[tuple[int, int]]:
+    """Match notes of one pitch with mir_eval; return pairs of indices."""
     if not references or not estimates:
         return []
     mir_eval = library()
@@ -173,10 +214,7 @@ def _pairs(
     for notes in (references, estimates):
         intervals = np.array([(n.onset, max(n.offset, n.onset + 1e-3)) for n in notes], np.float64)
         arrays += [intervals, 440.0 * 2.0 ** ((np.array([n.pitch for n in notes]) - 69) / 12)]
-        if velocities:
-            arrays.append(np.array([n.velocity for n in notes]))
-    match: Callable = mir_eval.transcription_velocity.match_notes if velocities else mir_eval.transcription.match_notes
-    return match(*arrays, onset_tolerance=tolerance, offset_ratio=0.2 if offsets else None)
+    return mir_eval.transcription.match_notes(*arrays, onset_tolerance=tolerance, offset_ratio=0.2 if offsets else None)
 
 
 def _pitched(notes: Sequence[Note]) -> list[Note]:

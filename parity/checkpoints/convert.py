@@ -31,6 +31,8 @@ from parity.trace.trace import digest
 # ending of the folder of a conversion that is not finished
 SCRATCH = ".convert"
 LAYOUTS = ("t5x", "orbax", "safetensors", "pth")
+# endings of files of weights that are read, or that other programs write, and that are not written here
+OTHER_FILES = {".npz", ".npy", ".msgpack", ".onnx", ".h5", ".json", ".zip", ".gguf"}
 
 
 class ConvertError(ValueError):
@@ -64,9 +66,14 @@ def layout_of(path: str | os.PathLike, wanted: str | None = None) -> str:
     """Return the layout to write at a path: 't5x', 'orbax', 'safetensors' or 'pth'.
 
     Raises:
-        ConvertError: the path's ending contradicts the requested layout.
+        ConvertError: the path's ending contradicts the requested layout, or is that of a file that is not written.
     """
     name = os.fspath(path).rstrip("/")
+    if wanted is None and os.path.splitext(name)[1].lower() in OTHER_FILES and not os.path.isdir(name):
+        raise ConvertError(
+            f"{path}: files that end in {os.path.splitext(name)[1]} are not written; use .safetensors, .pth or a "
+            "folder's name (with --to t5x or orbax, any)"
+        )
     ending = "safetensors" if name.endswith(".safetensors") else "pth" if name.endswith(PICKLES) else None
     if wanted is None:
         return ending or "t5x"

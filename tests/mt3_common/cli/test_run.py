@@ -33,6 +33,10 @@ def test_a_status_passes_through(status, capsys):
         (FileNotFoundError(2, "No such file or directory", "a b.wav"), "a b.wav: No such file or directory"),
         (MemoryError(), "not enough memory; a smaller --batch-size needs less"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory; a smaller --batch-size"),
+        (OSError(12, "Cannot allocate memory"), "not enough memory; a smaller --batch-size"),
+        # words of a file's name
+        (FileNotFoundError(2, "No such file", "out of memory.wav"), "out of memory.wav: No such file"),
+        (ValueError("out of memory.wav: no such file"), "out of memory.wav: no such file"),
     ],
 )
 def test_an_error_is_one_sentence(error, sentence, capsys):

@@ -708,3 +708,30 @@ def test_a_folder_of_results_that_cannot_be_made_is_said_before_the_network_is_l
     (tmp_path / "file").touch()
     assert evaluate.main("torch_mt3", None, [str(folder), "-o", str(tmp_path / "file" / "sub")]) == 2
     assert "a file has this name" in capsys.readouterr().err
+
+
+def test_a_list_that_names_what_lies_outside_of_its_folder_is_refused(folder, tmp_path, capsys):
+    """Results go to files of the recordings' names below -o."""
+    for name in ("../outside/s.wav", str(tmp_path / "outside" / "s.wav")):
+        published = tmp_path / "maestro"
+        published.mkdir(exist_ok=True)
+        table = f"split,midi_filename,audio_filename\ntest,one.mid,{name}\n"
+        (published / "maestro-v3.0.0.csv").write_text(table)
+        (tmp_path / "outside").mkdir(exist_ok=True)
+        shutil.copy(folder / "piano__one.flac", tmp_path / "outside" / "s.wav")
+        shutil.copy(folder / "piano__one.mid", published / "one.mid")
+        assert evaluate.main("torch_mt3", load, [str(published), "-o", str(tmp_path / "out")]) == 2
+        assert "lies outside of it, where its results would go too" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "outside").iterdir()] == ["s.wav"]
+
+
+def test_memory_that_one_recording_exhausts_does_not_stop_the_others(folder, tmp_path, capsys):
+    class Exhausted(Oracle):
+        def transcribe(self, path):
+            if "drums" in path.name:
+                raise MemoryError
+            return super().transcribe(path)
+
+    assert evaluate.main("torch_mt3", lambda **options: Exhausted(), [str(folder), "-o", str(tmp_path / "out")]) == 1
+    assert "error: drums__two: not enough memory; close other programs" in capsys.readouterr().err
+    assert [row["name"] for row in results_of(tmp_path / "out")] == ["piano__one"]

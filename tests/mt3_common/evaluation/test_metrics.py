@@ -1,5 +1,7 @@
 """Measures of notes: held to mir_eval's own, to counts done by hand, and to what MT3 asks of programs and drums."""
 
+import tracemalloc
+
 import mir_eval
 import numpy as np
 import pytest
@@ -139,6 +141,37 @@ def test_drum_classes_do_not_ask_which_of_a_class():
     assert (values["drum_class_precision"], values["drum_class_recall"]) == (0.75, 0.75)
     assert (values["drums_precision"], values["drums_recall"]) == (0.5, 0.4)
     assert values["onset_class"] == values["drums"]
+
+
+@given(NOTES, NOTES)
+@settings(deadline=None, max_examples=60)
+def test_notes_match_pitch_by_pitch_as_mir_eval_matches_them_together(references, estimates):
+    sides = [[note for note in notes if not note.is_drum] for notes in (references, estimates)]
+    arrays = []
+    for notes in sides:
+        arrays.append(np.array([(n.onset, max(n.offset, n.onset + 1e-3)) for n in notes]).reshape(-1, 2))
+        arrays.append(440 * 2 ** ((np.array([n.pitch for n in notes]) - 69) / 12))
+    whole = mir_eval.transcription.precision_recall_f1_overlap
+    with_velocities = mir_eval.transcription_velocity.precision_recall_f1_overlap
+    velocities = [np.array([n.velocity for n in notes]) for notes in sides]
+    for name, of, inputs, ratio in (
+        ("onset", whole, arrays, None),
+        ("onset_offset", whole, arrays, 0.2),
+        ("onset_offset_velocity", with_velocities, [*arrays[:2], velocities[0], *arrays[2:], velocities[1]], 0.2),
+    ):
+        if all(sides):
+            expected = of(*inputs, offset_ratio=ratio)[:3]
+            values = metrics.evaluate(references, estimates)
+            assert (values[f"{name}_precision"], values[f"{name}_recall"], values[name]) == pytest.approx(expected)
+
+
+def test_an_hour_of_dense_music_is_measured_in_little_memory():
+    """All pitches together would take 30,000 by 30,000 comparisons, several times over."""
+    notes = [Note(t, t + 0.2, 21 + index % 88, 100) for index, t in enumerate(np.arange(30000) / 8)]
+    tracemalloc.start()
+    assert metrics.evaluate(notes, notes)["onset_offset"] == 1.0
+    assert tracemalloc.get_traced_memory()[1] < 3e8
+    tracemalloc.stop()
 
 
 def test_two_drums_of_a_class_at_about_one_time_are_one_hit():

@@ -226,6 +226,8 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path, capsys):
         (["nothing_here", "w.safetensors"], "nothing_here"),
         ([str(ORIGINAL), "w.safetensors", "--to", "pth"], "its ending does not say pth"),
         ([str(ORIGINAL), "w", "--to", "safetensors"], "its ending does not say safetensors"),
+        ([str(ORIGINAL), "w.npz"], "w.npz: files that end in .npz are not written; use .safetensors, .pth or a folder"),
+        ([str(ORIGINAL), "w.onnx"], "w.onnx: files that end in .onnx are not written"),
         ([str(ORIGINAL), "w.safetensors", "--optimizer"], "only T5X and Orbax folders"),
     ],
 )
