@@ -381,7 +381,8 @@ def add_music_options(parser: argparse.ArgumentParser) -> None:
         "--as-published",
         action="store_true",
         help="make notes of the network's answers exactly as MT3 does, and of several channels the mean, whatever is "
-        "odd; default: what is said twice at one moment is one note, what sounds at the very beginning begins there, "
+        "odd; default: segments begin exactly where they do (MT3 has some 10 ms early), what is said twice at one "
+        "moment is one note, what sounds at the very beginning begins there, "
         "and a constant in all samples, channels that cancel and integers stored as floats are mended",
     )
 
