@@ -100,8 +100,14 @@ class Transcriber:
 
         Raises:
             AudioError: the file cannot be read as audio; the message says why.
+            TypeError: audio is neither a path nor an array.
             ValueError: an argument is out of its range (limits.py), or the samples are no recording.
         """
+        if not isinstance(audio, str | os.PathLike | np.ndarray):
+            raise TypeError(
+                f"audio must be a path or samples as a NumPy array, not {type(audio).__name__}: numpy.asarray makes one "
+                "of a tensor or a list, and soundfile.read of a file in memory"
+            )
         only = parse_instruments(only) if isinstance(only, str) else only
         music = {"tempo": tempo, "meter": meter, "first_downbeat": first_downbeat, "quantise": quantise}
         sound = {"channel": channel, "gain": gain, "sample_rate": sample_rate, "start": start, "duration": duration}

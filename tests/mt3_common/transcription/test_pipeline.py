@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import re
@@ -828,3 +829,11 @@ def test_that_no_note_is_left_is_said_but_not_of_silence(audio, tmp_path, caplog
     assert sentences == [
         f"{audio}: it is not silent, but no note is of the instruments that were asked for (organ, viola)"
     ]
+
+
+@pytest.mark.parametrize(
+    "audio", [[0.0, 0.1], io.BytesIO(b""), memoryview(b"")], ids=lambda audio: type(audio).__name__
+)
+def test_what_is_neither_a_path_nor_an_array_is_refused(audio):
+    with pytest.raises(TypeError, match=f"a NumPy array, not {type(audio).__name__}: numpy.asarray makes one"):
+        Transcriber(CONFIG, answering([])).transcribe(audio)
