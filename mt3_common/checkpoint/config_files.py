@@ -417,8 +417,8 @@ def _unknown_heads(sizes: Mapping[str, int], preset: str | None) -> str:
     misfit = f" (the preset {preset} does not fit: {', '.join(_misfit(preset, sizes))})" if preset else ""
     return (
         f"cannot tell the number of heads: the arrays have num_heads x head_dim = {width}, which may be "
-        f'{splits}{misfit}; pass num_heads (in Python: overrides; mt3 takes a file with {{"num_heads": …}} as --config), or '
-        "put such a config.json, or a .gin that states it, beside the checkpoint"
+        f'{splits}{misfit}; pass num_heads (in Python: overrides; mt3 takes a file with {{"num_heads": …}} as '
+        "--config), or put such a config.json, or a .gin that states it, beside the checkpoint"
     )
 
 

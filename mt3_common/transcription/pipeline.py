@@ -105,8 +105,8 @@ class Transcriber:
         """
         if not isinstance(audio, str | os.PathLike | np.ndarray):
             raise TypeError(
-                f"audio must be a path or samples as a NumPy array, not {type(audio).__name__}: numpy.asarray makes one "
-                "of a tensor or a list, and soundfile.read of a file in memory"
+                f"audio must be a path or samples as a NumPy array, not {type(audio).__name__}: numpy.asarray makes "
+                "one of a tensor or a list, and soundfile.read of a file in memory"
             )
         only = parse_instruments(only) if isinstance(only, str) else only
         music = {"tempo": tempo, "meter": meter, "first_downbeat": first_downbeat, "quantise": quantise}
