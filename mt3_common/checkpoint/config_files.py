@@ -262,7 +262,8 @@ def resolve(
     - num_heads and head_dim from a preset whose sizes are all those of the arrays;
     - vocabulary and input_frames from the preset of the same vocab_size (1536: mt3, 1664: ismir2021), unless another
       number of velocity bins is stated;
-    - what is the same in all presets (spectrogram, steps, target length, dropout, activations) from there.
+    - what is the same in all presets (spectrogram, steps, target length, dropout, activations) from there, except for
+      networks with a pre-encoder, whose frames must be stated.
 
     Args:
         sizes: emb_dim, mlp_dim, num_encoder_layers, num_decoder_layers, vocab_size, input_depth and attention_dim
@@ -317,6 +318,14 @@ def resolve(
         raise ConfigError(
             f"frames have {sizes['input_depth']} bins where MT3 has 512: pass num_mel_bins and the other settings of "
             "the spectrogram that differ from MT3's"
+        )
+    if "pre_encoder_layers" in sizes and (
+        missing := [name for name in ("hop_width", "input_frames") if name not in stated]
+    ):
+        raise ConfigError(
+            f"the arrays have a pre-encoder, which MT3 has not, so MT3's settings say nothing of its "
+            f"{' and '.join(missing)} (nor context_frames, encoder_top_db): put the config.json of its training beside "
+            "the checkpoint, or give it to mt3 as --config"
         )
     for name, value in PRESETS["mt3"].to_dict().items():
         resolved.setdefault(name, Setting(value, name, "MT3"))

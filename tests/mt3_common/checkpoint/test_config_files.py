@@ -144,6 +144,15 @@ def test_heads_are_never_guessed():
     refused("pass num_heads", sizes=FULL | {"mlp_dim": 2048})
 
 
+def test_the_frames_of_a_pre_encoder_are_never_guessed():
+    """MT3 has none, so its hop and segments say nothing; a heard song would come out with other notes."""
+    sizes = SMALL | {"pre_encoder_layers": 2, "pre_encoder_dim": 6}
+    refused("of its hop_width and input_frames (nor context_frames", sizes=sizes, overrides={"num_heads": 3})
+    refused("of its input_frames (nor", sizes=sizes, overrides={"num_heads": 3, "hop_width": 320})
+    stated = {"num_heads": 3, "hop_width": 320, "input_frames": 64}
+    assert config_files.resolve(sizes, overrides=stated).config.input_frames == 64
+
+
 @pytest.mark.parametrize("given", [HEADS, {"num_heads": 3}, {"head_dim": 16}, {"d_kv": 16}])
 def test_one_of_heads_and_width_gives_the_other(given):
     for arguments in ({"overrides": given}, {"files": [from_file(given)]}):
