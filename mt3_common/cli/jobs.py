@@ -112,7 +112,7 @@ def plan(
 
     stems = [
         file if not output else Path(output) if format_of_output else Path(output) / below
-        for file, below in files.values()
+        for (file, _), below in zip(files.values(), apart(list(files.values()), stdin), strict=True)
     ]
     jobs = []
     for file, stem in zip([file for file, _ in files.values()], distinct(stems), strict=True):
@@ -136,6 +136,31 @@ def plan(
                 )
             name_by_output[real] = job.called
     return jobs, failed
+
+
+def apart(files: Sequence[tuple[Path, Path]], stdin: Path | None = None) -> list[Path]:
+    """Return the paths of outputs below -o: of recordings that would share one, with their folders in front.
+
+    CD1/01.wav and CD2/01.wav become CD1/01 and CD2/01, with as many folders as it takes to tell them apart.
+
+    Args:
+        files: recordings, and the paths of their outputs below -o.
+        stdin: the recording that has no folder.
+    """
+    parts = [Path(os.path.abspath(file)).parts[1:] for file, _ in files]
+    alike: dict[Path, list[int]] = collections.defaultdict(list)
+    for number, (_, below) in enumerate(files):
+        alike[below].append(number)
+    paths = [below for _, below in files]
+    for below, numbers in alike.items():
+        if len(numbers) == 1 or any(files[number][0] == stdin for number in numbers):
+            continue
+        depth = len(below.parts)
+        while len({parts[number][-depth:] for number in numbers}) < len(numbers):
+            depth += 1
+        for number in numbers:
+            paths[number] = Path(*parts[number][-depth:])
+    return paths
 
 
 def distinct(stems: Sequence[Path]) -> list[Path]:

@@ -231,7 +231,6 @@ def test_a_name_that_is_too_long_has_failed_and_no_other(folder, capsys):
 @pytest.mark.parametrize(
     ("audio", "output", "message"),
     [
-        (["a/song.wav", "b/song.wav"], "out", "a/song.wav and b/song.wav would both be written to out/song.mid"),
         (["song.wav", "song.flac", "song.wav.flac"], None, "song.wav and song.wav.flac would both be written to"),
         (["https://youtu.be/abc"], None, "https://youtu.be/abc is an address: download the recording"),
         (["folder"], "x.mid", "is one file, for one recording"),
@@ -247,12 +246,30 @@ def test_plan_refuses(folder, audio, output, message):
 
 
 def test_two_recordings_for_one_output_stop_everything(folder, capsys):
-    for name in ("a", "b"):
-        Path(name).mkdir()
-        record(f"{name}/song.wav")
-    assert infer("a/song.wav", "b/song.wav", "-o", "out", load=not_reached) == NOT_STARTED
+    for name in ("song.wav", "song.flac", "song.wav.flac"):
+        record(name)
+    assert infer("song.wav", "song.flac", "song.wav.flac", "-o", "out", load=not_reached) == NOT_STARTED
     assert "would both be written" in capsys.readouterr().err
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("audio", "outputs"),
+    [
+        (["a/CD1/01.wav", "a/CD2/01.wav", "a/CD2/02.wav"], ["CD1/01", "CD2/01", "02"]),
+        (["a/CD1", "b/CD1"], ["a/CD1/01", "02", "b/CD1/01"]),
+        (["a/CD1/01.wav", "a/CD1/01.flac", "a/CD2/01.wav"], ["CD1/01", "01", "CD2/01"]),
+    ],
+)
+def test_recordings_of_one_name_keep_their_folders(folder, audio, outputs):
+    for name in ("a/CD1/01.wav", "a/CD1/02.wav", "a/CD2/01.wav", "a/CD2/02.wav", "a/CD1/01.flac", "b/CD1/01.wav"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    if audio == ["a/CD1", "b/CD1"]:
+        Path("a/CD1/01.flac").unlink()
+    jobs, failed = plan(audio, "out")
+    assert not failed
+    assert [str(job.outputs[0].with_suffix("")) for job in jobs] == [f"out/{name}" for name in outputs]
 
 
 def test_recordings_that_differ_in_their_endings_alone_keep_them(folder):
