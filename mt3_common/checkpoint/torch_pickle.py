@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 DEEPEST = 16
 # times its file's size that the tensors of a file may have, where they share numbers
 MOST_COPIES = 8
+# numbers of a shape, axes of an array of NumPy's
+MOST_AXES = 64
 # modules whose functions and classes no weights and no hyper-parameters are made with
 _REFUSED = re.compile(
     r"os|posix|nt|sys|subprocess|shutil|socket|importlib|runpy|pty|ctypes|code|codeop|c?pickle|_pickle|marshal|_?io"
@@ -226,6 +229,8 @@ class _Storage(NamedTuple):
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
     """Return a view of a storage, which must lie inside it."""
+    if max(len(size), len(stride)) > MOST_AXES:
+        raise pickle.UnpicklingError(f"a tensor has more than {plural(MOST_AXES, 'axis', 'axes')}")
     lengths = [offset, *size, *stride]
     if not isinstance(storage, _Storage) or not all(type(length) is int and length >= 0 for length in lengths):
         raise pickle.UnpicklingError("a tensor is damaged")
@@ -243,20 +248,28 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
+def _size(numbers: Any = ()) -> tuple[Any, ...]:
+    """Return a shape; one that no tensor has would be copied at each mention of it."""
+    if len(numbers) > MOST_AXES:
+        raise pickle.UnpicklingError(f"a torch.Size has {plural(len(numbers), 'number')}, and may have {MOST_AXES}")
+    return tuple(numbers)
+
+
 def _subclass(make: Any, _: Any, args: Any, *__: Any) -> Any:
-    if not isinstance(make, _Known):
+    if not isinstance(make, _Known) or make not in _TENSORS:
         raise pickle.UnpicklingError("a tensor of an unknown class")
     return make(*args)
 
 
+_TENSORS = (_Known(_tensor), _Known(_parameter))
 _KNOWN = {
     ("collections", "OrderedDict"): _Known(collections.OrderedDict),
-    ("torch._utils", "_rebuild_tensor_v2"): _Known(_tensor),
-    ("torch._utils", "_rebuild_tensor"): _Known(_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Known(_parameter),
-    ("torch._utils", "_rebuild_parameter_with_state"): _Known(_parameter),
+    ("torch._utils", "_rebuild_tensor_v2"): _TENSORS[0],
+    ("torch._utils", "_rebuild_tensor"): _TENSORS[0],
+    ("torch._utils", "_rebuild_parameter"): _TENSORS[1],
+    ("torch._utils", "_rebuild_parameter_with_state"): _TENSORS[1],
     ("torch._tensor", "_rebuild_from_type_v2"): _Known(_subclass),
-    ("torch", "Size"): _Known(tuple),
+    ("torch", "Size"): _Known(_size),
     ("torch", "device"): _Known(lambda *args: args),
 } | {("torch", name): _Known(None, dtype) for name, dtype in _STORAGES.items()}
 
@@ -271,11 +284,20 @@ class _Unpickler(_Base):
     Args:
         file: of the pickle.
         storage: the _Storage of a key, given its dtype and length.
+        room: bytes of the file. What is called copies what it is given, which may be one list many times over: all
+            calls together may copy as many elements as the file has bytes, each of which a plain file writes once.
     """
 
-    def __init__(self, file: Any, storage: Callable[[str, np.dtype, int], _Storage]):
+    def __init__(self, file: Any, storage: Callable[[str, np.dtype, int], _Storage], room: int):
         super().__init__(file, encoding="utf-8")
         self._storage = storage
+        self._room = room
+
+    def _count(self, *copied: Any) -> None:
+        """Take the elements that are copied off the room for them."""
+        self._room -= sum(len(part) for part in copied if isinstance(part, (tuple, list, dict)))
+        if self._room < 0:
+            raise pickle.UnpicklingError("it has one list or dictionary copied over and over")
 
     def find_class(self, module: str, name: str) -> "_Known | _Class":
         if (module, name) in _KNOWN:
@@ -296,7 +318,10 @@ class _Unpickler(_Base):
         if isinstance(self.stack[-2], (_Class, Opaque)):
             self.stack.pop()
             self.stack[-1] = self._stand_in(self.stack[-1])
+        elif type(self.stack[-1]) is not tuple:
+            raise pickle.UnpicklingError("a call is damaged")
         else:
+            self._count(self.stack[-1], *self.stack[-1])
             super().load_reduce()
 
     def load_newobj(self) -> None:
@@ -311,7 +336,14 @@ class _Unpickler(_Base):
         if isinstance(self.stack[-2], Opaque):
             self.stack.pop()
         else:
+            state = self.stack[-1]
+            self._count(*(state if isinstance(state, tuple) else [state]))
             super().load_build()
+
+    def load_bytearray8(self) -> None:
+        # the base class makes as many bytes as the file claims before it reads them
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(length)))
 
     def _instantiate(self, klass: Any, args: Any) -> None:
         self.append(self._stand_in(klass))
@@ -322,11 +354,16 @@ class _Unpickler(_Base):
         pickle.NEWOBJ[0]: load_newobj,
         pickle.NEWOBJ_EX[0]: load_newobj_ex,
         pickle.BUILD[0]: load_build,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
     }
 
     def persistent_load(self, pid: Any) -> _Storage:
+        self._count(pid)
         what, kind, key, _, length, *_ = pid
-        if what != "storage" or not isinstance(kind, _Known) or kind.dtype is None or type(length) is not int:
+        # the text of a key of tuples that hold one another would be endless
+        if what != "storage" or type(length) is not int or not isinstance(key, (str, int)):
+            raise pickle.UnpicklingError("a storage is damaged")
+        if not isinstance(kind, _Known) or kind.dtype is None:
             raise pickle.UnpicklingError("a storage is damaged")
         return self._storage(str(key), kind.dtype, length)
 
@@ -363,12 +400,13 @@ def _read_zip(file: Any) -> Any:
                 storages[key] = _Storage(np.frombuffer(content(f"{root}data/{key}"), dtype))
             return storages[key]
 
-        return _Unpickler(io.BytesIO(content(pickles[0])), storage).load()
+        pickled = content(pickles[0])
+        return _Unpickler(io.BytesIO(pickled), storage, len(pickled)).load()
 
 
 def _read_legacy(file: Any) -> Any:
     """Read the tree of a file of older torch.save: five pickles, then per storage its length and raw bytes."""
-    room = os.fstat(file.fileno()).st_size
+    size = room = os.fstat(file.fileno()).st_size
     file.seek(0)
     storages: dict[str, _Storage] = {}
 
@@ -382,7 +420,7 @@ def _read_legacy(file: Any) -> Any:
         return storages[key]
 
     def load() -> Any:
-        return _Unpickler(file, storage).load()
+        return _Unpickler(file, storage, size).load()
 
     if load() != _LEGACY_MAGIC:
         raise pickle.UnpicklingError("it is not what torch.save writes")

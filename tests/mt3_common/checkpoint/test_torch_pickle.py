@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import resource
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -155,6 +156,64 @@ def test_a_memo_of_gigabytes_is_not_made(tmp_path):
     with pytest.raises(CheckpointError, match="holds no dictionary of tensors"):
         hf_t5.read_tensors(tmp_path / "bad.pth")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 1e5
+
+
+# 100,000 numbers, and as many pairs of different ones, as memo 1
+NUMBERS = b"](" + 100_000 * b"K\x01" + b"eq\x01"
+PAIRS = b"](" + b"".join(b"J" + number.to_bytes(4, "little") + b"N\x86" for number in range(100_000)) + b"eq\x01"
+DICTIONARY = b"}(" + b"".join(b"J" + number.to_bytes(4, "little") + b"N" for number in range(100_000)) + b"uq\x01"
+
+
+@pytest.mark.parametrize(
+    ("made", "copied", "says"),
+    [
+        # torch.Size(numbers), and through what rebuilds subclasses
+        (b"ctorch\nSize\nq\x00" + NUMBERS + b"\x85q\x02", b"h\x00h\x02R", "a torch.Size has 100000 numbers"),
+        (
+            b"(ctorch\nSize\nN(" + NUMBERS + b"ttq\x02ctorch._tensor\n_rebuild_from_type_v2\nq\x00",
+            b"h\x00h\x02R",
+            "class",
+        ),
+        (b"ccollections\nOrderedDict\nq\x00" + PAIRS + b"\x85q\x02", b"h\x00h\x02R", "over and over"),
+        (b"ccollections\nOrderedDict\nq\x00" + DICTIONARY, b"h\x00)Rh\x01b", "over and over"),
+        # a device of many numbers
+        (b"ctorch\ndevice\nq\x00(" + 100_000 * b"K\x01" + b"tq\x02", b"h\x00h\x02R", "over and over"),
+        (b"ctorch\ndevice\nq\x00" + NUMBERS + b"0", b"h\x00h\x01R", "a call is damaged"),
+    ],
+)
+def test_a_list_is_not_copied_over_and_over(made, copied, says, tmp_path):
+    zipped(tmp_path / "bad.pth", b"\x80\x02" + made + b"](" + 50 * copied + b"e.")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=f"opened safely: .*{says}"):
+            hf_t5.read_tensors(tmp_path / "bad.pth")
+        assert tracemalloc.get_traced_memory()[1] < 1e8
+    finally:
+        tracemalloc.stop()
+
+
+def test_bytes_that_are_claimed_are_not_made(tmp_path):
+    zipped(tmp_path / "bad.pth", b"\x80\x05\x96" + (2**29).to_bytes(8, "little") + b"abc.")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="opened safely"):
+        hf_t5.read_tensors(tmp_path / "bad.pth")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 1e5
+
+
+def test_a_storage_whose_key_is_an_endless_text_is_refused(tmp_path):
+    # forty tuples, each of the one before twice
+    key = b"S'0'\n\x85" + b"".join(b"q%ch%c\x86" % (number, number) for number in range(40))
+    zipped(tmp_path / "bad.pth", b"(S'storage'\nctorch\nFloatStorage\n" + key + b"S'cpu'\nI3\ntQ.", _0=bytes(12))
+    with pytest.raises(CheckpointError, match="a storage is damaged"):
+        hf_t5.read_tensors(tmp_path / "bad.pth")
+
+
+def test_an_ordered_dictionary_of_python_2_is_read(tmp_path):
+    """It is called with the list of its pairs."""
+    storage = b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI3\ntQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"I0\n(I3\nt(I1\ntI00\nNtR"
+    zipped(tmp_path / "w.pth", b"ccollections\nOrderedDict\n(((S'a'\n" + tensor + b"lltR.", _0=bytes(12))
+    assert hf_t5.read_tensors(tmp_path / "w.pth").arrays["a"].shape == (3,)
 
 
 @pytest.mark.parametrize(
