@@ -7,7 +7,7 @@ names and reads what is asked of it. Which of its names are MT3's is decided els
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -136,23 +136,32 @@ def _parse_safetensors(where: str, data: bytes) -> safetensors.SafetensorsFile:
 
 
 def _open_npz(place: Place, data: bytes) -> Source:
-    return _of_arrays(place, "npz", read_npz(str(place), data))
+    return _of_arrays(place, "npz", read_npz(str(place), io.BytesIO(data)))
 
 
-def read_npz(where: str, data: bytes) -> dict[str, np.ndarray]:
+def read_npz(where: str, file: IO[bytes]) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz file.
+
+    Args:
+        where: its name, for messages.
+        file: at its beginning.
 
     Raises:
         CheckpointError: it is none, is damaged, needs code to be run, or declares far more than it can hold.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+            raise ValueError("it is one bare array")
+        # no member is unpacked beyond the size that is stated here
+        with zipfile.ZipFile(file) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-        if size > max(SMALL_BYTES, LARGEST_RATIO * len(data)):
+        stored = file.seek(0, io.SEEK_END)
+        if size > max(SMALL_BYTES, LARGEST_RATIO * stored):
             raise CheckpointError(
-                f"{where} has {plural(len(data), 'byte')} and declares arrays of {size}, more than weights have"
+                f"{where} has {plural(stored, 'byte')} and declares arrays of {size}, far more than such files hold"
             )
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
             arrays = {str(name): archive[name] for name in archive.files}
         if odd := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
             raise CheckpointError(f"{where}: not a readable .npz file ({odd[0][:200]!r} is no array)")

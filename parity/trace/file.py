@@ -2,8 +2,6 @@
 
 import json
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from mt3_common.checkpoint import sources
 from mt3_common.io import atomic
 from mt3_common.io.folders import make_folder
 from mt3_common.io.plural import plural
@@ -23,10 +22,6 @@ FORMAT = "mt3-parity-trace"
 VERSION = 1
 
 
-# Raised by np.load on a damaged file, and on a file that is no .npz.
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-
-
 class TraceError(ValueError):
     """A trace that cannot be read, or that holds nothing."""
 
@@ -35,16 +30,15 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Return the arrays in an .npz file.
 
     Raises:
-        ValueError: missing, damaged, or not such a file.
+        ValueError: missing, damaged, not such a file, or far larger unpacked than such files are.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        # zipfile would look for the end of a device
+        raise ValueError(f"{path}: not a readable .npz file (a folder, a device or a pipe)")
     try:
-        # Opened here, because NumPy does not close a file that is no archive.
         with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("one bare array")
-            return dict(archive)
-    except UNREADABLE as error:
+            return sources.read_npz(str(path), file)
+    except OSError as error:
         raise ValueError(f"{path}: not a readable .npz file ({error})") from error
 
 

@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import os
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +86,27 @@ def test_what_is_not_there_is_one_sentence(tmp_path, traces):
             published.read_activations(tmp_path / name)
     with pytest.raises(ValueError, match="one bare array"):
         published.read_activations(tmp_path / "single.npy")
+    with pytest.raises(ValueError, match=f"{os.devnull}: not a readable .* a device or a pipe"):
+        published.read_activations(os.devnull)
     with pytest.raises(ValueError, match="extra t5x"):
         published.run_original({}, copy.copy(traces[0].config), {})
+
+
+def test_an_archive_of_gigabytes_is_refused_before_it_is_unpacked(tmp_path):
+    with (
+        zipfile.ZipFile(tmp_path / "o.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("in/frames.npy", "w", force_zip64=True) as member,
+    ):
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": (2**27,)})
+        for _ in range(32):
+            member.write(bytes(2**24))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"o\.npz has \d+ bytes and declares arrays of"):
+            published.read_activations(tmp_path / "o.npz")
+        assert tracemalloc.get_traced_memory()[1] < 1e7
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_third_side_that_cannot_be_is_told_before_anything_is_computed(tmp_path, capsys, monkeypatch):
