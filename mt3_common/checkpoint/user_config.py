@@ -1,12 +1,13 @@
 """The settings that a user states for a checkpoint: those of a file, or of a released network."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.config import ConfigError
+from mt3_common.io.bounded import LARGEST_SETTINGS, read_bounded
+from mt3_common.io.json_text import parse_json
 from mt3_common.yourmt3_config import FAMILY
 
 # a config.json, its content, or the name of a released YourMT3+
@@ -25,8 +26,8 @@ def read_config(config: StatedConfig) -> dict[str, Any]:
     if name in RELEASED:
         return RELEASED[name].settings.to_dict()
     try:
-        with open(name, encoding="utf-8") as file:
-            values = json.load(file)
+        with open(name, "rb") as file:
+            values = parse_json(read_bounded(file, LARGEST_SETTINGS))
     except FileNotFoundError:
         raise ConfigError(f"--config {name}: there is no such file, and the names are {', '.join(RELEASED)}") from None
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import codecs
 import collections
+import contextlib
 import glob
 import itertools
 import os
@@ -15,6 +16,7 @@ from mt3_common.cli.console import printable
 from mt3_common.formats import sonify
 from mt3_common.formats.find_audio import AUDIO_SUFFIXES, folders, recordings
 from mt3_common.formats.registry import SUFFIXES
+from mt3_common.io.bounded import LARGEST_LIST, read_bounded
 
 # the AUDIO that is stdin
 STDIN = "-"
@@ -50,9 +52,12 @@ def listed(name: str) -> list[str]:
         UsageError: the file cannot be read, or names nothing.
     """
     try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as file:
+            content = read_bounded(file, LARGEST_LIST)
     except OSError as error:
         raise UsageError(f"--list {name} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"--list {name} is no list of paths: {error}") from error
     if b"\0" in content:
         raise UsageError(f"--list {name} is no list of paths, or in UTF-16: it must have one path a line, in UTF-8")
     text = os.fsdecode(content.removeprefix(codecs.BOM_UTF8))

@@ -8,6 +8,7 @@ from typing import Any
 
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.config import Config, ConfigError, Range, check_fields, shown
+from mt3_common.io.bounded import LARGEST_SETTINGS, read_bounded
 from mt3_common.io.json_text import parse_json
 from mt3_common.notes.yourmt3_tasks import find_task
 from mt3_common.yourmt3_config import FAMILY, FrontEndConfig, YourMT3Settings
@@ -31,8 +32,6 @@ YOURMT3_TRAINING: dict[str, Any] = {
     **{"steps": 100_000, "batch_size": 24, "optimizer": "adamw-scale", "learning_rate": 1e-2, "clip": 1.0},
     **{"schedule": "yourmt3-cosine", "warmup_steps": 1000, "z_loss": 0.0, "validate_every": 1000},
 }
-# characters of a file of settings
-LARGEST_SETTINGS = 2**20
 
 
 class TrainingError(ValueError):
@@ -302,13 +301,8 @@ def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
         ConfigError: the file cannot be read, or it has other or unknown keys.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(LARGEST_SETTINGS + 1)
-        if len(text) > LARGEST_SETTINGS:
-            raise ConfigError(f"{path} is no file of settings: it has more than {LARGEST_SETTINGS} characters")
-        values = parse_json(text)
-    except ConfigError:
-        raise
+        with open(path, "rb") as file:
+            values = parse_json(read_bounded(file, LARGEST_SETTINGS))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     sections = {"model", "training", "augmentation"}

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mt3_common.io.bounded import LARGEST_LIST, read_bounded
 from mt3_common.io.json_text import parse_json
 from parity.compare.results import REFUSED, VERDICTS
 from parity.report.files import SCHEMA, SCHEMA_VERSION
@@ -150,8 +151,9 @@ def read_ledger(path: str | os.PathLike) -> list[dict[str, Any]]:
     if not os.path.exists(path):
         return records
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+        with open(path, "rb") as file:
+            text = read_bounded(file, LARGEST_LIST).decode("utf-8")
+    except ValueError as error:
         raise ValueError(f"{path}: not a ledger ({error})") from error
     for count, line in enumerate(text.splitlines(), start=1):
         try:

@@ -3,13 +3,13 @@
 import argparse
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mt3_common.io.bounded import LARGEST_LIST, read_bounded
 from mt3_common.io.json_text import parse_json
 from parity.ci.drift import (
     changed_versions,
@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     if args.accept is not None and not args.accept.strip():
         raise ValueError("--accept needs a reason")
     try:
-        report = parse_json(Path(args.report).read_text(encoding="utf-8"))
+        with open(args.report, "rb") as file:
+            report = parse_json(read_bounded(file, LARGEST_LIST))
         check_report(report)
         if report["verdict"] == "refused":
             print("refused: a run without a verdict is not recorded")

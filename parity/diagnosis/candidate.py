@@ -10,6 +10,7 @@ import numpy as np
 from mt3_common.checkpoint.place import INDEX, WEIGHTS
 from mt3_common.checkpoint.read import read_any, read_checkpoint
 from mt3_common.config import Config
+from mt3_common.io.bounded import LARGEST_SETTINGS, read_bounded
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.plural import plural
 from parity.trace.file import load
@@ -135,11 +136,13 @@ def _is_trace(path: str | os.PathLike) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return _parse_settings(path.read_text(encoding="utf-8"), str(path))
+        with open(path, "rb") as file:
+            text = read_bounded(file, LARGEST_SETTINGS).decode("utf-8")
     except FileNotFoundError:
         raise CandidateError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise CandidateError(f"{path}: not readable JSON ({error})") from error
+    return _parse_settings(text, str(path))
 
 
 def _parse_settings(text: str, where: str) -> dict[str, Any]:

@@ -4,11 +4,12 @@ One spelling: parts joined by dots, numbers as parts of their own: 'encoder.laye
 'encoder/layers_0/mlp', PyTorch's 'encoder.layers.0.mlp' and Haiku's 'encoder/~/layers_0/mlp'.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
+
+from mt3_common.io.bounded import LARGEST_SETTINGS, read_bounded
+from mt3_common.io.json_text import parse_json
 
 # A name without any of these characters is taken as it stands; with one of them it is a regular expression.
 _REGULAR = re.compile(r"[\\^$*+?()\[\]{}|]")
@@ -72,12 +73,10 @@ def read_map(path: str | os.PathLike) -> dict[str, str]:
         ValueError: missing, no JSON, or no object of strings.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            entries = parse_json(read_bounded(file, LARGEST_SETTINGS))
     except OSError as error:
         raise ValueError(f"{path}: no readable file of names ({error.strerror})") from error
-    except RecursionError:
-        # without the cause, which has a thousand frames
-        raise ValueError(f"{path}: no JSON (it is nested too deeply)") from None
     except ValueError as error:
         raise ValueError(f"{path}: no JSON ({error})") from error
     if not isinstance(entries, dict) or not all(isinstance(value, str) for value in entries.values()):

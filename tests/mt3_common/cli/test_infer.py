@@ -678,12 +678,15 @@ def test_a_list_of_recordings(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"in/b.wav\n")))
     assert infer("a.wav", "--list", "-") == SUCCESS
     assert [line.split(" -> ")[0] for line in capsys.readouterr().out.splitlines()][:-1] == ["a.wav", "in/b.wav"]
+    monkeypatch.setattr("mt3_common.cli.jobs.LARGEST_LIST", 2**10)
     Path("empty.txt").write_text("\n")
+    Path("endless.txt").write_text("a.wav\n" * 2**10)
     Path("utf16.txt").write_text("a.wav\n", encoding="utf-16")
     for argv, message in (
         (("--list", "empty.txt"), "names no recordings"),
         (("--list", "utf16.txt"), "--list utf16.txt is no list of paths, or in UTF-16"),
         (("--list", "a.wav"), "--list a.wav is no list of paths"),
+        (("--list", "endless.txt"), "--list endless.txt is no list of paths: it has more than 1024 bytes"),
         (("--list", "absent.txt"), "--list absent.txt cannot be read"),
         (("--quiet",), "no AUDIO and no --list"),
     ):

@@ -35,7 +35,10 @@ def test_an_empty_name_is_the_whole_network():
     assert NameMap({"": "model"}).candidate("encoder.mlp") == "model.encoder.mlp"
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "{", '{"a": 1}', '{"(": "b"}'])
+LONG, DEEP = pytest.param("0" * 2**21, id="long"), pytest.param("[" * 10**5, id="deep")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", '{"a": 1}', '{"(": "b"}', LONG, DEEP])
 def test_a_bad_map_is_refused_in_one_sentence(tmp_path, text):
     (tmp_path / "names.json").write_text(text)
     with pytest.raises(ValueError, match="name"):
