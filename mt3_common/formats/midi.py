@@ -392,27 +392,32 @@ def _sustained_instrument(notes: list[Note], pedal: list[tuple[float, bool]], la
     events += [(note.offset, 3, number) for number, note in enumerate(notes)]
     offsets = [note.offset for note in notes]
     down = False
-    sustained: list[int] = []
+    # pitch -> notes that sound; and those that only the pedal holds, some of which were struck again since
+    sounding: dict[int, set[int]] = defaultdict(set)
+    ended: list[int] = []
     gone: set[int] = set()
     for time, kind, number in sorted(events, key=lambda event: event[:2]):
         if kind < 2:
             down = kind == 0
             if not down:
-                remaining = [other for other in sustained if offsets[other] >= time]
-                for other in set(sustained) - set(remaining):
-                    offsets[other] = time
-                sustained = remaining
-        elif kind == 2:
+                for other in ended:
+                    if other in sounding[notes[other].pitch]:
+                        sounding[notes[other].pitch].remove(other)
+                        offsets[other] = time
+                ended = []
+            continue
+        note = notes[number]
+        if kind == 2:
             if down:
-                struck = [other for other in sustained if notes[other].pitch == notes[number].pitch]
-                for other in struck:
+                for other in sounding.pop(note.pitch, ()):
                     offsets[other] = time
                     if notes[other].onset == time:
                         gone.add(other)
-                sustained = [other for other in sustained if other not in struck]
-            sustained.append(number)
-        elif not down and number in sustained:
-            sustained.remove(number)
-    for number in sustained:
+            sounding[note.pitch].add(number)
+        elif down:
+            ended.append(number)
+        else:
+            sounding[note.pitch].discard(number)
+    for number in itertools.chain.from_iterable(sounding.values()):
         offsets[number] = last_time
     return [note._replace(offset=offsets[number]) for number, note in enumerate(notes) if number not in gone]
