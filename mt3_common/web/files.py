@@ -11,7 +11,7 @@ from mt3_common.io.json_text import parse_json
 from mt3_common.io.shown_names import shown_as
 from mt3_common.notes.meter import parse_meter
 from mt3_common.notes.note import check_notes
-from mt3_common.notes.tempo import Tempo
+from mt3_common.notes.tempo import FASTEST, Tempo
 from mt3_common.transcription.result import Transcription
 
 KINDS = {
@@ -23,6 +23,8 @@ KINDS = {
 # entries of metadata, and characters of one, that a file takes from a request
 MOST_METADATA, LONGEST_TEXT = 16, 4096
 MOST_NOTES, MOST_BEATS_PER_SECOND = 1_000_000, 20
+# s between beats, half of what the fastest tempo has: before and behind the beats given, more follow at their distance
+SHORTEST_BEAT = 30 / FASTEST
 # s that notes and beats may last beyond the longest recording
 GRACE = 60.0
 
@@ -107,11 +109,13 @@ def _tempo(tempo: Any, longest: float) -> Tempo | None:
         raise ValueError(f"a beat comes after {longest:g} s, the longest recording that this server takes")
     if beats[0] < 0 or any(later <= earlier for earlier, later in itertools.pairwise(beats)):
         raise ValueError("beats must ascend from 0 s or later")
+    if any(later - earlier < SHORTEST_BEAT for earlier, later in itertools.pairwise(beats)):
+        raise ValueError(f"beats must be {SHORTEST_BEAT:g} s apart or more")
     if type(downbeat) is not int or not 0 <= downbeat < len(beats):
         raise ValueError("downbeat must be the number of a beat")
     start = tempo["start"]
     if start is not None and (
-        isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start < math.inf
+        isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start <= longest + GRACE
     ):
-        raise ValueError("start must be a number of seconds")
+        raise ValueError(f"start must be a number of seconds, and before {longest:g} s")
     return Tempo(tuple(map(float, beats)), downbeat, parse_meter(tempo["meter"]), start and float(start))

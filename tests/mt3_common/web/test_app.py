@@ -203,6 +203,10 @@ def test_a_full_disk_is_said_without_a_path(client, song, monkeypatch):
         b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 0, "meter": "4/5", "start": null}}',
         b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 0, "meter": 4, "start": null}}',
         b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 0, "meter": "4/4", "start": -1}}',
+        # a score of billions of quarters
+        b'{"notes": [], "tempo": {"beats": [0, 1e-7], "downbeat": 0, "meter": "4/4", "start": null}}',
+        b'{"notes": [], "tempo": {"beats": [0, 1, 1.02], "downbeat": 0, "meter": "4/4", "start": null}}',
+        b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 0, "meter": "4/4", "start": 1e300}}',
         b'{"notes": [], "tempo": 3}',
         b'{"notes": [], "metadata": {"a": [1]}}',
         b'{"notes": [], "metadata": {"start": "x"}}',
