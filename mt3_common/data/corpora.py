@@ -21,7 +21,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from mt3_common.data.synthesis import Example
 from mt3_common.formats import midi
 from mt3_common.formats.find_audio import recordings as audio_files
 from mt3_common.formats.sealed import NoteFileError
+from mt3_common.io.bounded import LARGEST_SETTINGS, read_bounded
 from mt3_common.io.json_text import parse_json
 from mt3_common.io.optional import needed
 from mt3_common.io.plural import plural
@@ -435,8 +436,18 @@ def slakh_stems(metadata: Path) -> dict[str, dict]:
     """Read the descriptions of a track's rendered stems, by name, from metadata.yaml."""
     with needed("Slakh needs PyYAML", "train", DatasetError):
         import yaml
+
+    class Plain(yaml.SafeLoader):
+        """Loader of what says everything once: a few lines of aliases of aliases would fill the memory."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it has an alias (*), which Slakh does not use")
+            return super().compose_node(parent, index)
+
     try:
-        stems = yaml.safe_load(metadata.read_text())["stems"]
+        with open(metadata, "rb") as file:
+            stems = yaml.load(read_bounded(file, LARGEST_SETTINGS), Plain)["stems"]
         return {name: stem for name, stem in stems.items() if stem.get("audio_rendered") and stem.get("midi_saved")}
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise DatasetError(f"{metadata} is not as slakh has it: {' '.join(repr(error).split())[:200]}") from error

@@ -205,6 +205,9 @@ def test_pairs_are_any_folder(tmp_path):
         datasets.recordings(tmp_path / "empty")
 
 
+# each line has the one before it nine times; fewer than would fill the memory
+MERGED = "a0: &a0 {k: v}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join(9 * [f'*a{n - 1}'])}]}}\n" for n in range(1, 4))
+MERGED += "stems: {}"
 JAMS = '{{"annotations": [{{"namespace": "note_midi", "data": [{{"time": {}, "duration": 1, "value": {}}}]}}]}}'
 
 
@@ -221,6 +224,9 @@ JAMS = '{{"annotations": [{{"namespace": "note_midi", "data": [{{"time": {}, "du
         ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", "{", "is no JSON"),
         ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", '{"annotations": [{}]}', "is not as guitarset has it"),
         ("slakh", "test/Track01876/metadata.yaml", 2000 * "[", "is not as slakh has it"),
+        ("slakh", "test/Track01876/metadata.yaml", MERGED, r"metadata\.yaml is not as slakh has it.*it has an alias"),
+        ("slakh", "test/Track01876/metadata.yaml", "a: &a [1]\nstems: *a", "it has an alias"),
+        ("slakh", "test/Track01876/metadata.yaml", 2**20 * " " + "stems: {}", "it has more than 1048576 bytes"),
         (
             "musicnet",
             "test_labels/2303.csv",
