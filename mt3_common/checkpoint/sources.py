@@ -25,6 +25,8 @@ from mt3_common.io.plural import plural
 PICKLES = torch_pickle.PICKLES
 # a compressed file of arrays may declare so many bytes, or so many times its own size
 SMALL_BYTES, LARGEST_RATIO = 2**28, 50
+# of a member that is unpacked at once
+PIECE_BYTES = 2**18
 
 
 class Source(NamedTuple):
@@ -152,25 +154,33 @@ def read_npz(where: str, file: IO[bytes]) -> dict[str, np.ndarray]:
     try:
         if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
             raise ValueError("it is one bare array")
-        # no member is unpacked beyond the size that is stated here
+        stored = file.seek(0, io.SEEK_END)
         with zipfile.ZipFile(file) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-        stored = file.seek(0, io.SEEK_END)
-        if size > max(SMALL_BYTES, LARGEST_RATIO * stored):
-            raise CheckpointError(
-                f"{where} has {plural(stored, 'byte')} and declares arrays of {size}, far more than such files hold"
-            )
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {str(name): archive[name] for name in archive.files}
-        if odd := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-            raise CheckpointError(f"{where}: not a readable .npz file ({odd[0][:200]!r} is no array)")
-        return arrays
+            if size > max(SMALL_BYTES, LARGEST_RATIO * stored):
+                raise CheckpointError(
+                    f"{where} has {plural(stored, 'byte')} and declares arrays of {size}, far more than such files hold"
+                )
+            return {name.removesuffix(".npy"): _read_array(archive, name) for name in archive.namelist()}
     except CheckpointError:
         raise
     except Exception as error:
         # a damaged zip file can raise almost anything
         raise CheckpointError(f"{where}: not a readable .npz file ({reason_of(error)})") from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Return an array of an .npz file, which is unpacked no further than the size that the archive states."""
+
+    class Pieces:
+        """A member that gives little at once: asked for much, zipfile unpacks it before it compares the size."""
+
+        @staticmethod
+        def read(count: int) -> bytes:
+            return member.read(min(count, PIECE_BYTES))
+
+    with archive.open(name) as member:
+        return np.lib.format.read_array(Pieces, allow_pickle=False)  # pyright: ignore[reportArgumentType]
 
 
 def _open_shards(place: Place) -> Source:

@@ -6,8 +6,10 @@ import inspect
 import json
 import os
 import shutil
+import tracemalloc
 import types
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -561,6 +563,21 @@ def test_npz_is_read_and_a_bomb_is_not(tmp_path):
     assert "declares arrays of" in refusal(tmp_path / "x.npz")
     np.savez(tmp_path / "x.npz", a=np.array([Settings()]))
     assert "not a readable .npz" in refusal(tmp_path / "x.npz")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [b"no array", b"\x93NUMPY\x02\x00" + (2**27).to_bytes(4, "little")])
+def test_an_npz_whose_member_is_larger_than_it_says_is_not_unpacked(head, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", head + bytes(2**27))
+        (entry,) = archive.infolist()
+        entry.file_size, entry.CRC = 10_000, zlib.crc32(head + bytes(10_000 - len(head)))
+    tracemalloc.start()
+    try:
+        assert "not a readable .npz" in refusal(tmp_path / "x.npz")
+        assert tracemalloc.get_traced_memory()[1] < 2e7
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
