@@ -17,11 +17,14 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mt3_common.checkpoint.names import reason_of
 from mt3_common.io import atomic
+from mt3_common.io.bounded import read_bounded
 from mt3_common.io.digests import file_sha256
 from mt3_common.io.folders import make_folder
 from mt3_common.io.optional import needed
@@ -31,6 +34,10 @@ MANIFEST = Path(__file__).with_name("sources.json")
 # of scores that music21 reads in reasonable time; analyses (.rntxt) have no notes, and abc2midi converts hundreds of
 # tunes (.abc) in the second that music21 takes for one
 SCORES = (".krn", ".musicxml", ".mxl", ".xml")
+# of members of an .mxl that music21 takes for the score
+UNPACKED = (".musicxml", ".xml", ".mxl")
+# bytes of a score, unpacked; the largest of music21's corpus has 11 million
+LARGEST_SCORE = 2**26
 # characters of a song's name that come from its folders
 LONGEST_TITLE = 150
 
@@ -338,12 +345,12 @@ def _play_score(path: Path, parts: tuple[str, ...], output: Path, written: dict[
         output: folder for the songs.
         written: songs with the copyright statements of their sources; this file's are added.
     """
-    from music21 import converter, stream
+    from music21 import stream
 
     work = parts[:-1] if len(parts) > 2 else (parts[0], path.stem) if len(parts) == 2 else (path.stem,)
     title = re.sub(r"[^A-Za-z0-9]", "_", "_".join(work))[:LONGEST_TITLE]
     try:
-        parsed = converter.parse(path)
+        parsed = _parsed(path, output)
         for number, score in enumerate(parsed.scores if isinstance(parsed, stream.Opus) else [parsed]):
             target = _free_name(output, title, "/".join([*parts, *([str(number)] if number else [])]), written)
             try:
@@ -354,7 +361,48 @@ def _play_score(path: Path, parts: tuple[str, ...], output: Path, written: dict[
             written[target] = _rights(path, score)
     except Exception as error:
         # music21 raises exceptions of all kinds on some files, also of its own corpus
-        print(f"note: {'/'.join(parts)} is left out: {error}", file=sys.stderr)
+        print(f"note: {'/'.join(parts)} is left out: {reason_of(error)}", file=sys.stderr)
+
+
+def _parsed(path: Path, output: Path) -> Any:
+    """Return what music21 makes of a file of scores.
+
+    Of a compressed one it gets the member that it would take, alone: it unpacks any size, and more than is stated.
+
+    Args:
+        path: of the file.
+        output: folder for what is unpacked and removed again.
+
+    Raises:
+        ValueError: it is larger than any score.
+        Exception: music21 does not read it.
+    """
+    from music21 import converter
+
+    try:
+        with open(path, "rb") as file:
+            if path.suffix.lower() != ".mxl" or not zipfile.is_zipfile(file):
+                file.seek(0)
+                read_bounded(file, LARGEST_SCORE)
+                return converter.parse(path)
+            with zipfile.ZipFile(file) as archive:
+                scores = [
+                    entry
+                    for entry in archive.infolist()
+                    if "META-INF" not in entry.filename and Path(f"x{entry.filename}").suffix in UNPACKED
+                ]
+                if not scores:
+                    raise ValueError("its archive holds no score")
+                with archive.open(scores[0]) as member:
+                    content = read_bounded(member, LARGEST_SCORE)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"its archive is damaged: {error}") from error
+    with tempfile.TemporaryDirectory(dir=output) as folder:
+        alone = Path(folder) / path.name
+        with zipfile.ZipFile(alone, "w") as archive:
+            archive.writestr(scores[0].filename, content)
+        # nobody reads its path again, by which music21 would keep what it made
+        return converter.parse(alone, forceSource=True, storePickle=False)
 
 
 def _free_name(output: Path, title: str, source: str, taken: Container[Path]) -> Path:

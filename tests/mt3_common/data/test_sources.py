@@ -7,6 +7,9 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
+import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -285,6 +288,57 @@ def test_a_folder_of_scores_becomes_songs_whose_movements_share_a_split(packages
     (folder / "Schubert").rename(tmp_path / "away")
     with pytest.raises(sources.SourceError, match="music21 plays none of the 1 score in"):
         sources.take_scores(folder, tmp_path / "midi")
+
+
+def compressed_score(path, behind=b""):
+    """An .mxl of one note whose archive states 10,000 bytes, whatever is behind it."""
+    note = "<note><pitch><step>C</step><octave>4</octave></pitch><duration>4</duration></note>"
+    measure = f'<measure number="1"><attributes><divisions>1</divisions></attributes>{note}</measure>'
+    parts = '<part-list><score-part id="P1"><part-name>x</part-name></score-part></part-list>'
+    score = f'<score-partwise version="3.1">{parts}<part id="P1">{measure}</part></score-partwise>'.encode()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("META-INF/container.xml", "<container/>")
+        archive.writestr("s.xml", score.ljust(10_000) + behind)
+        entry = archive.getinfo("s.xml")
+        entry.file_size, entry.CRC = 10_000, zlib.crc32(score.ljust(10_000))
+
+
+def test_a_compressed_score_is_unpacked_as_far_as_scores_go(tmp_path, capsys, monkeypatch):
+    music21 = pytest.importorskip("music21")
+    monkeypatch.setattr(sources, "LARGEST_SCORE", 2**16)
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    compressed_score(folder / "good.mxl")
+    # a size that is stated, one that is not, and a score that is not compressed
+    with zipfile.ZipFile(folder / "large.mxl", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("s.xml", bytes(2**17))
+    (folder / "long.musicxml").write_bytes(bytes(2**17))
+    compressed_score(folder / "lying.mxl", bytes(2**26))
+    with zipfile.ZipFile(folder / "none.mxl", "w") as archive:
+        archive.writestr("s.txt", "no score")
+    tracemalloc.start()
+    try:
+        contents = sources.take_scores(folder, tmp_path / "midi")
+        assert tracemalloc.get_traced_memory()[1] < 2e7
+    finally:
+        tracemalloc.stop()
+    assert sorted(path.name.rpartition("_")[0] for path in contents) == ["good", "lying"]
+    assert [note.pitch for note in read_midi(next(iter(contents)))] == [60]
+    assert sorted(contents) == sorted((tmp_path / "midi").iterdir())
+    notes = capsys.readouterr().err.splitlines()[1:]
+    assert notes == [
+        "note: large.mxl is left out: ValueError: it has more than 65536 bytes",
+        "note: long.musicxml is left out: ValueError: it has more than 65536 bytes",
+        "note: none.mxl is left out: ValueError: its archive holds no score",
+    ]
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(music21.converter, "parse", full)
+    with pytest.raises(sources.SourceError, match="music21 plays none"):
+        sources.take_scores(folder, tmp_path / "more")
+    assert "note: good.mxl is left out: MemoryError\n" in capsys.readouterr().err
 
 
 def test_rights_are_told_as_the_source_tells_them(tmp_path):
