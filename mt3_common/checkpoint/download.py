@@ -41,6 +41,8 @@ from mt3_common.io.transfer import (
 
 ADDRESSES = {"mt3": "gs://mt3/checkpoints/mt3", "ismir2021": "gs://mt3/checkpoints/ismir2021"}
 STORAGE = "https://storage.googleapis.com"
+# in the record of what was checked; true in those of a check that passed names without a usual ending
+CHECKED = 2
 
 _STEP_FOLDER = re.compile(r"checkpoint_(\d+)/")
 
@@ -178,7 +180,7 @@ def _is_checked(folder: Path, base: str, check: Callable[[Path], object]) -> boo
         record = parse_json((folder / "manifest.json").read_bytes())
     except (OSError, ValueError):
         record = {}
-    if record.get("checked"):
+    if record.get("checked") == CHECKED:
         return True
     try:
         check(folder / base)
@@ -187,7 +189,7 @@ def _is_checked(folder: Path, base: str, check: Callable[[Path], object]) -> boo
             raise
         return False
     with contextlib.suppress(OSError):
-        atomic.write(folder / "manifest.json", json.dumps(record | {"checked": True}, indent=1))
+        atomic.write(folder / "manifest.json", json.dumps(record | {"checked": CHECKED}, indent=1))
     return True
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mt3_common.checkpoint import download
-from mt3_common.checkpoint.place import INDEX, WEIGHTS, locate
+from mt3_common.checkpoint.place import locate
 from mt3_common.checkpoint.sources import open_source
 from mt3_common.checkpoint.yourmt3 import is_yourmt3
 from mt3_common.io.transfer import AccessDenied
@@ -29,10 +29,8 @@ class NamedCheckpoint(NamedTuple):
 
 
 def _check(path: Path) -> None:
-    """Raise ValueError for what is no checkpoint."""
-    if is_yourmt3(path):
-        return
-    if path.is_dir() or path.name.endswith((*WEIGHTS, *INDEX)):
+    """Raise ValueError for what is no checkpoint, whatever its name."""
+    if not is_yourmt3(path):
         open_source(locate(path), optimizer=False)
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import msgpack
 import pytest
 from file_server import PREFIX, Bucket
 
@@ -435,6 +436,27 @@ def test_the_page_of_a_login_is_not_kept(bucket, weights, tmp_path):
     bucket.requests.clear()
     assert find_checkpoint(address, quiet=True).path == str(path)
     assert not bucket.requests
+
+
+@pytest.mark.parametrize("name", ["model", "html.onnx", "x.tar.gz", "checkpoint_1000"])
+def test_a_page_under_any_name_is_not_kept(name, bucket, tmp_path):
+    address = f"{bucket.url}/media/{name}"
+    bucket.objects[name] = b"<html><body>login</body></html>" * 50
+    for _ in range(2):
+        bucket.requests.clear()
+        with pytest.raises(download.DownloadError, match=f"and is not kept: {name} is "):
+            find_checkpoint(address, quiet=True)
+        assert bucket.requests
+        assert not files(tmp_path / "cache")
+    if name != "model":
+        return
+    # one that an earlier version kept as checked
+    bucket.objects[name] = msgpack.packb({"target": {"scale": [1.0]}})
+    folder = Path(find_checkpoint(address, quiet=True).path).parent
+    (folder / name).write_bytes(b"<html>")
+    entry = {"size": 6, "sha256": hashlib.sha256(b"<html>").hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps({"files": {name: entry}, "checked": True}))
+    assert Path(find_checkpoint(address, quiet=True).path).read_bytes() == bucket.objects[name]
 
 
 def test_an_address_may_say_the_hash(bucket, weights):
