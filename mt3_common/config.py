@@ -63,6 +63,26 @@ def check_fields(
             raise ConfigError(f"{field.name} must be {complaint}, not {shown(value)}")
 
 
+# numbers that an array may have which settings alone ask for: of a mel matrix, of the frames or the samples of a
+# segment (64 MiB each in float32, MT3's have 0.5 at most), of the attention in one layer or a table of positions
+MOST_WEIGHTS, MOST_VALUES, MOST_ATTENTION, MOST_POSITIONS = 2**25, 2**24, 2**28, 2**27
+
+
+def check_product(most: int, *factors: tuple[str, int]) -> None:
+    """Check that settings that are right one by one do not ask together for more than a computer has.
+
+    Args:
+        most: that they may be, multiplied.
+        factors: names and values.
+
+    Raises:
+        ConfigError: they are more.
+    """
+    if (product := math.prod(value for _, value in factors)) > most:
+        names = " times ".join(f"{name} {value}" for name, value in factors)
+        raise ConfigError(f"{names} must be at most {most}, not {product}")
+
+
 def type_error(kind: Any, value: Any, allowed: Range | None = None, choices: Sequence[str] | None = None) -> str:
     """Return what a value must be, or "" if it is that."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -203,10 +223,11 @@ class SpectrogramConfig:
         return self.sample_rate / self.hop_width
 
     def __post_init__(self):
-        # far beyond any recording, and little enough to be computed
-        ranges = {"sample_rate": Range(1, 2**20, closed=True), "fft_size": Range(1, 2**20, closed=True)}
-        ranges |= {"hop_width": Range(1, 2**20, closed=True), "num_mel_bins": Range(1, 2**14, closed=True)}
+        # far beyond any recording, and little enough to be computed: 256 windows together
+        ranges = {"sample_rate": Range(1, 2**20, closed=True), "fft_size": Range(1, 2**16, closed=True)}
+        ranges |= {"hop_width": Range(1, 2**16, closed=True), "num_mel_bins": Range(1, 2**14, closed=True)}
         check_fields(self, ranges)
+        check_product(MOST_WEIGHTS, ("fft_size", self.fft_size), ("num_mel_bins", self.num_mel_bins))
         if not self.mel_lo_hz < self.mel_hi_hz <= self.sample_rate / 2:
             raise ConfigError(
                 f"mel_lo_hz {self.mel_lo_hz} and mel_hi_hz {self.mel_hi_hz} must rise and end at half of "
@@ -294,6 +315,17 @@ class Config:
                 f"vocab_size {self.network.vocab_size} is too small for the {self.vocabulary.num_ids} ids of the "
                 f"vocabulary with num_velocity_bins {self.vocabulary.num_velocity_bins}"
             )
+        network, spectrogram = self.network, self.spectrogram
+        frames = ("input_frames and context_frames" if network.context_frames else "input_frames", self.heard_frames)
+        length = ("max_target_length", self.max_target_length)
+        check_product(MOST_VALUES, frames, ("num_mel_bins", spectrogram.num_mel_bins))
+        check_product(MOST_VALUES, frames, ("hop_width", spectrogram.hop_width))
+        for positions in (frames, length):
+            check_product(MOST_POSITIONS, positions, ("emb_dim", network.emb_dim))
+            check_product(MOST_ATTENTION, positions, positions, ("num_heads", network.num_heads))
+        if network.pre_encoder_layers:
+            rows = ("pitch rows", PITCH_ROWS)
+            check_product(MOST_POSITIONS, frames, ("pre_encoder_dim", network.pre_encoder_dim), rows)
 
     @property
     def heard_frames(self) -> int:

@@ -7,7 +7,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mt3_common.config import ConfigError, Range, check_fields
+from mt3_common.config import (
+    MOST_ATTENTION,
+    MOST_POSITIONS,
+    MOST_VALUES,
+    MOST_WEIGHTS,
+    ConfigError,
+    Range,
+    check_fields,
+    check_product,
+)
 from mt3_common.io.plural import plural
 
 ENCODERS = ("t5", "perceiver-tf", "conformer")
@@ -25,6 +34,8 @@ ROTARY = {"l": "lang", "p": "pixel"}
 
 
 DROPOUT = {"dropout_rate": Range(0.0, 1.0)}
+# of widths, numbers of heads, rows and the like, and of layers
+SIZE, LAYERS = Range(1, 2**20, closed=True), Range(1, 4096, closed=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +62,14 @@ class FrontEndConfig:
     input_frames: int = 32767
 
     def __post_init__(self):
-        check_fields(self, {"f_min": Range(0.0), "f_max": Range(0.0)}, {"codec": ("spec", "melspec")})
+        ranges = {"f_min": Range(0.0), "f_max": Range(0.0), "n_mels": Range(1, 2**14, closed=True)}
+        ranges |= dict.fromkeys(("hop_length", "n_fft"), Range(1, 2**16, closed=True))
+        ranges |= {"sample_rate": Range(1, 2**20, closed=True), "input_frames": Range(1, MOST_VALUES, closed=True)}
+        check_fields(self, ranges, {"codec": ("spec", "melspec")})
+        if self.codec == "melspec":
+            check_product(MOST_WEIGHTS, ("n_fft", self.n_fft), ("n_mels", self.n_mels))
+        # the samples and the frames of a segment
+        check_product(MOST_VALUES, ("number of frames", self.num_frames), ("number of bins", self.num_bins))
 
     @property
     def num_bins(self) -> int:
@@ -91,7 +109,9 @@ class T5StackConfig:
     dropout_rate: float = 0.05
 
     def __post_init__(self):
-        check_fields(self, DROPOUT, {"position_encoding": ("sinusoidal", "trainable"), "ff_layer": T5_FEED_FORWARDS})
+        sizes = dict.fromkeys(("d_model", "num_heads", "d_kv", "ff_widening_factor"), SIZE)
+        choices = {"position_encoding": ("sinusoidal", "trainable"), "ff_layer": T5_FEED_FORWARDS}
+        check_fields(self, DROPOUT | sizes | {"num_layers": LAYERS}, choices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +178,10 @@ class PerceiverConfig:
             "rope_width": ("num_heads", "head_dim"),
             "alibit_heads": ("first", "all"),
         }
-        check_fields(self, DROPOUT, choices)
+        sizes = ("num_latents", "d_latents", "kv_dim", "num_heads", "max_positions", "ff_widening_factor")
+        ranges = dict.fromkeys((*sizes, "num_experts", "experts_per_token"), SIZE)
+        ranges |= dict.fromkeys(("num_blocks", "num_local_layers", "num_temporal_layers"), LAYERS)
+        check_fields(self, DROPOUT | ranges, choices)
         if len(self.rope_types) != 3 or set(self.rope_types) - set(ROTARY):
             raise ConfigError(f"perceiver-tf: rope_types must be three letters of 'p' and 'l', not {self.rope_types!r}")
         if self.d_latents % self.num_heads:
@@ -205,7 +228,8 @@ class ConformerConfig:
     layer_drop: float = 0.1
 
     def __post_init__(self):
-        ranges = DROPOUT | {"layer_drop": Range(0.0, 1.0)}
+        ranges = DROPOUT | {"layer_drop": Range(0.0, 1.0), "num_layers": LAYERS}
+        ranges |= dict.fromkeys(("d_model", "intermediate_size", "num_heads", "depthwise_kernel_size"), SIZE)
         check_fields(self, ranges, {"position_encoding": ("rotary", "relative", "trainable", "none")})
 
 
@@ -256,7 +280,9 @@ class YourMT3Config:
             "pre_encoder": PRE_ENCODERS,
             "pre_decoder": PRE_DECODERS,
         }
-        check_fields(self, choices=choices)
+        sizes = ("vocab_size", "num_channels", "num_frames", "num_bins", "conv_channels", "num_positions")
+        check_fields(self, dict.fromkeys(sizes, SIZE), choices)
+        self._check_products()
         if self.decoder == "multi-t5" and self.encoder != "perceiver-tf":
             raise ConfigError(f"decoder multi-t5 needs encoder perceiver-tf, not {self.encoder}")
         if (self.pre_encoder != "none") != (self.encoder == "perceiver-tf"):
@@ -269,6 +295,22 @@ class YourMT3Config:
             raise ConfigError(
                 f"{self.perceiver.num_latents} latents cannot be split into {plural(self.num_channels, 'channel')}"
             )
+
+    def _check_products(self) -> None:
+        """Raise ConfigError for tables of positions, and for attention over the frames, that fill a memory."""
+        stacks = {"t5_decoder": self.t5_decoder} | ({"t5_encoder": self.t5_encoder} if self.encoder == "t5" else {})
+        for name, stack in stacks.items():
+            width = (f"{name}'s d_model", stack.d_model)
+            check_product(MOST_POSITIONS, ("num_positions", self.num_positions), width)
+        frames = ("num_frames", self.num_frames)
+        if self.encoder == "perceiver-tf":
+            latents, heads = ("num_latents", self.perceiver.num_latents), ("num_heads", self.perceiver.num_heads)
+            width = ("d_latents", self.perceiver.d_latents)
+            check_product(MOST_POSITIONS, ("max_positions", self.perceiver.max_positions), latents, width)
+            check_product(MOST_ATTENTION, frames, frames, latents, heads)
+        else:
+            stack = self.t5_encoder if self.encoder == "t5" else self.conformer
+            check_product(MOST_ATTENTION, frames, frames, ("num_heads", stack.num_heads))
 
 
 FAMILY = "yourmt3"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3_common.checkpoint.yourmt3_released import RELEASED
-from mt3_common.config import Config, ConfigError, Range, check_fields, shown
+from mt3_common.config import Config, ConfigError, Range, check_fields, check_product, shown
 from mt3_common.io.bounded import LARGEST_SETTINGS, read_bounded
 from mt3_common.io.json_text import parse_json
 from mt3_common.notes.yourmt3_tasks import find_task
@@ -15,6 +15,8 @@ from mt3_common.yourmt3_config import FAMILY, FrontEndConfig, YourMT3Settings
 
 SCHEDULES = ("constant", "rsqrt", "cosine", "linear", "yourmt3-cosine", "yourmt3-legacy")
 OPTIMIZERS = ("adamw", "adamw-scale", "adafactor")
+# numbers in the frames of a batch; 64 times those of the published batches of MT3
+MOST_BATCH = 2**31
 # what 'yourmt3-cosine' falls to
 SMALLEST_RATE = 1e-5
 DTYPES = ("float32", "bfloat16", "float64")
@@ -120,7 +122,8 @@ class TrainingConfig:
     def __post_init__(self):
         ranges: dict[str, Range] = {}
         for allowed, names in (
-            (Range(1), ("steps", "batch_size", "accumulate", "warmup_steps", "validate_every")),
+            (Range(1), ("steps", "warmup_steps", "validate_every")),
+            (Range(1, 2**16, closed=True), ("batch_size", "accumulate")),
             (Range(0), ("auxiliary_steps", "head_steps", "patience")),
             # JAX draws from 32 bits
             (Range(0, 2**31), ("seed",)),
@@ -204,8 +207,14 @@ def read_config(
         training |= values.get("training", {})
     try:
         if start is not None or model.get("family") == FAMILY:
-            return yourmt3_settings(model, start), TrainingConfig(**(YOURMT3_TRAINING | training))
-        return Config.from_dict(Config().to_dict() | model), TrainingConfig(**training)
+            network = yourmt3_settings(model, start)
+            settings = TrainingConfig(**(YOURMT3_TRAINING | training))
+            frames, bins = network.front_end.num_frames, network.front_end.num_bins
+        else:
+            network, settings = Config.from_dict(Config().to_dict() | model), TrainingConfig(**training)
+            frames, bins = network.heard_frames, network.spectrogram.num_mel_bins
+        check_product(MOST_BATCH, ("batch_size", settings.batch_size), ("frames", frames), ("bins", bins))
+        return network, settings
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{path or preset}: {error}") from error
 

@@ -479,6 +479,12 @@ def test_gradients_are_clipped_to_their_norm(twin, clip, shards):
         ('{"training": {"learningrate": 1}}', "unknown training setting 'learningrate'"),
         ('{"training": {"optimizer": "sgd"}}', "optimizer must be one of adamw, adamw-scale, adafactor"),
         ('{"training": {"steps": 0}}', "steps must be a positive integer"),
+        ('{"training": {"batch_size": 1000000000}}', "batch_size must be at most 65536, not 1000000000"),
+        (
+            '{"training": {"batch_size": 65536}}',
+            "plan.json: batch_size 65536 times frames 256 times bins 512 must be at most 2147483648, not 8589934592",
+        ),
+        ('{"model": {"input_frames": 65536}}', "plan.json: input_frames 65536 times num_mel_bins 512 must be at most"),
         ('{"model": {"emb_dim": 5}}', "emb_dim must be even"),
         ('{"network": {}}', "must hold"),
         ('{"training": 5}', "must hold"),
