@@ -31,6 +31,8 @@ DEEPEST = 16
 MOST_COPIES = 8
 # numbers of a shape, axes of an array of NumPy's
 MOST_AXES = 64
+# parts of a key, with what lies in them
+MOST_PARTS = 64
 # modules whose functions and classes no weights and no hyper-parameters are made with
 _REFUSED = re.compile(
     r"os|posix|nt|sys|subprocess|shutil|socket|importlib|runpy|pty|ctypes|code|codeop|c?pickle|_pickle|marshal|_?io"
@@ -248,6 +250,26 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
+def _check_key(key: Any) -> None:
+    """Refuse a key of tuples that hold one another over and over: its hash, and its text, would take for ever."""
+    pending, count = [key], 0
+    while pending:
+        part = pending.pop()
+        if isinstance(part, (tuple, frozenset)):
+            count += len(part)
+            if count > MOST_PARTS:
+                raise pickle.UnpicklingError(f"a key has more than {plural(MOST_PARTS, 'part')}")
+            pending += part
+
+
+def _ordered(pairs: Any = ()) -> collections.OrderedDict[Any, Any]:
+    """Return a dictionary of pairs, which Python 2 wrote so."""
+    if not isinstance(pairs, dict):
+        for key, _ in pairs:
+            _check_key(key)
+    return collections.OrderedDict(pairs)
+
+
 def _size(numbers: Any = ()) -> tuple[Any, ...]:
     """Return a shape; one that no tensor has would be copied at each mention of it."""
     if len(numbers) > MOST_AXES:
@@ -263,7 +285,7 @@ def _subclass(make: Any, _: Any, args: Any, *__: Any) -> Any:
 
 _TENSORS = (_Known(_tensor), _Known(_parameter))
 _KNOWN = {
-    ("collections", "OrderedDict"): _Known(collections.OrderedDict),
+    ("collections", "OrderedDict"): _Known(_ordered),
     ("torch._utils", "_rebuild_tensor_v2"): _TENSORS[0],
     ("torch._utils", "_rebuild_tensor"): _TENSORS[0],
     ("torch._utils", "_rebuild_parameter"): _TENSORS[1],
@@ -345,6 +367,31 @@ class _Unpickler(_Base):
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
+    def load_setitem(self) -> None:
+        _check_key(self.stack[-2])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        # what lies above the mark
+        for key in self.stack[::2]:
+            _check_key(key)
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        for key in self.stack[::2]:
+            _check_key(key)
+        super().load_dict()
+
+    def load_additems(self) -> None:
+        for key in self.stack:
+            _check_key(key)
+        super().load_additems()
+
+    def load_frozenset(self) -> None:
+        for key in self.stack:
+            _check_key(key)
+        super().load_frozenset()
+
     def _instantiate(self, klass: Any, args: Any) -> None:
         self.append(self._stand_in(klass))
 
@@ -355,6 +402,11 @@ class _Unpickler(_Base):
         pickle.NEWOBJ_EX[0]: load_newobj_ex,
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray8,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
     }
 
     def persistent_load(self, pid: Any) -> _Storage:

@@ -208,6 +208,31 @@ def test_a_storage_whose_key_is_an_endless_text_is_refused(tmp_path):
         hf_t5.read_tensors(tmp_path / "bad.pth")
 
 
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [
+        *[(b"}", b"Ns."), (b"}(", b"Nu."), (b"(", b"\x4ed."), (b"\x8f(", b"\x90."), (b"(", b"\x91.")],
+        (b"ccollections\nOrderedDict\n(((", b"NtltR."),
+    ],
+)
+def test_a_key_whose_hash_would_never_be_there_is_refused(before, behind, tmp_path):
+    # a hundred tuples, each of the one before twice
+    key = b"N\x85" + b"".join(b"q%ch%c\x86" % (number, number) for number in range(100))
+    zipped(tmp_path / "bad.pth", before + key + behind)
+    with pytest.raises(CheckpointError, match="a key has more than 64 parts"):
+        hf_t5.read_tensors(tmp_path / "bad.pth")
+
+
+@given(
+    st.recursive(st.none() | st.integers() | st.text(max_size=3), lambda parts: st.tuples(parts, parts), max_leaves=9)
+)
+def test_keys_of_tuples_are_read(tmp_path_factory, key):
+    path = tmp_path_factory.mktemp("keys") / "w.pth"
+    for content in ({key: 1}, {"a": {key, 2}}, {"a": frozenset([key])}, collections.OrderedDict([(key, 1), (3, 4)])):
+        zipped(path, pickle.dumps(content, 4))
+        assert hf_t5.read_tree(path) == content
+
+
 def test_an_ordered_dictionary_of_python_2_is_read(tmp_path):
     """It is called with the list of its pairs."""
     storage = b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI3\ntQ"
