@@ -74,7 +74,7 @@ class Family(Protocol):
         """Return the number of segments of a recording."""
         ...
 
-    def segments(self, blocks: Iterable[np.ndarray], published: bool) -> Generator[Segment, None, None]:
+    def segments(self, blocks: Iterable[np.ndarray], published: bool = False) -> Generator[Segment, None, None]:
         """Yield the segments of a recording, with the published start times or exact ones."""
         ...
 
@@ -126,7 +126,7 @@ class MT3Family:
         """See Family."""
         return mt3_segments.num_segments(num_samples, self.config)
 
-    def segments(self, blocks: Iterable[np.ndarray], published: bool) -> Generator[Segment, None, None]:
+    def segments(self, blocks: Iterable[np.ndarray], published: bool = False) -> Generator[Segment, None, None]:
         """See Family."""
         return mt3_segments.segments(blocks, self.config, published)
 
@@ -195,7 +195,7 @@ class YourMT3Family:
         """See Family."""
         return yourmt3_frames.num_segments(num_samples, self.settings.front_end)
 
-    def segments(self, blocks: Iterable[np.ndarray], published: bool) -> Generator[Segment, None, None]:
+    def segments(self, blocks: Iterable[np.ndarray], published: bool = False) -> Generator[Segment, None, None]:
         """See Family; the published ones are exact."""
         return self.front_end.segments(blocks)
 

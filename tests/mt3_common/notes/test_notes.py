@@ -574,6 +574,6 @@ def test_notes_anywhere_on_the_grid_come_back_exactly_unless_as_published(data):
     segments = encode_segments(notes, first // 2 + 1000, config)
     starts = exact_starts(len(segments), config, published=False)
     decoded = decode_segments(list(zip(starts, segments, strict=True)), VOCABULARIES["mt3"], published=False)
-    whole = [[note._replace(offset=round(note.offset, 9)) for note in sorted(some)] for some in (decoded.notes, notes)]
+    whole = [[note._replace(offset=round(note.offset, 9)) for note in sorted(side)] for side in (decoded.notes, notes)]
     assert whole[0] == whole[1]
     assert decoded.dropped == 0
