@@ -134,7 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for audio, reference, result in zip(recordings, references, results):
             if isinstance(result, Exception):
                 raise ValueError(f"{audio}: {result}") from result
-            totals += flips(reference, result.notes, start_times(result.num_segments, transcriber.config)[1:])
+            totals += flips(
+                reference, result.notes, start_times(result.num_segments, transcriber.config, published=False)[1:]
+            )
             values = metrics.evaluate(reference, result.notes)
             scores.append([values[name] for name in MEASURES])
         name = f"held, bias {hold:g}" if hold is not None else "recording so far" if has_prior else "segment alone"

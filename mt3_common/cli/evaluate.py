@@ -10,7 +10,7 @@ from typing import Any
 
 from mt3_common.audio.levels import Mix
 from mt3_common.cli.arguments import SentenceParser, add_mix_options
-from mt3_common.cli.console import say
+from mt3_common.cli.console import is_out_of_memory, say
 from mt3_common.cli.exit_status import NOT_STARTED, SOME_FAILED, SUCCESS
 from mt3_common.cli.run import run
 from mt3_common.data.corpora import PUBLISHED, SPLITS, DatasetError, Recording, read_notes, recordings
@@ -116,8 +116,11 @@ def evaluate(program: str, load: Callable[..., Transcriber], options: argparse.N
                 rows[pair.name] = measure_and_write(pair, transcriber, options, reading) | {"of": of}
                 write_results(in_order(rows, pairs), options.output)
             say(f"{number} of {len(pairs)}: {pair.name}")
-        except (ValueError, OSError, MemoryError) as error:
-            failed[pair.name] = NO_MEMORY if isinstance(error, MemoryError) else str(error)
+        except Exception as error:
+            exhausted = is_out_of_memory(error)
+            if not exhausted and not isinstance(error, ValueError | OSError):
+                raise
+            failed[pair.name] = NO_MEMORY if exhausted else str(error)
             say(f"error: {pair.name}: {failed[pair.name]}")
     if rows:
         write_results(in_order(rows, pairs), options.output)

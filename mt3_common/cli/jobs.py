@@ -146,7 +146,7 @@ def plan(
 def apart(files: Sequence[tuple[Path, Path]], stdin: Path | None = None) -> list[Path]:
     """Return the paths of outputs below -o: of recordings that would share one, with their folders in front.
 
-    CD1/01.wav and CD2/01.wav become CD1/01 and CD2/01, with as many folders as it takes to tell them apart.
+    CD1/01.wav and CD2/01.wav become CD1/01 and CD2/01, with as many folders as it takes to tell them apart, if any do.
 
     Args:
         files: recordings, and the paths of their outputs below -o.
@@ -160,11 +160,12 @@ def apart(files: Sequence[tuple[Path, Path]], stdin: Path | None = None) -> list
     for below, numbers in alike.items():
         if len(numbers) == 1 or any(files[number][0] == stdin for number in numbers):
             continue
-        depth = len(below.parts)
-        while len({parts[number][-depth:] for number in numbers}) < len(numbers):
-            depth += 1
-        for number in numbers:
-            paths[number] = Path(*parts[number][-depth:])
+        deepest = max(len(parts[number]) for number in numbers)
+        for depth in range(len(below.parts) + 1, deepest + 1):
+            if len({parts[number][-depth:] for number in numbers}) == len(numbers):
+                for number in numbers:
+                    paths[number] = Path(*parts[number][-depth:])
+                break
     return paths
 
 

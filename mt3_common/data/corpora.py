@@ -55,6 +55,8 @@ URMP_PROGRAMS = {
     **{"ob": 68, "bn": 70, "cl": 71, "fl": 73},
 }
 URMP_VALIDATION = (1, 2, 12, 13, 24, 25, 31, 38, 39)
+# installed data sets whose tables have General MIDI's programs throughout
+GENERAL_MIDI_TABLES = {"slakh"}
 NOTE_SUFFIXES = (*midi.MIDI_SUFFIXES, ".tsv")
 # of a table of notes
 MAX_LINES = 1_000_000
@@ -169,7 +171,8 @@ def read_notes(recording: Recording, general_midi: bool = False) -> list[Note]:
     [path] = recording.notes
     if path.suffix.lower() != ".tsv":
         return midi.read_midi(path, sustain=True)
-    return with_voices(read_tsv(path)) if general_midi else read_tsv(path)
+    notes = read_tsv(path)
+    return with_voices(notes) if general_midi and recording.dataset not in GENERAL_MIDI_TABLES else notes
 
 
 def program_of(recording: Recording, program: int, general_midi: bool) -> int:
@@ -179,11 +182,11 @@ def program_of(recording: Recording, program: int, general_midi: bool) -> int:
         recording: it plays in.
         program: that the recording's files call it.
         general_midi: name singers as General MIDI does (53, 52), where the files are tables: these call them 100 and
-            101, as YourMT3+'s data sets do. In General MIDI those are synthetic effects, and no transcription of a
-            voice could be right.
+            101, as YourMT3+'s data sets do, but for those of GENERAL_MIDI_TABLES. In General MIDI 100 and 101 are
+            synthetic effects, and no transcription of a voice could be right.
     """
-    is_table = recording.notes[0].suffix.lower() == ".tsv"
-    return VOICES.get(program, program) if general_midi and is_table else program
+    names_singers = recording.notes[0].suffix.lower() == ".tsv" and recording.dataset not in GENERAL_MIDI_TABLES
+    return VOICES.get(program, program) if general_midi and names_singers else program
 
 
 def with_voices(notes: Sequence[Note]) -> list[Note]:

@@ -1,6 +1,6 @@
 """Onsets and offsets corrected by the pitch activations of the pre-encoder."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -141,7 +141,7 @@ class ActivationCorrector:
         kept_events = self._kept(parsed.events, tied_as, activations)
         starts = self._starts(kept_events, held_notes, added)
         if is_last:
-            starts += self._unended(kept_events, tied_as)
+            starts += self._unended(kept_events, tied_as, activations)
         written += ids[: parsed.tie].tolist()
         for pitch, program in held_notes:
             written += [*self._state_ids(self._written._replace(program=program)), self._id("pitch", pitch)]
@@ -301,20 +301,30 @@ class ActivationCorrector:
                 starts.append(self._next_frame(event))
         return starts
 
-    def _unended(self, events: Sequence[Event], tied: Iterable[tuple[int, int]]) -> list[Event]:
+    def _unended(
+        self, events: Sequence[Event], tied_as: Mapping[tuple[int, int], tuple[int, int]], activations: np.ndarray
+    ) -> list[Event]:
         """Return offsets, at the earliest, of the notes that the decoder ties or begins and does not end.
+
+        Those of pitches without a row are left out, and tied ones that do not sound: these activations say nothing of.
 
         Args:
             events: those of the decoder that are kept.
-            tied: pitch and program of the notes that it ties.
+            tied_as: of the notes that it ties, their keys and those under which it does.
+            activations: as of correct.
         """
-        pitched = [event for event in events if event.kind != "drum"]
-        begun = {event.pitch for event in pitched}
-        unended = [Event("offset", 0, pitch, program, 0) for pitch, program in tied if pitch not in begun]
-        for position, event in enumerate(pitched):
-            if event.kind == "onset" and all(other.pitch != event.pitch for other in pitched[position + 1 :]):
-                unended.append(self._next_frame(event))
-        return unended
+        sounds = {key for key in tied_as if self._end_of(key[0], 0, activations) > 0}
+        open_notes = {key: Event("offset", 0, *key, 0) for key in tied_as}
+        for event in events:
+            if event.kind == "onset":
+                open_notes = {key: note for key, note in open_notes.items() if tied_as.get(key) != event.key}
+                open_notes[event.key] = self._next_frame(event)
+                sounds.add(event.key)
+            elif event.kind == "offset":
+                open_notes.pop(sounding_key(event.key, open_notes, tied_as), None)
+        return [
+            note for key, note in open_notes.items() if key in sounds and 0 <= note.pitch - LOWEST_PITCH < PITCH_ROWS
+        ]
 
     def _next_frame(self, onset: Event) -> Event:
         """Return the offset of a note of one frame."""

@@ -65,7 +65,7 @@ export class ActivationCorrector {
     const sounding = new Set([...tiedAs.keys(), ...held]);
     const kept = this.kept(events, tiedAs, activations);
     const starts = this.starts(kept, held, added);
-    if (isLast) starts.push(...this.unended(kept, tiedAs));
+    if (isLast) starts.push(...this.unended(kept, tiedAs, activations));
     written.push(...ids.slice(0, tie));
     for (const { pitch, program } of held.map(partsOf)) {
       written.push(...this.stateIds({ ...this.written, program }), this.vocabulary.id("pitch", pitch));
@@ -228,14 +228,25 @@ export class ActivationCorrector {
     return starts;
   }
 
-  // Offsets, at the earliest, of the notes that the decoder ties or begins and does not end.
-  // events: those of the decoder that are kept; tiedAs: the notes that it ties
-  unended(events, tiedAs) {
-    const pitched = events.filter(({ kind }) => kind !== "drum");
-    const untouched = [...tiedAs.keys()].filter((key) => pitched.every(({ pitch }) => pitch !== pitchOf(key)));
-    const begun = pitched.filter(({ kind, pitch }, position) => kind === "onset" && pitched.slice(position + 1).every((other) => other.pitch !== pitch));
-    const tied = untouched.map((key) => ({ kind: "offset", step: 0, ...partsOf(key), velocity: 0 }));
-    return [...tied, ...begun.map((event) => this.nextFrame(event))];
+  // Offsets, at the earliest, of the notes that the decoder ties or begins and does not end, without those of pitches that
+  // have no row, and tied ones that do not sound: these activations say nothing of.
+  // events: those of the decoder that are kept; tiedAs: see split
+  unended(events, tiedAs, activations) {
+    const { rows, lowestPitch } = this.limits;
+    const sounds = new Set([...tiedAs.keys()].filter((key) => this.endOf(pitchOf(key), 0, activations) > 0));
+    const open = new Map([...tiedAs.keys()].map((key) => [key, { kind: "offset", step: 0, ...partsOf(key), velocity: 0 }]));
+    for (const event of events) {
+      const key = keyOf(event);
+      if (event.kind === "onset") {
+        for (const other of [...open.keys()]) if (tiedAs.get(other) === key) open.delete(other);
+        open.set(key, this.nextFrame(event));
+        sounds.add(key);
+      } else if (event.kind === "offset") {
+        open.delete(soundingKey(key, open.keys(), pitchOf, tiedAs));
+      }
+    }
+    const hasRow = (pitch) => pitch >= lowestPitch && pitch < lowestPitch + rows;
+    return [...open].filter(([key, { pitch }]) => sounds.has(key) && hasRow(pitch)).map(([, note]) => note);
   }
 
   // The offset of a note of one frame.

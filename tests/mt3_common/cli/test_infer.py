@@ -272,6 +272,12 @@ def test_recordings_of_one_name_keep_their_folders(folder, audio, outputs):
     assert [str(job.outputs[0].with_suffix("")) for job in jobs] == [f"out/{name}" for name in outputs]
 
 
+def test_one_recording_under_two_spellings_ends_in_a_sentence(folder):
+    record("song.wav")
+    with pytest.raises(UsageError, match=r"would both be written to out/song\.mid"):
+        plan(["song.wav", f"/{Path('song.wav').absolute()}"], "out")
+
+
 def test_recordings_that_differ_in_their_endings_alone_keep_them(folder):
     for name in ("song.wav", "song.flac", "other.wav"):
         record(name)

@@ -345,6 +345,12 @@ def test_singers_of_tables_are_labelled_as_general_midi_names_them(tmp_path):
     assert programs("table", midi_class=True) == [48, 48, 0]
     assert programs("table", general_midi=False) == programs("midi") == [100, 101, 0]
 
+    # Slakh has songs in General MIDI, of which the table is made
+    [recording] = datasets.recordings(tmp_path / "table")
+    slakh = recording._replace(layout="installed", dataset="slakh")
+    assert [note.program for note in datasets.read_notes(slakh, general_midi=True)] == [100, 101, 0]
+    assert datasets.program_of(slakh, 100, general_midi=True) == 100
+    assert datasets.program_of(recording, 100, general_midi=True) == 53
     # pairs are MIDI files
     out = tmp_path / "out"
     recipe = '{"seconds": 1.0, "midi_class": false}'

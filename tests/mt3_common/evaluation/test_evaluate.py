@@ -725,11 +725,12 @@ def test_a_list_that_names_what_lies_outside_of_its_folder_is_refused(folder, tm
         assert [path.name for path in (tmp_path / "outside").iterdir()] == ["s.wav"]
 
 
-def test_memory_that_one_recording_exhausts_does_not_stop_the_others(folder, tmp_path, capsys):
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_one_recording_exhausts_does_not_stop_the_others(error, folder, tmp_path, capsys):
     class Exhausted(Oracle):
         def transcribe(self, path):
             if "drums" in path.name:
-                raise MemoryError
+                raise error
             return super().transcribe(path)
 
     assert evaluate.main("torch_mt3", lambda **options: Exhausted(), [str(folder), "-o", str(tmp_path / "out")]) == 1

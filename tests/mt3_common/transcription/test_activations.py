@@ -168,6 +168,29 @@ def test_what_sounds_at_the_end_of_a_recording_ends_there():
     assert corrected((again, heard), ends=True) == ([(10, 30, 60, 3), (30, 64, 60, 3)], 0)
 
 
+def test_of_unisons_at_the_end_of_a_recording_each_ends_where_it_does():
+    unison = [("program", 0), ("velocity", 1), ("pitch", 60), ("program", 48), ("pitch", 60)]
+    ids = ids_of(("tie", 0), *unison, ("program", 0), ("pitch", 64), ("shift", 100), ("velocity", 0), ("pitch", 64))
+    heard = activations([(60, 0, 30, 0.9), (64, 0, 50, 0.9)])
+    expected = [(0, 30, 60, 0), (0, 30, 60, 48), (0, 50, 64, 0)]
+    assert corrected((ids, heard), ends=True) == (expected, 0)
+    # one of them is ended by the decoder
+    one = ids_of(("tie", 0), *unison, ("shift", 40), ("velocity", 0), ("pitch", 60))
+    assert corrected((one, activations([(60, 0, 30, 0.9)])), ends=True)[0] == [(0, 30, 60, 0), (0, 30, 60, 48)]
+
+
+def test_what_activations_say_nothing_of_ends_at_the_last_event():
+    """As MT3 has it: a pitch outside of the rows, and a tied note that does not sound."""
+    last = [("shift", 90), ("velocity", 1), ("drum", 36)]
+    high = ids_of(("tie", 0), ("velocity", 1), ("pitch", 119), *last)
+    notes, _ = corrected((high, activations()), ends=True)
+    assert notes[0] == (0, 45, 119, 0)
+    tied = ids_of(("pitch", 70), ("tie", 0), *last)
+    begun = ids_of(("tie", 0), ("velocity", 1), ("pitch", 70))
+    notes, _ = corrected((begun, activations([(70, 0, 64, 0.9)])), (tied, activations()), ends=True)
+    assert notes[0] == (0, 109, 70, 0)
+
+
 def test_a_note_that_is_tied_under_another_program_ends_once():
     first = ids_of(("tie", 0), *note(60, 10, 50, 3)[:-3])
     heard = activations([(60, 10, 80, 0.9)])
