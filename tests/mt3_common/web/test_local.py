@@ -364,8 +364,8 @@ class CountingCorrector(ActivationCorrector):
         self.counts["added"] += len(missed)
         return missed
 
-    def _unended(self, events, tied):
-        unended = super()._unended(events, tied)
+    def _unended(self, *segment):
+        unended = super()._unended(*segment)
         self.counts["without an end in the last segment"] += len(unended)
         return unended
 
