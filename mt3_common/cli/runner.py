@@ -14,7 +14,7 @@ from mt3_common.cli.resume import Summary, SummaryError
 from mt3_common.cli.tasks import Task, closing_line, stream, took
 from mt3_common.io import atomic
 from mt3_common.io.plural import plural
-from mt3_common.io.threads import Threads, is_finished
+from mt3_common.io.threads import Threads, is_finished, wait_for
 from mt3_common.notes.instruments import parse_instruments
 from mt3_common.transcription.pipeline import Transcriber
 from mt3_common.transcription.reader import Request
@@ -120,7 +120,7 @@ class Runner:
     def _close(self, at_most: int = 0) -> None:
         """Close tasks whose files are written, and wait until at most so many are being written."""
         while self._writing and (len(self._writing) > at_most or self._writing[0][1].done()):
-            concurrent.futures.wait([self._writing[0][1]])
+            wait_for(self._writing[0][1])
             task, future = self._writing.popleft()
             try:
                 transcription, record, seconds = future.result()

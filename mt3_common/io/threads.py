@@ -17,6 +17,8 @@ from typing import Any
 GRACE = 0.5
 # s between two attempts to end a thread, which may be clearing up; and until it is left alone
 PATIENCE, LONGEST = 2.0, 60.0
+# s after which a thread that waits looks whether Ctrl-C came: just before a wait, it does not end it
+NOTICED = 0.5
 
 
 class Ended(SystemExit):
@@ -54,8 +56,8 @@ class Threads(contextlib.AbstractContextManager):
         """Wait until all work is done."""
         for _ in self._threads:
             self._tasks.put(None)
-        for thread in self._threads:
-            thread.join()
+        while self._join(NOTICED):
+            pass
 
     def end(self) -> None:
         """End the threads: soon, what they do is done; what is not done in GRACE seconds is ended with Ended."""
@@ -90,6 +92,12 @@ class Threads(contextlib.AbstractContextManager):
                 future.set_exception(error)
             else:
                 future.set_result(result)
+
+
+def wait_for(future: concurrent.futures.Future) -> None:
+    """Wait until a function is done; Ctrl-C is noticed within NOTICED seconds, whenever it comes."""
+    while not future.done():
+        concurrent.futures.wait([future], NOTICED)
 
 
 def is_finished(future: concurrent.futures.Future) -> bool:

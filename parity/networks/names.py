@@ -8,9 +8,6 @@ import os
 import re
 from collections.abc import Mapping
 
-from mt3_common.io.bounded import LARGEST_SETTINGS, read_bounded
-from mt3_common.io.json_text import parse_json
-
 # A name without any of these characters is taken as it stands; with one of them it is a regular expression.
 _REGULAR = re.compile(r"[\\^$*+?()\[\]{}|]")
 
@@ -72,6 +69,10 @@ def read_map(path: str | os.PathLike) -> dict[str, str]:
     Raises:
         ValueError: missing, no JSON, or no object of strings.
     """
+    # not above: comparisons of modules need nothing of mt3_common
+    from mt3_common.io.bounded import LARGEST_SETTINGS, read_bounded
+    from mt3_common.io.json_text import parse_json
+
     try:
         with open(path, "rb") as file:
             entries = parse_json(read_bounded(file, LARGEST_SETTINGS))

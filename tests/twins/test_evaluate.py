@@ -42,9 +42,14 @@ def test_both_twins_hear_what_was_played_and_measure_the_same(tmp_path, capsys):
         assert main([str(tmp_path / "data"), "--checkpoint", "small", "--device", "cpu", "-o", str(out)]) == 1
         assert "1 of 3 files failed: broken" in capsys.readouterr().err
         with open(out / "results.csv", newline="") as file:
-            result[twin] = json.loads((out / "results.json").read_text()), list(csv.DictReader(file))
-    assert result["jax"] == result["torch"]
-    results, lines = result["jax"]
+            content = json.loads((out / "results.json").read_text()), list(csv.DictReader(file))
+        # results are of their twin, and sealed so
+        of = [{row.pop("of") for row in rows} for rows in (content[0]["files"], content[1])]
+        assert of[0] == of[1]
+        result[twin] = content, content[0].pop("seal"), of[0]
+    results, lines = result["jax"][0]
+    assert (results, lines) == result["torch"][0]
+    assert not set.intersection(*({seal, *of} for _, seal, of in result.values()))
     made, other = results["files"]
     assert [row["name"] for row in results["files"]] == ["made__melody", "other__melody"]
     assert made["references"] == 5

@@ -1,12 +1,13 @@
 """Threads that an interruption ends: what is nearly done is done, what would take long is not."""
 
+import _thread
 import threading
 import time
 
 import pytest
 
 from mt3_common.io import threads
-from mt3_common.io.threads import Ended, Threads, is_finished
+from mt3_common.io.threads import Ended, Threads, is_finished, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +73,20 @@ def test_a_thread_that_cannot_be_ended_is_left_alone_at_last(monkeypatch):
         raise KeyboardInterrupt
     assert not is_finished(future)
     go_on.set()
+
+
+@pytest.mark.parametrize("waits", ["for one", "for all"])
+def test_an_interrupt_that_does_not_end_a_wait_is_noticed_soon(waits):
+    """As one that comes between the last look for signals and the wait: interrupt_main ends no wait either."""
+    go_on = threading.Event()
+    work = Threads(1)
+    future = work.submit(go_on.wait, 60)
+    timer = threading.Timer(0.2, _thread.interrupt_main)
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            wait_for(future) if waits == "for one" else work.finish()
+        assert not future.done()
+    finally:
+        go_on.set()
+        timer.join()
