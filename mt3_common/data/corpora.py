@@ -172,7 +172,7 @@ def read_notes(recording: Recording, general_midi: bool = False) -> list[Note]:
     if path.suffix.lower() != ".tsv":
         return midi.read_midi(path, sustain=True)
     notes = read_tsv(path)
-    return with_voices(notes) if general_midi and recording.dataset not in GENERAL_MIDI_TABLES else notes
+    return with_voices(notes) if general_midi and _names_singers(recording) else notes
 
 
 def program_of(recording: Recording, program: int, general_midi: bool) -> int:
@@ -185,8 +185,12 @@ def program_of(recording: Recording, program: int, general_midi: bool) -> int:
             101, as YourMT3+'s data sets do, but for those of GENERAL_MIDI_TABLES. In General MIDI 100 and 101 are
             synthetic effects, and no transcription of a voice could be right.
     """
-    names_singers = recording.notes[0].suffix.lower() == ".tsv" and recording.dataset not in GENERAL_MIDI_TABLES
-    return VOICES.get(program, program) if general_midi and names_singers else program
+    return VOICES.get(program, program) if general_midi and _names_singers(recording) else program
+
+
+def _names_singers(recording: Recording) -> bool:
+    """Return whether 100 and 101 are singers in the files of a recording."""
+    return recording.notes[0].suffix.lower() == ".tsv" and recording.dataset not in GENERAL_MIDI_TABLES
 
 
 def with_voices(notes: Sequence[Note]) -> list[Note]:

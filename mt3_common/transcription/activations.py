@@ -306,7 +306,7 @@ class ActivationCorrector:
     ) -> list[Event]:
         """Return offsets, at the earliest, of the notes that the decoder ties or begins and does not end.
 
-        Those of pitches without a row are left out, and tied ones that do not sound: these activations say nothing of.
+        Left out are pitches without a row, of which activations say nothing, and tied ones that do not sound.
 
         Args:
             events: those of the decoder that are kept.

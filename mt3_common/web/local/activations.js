@@ -228,8 +228,8 @@ export class ActivationCorrector {
     return starts;
   }
 
-  // Offsets, at the earliest, of the notes that the decoder ties or begins and does not end, without those of pitches that
-  // have no row, and tied ones that do not sound: these activations say nothing of.
+  // Offsets, at the earliest, of the notes that the decoder ties or begins and does not end. Left out are pitches without a
+  // row, of which activations say nothing, and tied ones that do not sound.
   // events: those of the decoder that are kept; tiedAs: see split
   unended(events, tiedAs, activations) {
     const { rows, lowestPitch } = this.limits;
