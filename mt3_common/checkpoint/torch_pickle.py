@@ -13,7 +13,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -250,23 +250,23 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _check_key(key: Any) -> None:
-    """Refuse a key of tuples that hold one another over and over: its hash, and its text, would take for ever."""
-    pending, count = [key], 0
-    while pending:
-        part = pending.pop()
-        if isinstance(part, (tuple, frozenset)):
-            count += len(part)
-            if count > MOST_PARTS:
-                raise pickle.UnpicklingError(f"a key has more than {plural(MOST_PARTS, 'part')}")
-            pending += part
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Refuse keys of tuples that hold one another over and over: their hash, and their text, would take for ever."""
+    for key in keys:
+        pending, count = [key], 0
+        while pending:
+            part = pending.pop()
+            if isinstance(part, (tuple, frozenset)):
+                count += len(part)
+                if count > MOST_PARTS:
+                    raise pickle.UnpicklingError(f"a key has more than {plural(MOST_PARTS, 'part')}")
+                pending += part
 
 
 def _ordered(pairs: Any = ()) -> collections.OrderedDict[Any, Any]:
     """Return a dictionary of pairs, which Python 2 wrote so."""
     if not isinstance(pairs, dict):
-        for key, _ in pairs:
-            _check_key(key)
+        _check_keys(key for key, _ in pairs)
     return collections.OrderedDict(pairs)
 
 
@@ -368,28 +368,24 @@ class _Unpickler(_Base):
         self.append(bytearray(self.read(length)))
 
     def load_setitem(self) -> None:
-        _check_key(self.stack[-2])
+        _check_keys([self.stack[-2]])
         super().load_setitem()
 
     def load_setitems(self) -> None:
         # what lies above the mark
-        for key in self.stack[::2]:
-            _check_key(key)
+        _check_keys(self.stack[::2])
         super().load_setitems()
 
     def load_dict(self) -> None:
-        for key in self.stack[::2]:
-            _check_key(key)
+        _check_keys(self.stack[::2])
         super().load_dict()
 
     def load_additems(self) -> None:
-        for key in self.stack:
-            _check_key(key)
+        _check_keys(self.stack)
         super().load_additems()
 
     def load_frozenset(self) -> None:
-        for key in self.stack:
-            _check_key(key)
+        _check_keys(self.stack)
         super().load_frozenset()
 
     def _instantiate(self, klass: Any, args: Any) -> None:

@@ -98,8 +98,8 @@ def evaluate(program: str, load: Callable[..., Transcriber], options: argparse.N
         )
     reading = {name: value for name in READING_OPTIONS if (value := getattr(options, name)) is not None}
     has_activations = not options.no_activations
-    of = options.baseline or (f"{program} {fingerprint(transcriber)}" if transcriber else "")
-    transcriber_key = f"{of} {options.search} {has_prior} {has_activations}"
+    estimator = options.baseline or (f"{program} {fingerprint(transcriber)}" if transcriber else "")
+    transcriber_key = f"{estimator} {options.search} {has_prior} {has_activations}"
     if reading:
         transcriber_key += f" {sorted(reading.items())}"
     # by name; of earlier runs first, so that an interrupted one takes nothing away

@@ -102,7 +102,7 @@ def read_yourmt3_segments(path: str, family: YourMT3Family, count: int) -> tuple
     config = family.settings.front_end
     seconds = count * config.input_frames / config.sample_rate
     samples = read_audio(path, config.sample_rate, duration=seconds, mix=Mix(published=True))
-    segments = list(family.segments([samples], published=True))[:count] if len(samples) else []
+    segments = list(family.segments([samples]))[:count] if len(samples) else []
     if not segments:
         raise ValueError(f"{path}: no audio in it")
     return samples[: count * config.input_frames], segments

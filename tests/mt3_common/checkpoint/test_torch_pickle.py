@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import resource
-import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -14,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured_memory import memory_below
 
 from mt3_common.checkpoint import torch_pickle as hf_t5
 from mt3_common.checkpoint.names import CheckpointError
@@ -183,13 +183,8 @@ DICTIONARY = b"}(" + b"".join(b"J" + number.to_bytes(4, "little") + b"N" for num
 )
 def test_a_list_is_not_copied_over_and_over(made, copied, says, tmp_path):
     zipped(tmp_path / "bad.pth", b"\x80\x02" + made + b"](" + 50 * copied + b"e.")
-    tracemalloc.start()
-    try:
-        with pytest.raises(CheckpointError, match=f"opened safely: .*{says}"):
-            hf_t5.read_tensors(tmp_path / "bad.pth")
-        assert tracemalloc.get_traced_memory()[1] < 1e8
-    finally:
-        tracemalloc.stop()
+    with memory_below(1e8), pytest.raises(CheckpointError, match=f"opened safely: .*{says}"):
+        hf_t5.read_tensors(tmp_path / "bad.pth")
 
 
 def test_bytes_that_are_claimed_are_not_made(tmp_path):

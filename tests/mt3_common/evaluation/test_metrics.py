@@ -1,12 +1,11 @@
 """Measures of notes: held to mir_eval's own, to counts done by hand, and to what MT3 asks of programs and drums."""
 
-import tracemalloc
-
 import mir_eval
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured_memory import memory_below
 
 from mt3_common.evaluation import metrics
 from mt3_common.notes.note import Note, trim_overlapping
@@ -168,10 +167,8 @@ def test_notes_match_pitch_by_pitch_as_mir_eval_matches_them_together(references
 def test_an_hour_of_dense_music_is_measured_in_little_memory():
     """All pitches together would take 30,000 by 30,000 comparisons, several times over."""
     notes = [Note(t, t + 0.2, 21 + index % 88, 100) for index, t in enumerate(np.arange(30000) / 8)]
-    tracemalloc.start()
-    assert metrics.evaluate(notes, notes)["onset_offset"] == 1.0
-    assert tracemalloc.get_traced_memory()[1] < 3e8
-    tracemalloc.stop()
+    with memory_below(3e8):
+        assert metrics.evaluate(notes, notes)["onset_offset"] == 1.0
 
 
 def test_two_drums_of_a_class_at_about_one_time_are_one_hit():
