@@ -12,10 +12,11 @@ FILE ?=
 OUT ?=
 # a report of make parity ARGS="--json FILE" for make drift
 REPORT ?=
-# folders of make train-default: what it makes, recorded notes, a clone of POP909; and processes, of one core each
+# folders of make train-default: what it makes, recorded notes, a clone of POP909, scores to play as well; and processes, of one core each
 WORK ?=
 NOTES ?=
 POP909 ?=
+SCORES ?=
 PROCESSES ?= 1
 # more arguments, for pytest or for parity
 ARGS ?=
@@ -113,7 +114,7 @@ diff: ## the twins side by side, lines that differ marked, and the shares of equ
 	@echo; $(firstword $(wildcard $(BIN)/python) python3) tests/tools/twins.py $(FILE)
 
 train-default: $(READY) ## train the default model, or go on: WORK=folder NOTES=recorded notes POP909=clone (checkpoints/README.md)
-	@PYTHON=$(BIN)/python WORK='$(WORK)' NOTES='$(NOTES)' POP909='$(POP909)' PROCESSES='$(PROCESSES)' checkpoints/recipe/default.sh
+	@PYTHON=$(BIN)/python WORK='$(WORK)' NOTES='$(NOTES)' POP909='$(POP909)' SCORES='$(SCORES)' PROCESSES='$(PROCESSES)' checkpoints/recipe/default.sh
 
 bench: $(READY) ## measure the speed: all, or ARGS='--parts decode --rounds 3 --quick' (docs/speed.md)
 	@$(BIN)/python benchmarks/decode.py $(ARGS)

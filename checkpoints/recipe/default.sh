@@ -6,13 +6,14 @@
 # WORK       everything that is made: sources, fonts, shards, the run; kept between calls
 # NOTES      recorded single notes with an index.tsv (docs/training.md); more sounds are fetched from npm and Debian, once (docs/data.md)
 # POP909     a clone of github.com/music-x-lab/POP909-Dataset
+# SCORES     a folder of scores in MusicXML or Humdrum to play as well, such as a clone of github.com/OpenScore/Lieder; may be left out
 # PYTHON     the interpreter
 # PROCESSES  of one core each, which render and share each batch; 2 or more divide a batch of 32
 # STEPS      in all, and SHARDS of 21 minutes each (82 MB) for an eighth of them: fewer for a rehearsal
 # DTYPE      bfloat16 where the processor has instructions for it (lscpu: avx512_bf16), which is nearly twice as fast there as float32
 set -euo pipefail
 : "${WORK:?names the folder for everything that is made}" "${NOTES:?names the folder of recorded notes}"
-: "${POP909:?names the clone of POP909}" "${PYTHON:=python}" "${PROCESSES:=1}" "${STEPS:=32000}" "${SHARDS:=128}" "${DTYPE:=float32}"
+: "${POP909:?names the clone of POP909}" "${PYTHON:=python}" "${PROCESSES:=1}" "${STEPS:=32000}" "${SHARDS:=128}" "${DTYPE:=float32}" "${SCORES:=}"
 for number in "PROCESSES $PROCESSES" "STEPS $STEPS" "SHARDS $SHARDS"; do
   [[ $number =~ ^[A-Z]+\ [1-9][0-9]{0,8}$ ]] || { echo "error: ${number/ /=} must be a whole number from 1 up" >&2; exit 2; }
 done
@@ -32,7 +33,8 @@ export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 mt3() { "$PYTHON" -m mt3_common.cli.mt3 "$@"; }
 
 sources=$WORK/sources
-[ -e "$sources/sources.json" ] || mt3 data sources "$sources" --pop909 "$POP909" --mma 1
+[ -e "$sources/sources.json" ] || mt3 data sources "$sources" --pop909 "$POP909" --mma 1 ${SCORES:+--scores "$SCORES"}
+[ -z "$SCORES" ] || [ -d "$sources/midi/scores" ] || { echo "error: $sources was made without SCORES: remove that folder, or leave SCORES out" >&2; exit 2; }
 for split in train heldout; do
   [ -e "$WORK/fonts/$split" ] && continue
   # begun anew where it was interrupted
@@ -64,6 +66,7 @@ shards clean train 31 6 32 "$clean" "${banks[@]}" "$WORK"/fonts/train/*.sf2
 mixed='{"settle": 0.02, "piano": 0.28, "band": 0.24, "solo": 0.22, "drums": 0.12, "dense": 0.09, "silence": 0.01, "tones": 0.04, "detached": 0.3, "register": 0.95, "pedal": 0.35, "takes": 0.5, "reflections": 0.6, "media": 0.3}'
 fonts=("${banks[@]}" "$WORK"/fonts/train/*.sf2 "${players[@]}" "${kits[@]}")
 songs+=("$sources/midi/mma")
+[ -z "$SCORES" ] || songs+=("$sources/midi/scores")
 
 # Of the losses those that teach the encoder come first, alone; then also those that teach the decoder where to look, for a quarter of the
 # steps in all; from then on the decoder learns from the tokens, and the choice of instruments weighs more. The rate falls to 0 in the
