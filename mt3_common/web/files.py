@@ -114,8 +114,11 @@ def _tempo(tempo: Any, longest: float) -> Tempo | None:
     if type(downbeat) is not int or not 0 <= downbeat < len(beats):
         raise ValueError("downbeat must be the number of a beat")
     start = tempo["start"]
+    meter = parse_meter(tempo["meter"])
+    # a recording that begins inside a bar has the beginning of that bar before 0 s
+    earliest = -float(meter.bar + 1) * (beats[1] - beats[0])
     if start is not None and (
-        isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start <= longest + GRACE
+        isinstance(start, bool) or not isinstance(start, int | float) or not earliest <= start <= longest + GRACE
     ):
-        raise ValueError(f"start must be a number of seconds, and before {longest:g} s")
-    return Tempo(tuple(map(float, beats)), downbeat, parse_meter(tempo["meter"]), start and float(start))
+        raise ValueError(f"start must be a number of seconds, at most a bar before 0 s, and before {longest:g} s")
+    return Tempo(tuple(map(float, beats)), downbeat, meter, start and float(start))

@@ -264,7 +264,10 @@ function showResult() {
     $("saves").append(button);
   }
   const picture = element("button", { type: "button", textContent: "Save picture" });
-  picture.addEventListener("click", async () => download(await roll.picture(), "png"));
+  picture.addEventListener("click", async () => {
+    const { file } = shown;
+    download(await roll.picture(), file.name, "png");
+  });
   $("saves").append(picture);
   giveNotes();
   showTime(player.now);
@@ -277,16 +280,18 @@ function describeView() {
 }
 
 async function saveFile(kind) {
-  const { metadata, duration, segments, invalid, dropped, tempo } = shown.result;
+  // another recording may be shown when this one's file is there
+  const { file, notes, result } = shown;
+  const { metadata, duration, segments, invalid, dropped, tempo } = result;
   try {
-    download(await source.save(kind, { notes: shown.notes, metadata, duration, segments, invalid, dropped, tempo }), kind);
+    download(await source.save(kind, { notes, metadata, duration, segments, invalid, dropped, tempo }), file.name, kind);
   } catch (error) {
     tell(error.message);
   }
 }
 
-function download(blob, kind) {
-  const link = element("a", { href: URL.createObjectURL(blob), download: `${shown.file.name.replace(/\.[^.]*$/, "")}.${kind}` });
+function download(blob, recording, kind) {
+  const link = element("a", { href: URL.createObjectURL(blob), download: `${recording.replace(/\.[^.]*$/, "")}.${kind}` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   tell(`saved ${link.download}`);

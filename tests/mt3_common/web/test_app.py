@@ -19,6 +19,9 @@ import soundfile
 from fakes import IDS, first_segment_only, infer, noise, record
 from serving import served
 
+from mt3_common.notes.note import Note
+from mt3_common.notes.tempo import Tempo
+from mt3_common.transcription.beats import score_start
 from mt3_common.transcription.continuity import HOLD_BIAS
 from mt3_common.web import app, files, guard, patience, work
 
@@ -70,6 +73,18 @@ def test_numbers_of_a_browser_are_the_same_numbers(client, song):
     body["notes"] = [{**note, "onset": 1.0, "offset": 2.0} for note in body["notes"]]
     body["metadata"] |= {"start": 0, "bpm": 60}
     assert client.ask("POST", "/files/json", json.dumps(body))[2] == whole
+
+
+def test_a_recording_that_begins_inside_a_bar_can_be_saved(client):
+    """Its score begins at the bar line before 0 s."""
+    note = Note(0.0, 0.5, 60, 100, 0)
+    beats = tuple(0.5 * number for number in range(9))
+    tempo = Tempo(beats, 3)
+    tempo = tempo._replace(start=score_start(tempo, [note]))
+    assert tempo.start == -0.5
+    body = json.dumps({"notes": [note._asdict()], "tempo": {**tempo._asdict(), "meter": "4/4"}})
+    for kind in files.KINDS:
+        assert client.ask("POST", f"/files/{kind}", body)[0] == 200, kind
 
 
 def test_strips_have_the_loud_frames_where_they_sound(client):
@@ -202,7 +217,7 @@ def test_a_full_disk_is_said_without_a_path(client, song, monkeypatch):
         b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 9, "meter": "4/4", "start": null}}',
         b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 0, "meter": "4/5", "start": null}}',
         b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 0, "meter": 4, "start": null}}',
-        b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 0, "meter": "4/4", "start": -1}}',
+        b'{"notes": [], "tempo": {"beats": [0, 1], "downbeat": 0, "meter": "4/4", "start": -5.1}}',
         # a score of billions of quarters
         b'{"notes": [], "tempo": {"beats": [0, 1e-7], "downbeat": 0, "meter": "4/4", "start": null}}',
         b'{"notes": [], "tempo": {"beats": [0, 1, 1.02], "downbeat": 0, "meter": "4/4", "start": null}}',

@@ -73,6 +73,24 @@ def test_several_files_one_by_one_errors_in_the_words_of_the_command_line_and_a_
         assert page.locator("#queue li").count() == 2
 
 
+def test_a_file_is_named_after_its_own_recording_though_another_is_shown_meanwhile(page, folder):
+    with served(every_segment) as client:
+        page.add_init_script(
+            """const plain = fetch;
+            const later = (...asked) => new Promise((resolve) => setTimeout(resolve, 700)).then(() => plain(...asked));
+            window.fetch = (...asked) => (String(asked[0]).includes("/files/") ? later : plain)(...asked);"""
+        )
+        page.goto(address(client))
+        page.locator("#files").set_input_files([record("a.wav", 3.0), record("b.wav", 1.0, seed=1)])
+        until(lambda: sum("notes" in text for text in page.locator("#queue .state").all_inner_texts()) == 2)
+        page.locator("#queue .name").nth(0).click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save JSON").click()
+            page.locator("#queue .name").nth(1).click()
+        assert download.value.suggested_filename == "a.json"
+        assert json.loads(Path(download.value.path()).read_text())["metadata"]["audio"] == "a.wav"
+
+
 def test_files_may_be_chosen_before_the_server_has_said_what_it_is(page, folder):
     with served(every_segment) as client:
         page.add_init_script(
