@@ -89,9 +89,11 @@ def _tempos(tempo: Tempo, clock: ScoreClock, bars: Bars) -> dict[int, float]:
             last += 1
         bpm = round(60 / intervals[first], 1)
         is_steady = last - first >= SHOWN_BEATS
-        if is_steady and (not tempos or abs(bpm / list(tempos.values())[-1] - 1) > SHOWN_CHANGE):
-            number = bars.number(max(bars.begin, round(clock.quarter(tempo.beats[first]) * BEAT))) if tempos else 0
-            tempos[number] = bpm
+        if is_steady and not tempos:
+            # what comes before has the mean of its own, if it lasts as long
+            tempos[0] = round(60 * first / (tempo.beats[first] - tempo.beats[0]), 1) if first >= SHOWN_BEATS else bpm
+        if is_steady and abs(bpm / list(tempos.values())[-1] - 1) > SHOWN_CHANGE:
+            tempos[bars.number(max(bars.begin, round(clock.quarter(tempo.beats[first]) * BEAT)))] = bpm
         first = last
     return tempos if 0 in tempos else {0: round(60 / tempo.interval, 1)} | tempos
 

@@ -5,8 +5,10 @@ finer a grid, the nearer they have to be.
 """
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 from mt3_common.notes.note import Note
@@ -75,6 +77,8 @@ def quantise(notes: Sequence[Note], clock: ScoreClock, triplets: bool = True) ->
         return min(step_of(beat), SIXTEENTH) if step_of(beat) != TRIPLET_EIGHTH else TRIPLET_EIGHTH
 
     quantised = []
+    # nothing stands before the score
+    earliest = math.ceil(clock.begin * BEAT)
 
     def nearest(position: float) -> int:
         step = step_of(int(position // BEAT))
@@ -84,6 +88,7 @@ def quantise(notes: Sequence[Note], clock: ScoreClock, triplets: bool = True) ->
         begin = nearest(position)
         if abs(begin - own) > FARTHEST_MOVE:
             begin = nearest(own)
+        begin = max(begin, earliest)
         offset = max(0.0, clock.quarter(notes[number].offset) * BEAT)
         step = fine_step_of(int(offset // BEAT))
         end = max(step * round(offset / step), begin + fine_step_of(begin // BEAT))
@@ -95,16 +100,37 @@ def quantise(notes: Sequence[Note], clock: ScoreClock, triplets: bool = True) ->
 def quantised_times(notes: Sequence[Note], tempo: Tempo) -> list[Note]:
     """Return the notes, in their order, with onsets and offsets moved to the grid of a score (s)."""
     clock = ScoreClock(tempo)
-    parts: dict[tuple[bool, int], list[int]] = defaultdict(list)
-    for number, note in enumerate(notes):
-        parts[note.is_drum, 0 if note.is_drum else note.program].append(number)
     result = list(notes)
-    for numbers in parts.values():
+    for numbers in _parts(notes):
         items, _ = quantise([notes[number] for number in numbers], clock, tempo.meter.has_triplets)
         for item in items:
             onset, offset = (max(0.0, clock.time(time / BEAT)) for time in (item.begin, item.end))
             result[numbers[item.number]] = item.note._replace(onset=onset, offset=offset)
     return result
+
+
+def first_eighth(notes: Sequence[Note], tempo: Tempo) -> Fraction:
+    """Return the eighth at which or after which the first of the notes stands on the grid of a score that begins with a
+    beat, in quarters; of a beat that is cut in three, its beginning.
+
+    Raises:
+        ValueError: there are no notes.
+    """
+    clock = ScoreClock(tempo)
+    firsts = []
+    for numbers in _parts(notes):
+        items, in_three = quantise([notes[number] for number in numbers], clock, tempo.meter.has_triplets)
+        beat, within = divmod(items[0].begin, BEAT)
+        firsts.append(beat + (Fraction(0) if beat in in_three else Fraction(within // EIGHTH, 2)))
+    return min(firsts)
+
+
+def _parts(notes: Sequence[Note]) -> list[list[int]]:
+    """Return the numbers of the notes of each part of a score."""
+    parts: dict[tuple[bool, int], list[int]] = defaultdict(list)
+    for number, note in enumerate(notes):
+        parts[note.is_drum, 0 if note.is_drum else note.program].append(number)
+    return list(parts.values())
 
 
 def _together(onsets: Sequence[float]) -> list[float]:

@@ -13,6 +13,8 @@ DEFAULT_BPM = 120.0
 
 # a first beat before that is at 0 s
 NO_TIME = 1e-3
+# share of a beat at the beginning that is too short for one of its own: the first beat is longer by it
+SHORT = 0.25
 
 
 class Tempo(NamedTuple):
@@ -66,6 +68,9 @@ def constant(bpm: float, meter: Meter = FOUR_FOUR, first_downbeat: float | None 
     interval = round(60e6 / bpm) * 1e-6
     before = math.floor((first_downbeat + NO_TIME) / interval)
     first = max(0.0, first_downbeat - before * interval)
+    if NO_TIME < first < SHORT * interval:
+        first += interval
+        before -= 1
     # the first of the bars that begin on a beat
     before %= meter.bar.numerator
     return Tempo(tuple(first + interval * number for number in range(max(before, 1) + 1)), before, meter)

@@ -14,6 +14,7 @@ from mt3_common.audio.levels import Mix
 from mt3_common.io.notices import LOGGER
 from mt3_common.io.optional import needed
 from mt3_common.notes.bars import find_bars
+from mt3_common.notes.grid import first_eighth
 from mt3_common.notes.meter import FOUR_FOUR, Meter, parse_meter
 from mt3_common.notes.note import Note
 from mt3_common.notes.steady import steady_beats
@@ -145,8 +146,14 @@ def score_start(tempo: Tempo, notes: Sequence[Note]) -> float | None:
         return None
     clock = ScoreClock(tempo._replace(start=tempo.beats[0]))
     # on the grid of eighths, at the first note or before it
-    first = Fraction(math.floor(2 * (clock.quarter(min(note.onset for note in notes)) + EARLY)), 2)
+    position = clock.quarter(min(note.onset for note in notes))
+    first = Fraction(math.floor(2 * (position + EARLY)), 2)
     into_bar = (first - tempo.downbeat) % tempo.meter.bar
+    if into_bar and first.denominator > 1:
+        # a pick-up on a finer grid may begin before that eighth
+        beat = math.floor(position)
+        first = min(first, beat + first_eighth(notes, tempo._replace(start=clock.time(beat))))
+        into_bar = (first - tempo.downbeat) % tempo.meter.bar
     return clock.time(float(first if 2 * into_bar >= tempo.meter.bar else first - into_bar))
 
 

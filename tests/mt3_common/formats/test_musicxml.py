@@ -17,6 +17,7 @@ from mt3_common.formats import musicxml, sealed
 from mt3_common.notes.meter import Meter
 from mt3_common.notes.note import Note
 from mt3_common.notes.tempo import Tempo, TempoMap, constant
+from mt3_common.transcription.beats import tempo_for
 
 NOTES = [
     Note(0.51, 1.02, 60, 100, 0),
@@ -429,6 +430,55 @@ def test_a_change_of_tempo_is_shown_where_it_is(tmp_path):
         if bar.find("direction") is not None
     }
     assert marks == {"1": "120", "5": "80"}
+
+
+def test_free_beats_before_a_steady_stretch_have_a_tempo_of_their_own(tmp_path):
+    beats = [0.0]
+    for number in range(24):
+        beats.append(beats[-1] + 1.0 + 0.02 * (number % 3 - 1))
+    beats += [beats[-1] + 0.5 * beat for beat in range(1, 17)]
+    document, _ = written([Note(beat, beat + 0.4, 72, 100) for beat in beats], tmp_path, Tempo(tuple(beats)))
+    marks = {
+        bar.get("number"): bar.findtext("direction/direction-type/metronome/per-minute")
+        for bar in document.find("part")
+        if bar.find("direction") is not None
+    }
+    assert marks == {"1": "60", "7": "120"}
+
+
+@pytest.mark.parametrize(
+    ("onsets", "meter", "downbeat", "bar"),
+    [
+        # two of three triplet eighths; three of four sixteenths; two eighths late in a triplet's beat; off a 3/8 bar
+        ([7 / 3, 8 / 3], "4/4", 3, 1),
+        ([2.25, 2.5, 2.75], "4/4", 3, 1),
+        ([2 + 2 / 3], "4/4", 3, 1),
+        ([0.34], "3/8", 0, None),
+        ([2.375, 2.5], "4/4", 3, 1),
+    ],
+)
+def test_pick_ups_of_every_grid_are_whole_in_all_parts(tmp_path, onsets, meter, downbeat, bar):
+    """A piano begins with the pick-up, a bass with the bar; both have the same bars, and all notes are there."""
+    beat = 0.6
+    notes = [Note(beat * onset, beat * onset + 0.1, 67 + number, 100) for number, onset in enumerate(onsets)]
+    for number in range(8):
+        notes += [
+            Note(beat * (3 + number + third / 3), beat * (3 + number + third / 3) + 0.15, 72, 100) for third in range(3)
+        ]
+        notes.append(Note(beat * (3 + number), beat * (3 + number) + 0.5, 40, 100, 33))
+    tempo = tempo_for(100, "", notes, meter=meter, first_downbeat=downbeat * beat)
+    document, sounding_notes = written(notes, tmp_path, tempo)
+    assert len(sounding_notes) == len(notes)
+    lengths = set()
+    for part in document.iter("part"):
+        divisions = int(part.findtext("measure/attributes/divisions"))
+        voices = defaultdict(int)
+        for note in part.find("measure").iter("note"):
+            if note.find("chord") is None:
+                voices[note.findtext("voice")] += Fraction(int(note.findtext("duration")), divisions)
+        lengths |= set(voices.values())
+    assert len(lengths) == 1
+    assert bar is None or lengths == {bar}
 
 
 def test_a_pitch_ends_where_the_other_voice_strikes_it_again(tmp_path):

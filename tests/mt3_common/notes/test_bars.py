@@ -96,6 +96,24 @@ def test_a_score_begins_with_its_first_bar_or_pick_up(first, expected):
     assert score_start(tempo, [Note(first, first + 0.2, 60, 100)]) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("beats", range(5))
+@pytest.mark.parametrize("late", [-0.01, 0.0, 0.005, 0.01, 0.1])
+def test_a_downbeat_that_is_a_moment_late_makes_no_beat_of_a_moment(tmp_path, beats, late):
+    """As it is read off a picture: the notes begin at 0 s, and the first beat is a little longer or shorter."""
+    first = max(0.0, 0.5 * beats + late)
+    midi.write_midi([Note(0.0, 0.4, 60, 100)], tmp_path / "a.mid", constant(120, first_downbeat=first))
+    track = midi.mido.MidiFile(tmp_path / "a.mid").tracks[0]
+    tempos = [60e6 / message.tempo for message in track if message.type == "set_tempo"]
+    assert all(95 <= tempo <= 123 for tempo in tempos)
+    ticks, bars = 0, []
+    for message in track:
+        ticks += message.time
+        if message.type == "time_signature":
+            bars.append((ticks, message.numerator))
+    quarters = bars[0][1] % 4
+    assert quarters == beats % 4
+
+
 @pytest.mark.parametrize(("interval", "bpm"), [(60 / 112, 112), (60 / 100, 100), (0.4321, 60 / 0.4321)])
 def test_even_beats_have_one_tempo(tmp_path, interval, bpm):
     """Beats as a tracker gives them, rounded to 23 ms."""
