@@ -270,7 +270,8 @@ def write_pairs(folder: Path, generator: ExampleSource, count: int, workers: int
         path = folder / f"{example.kind}__{index:05d}"
         soundfile.write(path.with_suffix(".flac"), example.audio, SAMPLE_RATE, subtype="PCM_16")
         # The MIDI file is written last: it marks a complete recording.
-        midi.write_midi(example.notes, path.with_suffix(".mid"))
+        notes = [note._replace(onset=max(0.0, note.onset)) for note in example.notes]
+        midi.write_midi(notes, path.with_suffix(".mid"))
 
 
 def sources_of(generator: ExampleSource, options: argparse.Namespace, split: str) -> dict[str, Any]:

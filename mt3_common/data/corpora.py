@@ -316,12 +316,22 @@ class Excerpts:
         audio = read_audio(recording.audio, SAMPLE_RATE, start=start, duration=self.seconds)
         end = start + len(audio) / SAMPLE_RATE
         notes = []
-        for note in read_notes(recording, self.general_midi):
-            if note.offset > start and note.onset < end:
-                program = note.program - note.program % 8 if self.midi_class else note.program
-                onset, offset = max(0.0, note.onset - start), min(note.offset, end) - start
-                notes.append(note._replace(onset=onset, offset=offset, program=0 if note.is_drum else program))
+        for note in excerpt_notes(read_notes(recording, self.general_midi), start, end):
+            program = note.program - note.program % 8 if self.midi_class else note.program
+            notes.append(note._replace(program=0 if note.is_drum else program))
         return Example(audio, trim_overlapping(sorted(notes)), recording.kind)
+
+
+def excerpt_notes(notes: Iterable[Note], start: float, end: float) -> list[Note]:
+    """Return the notes of an excerpt from start to end (s), in seconds from its start.
+
+    What sounds at the start keeps its onset, which is before 0 s then; drums that were hit before it are left out.
+    """
+    return [
+        note._replace(onset=note.onset - start, offset=min(note.offset, end) - start)
+        for note in notes
+        if note.offset > start and note.onset < end and (note.onset >= start or not note.is_drum)
+    ]
 
 
 @functools.cache

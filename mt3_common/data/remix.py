@@ -16,7 +16,7 @@ import numpy as np
 from mt3_common.audio.files import read_audio
 from mt3_common.config import ConfigError, Range, check_fields
 from mt3_common.data.augment import SAMPLE_RATE
-from mt3_common.data.corpora import Excerpts, Recording, duration_of, program_of, read_notes
+from mt3_common.data.corpora import Excerpts, Recording, duration_of, excerpt_notes, program_of, read_notes
 from mt3_common.data.published.index import Stem
 from mt3_common.data.synthesis import Example
 from mt3_common.notes.note import Note, trim_overlapping
@@ -27,6 +27,7 @@ UNANNOTATED = 0.7
 DENSEST = 150.0
 # draws of another recording
 TRIES = 4
+SILENCE = np.zeros(0, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Augmentation:
 
     def mixed_probabilities(self) -> np.ndarray:
         """Return the probabilities of 0, 1, … max_mixed excerpts mixed in: (max_mixed + 1,) float64."""
-        at_least = np.exp(-((self.tau * np.arange(self.max_mixed + 2)) ** self.alpha))
+        with np.errstate(over="ignore"):
+            at_least = np.exp(-((self.tau * np.arange(self.max_mixed + 2.0)) ** self.alpha))
         at_least[-1] = 0.0
         return at_least[:-1] - at_least[1:]
 
@@ -75,11 +77,6 @@ class Part(NamedTuple):
 
     audio: np.ndarray
     notes: list[Note] | None
-
-    @property
-    def instruments(self) -> set[int]:
-        """The programs that sound, -1 for drums."""
-        return {-1 if note.is_drum else note.program for note in self.notes or ()}
 
 
 class Remixer:
@@ -116,11 +113,7 @@ class Remixer:
     def _parts(self, recording: Recording, seconds: float, rng: np.random.Generator) -> list[Part]:
         """Cut the parts of a random excerpt."""
         start = float(rng.uniform(0, max(0.0, duration_of(recording.audio) - seconds)))
-        notes = [
-            note._replace(onset=max(0.0, note.onset - start), offset=note.offset - start)
-            for note in notes_of(recording, self.excerpts.general_midi)
-            if note.offset > start and note.onset < start + seconds
-        ]
+        notes = excerpt_notes(notes_of(recording, self.excerpts.general_midi), start, start + seconds)
         labelled = {(note.is_drum, 0 if note.is_drum else note.program) for note in notes}
         names = [self._name(recording, stem) for stem in recording.stems]
         stems = set(names)
@@ -129,7 +122,9 @@ class Remixer:
             return [Part(read_audio(recording.audio, SAMPLE_RATE, start=start, duration=seconds), notes)]
         audios: dict[tuple[bool, int | None], np.ndarray] = {}
         for key, stem in zip(names, recording.stems, strict=True):
-            audio = read_audio(stem.audio, SAMPLE_RATE, start=start, duration=seconds)
+            # a stem may end before its mix does
+            has_ended = start >= duration_of(stem.audio)
+            audio = SILENCE if has_ended else read_audio(stem.audio, SAMPLE_RATE, start=start, duration=seconds)
             audios[key] = summed([audios[key], audio]) if key in audios else audio
         return [
             Part(
@@ -169,7 +164,7 @@ class Remixer:
     ) -> list[Part]:
         """Draw excerpts of other recordings, whose instruments are not there yet."""
         count = int(rng.choice(self.augmentation.max_mixed + 1, p=self.augmentation.mixed_probabilities()))
-        present = set().union(*(part.instruments for part in parts))
+        present = self._instruments(parts)
         total = sum(len(part.notes or ()) for part in parts)
         used, added = {recording}, []
         for _ in range(count):
@@ -182,9 +177,9 @@ class Remixer:
             candidates = self._thinned(self._parts(other, seconds, rng), rng)
             if any(part.notes is None for part in candidates):
                 continue
-            fitting = [part for part in candidates if not part.instruments & present]
+            fitting = [part for part in candidates if not self._instruments([part]) & present]
             added += fitting
-            present = present.union(*(part.instruments for part in fitting))
+            present |= self._instruments(fitting)
             total += sum(len(part.notes or ()) for part in fitting)
         return added
 
@@ -194,6 +189,11 @@ class Remixer:
         audio = summed([part.audio * np.float32(rng.uniform(low, high)) for part in parts])
         audio = audio / (np.abs(audio).max(initial=0.0) + np.float32(1e-7))
         return audio, [note for part in parts for note in part.notes or ()]
+
+    def _instruments(self, parts: Sequence[Part]) -> set[int]:
+        """Return the programs that sound in parts, as they are labelled, -1 for drums."""
+        notes = (self._labelled(note) for part in parts for note in part.notes or ())
+        return {-1 if note.is_drum else note.program for note in notes}
 
     def _labelled(self, note: Note) -> Note:
         if note.is_drum:

@@ -1,5 +1,6 @@
 """The segments that a network is trained on, cut out of examples: frames, target ids, piano rolls."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -38,7 +39,7 @@ class Cutter(Protocol):
 
         Args:
             audio: (n,) float32 mono at 16 kHz.
-            notes: onsets and offsets in seconds.
+            notes: onsets and offsets in seconds, as in synthesis.Example.
             rng: decides where the first segment begins.
 
         Yields:
@@ -63,8 +64,9 @@ class MT3Cutter:
 
     def cut(self, audio: np.ndarray, notes: Sequence[Note], rng: np.random.Generator) -> Iterator[tuple]:
         """See Cutter. Examples of two segments at most are cut from their beginning."""
-        # not 0, so that notes may be tied from before it
-        first = int(rng.integers(self.config.input_frames)) or 1
+        # not in the first step, so that notes may be tied from before it
+        steps_per_frame = self.config.vocabulary.steps_per_second / self.config.spectrogram.frames_per_second
+        first = max(math.ceil(1 / steps_per_frame), int(rng.integers(self.config.input_frames)))
         if len(audio) <= 2 * self.config.input_frames * self.config.spectrogram.hop_width:
             first = 0
         return cut_segments(audio, notes, first, self.config)
@@ -108,7 +110,7 @@ class YourMT3Cutter:
             samples[: len(audio) - start] = audio[start : start + size]
             begin = start / config.sample_rate
             inside = [
-                note._replace(onset=max(0.0, note.onset - begin), offset=note.offset - begin)
+                note._replace(onset=note.onset - begin, offset=note.offset - begin)
                 for note in notes
                 if note.offset > begin and note.onset < begin + duration
             ]
@@ -130,22 +132,23 @@ def roll(notes: Sequence[Note], num_frames: int, rate: float) -> np.ndarray:
     Columns: 128 sounding pitches, 128 onsets, 128 drum hits, 16 sounding MIDI classes.
 
     Args:
-        notes: onsets and offsets in seconds.
+        notes: onsets and offsets in seconds; what begins before 0 s has no onset there.
         num_frames: of the recording.
         rate: frames a second.
     """
     columns = np.zeros((num_frames, ROLL_COLUMNS), bool)
     for note in notes:
         first = round(note.onset * rate)
-        if first >= num_frames:
+        if first >= num_frames or (note.is_drum and first < 0):
             continue
         if note.is_drum:
             columns[first, 256 + note.pitch] = True
             continue
-        last = max(first + 1, round(note.offset * rate))
-        columns[first:last, note.pitch] = True
-        columns[first, 128 + note.pitch] = True
-        columns[first:last, 384 + note.program // 8] = True
+        last = max(first + 1, round(note.offset * rate), 0)
+        if first >= 0:
+            columns[first, 128 + note.pitch] = True
+        columns[max(first, 0) : last, note.pitch] = True
+        columns[max(first, 0) : last, 384 + note.program // 8] = True
     return columns
 
 
@@ -158,7 +161,7 @@ def cut_segments(audio: np.ndarray, notes: Sequence[Note], first_frame: int, con
 
     Args:
         audio: (n,) float32 mono at 16 kHz.
-        notes: onsets and offsets in seconds.
+        notes: onsets and offsets in seconds, as in synthesis.Example.
         first_frame: first frame of the first segment.
         config: of the model.
 
@@ -173,7 +176,7 @@ def cut_segments(audio: np.ndarray, notes: Sequence[Note], first_frame: int, con
     # what the contexts of the first and the last segment may reach
     behind = (length + around) * hop + config.spectrogram.fft_size
     padded = np.pad(audio, (around * hop, behind)) if around else audio
-    encoder = NoteEncoder(notes, num_frames, config)
+    encoder = NoteEncoder(notes, num_frames, config, is_excerpt=True)
     columns = roll(notes, num_frames, config.spectrogram.frames_per_second)
     for first in range(first_frame, num_frames, length):
         ids = encoder.encode(first, first + length)

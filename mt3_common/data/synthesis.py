@@ -52,7 +52,8 @@ class Example(NamedTuple):
 
     Attributes:
         audio: (n,) float32 in [-1, 1], mono at 16 kHz.
-        notes: onsets and offsets in seconds, trimmed (no pitch of a program sounds twice at once).
+        notes: onsets and offsets in seconds, trimmed (no pitch of a program sounds twice at once); those that sound
+            already where an excerpt begins have their onsets before 0 s.
         kind: of the Recipe: "piano", "band", "drums", "solo", "dense" or "silence".
     """
 

@@ -22,6 +22,7 @@ class NoteEncoder:
         notes: of the whole recording; trimmed here (trim_overlapping).
         num_frames: input frames of the whole recording (n // hop_width + 1 for n samples).
         config: gives the vocabulary and the frames per second.
+        is_excerpt: whether notes may begin before 0 s: they sound where an excerpt begins, and are tied.
 
     Raises:
         ValueError: a note that MIDI cannot hold (check_notes), or num_frames is not positive.
@@ -34,10 +35,10 @@ class NoteEncoder:
     notes that sounded just before that step, although they have ended.
     """
 
-    def __init__(self, notes: Sequence[Note], num_frames: int, config: Config):
+    def __init__(self, notes: Sequence[Note], num_frames: int, config: Config, is_excerpt: bool = False):
         if num_frames < 1:
             raise ValueError(f"num_frames must be positive, not {num_frames}")
-        check_notes(notes)
+        check_notes(notes, is_excerpt)
         self.config = config
         self.num_frames = num_frames
         self.vocabulary = vocabulary = Vocabulary(config.vocabulary)

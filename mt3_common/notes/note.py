@@ -28,15 +28,20 @@ def first_of_class(classes: Iterable[Sequence[int]]) -> dict[int, int]:
     return {member: members[0] for members in classes for member in members}
 
 
-def check_notes(notes: Iterable[Note]) -> None:
+def check_notes(notes: Iterable[Note], may_begin_before: bool = False) -> None:
     """Raise ValueError unless every note fits into MIDI.
+
+    Args:
+        notes: in any order.
+        may_begin_before: whether onsets before 0 s are right, of notes that sound where an excerpt begins.
 
     Raises:
         ValueError: a time is not finite or negative, a note ends before it begins, pitch or program is not in
             0..127, or velocity not in 1..127.
     """
     for number, note in enumerate(notes):
-        if not 0 <= note.onset <= note.offset < math.inf:
+        onset = max(note.onset, 0.0) if may_begin_before and math.isfinite(note.onset) else note.onset
+        if not 0 <= onset <= note.offset < math.inf:
             raise ValueError(f"note {number} must begin at 0 s or later and end no earlier than it begins: {note}")
         if not (0 <= note.pitch <= 127 and 0 <= note.program <= 127 and 1 <= note.velocity <= 127):
             raise ValueError(f"note {number} must have pitch and program in 0..127 and velocity in 1..127: {note}")

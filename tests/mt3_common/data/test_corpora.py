@@ -11,14 +11,17 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli.dataset import main
 from mt3_common.config import Config, SpectrogramConfig
 from mt3_common.data import corpora as datasets
 from mt3_common.data import shards as dataset
 from mt3_common.data.corpora import DatasetError, Recording
+from mt3_common.data.segments import cutter_of
 from mt3_common.data.synthesis import in_order
 from mt3_common.formats import midi
 from mt3_common.notes.note import Note
+from mt3_common.training.logs import segment_notes, yourmt3_segment_notes
 
 NOTES = [Note(0.5, 1.0, 60, 100), Note(1.0, 1.5, 64, 80), Note(2.0, 2.5, 67, 90)]
 
@@ -326,6 +329,32 @@ def test_excerpts_hold_the_notes_of_their_stretch(tmp_path):
         np.testing.assert_array_equal(example.audio, again.audio)
         assert example.notes == again.notes
     assert len(starts) > 3
+
+
+@pytest.mark.parametrize("settings", [Config(), RELEASED["yptf-single"].settings])
+@pytest.mark.parametrize("seconds", [1.0, 4.0, 20.48])
+def test_what_sounds_where_an_excerpt_begins_is_tied_and_struck_by_none(tmp_path, settings, seconds):
+    """A note that is held for a minute, and hits that ring: short excerpts are cut from their beginning."""
+    soundfile.write(tmp_path / "song.wav", np.zeros(60 * 16000, np.float32), 16000)
+    rows = ["0\t60\t57\t0\t0", *(f"{0.5 * number}\t{0.5 * number + 0.4}\t36\t0\t1" for number in range(120))]
+    (tmp_path / "song.tsv").write_text("\n".join(rows) + "\n")
+    excerpts = datasets.Excerpts([datasets.recordings(tmp_path)], seconds)
+    cutter = cutter_of(settings)
+    for index in range(20):
+        example = excerpts.example(index)
+        assert sum(note.onset < 0 for note in example.notes) == 1
+        for _, ids, sounding in cutter.cut(example.audio, example.notes, np.random.default_rng(index)):
+            if isinstance(settings, Config):
+                notes = segment_notes(ids, settings)
+            else:
+                notes = yourmt3_segment_notes(ids, settings.task)
+            pitched = [note for note in notes if not note.is_drum]
+            assert [(note.pitch, note.onset) for note in pitched] == [(57, 0.0)]
+            assert not sounding[:, 128:256].any()
+            assert sounding[0, 57]
+            hits = [note.onset for note in notes if note.is_drum]
+            assert np.diff(hits) == pytest.approx(0.5, abs=0.011)
+            assert sounding[:, 256:384].sum() == pytest.approx(len(hits), abs=1)
 
 
 def test_singers_of_tables_are_labelled_as_general_midi_names_them(tmp_path):

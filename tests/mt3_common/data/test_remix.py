@@ -155,6 +155,37 @@ def test_recordings_without_stems_are_mixed_whole(home, tmp_path):
     assert labelled(example.notes) == {57, 64}
 
 
+def test_a_stem_that_ends_before_its_mix_is_silent_then(home, tmp_path):
+    folder = tmp_path / "uneven"
+    shutil.copytree(home / "band", folder)
+    long = np.tile(tone(220.0), 5)
+    soundfile.write(folder / "one_0.wav", long, SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(folder / "one.wav", long, SAMPLE_RATE, subtype="FLOAT")
+    index = json.loads((folder / "recordings.json").read_text())
+    index["recordings"] = index["recordings"][:1]
+    (folder / "recordings.json").write_text(json.dumps(index))
+    heard = [sounding(remixer(tmp_path, "uneven", seconds=2.0).example(number).audio) for number in range(20)]
+    assert {220.0} in heard
+    assert {220.0, 330.0, 2000.0} in heard
+
+
+def test_instruments_that_are_labelled_alike_are_not_mixed(tmp_path):
+    """Of two pianos, an electric one among them, the labels of families say one."""
+    for number, program in enumerate((0, 4)):
+        soundfile.write(tmp_path / f"{number}.wav", tone(220.0), SAMPLE_RATE)
+        (tmp_path / f"{number}.tsv").write_text(f"0.5\t2.4\t57\t{program}\t0\n")
+    excerpts = corpora.Excerpts([corpora.recordings(tmp_path)], SECONDS, temperature=1, midi_class=True)
+    example = Remixer(excerpts, Augmentation(**(OFF | {"max_mixed": 1, "tau": 1e-6}))).example(0)
+    assert [(note.program, round(note.offset - note.onset, 3)) for note in example.notes] == [(0, 1.9)]
+
+
+@pytest.mark.parametrize(("tau", "alpha"), [(5, 1000), (1e-6, 1e-6), (1e300, 1e300), (1e300, 1e-6)])
+def test_numbers_of_mixed_excerpts_have_probabilities_whatever_the_settings(tau, alpha):
+    probabilities = Augmentation(max_mixed=3, tau=tau, alpha=alpha).mixed_probabilities()
+    assert probabilities.sum() == pytest.approx(1)
+    assert (probabilities >= 0).all()
+
+
 def test_numbers_of_mixed_excerpts_are_the_published_ones():
     probabilities = Augmentation(max_mixed=5).mixed_probabilities()
     np.testing.assert_allclose(probabilities, [0.259, 0.192, 0.142, 0.105, 0.078, 0.223], atol=6e-4)
