@@ -173,7 +173,7 @@ def test_instruments_that_are_labelled_alike_are_not_mixed(tmp_path):
     """Of two pianos, an electric one among them, the labels of families say one."""
     for number, program in enumerate((0, 4)):
         soundfile.write(tmp_path / f"{number}.wav", tone(220.0), SAMPLE_RATE)
-        (tmp_path / f"{number}.tsv").write_text(f"0.5\t2.4\t57\t{program}\t0\n")
+        (tmp_path / f"{number}.tsv").write_text(f"{0.5 + number}\t{2.4 + number}\t57\t{program}\t0\n")
     excerpts = corpora.Excerpts([corpora.recordings(tmp_path)], SECONDS, temperature=1, midi_class=True)
     example = Remixer(excerpts, Augmentation(**(OFF | {"max_mixed": 1, "tau": 1e-6}))).example(0)
     assert [(note.program, round(note.offset - note.onset, 3)) for note in example.notes] == [(0, 1.9)]
