@@ -6,6 +6,40 @@ import numpy as np
 WARM_UP = 37
 
 
+class Companied:
+    """The rows of a batch that decodes rows to be compared and, beside them, a companion of another age.
+
+    Attributes:
+        num_rows: the companion's included.
+        companion: its row: the first in float64, the last in other precisions.
+        rows: those that are compared, in order.
+        sources: of each row, the one of the given rows whose frames and tokens it has.
+
+    Args:
+        tokens: (b, l) decoder inputs of the rows to compare.
+        precision: in which they are decoded.
+    """
+
+    def __init__(self, tokens: np.ndarray, precision: str):
+        count, self._length = tokens.shape
+        self._tokens = tokens
+        self.num_rows = count + 1
+        self.companion = 0 if precision == "float64" else count
+        self.rows = [row for row in range(self.num_rows) if row != self.companion]
+        self.sources = np.arange(self.num_rows)
+        self.sources[self.rows], self.sources[self.companion] = np.arange(count), 0
+
+    def ids(self, position: int, companion_position: int) -> np.ndarray:
+        """Return the tokens of a step, (num_rows, 1): at a position of the compared rows and at one of the companion."""
+        ids = self._tokens[self.sources, position % self._length]
+        ids[self.companion] = self._tokens[0, companion_position % self._length]
+        return ids[:, np.newaxis]
+
+    def begins_companion(self, position: int) -> bool:
+        """Return whether the companion, WARM_UP tokens older, begins anew before the step of a position."""
+        return (WARM_UP + position) % self._length == 0
+
+
 def unrolled(
     self_keys: list[np.ndarray],
     self_values: list[np.ndarray],

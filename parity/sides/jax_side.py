@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -20,7 +20,7 @@ from jax_mt3 import weights as weights_of
 from jax_mt3.infer import keep_compiled
 from jax_mt3.model import Transformer
 from mt3_common.config import Config
-from parity.sides.cache import WARM_UP, unrolled
+from parity.sides.cache import WARM_UP, Companied, unrolled
 from parity.sides.side import first_array
 from parity.trace import trace
 from parity.trace.precision import check_device, dtype_of, input_dtype, product_bits, product_test, shaken
@@ -276,45 +276,59 @@ class Side(ModuleSide):
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return the logits of decoding through the cache, one token at a time, and the final cache.
 
-        The cache has decoded WARM_UP tokens of an earlier segment, grows once to the needed length, and wraps around.
+        The cache has decoded WARM_UP tokens of an earlier segment, grows once to the needed length, and wraps around. A
+        companion, a row of another age, decodes beside the rows that are compared, as in a batch whose rows begin new
+        segments at different steps.
 
         Args:
             frames: (b, f, input_depth).
             tokens: (b, l) decoder inputs, the start token first.
+            precision: decides, too, whether the companion is the first row or the last.
 
         Returns:
             (logits (b, l, vocab_size), tap -> keys or values (b, l or f, heads * head_dim)).
         """
         with exact_mode(precision, self.device):
-            count, length = tokens.shape
+            length = tokens.shape[1]
             weights = weights_of.pack(self.cast(precision), self.config.network)
             first = min(kernels.LENGTHS[0], length)
             num_frames = frames.shape[1] - 2 * self.config.network.context_frames
-            cache = decode.empty_cache(weights, count, num_frames, length=first)
-            rows, frames = np.arange(count), cast_array(frames, dtype_of(precision))
+            batch = Companied(tokens, precision)
+            cache = decode.empty_cache(weights, batch.num_rows, num_frames, length=first)
+            inputs = cast_array(frames[batch.sources], dtype_of(precision))
             step = compile_once(decode.step, self.device, donate_argnums=1)
-            prefill = compile_once(decode.prefill, self.device, donate_argnums=1)
-            cache, _ = prefill(weights, cache, rows, frames)
+            prefill_one = compile_once(decode.prefill, self.device, donate_argnums=1)
+
+            def prefill(cache: decode.Cache, rows: Sequence[int]) -> decode.Cache:
+                for row in rows:
+                    cache, _ = prefill_one(weights, cache, np.array([row]), inputs[[row]])
+                return cache
+
+            cache = prefill(cache, range(batch.num_rows))
             for position in range(WARM_UP):
-                _, cache = step(weights, cache, tokens[:, [position % length]])
-            cache, _ = prefill(weights, cache, rows, frames)
+                _, cache = step(weights, cache, batch.ids(position, position))
+            cache = prefill(cache, batch.rows)
             convert, logits = Converter(), []
             for position in range(length):
                 if position == first:
                     cache = decode.grow(cache, length)
-                output, cache = step(weights, cache, tokens[:, [position]])
-                logits.append(np.asarray(output)[:, 0])
+                if batch.begins_companion(position):
+                    cache = prefill(cache, [batch.companion])
+                output, cache = step(weights, cache, batch.ids(position, WARM_UP + position))
+                logits.append(np.asarray(output)[batch.rows, 0])
             return np.stack(logits, axis=1), unrolled(
-                *([convert(array) for array in arrays] for arrays in cache[:4]), slot=int(cache.slot), length=length
+                *([convert(array)[batch.rows] for array in arrays] for arrays in cache[:4]),
+                slot=int(cache.slot),
+                length=length,
             )
 
     def generate(self, segments: list[np.ndarray], max_steps: int | None = None) -> list[np.ndarray]:
         """Return the greedy token ids of segments (heard_frames, input_depth), in float32 as `infer` computes them.
 
-        Segments are decoded one by one: every other number of rows would be compiled anew.
+        Segments are decoded two at a time: one begins where another ends.
         """
         with exact_mode("float32", self.device):
-            ids = decode.generate(self.cast("float32"), self.config, segments, batch_size=1, max_steps=max_steps)
+            ids = decode.generate(self.cast("float32"), self.config, segments, batch_size=2, max_steps=max_steps)
             return list(ids)
 
     def gradients(

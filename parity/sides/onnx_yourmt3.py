@@ -68,7 +68,7 @@ class YourMT3Graphs:
         model, weights = graph.search_parts(self._arrays, self.config.network, prefix=self._prefix)
         limit = (self.family.max_tokens if max_tokens is None else max_tokens) - bool(self._prefix)
         session = decode.session(model.SerializeToString(), weights=weights)
-        generate = yourmt3_decode.generator(session, limit, batch_size=1)
+        generate = yourmt3_decode.generator(session, limit, batch_size=2)
         return list(generate(Segment(0, 0.0, frames, len(frames)) for frames in segments))
 
 

@@ -5,13 +5,14 @@ import copy
 import os
 import re
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from mt3_common.config import Config
-from parity.sides.cache import WARM_UP, unrolled
+from parity.sides.cache import WARM_UP, Companied, unrolled
 from parity.sides.side import first_array
 from parity.trace import trace
 from parity.trace.precision import check_device, dtype_of, input_dtype, product_bits, product_test, shaken
@@ -290,42 +291,61 @@ class Side(ModuleSide):
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return the logits of decoding through the cache, one token at a time, and the final cache.
 
-        The cache has decoded WARM_UP tokens of an earlier segment, grows once to the needed length, and wraps around.
+        The cache has decoded WARM_UP tokens of an earlier segment, grows once to the needed length, and wraps around. A
+        companion, a row of another age, decodes beside the rows that are compared, as in a batch whose rows begin new
+        segments at different steps.
 
         Args:
             frames: (b, f, input_depth).
             tokens: (b, l) decoder inputs, the start token first.
+            precision: decides, too, whether the companion is the first row or the last.
 
         Returns:
             (logits (b, l, vocab_size), tap -> keys or values (b, l or f, heads * head_dim)).
         """
         with exact_mode(precision, self.device), torch.inference_mode():
-            count, length = tokens.shape
+            length = tokens.shape[1]
             weights = weights_of.pack(self.cast(precision))
             first = min(kernels.FIRST_LENGTH, length)
             num_frames = frames.shape[1] - 2 * self.config.network.context_frames
-            cache = decode.empty_cache(weights, count, num_frames, length=first)
-            rows = torch.arange(count, device=self.device)
-            ids = torch.tensor(tokens, device=self.device)
-            inputs = torch.tensor(frames, device=self.device).to(torch_dtype(precision))
-            cache, _ = decode.prefill(weights, cache, rows, inputs)
+            batch = Companied(tokens, precision)
+            cache = decode.empty_cache(weights, batch.num_rows, num_frames, length=first)
+            inputs = torch.tensor(frames[batch.sources], device=self.device).to(torch_dtype(precision))
+
+            def prefill(cache: decode.Cache, rows: Sequence[int]) -> decode.Cache:
+                for row in rows:
+                    cache, _ = decode.prefill(weights, cache, torch.tensor([row], device=self.device), inputs[[row]])
+                return cache
+
+            def step(cache: decode.Cache, ids: np.ndarray) -> tuple[torch.Tensor, decode.Cache]:
+                return decode.step(weights, cache, torch.tensor(ids, device=self.device))
+
+            cache = prefill(cache, range(batch.num_rows))
             for position in range(WARM_UP):
-                _, cache = decode.step(weights, cache, ids[:, [position % length]])
-            cache, _ = decode.prefill(weights, cache, rows, inputs)
+                _, cache = step(cache, batch.ids(position, position))
+            cache = prefill(cache, batch.rows)
             convert, logits = Converter(), []
             for position in range(length):
                 if position == first:
                     cache = decode.grow(cache, length)
-                output, cache = decode.step(weights, cache, ids[:, [position]])
-                logits.append(output[:, 0].cpu().numpy())
+                if batch.begins_companion(position):
+                    cache = prefill(cache, [batch.companion])
+                output, cache = step(cache, batch.ids(position, WARM_UP + position))
+                logits.append(output[batch.rows, 0].cpu().numpy())
             return np.stack(logits, axis=1), unrolled(
-                *([convert(tensor) for tensor in tensors] for tensors in cache[:4]), slot=int(cache.slot), length=length
+                *([convert(tensor)[batch.rows] for tensor in tensors] for tensors in cache[:4]),
+                slot=int(cache.slot),
+                length=length,
             )
 
     def generate(self, segments: list[np.ndarray], max_steps: int | None = None) -> list[np.ndarray]:
-        """Return the greedy token ids of segments (heard_frames, input_depth), in float32 as `infer` computes them."""
+        """Return the greedy token ids of segments (heard_frames, input_depth), in float32 as `infer` computes them.
+
+        Segments are decoded two at a time: one begins where another ends.
+        """
         with exact_mode("float32", self.device):
-            return list(decode.generate(self.cast("float32"), self.config, segments, max_steps=max_steps))
+            ids = decode.generate(self.cast("float32"), self.config, segments, batch_size=2, max_steps=max_steps)
+            return list(ids)
 
     def gradients(
         self, inputs: dict[str, np.ndarray], precision: str, shake: bool = False

@@ -126,7 +126,7 @@ class Side(ModuleSide):
                 self.cast("float32"),
                 self.family.max_tokens if max_tokens is None else max_tokens,
                 self.family.task.prefix(),
-                batch_size=1,
+                batch_size=2,
             )
             return list(generate(Segment(0, 0.0, frames, len(frames)) for frames in segments))
 

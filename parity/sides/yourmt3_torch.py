@@ -103,7 +103,7 @@ class Side(ModuleSide):
         with exact_mode("float32", self.device):
             network: Any = self.cast("float32")
             limit = self.family.max_tokens if max_tokens is None else max_tokens
-            generate = generator(network, limit, self.family.task.prefix(), batch_size=1)
+            generate = generator(network, limit, self.family.task.prefix(), batch_size=2)
             return list(generate(Segment(0, 0.0, frames, len(frames)) for frames in segments))
 
     def train_pass(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:

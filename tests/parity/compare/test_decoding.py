@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_mt3 import decode as jax_decode
 from mt3_common.notes.note import Note
 from parity.compare import decoding, results
 from parity.sides import record
 from parity.trace import inputs
+from torch_mt3 import decode as torch_decode
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,28 @@ def test_the_first_wrong_position_is_named(sides, decoded):
     [sentence] = decoding.explain_decode_path(rows)
     assert sentence.startswith("decode path of stuck: cached steps are wrong from position 7 on (float64)")
     assert "layer 0 are wrong already" in sentence
+
+
+@pytest.mark.parametrize("chosen", ["first", "last"])
+@pytest.mark.parametrize("kind", ["jax", "torch"])
+def test_a_row_that_takes_the_age_of_another_is_found(sides, decoded, monkeypatch, kind, chosen):
+    """As in a batch whose rows begin their segments at different steps."""
+    decode = jax_decode if kind == "jax" else torch_decode
+    step = decode.step
+
+    def of_one_age(weights, cache, tokens):
+        age = cache.age * 0 + (cache.age[0] if chosen == "first" else cache.age[-1])
+        logits, after = step(weights, cache._replace(age=age), tokens)
+        return logits, after._replace(age=cache.age + 1)
+
+    monkeypatch.setattr(decode, "step", of_one_age)
+    given = inputs.with_tokens(decoded["in/frames"][:1], sides[0].config, 48)
+    given["decoder_target_tokens"] = np.ones_like(given["decoder_target_tokens"])
+    rows = decoding.compare_decode_path(*sides, given, {"float64": 48, "float32": 48})
+    bad = [row for row in rows if row.verdict != "same"]
+    assert f"{kind}: cached steps, positions 0..47" in {row.name for row in bad}
+    assert {row.name.split(":")[0] for row in bad} == {kind}
+    assert {row.precision for row in bad} == {"float64" if chosen == "first" else "float32"}
 
 
 class Spoken:
