@@ -259,7 +259,8 @@ class Side(ModuleSide):
         """Load a checkpoint with the twin's own loader, which takes the options."""
         keep_compiled()
         placed = find_device(device)
-        with jax.default_device(placed):
+        # x64, so that arrays in float64 stay what they are
+        with jax.default_device(placed), jax.enable_x64(True):
             params, config = checkpoint.load(path, **options)
         return cls(params, config, device)
 

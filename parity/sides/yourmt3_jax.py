@@ -36,7 +36,10 @@ class Side(ModuleSide):
     def __init__(self, checkpoint: YourMT3Checkpoint, device: str = "cpu"):
         settings = checkpoint.settings
         self.network = YourMT3(settings.network)
-        super().__init__(self.network, to_variables(checkpoint.arrays, settings.network), device)
+        # x64, so that arrays in float64 stay what they are
+        with jax.enable_x64(True):
+            variables = to_variables(checkpoint.arrays, settings.network)
+        super().__init__(self.network, variables, device)
         self.config = settings
         self.family = YourMT3Family(settings, FrontEnd(settings.front_end, checkpoint.front_end_arrays))
 

@@ -14,6 +14,7 @@ from mt3_common.transcription.family import YourMT3Family
 from mt3_common.yourmt3_config import without_dropout
 from parity.sides.torch_side import Converter, ModuleSide, exact_mode, torch_dtype
 from parity.trace.precision import shaken
+from torch_mt3.checkpoint import to_numpy
 from torch_mt3.losses import cross_entropy
 from torch_mt3.optimizers import adamw_scale, adamw_slots
 from torch_mt3.yourmt3.checkpoint import to_state_dict
@@ -33,7 +34,7 @@ class Side(ModuleSide):
     def __init__(self, checkpoint: YourMT3Checkpoint, device: str = "cpu"):
         settings = checkpoint.settings
         network = YourMT3(settings.network)
-        network.load_state_dict(to_state_dict(checkpoint.arrays, settings.network), strict=True)
+        network.load_state_dict(to_state_dict(checkpoint.arrays, settings.network), strict=True, assign=True)
         super().__init__(network.eval(), device)
         self.config = settings
         self.family = YourMT3Family(settings, FrontEnd(settings.front_end, checkpoint.front_end_arrays))
@@ -51,7 +52,7 @@ class Side(ModuleSide):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays as the framework holds them, under the published names and in the published shapes."""
-        return {name: tensor.detach().cpu().numpy() for name, tensor in self.model.state_dict().items()}
+        return {name: to_numpy(tensor) for name, tensor in self.model.state_dict().items()}
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
         """Return frames and tokens on the device."""
@@ -63,13 +64,13 @@ class Side(ModuleSide):
         config, front_end = self.config.front_end, self.family.front_end
         with exact_mode("float64", self.device):
             samples = torch.tensor(segments, dtype=torch.float64, device=self.device)
-            window = torch.tensor(front_end.window, device=self.device).double()
+            window = torch.tensor(front_end.window.astype(np.float64), device=self.device)
             spectrum = torch.stft(samples, config.n_fft, config.hop_length, window=window, return_complex=True).abs()
             values = rearrange(spectrum, "b f t -> b t f")
             if front_end.mel_matrix is None:
                 values = values[..., 1:]
             else:
-                values = values**2 @ torch.tensor(front_end.mel_matrix, device=self.device).double()
+                values = values**2 @ torch.tensor(front_end.mel_matrix.astype(np.float64), device=self.device)
             values = torch.log(values + LOG_OFFSET)
             low, high = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
             return ((values - low) / (high - low + RANGE_OFFSET)).nan_to_num().cpu().numpy()
