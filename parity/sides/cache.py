@@ -30,7 +30,7 @@ class Companied:
         self.sources[self.rows], self.sources[self.companion] = np.arange(count), 0
 
     def ids(self, position: int, companion_position: int) -> np.ndarray:
-        """Return the tokens of a step, (num_rows, 1): at a position of the compared rows and at one of the companion."""
+        """Return the tokens of a step, (num_rows, 1): at a position of the compared rows and one of the companion."""
         ids = self._tokens[self.sources, position % self._length]
         ids[self.companion] = self._tokens[0, companion_position % self._length]
         return ids[:, np.newaxis]
