@@ -260,8 +260,13 @@ def _open_tree(place: Place, optimizer: bool, data: bytes | None = None) -> Sour
         step=_step(place, entries({"step": tree.step})["step"]) if tree.step else _step_of_name(place),
         config_files=find_config_files(place.folder, listed),
         passed_over=place.passed_over,
-        left=("optimizer state",) if any("opt_state" in name.split("/")[:2] for name in tree.arrays) else (),
+        left=("optimizer state",) if _has_optimizer(tree, optimizer) else (),
     )
+
+
+def _has_optimizer(tree: t5x.Leaves, is_read: bool) -> bool:
+    """Return whether a tree holds slots of an optimizer that are not read."""
+    return bool(tree.slots and not is_read) or any("opt_state" in name.split("/")[:2] for name in tree.arrays)
 
 
 def _listed_leaves(listed: Sequence[str]) -> dict[tuple[str, ...], str]:

@@ -101,8 +101,7 @@ def read(
     Raises:
         CheckpointError: missing, damaged, or not MT3's arrays.
     """
-    is_pickle = os.fspath(path).endswith(PICKLES)
-    source = read_checkpoint(path, optimizer and not is_pickle, weights=weights, scan_axis=scan_axis)
+    source = read_checkpoint(path, optimizer, weights=weights, scan_axis=scan_axis)
     config = source.resolve(preset).config
     ports_table = source.position_table == "port"
     notes = (*source.notes, *doubts(source.config_files))

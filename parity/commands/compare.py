@@ -24,6 +24,11 @@ def run(args: argparse.Namespace) -> int:
     if args.names:
         names = [tap for run in reference.passes.values() for tap in run.outputs]
         candidate = rename(candidate, read_map(args.names), [*names, *reference.weights], list(reference.inputs))
+    if not any(run.local for run in candidate.passes.values()):
+        raise ValueError(
+            f"{args.candidate} was recorded without --on {args.reference}, so no layer was fed what the reference's was: "
+            f"record it again with --on {args.reference}"
+        )
     report = compare(reference, candidate)
     if report.exit_code == DIFFERENT:
         # A trace has no weights, and without the original's weights no cause can be tested.

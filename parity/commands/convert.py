@@ -7,12 +7,16 @@ from typing import Any
 from mt3_common.checkpoint.user_config import read_config
 from mt3_common.checkpoint.yourmt3 import is_yourmt3, read_yourmt3
 from mt3_common.checkpoint.yourmt3_released import RELEASED
+from mt3_common.cli.ranges import whole
 from mt3_common.io.plural import plural
 from parity.checkpoints import yourmt3
 from parity.checkpoints.convert import LAYOUTS, ConvertError, layout_of, mapping, read, write
 from parity.commands import options
 from parity.compare.results import SAME
 from parity.report.files import write_json
+
+# of training; T5X and Orbax have 32 bits for it
+STEP = whole(0, 2**31 - 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of mt3, ismir2021, {', '.join(RELEASED)}: the network, where the source has no config",
     )
     parser.add_argument("--config", metavar="FILE", help="config.json of a YourMT3+, where the source has none")
-    parser.add_argument("--step", type=int, help="training step to write, where the source does not say")
+    parser.add_argument("--step", type=STEP, help="training step to write, where the source does not say")
     parser.add_argument("--optimizer", action="store_true", help="carry the optimizer's slots (folders only)")
     options.add_weights(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a file, or a folder of a checkpoint")
@@ -39,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     layout = layout_of(args.target, args.to)
     if args.optimizer and layout not in ("t5x", "orbax"):
         raise ConvertError(f"{args.target}: only T5X and Orbax folders hold an optimizer's slots")
+    if args.step is not None and layout == "pth":
+        raise ConvertError(f"{args.target}: PyTorch files have no place for a step: leave --step out")
     source = options.checkpoint_path(args.source)
     if is_yourmt3(source):
         rows, origin, notes = convert_yourmt3(source, args, layout)
@@ -72,6 +78,8 @@ def convert_mt3(source: str, args: argparse.Namespace, layout: str) -> tuple[lis
         weights.step = args.step
     write(args.target, weights, layout, args.overwrite, [source])
     notes = list(weights.notes)
+    if layout == "pth" and weights.step:
+        notes.append(f"PyTorch files have no place for the step, {weights.step}, which was left out")
     if weights.ports_table:
         notes.append(
             f"{args.source} carries the ports' sinusoid table (2k/d), which is not a weight and was left out; "

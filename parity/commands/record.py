@@ -1,12 +1,17 @@
 """`parity record`: record one side, in a process or on a machine of its own if needed."""
 
 import argparse
+from pathlib import Path
 
 from mt3_common.io.plural import plural
 from mt3_common.io.progress import Stages
 from parity.commands import options
-from parity.sides.record import FRAMEWORKS, load_side, record
+from parity.compare.comparability import differing_configs
+from parity.sides.record import FRAMEWORKS, config_of, load_side, record
 from parity.trace import file, inputs
+
+# of the files of traces
+ENDING = ".safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,11 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Record one side."""
     precisions = options.read_precisions(args.precisions)
+    if Path(args.output).suffix not in ("", ENDING):
+        raise ValueError(f"-o {args.output} must end in {ENDING}, as traces do")
+    if args.on and args.audio:
+        raise ValueError("--on has the inputs of its trace, so --audio would not be used: leave one of them out")
     reference = file.load(args.on) if args.on else None
     path = options.checkpoint_path(args.checkpoint)
     with Stages("parity record") as say:
         say(f"loading {args.checkpoint}")
         side = load_side(args.framework, path, device=args.device, preset=args.model)
+        if reference and (reasons := differing_configs(reference.config, config_of(side))):
+            raise ValueError(f"{args.on} and {args.checkpoint} are of different networks: {'; '.join(reasons)}")
         arrays = reference.inputs if reference else inputs.choose(side.config, args.audio)
         say(f"running {side.framework} in {', '.join(precisions)}")
         recorded = record(side, arrays, precisions, reference)

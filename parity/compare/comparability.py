@@ -30,7 +30,7 @@ def comparability(reference: Trace, candidate: Trace) -> tuple[list[Row], list[s
             if name == "frames" and not same:
                 reason += f"; {explain_frames(a, b)}"
             check(f"input {name}", same, f"same bytes, {_describe(a)}", reason)
-    config = _differing(reference.config, candidate.config)
+    config = differing_configs(reference.config, candidate.config)
     check("config", not config, "equal", f"the configs differ: {'; '.join(config)}")
     a, b = list(reference.passes), list(candidate.passes)
     check("passes", a == b, ", ".join(a), f"different precisions were recorded: {', '.join(a)} and {', '.join(b)}")
@@ -133,11 +133,12 @@ def _describe(array: np.ndarray) -> str:
     return f"{array.dtype} {array.shape} {digest(array)[:12]}"
 
 
-def _differing(a: Any, b: Any, path: str = "") -> list[str]:
+def differing_configs(a: Any, b: Any, path: str = "") -> list[str]:
+    """Return a phrase for each value of two nested configs that differs, with the names that lead to it."""
     if isinstance(a, dict) and isinstance(b, dict):
         differences = []
         for key in [*a, *(key for key in b if key not in a)]:
-            differences += _differing(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+            differences += differing_configs(a.get(key), b.get(key), f"{path}.{key}" if path else key)
         return differences
     a, b = (list(x) if isinstance(x, tuple) else x for x in (a, b))
     return [] if a == b else [f"{path} is {a!r} and {b!r}"]

@@ -58,13 +58,17 @@ def record(
         )
         for precision in precisions
     }
-    is_dataclass = dataclasses.is_dataclass(side.config) and not isinstance(side.config, type)
-    config: Any = dataclasses.asdict(cast(Any, side.config)) if is_dataclass else side.config
     return trace.Trace(
         framework=side.framework,
         environment=side.environment(),
-        config=config,
+        config=config_of(side),
         weights=trace.fingerprint(side.arrays()),
         inputs=dict(inputs),
         passes=passes,
     )
+
+
+def config_of(side: Any) -> Any:
+    """Return a side's config as a trace has it: a dict of plain values."""
+    is_dataclass = dataclasses.is_dataclass(side.config) and not isinstance(side.config, type)
+    return dataclasses.asdict(cast(Any, side.config)) if is_dataclass else side.config

@@ -40,6 +40,36 @@ def parity(*argv):
     return result.returncode, message
 
 
+def test_options_of_record_that_contradict(tmp_path):
+    trace = make_trace(tmp_path / "other.safetensors")
+    command = ("record", GOLDEN, "--framework", "torch")
+    for options, message in (
+        (("--on", trace, "--audio", "a.wav", "-o", tmp_path / "b"), "so --audio would not be used"),
+        (("-o", tmp_path / "b.npz"), "must end in .safetensors"),
+        (("--on", trace, "-o", tmp_path / "b"), "are of different networks: network."),
+    ):
+        status, text = parity(*command, *options)
+        assert status == 3, text
+        assert message in text
+    assert not (tmp_path / "b").exists()
+
+
+def test_conversions_that_would_lose_what_was_asked_for(tmp_path):
+    status, text = parity("convert", GOLDEN, tmp_path / "a.safetensors", "--step", "-5")
+    assert status == 3
+    assert "--step: '-5' is not a whole number from 0 to 2147483647" in text
+    status, text = parity("convert", GOLDEN, tmp_path / "a.pth", "--step", "5")
+    assert status == 3
+    assert "no place for a step" in text
+    status, text = parity("convert", GOLDEN, tmp_path / "p" / "a.pth")
+    assert status == 0
+    assert "note: left alone: optimizer state" in text
+    assert "note: PyTorch files have no place for the step, 1234567, which was left out" in text
+    status, text = parity("convert", tmp_path / "p" / "a.pth", tmp_path / "t5x", "--optimizer")
+    assert status == 3
+    assert "there is no optimizer state that can be read" in text
+
+
 def make_trace(path, sizes=SMALL, change=None):
     """A trace of one tap in two precisions, with the config of a network of given sizes."""
     rng = np.random.default_rng(0)
