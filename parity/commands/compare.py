@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> int:
         candidate = rename(candidate, read_map(args.names), [*names, *reference.weights], list(reference.inputs))
     if not any(run.local for run in candidate.passes.values()):
         raise ValueError(
-            f"{args.candidate} was recorded without --on {args.reference}, so no layer was fed what the reference's was: "
-            f"record it again with --on {args.reference}"
+            f"{args.candidate} was recorded without --on {args.reference}, so no layer was fed what the reference's "
+            f"was: record it again with --on {args.reference}"
         )
     report = compare(reference, candidate)
     if report.exit_code == DIFFERENT:
