@@ -37,7 +37,7 @@ def to_state_dict(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     state_dict = {}
     for name, array in arrays.items():
         renamed, turned = state_dict_key(name)
-        state_dict[renamed] = to_tensor(array.T if turned else array)
+        state_dict[renamed] = tensor_of(array.T if turned else array)
     return state_dict
 
 
@@ -55,7 +55,7 @@ def to_arrays(state_dict: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     arrays = {}
     for key, tensor in state_dict.items():
         name, turned = mt3_name(key)
-        array = to_numpy(tensor)
+        array = array_of(tensor)
         arrays[name] = np.ascontiguousarray(array.T) if turned else array
     return arrays
 
@@ -121,7 +121,7 @@ def save(path: str | os.PathLike, model: Transformer, config: Config) -> None:
 def to_hf_t5(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """An HF-T5 style state dict of plain arrays, as the public mt3.pth has it, without copies and buffers."""
     return {
-        hf_t5_name(name): to_tensor(array.T if name.endswith("/kernel") else array) for name, array in arrays.items()
+        hf_t5_name(name): tensor_of(array.T if name.endswith("/kernel") else array) for name, array in arrays.items()
     }
 
 
@@ -134,7 +134,7 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def to_tensor(array: np.ndarray) -> torch.Tensor:
+def tensor_of(array: np.ndarray) -> torch.Tensor:
     """Return an array as a tensor of its own and of its dtype, bfloat16 too."""
     array = np.array(array, order="C")
     if array.dtype == ml_dtypes.bfloat16:
@@ -142,7 +142,7 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+def array_of(tensor: torch.Tensor) -> np.ndarray:
     """Return a tensor as an array of its dtype, bfloat16 too."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:

@@ -14,7 +14,7 @@ from mt3_common.transcription.family import YourMT3Family
 from mt3_common.yourmt3_config import without_dropout
 from parity.sides.torch_side import Converter, ModuleSide, exact_mode, torch_dtype
 from parity.trace.precision import shaken
-from torch_mt3.checkpoint import to_numpy
+from torch_mt3.checkpoint import array_of
 from torch_mt3.losses import cross_entropy
 from torch_mt3.optimizers import adamw_scale, adamw_slots
 from torch_mt3.yourmt3.checkpoint import to_state_dict
@@ -52,7 +52,7 @@ class Side(ModuleSide):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays as the framework holds them, under the published names and in the published shapes."""
-        return {name: to_numpy(tensor) for name, tensor in self.model.state_dict().items()}
+        return {name: array_of(tensor) for name, tensor in self.model.state_dict().items()}
 
     def on_device(self, inputs: dict[str, np.ndarray], precision: str) -> tuple[torch.Tensor, ...]:
         """Return frames and tokens on the device."""

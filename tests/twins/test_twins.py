@@ -26,8 +26,8 @@ SAME_WORDS = (
 
 # file -> public names that only one twin has
 ONE_SIDED = {
-    # PyTorch's own files are read without it and written with it
-    "checkpoint.py": {"to_hf_t5", "mt3_name", "state_dict_key"},
+    # PyTorch's own files are read without it and written with it; JAX takes NumPy's bfloat16 as it is
+    "checkpoint.py": {"to_hf_t5", "mt3_name", "state_dict_key", "tensor_of", "array_of"},
     # only JAX compiles
     "infer.py": {"keep_compiled", "programs_folder"},
     # PyTorch's processes add their gradients up themselves

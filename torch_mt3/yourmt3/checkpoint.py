@@ -7,7 +7,7 @@ import torch
 
 from mt3_common.checkpoint.names import CheckpointError, check_names
 from mt3_common.yourmt3_config import YourMT3Config
-from torch_mt3.checkpoint import to_tensor
+from torch_mt3.checkpoint import tensor_of
 from torch_mt3.yourmt3.layers import Table
 from torch_mt3.yourmt3.model import YourMT3
 
@@ -32,7 +32,7 @@ def to_state_dict(arrays: Mapping[str, np.ndarray], config: YourMT3Config) -> di
     for name, tensor in shapes.items():
         if arrays[name].shape != tuple(tensor.shape):
             raise CheckpointError(f"{name} has shape {arrays[name].shape}, the settings ask for {tuple(tensor.shape)}")
-    return {name: to_tensor(arrays[name]) for name in shapes}
+    return {name: tensor_of(arrays[name]) for name in shapes}
 
 
 def array_shapes(config: YourMT3Config) -> dict[str, tuple[int, ...]]:

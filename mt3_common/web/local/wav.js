@@ -1,11 +1,17 @@
-// WAV files, read piece by piece: what libsndfile makes of them, to the bit.
+// WAV files, read piece by piece: what libsndfile makes of them, to the bit, and where their sound ends as
+// mt3_common/audio/containers.py finds it.
 
 // formats of the header: whole numbers, floats, and "see the extension"
 const INTEGERS = 1;
 const FLOATS = 3;
 const EXTENSIBLE = 0xfffe;
-// sizes that writers to a pipe leave in the header
-const UNKNOWN = [0, 0xffffffff];
+// sizes that programs which write into a pipe leave in the header, in 32 bits and in 64
+const isUnknown = (size) => size === 0 || (size >= 0x7ffff000 && size <= 0x80000000) || size >= 0xffffff00;
+const UNKNOWN_LONG = 2 ** 60;
+// what begins another file where the stated sound of one ends
+const MAGICS = ["RIFF", "RIFX", "RF64", "BW64", ".snd", "dns.", "FORM", "caff", "OggS", "fLaC"];
+// what stands behind the sound, and may have a wrong size itself
+const TRAILERS = ["LIST", "bext", "iXML", "cue ", "smpl", "fact", "JUNK", "junk", "PAD ", "id3 ", "ID3 ", "APET"];
 // bytes read at once: whole frames of any format
 const PIECE = 3 * 2 ** 18;
 
@@ -22,11 +28,79 @@ function decoderOf(format, bits) {
   return null;
 }
 
-// A source of a WAV file, or null for another file or a format that only the browser may know; see audio.js.
+const viewAt = async (file, at, count) => new DataView(await file.slice(at, at + count).arrayBuffer());
+
+function isChunk(view) {
+  return view.byteLength >= 4 && [0, 1, 2, 3].every((index) => view.getUint8(index) >= 0x20 && view.getUint8(index) < 0x7f);
+}
+
+// The position behind a series of chunks, of either byte order, that ends with the file or at another one; 0 for no such series.
+async function chunksEnd(file, position) {
+  const stop = file.size;
+  for (const isLittle of [true, false]) {
+    let here = position;
+    for (;;) {
+      const view = await viewAt(file, here, 8);
+      if (stop - here < 8 || !isChunk(view) || MAGICS.includes(tag(view, 0))) break;
+      const size = view.getUint32(4, isLittle);
+      here += 8 + size + (size % 2);
+    }
+    if ((stop <= here && here <= stop + 1) || (stop > here && stop - here < 8)) return stop;
+    if (here > position && stop - here >= 8 && MAGICS.includes(tag(await viewAt(file, here, 4), 0))) return here;
+  }
+  return 0;
+}
+
+async function isPadding(file, position) {
+  for (let at = position; at < file.size; at += PIECE) {
+    if (new Uint8Array(await file.slice(at, at + PIECE).arrayBuffer()).some((byte) => byte)) return false;
+  }
+  return true;
+}
+
+// Where the sound ends that begins at a position and has a stated size: its bytes, and the position behind what belongs to it.
+async function extent(file, body, size, unknown) {
+  const [stop, present] = [file.size, file.size - body];
+  if (unknown && size === 0 && (await chunksEnd(file, body))) return { length: 0, end: stop };
+  if (unknown) return { length: present, end: stop };
+  if (size >= present) return { length: size, end: stop };
+  for (const end of [body + size, body + size + (size % 2)]) {
+    const view = await viewAt(file, end, 4);
+    const name = view.byteLength >= 4 ? tag(view, 0) : "";
+    if (MAGICS.includes(name)) return { length: size, end };
+    const behind = await chunksEnd(file, end);
+    if (behind || TRAILERS.includes(name) || name.startsWith("TAG") || (await isPadding(file, end))) return { length: size, end: behind || stop };
+  }
+  // sound goes on behind the stated end: a recorder's header of an earlier moment
+  return { length: present, end: stop };
+}
+
+// A source of a WAV file, or of several that were joined, or null for another file or a format that only the browser may know;
+// see audio.js.
 export async function wavSource(file) {
-  const head = new DataView(await file.slice(0, 12).arrayBuffer());
+  const first = await link(file, 0);
+  if (!first) return null;
+  const links = [first];
+  while (links.at(-1).end < file.size) {
+    const next = await link(file, links.at(-1).end);
+    const isAlike = next && ["rate", "channels", "isFloat"].every((key) => next.source[key] === first.source[key]);
+    if (!isAlike) throw new Error(`${file.name}: another recording of another kind follows the first one in it, which this page does not read: split them`);
+    links.push(next);
+  }
+  const sources = links.map((each) => each.source);
+  if (sources.length === 1) return first.source;
+  const sum = (key) => sources.reduce((total, each) => total + each[key], 0);
+  async function* blocks() {
+    for (const each of sources) yield* each.blocks();
+  }
+  return { ...first.source, numFrames: sum("numFrames"), heldFrames: sum("heldFrames"), blocks };
+}
+
+// One recording of a file, which begins at a position: its source, and where it ends. Null for what is no WAV file that is known.
+async function link(file, begin) {
+  const head = await viewAt(file, begin, 12);
   if (head.byteLength < 12 || !["RIFF", "RF64", "BW64"].includes(tag(head, 0)) || tag(head, 8) !== "WAVE") return null;
-  let [at, layout, large] = [12, null, null];
+  let [at, layout, large] = [begin + 12, null, null];
   while (at + 8 <= file.size) {
     const chunk = new DataView(await file.slice(at, at + 8 + 64).arrayBuffer());
     const [name, size] = [tag(chunk, 0), chunk.getUint32(4, true)];
@@ -40,10 +114,11 @@ export async function wavSource(file) {
     }
     if (name === "data") {
       if (!layout?.decode || !layout.channels || layout.align % layout.channels) return null;
-      const stated = large !== null && size === 0xffffffff ? large : size;
-      const rest = file.size - at - 8;
-      const bytes = UNKNOWN.includes(stated) ? rest : stated;
-      return source(file, layout, at + 8, Math.floor(bytes / layout.align), Math.floor(Math.min(bytes, rest) / layout.align));
+      const isLarge = large !== null && size === 0xffffffff;
+      const unknown = isLarge ? large === 0 || large >= UNKNOWN_LONG : isUnknown(size);
+      const { length, end } = await extent(file, at + 8, isLarge ? large : size, unknown);
+      const frames = (bytes) => Math.floor(bytes / layout.align);
+      return { source: source(file, layout, at + 8, frames(length), frames(Math.min(length, file.size - at - 8))), end };
     }
     at += 8 + size + (size % 2);
   }

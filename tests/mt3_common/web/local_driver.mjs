@@ -113,9 +113,9 @@ const MODES = {
   },
   async mono({ path, name }) {
     const file = new File([readFileSync(path)], name);
-    const source = (await wav.wavSource(file)) ?? (await mp3.mp3Source(file));
-    if (!source) return null;
     try {
+      const source = (await wav.wavSource(file)) ?? (await mp3.mp3Source(file));
+      if (!source) return null;
       pipeline.checkSource(source, name, 30);
       const blocks = [];
       for await (const block of mix.monoBlocks(source, name)) blocks.push(...block);

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import re
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -507,6 +508,37 @@ def test_what_is_mended_and_what_is_refused_is_as_on_the_command_line(node, tmp_
         else:
             expected = read_audio(path, report=lambda sentence: None)
             np.testing.assert_allclose(floats(actual["samples"]), expected, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_wav_files_are_read_to_their_ends_whatever_their_headers_state(node, tmp_path, monkeypatch):
+    """As on the command line: of programs that write into a pipe, of a recorder that lost its power, joined."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("plain.wav", noise(2.0), 16000, "PCM_16")
+    plain = Path("plain.wav").read_bytes()
+    place = plain.index(b"data") + 4
+    other = b"LIST" + struct.pack("<I", 12) + b"INFOICMT" + bytes(4)
+
+    def stating(size):
+        return plain[:place] + struct.pack("<I", size) + plain[place + 4 :]
+
+    recordings = {f"of {size:#x}": stating(size) for size in (0, 1000, 0x7FFFF000, 0x80000000, 0xFFFFFF80, 0xFFFFFFFF)}
+    recordings |= {
+        "with a chunk": plain + other,
+        "with a tag": plain + b"TAG" + bytes(125),
+        "with zeros": plain + bytes(99),
+    }
+    recordings |= {"two": 2 * plain, "two and a chunk": plain + other + plain}
+    for name, content in recordings.items():
+        path = Path(f"{name}.wav")
+        path.write_bytes(content)
+        actual = floats(node("mono", path=str(path), name=path.name)["samples"])
+        assert len(actual) == (64000 if name.startswith("two") else 32000), name
+        np.testing.assert_array_equal(actual, read_audio(path, report=lambda sentence: None), err_msg=name)
+    soundfile.write("other.wav", noise(2.0), 44100, "PCM_16")
+    for second in (Path("other.wav").read_bytes(), b"OggS" + bytes(100)):
+        Path("mixed.wav").write_bytes(plain + second)
+        message = node("mono", path="mixed.wav", name="mixed.wav")["message"]
+        assert message.startswith("mixed.wav: another recording of another kind follows")
 
 
 def without_info(content: bytes) -> bytes:
