@@ -37,8 +37,8 @@ PROJECTION, ENCODER_EMBEDDING, HEAD = "proj.weight", "encoder.embed_tokens.weigh
 # names of the token embedding; a file may have several, of the same bits, and those that drop copies leave any of them
 EMBEDDINGS = ("decoder_embed_tokens.weight", "decoder.embed_tokens.weight", "shared.weight")
 TIED = (
-    "lm_head.weight is not in it, and its config.json says that the embeddings are tied: logits_dense is the token "
-    "embedding times d_model ** -0.5, as transformers multiplies"
+    "lm_head.weight is not in it, or the token embedding again, and its config.json says that the embeddings are tied: "
+    "logits_dense is the token embedding times d_model ** -0.5, as transformers multiplies"
 )
 
 
@@ -67,10 +67,16 @@ def own_key(name: str) -> str:
     return {ENCODER_EMBEDDING: PROJECTION}.get(name, EMBEDDINGS[0] if name in EMBEDDINGS else name)
 
 
-def are_tied(config_files: Mapping[str, str]) -> bool:
-    """Return True if a config.json says that logits come from the embedding, as transformers' T5 does by default."""
+def are_tied(config_files: Mapping[str, str], by_default: bool = True) -> bool:
+    """Return True if a config.json says that logits come from the embedding, as transformers' T5 does by default.
+
+    Args:
+        config_files: name -> content.
+        by_default: let a file that does not mention it say so, where transformers has it so.
+    """
     stated = filter(None, map(_settings, config_files.values()))
-    return any(complete(values).get("tie_word_embeddings") is True for values in stated)
+    settings = map(complete, stated) if by_default else stated
+    return any(values.get("tie_word_embeddings") is True for values in settings)
 
 
 def untied(config_files: Mapping[str, str]) -> dict[str, str]:

@@ -289,9 +289,18 @@ def _name_hf_t5(one: WeightSet, source: Source) -> Named:
     copies = {plain[copy]: plain[original] for copy, original in repeated.items()}
     plain = {hf_t5.own_key(key): name for key, name in plain.items() if key not in repeated}
     embedding = plain.get(hf_t5.EMBEDDINGS[0])
-    is_tied = hf_t5.HEAD not in plain and embedding is not None and hf_t5.are_tied(source.config_files)
+    is_tied = embedding is not None and hf_t5.are_tied(source.config_files)
     if is_tied and embedding is not None:
-        plain[hf_t5.HEAD] = embedding
+        head = plain.get(hf_t5.HEAD)
+        if head is not None and not _are_equal(entries, embedding, head, turned[head]):
+            if hf_t5.are_tied(source.config_files, by_default=False):
+                raise CheckpointError(
+                    f"{head} is not {embedding}, and tie_word_embeddings in the config.json says that it is: make it "
+                    "false there if the head was trained on its own, else take that entry out of the file"
+                )
+            is_tied = False
+        else:
+            plain[hf_t5.HEAD] = embedding
     parts = {}
     for key, own in hf_t5.mt3_names(plain).items():
         shape = entries[plain[key]].shape
@@ -299,6 +308,19 @@ def _name_hf_t5(one: WeightSet, source: Source) -> Named:
         factor = shape[-1] ** -0.5 if is_tied and key == hf_t5.HEAD else 1.0
         parts[own] = Part(Layer(plain[key]), is_turned, tuple(shape[::-1]) if is_turned else tuple(shape), factor)
     return Named(entries, parts, copies, tables, (hf_t5.TIED,) if is_tied else ())
+
+
+def _are_equal(entries: Mapping[str, Entry], embedding: str, head: str, is_turned: bool) -> bool:
+    """Return whether a head has the numbers of the token embedding.
+
+    Args:
+        entries: name -> Entry.
+        embedding: name of the embedding: (ids, d_model).
+        head: name of the head.
+        is_turned: whether the head is (ids, d_model), as PyTorch has it.
+    """
+    arrays = read_entries({name: entries[name] for name in (embedding, head)})
+    return np.array_equal(arrays[embedding], arrays[head] if is_turned else arrays[head].T)
 
 
 def _name_own(one: WeightSet, source: Source, scan_axis: int | None) -> Named:

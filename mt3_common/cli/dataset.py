@@ -90,6 +90,11 @@ def generator_of(
         ValueError: arguments contradict each other, a file is missing, or a font reserved for tests would be used for
             training.
     """
+    if options.data_home is not None and not options.data_preset:
+        raise ValueError("--data-home says where the data sets of a --data-preset are: give one, or leave it out")
+    if options.temperature != corpora.TEMPERATURE and not options.recordings:
+        shares = "--data-preset has its own shares" if options.data_preset else "songs have --recipe"
+        raise ValueError(f"--temperature is for several --recordings, and {shares}: leave it out")
     recorded = bool(options.recordings) + bool(options.data_preset)
     if recorded + bool(options.fonts) != 1 or (recorded and options.midi):
         raise ValueError(
@@ -127,6 +132,8 @@ def generator_of(
     return Generator(songs, options.fonts, options.recipe, seed)
 
 
+# files to write if --shards does not say
+SHARDS = 32
 # of --augment
 OFF = "off"
 # file of what data were made from
@@ -190,7 +197,7 @@ def main(argv: Sequence[str] | None = None, command: str = "python -m mt3_common
     add_arguments(parser)
     add("--config", type=Path, metavar="FILE", help="JSON with the model's settings, as for training; default: MT3")
     add("--split", choices=corpora.SPLITS, default="train", help="of the songs or recordings; default: train")
-    add("--shards", type=EXAMPLES, default=32, metavar="N", help="files to write; default: 32")
+    add("--shards", type=EXAMPLES, metavar="N", help=f"files to write; default: {SHARDS}")
     add("--examples", type=EXAMPLES, default=64, metavar="N", help="examples (of some 20 s) in each file; default: 64")
     add(
         "--pairs",
@@ -216,6 +223,9 @@ def write_data(options: argparse.Namespace) -> int:
             written.
     """
     check_folder(options.output)
+    if options.pairs and options.shards is not None:
+        raise ValueError("--pairs writes recordings, --examples in all, and no shards: leave --shards out")
+    options.shards = SHARDS if options.shards is None else options.shards
     config, _ = read_config(options.config)
     general_midi = options.pairs or not isinstance(config, YourMT3Settings)
     if not general_midi:

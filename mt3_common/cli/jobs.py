@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from mt3_common.cli.console import printable
 from mt3_common.formats import sonify
-from mt3_common.formats.find_audio import AUDIO_SUFFIXES, folders, recordings
+from mt3_common.formats.find_audio import AUDIO_SUFFIXES, MEDIA_SUFFIXES, folders, recordings
 from mt3_common.formats.registry import SUFFIXES
 from mt3_common.io.bounded import LARGEST_LIST, read_bounded
 
@@ -177,8 +177,9 @@ def distinct(stems: Sequence[Path]) -> list[Path]:
     Args:
         stems: the recordings, where their outputs go.
     """
-    # In "Mr. Jones", " Jones" is no ending.
-    marked = [stem.with_name(f"{stem.name}.mid") if " " in stem.suffix else stem for stem in stems]
+    # In "Mr. Jones" and "Etude No.1", " Jones" and "1" are no endings.
+    endings = MEDIA_SUFFIXES | SUFFIXES.keys()
+    marked = [stem if stem.suffix.lower() in endings else stem.with_name(f"{stem.name}.mid") for stem in stems]
     without_ending = collections.Counter(os.path.realpath(stem.with_suffix("")) for stem in marked)
     whole = collections.Counter(map(os.path.realpath, stems))
     return [

@@ -420,8 +420,10 @@ def yourmt3_start(options: argparse.Namespace) -> YourMT3Start | None:
     """Return the YourMT3+ that a run starts from, None if it starts from another network or from none.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, or --model is given without one.
     """
+    if options.model and not options.warm_start:
+        raise TrainingError("--model says which model --warm-start is: give one, or leave it out")
     last = options.run / "last"
     if last.exists():
         return YourMT3Start(*read_folder(last), True) if is_yourmt3(last) else None

@@ -541,8 +541,14 @@ def guitarset_notes(path: Path) -> list[Note]:
 
 
 def _urmp_notes(files: Sequence[Path]) -> list[Note]:
-    # Notes_1_vn_01_Jupiter.txt: the part's number and its instrument
-    return [note for path in files for note in urmp_part(path, URMP_PROGRAMS[path.stem.split("_")[2]])]
+    # 01_Jupiter_vn_vc/Notes_1_vn_01_Jupiter.txt: the folder has the instruments of all parts, since a file of piece 15
+    # names the wrong one
+    notes = []
+    for path in files:
+        number = int(path.stem.split("_")[1])
+        instruments = dict(enumerate(path.parent.name.split("_")[2:], 1))
+        notes += urmp_part(path, URMP_PROGRAMS[instruments[number]])
+    return notes
 
 
 def urmp_part(path: Path, program: int) -> list[Note]:

@@ -12,7 +12,7 @@ from mt3_common.config import Config
 from mt3_common.notes.encoder import NoteEncoder
 from mt3_common.notes.note import Note
 from mt3_common.notes.yourmt3_events import cut_events, encode_segment, note_events
-from mt3_common.notes.yourmt3_tasks import EOS_ID, find_task
+from mt3_common.notes.yourmt3_tasks import EOS_ID, find_task, max_tokens
 from mt3_common.yourmt3_config import YourMT3Settings
 
 # columns of a piano roll: sounding pitches, onsets of pitches, drum hits, sounding MIDI classes
@@ -87,7 +87,7 @@ class YourMT3Cutter:
         self.front_end = front_end or FrontEnd(settings.front_end)
         self.task = find_task(settings.task)
         self.num_channels = self.task.num_channels
-        self.max_ids = self.task.max_tokens
+        self.max_ids = max_tokens(settings)
         self.context_frames = 0
         self.signature = f"{settings.front_end}; task {self.task.name}"
 
@@ -101,7 +101,7 @@ class YourMT3Cutter:
         duration = size / config.sample_rate
         for start, events in zip(starts, cut_events(note_events(notes), times, duration), strict=True):
             rows = encode_segment(events, self.task)
-            if any(row[-1] != EOS_ID for row in rows):
+            if any(row[-1] != EOS_ID or len(row) > self.max_ids for row in rows):
                 continue
             ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
             for channel, row in enumerate(rows):

@@ -99,15 +99,16 @@ class Shards:
 
     Args:
         paths: of files written by write_shard.
-        config: of the model to train.
+        config: of the model to train; segments with more ids than it takes are left out.
 
     Attributes:
         together: batches that are made at once, as in a Stream: 1.
+        max_ids: of a channel of a segment.
         digest: SHA-256 of all ids, which tells other shards.
         begin: number of a run's first batch of these shards, from which their epochs count.
 
     Raises:
-        ValueError: there are no paths, a file is no shard, or it was made for another config.
+        ValueError: there are no paths, a file is no shard, or it was made for another config, or no segment is left.
     """
 
     together = 1
@@ -117,6 +118,7 @@ class Shards:
         if not paths:
             raise ValueError("there are no shards to train on")
         self._paths = [str(path) for path in paths]
+        self.max_ids = cutter.max_ids
         self._files: dict[str, list[np.ndarray]] = {}
         self._ids: list[np.ndarray] = []
         self.begin = 0
@@ -135,8 +137,15 @@ class Shards:
             channels = cutter.num_channels
             content.update(ids.tobytes())
             rows_of_ids = np.split(ids, np.cumsum(lengths * channels)[:-1])
-            self._ids += [row.reshape(channels, -1) for row in rows_of_ids] if channels > 1 else rows_of_ids
-            rows += [(number, row) for row in range(len(lengths))]
+            for row, (length, row_ids) in enumerate(zip(lengths, rows_of_ids, strict=True)):
+                # made for a network that takes more
+                if length <= self.max_ids:
+                    self._ids.append(row_ids.reshape(channels, -1) if channels > 1 else row_ids)
+                    rows.append((number, row))
+        if not rows:
+            raise ValueError(
+                f"none of the segments of {paths[0]} … has at most {self.max_ids} ids, as the network takes"
+            )
         self.digest = content.hexdigest()
         self._rows = np.array(rows)
         self._order: tuple[tuple[int, int, int], np.ndarray] = ((-1, -1, -1), np.empty(0, np.int64))
@@ -210,6 +219,7 @@ class Stream:
         self.together = together
         self.generator = generator
         self._cutter = cutter_of(config)
+        self.max_ids = self._cutter.max_ids
         self._block: tuple[tuple[int, int, int], list[Batch]] = ((-1, -1, -1), [])
 
     def __getstate__(self):

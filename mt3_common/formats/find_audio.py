@@ -11,6 +11,17 @@ AUDIO_SUFFIXES = {
     *(".wav", ".aif", ".aiff", ".aifc", ".au", ".caf", ".rf64", ".w64", ".flac"),
     *(".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".wma"),
 }
+# other endings of names of recordings
+MEDIA_SUFFIXES = AUDIO_SUFFIXES | {
+    *(".3gp", ".aax", ".ac3", ".amr", ".ape", ".avi", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp2", ".mpeg", ".mpg"),
+    *(".snd", ".wave", ".weba", ".webm", ".wv"),
+}
+
+
+def name_of_recording(file_name: str) -> str:
+    """Return the name of a file without its ending, if it has one of MEDIA_SUFFIXES: "Etude No.1" stays whole."""
+    stem, ending = os.path.splitext(file_name)
+    return stem if ending.lower() in MEDIA_SUFFIXES else file_name
 
 
 def folders(

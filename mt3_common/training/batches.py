@@ -12,9 +12,9 @@ from mt3_common.training.config import TrainingConfig, TrainingError
 
 
 def make_batch(source: Shards | Stream, settings: TrainingConfig, step: int, part: int) -> Batch:
-    """Return batch number `part` of a step, randomly equalized, targets padded to a multiple of 32."""
+    """Return batch number `part` of a step, randomly equalized, targets padded to a multiple of 32, see pad_targets."""
     number = step * settings.accumulate + part
-    batch = pad_targets(source.batch_at(number, settings.batch_size, settings.seed))
+    batch = pad_targets(source.batch_at(number, settings.batch_size, settings.seed), source.max_ids)
     if not settings.equalizer:
         return batch
     rng = np.random.default_rng([settings.seed, 3, number])
@@ -27,9 +27,10 @@ def make_batch(source: Shards | Stream, settings: TrainingConfig, step: int, par
     return batch._replace(frames=np.where(real, batch.frames + shifts[:, None], 0).astype(np.float32))
 
 
-def pad_targets(batch: Batch) -> Batch:
-    """Pad the targets to a multiple of 32 ids, so that JAX compiles for few lengths."""
-    padding = -batch.targets.shape[-1] % 32
+def pad_targets(batch: Batch, max_ids: int) -> Batch:
+    """Pad the targets to a multiple of 32 ids, so that JAX compiles for few lengths, or to as many as there may be."""
+    length = batch.targets.shape[-1]
+    padding = min(-length % 32, max_ids - length)
     widths = [(0, 0)] * (batch.targets.ndim - 1) + [(0, padding)]
     return batch._replace(targets=np.pad(batch.targets, widths))
 

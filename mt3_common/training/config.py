@@ -56,7 +56,7 @@ class TrainingConfig:
             1e-5; 'yourmt3-legacy' has no warm-up, is 1 / sqrt(step) at most, and falls to 0 in the last tenth.
         decay_from: share of the steps after which 'cosine' and 'linear' start to decay.
         warmup_steps: the learning rate rises linearly until then.
-        weight_decay: of 'adamw'.
+        weight_decay: of 'adamw' and 'adamw-scale'.
         clip: largest norm of the gradients; 0 for no limit.
         z_loss: weight of log(Z)^2 (MT3: 1e-4).
         auxiliary: weight of the frame-wise loss on the encoder: a linear layer, discarded after training, predicts
@@ -131,6 +131,8 @@ class TrainingConfig:
         ):
             ranges |= dict.fromkeys(names, allowed)
         check_fields(self, ranges, {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "dtype": DTYPES})
+        if self.weight_decay and self.optimizer == "adafactor":
+            raise ConfigError("weight_decay is for adamw and adamw-scale, and optimizer is adafactor: make it 0")
         if self.remat and (self.alignment or self.contents):
             raise ConfigError("alignment and contents need what happens inside of layers, which remat throws away")
 

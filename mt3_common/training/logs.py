@@ -121,7 +121,7 @@ def segment_image(batch: Batch, ids: Sequence[np.ndarray], config: Config) -> np
 
 def yourmt3_segment_image(batch: Batch, ids: Sequence[np.ndarray], settings: YourMT3Settings) -> np.ndarray:
     """Draw segments of a YourMT3+ as segment_image does those of MT3."""
-    notes = [yourmt3_segment_notes(row, settings.task) for row in ids]
+    notes = [yourmt3_segment_notes(row, settings) for row in ids]
     # frames are between 0 and 1, the loudest
     return _image(batch, notes, settings.front_end.sample_rate / settings.front_end.hop_length, (1.0, 0.0))
 
@@ -146,7 +146,10 @@ def _image(batch: Batch, notes: Sequence[Sequence[Note]], rate: float, limits: t
 
 
 def segment_notes(ids: np.ndarray, config: Config) -> list[Note]:
-    """Return the notes of one segment, in seconds from its start; tied notes start at 0."""
+    """Return the notes of one segment, in seconds from its start.
+
+    Tied ones start at 0, and what does not end goes on to the segment's end.
+    """
     vocabulary = Vocabulary(config.vocabulary)
     if not config.vocabulary.use_ties:
         return decode_segments([(0.0, ids)], vocabulary).notes
@@ -154,14 +157,15 @@ def segment_notes(ids: np.ndarray, config: Config) -> list[Note]:
     ends = np.flatnonzero(ids == tie)
     # The tied notes start in an artificial segment one second earlier.
     earlier = np.concatenate([[tie, on], ids[: ends[0] if len(ends) else 0]])
-    notes = decode_segments([(0.0, earlier), (1.0, ids)], vocabulary).notes
+    end = 1 + config.input_frames / config.spectrogram.frames_per_second
+    notes = decode_segments([(0.0, earlier), (1.0, ids), (end, [tie, EOS_ID])], vocabulary).notes
     shifted = [note._replace(onset=max(0.0, note.onset - 1), offset=note.offset - 1) for note in notes]
     return [note for note in shifted if note.offset > 0]
 
 
-def yourmt3_segment_notes(ids: np.ndarray, task_name: str) -> list[Note]:
-    """Return the notes of one segment of a YourMT3+, in seconds from its start; tied notes start at 0."""
-    task = find_task(task_name)
+def yourmt3_segment_notes(ids: np.ndarray, settings: YourMT3Settings) -> list[Note]:
+    """Return the notes of one segment of a YourMT3+, as segment_notes does of one of MT3's."""
+    task = find_task(settings.task)
     decoder = YourMT3Decoder(task, False)
     rows = np.atleast_2d(ids)
     tie, on = task.id_of("tie"), task.id_of("velocity", 1)
@@ -172,6 +176,8 @@ def yourmt3_segment_notes(ids: np.ndarray, task_name: str) -> list[Note]:
         earlier[number, : 3 + len(row)] = [tie, on, *row, EOS_ID]
     decoder.feed(earlier, 0.0)
     decoder.feed(rows, 1.0)
+    front_end = settings.front_end
+    decoder.feed(np.tile([tie, EOS_ID], (len(rows), 1)), 1 + front_end.input_frames / front_end.sample_rate)
     shifted = [note._replace(onset=max(0.0, note.onset - 1), offset=note.offset - 1) for note in decoder.finish()]
     return [note for note in shifted if note.offset > 0]
 

@@ -168,7 +168,7 @@ def validation_loss(learner: Learner, validation: Shards, settings: TrainingConf
     total, count = 0.0, 0
     for first in range(0, len(validation), settings.batch_size):
         batch = validation.batch(range(first, min(first + settings.batch_size, len(validation))))
-        loss, targets = learner.token_loss(pad_targets(batch))
+        loss, targets = learner.token_loss(pad_targets(batch, validation.max_ids))
         total, count = total + loss, count + targets
     return total / count
 

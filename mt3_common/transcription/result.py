@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3_common.formats import midi, musicxml, note_sequence, tables, yourmt3_midi
+from mt3_common.formats.find_audio import name_of_recording
 from mt3_common.formats.registry import SUFFIXES
 from mt3_common.notes.grid import quantised_times
 from mt3_common.notes.note import Note
@@ -49,7 +50,7 @@ class Transcription:
     def title(self) -> str | None:
         """Name of the recording without its ending; None for one without a name, such as stdin or samples."""
         name = self.metadata.get("audio", "")
-        return None if name in ("", "stdin", "samples") else Path(name).stem
+        return None if name in ("", "stdin", "samples") else name_of_recording(Path(name).name)
 
     def with_tempo(self, tempo: Tempo, quantise: bool = False) -> "Transcription":
         """Return a copy with beats and bars; quantise is as is_quantised."""

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mt3_common.checkpoint.registry import find_checkpoint
 from mt3_common.io.plural import plural
+from parity.commands import options
 from parity.compare.results import DIFFERENT, SAME
 from parity.mutation.blindspots import LEVELS, input_sets, visible
 from parity.sides import record
@@ -27,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the kinds of faults that each set of inputs shows; return 0 if no kind stays hidden, else 1."""
     from parity.mutation import faults
 
-    side = record.load_side("torch", find_checkpoint(args.checkpoint).path, preset=args.model)
+    path = options.mt3_path(find_checkpoint(args.checkpoint).path, "blindspots")
+    side = record.load_side("torch", path, preset=args.model)
     kinds = [kind for kind in faults.kinds() if not kind.equivalent]
     kinds_seen = visible(side, kinds, input_sets(side, args.audio))
     hidden = [name for name, levels in kinds_seen.items() if set(levels.values()) == {"unseen"}]

@@ -34,8 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Diagnose a candidate; return 0 nothing wrong, 1 faults, 2 refused."""
-    original, config = read_original(options.checkpoint_path(args.against), args.model)
-    candidates = read_candidates(options.checkpoint_path(args.candidate), args.config, args.weights, args.scan_axis)
+    original, config = read_original(options.mt3_path(args.against, "diagnose"), args.model)
+    candidates = read_candidates(
+        options.mt3_path(args.candidate, "diagnose"), args.config, args.weights, args.scan_axis
+    )
     if args.names:
         _rename(candidates, read_map(args.names), original, config)
     diagnoses = {}

@@ -5,10 +5,12 @@ import contextlib
 import datetime
 import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
 from mt3_common.checkpoint.registry import find_checkpoint
+from mt3_common.checkpoint.yourmt3 import is_yourmt3
 from mt3_common.io.folders import make_folder
 from parity.compare.results import Report
 from parity.report.files import to_json, to_junit, to_markdown, write
@@ -71,6 +73,21 @@ def checkpoint_path(name: str) -> str:
     if os.path.exists(name) or any(mark in name for mark in "/\\."):
         return name
     return find_checkpoint(name).path
+
+
+def mt3_path(name: str, command: str) -> str:
+    """Return the path of a checkpoint for a command that takes MT3's networks alone; see checkpoint_path.
+
+    Raises:
+        ValueError: as there, or it is a YourMT3+.
+    """
+    path = checkpoint_path(name)
+    if os.path.exists(path) and is_yourmt3(path):
+        raise ValueError(
+            f"{name} is a YourMT3+, and parity {command} is for MT3's networks; python -m parity {shlex.quote(name)} "
+            "compares the twins of a YourMT3+, and names what is wrong"
+        )
+    return path
 
 
 def provenance() -> dict[str, str]:

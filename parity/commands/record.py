@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.on and args.audio:
         raise ValueError("--on has the inputs of its trace, so --audio would not be used: leave one of them out")
     reference = file.load(args.on) if args.on else None
-    path = options.checkpoint_path(args.checkpoint)
+    path = options.mt3_path(args.checkpoint, "record")
     with Stages("parity record") as say:
         say(f"loading {args.checkpoint}")
         side = load_side(args.framework, path, device=args.device, preset=args.model)

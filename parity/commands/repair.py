@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Repair, write, prove; return 0 repaired, 1 not possible, 2 refused."""
     layout = convert.layout_of(args.target, args.to)
-    against = options.checkpoint_path(args.against)
+    against = options.mt3_path(args.against, "repair")
     original, config = read_original(against, args.model)
-    candidate = read_candidate(args.candidate, args.config, args.weights, args.scan_axis)
+    candidate = read_candidate(options.mt3_path(args.candidate, "repair"), args.config, args.weights, args.scan_axis)
     if candidate.kind != "weights":
         raise RepairError(f"{args.candidate}: only weights can be repaired; this is a {candidate.kind}")
     diagnosis = diagnose_weights(candidate, original, config)

@@ -8,7 +8,7 @@ from mt3_common.transcription.family import YourMT3Family
 from parity.compare.budget import judge
 from parity.compare.decoding import first_parting, judge_notes, margin_rule, tie_rule
 from parity.compare.results import Row, over
-from parity.sides.side import YourMT3Side
+from parity.sides.side import YourMT3Side, labels
 from parity.trace.precision import EPSILON
 
 
@@ -21,12 +21,12 @@ def compare_fast_path(reference: YourMT3Side, candidate: YourMT3Side, inputs: di
     rows = []
     for precision in ("float64", "float32"):
         noise = (low - truth) * (EPSILON[precision] / EPSILON["float32"])
-        for side in (reference, candidate):
+        for side_name, side in zip(labels(reference, candidate), (reference, candidate), strict=True):
             passes = {"cached steps": side.cached_logits(inputs, precision)}
             if side is not reference:
                 passes = {"plain pass": side.search_logits(inputs, precision), **passes}
             for name, logits in passes.items():
-                label = f"{side.framework}: {name}, positions 0..{truth.shape[-2] - 1}"
+                label = f"{side_name}: {name}, positions 0..{truth.shape[-2] - 1}"
                 if logits.shape != truth.shape:
                     note = f"shape {truth.shape} against {logits.shape}"
                     rows.append(Row("decode path", label, "different", precision, note=note))

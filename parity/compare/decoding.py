@@ -10,7 +10,7 @@ from mt3_common.notes.note import Note
 from mt3_common.notes.vocabulary import EOS_ID, Vocabulary
 from parity.compare.budget import first_over, judge
 from parity.compare.results import Row, over
-from parity.sides.side import Side
+from parity.sides.side import Side, labels
 from parity.trace.inputs import shift_right
 from parity.trace.precision import EPSILON
 
@@ -57,16 +57,16 @@ def compare_decode_path(reference: Side, candidate: Side, inputs: dict[str, np.n
                 row.note = f"{FROM} {unit} {first_over(exact, array, noise, precision)} on"
             rows.append(row)
 
-        for side in (reference, candidate):
+        for label, side in zip(labels(reference, candidate), (reference, candidate), strict=True):
             # The reference's float64 forward pass is the truth itself.
             if side is not reference or precision != "float64":
-                name = f"{side.framework}: full forward, positions 0..{length - 1}"
+                name = f"{label}: full forward, positions 0..{length - 1}"
                 add(name, "logits", side.logits(cut, precision))
             logits, cache = side.cached(cut["frames"], cut["decoder_input_tokens"], precision)
-            add(f"{side.framework}: cached steps, positions 0..{length - 1}", "logits", logits)
+            add(f"{label}: cached steps, positions 0..{length - 1}", "logits", logits)
             for tap in dict.fromkeys([*truth_taps, *cache]):
                 kind = "prefill" if "encoder_decoder" in tap else "cache"
-                name = f"{side.framework}: {kind} {tap}"
+                name = f"{label}: {kind} {tap}"
                 if tap not in cache or tap not in truth_taps:
                     rows.append(Row("decode path", name, "different", precision, note="only one of them has it"))
                 else:

@@ -9,7 +9,7 @@ import numpy as np
 from parity.compare.budget import judge, real_rows
 from parity.compare.results import Row, over
 from parity.sides.published import original_name, read_activations, run_original
-from parity.sides.side import Side
+from parity.sides.side import Side, labels
 from parity.trace.trace import Trace
 
 
@@ -39,13 +39,14 @@ def vote(original: dict[str, np.ndarray], reference: Trace, candidate: Trace) ->
             continue
         truth, low, third = (real_rows(label, array, targets) for array in (truth, low, third))
         error = judge(third, low, low - truth, "float32")
-        wrong = [reference.framework] if over(error) else []
+        names = labels(reference, candidate)
+        wrong = [names[0]] if over(error) else []
         if (
             tested is None
             or tested.shape[-1:] != third.shape[-1:]
             or over(judge(third, real_rows(label, tested, targets), low - truth, "float32"))
         ):
-            wrong.append(candidate.framework)
+            wrong.append(names[1])
         note = f"differs from the original: {' and '.join(wrong)}" if wrong else ""
         if len(wrong) == 2:
             note += " (both: is this the original's checkpoint?)"

@@ -13,7 +13,7 @@ from parity.compare.channels import compare_channel_notes, compare_channels
 from parity.compare.decoding import compare_notes, compare_tokens
 from parity.compare.results import THIRD, Measure, Report, Row, over
 from parity.compare.routing import flipped
-from parity.sides.side import Side, YourMT3Side
+from parity.sides.side import Side, YourMT3Side, labels
 from parity.trace.precision import EPSILON
 from parity.trace.trace import Trace
 
@@ -66,9 +66,7 @@ def _compare_pass(third: dict[str, np.ndarray], traces: tuple[Trace, Trace], pre
         noise = (low - truth) * scale
         allowance = noise * OWN_ROUNDING
         errors = [judge(output, first, allowance, precision), judge(output, second, allowance, precision)]
-        wrong = standing_alone(
-            reference.framework, candidate.framework, errors, over(judge(first, second, noise, precision))
-        )
+        wrong = standing_alone(*labels(reference, candidate), errors, over(judge(first, second, noise, precision)))
         worst = max(errors, key=lambda error: np.inf if error.ratio is None else error.ratio)
         note = f"{wrong} stands alone; equal up to {last}" if wrong else ""
         rows.append(Row(THIRD, tap, "different" if wrong else "same", precision, worst, note=note))

@@ -6,7 +6,7 @@ one by one (modules.py). Every cause named was tested: undoing it restores parit
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,9 @@ def diagnose_trace(candidate: Candidate, original: Mapping[str, np.ndarray], con
     from parity.trace import trace as traces
 
     prints = traces.fingerprint(dict(original))
+    if other := _other_sizes(trace, prints, config):
+        diagnosis.refusal = f"{candidate.path}: the trace is of a network of other sizes than the original: {other}"
+        return diagnosis
     differing = [name for name, entry in trace.weights.items() if name in prints and entry[1:] != prints[name][1:]]
     unknown = [name for name in trace.weights if name not in prints]
     if differing:
@@ -84,6 +87,37 @@ def diagnose_trace(candidate: Candidate, original: Mapping[str, np.ndarray], con
     diagnosis.coverage = f"{len(seen)} of {plural(len(taps), 'module')} of MT3, and the logits"
     diagnosis.findings = name_faults(trace, original, config)
     return diagnosis
+
+
+def _other_sizes(trace: Any, prints: Mapping[str, Sequence[Any]], config: Config) -> str:
+    """Return what shows that a trace is of a network of other sizes, '' if nothing does.
+
+    Args:
+        trace: with ids and, where its maker states them, the weights' shapes.
+        prints: name of an original's weight -> [dtype, shape, sha256].
+        config: the original's.
+    """
+    for name, (_, shape, *_rest) in trace.weights.items():
+        # whatever way round
+        if name in prints and sorted(shape) != sorted(prints[name][1]):
+            return f"{name} is {'x'.join(map(str, shape))} in it, and {'x'.join(map(str, prints[name][1]))} there"
+    outputs = next(iter(trace.passes.values())).outputs if trace.passes else {}
+    for name, (_, shape, *_rest) in prints.items():
+        module = name.rpartition("/")[0]
+        width = outputs[module].shape[-1] if module in outputs and outputs[module].ndim == len("bld") else shape[-1]
+        if width != shape[-1]:
+            return f"{module} puts out {width} values in it, and {shape[-1]} there"
+    largest = max(
+        (
+            int(trace.inputs[name].max(initial=0))
+            for name in (numpy_network.TOKENS, numpy_network.TARGETS)
+            if name in trace.inputs
+        ),
+        default=0,
+    )
+    if largest >= config.network.vocab_size:
+        return f"it was given id {largest}, and the original has {config.network.vocab_size}"
+    return ""
 
 
 def name_faults(

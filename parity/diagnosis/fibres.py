@@ -5,10 +5,11 @@ over layers, transposing and padding all move fibres about and leave each one wh
 fibre gets a fingerprint (random projections divided by its norm, which a scalar factor does not change), every fibre
 of the candidate is looked up among those of the original, and every match is then compared bit for bit.
 
-Longer than 500 lines by a few: one search, read in one piece.
+Longer than 500 lines: one search, read in one piece.
 """
 
 import dataclasses
+import difflib
 import functools
 import math
 import re
@@ -209,6 +210,7 @@ def match(
         by_bits.setdefault((array.shape, array.dtype.name, array.tobytes()), []).append(name)
     alike = [group for group in by_bits.values() if len(group) > 1]
     _spread(matches, alike)
+    _spread_multiples(matches, candidate, original, indices)
     missing, duplicates = {}, {}
     for name in names:
         holders = [holder for holder in matches.values() if name in holder.owners]
@@ -358,6 +360,58 @@ def _spread(matches: dict[str, Match], alike: list[list[str]]) -> None:
             first = next(other for other, j in holders if other.owners[j] == match.owners[i])
             if first is not match and free:
                 match.owners[i] = free.pop(0)
+
+
+def _spread_multiples(
+    matches: dict[str, Match],
+    candidate: Mapping[str, np.ndarray],
+    original: Mapping[str, np.ndarray],
+    indices: dict[int, _Index],
+) -> None:
+    """Tell the candidates of two originals apart that have the same numbers, up to a factor and whichever way round.
+
+    A head that is the embedding, say: its fibres are found in both. The factor decides, then the shape; where both are
+    alike any choice is right, and that of the likest names raises no question.
+    """
+    names = list(original)
+    for number, name in enumerate(names):
+        array = np.squeeze(original[name])
+        held_by = [match for match in matches.values() if name in match.owners]
+        if array.ndim != 2 or _share_together(held_by, name, original[name]) == 1.0:
+            continue
+        others = set()
+        for axis in range(array.ndim):
+            index = indices[array.shape[axis]]
+            at, _ = index.find(_fingerprints(fibres_of(array, axis))[0], TIGHT, np.flatnonzero(index.owner != number))
+            if (at >= 0).all():
+                others |= set(index.owner[at].tolist())
+        for other in (names[number] for number in others):
+            pairs = []
+            for match in [match for match in matches.values() if set(match.owners) <= {name, other}]:
+                key = match.candidate
+                one, two = (
+                    _match_one(key, candidate[key], original, [own], _alone(own, original)) for own in (name, other)
+                )
+                if one and two:
+                    pairs.append((_distance(one, original) - _distance(two, original), one, two))
+            pairs.sort(key=lambda pair: pair[0])
+            for position, (distance, one, two) in enumerate(pairs):
+                is_first = position == 0 and (len(pairs) > 1 or distance < 0)
+                matches[one.candidate] = one if is_first else two
+
+
+def _alone(name: str, original: Mapping[str, np.ndarray]) -> dict[int, _Index]:
+    """Return the fingerprints of one original."""
+    return index_of({name: original[name]})
+
+
+def _distance(match: Match, original: Mapping[str, np.ndarray]) -> float:
+    """Return how little a candidate looks like the original that it holds: by factor, shape, and name, in this order."""
+    [name] = match.owners
+    factor = abs(match.uniform_factor() or math.inf)
+    is_same_shape = match.shape == np.squeeze(original[name]).shape
+    likeness = difflib.SequenceMatcher(None, match.candidate, name).ratio()
+    return round(abs(math.log(factor)), 3) + (0 if is_same_shape else 1e-4) + 1e-6 * (1 - likeness)
 
 
 def restore(

@@ -50,6 +50,13 @@ class ModuleSide(Protocol):
         ...
 
 
+def labels(reference: Any, candidate: Any) -> tuple[str, str]:
+    """Return the names of two sides in rows: their frameworks', told apart where both have the same."""
+    if reference.framework != candidate.framework:
+        return reference.framework, candidate.framework
+    return f"{reference.framework}, reference", f"{candidate.framework}, candidate"
+
+
 class Side(ModuleSide, Protocol):
     """A twin with a checkpoint's weights: also decodes, differentiates and optimizes.
 

@@ -183,7 +183,9 @@ def read_labels(path: Path) -> None:
         midi.write_midi(NOTES, stem)
         files = path, stem
     elif layout == "urmp":
-        files = (path.rename(path.with_name("Notes_1_vn_x.txt")),)
+        folder = path.parent / "01_x_vn"
+        folder.mkdir(exist_ok=True)
+        files = (path.rename(folder / "Notes_1_vn_x.txt"),)
     else:
         files = (path,)
     try:

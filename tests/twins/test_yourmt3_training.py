@@ -27,6 +27,7 @@ from mt3_common.data.segments import YourMT3Cutter
 from mt3_common.data.shards import Batch, Shards, write_shard
 from mt3_common.data.synthesis import Example
 from mt3_common.notes.note import Note
+from mt3_common.training.batches import make_batch
 from mt3_common.training.config import MT3_SETTINGS, YOURMT3_TRAINING, TrainingConfig, TrainingError
 from mt3_common.training.learner import check_settings, is_trained
 from mt3_common.training.yourmt3_initial import drawn_arrays
@@ -219,6 +220,31 @@ def test_ten_steps_of_the_twins_are_the_same_and_more_make_the_loss_fall_by_half
         changed = np.abs(array - first[name]).max() > 0
         assert changed == (is_trained(name) or name in statistics), name
     assert all(arrays[name] == 20 for name in statistics if name.endswith("num_batches_tracked"))
+
+
+def test_no_segment_has_more_ids_than_the_decoder_has_positions(tmp_path):
+    """They are left out, of examples and of shards that another network was given, and none is padded to more."""
+    settings = conformer_settings()
+    short = dataclasses.replace(settings, network=dataclasses.replace(settings.network, num_positions=40))
+    noise = np.random.default_rng(0).standard_normal(4 * 32767).astype(np.float32)
+    notes = [Note(0.1 * number, 0.1 * number + 0.05, 40 + number, 100, 0) for number in range(4)]
+    notes += [Note(2.1 + 0.1 * number, 2.15 + 0.1 * number, 50 + number, 100, 0) for number in range(6)]
+    notes += [Note(4 + 0.02 * number, 4.01 + 0.02 * number, 40 + number % 60, 100, 0) for number in range(90)]
+    examples = [Example(noise, notes, "piano")]
+    counts = {}
+    for name, made_for in (("whole", settings), ("short", short)):
+        counts[name] = write_shard(tmp_path / f"{name}.npz", examples, made_for, [0])
+    assert counts["short"] < counts["whole"]
+    shards = Shards([tmp_path / "whole.npz"], short)
+    assert len(shards) == counts["short"]
+    training = plan(batch_size=len(shards))
+    batch = make_batch(shards, training, 0, 0)
+    assert 32 < batch.targets.shape[-1] <= 40
+    for module in TWINS.values():
+        assert np.isfinite(module.Learner(short, training, {}, {}, "cpu").update([batch], 0, 1e-3)["loss"])
+    nothing = dataclasses.replace(settings, network=dataclasses.replace(settings.network, num_positions=1))
+    with pytest.raises(ValueError, match=r"none of the segments of .*whole\.npz … has at most 1 ids"):
+        Shards([tmp_path / "whole.npz"], nothing)
 
 
 @pytest.mark.parametrize(("twin", "kind"), [("torch", "moe"), ("torch", "conformer"), ("jax", "conformer")])

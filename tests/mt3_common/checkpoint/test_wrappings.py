@@ -507,6 +507,21 @@ def test_tied_embeddings_are_read_as_transformers_multiplies_them(stated, tmp_pa
         assert any("lm_head.weight is not in it" in note for note in read.notes)
     assert read_checkpoint(tmp_path).config("mt3").network == NETWORK
     assert inspect_checkpoint(tmp_path).resolve("mt3").config.network == NETWORK
+    # a second copy of the embedding says nothing else
+    safetensors.numpy.save_file(content | {"lm_head.weight": content["shared.weight"]}, tmp_path / "model.safetensors")
+    again = read_checkpoint(tmp_path)
+    np.testing.assert_array_equal(
+        again.arrays["decoder/logits_dense/kernel"], read.arrays["decoder/logits_dense/kernel"]
+    )
+    assert again.config("mt3").network == NETWORK
+    # another head was trained on its own, unless the file says that there is none
+    other = content | {"lm_head.weight": hf_t5(arrays())["lm_head.weight"]}
+    safetensors.numpy.save_file(other, tmp_path / "model.safetensors")
+    if "tie_word_embeddings" in stated:
+        assert "lm_head.weight is not shared.weight, and tie_word_embeddings in the config.json" in refusal(tmp_path)
+    else:
+        head = read_checkpoint(tmp_path).arrays["decoder/logits_dense/kernel"]
+        np.testing.assert_array_equal(head, arrays()["decoder/logits_dense/kernel"])
 
 
 @pytest.fixture

@@ -645,16 +645,27 @@ def test_patterns(folder):
         return [(str(job.audio), str(job.outputs[0])) for job in jobs]
 
     assert planned("in/?.*") == [("in/a.flac", "out/a.mid"), ("in/b.wav", "out/b.mid")]
-    assert planned("in/*.txt") == [("in/notes.txt", "out/notes.mid")]
+    assert planned("in/*.txt") == [("in/notes.txt", "out/notes.txt.mid")]
     assert planned("in/[x].wav") == [("in/[x].wav", "out/[x].mid")]
     assert planned("in/**/d*") == [("in/deep/c.mp3", "out/deep/c.mid"), ("in/deep/er/d.wav", "out/deep/er/d.mid")]
     assert planned("in/*/*.mp3", "in/b.wav") == [("in/deep/c.mp3", "out/deep/c.mid"), ("in/b.wav", "out/b.mid")]
     assert planned(str(folder / "in" / "b.w*"))[0][1] == "out/b.mid"
     jobs, failed = plan(["in/z*", "in/b.wav"])
     assert (len(jobs), list(failed.values())) == (1, ["in/z*: no recordings match this pattern"])
-    assert planned("in/notes.txt") == [("in/notes.txt", "out/notes.mid")]
-    Path("in/Mr. Jones").touch()
-    assert planned("in/Mr. Jones") == [("in/Mr. Jones", "out/Mr. Jones.mid")]
+    assert planned("in/notes.txt") == [("in/notes.txt", "out/notes.txt.mid")]
+
+
+@pytest.mark.parametrize("name", ["Mr. Jones", "Etude No.1", "take.2", "notes.txt", "plain"])
+def test_what_is_no_ending_of_a_recording_stays_in_the_name(folder, name):
+    """Of take.1 and take.2, done one after the other, the second does not replace the first."""
+    Path(name).touch()
+    Path(f"{name}.WebM").touch()
+    assert plan([name], "out")[0][0].outputs == (Path("out") / f"{name}.mid",)
+    assert plan([f"{name}.WebM"], "out", ["mid", "json"])[0][0].outputs == (
+        Path("out") / f"{name}.mid",
+        Path("out") / f"{name}.json",
+    )
+    assert plan([name], "out.json", ["mid", "json"])[0][0].outputs == (Path("out.mid"), Path("out.json"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links")

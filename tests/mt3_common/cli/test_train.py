@@ -15,7 +15,7 @@ from tiny_network import tiny_config
 from mt3_common.checkpoint.yourmt3_released import RELEASED
 from mt3_common.cli import train as command_line
 from mt3_common.cli.train import main, make_run, other_schedule, other_settings, with_granularity
-from mt3_common.config import PRESETS, Config
+from mt3_common.config import PRESETS, Config, ConfigError
 from mt3_common.data.shards import write_shard
 from mt3_common.data.synthesis import Example, Recipe
 from mt3_common.io import atomic
@@ -47,6 +47,17 @@ def test_more_steps_that_change_the_learning_rate_are_reported(run):
     assert other_schedule(folder, longer, 40) == ""
     assert other_schedule(folder, longer, 0) == ""
     assert other_schedule(folder, settings, 75) == ""
+
+
+def test_the_decay_of_weights_is_refused_beside_an_optimizer_that_has_none():
+    with pytest.raises(ConfigError, match="weight_decay is for adamw and adamw-scale, and optimizer is adafactor"):
+        TrainingConfig(optimizer="adafactor", weight_decay=0.01)
+    assert TrainingConfig(optimizer="adamw-scale", weight_decay=0.01).weight_decay
+
+
+def test_a_model_is_named_of_a_warm_start_alone(tmp_path, command, capsys):
+    assert command(tmp_path / "run", None, "--model", "mt3") == 2
+    assert "--model says which model --warm-start is: give one, or leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("has", "asks"), [(60.0, 0.0), (0.0, 60.0)])

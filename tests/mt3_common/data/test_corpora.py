@@ -174,6 +174,15 @@ def test_a_published_layout_is_recognised_and_read(published):
         assert [r.split for r in datasets.recordings(published, split)] == [s for s in splits if s == split]
 
 
+def test_instruments_of_urmp_are_those_of_the_folder(tmp_path):
+    """As published, a file of piece 15 calls a trombone a trumpet."""
+    urmp(tmp_path)
+    piece = tmp_path / "01_Jupiter_vn_vc"
+    (piece / "Notes_2_vc_01_Jupiter.txt").rename(piece / "Notes_2_tpt_01_Jupiter.txt")
+    notes = datasets.read_notes(datasets.recordings(tmp_path)[0])
+    assert {note.program for note in notes} == {40, 42}
+
+
 def test_a_missing_file_is_said(published):
     recording = datasets.recordings(published)[0]
     recording.audio.unlink()
@@ -245,7 +254,7 @@ JAMS = '{{"annotations": [{{"namespace": "note_midi", "data": [{{"time": {}, "du
         ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", JAMS.format("1", 400 * "9"), "pitch and program"),
         ("urmp", "01_Jupiter_vn_vc/Notes_1_vn_01_Jupiter.txt", "0.1 440 1e12\n", "no later than"),
         ("urmp", "01_Jupiter_vn_vc/Notes_1_vn_01_Jupiter.txt", "0.1 -5 0.2\n", "line 1: not onset, Hz, duration"),
-        ("urmp", "01_Jupiter_vn_vc/Notes_1_xx_01_Jupiter.txt", "0.1 440 0.2\n", "is not as urmp has it"),
+        ("urmp", "01_Jupiter_vn_vc/Notes_3_vn_01_Jupiter.txt", "0.1 440 0.2\n", "is not as urmp has it"),
     ],
 )
 def test_a_file_that_is_not_as_its_layout_says_is_said(layout, file, content, message, tmp_path):
@@ -347,7 +356,7 @@ def test_what_sounds_where_an_excerpt_begins_is_tied_and_struck_by_none(tmp_path
             if isinstance(settings, Config):
                 notes = segment_notes(ids, settings)
             else:
-                notes = yourmt3_segment_notes(ids, settings.task)
+                notes = yourmt3_segment_notes(ids, settings)
             pitched = [note for note in notes if not note.is_drum]
             assert [(note.pitch, note.onset) for note in pitched] == [(57, 0.0)]
             assert not sounding[:, 128:256].any()

@@ -404,6 +404,10 @@ def test_what_examples_are_made_from_is_checked(tmp_path, font):
     assert generator_of(command("--fonts", font), "train", 0).example(0).notes
     for wrong, message in [
         (["--midi", tmp_path / "midi"], "give either --fonts"),
+        (["--fonts", font, "--temperature", 2], "--temperature is for several --recordings, and songs have --recipe"),
+        (["--data-preset", "all_cross_v7", "--temperature", 2], "and --data-preset has its own shares"),
+        (["--fonts", font, "--data-home", tmp_path], "--data-home says where the data sets of a --data-preset are"),
+        (["--recordings", tmp_path, "--data-home", tmp_path], "--data-home says where the data sets"),
         (["--fonts", font, "--recordings", tmp_path], "give either --fonts"),
         (["--midi", tmp_path / "midi", "--recordings", tmp_path], "give either --fonts"),
         (["--fonts", tmp_path / "no.sf2"], r"no\.sf2: there is no such soundfont"),
@@ -459,6 +463,12 @@ def test_the_command_makes_recordings_to_measure_on(tmp_path, font):
     # without a config, shards are MT3's
     assert main([str(tmp_path / "mt3"), *arguments[1:], "--shards", "1", "--examples", "2"]) == 0
     assert dataset.Shards([tmp_path / "mt3" / "00000.npz"], Config()).some(1).frames.shape == (1, 256, 512)
+
+
+def test_recordings_to_measure_on_are_no_shards(tmp_path, font, capsys):
+    assert main([str(tmp_path / "out"), "--pairs", "--fonts", str(font), "--shards", "2"]) == 2
+    assert "--pairs writes recordings, --examples in all, and no shards: leave --shards out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("option", ["--shards", "--examples"])

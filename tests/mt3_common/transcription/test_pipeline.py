@@ -704,6 +704,8 @@ def test_messages_about_an_array_name_no_file(caplog):
         assert message.startswith("samples: its channels cancel each other out")
         caplog.clear()
     assert (result.metadata["audio"], result.title) == ("samples", None)
+    for name, title in (("in/Etude No.1", "Etude No.1"), ("Etude No.1.FLAC", "Etude No.1"), ("a.b.webm", "a.b")):
+        assert dataclasses.replace(result, metadata={"audio": name}).title == title
     with pytest.raises(AudioError, match=r"^samples: start 9 s is at or past the end \(3\.00 s\)$"):
         transcriber.transcribe(samples, start=9, sample_rate=16000)
 

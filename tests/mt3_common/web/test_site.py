@@ -17,15 +17,24 @@ from fakes import CONFIG, names
 from mt3_common.checkpoint.registry import NamedCheckpoint
 from mt3_common.cli import site as cli
 from mt3_common.config import PRESETS
+from mt3_common.formats.find_audio import MEDIA_SUFFIXES, name_of_recording
 from mt3_common.transcription.activations import CLEAR_ONSET
 from mt3_common.web import runtime, site
 
+PAGE = Path(runtime.__file__).parent / "page"
 CHECKPOINT = NamedCheckpoint(Path("small"), "small", notice="a notice")
 RUNTIME = {
     runtime.SCRIPT: b"export const env = {};\n//# sourceMappingURL=x.map\n",
     runtime.WASM: b"\0asm",
     runtime.MPG123: b"// decoder",
 }
+
+
+def test_the_page_names_its_files_as_the_command_line_does():
+    [pattern] = re.findall(r"ENDINGS =\s+/(.*)/i;", (PAGE / "main.js").read_text())
+    names = [f"Op. 1{suffix}" for suffix in MEDIA_SUFFIXES] + ["a.FLAC", "Etude No.1", "Mr. Jones", "a.txt", "wav", ""]
+    for name in names:
+        assert re.sub(pattern, "", name, flags=re.IGNORECASE) == name_of_recording(name), name
 
 
 def package(path: Path, **files: bytes) -> str:

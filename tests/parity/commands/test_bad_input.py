@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from tiny_network import tiny_config
+from yourmt3_toys import write_toy
 
 from mt3_common.checkpoint.write import write_safetensors
 from mt3_common.config import Config, NetworkConfig
 from mt3_common.io import atomic
+from mt3_common.training.initial import initial_arrays
 from parity.__main__ import main
 from parity.sides import numpy_network
+from parity.trace import file
 from parity.trace.file import save
 from parity.trace.trace import Call, Pass, Trace
 
@@ -188,6 +192,43 @@ def test_traces_of_two_sizes(tmp_path):
     status, message = parity("compare", a, b)
     assert status == 2
     assert "the configs differ: network.emb_dim is 32 and 48" in message
+
+
+def write_sized(path, **sizes):
+    config = tiny_config(**sizes)
+    write_safetensors(path, initial_arrays(config.network), config)
+    return str(path)
+
+
+@pytest.mark.parametrize("sizes", [{"emb_dim": 64}, {"mlp_dim": 80}, {"num_heads": 1}])
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_a_trace_of_another_size_is_not_judged(sizes, has_weights, tmp_path, capsys):
+    recorded, other = (write_sized(tmp_path / f"{len(size)}.safetensors", **size) for size in ({}, sizes))
+    trace_path = str(tmp_path / "trace.safetensors")
+    assert main(["record", recorded, "--framework", "torch", "-o", trace_path, "--precisions", "float64,float32"]) == 0
+    if not has_weights:
+        file.save(trace_path, dataclasses.replace(file.load(trace_path), weights={}))
+    assert main(["diagnose", trace_path, "--against", recorded]) == 0
+    capsys.readouterr()
+    assert main(["diagnose", trace_path, "--against", other]) == 2
+    assert "the trace is of a network of other sizes than the original: " in capsys.readouterr().out
+
+
+def test_commands_for_mt3_say_that_a_yourmt3_is_none(tmp_path, capsys):
+    path = str(write_toy(tmp_path / "toy.safetensors"))
+    target = str(tmp_path / "x.safetensors")
+    for command in (
+        ["record", path, "--framework", "torch", "-o", target],
+        ["blindspots", path],
+        ["diagnose", path, "--against", "small"],
+        ["diagnose", "small", "--against", path],
+        ["repair", path, target, "--against", "small"],
+        ["repair", "small", target, "--against", path],
+    ):
+        assert main(command) == 3, command
+        sentence = f"{path} is a YourMT3+, and parity {command[0]} is for MT3's networks; python -m parity {path}"
+        assert sentence in capsys.readouterr().err
+    assert not Path(target).exists()
 
 
 def test_files_that_are_no_traces(tmp_path):

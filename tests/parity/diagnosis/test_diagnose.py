@@ -107,6 +107,20 @@ def test_a_clean_candidate_has_nothing_wrong(original):
     assert diagnosis.logits_error < 1e-13
 
 
+@pytest.mark.parametrize("factor", [1.0, 48**-0.5])
+@pytest.mark.parametrize("convert", [dict, to_torch])
+@pytest.mark.parametrize("are_named", [True, False])
+def test_a_head_that_is_the_embedding_is_found_beside_it(original, factor, convert, are_named):
+    arrays, config = original
+    embedding = arrays["decoder/token_embedder/embedding"]
+    arrays = arrays | {"decoder/logits_dense/kernel": np.ascontiguousarray((embedding * np.float32(factor)).T)}
+    candidate = convert(arrays) if are_named else {f"n{i}": array for i, array in enumerate(convert(arrays).values())}
+    diagnosis = diagnosed(candidate, (arrays, config))
+    assert (diagnosis.findings, diagnosis.missing, diagnosis.duplicates) == ([], {}, {})
+    del candidate[list(candidate)[list(arrays).index("decoder/logits_dense/kernel")]]
+    assert list(diagnosed(candidate, (arrays, config)).missing) == ["decoder/logits_dense/kernel"]
+
+
 def test_a_transposed_kernel_is_named_with_proof(original):
     arrays = to_torch(original[0])
     arrays["decoder.layers.2.self_attention.query.weight"] = arrays["decoder.layers.2.self_attention.query.weight"].T
