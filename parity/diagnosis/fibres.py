@@ -406,8 +406,8 @@ def _alone(name: str, original: Mapping[str, np.ndarray]) -> dict[int, _Index]:
 
 
 def _distance(match: Match, original: Mapping[str, np.ndarray]) -> float:
-    """Return how little a candidate looks like the original that it holds: by factor, shape, and name, in this order."""
-    [name] = match.owners
+    """Return how little a candidate looks like the original that it holds: by factor, then shape, then name."""
+    name = match.owners[0]
     factor = abs(match.uniform_factor() or math.inf)
     is_same_shape = match.shape == np.squeeze(original[name]).shape
     likeness = difflib.SequenceMatcher(None, match.candidate, name).ratio()
