@@ -213,17 +213,19 @@ def _wave_links(data: mmap.mmap, first: int, stop: int) -> Iterator[Link]:
     if size == 0xFFFFFFFF and size64 is not None:
         size, is_unknown = size64, size64 == 0 or size64 >= _UNKNOWN_LONG
     extent = _extent(data, body, size, stop, is_unknown)
+    # of more than 4 GB, libsndfile sees no more than the end of the file
+    promised = max(1.0, extent.length / max(1, stop - body))
     (tag,) = struct.unpack(f"{order}H", form[:2]) if len(form) >= 16 else (0,)
     if tag in _MPEG_IN_WAV:
         yield from _mpeg_links(data, body, min(stop, body + extent.length))
     elif not form or (extent.is_right and first == 0 and extent.end == stop and data[:4] != b"BW64"):
-        yield Link()
+        yield Link(promised=promised)
     else:
         length = extent.length if extent.length < 0xFFFFFF00 else 0xFFFFFFFF
         magic = b"RIFX" if order == ">" else b"RIFF"
         header = magic + struct.pack(f"{order}I", min(length + 28 + len(form), 0xFFFFFFFF)) + b"WAVEfmt "
         header += struct.pack(f"{order}I", len(form)) + form + b"data" + struct.pack(f"{order}I", length)
-        yield Link([header, Span(body, min(extent.length, stop - body))])
+        yield Link([header, Span(body, min(extent.length, stop - body))], promised)
     if extent.end < stop:
         yield from _links(data, extent.end, stop)
 

@@ -547,6 +547,11 @@ def _urmp_notes(files: Sequence[Path]) -> list[Note]:
     for path in files:
         number = int(path.stem.split("_")[1])
         instruments = dict(enumerate(path.parent.name.split("_")[2:], 1))
+        if instruments.get(number) not in URMP_PROGRAMS:
+            raise DatasetError(
+                f"{path.parent}: not named as URMP has it, after all instruments, such as 01_Jupiter_vn_vc: "
+                f"which one {path.name} is cannot be told"
+            )
         notes += urmp_part(path, URMP_PROGRAMS[instruments[number]])
     return notes
 

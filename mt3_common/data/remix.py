@@ -126,9 +126,10 @@ class Remixer:
             has_ended = start >= duration_of(stem.audio)
             audio = SILENCE if has_ended else read_audio(stem.audio, SAMPLE_RATE, start=start, duration=seconds)
             audios[key] = summed([audios[key], audio]) if key in audios else audio
+        length = np.zeros(round(min(seconds, duration_of(recording.audio) - start) * SAMPLE_RATE), np.float32)
         return [
             Part(
-                audio,
+                summed([audio, length]),
                 None
                 if program is None
                 else [note for note in notes if note.is_drum == is_drum and (is_drum or note.program == program)],

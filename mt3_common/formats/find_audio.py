@@ -13,8 +13,8 @@ AUDIO_SUFFIXES = {
 }
 # other endings of names of recordings
 MEDIA_SUFFIXES = AUDIO_SUFFIXES | {
-    *(".3gp", ".aax", ".ac3", ".amr", ".ape", ".avi", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp2", ".mpeg", ".mpg"),
-    *(".snd", ".wave", ".weba", ".webm", ".wv"),
+    *(".3g2", ".3gp", ".aax", ".ac3", ".amr", ".ape", ".avi", ".bwf", ".dff", ".dsf", ".flv", ".m4b", ".m4v", ".mka"),
+    *(".mkv", ".mov", ".mp2", ".mpeg", ".mpg", ".snd", ".tta", ".voc", ".wave", ".weba", ".webm", ".wmv", ".wv"),
 }
 
 

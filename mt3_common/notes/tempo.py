@@ -68,12 +68,25 @@ def constant(bpm: float, meter: Meter = FOUR_FOUR, first_downbeat: float | None 
     interval = round(60e6 / bpm) * 1e-6
     before = math.floor((first_downbeat + NO_TIME) / interval)
     first = max(0.0, first_downbeat - before * interval)
-    if NO_TIME < first < SHORT * interval:
-        first += interval
-        before -= 1
     # the first of the bars that begin on a beat
     before %= meter.bar.numerator
-    return Tempo(tuple(first + interval * number for number in range(max(before, 1) + 1)), before, meter)
+    return without_short_beat(
+        Tempo(tuple(first + interval * number for number in range(max(before, 1) + 1)), before, meter)
+    )
+
+
+def without_short_beat(tempo: Tempo) -> Tempo:
+    """Return a tempo whose first beat has nothing before it, or no less than SHORT of a beat.
+
+    A beat of its own of less would have a tempo of thousands.
+    """
+    first, second, *_ = tempo.beats
+    if not NO_TIME < first < SHORT * (second - first):
+        return tempo
+    downbeat = (tempo.downbeat or tempo.meter.bar.numerator) - 1
+    missing = max(1, downbeat + 2 - len(tempo.beats))
+    after = (tempo.beats[-1] + tempo.interval * number for number in range(1, missing + 1))
+    return tempo._replace(beats=(*tempo.beats[1:], *after), downbeat=downbeat)
 
 
 def quarter_times(tempo: Tempo) -> tuple[list[float], int]:

@@ -108,10 +108,14 @@ class ActivationCorrector:
         steps_per_second = config.vocabulary.steps_per_second
         self._steps_per_frame = steps_per_second / config.spectrogram.frames_per_second
         self._num_frames = config.input_frames
+        self._hop, self._sample_rate = config.spectrogram.hop_width, config.spectrogram.sample_rate
         self._context = config.network.context_frames
         self._num_steps = round(config.input_frames * self._steps_per_frame)
         self._same = round(SAME_ONSET * steps_per_second)
         self._octave = SECONDS_OF_OCTAVE * steps_per_second
+        # frames and steps of the current segment up to its end, or that of the recording
+        self._end_frame, self._end_step = self._num_frames, self._num_steps
+        self._num_segments = 0
         # after the last id of the decoder, and after the last corrected one
         self._heard = self._written = State()
         # onsets of the segment before, at steps below 0
@@ -119,14 +123,23 @@ class ActivationCorrector:
         # keys of the notes that sound at its end; None before the first segment
         self._sounding: set[tuple[int, int]] | None = None
 
-    def correct(self, ids: np.ndarray, activations: np.ndarray, is_last: bool = False) -> np.ndarray:
+    def correct(self, ids: np.ndarray, activations: np.ndarray, num_samples: int | None = None) -> np.ndarray:
         """Return the corrected ids of the next segment: (n,) int32. Those without a tie token stay as they are.
+
+        What sounds at the end of the recording ends there, and nothing is added behind it: where sound is cut off, the
+        pre-encoder may hear an onset.
 
         Args:
             ids: (n,) of the decoder.
             activations: (config.heard_frames, PITCH_ROWS, 2): SOUNDING and ONSET, in 0..1.
-            is_last: whether no segment follows, so that what sounds at the end of this one ends there.
+            num_samples: of the recording, with its last segment; None with the others.
         """
+        is_last = num_samples is not None
+        if num_samples is not None:
+            left = num_samples - self._num_segments * self._num_frames * self._hop
+            self._end_frame = -(-left // self._hop)
+            self._end_step = -(-left * self.vocabulary.config.steps_per_second // self._sample_rate)
+        self._num_segments += 1
         # the ids are meant for what the decoder's own ids before them left behind
         written = self._state_ids(self._heard)
         parsed = self._parse(ids)
@@ -257,8 +270,8 @@ class ActivationCorrector:
     def _missed(self, onsets: Sequence[Event], ties: Sequence[Event], activations: np.ndarray) -> list[Event]:
         """Return the onsets that are clear and that the decoder has not, by step and pitch.
 
-        Those of the frames from REACH before the segment to REACH before its end: at a boundary it takes the onsets of
-        both segments to know that one is missing.
+        Those of the frames from REACH before the segment to REACH before its end, or that of the recording: at a
+        boundary it takes the onsets of both segments to know that one is missing.
 
         Args:
             onsets: the decoder's of this segment, and all of the one before it.
@@ -268,7 +281,7 @@ class ActivationCorrector:
         missed: list[Event] = []
         known = [*onsets, *ties]
         first = self._context - REACH
-        heights = activations[first - 1 : first + self._num_frames + 1, :, ONSET].astype(np.float64)
+        heights = activations[first - 1 : first + self._end_frame + 1, :, ONSET].astype(np.float64)
         before, middle, after = heights[:-2], heights[1:-1], heights[2:]
         peaks = (middle >= CLEAR_ONSET) & (middle >= before) & (middle > after)
         for frame, row in np.argwhere(peaks).tolist() if known else []:
@@ -350,11 +363,11 @@ class ActivationCorrector:
                 frame = int(step / self._steps_per_frame + 0.5)
                 end = self._end_of(event.pitch, frame, activations)
                 if end > frame:
-                    step = max(step, int(end * self._steps_per_frame + 0.5))
+                    step = max(step, min(self._end_step, int(end * self._steps_per_frame + 0.5)))
                 again = [onset.step for onset in onsets if onset.pitch == event.pitch and onset.step >= event.step]
                 if again and min(again) < step:
                     step = min(again)
-                elif frame < end == self._num_frames and not is_last:
+                elif frame < end == self._end_frame and not is_last:
                     # it sounds on: whether it ends is the next segment's to say
                     continue
             placed.append((step, step == event.step, event._replace(step=step)))
@@ -363,11 +376,11 @@ class ActivationCorrector:
     def _end_of(self, pitch: int, frame: int, activations: np.ndarray) -> int:
         """Return the frame of the segment from which on a pitch does not sound; the given one outside of the rows."""
         row = pitch - LOWEST_PITCH
-        if not 0 <= row < PITCH_ROWS or frame >= self._num_frames:
+        if not 0 <= row < PITCH_ROWS or frame >= self._end_frame:
             return frame
-        sounding = activations[self._context + frame : self._context + self._num_frames, row, SOUNDING]
+        sounding = activations[self._context + frame : self._context + self._end_frame, row, SOUNDING]
         quiet = np.flatnonzero(sounding < LEAST_SOUNDING)
-        return frame + int(quiet[0]) if len(quiet) else self._num_frames
+        return frame + int(quiet[0]) if len(quiet) else self._end_frame
 
     def _id(self, kind: str, value: int) -> int:
         return self.vocabulary.first_id(kind) + value

@@ -18,7 +18,7 @@ from mt3_common.notes.grid import first_eighth
 from mt3_common.notes.meter import FOUR_FOUR, Meter, parse_meter
 from mt3_common.notes.note import Note
 from mt3_common.notes.steady import steady_beats
-from mt3_common.notes.tempo import DEFAULT_BPM, NO_TIME, ScoreClock, Tempo, constant
+from mt3_common.notes.tempo import DEFAULT_BPM, NO_TIME, ScoreClock, Tempo, constant, without_short_beat
 from mt3_common.transcription.changing_beats import are_stronger, changing_beats
 
 AUTO = "auto"
@@ -33,8 +33,6 @@ SMOOTHED = 3
 # onsets this near to a beat are on it (s), and this much earlier than a point of the grid on that (quarters)
 ON_BEAT = 0.07
 EARLY = 0.2
-# a first beat before that begins at 0 s
-SOON = 0.05
 
 
 def tempo_for(
@@ -65,7 +63,7 @@ def tempo_for(
     tempo = constant(bpm, given or FOUR_FOUR, first_downbeat)
     if meter == AUTO and notes:
         beats = _continued(np.asarray(tempo.beats), notes, math.inf)
-        tempo = find_bars(beats, notes, None, first_downbeat, are_quarters=True)
+        tempo = without_short_beat(find_bars(beats, notes, None, first_downbeat, are_quarters=True))
     return tempo if first_downbeat is None else tempo._replace(start=score_start(tempo, notes))
 
 
@@ -130,10 +128,7 @@ def find_beats(
     end = len(strength) * HOP / SAMPLE_RATE
     tempo = find_bars(_continued(beats, notes, end), notes, meter, first_downbeat)
     beats = steady_beats(tempo.beats, [note.onset for note in notes])
-    if beats[0] < SOON:
-        # a beat of a few milliseconds would be a tempo of thousands
-        beats[0] = 0.0
-    tempo = tempo._replace(beats=tuple(beats.tolist()))
+    tempo = without_short_beat(tempo._replace(beats=tuple(beats.tolist())))
     return tempo._replace(start=score_start(tempo, notes))
 
 

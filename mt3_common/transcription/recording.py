@@ -141,7 +141,8 @@ class Recording:
         """Append the notes that the next segment ended, and hand them to on_notes."""
         start, next_start = self.start_times.popleft()
         if self._corrector is not None and self._activations:
-            ids = self._corrector.correct(ids, self._activations.popleft(), is_last=next_start is None)
+            num_samples = self._reader.num_samples if next_start is None else None
+            ids = self._corrector.correct(ids, self._activations.popleft(), num_samples)
         ended = self._decoder.feed(ids, start, next_start)
         if next_start is None:
             ended = ended + self._decoder.finish()

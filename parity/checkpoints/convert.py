@@ -274,7 +274,8 @@ def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         node = tree
         for part in path:
             node = node.setdefault(part, {})
-        node[leaf] = np.ascontiguousarray(array)
+        # keeps what has no dimensions as it is
+        node[leaf] = np.array(array, order="C")
     return tree
 
 

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mt3_common.checkpoint.yourmt3 import YourMT3Checkpoint, read_yourmt3
 from mt3_common.checkpoint.yourmt3_write import tree_names, write_yourmt3, write_yourmt3_folder
 from mt3_common.io.plural import plural
@@ -56,9 +54,11 @@ def write(
 def _write_pickle(path: Path, checkpoint: YourMT3Checkpoint) -> None:
     try:
         import torch
+
+        from torch_mt3.checkpoint import tensor_of
     except ImportError as error:
         raise ConvertError('PyTorch files need PyTorch; pip install "mt3-twins[torch]"') from error
-    state = {name: torch.from_numpy(np.array(array)) for name, array in checkpoint.published.items()}
+    state = {name: tensor_of(array) for name, array in checkpoint.published.items()}
     content: dict[str, Any] = {"state_dict": state, "hyper_parameters": checkpoint.settings.to_dict()}
     torch.save(content | ({} if checkpoint.step is None else {"global_step": checkpoint.step}), path)
 

@@ -43,8 +43,6 @@ def run(args: argparse.Namespace) -> int:
     layout = layout_of(args.target, args.to)
     if args.optimizer and layout not in ("t5x", "orbax"):
         raise ConvertError(f"{args.target}: only T5X and Orbax folders hold an optimizer's slots")
-    if args.step is not None and layout == "pth":
-        raise ConvertError(f"{args.target}: PyTorch files have no place for a step: leave --step out")
     source = options.checkpoint_path(args.source)
     if is_yourmt3(source):
         rows, origin, notes = convert_yourmt3(source, args, layout)
@@ -70,6 +68,8 @@ def convert_mt3(source: str, args: argparse.Namespace, layout: str) -> tuple[lis
     Raises:
         ConvertError: an option is for the other family, or what convert.read and convert.write raise.
     """
+    if args.step is not None and layout == "pth":
+        raise ConvertError(f"{args.target}: PyTorch files of MT3 have no place for a step: leave --step out")
     if args.config or args.model in RELEASED:
         option = "--config" if args.config else f"--model {args.model}"
         raise ConvertError(f"{args.source} is no YourMT3+, which {option} is for: leave it out")

@@ -6,6 +6,7 @@ one by one (modules.py). Every cause named was tested: undoing it restores parit
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,11 +98,16 @@ def _other_sizes(trace: Any, prints: Mapping[str, Sequence[Any]], config: Config
         prints: name of an original's weight -> [dtype, shape, sha256].
         config: the original's.
     """
+    outputs = next(iter(trace.passes.values())).outputs if trace.passes else {}
+    network = config.network
+    for stack, count in (("encoder", network.num_encoder_layers), ("decoder", network.num_decoder_layers)):
+        matches = (re.match(rf"{stack}/layers_(\d+)(?:/|$)", name) for name in [*trace.weights, *outputs])
+        if beyond := [int(match[1]) for match in matches if match and int(match[1]) >= count]:
+            return f"{stack}/layers_{min(beyond)} is in it, and {plural(count, 'layer')} there"
     for name, (_, shape, *_rest) in trace.weights.items():
         # whatever way round
         if name in prints and sorted(shape) != sorted(prints[name][1]):
             return f"{name} is {'x'.join(map(str, shape))} in it, and {'x'.join(map(str, prints[name][1]))} there"
-    outputs = next(iter(trace.passes.values())).outputs if trace.passes else {}
     for name, (_, shape, *_rest) in prints.items():
         module = name.rpartition("/")[0]
         width = outputs[module].shape[-1] if module in outputs and outputs[module].ndim == len("bld") else shape[-1]

@@ -19,12 +19,14 @@ def rounding_of(array: np.ndarray, own: np.ndarray) -> str:
     """
     import ml_dtypes
 
-    wide, values = array.astype(np.float64), own.astype(np.float32)
-    for low in (ml_dtypes.bfloat16, np.float16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2):
-        with np.errstate(over="ignore", invalid="ignore"):
-            rounded = values.astype(low).astype(np.float64)
-        if np.array_equal(wide, rounded):
-            return np.dtype(low).name
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide, values = array.astype(np.float64), own.astype(np.float32)
+        if own.dtype == np.float64 and np.array_equal(wide, values):
+            return "float32"
+        for low in (ml_dtypes.bfloat16, np.float16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2):
+            # of float64, on the way to it by float32 or without
+            if any(np.array_equal(wide, exact.astype(low).astype(np.float64)) for exact in (values, own)):
+                return np.dtype(low).name
     if np.array_equal(wide, to_tf32(values).astype(np.float64)):
         return "tf32 (10 bits)"
     if np.array_equal(wide, (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)):

@@ -28,9 +28,12 @@ function leastBy(items, valueOf) {
 export class ActivationCorrector {
   // sizes, limits: "sizes" and "activations" of site.json
   constructor(vocabulary, { sampleRate, hop, frames, contextFrames, steps }, limits) {
-    Object.assign(this, { vocabulary, limits, frames, contextFrames });
+    Object.assign(this, { vocabulary, limits, frames, hop, sampleRate, steps, contextFrames });
     this.stepsPerFrame = steps / (sampleRate / hop);
     this.numSteps = roundHalfEven(frames * this.stepsPerFrame);
+    // frames and steps of the current segment up to its end, or that of the recording
+    [this.endFrame, this.endStep] = [frames, this.numSteps];
+    this.numSegments = 0;
     this.same = roundHalfEven(limits.sameOnset * steps);
     this.octave = limits.secondsOfOctave * steps;
     // NumPy compares activations with numbers in float32
@@ -46,10 +49,18 @@ export class ActivationCorrector {
     this.sounding = null;
   }
 
-  // The corrected ids of the next segment; those without a tie token stay as they are.
-  // activations: (frames + 2 contextFrames, rows, COLUMNS) float32; isLast: whether no segment follows, so that what sounds at
-  // the end of this one ends there
-  correct(ids, activations, isLast) {
+  // The corrected ids of the next segment; those without a tie token stay as they are. What sounds at the end of the recording
+  // ends there, and nothing is added behind it.
+  // activations: (frames + 2 contextFrames, rows, COLUMNS) float32; numSamples: of the recording, with its last segment; null
+  // with the others
+  correct(ids, activations, numSamples) {
+    const isLast = numSamples !== null;
+    if (isLast) {
+      const left = numSamples - this.numSegments * this.frames * this.hop;
+      this.endFrame = Math.ceil(left / this.hop);
+      this.endStep = Math.ceil((left * this.steps) / this.sampleRate);
+    }
+    this.numSegments += 1;
     // the ids are meant for what the decoder's own ids before them left behind
     const written = this.stateIds(this.heard);
     const parsed = this.parse(ids);
@@ -190,14 +201,14 @@ export class ActivationCorrector {
   }
 
   // The onsets that are clear and that the decoder has not, by step and pitch: those of the frames from `reach` before the
-  // segment to `reach` before its end.
+  // segment to `reach` before its end, or that of the recording.
   // onsets: the decoder's of this segment, and all of the one before it; ties: of this segment
   missed(onsets, ties, activations) {
     const { rows, lowestPitch, clearOnset, reach, octave } = this.limits;
     const missed = [];
     const known = [...onsets, ...ties];
     if (!known.length) return missed;
-    for (let frame = -reach; frame < this.frames - reach; frame += 1) {
+    for (let frame = -reach; frame < this.endFrame - reach; frame += 1) {
       for (let row = 0; row < rows; row += 1) {
         const [a, b, c] = [-1, 0, 1].map((offset) => this.at(activations, this.contextFrames + frame + offset, row, ONSET));
         if (!(b >= clearOnset && b >= a && b > c)) continue;
@@ -264,12 +275,12 @@ export class ActivationCorrector {
       if (event.kind === "offset") {
         const frame = Math.trunc(step / this.stepsPerFrame + 0.5);
         const end = this.endOf(event.pitch, frame, activations);
-        if (end > frame) step = Math.max(step, Math.trunc(end * this.stepsPerFrame + 0.5));
+        if (end > frame) step = Math.max(step, Math.min(this.endStep, Math.trunc(end * this.stepsPerFrame + 0.5)));
         const again = onsets.filter((onset) => onset.pitch === event.pitch && onset.step >= event.step);
         const next = again.reduce((least, onset) => Math.min(least, onset.step), Infinity);
         if (next < step) step = next;
         // it sounds on: whether it ends is the next segment's to say
-        else if (frame < end && end === this.frames && !isLast) continue;
+        else if (frame < end && end === this.endFrame && !isLast) continue;
       }
       placed.push({ ...event, step, isMoved: step !== event.step });
     }
@@ -280,9 +291,9 @@ export class ActivationCorrector {
   // The frame of the segment from which on a pitch does not sound; the given one outside of the rows.
   endOf(pitch, frame, activations) {
     const row = pitch - this.limits.lowestPitch;
-    if (row < 0 || row >= this.limits.rows || frame >= this.frames) return frame;
+    if (row < 0 || row >= this.limits.rows || frame >= this.endFrame) return frame;
     let end = frame;
-    while (end < this.frames && !(this.at(activations, this.contextFrames + end, row, SOUNDING) < this.leastSounding)) end += 1;
+    while (end < this.endFrame && !(this.at(activations, this.contextFrames + end, row, SOUNDING) < this.leastSounding)) end += 1;
     return end;
   }
 

@@ -70,6 +70,8 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
   const corrector = site.activations ? new ActivationCorrector(vocabulary, sizes, site.activations) : null;
   const allowed = instruments ? vocabulary.allowed(instruments) : new Float32Array(sizes.vocabSize);
   const resampler = new Resampler(table);
+  // by what was decoded: an MP3's header may be off by a frame
+  const numSamples = () => Math.ceil((resampler.taken * sizes.sampleRate) / source.rate);
   const expected = numSegments(Math.ceil((source.heldFrames * sizes.sampleRate) / source.rate), sizes);
   let [done, batch] = [0, []];
   const tokensOf = async (items) => {
@@ -89,7 +91,7 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
       if (prior) ids = prior.choose(ids, programLogits);
       const retry = continuity?.retry(index, ids);
       if (retry) [{ ids }] = await tokensOf([{ frames, context, ...retry }]);
-      if (corrector) ids = corrector.correct(ids, activations, isLast);
+      if (corrector) ids = corrector.correct(ids, activations, isLast ? numSamples() : null);
       const ended = decoder.feed(ids, start, isLast ? null : startTime(index + 1, sizes));
       if (isLast) ended.push(...decoder.finish());
       continuity?.remember(ended);
@@ -111,8 +113,7 @@ export async function* transcribe({ source, name, settings, site, logMel, table,
       ...(hold && { held: site.holdBias }),
       ...(tempo && { bpm: Number((60 / interval(tempo)).toFixed(3)), meter: tempo.meter }),
     },
-    // by what was decoded: an MP3's header may be off by a frame
-    duration: Math.ceil((resampler.taken * sizes.sampleRate) / source.rate) / sizes.sampleRate,
+    duration: numSamples() / sizes.sampleRate,
     segments: done,
     invalid: decoder.invalid,
     dropped: decoder.dropped,

@@ -12,6 +12,9 @@ const UNKNOWN_LONG = 2 ** 60;
 const MAGICS = ["RIFF", "RIFX", "RF64", "BW64", ".snd", "dns.", "FORM", "caff", "OggS", "fLaC"];
 // what stands behind the sound, and may have a wrong size itself
 const TRAILERS = ["LIST", "bext", "iXML", "cue ", "smpl", "fact", "JUNK", "junk", "PAD ", "id3 ", "ID3 ", "APET"];
+const NO_SOUND = "no sound";
+// seconds that a header may promise too much
+const SLACK = 0.01;
 // bytes read at once: whole frames of any format
 const PIECE = 3 * 2 ** 18;
 
@@ -79,10 +82,11 @@ async function extent(file, body, size, unknown) {
 // see audio.js.
 export async function wavSource(file) {
   const first = await link(file, 0);
-  if (!first) return null;
+  if (!first || first === NO_SOUND) return null;
   const links = [first];
   while (links.at(-1).end < file.size) {
     const next = await link(file, links.at(-1).end);
+    if (next === NO_SOUND) break;
     const isAlike = next && ["rate", "channels", "isFloat"].every((key) => next.source[key] === first.source[key]);
     if (!isAlike) throw new Error(`${file.name}: another recording of another kind follows the first one in it, which this page does not read: split them`);
     links.push(next);
@@ -96,7 +100,8 @@ export async function wavSource(file) {
   return { ...first.source, numFrames: sum("numFrames"), heldFrames: sum("heldFrames"), blocks };
 }
 
-// One recording of a file, which begins at a position: its source, and where it ends. Null for what is no WAV file that is known.
+// One recording of a file, which begins at a position: its source, and where it ends. Null for what is no WAV file that is known,
+// NO_SOUND for one without a chunk of samples.
 async function link(file, begin) {
   const head = await viewAt(file, begin, 12);
   if (head.byteLength < 12 || !["RIFF", "RF64", "BW64"].includes(tag(head, 0)) || tag(head, 8) !== "WAVE") return null;
@@ -118,11 +123,13 @@ async function link(file, begin) {
       const unknown = isLarge ? large === 0 || large >= UNKNOWN_LONG : isUnknown(size);
       const { length, end } = await extent(file, at + 8, isLarge ? large : size, unknown);
       const frames = (bytes) => Math.floor(bytes / layout.align);
-      return { source: source(file, layout, at + 8, frames(length), frames(Math.min(length, file.size - at - 8))), end };
+      const held = frames(Math.min(length, file.size - at - 8));
+      const promised = frames(length) - held > Math.round(SLACK * layout.rate) ? frames(length) : held;
+      return { source: source(file, layout, at + 8, promised, held), end };
     }
     at += 8 + size + (size % 2);
   }
-  return null;
+  return NO_SOUND;
 }
 
 function source(file, { channels, rate, align, decode, isFloat }, begin, numFrames, heldFrames) {

@@ -9,7 +9,7 @@ import * as source from "./source.js";
 const KINDS = { mid: "MIDI", musicxml: "MusicXML", json: "JSON", csv: "CSV" };
 // endings of recordings' names, as mt3_common/formats/find_audio.py has them: "Etude No.1" stays whole
 const ENDINGS =
-  /\.(wav|wave|aiff?|aifc|au|snd|caf|rf64|w64|flac|mp2|mp3|og[ga]|opus|m4[abv]|mp4|aac|aax|ac3|amr|ape|wma|wv|3gp|avi|mk[av]|mov|mpe?g|web[am])$/i;
+  /(?<=.)\.(wav|wave|bwf|aiff?|aifc|au|snd|caf|rf64|w64|flac|mp2|mp3|og[ga]|opus|m4[abv]|mp4|aac|aax|ac3|amr|ape|tta|voc|wm[av]|wv|dsf|dff|flv|3g[p2]|avi|mk[av]|mov|mpe?g|web[am])$/i;
 // rows of the list of notes
 const MOST_ROWS = 2000;
 

@@ -181,6 +181,9 @@ def test_instruments_of_urmp_are_those_of_the_folder(tmp_path):
     (piece / "Notes_2_vc_01_Jupiter.txt").rename(piece / "Notes_2_tpt_01_Jupiter.txt")
     notes = datasets.read_notes(datasets.recordings(tmp_path)[0])
     assert {note.program for note in notes} == {40, 42}
+    piece.rename(tmp_path / "01_Jupiter")
+    with pytest.raises(DatasetError, match="not named as URMP has it, after all instruments, such as 01_Jupiter_vn_vc"):
+        datasets.read_notes(datasets.recordings(tmp_path)[0])
 
 
 def test_a_missing_file_is_said(published):
@@ -254,7 +257,7 @@ JAMS = '{{"annotations": [{{"namespace": "note_midi", "data": [{{"time": {}, "du
         ("guitarset", "annotation/00_BN1-129-Eb_comp.jams", JAMS.format("1", 400 * "9"), "pitch and program"),
         ("urmp", "01_Jupiter_vn_vc/Notes_1_vn_01_Jupiter.txt", "0.1 440 1e12\n", "no later than"),
         ("urmp", "01_Jupiter_vn_vc/Notes_1_vn_01_Jupiter.txt", "0.1 -5 0.2\n", "line 1: not onset, Hz, duration"),
-        ("urmp", "01_Jupiter_vn_vc/Notes_3_vn_01_Jupiter.txt", "0.1 440 0.2\n", "is not as urmp has it"),
+        ("urmp", "01_Jupiter_vn_vc/Notes_3_vn_01_Jupiter.txt", "0.1 440 0.2\n", "not named as URMP has it"),
     ],
 )
 def test_a_file_that_is_not_as_its_layout_says_is_said(layout, file, content, message, tmp_path):

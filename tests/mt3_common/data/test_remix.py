@@ -167,6 +167,11 @@ def test_a_stem_that_ends_before_its_mix_is_silent_then(home, tmp_path):
     heard = [sounding(remixer(tmp_path, "uneven", seconds=2.0).example(number).audio) for number in range(20)]
     assert {220.0} in heard
     assert {220.0, 330.0, 2000.0} in heard
+    # all of them may end before it
+    shutil.copytree(folder, tmp_path / "ended")
+    soundfile.write(tmp_path / "ended" / "one_0.wav", tone(220.0), SAMPLE_RATE, subtype="FLOAT")
+    examples = [remixer(tmp_path, "ended", seconds=2.0).example(number) for number in range(20)]
+    assert {len(example.audio) for example in examples} <= {2 * SAMPLE_RATE, 2 * SAMPLE_RATE + 1}
 
 
 def test_instruments_that_are_labelled_alike_are_not_mixed(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from mt3_common.notes.key import Key, find_key
 from mt3_common.notes.meter import FOUR_FOUR, Meter, parse_meter
 from mt3_common.notes.note import Note
 from mt3_common.notes.steady import steady_beats
-from mt3_common.notes.tempo import NO_TIME, ScoreClock, Tempo, constant
+from mt3_common.notes.tempo import NO_TIME, ScoreClock, Tempo, constant, without_short_beat
 from mt3_common.transcription.beats import score_start, tempo_for
 
 BEAT = 0.5
@@ -102,7 +103,12 @@ def test_a_downbeat_that_is_a_moment_late_makes_no_beat_of_a_moment(tmp_path, be
     """As it is read off a picture: the notes begin at 0 s, and the first beat is a little longer or shorter."""
     first = max(0.0, 0.5 * beats + late)
     midi.write_midi([Note(0.0, 0.4, 60, 100)], tmp_path / "a.mid", constant(120, first_downbeat=first))
-    track = midi.mido.MidiFile(tmp_path / "a.mid").tracks[0]
+    assert _bar_of_even_tempo(tmp_path / "a.mid") == beats % 4
+
+
+def _bar_of_even_tempo(path):
+    """Quarters of the first bar of a file at about 120; 0 for a whole one."""
+    track = midi.mido.MidiFile(path).tracks[0]
     tempos = [60e6 / message.tempo for message in track if message.type == "set_tempo"]
     assert all(95 <= tempo <= 123 for tempo in tempos)
     ticks, bars = 0, []
@@ -110,8 +116,39 @@ def test_a_downbeat_that_is_a_moment_late_makes_no_beat_of_a_moment(tmp_path, be
         ticks += message.time
         if message.type == "time_signature":
             bars.append((ticks, message.numerator))
-    quarters = bars[0][1] % 4
-    assert quarters == beats % 4
+    return bars[0][1] % 4
+
+
+@pytest.mark.parametrize("begin", [0.0, 0.02, 0.06, 0.12])
+def test_notes_that_begin_a_moment_late_make_no_beat_of_a_moment(tmp_path, begin):
+    """As above, where bars are looked for, and where beats are."""
+    notes = [Note(begin + 0.5 * number, begin + 0.5 * number + 0.4, 60 + number % 5, 100) for number in range(24)]
+    looked_for = tempo_for(120, "", notes, meter="auto", first_downbeat=begin + 2.0)
+    midi.write_midi(notes, tmp_path / "a.mid", looked_for)
+    assert _bar_of_even_tempo(tmp_path / "a.mid") == 0
+    recording = np.zeros(14 * 22050, np.float32)
+    for note in notes:
+        first = round(note.onset * 22050)
+        recording[first : first + 8000] += np.exp(-np.arange(8000) / 2000) * np.sin(
+            np.arange(8000) * (0.05 + note.pitch / 1000)
+        )
+    soundfile.write(tmp_path / "a.wav", recording / 2, 22050)
+    midi.write_midi(notes, tmp_path / "a.mid", tempo_for("auto", tmp_path / "a.wav", notes))
+    _bar_of_even_tempo(tmp_path / "a.mid")
+
+
+@pytest.mark.parametrize("downbeat", range(4))
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_a_short_first_beat_is_part_of_the_next_one(downbeat, count):
+    short = Tempo(tuple(0.06 + 0.5 * number for number in range(count)), downbeat)
+    tempo = without_short_beat(short)
+    assert tempo.beats[0] == pytest.approx(0.56)
+    assert len(tempo.beats) >= 2
+    assert np.diff(tempo.beats) == pytest.approx(np.full(len(tempo.beats) - 1, 0.5))
+    bars = {round(0.06 + 0.5 * (downbeat + 4 * number), 6) for number in range(9)}
+    assert round(tempo.beats[tempo.downbeat], 6) in bars
+    assert without_short_beat(short._replace(beats=(0.0, 0.5))).beats == (0.0, 0.5)
+    assert without_short_beat(short._replace(beats=(0.13, 0.63))).beats == (0.13, 0.63)
 
 
 @pytest.mark.parametrize(("interval", "bpm"), [(60 / 112, 112), (60 / 100, 100), (0.4321, 60 / 0.4321)])

@@ -1,6 +1,7 @@
 """Onsets and offsets corrected by activations: each rule on notes, and ids that must stay what they mean."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -42,16 +43,17 @@ def activations(heard=(), onset=0.0):
     return rows
 
 
-def corrected(*segments, config=CONFIG, ends=False):
+def corrected(*segments, config=CONFIG, ends=False, missing=0):
     """Notes of (ids, activations) of segments, onsets and offsets in frames, and the number of invalid ids.
 
-    ends: whether the recording ends with the last one.
+    ends: whether the recording ends with the last one, which lacks so many samples.
     """
+    hop = config.spectrogram.hop_width
     corrector, decoder = ActivationCorrector(config), NoteDecoder(Vocabulary(config.vocabulary), published=False)
     notes = []
     for number, (ids, rows) in enumerate(segments):
         is_last = ends and number == len(segments) - 1
-        result = corrector.correct(ids, rows, is_last)
+        result = corrector.correct(ids, rows, len(segments) * 64 * hop - missing if is_last else None)
         assert result.dtype == np.int32
         notes += decoder.feed(result, number * SECONDS, None if is_last else (number + 1) * SECONDS)
     notes += decoder.finish()
@@ -166,6 +168,35 @@ def test_what_sounds_at_the_end_of_a_recording_ends_there():
     again = ids_of(("tie", 0), *note(60, 10, 50, 3)[:-3], ("shift", 60), ("pitch", 60))
     heard = activations([(60, 10, 80, 0.9), (60, 30, 80, 0.9)])
     assert corrected((again, heard), ends=True) == ([(10, 30, 60, 3), (30, 64, 60, 3)], 0)
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 3, 40])
+@pytest.mark.parametrize("more", [0, 1, 160, 319])
+def test_nothing_is_added_behind_the_end_of_a_recording(frames, more):
+    """The pre-encoder hears the pitch go on a little where sound is cut off, and begin."""
+    begun = ids_of(("tie", 0), *note(60, 10, 50, 3)[:-3])
+    tied = ids_of(("program", 3), ("pitch", 60), ("tie", 0))
+    samples = 320 * frames + more
+    # steps are halves of frames
+    end = math.ceil(2 * (64 + samples / 320)) / 2
+    heard = activations([(60, -8, frames + 3, 0.9)])
+    begun_late = [(72, first, frames + 4, 0.9) for first in range(frames - 2 + (more > 0), frames + 3)]
+    for last in (QUIET, tied):
+        for second in ([], *([one] for one in begun_late)):
+            rows = np.maximum(heard, activations(second))
+            segments = (begun, activations([(60, 10, 80, 0.9)])), (last, rows)
+            (only, *others), _ = corrected(*segments, ends=True, missing=64 * 320 - samples)
+            assert others == []
+            # one frame is not enough to be held
+            is_held = last is tied or samples > 320
+            assert only == (10, end if is_held else 64, 60, 3)
+    # what begins a little before is found
+    if frames == 40:
+        rows = np.maximum(heard, activations([(72, 36, 44, 0.9)]))
+        notes, _ = corrected(
+            (begun, activations([(60, 10, 80, 0.9)])), (tied, rows), ends=True, missing=64 * 320 - samples
+        )
+        assert notes[1] == (100, end, 72, 3)
 
 
 def test_of_unisons_at_the_end_of_a_recording_each_ends_where_it_does():

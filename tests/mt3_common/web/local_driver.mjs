@@ -90,14 +90,14 @@ const MODES = {
     });
   },
   // of segments of so many frames
-  corrected({ recordings, path, frames }) {
+  corrected({ recordings, lengths, path, frames }) {
     const facts = site();
     facts.sizes.frames = frames;
     const vocabulary = new notes.Vocabulary(facts.sizes);
     const next = activationsOf(path, facts);
-    return recordings.map((segments) => {
+    return recordings.map((segments, number) => {
       const corrector = new activations.ActivationCorrector(vocabulary, facts.sizes, facts.activations);
-      return segments.map((ids, index) => corrector.correct(ids, next(), index === segments.length - 1));
+      return segments.map((ids, index) => corrector.correct(ids, next(), index === segments.length - 1 ? lengths[number] : null));
     });
   },
   async files({ results }) {

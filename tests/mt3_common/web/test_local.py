@@ -389,19 +389,24 @@ def test_onsets_and_offsets_are_corrected_by_activations(node_of, tmp_path, name
     rng = np.random.default_rng(9)
     recordings = [[timed_ids(rng, num_steps) for _ in range(rng.integers(1, 12))] for _ in range(250)]
     counts = collections.Counter[str]()
-    expected = []
+    expected, lengths = [], []
     with open(tmp_path / "activations", "wb") as file:
         for recording in recordings:
             corrector = CountingCorrector(config, counts)
             expected.append([])
+            length = config.input_frames * config.spectrogram.hop_width
+            num_samples = len(recording) * length - int(rng.choice([0, 1, rng.integers(length), length]))
+            lengths.append(num_samples)
             for number, ids in enumerate(recording, 1):
                 activations = random_activations(rng, config)
                 file.write(activations.tobytes())
                 expected[-1].append(
-                    corrector.correct(np.array(ids, np.int32), activations, number == len(recording)).tolist()
+                    corrector.correct(
+                        np.array(ids, np.int32), activations, num_samples if number == len(recording) else None
+                    ).tolist()
                 )
     path = str(tmp_path / "activations")
-    actual = node_of(name)("corrected", recordings=recordings, path=path, frames=config.input_frames)
+    actual = node_of(name)("corrected", recordings=recordings, lengths=lengths, path=path, frames=config.input_frames)
     for number, segment_ids in enumerate(expected):
         assert actual[number] == segment_ids, number
     assert sum(map(len, recordings)) > 1400
@@ -526,6 +531,8 @@ def test_wav_files_are_read_to_their_ends_whatever_their_headers_state(node, tmp
         "with a chunk": plain + other,
         "with a tag": plain + b"TAG" + bytes(125),
         "with zeros": plain + bytes(99),
+        "of 10 ms more": stating(64320),
+        "and a header": plain + b"RIFF" + bytes(4) + b"WAVE",
     }
     recordings |= {"two": 2 * plain, "two and a chunk": plain + other + plain}
     for name, content in recordings.items():

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import ml_dtypes
 import pytest
 import torch
 
 from mt3_common.checkpoint.yourmt3 import is_yourmt3, read_yourmt3
+from mt3_common.checkpoint.yourmt3_write import write_yourmt3
 from parity import __main__ as cli
 from parity.checkpoints import yourmt3
 from parity.checkpoints.convert import differing
@@ -55,6 +57,17 @@ def test_other_code_loads_what_is_written(tmp_path):
     assert cli.main(["convert", str(LIGHTNING), str(tmp_path / "w.ckpt")]) == 0
     content = torch.load(tmp_path / "w.ckpt", weights_only=True)
     assert set(content["state_dict"]) == set(read_yourmt3(LIGHTNING).published)
+
+
+def test_pytorch_files_have_the_dtype_and_the_step(tmp_path):
+    source = read_yourmt3(LIGHTNING)
+    short = source._replace(arrays={name: array.astype(ml_dtypes.bfloat16) for name, array in source.arrays.items()})
+    write_yourmt3(tmp_path / "short.safetensors", short)
+    command = ["convert", str(tmp_path / "short.safetensors"), str(tmp_path / "w.pth"), "--step", "5"]
+    assert cli.main(command) == 0
+    back = read_yourmt3(tmp_path / "w.pth")
+    assert back.step == 5
+    assert {array.dtype.name for array in back.arrays.values()} == {"bfloat16"}
 
 
 def test_a_pitch_shifter_is_left_out_with_a_note(tmp_path, capsys):

@@ -214,6 +214,19 @@ def test_a_trace_of_another_size_is_not_judged(sizes, has_weights, tmp_path, cap
     assert "the trace is of a network of other sizes than the original: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_a_trace_of_more_layers_is_not_judged(has_weights, tmp_path, capsys):
+    recorded = write_sized(tmp_path / "more.safetensors", num_decoder_layers=2)
+    trace_path = str(tmp_path / "trace.safetensors")
+    assert main(["record", recorded, "--framework", "torch", "-o", trace_path, "--precisions", "float64,float32"]) == 0
+    if not has_weights:
+        file.save(trace_path, dataclasses.replace(file.load(trace_path), weights={}))
+    other = write_sized(tmp_path / "one.safetensors", num_decoder_layers=1)
+    capsys.readouterr()
+    assert main(["diagnose", trace_path, "--against", other]) == 2
+    assert "decoder/layers_1 is in it, and 1 layer there" in capsys.readouterr().out
+
+
 def test_commands_for_mt3_say_that_a_yourmt3_is_none(tmp_path, capsys):
     path = str(write_toy(tmp_path / "toy.safetensors"))
     target = str(tmp_path / "x.safetensors")
