@@ -319,3 +319,12 @@ def test_repair_refuses_another_model(tmp_path, capsys):
     argv = ["repair", str(tmp_path / "c.npz"), str(tmp_path / "f.pth"), "--against", str(ORIGINAL)]
     assert cli.main(argv) == 2
     assert not (tmp_path / "f.pth").exists()
+
+
+def test_slots_without_dimensions_stay_so(tmp_path):
+    """Those of adamw: each array has a count."""
+    weights = convert.read(ORIGINAL)
+    slots = {f"param_states/{name}/count": np.array(3, np.int32) for name in weights.arrays}
+    convert.write_orbax(tmp_path / "checkpoint_3", dict(weights.arrays), slots, 3, {})
+    back = read_checkpoint(tmp_path / "checkpoint_3", optimizer=True).optimizer
+    assert {array.shape for array in back.values()} == {()}

@@ -21,6 +21,7 @@ from parity.diagnosis import diagnose, hypotheses, modules, positions
 from parity.diagnosis.candidate import Candidate, read_original
 from parity.diagnosis.effect import probe
 from parity.diagnosis.evidence import likeliest
+from parity.diagnosis.grids import rounding_of
 from parity.sides import numpy_network
 from parity.sides.numpy_network import Behaviour
 from parity.trace import file, trace
@@ -1120,3 +1121,11 @@ def test_another_size_is_refused(tmp_path, capsys):
 def test_a_trace_of_nothing_known_is_refused(original):
     with pytest.raises(ValueError, match="none of the candidate's taps is named after a module"):
         modules.examine({"conv": np.zeros(3)}, probe(original[1].network), original[0], original[1].network, "float64")
+
+
+@pytest.mark.parametrize("low", ["float32", "float16", "bfloat16"])
+def test_a_float64_original_that_was_rounded(low):
+    exact = np.random.default_rng(0).standard_normal((64, 48))
+    dtype = np.dtype(getattr(ml_dtypes, low, low))
+    for rounded in (exact.astype(dtype), exact.astype(np.float32).astype(dtype)):
+        assert rounding_of(rounded, exact) == low
