@@ -322,7 +322,7 @@ def test_repair_refuses_another_model(tmp_path, capsys):
 
 
 def test_slots_without_dimensions_stay_so(tmp_path):
-    """Those of adamw: each array has a count."""
+    """Slots of adamw, which counts for each array."""
     weights = convert.read(ORIGINAL)
     slots = {f"param_states/{name}/count": np.array(3, np.int32) for name in weights.arrays}
     convert.write_orbax(tmp_path / "checkpoint_3", dict(weights.arrays), slots, 3, {})
