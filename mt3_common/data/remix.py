@@ -27,7 +27,6 @@ UNANNOTATED = 0.7
 DENSEST = 150.0
 # draws of another recording
 TRIES = 4
-SILENCE = np.zeros(0, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,16 +119,16 @@ class Remixer:
         if not labelled <= stems:
             # without stems, or with notes that are in none
             return [Part(read_audio(recording.audio, SAMPLE_RATE, start=start, duration=seconds), notes)]
+        # as long as the mix, before which any stem may end
+        silence = np.zeros(round(min(seconds, duration_of(recording.audio) - start) * SAMPLE_RATE), np.float32)
         audios: dict[tuple[bool, int | None], np.ndarray] = {}
         for key, stem in zip(names, recording.stems, strict=True):
-            # a stem may end before its mix does
             has_ended = start >= duration_of(stem.audio)
-            audio = SILENCE if has_ended else read_audio(stem.audio, SAMPLE_RATE, start=start, duration=seconds)
-            audios[key] = summed([audios[key], audio]) if key in audios else audio
-        length = np.zeros(round(min(seconds, duration_of(recording.audio) - start) * SAMPLE_RATE), np.float32)
+            audio = silence if has_ended else read_audio(stem.audio, SAMPLE_RATE, start=start, duration=seconds)
+            audios[key] = summed([audios.get(key, silence), audio])
         return [
             Part(
-                summed([audio, length]),
+                audio,
                 None
                 if program is None
                 else [note for note in notes if note.is_drum == is_drum and (is_drum or note.program == program)],

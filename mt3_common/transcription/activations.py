@@ -135,7 +135,7 @@ class ActivationCorrector:
             num_samples: of the recording, with its last segment; None with the others.
         """
         is_last = num_samples is not None
-        if num_samples is not None:
+        if is_last:
             left = num_samples - self._num_segments * self._num_frames * self._hop
             self._end_frame = -(-left // self._hop)
             self._end_step = -(-left * self.vocabulary.config.steps_per_second // self._sample_rate)

@@ -110,9 +110,10 @@ def _other_sizes(trace: Any, prints: Mapping[str, Sequence[Any]], config: Config
             return f"{name} is {'x'.join(map(str, shape))} in it, and {'x'.join(map(str, prints[name][1]))} there"
     for name, (_, shape, *_rest) in prints.items():
         module = name.rpartition("/")[0]
-        width = outputs[module].shape[-1] if module in outputs and outputs[module].ndim == len("bld") else shape[-1]
-        if width != shape[-1]:
-            return f"{module} puts out {width} values in it, and {shape[-1]} there"
+        output = outputs.get(module)
+        # (batch, positions, values)
+        if output is not None and output.ndim == 3 and output.shape[-1] != shape[-1]:
+            return f"{module} puts out {output.shape[-1]} values in it, and {shape[-1]} there"
     largest = max(
         (
             int(trace.inputs[name].max(initial=0))

@@ -12,6 +12,7 @@ const UNKNOWN_LONG = 2 ** 60;
 const MAGICS = ["RIFF", "RIFX", "RF64", "BW64", ".snd", "dns.", "FORM", "caff", "OggS", "fLaC"];
 // what stands behind the sound, and may have a wrong size itself
 const TRAILERS = ["LIST", "bext", "iXML", "cue ", "smpl", "fact", "JUNK", "junk", "PAD ", "id3 ", "ID3 ", "APET"];
+// of link: a WAV file without a chunk of samples
 const NO_SOUND = "no sound";
 // seconds that a header may promise too much
 const SLACK = 0.01;
@@ -78,8 +79,9 @@ async function extent(file, body, size, unknown) {
   return { length: present, end: stop };
 }
 
-// A source of a WAV file, or of several that were joined, or null for another file or a format that only the browser may know;
-// see audio.js.
+// A source of a WAV file, or of several that were joined, or null for another file or a format that only the browser may know.
+// A source is {rate, channels, isFloat, numFrames, heldFrames, blocks}: numFrames its header promises, heldFrames are there; blocks()
+// yields a (n,) float32 of each channel.
 export async function wavSource(file) {
   const first = await link(file, 0);
   if (!first || first === NO_SOUND) return null;
@@ -100,8 +102,7 @@ export async function wavSource(file) {
   return { ...first.source, numFrames: sum("numFrames"), heldFrames: sum("heldFrames"), blocks };
 }
 
-// One recording of a file, which begins at a position: its source, and where it ends. Null for what is no WAV file that is known,
-// NO_SOUND for one without a chunk of samples.
+// One recording of a file, which begins at a position: its source, and where it ends. Null for what is no WAV file that is known.
 async function link(file, begin) {
   const head = await viewAt(file, begin, 12);
   if (head.byteLength < 12 || !["RIFF", "RF64", "BW64"].includes(tag(head, 0)) || tag(head, 8) !== "WAVE") return null;
