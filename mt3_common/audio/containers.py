@@ -4,8 +4,9 @@ A header may state no length, the length of the moment when a recorder lost its 
 files that were joined. Each link of a file is what a decoder reads as one: the file itself where its header is right,
 else a view of it with a header that is.
 
-Source: Microsoft's and IBM's RIFF specification, EBU Tech 3306 (RF64), Apple's CAF and AIFF specifications, Sun's
-audio(5) for AU, RFC 3533 for Ogg, RFC 9639 for FLAC, ISO/IEC 14496-12 for MP4, RFC 8794 for Matroska.
+Source: Microsoft's and IBM's RIFF specification, EBU Tech 3306 (RF64), Sony's Wave64, Apple's CAF and AIFF
+specifications, Sun's audio(5) for AU, RFC 3533 for Ogg, RFC 9639 for FLAC, ISO/IEC 14496-12 for MP4, RFC 8794 for
+Matroska.
 """
 
 import functools
@@ -32,6 +33,8 @@ _MAGICS = (b"RIFF", b"RIFX", b"RF64", b"BW64", b".snd", b"dns.", b"FORM", b"caff
 _TRAILERS = {b"LIST", b"bext", b"iXML", b"cue ", b"smpl", b"fact", b"JUNK", b"junk", b"PAD ", b"id3 ", b"ID3 ", b"APET"}
 # CAF's encodings whose length follows from their bytes
 _CAF_PLAIN = (b"lpcm", b"alaw", b"ulaw")
+# what all names of chunks in Wave64 end in
+_W64_NAME = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 # bytes in which the last frame of a FLAC file is looked for: frames of 65,535 samples in eight channels are larger
 _FLAC_SEARCHED = 2**20
 # what begins another file within a file, where no length leads to it
@@ -94,6 +97,8 @@ def _links(data: mmap.mmap, first: int, stop: int) -> Iterator[Link]:
     head = data[first : first + 12]
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:] == b"WAVE":
         yield from _wave_links(data, first, stop)
+    elif head[:4] == b"riff" and data[first + 24 : first + 28] == b"wave":
+        yield from _w64_links(data, first, stop)
     elif head[:4] in (b".snd", b"dns."):
         yield from _au_links(data, first, stop)
     elif head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
@@ -213,7 +218,7 @@ def _wave_links(data: mmap.mmap, first: int, stop: int) -> Iterator[Link]:
     if size == 0xFFFFFFFF and size64 is not None:
         size, is_unknown = size64, size64 == 0 or size64 >= _UNKNOWN_LONG
     extent = _extent(data, body, size, stop, is_unknown)
-    # of more than 4 GB, libsndfile sees no more than the end of the file
+    # libsndfile does not say of files of more than 4 GB that a part is missing
     promised = max(1.0, extent.length / max(1, stop - body))
     (tag,) = struct.unpack(f"{order}H", form[:2]) if len(form) >= 16 else (0,)
     if tag in _MPEG_IN_WAV:
@@ -228,6 +233,22 @@ def _wave_links(data: mmap.mmap, first: int, stop: int) -> Iterator[Link]:
         yield Link([header, Span(body, min(extent.length, stop - body))], promised)
     if extent.end < stop:
         yield from _links(data, extent.end, stop)
+
+
+def _w64_links(data: mmap.mmap, first: int, stop: int) -> Iterator[Link]:
+    """Yield the link of a Wave64 file, whose sizes count the 24 bytes of name and size."""
+    position = first + 40
+    while stop - position >= 24:
+        name, (size,) = data[position : position + 16], struct.unpack("<Q", data[position + 16 : position + 24])
+        present = stop - position
+        if name == b"data" + _W64_NAME:
+            is_unknown = size <= 24 or size >= _UNKNOWN_LONG
+            yield Link(promised=1.0 if is_unknown or present == 24 else max(1.0, (size - 24) / (present - 24)))
+            return
+        if size < 24:
+            return
+        # chunks begin at multiples of 8
+        position += -(-size // 8) * 8
 
 
 def _au_links(data: mmap.mmap, first: int, stop: int) -> Iterator[Link]:

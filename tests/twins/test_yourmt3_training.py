@@ -30,6 +30,7 @@ from mt3_common.notes.note import Note
 from mt3_common.training.batches import make_batch
 from mt3_common.training.config import MT3_SETTINGS, YOURMT3_TRAINING, TrainingConfig, TrainingError
 from mt3_common.training.learner import check_settings, is_trained
+from mt3_common.training.loop import validation_loss
 from mt3_common.training.yourmt3_initial import drawn_arrays
 from mt3_common.yourmt3_config import (
     ConformerConfig,
@@ -241,7 +242,9 @@ def test_no_segment_has_more_ids_than_the_decoder_has_positions(tmp_path):
     batch = make_batch(shards, training, 0, 0)
     assert 32 < batch.targets.shape[-1] <= 40
     for module in TWINS.values():
-        assert np.isfinite(module.Learner(short, training, {}, {}, "cpu").update([batch], 0, 1e-3)["loss"])
+        learner = module.Learner(short, training, {}, {}, "cpu")
+        assert np.isfinite(learner.update([batch], 0, 1e-3)["loss"])
+        assert np.isfinite(validation_loss(learner, shards, training))
     nothing = dataclasses.replace(settings, network=dataclasses.replace(settings.network, num_positions=1))
     with pytest.raises(ValueError, match=r"none of the segments of .*whole\.npz … has at most 1 ids"):
         Shards([tmp_path / "whole.npz"], nothing)

@@ -107,6 +107,14 @@ def rf64(size, magic=b"RF64"):
     return patched(content, (0, magic), (content.find(b"ds64") + 16, struct.pack("<Q", size)))
 
 
+MANY = (3 * 10**9, 5 * 10**9, 9 * 10**9)
+
+
+def wave64(size):
+    content = plain("W64")
+    return patched(content, (content.find(b"data") + 16, struct.pack("<Q", size)))
+
+
 def caf(size):
     content = plain("CAF")
     return patched(content, (content.find(b"data") + 4, struct.pack(">q", size)))
@@ -171,6 +179,7 @@ LOSSLESS = {
     "WAV with ID3v1": lambda: plain("WAV") + b"TAG" + bytes(125),
     "WAV with zeros": lambda: plain("WAV") + bytes(999),
     "RF64 that was not finished": lambda: JUNK_RF64,
+    **{f"Wave64 of {size:#x}": lambda size=size: wave64(size) for size in (0, 24, 2**64 - 1)},
     **{f"RF64 of {size:#x}": lambda size=size: rf64(size) for size in (0, 2**64 - 1, 1000)},
     "BW64": lambda: b"BW64" + plain("RF64")[4:],
     "BW64 of 0": lambda: rf64(0, b"BW64"),
@@ -254,6 +263,9 @@ def test_ffmpeg_reads_as_much(path, name):
         lambda: plain("CAF")[:-100000],
         lambda: plain("FLAC") + plain("FLAC")[:-20000],
         lambda: flac(20 * RATE),
+        # more than libsndfile counts of what it says to be missing
+        *(lambda size=size, magic=magic: rf64(size, magic) for size in MANY for magic in (b"RF64", b"BW64")),
+        *(lambda size=size: wave64(size) for size in (2 * len(plain("W64")), *MANY)),
     ],
 )
 def test_what_is_cut_is_an_error(path, content):

@@ -18,7 +18,7 @@ from mt3_common.data import segments as training_segments
 from mt3_common.data import shards as dataset
 from mt3_common.data import sources, synthesis
 from mt3_common.data.synthesis import Example, Recipe
-from mt3_common.formats.midi import write_midi
+from mt3_common.formats.midi import read_midi, write_midi
 from mt3_common.io.digests import file_sha256
 from mt3_common.notes.decoder import decode_segments
 from mt3_common.notes.encoder import encode_segments
@@ -88,6 +88,31 @@ def test_rolls_say_what_sounds():
     # a violin is of class 5; drums are of none
     assert np.flatnonzero(columns[50, 384:]).tolist() == [5]
     assert training_segments.roll([Note(9.0, 9.5, 60, 100)], 150, CONFIG.spectrogram.frames_per_second).sum() == 0
+
+
+def test_a_drum_that_rings_where_a_roll_begins_is_not_struck_in_it():
+    notes = [Note(-0.3, 0.5, 36, 100, 0, True), Note(-0.3, 0.5, 60, 100)]
+    columns = training_segments.roll(notes, 150, CONFIG.spectrogram.frames_per_second)
+    assert not columns[:, 128:384].any()
+    assert np.flatnonzero(columns[:, 60]).tolist() == [*range(25)]
+
+
+@pytest.mark.parametrize(("hop", "first"), [(64, 3), (128, 2), (320, 1)])
+def test_a_first_segment_begins_in_the_second_step_at_the_earliest(hop, first, monkeypatch):
+    """Frames of a hop of 64 are 0.4 of a step."""
+    firsts = []
+    monkeypatch.setattr(training_segments, "cut_segments", lambda audio, notes, frame, config: firsts.append(frame))
+    config = dataclasses.replace(CONFIG, spectrogram=SpectrogramConfig(hop_width=hop))
+    rng = argparse.Namespace(integers=lambda highest: 0)
+    training_segments.cutter_of(config).cut(np.zeros(10**6, np.float32), [], rng)
+    assert firsts == [first]
+
+
+def test_pairs_begin_where_their_recordings_do(tmp_path):
+    """A note that sounds already where an excerpt begins has its onset there in a MIDI file."""
+    example = Example(np.zeros(16000, np.float32), [Note(-0.5, 0.5, 60, 100)], "solo")
+    command_line.write_pairs(tmp_path, argparse.Namespace(example=lambda index: example), 1)
+    assert [note[:3] for note in read_midi(tmp_path / "solo__00000.mid")] == [(0.0, 0.5, 60)]
 
 
 def test_what_needs_too_many_ids_is_left_out():

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from mt3_common.formats import midi
 from mt3_common.notes.bars import find_bars
-from mt3_common.notes.grid import quantised_times
+from mt3_common.notes.grid import BEAT as BEAT_STEPS
+from mt3_common.notes.grid import quantise, quantised_times
 from mt3_common.notes.key import Key, find_key
 from mt3_common.notes.meter import FOUR_FOUR, Meter, parse_meter
 from mt3_common.notes.note import Note
@@ -135,6 +136,16 @@ def test_notes_that_begin_a_moment_late_make_no_beat_of_a_moment(tmp_path, begin
     soundfile.write(tmp_path / "a.wav", recording / 2, 22050)
     midi.write_midi(notes, tmp_path / "a.mid", tempo_for("auto", tmp_path / "a.wav", notes))
     _bar_of_even_tempo(tmp_path / "a.mid")
+
+
+@pytest.mark.parametrize(("downbeat", "onset"), [(0.0, 0.69), (1.25, 0.435)])
+def test_no_note_stands_before_its_score(downbeat, onset):
+    """A note early on an eighth where a score in 3/8 begins, whose nearest sixteenth lies before it."""
+    notes = [Note(onset, onset + 0.2, 60, 100), Note(onset + 0.0625, onset + 0.6, 64, 100)]
+    clock = ScoreClock(tempo_for(120, "", notes, meter="3/8", first_downbeat=downbeat))
+    assert clock.begin == 0.5
+    items, _ = quantise(notes, clock, triplets=False)
+    assert items[0].begin == clock.begin * BEAT_STEPS
 
 
 @pytest.mark.parametrize("downbeat", range(4))

@@ -535,17 +535,39 @@ def test_wav_files_are_read_to_their_ends_whatever_their_headers_state(node, tmp
         "and a header": plain + b"RIFF" + bytes(4) + b"WAVE",
     }
     recordings |= {"two": 2 * plain, "two and a chunk": plain + other + plain}
+    # sizes that are wrong, of the other byte order, or of 64 bits; a byte of padding behind an odd number of them
+    recordings["with a chunk that states too much"] = plain + b"LIST" + struct.pack("<I", 9999) + bytes(12)
+    recordings["with a chunk of the other byte order"] = plain + b"tail" + struct.pack(">I", 12) + bytes(12)
+    soundfile.write("long.wav", noise(2.0), 16000, "PCM_16", format="RF64")
+    long = Path("long.wav").read_bytes()
+    place64 = long.index(b"ds64") + 16
+    for size in (0, 1000, 64000, 2**60, 2**64 - 1):
+        of_size = long[:place64] + struct.pack("<Q", size) + long[place64 + 8 :]
+        recordings |= {f"RF64 of {size:#x}": of_size, f"BW64 of {size:#x}": b"BW64" + of_size[4:]}
+    soundfile.write("odd.wav", noise(2.0)[:31999], 16000, "PCM_24")
+    odd = Path("odd.wav").read_bytes()
+    recordings |= {"odd": odd, "odd and a chunk": odd + other, "two odd": 2 * odd}
+    lengths = {"odd": 31999, "odd and a chunk": 31999, "two odd": 63998}
     for name, content in recordings.items():
         path = Path(f"{name}.wav")
         path.write_bytes(content)
         actual = floats(node("mono", path=str(path), name=path.name)["samples"])
-        assert len(actual) == (64000 if name.startswith("two") else 32000), name
+        assert len(actual) == lengths.get(name, 64000 if name.startswith("two") else 32000), name
         np.testing.assert_array_equal(actual, read_audio(path, report=lambda sentence: None), err_msg=name)
-    soundfile.write("other.wav", noise(2.0), 44100, "PCM_16")
-    for second in (Path("other.wav").read_bytes(), b"OggS" + bytes(100)):
+    soundfile.write("rate.wav", noise(2.0), 44100, "PCM_16")
+    soundfile.write("stereo.wav", noise(2.0, 2), 16000, "PCM_16")
+    soundfile.write("float.wav", noise(2.0), 16000, "FLOAT")
+    others = [Path(f"{name}.wav").read_bytes() for name in ("rate", "stereo", "float")]
+    for second in (*others, b"OggS" + bytes(100)):
         Path("mixed.wav").write_bytes(plain + second)
         message = node("mono", path="mixed.wav", name="mixed.wav")["message"]
         assert message.startswith("mixed.wav: another recording of another kind follows")
+    # the last one is cut off, or all are: a chunk follows a size of nothing
+    for name, content in {"cut": plain + plain[:-20000], "nothing": stating(0)[: place + 4] + other}.items():
+        Path(f"{name}.wav").write_bytes(content)
+        with pytest.raises(AudioError) as error:
+            read_audio(Path(f"{name}.wav"))
+        assert node("mono", path=f"{name}.wav", name=f"{name}.wav") == {"message": str(error.value)}
 
 
 def without_info(content: bytes) -> bytes:

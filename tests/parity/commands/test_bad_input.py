@@ -214,6 +214,18 @@ def test_a_trace_of_another_size_is_not_judged(sizes, has_weights, tmp_path, cap
     assert "the trace is of a network of other sizes than the original: " in capsys.readouterr().out
 
 
+def test_a_trace_of_ids_that_the_original_lacks_is_not_judged(tmp_path, capsys):
+    recorded, trace_path = write_sized(tmp_path / "a.safetensors"), str(tmp_path / "trace.safetensors")
+    assert main(["record", recorded, "--framework", "torch", "-o", trace_path, "--precisions", "float64,float32"]) == 0
+    trace = file.load(trace_path)
+    ids = trace.inputs[numpy_network.TOKENS].copy()
+    ids.flat[1] = 5000
+    file.save(trace_path, dataclasses.replace(trace, inputs=trace.inputs | {numpy_network.TOKENS: ids}))
+    capsys.readouterr()
+    assert main(["diagnose", trace_path, "--against", recorded]) == 2
+    assert "it was given id 5000, and the original has " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("has_weights", [True, False])
 def test_a_trace_of_more_layers_is_not_judged(has_weights, tmp_path, capsys):
     recorded = write_sized(tmp_path / "more.safetensors", num_decoder_layers=2)
